@@ -1,0 +1,54 @@
+# atm: `make` alone lists what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN_DIR ?= runs/tiny
+
+# Huge pages spare a training step on the CPU a third of its time; glibc reads
+# this before a process starts.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
+LOCK = requirements/lock-$(shell $(PYTHON) -c \
+  'import sys; print("%d.%d" % sys.version_info[:2])').txt
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: help run test check format bench lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/run: setup.py pyproject.toml requirements/*.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable . --constraint $(LOCK)
+	@touch $@
+
+$(VENV)/test: $(VENV)/run
+	$(PIP) install --quiet --editable '.[dev]' --constraint $(LOCK)
+	@touch $@
+
+run: $(VENV)/run  ## pre-train models/tiny on the shipped text; run again to resume
+	$(VENV)/bin/atm pretrain --gin_file=models/tiny.gin --gin.MODEL_DIR="'$(RUN_DIR)'"
+
+test: $(VENV)/test  ## all tests
+	$(VENV)/bin/python -m pytest -n 2
+
+check: $(VENV)/test  ## ruff: lint and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/test  ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/test  ## measurements, see benchmarks/
+	$(VENV)/bin/python benchmarks/data.py
+
+lock:  ## write the lock file of this Python version from the newest releases
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet '.[dev]'
+	$(VENV)-lock/bin/python -m pip freeze --exclude atm > $(LOCK)
+	rm -rf $(VENV)-lock
+
+clean:  ## remove the environment, builds and caches; keeps runs/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

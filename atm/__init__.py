@@ -1,0 +1,15 @@
+"""atm: the open, runnable AlexaTM 20B in JAX.
+
+import atm
+model = atm.load('runs/tiny')
+model.generate(['All human beings are born'], mode='clm')
+"""
+
+__version__ = '0.1.0'
+
+
+def load(directory: str, **options):
+  """A trained model from a MODEL_DIR, see `atm.infer.load`."""
+  from atm import infer  # imports JAX
+
+  return infer.load(directory, **options)

@@ -1,0 +1,367 @@
+"""The command line: `atm RUN [--gin_file=FILE]... [--gin.NAME=VALUE]...`.
+
+The only file that knows gin. RUN is the stem of a file in gin/runs/; its
+bindings come first, then each --gin_file, then each --gin.NAME=VALUE; later
+ones win. `configurables` is the whole list of what they may bind.
+
+A gin file is data: it cannot run code. Dynamic registration is refused, and so
+is an import of a module that is not atm's, atm_tasks' or named by --import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import re
+import sys
+import tokenize
+from collections.abc import Callable
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import gin  # noqa: E402
+from gin import config_parser  # noqa: E402
+
+USAGE = (
+  'usage: atm RUN [--gin_file=FILE]... [--gin.NAME=VALUE]... '
+  '[--import=MODULE]...'
+)
+
+
+class UserError(Exception):
+  """A mistake in what the user gave; printed without a traceback."""
+
+
+def configurables() -> tuple[Callable, ...]:
+  """Everything gin may bind, besides what atm_tasks lists in its GIN."""
+  from atm import data, infer, model, optimizer, sharding, trainer, vocabulary
+
+  return (
+    data.vocab,
+    infer.infer,
+    model.Config,
+    optimizer.Config,
+    sharding.Rules,
+    sharding.mesh,
+    sharding.start,
+    trainer.train,
+    vocabulary.train,
+  )
+
+
+def pretrain() -> None:
+  from atm import report
+
+  run = gin.get_configurable('trainer.train')(config_text=gin.config_str())
+  report.closing(run)
+  command = f'atm pretrain --gin_file={run.model_dir}/config.gin'
+  prompt = 'All human beings are born'
+  print(
+    'next:\n'
+    f'  train on        {command} --gin.TRAIN_STEPS={run.step * 2}\n'
+    f'  prompt it       echo "{prompt}" > prompts.txt\n'
+    f'                  atm infer --gin.MODEL_DIR="\'{run.model_dir}\'" '
+    '--gin.INPUT="\'prompts.txt\'"\n'
+    '  your own text   atm pretrain --gin_file=models/tiny.gin '
+    '--gin.MODEL_DIR="\'runs/mine\'" \\\n'
+    '                    --gin.MIXTURE_OR_TASK_NAME="\'text\'" '
+    '--gin.TEXT_DIR="\'FOLDER\'"   # holds en.txt, hi.txt, ...'
+  )
+
+
+def vocab() -> None:
+  gin.get_configurable('data.vocab')()
+
+
+def infer() -> None:
+  gin.get_configurable('infer.infer')()
+
+
+RUNS = {'pretrain': pretrain, 'vocab': vocab, 'infer': infer}
+
+
+# --- Where gin files are
+
+
+def gin_folders() -> list[str]:
+  """Where gin files are looked up: here, the checkout, the installed copy."""
+  package = os.path.dirname(os.path.abspath(__file__))
+  shipped = (
+    os.path.join(os.path.dirname(package), 'gin'),
+    os.path.join(package, 'configs'),
+  )
+  return ['.', *(d for d in shipped if os.path.isdir(os.path.join(d, 'runs')))]
+
+
+def find_file(name: str) -> str:
+  """The path of a gin file; raises UserError with the nearest name."""
+  from atm.sharding import did_you_mean
+
+  for folder in gin_folders():
+    path = os.path.join(folder, name)
+    if os.path.isfile(path):
+      return path
+  raise UserError(
+    f'no gin file {name!r} in {", ".join(gin_folders())}.'
+    + did_you_mean(name, shipped_files())
+  )
+
+
+def shipped_files() -> list[str]:
+  """models/tiny.gin, ...: the gin files that come with atm."""
+  root = gin_folders()[1]
+  return sorted(
+    os.path.relpath(os.path.join(folder, name), root)
+    for folder, _, names in os.walk(root)
+    for name in names
+    if name.endswith('.gin')
+  )
+
+
+def list_runs() -> str:
+  """Every run with the first comment line of its file."""
+  lines = [USAGE, '', 'runs:']
+  for name in RUNS:
+    with open(find_file(f'runs/{name}.gin')) as f:
+      lines.append(f'  {name:<10}{f.readline().lstrip("# ").rstrip()}')
+  lines += ['', 'gin files:', '  ' + '\n  '.join(shipped_files())]
+  return '\n'.join(lines)
+
+
+# --- Reading and checking a configuration before gin sees it
+
+
+class _Names(config_parser.ParserDelegate):
+  """Stands for references while a configuration is only looked at."""
+
+  def __init__(self):
+    self.macros: set[str] = set()
+
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    return f'@{scoped_configurable_name}'
+
+  def macro(self, macro_name):
+    self.macros.add(macro_name)
+    return f'%{macro_name}'
+
+
+class Scan:
+  """What a configuration binds, imports and refers to.
+
+  Attributes:
+    macros: name -> (last value, where it was bound).
+    bindings: (selector, parameter, where).
+    names: macros referred to.
+    modules: imports, in order.
+  """
+
+  def __init__(self):
+    self.macros: dict[str, tuple] = {}
+    self.bindings: list[tuple[str, str, str]] = []
+    self.modules: list[tuple[str, str]] = []
+    self.delegate = _Names()
+
+  def file(self, path: str) -> None:
+    with open(path) as f:
+      self.text(f.read(), path)
+
+  def text(self, text: str, where: str) -> None:
+    parser = config_parser.ConfigParser(io.StringIO(text), self.delegate)
+    try:
+      for statement in parser:
+        self._statement(statement, where)
+    except (SyntaxError, tokenize.TokenError) as e:
+      what = getattr(e, 'msg', None) or e.args[0]
+      line = f', line {e.lineno}' if getattr(e, 'lineno', None) else ''
+      if where.startswith('--gin.'):
+        line, what = '', f'{what}. A string needs quotes: --gin.NAME="\'text\'"'
+      raise UserError(f'{where}{line}: not gin: {what}') from e
+
+  def _statement(self, statement, where: str) -> None:
+    if isinstance(statement, config_parser.ImportStatement):
+      self.modules.append((statement.module, where))
+    elif isinstance(statement, config_parser.IncludeStatement):
+      self.file(find_file(statement.filename))
+    elif isinstance(statement, config_parser.BindingStatement):
+      scope, selector, parameter, value, _ = statement
+      if parameter:
+        self.bindings.append((selector, parameter, where))
+      else:
+        self.macros['/'.join(filter(None, (scope, selector)))] = (value, where)
+
+
+def import_modules(modules, named: set[str]) -> None:
+  """Imports what a configuration asks for, and registers their GIN lists."""
+  for module, where in modules:
+    root = module.split('.')[0]
+    if root == '__gin__':
+      raise UserError(
+        f'{where}: dynamic registration is refused: it lets a gin file run '
+        'any code'
+      )
+    if root not in ('atm', 'atm_tasks') and module not in named:
+      raise UserError(
+        f'{where}: import of {module!r} is refused: a gin file may import '
+        f'atm and atm_tasks only. If you trust it, add --import={module}'
+      )
+  for module in (*named, *(m for m, _ in modules)):
+    try:
+      with quiet_stderr():
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as e:
+      raise UserError(f'no module {e.name!r} to import') from e
+    for function in getattr(loaded, 'GIN', ()):
+      register(function, module)
+
+
+@contextlib.contextmanager
+def quiet_stderr():
+  """Drops what C++ code prints meanwhile: importing TensorFlow, which no
+  setting of its own can silence, greets with eight lines."""
+  sys.stderr.flush()
+  kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)
+
+
+_registered: dict[str, Callable] = {}
+
+
+def register(function: Callable, module: str) -> None:
+  name = f'{module}.{function.__name__}'
+  if name not in _registered:
+    gin.external_configurable(function, module=module)
+    _registered[name] = function
+
+
+def check_bindings(scan: Scan) -> None:
+  """Raises UserError for an unknown configurable, parameter or macro."""
+  from atm.sharding import did_you_mean
+
+  short = {'.'.join(name.split('.')[-2:]) for name in _registered}
+  for selector, parameter, where in scan.bindings:
+    found = [
+      f
+      for name, f in _registered.items()
+      if f'.{name}'.endswith(f'.{selector}')
+    ]
+    if len(found) != 1:
+      what = 'is ambiguous' if found else 'is nothing gin may bind'
+      raise UserError(
+        f'{where}: {selector!r} {what}.' + did_you_mean(selector, short)
+      )
+    known = inspect.signature(found[0]).parameters
+    if parameter not in known:
+      raise UserError(
+        f'{where}: {selector} has no parameter {parameter!r}.'
+        + did_you_mean(parameter, known)
+      )
+  usable = shipped_macros() | scan.delegate.macros
+  for name, (_, where) in scan.macros.items():
+    if name not in usable:
+      raise UserError(
+        f'{where}: no setting is called {name!r}.' + did_you_mean(name, usable)
+      )
+  for name in sorted(scan.delegate.macros - {'gin.REQUIRED'}):
+    value, _ = scan.macros.get(name, ('%gin.REQUIRED', None))
+    if value == '%gin.REQUIRED':
+      raise UserError(
+        f'{name} is required: add --gin.{name}=VALUE (strings in quotes: '
+        f'--gin.{name}="\'text\'")'
+      )
+
+
+def shipped_macros() -> set[str]:
+  """Macros that any run knows: a models/ file may set those of another run."""
+  scan = Scan()
+  for name in RUNS:
+    scan.file(find_file(f'runs/{name}.gin'))
+  return set(scan.macros)
+
+
+def configure(files: list[str], bindings: list[str], modules: set[str]) -> None:
+  """Checks a configuration whole, then hands it to gin."""
+  scan = Scan()
+  for path in files:
+    scan.file(path)
+  for binding in bindings:
+    scan.text(binding, f'--gin.{binding}')
+  import_modules(scan.modules, modules)
+  for function in configurables():
+    register(function, function.__module__)
+  check_bindings(scan)
+  for folder in gin_folders()[1:]:
+    gin.add_config_file_search_path(folder)
+  gin.parse_config_files_and_bindings(files, bindings)
+
+
+# --- The command
+
+
+def parse_arguments(arguments: list[str]) -> tuple:
+  """(run, gin files, gin bindings, modules) of a command line."""
+  from atm.sharding import did_you_mean
+
+  run, *rest = arguments
+  if run not in RUNS:
+    raise UserError(f'no run called {run!r}.' + did_you_mean(run, RUNS))
+  files, bindings, modules = [find_file(f'runs/{run}.gin')], [], set()
+  for argument in rest:
+    name, equals, value = argument.partition('=')
+    if name == '--gin_file' and value:
+      files.append(find_file(value))
+    elif name.startswith('--gin.') and equals:
+      bindings.append(argument.removeprefix('--gin.'))
+    elif name == '--import' and value:
+      modules.add(value)
+    else:
+      known = ('--gin_file=FILE', '--gin.NAME=VALUE', '--import=MODULE')
+      raise UserError(
+        f'unknown argument {argument!r}.' + did_you_mean(argument, known)
+      )
+  return run, files, bindings, modules
+
+
+def set_compilation_cache() -> None:
+  """Compiled programs are kept across runs, by default below ~/.cache/atm."""
+  import jax
+
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    folder = os.path.expanduser('~/.cache/atm/xla')
+    jax.config.update('jax_compilation_cache_dir', folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs a command; returns its exit status: 2 for a user's mistake."""
+  arguments = sys.argv[1:] if arguments is None else arguments
+  if not arguments or arguments[0] in ('-h', '--help', 'help'):
+    print(list_runs())
+    return 0
+  try:
+    run, files, bindings, modules = parse_arguments(arguments)
+    configure(files, bindings, modules)
+    set_compilation_cache()
+    gin.get_configurable('sharding.start')()
+    RUNS[run]()
+  except KeyboardInterrupt:
+    return 130
+  except (UserError, ValueError, FileNotFoundError) as e:
+    if os.environ.get('ATM_TRACEBACK'):
+      raise
+    # gin adds lines about the call it came through.
+    text = re.split(r'\n\s*In call to configurable', str(e))[0].strip()
+    print(f'atm: error: {text}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

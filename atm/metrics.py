@@ -1,0 +1,122 @@
+"""Numbers about a run: FLOPs, utilisation, and where they are written."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+
+METRICS_FILE = 'metrics.jsonl'
+
+# Peak dense bfloat16 FLOP/s of a device as JAX counts devices, by the vendors'
+# data sheets. A CPU's peak is measured, see `peak_flops`.
+PEAK_FLOPS = {
+  'TPU v2': 22.5e12,
+  'TPU v3': 61.5e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5e': 197e12,
+  'TPU v5': 459e12,
+  'TPU v5p': 459e12,
+  'TPU v6 lite': 918e12,
+  'TPU v6e': 918e12,
+  'NVIDIA A100': 312e12,
+  'NVIDIA H100': 989e12,
+}
+
+
+def train_flops(config, batch: int, S: int, T: int) -> float:
+  """Model FLOPs of a training step, forward and backward.
+
+  Three times the forward pass, whose matrix products of M x N by N x P count
+  2 M N P each. Everything else (norms, softmax, embeddings' look-up) is left
+  out, and padding and masked attention are counted as if they were real, as is
+  usual (PaLM, appendix B). With remat the hardware does more; that is not
+  counted.
+
+  Args:
+    config: a model.Config.
+    batch: B.
+    S: encoder length.
+    T: decoder length.
+  """
+  D, V = config.d_model, config.vocab_size
+  encoder = config.encoder_layers * (
+    S * (4 * D * D + 2 * D * config.encoder_ff) + 2 * S * S * D
+  )
+  decoder = config.decoder_layers * (
+    T * (6 * D * D + 2 * D * config.decoder_ff)  # self, cross q and out
+    + S * 2 * D * D  # cross k and v
+    + 2 * T * T * D
+    + 2 * T * S * D
+  )
+  return 3 * 2.0 * batch * (encoder + decoder + T * D * V)
+
+
+@functools.cache
+def peak_flops() -> float:
+  """Peak FLOP/s of all devices together.
+
+  From PEAK_FLOPS by device kind; on the CPU the best of five float32 products
+  of two 1024 x 1024 matrices, measured once, for all simulated devices
+  together. 0 for an unknown device: no utilisation is reported then.
+  """
+  device = jax.devices()[0]
+  if device.platform != 'cpu':
+    kind = max(
+      (k for k in PEAK_FLOPS if device.device_kind.startswith(k)),
+      key=len,
+      default='',
+    )
+    return PEAK_FLOPS.get(kind, 0.0) * jax.device_count()
+  a = jax.device_put(jnp.ones((1024, 1024), jnp.float32), device)
+  product = jax.jit(lambda x: x @ x)
+  product(a).block_until_ready()
+  best = float('inf')
+  for _ in range(5):
+    start = time.perf_counter()
+    product(a).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  return 2 * 1024**3 / best
+
+
+class Writer:
+  """metrics.jsonl, one object a line, and a TensorBoard log beside it."""
+
+  def __init__(self, directory: str, rewind_to: int):
+    """Opens the log of a run; drops what it holds beyond step `rewind_to`."""
+    self.path = os.path.join(directory, METRICS_FILE)
+    rows = [r for r in read(directory) if r['step'] <= rewind_to]
+    with open(self.path + '.tmp', 'w') as f:
+      f.writelines(json.dumps(row) + '\n' for row in rows)
+    os.replace(self.path + '.tmp', self.path)
+    from clu.metric_writers.summary_writer import SummaryWriter  # TensorFlow
+
+    self.tensorboard = SummaryWriter(os.path.join(directory, 'tensorboard'))
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    with open(self.path, 'a') as f:
+      f.write(json.dumps({'step': step, **values}) + '\n')
+    self.tensorboard.write_scalars(step, values)
+
+  def close(self) -> None:
+    self.tensorboard.flush()
+    self.tensorboard.close()
+
+
+def read(directory: str) -> list[dict]:
+  """The rows of a run's metrics.jsonl; a torn last line is left out."""
+  path = os.path.join(directory, METRICS_FILE)
+  rows = []
+  if os.path.exists(path):
+    with open(path) as f:
+      for line in f:
+        try:
+          rows.append(json.loads(line))
+        except json.JSONDecodeError:
+          break
+  return rows

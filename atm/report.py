@@ -1,0 +1,156 @@
+"""What a person looks at after a run: tables, completions, the curve."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import rich.console
+import rich.markup
+import rich.table
+
+from atm import checkpoint, infer, metrics
+from atm.objectives import NAMES
+
+CURVE_FILE = 'loss.png'
+
+
+def loss_curve(directory: str) -> str:
+  """Draws training and held-out loss by objective; returns the PNG's path."""
+  import matplotlib  # heavy
+
+  matplotlib.use('agg')
+  import matplotlib.pyplot as plt
+
+  rows = metrics.read(directory)
+  figure, axes = plt.subplots(figsize=(8, 4.5), layout='constrained')
+  for name, color in zip(NAMES, ('tab:blue', 'tab:orange')):
+    for key, style, label in (
+      (f'loss/{name}', {'lw': 1, 'alpha': 0.6}, 'training'),
+      (f'eval/loss/{name}', {'lw': 1.5, 'marker': 'o', 'ms': 4}, 'held out'),
+    ):
+      points = [(r['step'], r[key]) for r in rows if key in r]
+      if points:
+        axes.plot(*zip(*points), color=color, label=f'{name}, {label}', **style)
+    marks = [r[k] for r in rows if (k := f'eval/unigram/{name}') in r]
+    if marks:
+      axes.axhline(marks[0], color=color, ls=':', label=f'{name}, unigram')
+  axes.set(xlabel='step', ylabel='loss (nats a token)')
+  axes.grid(alpha=0.3)
+  axes.legend()
+  path = os.path.join(directory, CURVE_FILE)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+  return path
+
+
+def losses(run) -> list[rich.table.Table]:
+  """Held-out loss, first against last, by objective and by language."""
+  rows = [r for r in run.history if any(k.startswith('eval/loss') for k in r)]
+  first, last = rows[0], rows[-1]
+  names = [n for n in NAMES if f'eval/loss/{n}' in last]
+  keys = [k.removeprefix('eval/loss/') for k in last if k.startswith('eval/l')]
+  languages = sorted({k.split('/')[1] for k in keys if '/' in k})
+  table = rich.table.Table(
+    title=f'Held-out loss (nats a token), step {first["step"]:,} -> '
+    f'{last["step"]:,}; in brackets a unigram model of that language'
+  )
+  table.add_column('')
+  for name in names:
+    table.add_column(name, justify='right')
+
+  def cell(key):
+    if f'eval/loss/{key}' not in last:
+      return ''
+    mark = first.get(f'eval/unigram/{key}')
+    text = f'{first[f"eval/loss/{key}"]:.2f} -> {last[f"eval/loss/{key}"]:.2f}'
+    return text if mark is None else f'{text} ({mark:.2f})'
+
+  for language in languages:
+    table.add_row(language, *(cell(f'{n}/{language}') for n in names))
+  table.add_section()
+  table.add_row('all', *(cell(name) for name in names), style='bold')
+  return [table]
+
+
+def verdict(run) -> list[str]:
+  """A line an objective: is the held-out loss below a unigram model's?"""
+  rows = [
+    r for r in run.history if 'eval/loss/denoise' in r or 'eval/loss/clm' in r
+  ]
+  first, last = rows[0], rows[-1]
+  lines = []
+  for name in NAMES:
+    mark, loss = (
+      first.get(f'eval/unigram/{name}'),
+      last.get(f'eval/loss/{name}'),
+    )
+    if mark is not None and loss is not None:
+      side = 'below' if loss < mark else 'NOT below'
+      lines.append(
+        f'{name}: held-out loss {loss:.3f} is {side} the {mark:.3f} of a '
+        'unigram model'
+      )
+  return lines
+
+
+def samples(run, model, count: int = 3) -> list[rich.table.Table]:
+  """`count` held-out examples of each objective in different languages."""
+  tables = []
+  for name in NAMES:
+    table = rich.table.Table(
+      title={
+        'denoise': "Denoising: text with 15% dropped, and the model's text",
+        'clm': "CLM: the beginning of a text, and the model's continuation",
+      }[name],
+      show_lines=True,
+    )
+    for column in ('', 'input', 'output', 'truth'):
+      table.add_column(column, ratio=None if column == '' else 1)
+    for part, source, target in _examples(run, name, count):
+      room = min(len(target) + 16, model.config.positions)
+      made = model.generate([source], max_tokens=room)[0]
+      decode = model.vocabulary.decode
+      table.add_row(
+        part.language,
+        *(rich.markup.escape(decode(ids)) for ids in (source, made, target)),
+      )
+    if table.row_count:
+      tables.append(table)
+  return tables
+
+
+def _examples(run, objective: str, count: int):
+  """(part, encoder ids, target ids) of languages spread over those there."""
+  parts = run.held_out.parts
+  mine = [i for i, p in enumerate(parts) if p.objective.name == objective]
+  chosen = [mine[i * len(mine) // count] for i in range(min(count, len(mine)))]
+  for i in chosen:
+    for owner, batch in run.held_out.batches:
+      found = np.flatnonzero(owner == i)
+      if len(found):
+        row = {k: v[found[0]] for k, v in batch.items()}
+        source = row['encoder_input_tokens'][row['encoder_segment_ids'] > 0]
+        target = row['decoder_target_tokens'][row['decoder_loss_weights'] > 0]
+        yield parts[i], source.tolist(), target.tolist()
+        break
+
+
+def closing(run, console: rich.console.Console | None = None) -> None:
+  """Prints what a finished training run learned and where it lies."""
+  console = console or rich.console.Console()
+  model = infer.load(run.model_dir)
+  for table in (*losses(run), *samples(run, model)):
+    console.print(table)
+  for line in verdict(run):
+    console.print(line, highlight=False)
+  curve = loss_curve(run.model_dir)
+  folder = run.model_dir
+  for what, path in (
+    ('checkpoint', os.path.join(folder, checkpoint.FOLDER, str(model.step))),
+    ('TensorBoard log', os.path.join(folder, 'tensorboard')),
+    ('metrics', os.path.join(folder, metrics.METRICS_FILE)),
+    ('loss curve', curve),
+    ('configuration', os.path.join(folder, 'config.gin')),
+  ):
+    console.print(f'{what:>16}  {path}', highlight=False, soft_wrap=True)

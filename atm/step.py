@@ -1,0 +1,148 @@
+"""The state of training and the pure functions over it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from atm import objectives, optimizer
+from atm.loss import cross_entropy
+from atm.sharding import NamedSharding, Rules
+
+
+@flax.struct.dataclass
+class State:
+  """Everything an update changes.
+
+  Attributes:
+    step: int32 scalar, updates done.
+    params: the model's, float32.
+    opt_state: optax's.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def _init(model, tx, seed: int) -> State:
+  ids = jnp.ones((1, 1), jnp.int32)
+  variables = model.init(jax.random.key(seed), ids, ids, enable_dropout=False)
+  params = variables['params']
+  return State(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def abstract_state(model, tx, mesh, rules: Rules) -> State:
+  """The state's shapes, dtypes and shardings, without making it.
+
+  Args:
+    model: an AlexaTM.
+    tx: an optax transformation.
+    mesh: the mesh.
+    rules: from the parameters' logical axes to the mesh's.
+
+  Returns:
+    A State of jax.ShapeDtypeStruct with shardings.
+  """
+  boxed = jax.eval_shape(lambda: _init(model, tx, 0))
+
+  def leaf(x):
+    logical = x.get_partition_spec() if isinstance(x, nn.Partitioned) else ()
+    x = nn.unbox(x)
+    sharding = NamedSharding(mesh, rules.spec(*logical))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map(
+    leaf, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
+  )
+
+
+def init_state(model, tx, seed: int, abstract: State) -> State:
+  """A fresh state, born sharded; the same for every mesh."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  make = lambda: nn.unbox(_init(model, tx, seed))
+  return jax.jit(make, out_shardings=shardings)()
+
+
+def forward(model, params, batch, dropout_key=None, z_loss=0.0) -> dict:
+  """Per-row sums of `cross_entropy` for a batch."""
+  logits = model.apply(
+    {'params': params},
+    batch['encoder_input_tokens'],
+    batch['decoder_input_tokens'],
+    encoder_segment_ids=batch['encoder_segment_ids'],
+    decoder_segment_ids=batch['decoder_segment_ids'],
+    encoder_positions=batch.get('encoder_positions'),
+    decoder_positions=batch.get('decoder_positions'),
+    enable_dropout=dropout_key is not None,
+    rngs=None if dropout_key is None else {'dropout': dropout_key},
+  )
+  return cross_entropy(
+    logits,
+    batch['decoder_target_tokens'],
+    batch['decoder_loss_weights'],
+    z_loss,
+  )
+
+
+def train_step(
+  model, tx, state: State, batch: dict, seed: int = 0, z_loss: float = 0.0
+) -> tuple[State, dict]:
+  """One update by the mean loss over the batch's targets.
+
+  Args:
+    model: an AlexaTM (static).
+    tx: an optax transformation (static).
+    state: the state.
+    batch: arrays of `data.Batches`.
+    seed: dropout's key is this seed's, folded with the step.
+    z_loss: see `cross_entropy`.
+
+  Returns:
+    (the next state, metrics). Metrics are float32 scalars: sums named
+    `sum/...` with their weights `weight/...`, to be divided by whoever logs
+    them, and `grad_norm` (before clipping), `param_norm`, `learning_rate`.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+  def mean_loss(params):
+    sums = forward(model, params, batch, key, z_loss)
+    total = (sums['loss'] + sums['z_loss']).sum()
+    return total / jnp.maximum(sums['weight'].sum(), 1.0), sums
+
+  grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = {
+    **summed(sums, batch),
+    'grad_norm': optax.global_norm(grads),
+    'param_norm': optax.global_norm(params),
+    'learning_rate': optimizer.applied_rate(opt_state),
+  }
+  return State(state.step + 1, params, opt_state), metrics
+
+
+def summed(sums: dict, batch: dict) -> dict:
+  """Per-row sums to `sum/...` and `weight/...` scalars, by objective too."""
+  out = {
+    'sum/loss': sums['loss'].sum(),
+    'sum/accuracy': sums['correct'].sum(),
+    'sum/z_loss': sums['z_loss'].sum(),
+    'tokens/target': sums['weight'].sum(),
+    'tokens/input': (batch['encoder_segment_ids'] > 0).sum(dtype=jnp.float32),
+  }
+  for number, name in enumerate(objectives.NAMES):
+    mine = batch['objective'] == number
+    out[f'sum/loss/{name}'] = jnp.where(mine, sums['loss'], 0).sum()
+    out[f'weight/loss/{name}'] = jnp.where(mine, sums['weight'], 0).sum()
+  return out
+
+
+def eval_step(model, params, batch: dict) -> dict:
+  """Per-row sums [B] of `cross_entropy`, without dropout."""
+  return forward(model, params, batch)

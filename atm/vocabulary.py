@@ -1,0 +1,239 @@
+"""SentencePiece vocabularies with the special pieces of the paper.
+
+Special pieces are SentencePiece *control* symbols: no text encodes to them, so
+a user's "[CLM]" cannot become a marker; code inserts their ids. `[PAD] <s>
+</s> <unk> [MASK]` are those of the released tokenizer, `[CLM]` and `[DOC]`
+those of the paper (section 3). No seqio and no TensorFlow here.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sentencepiece
+
+PAD, BOS, EOS, UNK, MASK, CLM, DOC = SPECIALS = (
+  '[PAD]',
+  '<s>',
+  '</s>',
+  '<unk>',
+  '[MASK]',
+  '[CLM]',
+  '[DOC]',
+)
+MODEL_FILE = 'sentencepiece.model'
+REPORT_FILE = 'report.json'
+
+
+class Vocabulary:
+  """A SentencePiece model and the ids of its special pieces.
+
+  Attributes:
+    path: the model file.
+    size: number of pieces, V.
+    pad_id, bos_id, eos_id, unk_id, clm_id, doc_id: ids of special pieces.
+    sha256: hash of the model file, in hex.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Loads a model file, or `sentencepiece.model` in a folder.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a SentencePiece model, or lacks a special piece.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+      path = os.path.join(path, MODEL_FILE)
+    if not os.path.exists(path):
+      raise FileNotFoundError(
+        f'no vocabulary at {path!r}: expected a SentencePiece model or a '
+        f'folder with {MODEL_FILE}; `atm vocab` trains one.'
+      )
+    with open(path, 'rb') as f:
+      self.model = f.read()
+    self.path = path
+    self.sha256 = hashlib.sha256(self.model).hexdigest()
+    self._sp = sentencepiece.SentencePieceProcessor()
+    try:
+      self._sp.LoadFromSerializedProto(self.model)
+    except RuntimeError as e:
+      raise ValueError(f'{path!r} is not a SentencePiece model') from e
+    self.size = self._sp.GetPieceSize()
+    self.pad_id, self.bos_id, self.eos_id, self.unk_id = map(
+      self._special, (PAD, BOS, EOS, UNK)
+    )
+    self.clm_id, self.doc_id = map(self._special, (CLM, DOC))
+
+  def _special(self, piece: str) -> int:
+    index = self._sp.PieceToId(piece)
+    if self._sp.IdToPiece(index) != piece:
+      raise ValueError(f'vocabulary {self.path!r} has no piece {piece!r}')
+    return index
+
+  @functools.cached_property
+  def _silent(self) -> np.ndarray:
+    """[V] bool: pieces that stand for no text."""
+    control = [self._sp.IsControl(i) for i in range(self.size)]
+    return np.array(control)
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text, without special pieces."""
+    return self._sp.EncodeAsIds(text)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids; special pieces leave no trace."""
+    return self._sp.DecodeIds([int(i) for i in ids if not self._silent[i]])
+
+  def pieces(self, ids: Sequence[int]) -> list[str]:
+    """The pieces themselves, special ones included."""
+    return [self._sp.IdToPiece(int(i)) for i in ids]
+
+
+def forms(texts: Iterable[str], spoken, spoken_share: float) -> Iterable[str]:
+  """Each text once, an exact share of them in spoken form, evenly spread.
+
+  The paper trains its tokenizer on spoken : written = 7 : 3 (section 2.1).
+  """
+  owed = 0.0
+  for text in texts:
+    owed += spoken_share
+    if owed >= 0.5:
+      owed -= 1.0
+      text = spoken(text)
+    if text:
+      yield text
+
+
+def train(
+  texts: Iterable[str],
+  directory: str,
+  size: int,
+  tags: int = 0,
+  byte_fallback: bool = False,
+  character_coverage: float = 0.9999,
+) -> Vocabulary:
+  """Trains a SentencePiece unigram model into `directory`.
+
+  Args:
+    texts: one text an item; read once, in order. The result depends on
+      nothing else.
+    directory: gets `sentencepiece.model`; written whole or not at all.
+    size: number of pieces, the special ones and tags included.
+    tags: how many reserved entries `[TAG_0]`, ... (the paper: about 1000).
+    byte_fallback: spell unknown characters in 256 byte pieces.
+    character_coverage: share of characters that get a piece of their own.
+
+  Raises:
+    ValueError: the size does not suit the text; says what SentencePiece said.
+  """
+  out = io.BytesIO()
+  reserved = [f'[TAG_{i}]' for i in range(tags)]
+  try:
+    sentencepiece.SentencePieceTrainer.Train(
+      sentence_iterator=iter(texts),
+      model_writer=out,
+      model_type='unigram',
+      vocab_size=size,
+      character_coverage=character_coverage,
+      byte_fallback=byte_fallback,
+      control_symbols=[MASK, CLM, DOC, *reserved],
+      pad_id=0,
+      bos_id=1,
+      eos_id=2,
+      unk_id=3,
+      pad_piece=PAD,
+      bos_piece=BOS,
+      eos_piece=EOS,
+      unk_piece=UNK,
+      max_sentence_length=65536,
+      num_threads=8,
+      minloglevel=2,
+    )
+  except RuntimeError as e:
+    raise ValueError(
+      f'a vocabulary of {size} pieces cannot be trained on this text: {e}'
+    ) from e
+  os.makedirs(directory, exist_ok=True)
+  path = os.path.join(directory, MODEL_FILE)
+  with open(path + '.tmp', 'wb') as f:
+    f.write(out.getvalue())
+  os.replace(path + '.tmp', path)
+  return Vocabulary(path)
+
+
+@dataclasses.dataclass
+class Coverage:
+  """How a vocabulary meets the text of one language."""
+
+  texts: int = 0
+  words: int = 0
+  characters: int = 0
+  pieces: int = 0
+  unknown: int = 0
+
+  def row(self) -> dict[str, float]:
+    return {
+      'texts': self.texts,
+      'pieces_per_word': self.pieces / max(1, self.words),
+      'characters_per_piece': self.characters / max(1, self.pieces),
+      'unknown_rate': self.unknown / max(1, self.pieces),
+    }
+
+
+def coverage(
+  vocabulary: Vocabulary, texts: Iterable[tuple[str, str]]
+) -> dict[str, dict[str, float]]:
+  """language -> texts, pieces a word, characters a piece, share unknown.
+
+  Args:
+    vocabulary: the vocabulary.
+    texts: pairs (language, text). A word is what stands between spaces, which
+      says little for Japanese; compare characters a piece there.
+  """
+  seen = collections.defaultdict(Coverage)
+  for language, text in texts:
+    ids = vocabulary.encode(text)
+    row = seen[language]
+    row.texts += 1
+    row.words += len(text.split())
+    row.characters += len(text)
+    row.pieces += len(ids)
+    row.unknown += ids.count(vocabulary.unk_id)
+  return {language: row.row() for language, row in sorted(seen.items())}
+
+
+def write_report(vocabulary: Vocabulary, rows: dict) -> str:
+  """Writes report.json beside the model; returns it as a table to print."""
+  path = os.path.join(os.path.dirname(vocabulary.path), REPORT_FILE)
+  with open(path, 'w') as f:
+    json.dump(
+      {
+        'size': vocabulary.size,
+        'sha256': vocabulary.sha256,
+        'languages': rows,
+      },
+      f,
+      indent=1,
+    )
+  head = ('language', 'texts', 'pieces/word', 'chars/piece', 'unknown')
+  lines = ['{:<9}{:>9}{:>13}{:>13}{:>10}'.format(*head)]
+  for language, row in rows.items():
+    lines.append(
+      f'{language:<9}{row["texts"]:>9,}{row["pieces_per_word"]:>13.2f}'
+      f'{row["characters_per_piece"]:>13.2f}{row["unknown_rate"]:>10.4%}'
+    )
+  return '\n'.join(
+    itertools.chain(
+      [f'vocabulary of {vocabulary.size:,} pieces: {vocabulary.path}'], lines
+    )
+  )

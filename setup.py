@@ -1,0 +1,81 @@
+"""Packaging of atm; everything else about it is in README.md."""
+
+import os
+import re
+
+from setuptools import setup
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def read(name: str) -> str:
+  with open(os.path.join(HERE, name), encoding='utf-8') as f:
+    return f.read()
+
+
+def gin_packages() -> dict[str, str]:
+  """gin/ is installed as data, inside atm: `gin` stays gin-config's name."""
+  folders = sorted(
+    name
+    for name in os.listdir(os.path.join(HERE, 'gin'))
+    if os.path.isdir(os.path.join(HERE, 'gin', name))
+  )
+  return {f'atm.configs.{name}': f'gin/{name}' for name in folders}
+
+
+DEPENDENCIES = [
+  'absl-py>=2.1,<3',
+  'clu>=0.0.12,<0.1',
+  'flax>=0.12,<0.13',
+  'gin-config>=0.5,<0.6',
+  'jax>=0.10,<0.13',
+  'matplotlib>=3.8,<4',
+  'numpy>=2.0,<3',
+  'optax>=0.2.5,<0.3',
+  'orbax-checkpoint>=0.12,<0.13',
+  'rich>=13,<16',
+  'sentencepiece>=0.2,<0.3',
+  'seqio>=0.0.20,<0.1',
+  'tensorboard>=2.18,<3',
+]
+
+EXTRAS = {
+  'tpu': ['jax[tpu]>=0.10,<0.13'],
+  'cuda12': ['jax[cuda12]>=0.10,<0.13'],
+  # Compiles for TPUs on a machine without one; see docs/pods.md.
+  'plan': ['jax[tpu]>=0.10,<0.13'],
+  # Only for parity scripts; never needed to run.
+  'hf': ['torch>=2.4,<3', 'transformers>=4.50,<6'],
+  'eval': [
+    'lm-eval>=0.4.9,<0.5',
+    'rouge-score>=0.1.2,<0.2',
+    'sacrebleu>=2.4,<3',
+  ],
+  'dev': [
+    'build>=1.2,<2',
+    'hypothesis>=6.100,<7',
+    'pytest>=8,<10',
+    'pytest-xdist>=3.5,<4',
+    'ruff>=0.9,<0.20',
+    'setuptools>=77,<90',
+  ],
+}
+
+setup(
+  name='atm',
+  version=re.search(r"__version__ = '(.+)'", read('atm/__init__.py')).group(1),
+  description='The open, runnable AlexaTM 20B in JAX',
+  long_description=read('README.md'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11,<3.14',
+  packages=['atm', 'atm_tasks', *gin_packages()],
+  package_dir={'atm': 'atm', 'atm_tasks': 'tasks', **gin_packages()},
+  package_data={
+    'atm_tasks': ['udhr/*.tsv', 'udhr/LICENSE'],
+    **{name: ['*.gin'] for name in gin_packages()},
+  },
+  install_requires=DEPENDENCIES,
+  extras_require=EXTRAS,
+  entry_points={'console_scripts': ['atm = atm.main:main']},
+)

@@ -1,0 +1,90 @@
+"""Fixtures: 8 simulated CPU devices, a tiny model, and the shipped text."""
+
+import os
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import jax
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update(
+  'jax_compilation_cache_dir',
+  os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  or os.path.expanduser('~/.cache/atm/xla'),
+)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+import hypothesis
+import numpy as np
+import pytest
+
+from atm import model, sharding, vocabulary
+
+# Hypothesis draws the same examples every time; no deadline on slow machines.
+hypothesis.settings.register_profile('atm', deadline=None, derandomize=True)
+hypothesis.settings.load_profile('atm')
+
+
+def tiny(**changes) -> model.Config:
+  """A model small enough to compile in a second."""
+  sizes = dict(
+    vocab_size=96,
+    d_model=32,
+    encoder_layers=2,
+    decoder_layers=3,
+    encoder_heads=4,
+    decoder_heads=4,
+    encoder_ff=64,
+    decoder_ff=48,
+    positions=48,
+    init_std=0.2,
+    dtype='float32',
+  )
+  return model.Config(**{**sizes, **changes})
+
+
+@pytest.fixture
+def one_device():
+  return sharding.mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(0)
+
+
+@pytest.fixture(scope='session')
+def words(tmp_path_factory) -> vocabulary.Vocabulary:
+  """A 2048-piece vocabulary of the shipped text."""
+  import atm_tasks
+  from atm import data
+
+  folder = str(tmp_path_factory.mktemp('vocabulary'))
+  made = data.vocab('udhr', folder, 2048, say=lambda text: None)
+  atm_tasks.configure(vocabulary=made.path)
+  return made
+
+
+def batch(rng, B: int, S: int, T: int, vocab_size: int = 96, full=False):
+  """A random batch with ragged lengths."""
+
+  def side(length):
+    n = np.full(B, length) if full else rng.integers(2, length + 1, B)
+    inside = np.arange(length) < n[:, None]
+    ids = rng.integers(3, vocab_size, (B, length))
+    return np.where(inside, ids, 0).astype(np.int32), inside.astype(np.int32)
+
+  source, source_segments = side(S)
+  target, target_segments = side(T)
+  shifted = np.roll(target, 1, axis=1)
+  shifted[:, 0] = 1
+  return {
+    'encoder_input_tokens': source,
+    'encoder_segment_ids': source_segments,
+    'decoder_input_tokens': shifted * target_segments,
+    'decoder_target_tokens': target,
+    'decoder_segment_ids': target_segments,
+    'decoder_loss_weights': target_segments.astype(np.float32),
+    'objective': (np.arange(B) % 2).astype(np.int32),
+  }

@@ -1,0 +1,178 @@
+"""The command line: what it refuses, and how it says so."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from atm import main
+
+
+def atm(*arguments, cwd=None):
+  """Runs the command in a process of its own, as a user does."""
+  return subprocess.run(
+    [sys.executable, '-m', 'atm.main', *arguments],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """The checks of `configure` in this process, without handing on to gin."""
+
+  def call(run, *rest, files=()):
+    run, found, bindings, modules = main.parse_arguments([run, *rest])
+    scan = main.Scan()
+    for path in (*found, *files):
+      scan.file(str(path))
+    for binding in bindings:
+      scan.text(binding, f'--gin.{binding}')
+    main.import_modules(scan.modules, modules)
+    for function in main.configurables():
+      main.register(function, function.__module__)
+    main.check_bindings(scan)
+    return scan
+
+  return call
+
+
+DIR = '--gin.MODEL_DIR="x"'
+TINY = '--gin_file=models/tiny.gin'
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (['pretrian'], "no run called 'pretrian'. Did you mean 'pretrain'"),
+    (['pretrain', '--gin_file=models/tinny.gin'], "Did you mean 'models/tiny"),
+    (['pretrain', TINY], 'MODEL_DIR is required: add --gin.MODEL_DIR='),
+    (
+      ['pretrain', TINY, DIR, '--gin.BATCHSIZE=4'],
+      "no setting is called 'BATCHSIZE'. Did you mean 'BATCH_SIZE'",
+    ),
+    (
+      ['pretrain', TINY, DIR, '--gin.trainer.train.seeed=4'],
+      "trainer.train has no parameter 'seeed'. Did you mean 'seed'",
+    ),
+    (
+      ['pretrain', TINY, DIR, '--gin.trainer.trian.seed=4'],
+      "Did you mean 'trainer.train'",
+    ),
+    (['pretrain', DIR], 'BATCH_SIZE is required'),
+    (['pretrain', TINY, '--gin.MODEL_DIR=/tmp/x'], 'A string needs quotes'),
+    (
+      ['pretrain', TINY, DIR, '--gin.Config.dropout=1'],
+      "'Config' is ambiguous",
+    ),
+    (['pretrain', '--ginfile=x'], "unknown argument '--ginfile=x'. Did you"),
+    (['pretrain', 'models/tiny.gin'], "unknown argument 'models/tiny.gin'"),
+    (['infer', '--gin.MODEL_DIR="x"'], 'INPUT is required'),
+  ],
+)
+def test_mistakes_are_named(parse, arguments, message):
+  with pytest.raises(main.UserError) as error:
+    parse(*arguments)
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('from __gin__ import dynamic_registration\n', 'dynamic registration is'),
+    ('import os\n', "import of 'os' is refused"),
+    ('import atmosphere\n', "import of 'atmosphere' is refused"),
+    ('from subprocess import run\n', "import of 'subprocess.run' is refused"),
+    ('include "sub.gin"\n', "import of 'os' is refused"),
+    ('trainer.train.seed = [\n', 'not gin'),
+  ],
+)
+def test_a_gin_file_cannot_run_code(
+  parse, tmp_path, monkeypatch, text, message
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'sub.gin').write_text('import os\n')
+  (tmp_path / 'bad.gin').write_text(text)
+  with pytest.raises(main.UserError) as error:
+    parse('pretrain', TINY, DIR, files=[tmp_path / 'bad.gin'])
+  assert message in str(error.value)
+
+
+def test_a_module_named_on_the_command_line_may_be_imported(
+  parse, tmp_path, monkeypatch
+):
+  (tmp_path / 'my_own_tasks.py').write_text('SEEN = True\n')
+  (tmp_path / 'my.gin').write_text('import my_own_tasks\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  files = [tmp_path / 'my.gin']
+  with pytest.raises(main.UserError, match='add --import=my_own_tasks'):
+    parse('pretrain', TINY, DIR, files=files)
+  parse('pretrain', TINY, DIR, '--import=my_own_tasks', files=files)
+  assert sys.modules['my_own_tasks'].SEEN
+  with pytest.raises(main.UserError, match="no module 'not_there'"):
+    parse('pretrain', TINY, DIR, '--import=not_there')
+
+
+def test_later_bindings_win(parse):
+  scan = parse('pretrain', TINY, DIR, '--gin.BATCH_SIZE=5')
+  assert scan.macros['BATCH_SIZE'][0] == 5
+
+
+def test_a_bare_command_lists_the_runs(capsys):
+  assert main.main([]) == 0
+  out = capsys.readouterr().out
+  for name in main.RUNS:
+    assert f'\n  {name} ' in out
+  assert 'models/20b.gin' in out
+
+
+def test_a_mistake_exits_2_without_a_traceback(tmp_path):
+  for arguments in (
+    ('pretrain', TINY, DIR, '--gin.BATCHSIZE=4'),
+    ('infer', '--gin.MODEL_DIR="none"', '--gin.INPUT="none.txt"'),
+  ):
+    done = atm(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith('atm: error: ')
+    assert 'Traceback' not in done.stderr and len(done.stderr) < 600
+    assert not os.listdir(tmp_path)
+
+
+def test_the_whole_way(tmp_path):
+  """vocab, pretrain, again from config.gin alone, infer: as a user types."""
+  smaller = (
+    '--gin.TRAIN_STEPS=2', '--gin.BATCH_SIZE=8', '--gin.LOG_EVERY=1',
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 32}",
+    '--gin.model.Config.d_model=16', '--gin.ROW_PASSES=1',
+    '--gin.model.Config.encoder_ff=16', '--gin.model.Config.decoder_ff=16',
+  )  # fmt: skip
+  made = atm(
+    'vocab', '--gin.VOCABULARY_DIR="words"', '--gin.VOCABULARY_SIZE=1500',
+    '--gin.TAGS=8', cwd=tmp_path,
+  )  # fmt: skip
+  assert made.returncode == 0, made.stderr
+  assert 'vocabulary of 1,500 pieces' in made.stdout
+  first = atm(
+    'pretrain', TINY, '--gin.MODEL_DIR="run"', '--gin.VOCABULARY="words"',
+    '--gin.VOCABULARY_SIZE=1500', *smaller, cwd=tmp_path,
+  )  # fmt: skip
+  assert first.returncode == 0, first.stderr
+  for text in ('step 2/2', 'left', 'CLM:', 'Denoising:', 'loss.png', 'next:'):
+    assert text in first.stdout
+  assert (tmp_path / 'run' / 'loss.png').stat().st_size > 10_000
+  again = atm(
+    'pretrain', '--gin_file=run/config.gin', '--gin.TRAIN_STEPS=3', cwd=tmp_path
+  )
+  assert again.returncode == 0, again.stderr
+  assert 'resumed from step 2' in again.stdout and 'step 3/3' in again.stdout
+  (tmp_path / 'prompts.txt').write_text('Everyone has\nJeder\n')
+  done = atm(
+    'infer', '--gin.MODEL_DIR="run"', '--gin.INPUT="prompts.txt"',
+    '--gin.MAX_TOKENS=8', '--gin.MODE="denoise"', cwd=tmp_path,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  lines = (tmp_path / 'prompts.out.jsonl').read_text().splitlines()
+  assert len(lines) == 2 and '"output"' in lines[0]

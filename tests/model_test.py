@@ -1,0 +1,324 @@
+"""Equivalences that hold for the architecture, not copies of its output."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atm import model
+from atm.model import AlexaTM
+
+from conftest import batch, tiny
+
+CALL = (
+  'encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens',
+)  # fmt: skip
+
+
+def init(config, seed=0):
+  ids = jnp.ones((1, 1), jnp.int32)
+  make = jax.jit(
+    lambda key: AlexaTM(config).init(key, ids, ids, enable_dropout=False)
+  )
+  params = nn.unbox(make(jax.random.key(seed)))['params']
+  # Biases and norms start at constants; tests must see them.
+  leaves, tree = jax.tree.flatten(params)
+  draws = np.random.default_rng(seed)
+  leaves = [x + 0.1 * draws.standard_normal(x.shape) for x in leaves]
+  return jax.tree.unflatten(tree, [x.astype(jnp.float32) for x in leaves])
+
+
+@pytest.fixture(scope='module')
+def net():
+  config = tiny()
+  return AlexaTM(config), init(config)
+
+
+def logits(net, b, **more):
+  module, params = net
+  named = {
+    k: b[k]
+    for k in ('encoder_segment_ids', 'decoder_segment_ids',
+              'encoder_positions', 'decoder_positions')
+    if k in b
+  }  # fmt: skip
+  return module.apply(
+    {'params': params},
+    *(b[name] for name in CALL),
+    **named,
+    enable_dropout=False,
+    **more,
+  )
+
+
+def test_packed_equals_unpacked(net, rng):
+  """Faults seen: no segments in cross-attention; positions not restarted;
+  causal mask by position instead of place."""
+  lengths = [(7, 5), (4, 6), (9, 3)]
+  pieces = [batch(rng, 1, s, t, full=True) for s, t in lengths]
+  packed = {}
+  for key in pieces[0]:
+    if key.endswith('tokens'):
+      packed[key] = np.concatenate([p[key] for p in pieces], axis=1)
+  for side, k in (('encoder', 0), ('decoder', 1)):
+    n = [pair[k] for pair in lengths]
+    packed[f'{side}_segment_ids'] = np.repeat([1, 2, 3], n)[None]
+    packed[f'{side}_positions'] = np.concatenate([np.arange(m) for m in n])[
+      None
+    ]
+  together = logits(net, packed)[0]
+  alone = np.concatenate([logits(net, p)[0] for p in pieces])
+  np.testing.assert_allclose(together, alone, atol=2e-5)
+
+
+def test_no_logit_depends_on_later_decoder_tokens(net, rng):
+  """Causality by gradient, with respect to the decoder's embeddings."""
+  module, params = net
+  b = batch(rng, 1, 6, 8, full=True)
+  b['decoder_input_tokens'] = np.arange(20, 28)[None]  # all different
+
+  def at(table):
+    changed = {**params, 'decoder_embedding': table}
+    return logits((module, changed), b)[0].sum(-1)
+
+  slopes = jax.jacobian(at)(params['decoder_embedding'])  # [T, V, D]
+  reach = np.abs(slopes).sum(-1)[:, 20:28] > 0
+  np.testing.assert_array_equal(reach, np.tril(np.ones((8, 8), bool)))
+
+
+def test_every_logit_depends_on_every_encoder_token(net, rng):
+  module, params = net
+  b = batch(rng, 1, 6, 4, full=True)
+  b['encoder_input_tokens'] = np.arange(30, 36)[None]
+
+  def at(table):
+    changed = {**params, 'encoder_embedding': table}
+    return logits((module, changed), b)[0].sum(-1)
+
+  slopes = jax.jacobian(at)(params['encoder_embedding'])
+  assert (np.abs(slopes).sum(-1)[:, 30:36] > 0).all()
+
+
+def test_padding_changes_nothing(net, rng):
+  b = batch(rng, 2, 6, 5, full=True)
+  wide = {k: np.pad(v, ((0, 0), (0, 7))) for k, v in b.items() if v.ndim == 2}
+  np.testing.assert_allclose(
+    logits(net, wide)[:, :5], logits(net, b), atol=2e-5
+  )
+  # Nor does what stands in the padding.
+  wide['encoder_input_tokens'][:, 6:] = 50
+  wide['decoder_input_tokens'][:, 5:] = 51
+  np.testing.assert_allclose(
+    logits(net, wide)[:, :5], logits(net, b), atol=2e-5
+  )
+
+
+def test_segment_ids_default_to_where_ids_are_not_padding(rng):
+  config = tiny(pad_id=7)
+  net = AlexaTM(config), init(config)
+  b = batch(rng, 2, 6, 5, full=True)
+  b['encoder_input_tokens'][0, 4:] = 7
+  b['encoder_segment_ids'][0, 4:] = 0
+  explicit = logits(net, b)
+  del b['encoder_segment_ids'], b['decoder_segment_ids']
+  np.testing.assert_allclose(logits(net, b), explicit, atol=2e-5)
+
+
+@pytest.mark.parametrize('changes', [dict(remat='full'), dict(unroll=3)])
+def test_remat_and_unrolling_change_neither_loss_nor_gradient(
+  net, rng, changes
+):
+  module, params = net
+  b = batch(rng, 2, 6, 5)
+
+  def value(config):
+    return jax.value_and_grad(lambda p: logits((AlexaTM(config), p), b).std())(
+      params
+    )
+
+  plain = value(module.config)
+  other = value(dataclasses.replace(module.config, **changes))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), plain, other
+  )
+
+
+def test_cached_equals_uncached(net, rng):
+  """Faults seen: cache written one place off; cross keys of another layer."""
+  module, params = net
+  b = batch(rng, 3, 6, 7)
+  del b['decoder_segment_ids']
+  whole = logits(net, b)
+  source = b['encoder_segment_ids']
+  encoded = module.apply(
+    {'params': params}, b['encoder_input_tokens'], source,
+    enable_dropout=False, method=AlexaTM.encode,
+  )  # fmt: skip
+  cache = model.Cache.zeros(module.config, 3, 6, 7)
+  for t in range(7):
+    out, cache = module.apply(
+      {'params': params}, b['decoder_input_tokens'][:, t : t + 1],
+      jnp.full((3, 1), t), cache, source, encoded if t == 0 else None,
+      method=AlexaTM.decode_cached,
+    )  # fmt: skip
+    np.testing.assert_allclose(out[:, 0], whole[:, t], atol=2e-5)
+
+
+def test_a_prefix_may_be_read_at_once(net, rng):
+  module, params = net
+  b = batch(rng, 2, 6, 7, full=True)
+  source = b['encoder_segment_ids']
+  encoded = module.apply(
+    {'params': params}, b['encoder_input_tokens'], source,
+    enable_dropout=False, method=AlexaTM.encode,
+  )  # fmt: skip
+  cache = model.Cache.zeros(module.config, 2, 6, 7)
+  positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+  out, _ = module.apply(
+    {'params': params}, b['decoder_input_tokens'], positions, cache, source,
+    encoded, method=AlexaTM.decode_cached,
+  )  # fmt: skip
+  np.testing.assert_allclose(out, logits(net, b), atol=2e-5)
+
+
+def test_three_matrices_start_equal_and_are_not_tied():
+  ids = jnp.ones((1, 1), jnp.int32)
+  module = AlexaTM(tiny())
+  variables = module.init(jax.random.key(0), ids, ids, enable_dropout=False)
+  params = nn.unbox(variables)['params']
+  first = params['encoder_embedding']
+  for name in ('decoder_embedding', 'lm_head'):
+    np.testing.assert_array_equal(params[name], first)
+  grads = jax.grad(
+    lambda p: module.apply({'params': p}, ids, ids, enable_dropout=False)[
+      0, 0, 5
+    ]
+  )(params)
+  names = ('encoder_embedding', 'decoder_embedding', 'lm_head')
+  a, b, c = (np.asarray(grads[name]) for name in names)
+  assert (a != b).any() and (b != c).any() and (a != c).any()
+
+
+def test_dropout_follows_its_key(rng):
+  config = tiny(dropout=0.2, attention_dropout=0.2, activation_dropout=0.2)
+  module, params = AlexaTM(config), init(config)
+  b = batch(rng, 2, 6, 5)
+
+  def draw(seed):
+    return module.apply(
+      {'params': params}, *(b[name] for name in CALL),
+      rngs={'dropout': jax.random.key(seed)},
+    )  # fmt: skip
+
+  np.testing.assert_array_equal(draw(1), draw(1))
+  assert (draw(1) != draw(2)).any()
+
+
+@pytest.mark.parametrize(
+  'name', ['dropout', 'attention_dropout', 'activation_dropout']
+)
+def test_each_dropout_rate_is_used(rng, name):
+  config = tiny(**{name: 0.5})
+  module, params = AlexaTM(config), init(config)
+  b = batch(rng, 2, 6, 5)
+  args = [b[k] for k in CALL]
+  key = {'dropout': jax.random.key(0)}
+  with_ = module.apply({'params': params}, *args, rngs=key)
+  without = module.apply({'params': params}, *args, enable_dropout=False)
+  assert (with_ != without).any()
+
+
+def test_bfloat16_is_near_float32(net, rng):
+  module, params = net
+  b = batch(rng, 2, 6, 5)
+  half = AlexaTM(dataclasses.replace(module.config, dtype='bfloat16'))
+  out, exact = logits((half, params), b), logits(net, b)
+  assert out.dtype == jnp.bfloat16
+  assert np.abs(out.astype(np.float32) - exact).max() < 3e-2 * exact.max()
+
+
+def test_t5x_calls(net, rng):
+  """The calls of t5x's EncoderDecoderModel, argument for argument."""
+  module, params = net
+  b = batch(rng, 2, 6, 5)
+  shapes = {k: b[k].shape for k in CALL}
+  made = module.init(
+    jax.random.key(0),
+    *(jnp.ones(shapes[k], jnp.int32) for k in CALL),
+    encoder_positions=None,
+    decoder_positions=None,
+    encoder_segment_ids=None,
+    decoder_segment_ids=None,
+    decode=False,
+    enable_dropout=False,
+  )
+  assert set(made) == {'params'}
+  whole = module.apply(
+    {'params': params},
+    *(b[k] for k in CALL),
+    encoder_segment_ids=b.get('encoder_segment_ids'),
+    decoder_segment_ids=None,
+    encoder_positions=None,
+    decoder_positions=None,
+    decode=False,
+    enable_dropout=False,
+    rngs=None,
+    mutable=False,
+  )
+  # As its predict_batch does: encode, make a cache, decode token by token.
+  source = b['encoder_input_tokens']
+  encoded = module.apply(
+    {'params': params}, source, enable_dropout=False, method=module.encode
+  )
+  ones = jnp.ones_like(b['decoder_input_tokens'])
+  _, variables = module.apply(
+    {'params': params},
+    encoder_input_tokens=jnp.ones_like(source),
+    decoder_input_tokens=ones,
+    decoder_target_tokens=ones,
+    mutable=['cache'],
+    decode=True,
+    enable_dropout=False,
+  )
+  cache = variables['cache']
+  for t in range(5):
+    token = b['decoder_input_tokens'][:, t : t + 1]
+    out, changed = module.apply(
+      {'params': params, 'cache': cache},
+      encoded,
+      source,
+      token,
+      token,
+      enable_dropout=False,
+      decode=True,
+      max_decode_length=5,
+      mutable=['cache'],
+      method=module.decode,
+    )
+    cache = changed['cache']
+    np.testing.assert_allclose(out[:, 0], whole[:, t], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(d_model=30), 'encoder_heads = 4 does not divide Config.d_model'),
+    (dict(vocab_size=0), 'vocab_size = 0: expected a whole number'),
+    (dict(d_model=32.0), 'd_model = 32.0'),
+    (dict(dropout=1.5), r'dropout = 1.5: expected \[0, 1\)'),
+    (dict(dtype='bfloat61'), "Did you mean 'bfloat16'"),
+    (dict(remat='ful'), "Did you mean 'full'"),
+    (dict(end_id=96), 'end_id = 96 is no id below'),
+  ],
+)
+def test_config_errors(changes, message):
+  with pytest.raises(ValueError, match=message):
+    tiny(**changes)
+
+
+def test_too_long_a_sequence_is_refused(net, rng):
+  with pytest.raises(ValueError, match='49 tokens is longer than .* = 48'):
+    logits(net, batch(rng, 1, 49, 5))

@@ -1,0 +1,230 @@
+"""A stopped and resumed run is the run that was not stopped, bit for bit."""
+
+import functools
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from atm import checkpoint, metrics, model, optimizer, sharding, trainer
+
+ONE = lambda: sharding.mesh(devices=jax.devices()[:1])
+EIGHT = functools.partial(sharding.mesh, data=2, fsdp=2, tensor=2)
+
+
+class Stop(Exception):
+  """Raised where a run is to be cut off."""
+
+
+@pytest.fixture(scope='module')
+def train(words, tmp_path_factory):
+  """Calls trainer.train with small settings; rows are built once."""
+  import atm_tasks
+
+  rows = tmp_path_factory.mktemp('rows')
+  config = model.Config(
+    vocab_size=2048, d_model=32, encoder_layers=2, decoder_layers=2,
+    encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
+    positions=64, dtype='float32', dropout=0.1,
+  )  # fmt: skip
+
+  def call(directory, steps, make_mesh=ONE, stop_at=None, **changes):
+    directory = str(directory)
+    if os.path.exists(rows / 'rows'):
+      shutil.copytree(rows / 'rows', f'{directory}/rows', dirs_exist_ok=True)
+    lines = []
+
+    def say(text):
+      lines.append(text)
+      if stop_at is not None and text.startswith(f'step {stop_at}/'):
+        raise Stop
+
+    settings = dict(
+      model_dir=directory, mixture='udhr',
+      lengths={'inputs': 32, 'targets': 32}, batch_size=16, train_steps=steps,
+      model_config=config,
+      optimizer_config=optimizer.Config(learning_rate=1e-3, decay_steps=20),
+      vocabulary=words.path, make_mesh=make_mesh, log_every=1, eval_every=4,
+      eval_rows=2, save_every=3, keep=None,
+      configure_tasks=atm_tasks.configure, say=say,
+    )  # fmt: skip
+    try:
+      run = trainer.train(**{**settings, **changes})
+    finally:
+      if not os.path.exists(rows / 'rows'):
+        shutil.copytree(f'{directory}/rows', rows / 'rows')
+    run.lines = lines
+    return run
+
+  return call
+
+
+def parameters(directory, step):
+  import orbax.checkpoint as ocp
+
+  path = os.path.join(directory, checkpoint.FOLDER, str(step), 'params')
+  with ocp.StandardCheckpointer() as reader:
+    tree = reader.restore(path)
+  return {
+    jax.tree_util.keystr(k): np.asarray(v)
+    for k, v in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+
+
+def comparable(directory):
+  """Metrics without those that tell the time."""
+  clocks = ('tokens_per_second', 'seconds_per_step', 'mfu')
+  return [
+    {k: v for k, v in row.items() if k not in clocks}
+    for row in metrics.read(str(directory))
+  ]
+
+
+@pytest.mark.parametrize('make_mesh', [ONE, EIGHT], ids=['1', '8'])
+def test_resumed_equals_uninterrupted(train, tmp_path, make_mesh):
+  """Faults seen: noise keyed by a counter since start; dropout keyed by calls;
+  Adam's count not restored; metrics of lost steps kept."""
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  train(whole, 8, make_mesh)
+  with pytest.raises(Stop):
+    train(parts, 8, make_mesh, stop_at=5)  # two steps behind a checkpoint
+  assert metrics.read(str(parts))[-1]['step'] == 5
+  resumed = train(parts, 8, make_mesh)
+  assert any(line.startswith('resumed from step 3') for line in resumed.lines)
+  assert comparable(parts) == comparable(whole)
+  a, b = parameters(whole, 8), parameters(parts, 8)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_one_device_and_eight_learn_alike(train, tmp_path):
+  a = train(tmp_path / 'a', 4).history
+  b = train(tmp_path / 'b', 4, EIGHT).history
+  for x, y in zip(a, b, strict=True):
+    for key in x:
+      if key.startswith(('loss', 'eval', 'grad')):
+        assert x[key] == pytest.approx(y[key], abs=1e-4), key
+
+
+def test_another_seed_is_another_run(train, tmp_path):
+  a = train(tmp_path / 'a', 1).history[-2]['loss']
+  b = train(tmp_path / 'b', 1, seed=1).history[-2]['loss']
+  assert a != b
+
+
+def test_what_a_run_writes(train, tmp_path):
+  run = train(tmp_path, 4, config_text='# the config\n')
+  rows = [r for r in run.history if 'loss' in r]
+  assert [r['step'] for r in rows] == [1, 2, 3, 4]
+  for name in (
+    'loss/denoise', 'loss/clm', 'accuracy', 'grad_norm', 'param_norm',
+    'learning_rate', 'tokens/target', 'tokens/input', 'padding/target',
+    'padding/input', 'tokens_per_second', 'mfu',
+  ):  # fmt: skip
+    assert any(name in row for row in rows), name
+  assert rows[0]['learning_rate'] == pytest.approx(1e-3)
+  assert rows[0]['padding/target'] == pytest.approx(
+    1 - rows[0]['tokens/target'] / (16 * 32)
+  )
+  first = run.history[0]
+  assert first['step'] == 0
+  for name in ('loss/denoise', 'loss/clm/te', 'unigram/denoise'):
+    assert f'eval/{name}' in first
+  assert (tmp_path / 'config.gin').read_text() == '# the config\n'
+  assert list((tmp_path / 'tensorboard').iterdir())
+  meta = checkpoint.Checkpoints(str(tmp_path)).meta(4)
+  assert meta['data'] == {
+    'mixture': 'udhr', 'seed': 0, 'batch_size': 16, 'step': 4
+  }  # fmt: skip
+  assert meta['config'] == '# the config\n'
+
+
+def test_keep_drops_old_checkpoints(train, tmp_path):
+  train(tmp_path, 8, keep=2, save_every=2)
+  assert checkpoint.Checkpoints(str(tmp_path)).steps() == [6, 8]
+
+
+def test_a_finished_run_only_reports(train, tmp_path):
+  train(tmp_path, 2)
+  before = comparable(tmp_path)
+  assert train(tmp_path, 2).step == 2
+  assert comparable(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(batch_size=12, make_mesh=EIGHT), None),
+    (
+      dict(batch_size=6, make_mesh=EIGHT),
+      'BATCH_SIZE = 6 does not divide by 4',
+    ),
+    (dict(steps=0), 'TRAIN_STEPS = 0: expected a whole number above 0'),
+    (dict(lengths={'inputs': 32}), "TASK_FEATURE_LENGTHS = {'inputs': 32}"),
+    (dict(lengths={'inputs': 99, 'targets': 32}), 'inputs.*99.*positions = 64'),
+    (dict(mixture='udhr_en_clmm'), "Did you mean 'udhr_en_clm'"),
+  ],
+)
+def test_settings_that_do_not_fit_change_nothing(
+  train, tmp_path, changes, message
+):
+  if message is None:
+    return
+  with pytest.raises(ValueError, match=message):
+    train(tmp_path / 'run', **{'steps': 2, **changes})
+  assert not (tmp_path / 'run' / 'config.gin').exists()
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(seed=5), 'SEED = 5, but this MODEL_DIR was trained with 0'),
+    (dict(batch_size=8), 'BATCH_SIZE = 8, but this MODEL_DIR'),
+    (dict(d_model=64), 'is of another model.*config.gin'),
+  ],
+)
+def test_resuming_something_else_is_refused(train, tmp_path, changes, message):
+  train(tmp_path, 1)
+  if 'd_model' in changes:
+    changes = dict(model_config=model.Config(
+      vocab_size=2048, d_model=64, encoder_layers=2, decoder_layers=2,
+      encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
+      positions=64, dtype='float32',
+    ))  # fmt: skip
+  with pytest.raises(ValueError, match=message):
+    train(tmp_path, 2, **changes)
+
+
+def test_a_torn_metrics_line_is_dropped(tmp_path):
+  path = tmp_path / metrics.METRICS_FILE
+  path.write_text(json.dumps({'step': 1, 'loss': 2.0}) + '\n{"step": 2, "lo')
+  assert metrics.read(str(tmp_path)) == [{'step': 1, 'loss': 2.0}]
+
+
+def test_flops_are_those_xla_counts():
+  """The formula against the compiler's count of one unrolled step."""
+  from atm import step
+
+  from conftest import batch
+
+  B, S, T = 2, 64, 48
+  config = model.Config(
+    vocab_size=512, d_model=128, encoder_layers=2, decoder_layers=3,
+    encoder_heads=4, decoder_heads=4, encoder_ff=512, decoder_ff=256,
+    positions=64, dtype='float32', unroll=3,
+  )  # fmt: skip
+  net = model.AlexaTM(config)
+  tx = optimizer.make(optimizer.Config())
+  state = step.abstract_state(net, tx, ONE(), sharding.Rules())
+  b = batch(np.random.default_rng(0), B, S, T)
+  compiled = jax.jit(functools.partial(step.train_step, net, tx)).lower(
+    state, b
+  )
+  counted = compiled.compile().cost_analysis()['flops']
+  assert counted == pytest.approx(
+    metrics.train_flops(config, B, S, T), rel=0.05
+  )
