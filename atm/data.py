@@ -138,7 +138,7 @@ class Lengths:
     return cls(**lengths)
 
   @property
-  def sizes(self) -> tuple[int, int]:
+  def both(self) -> tuple[int, int]:
     return self.inputs, self.targets
 
 

@@ -58,7 +58,8 @@ class Model:
       inputs: texts, or lists of encoder ids, to which nothing is added.
       mode: 'clm' puts `[CLM]` in front and continues the text; 'denoise'
         returns the text completed. Without effect on ids.
-      max_tokens: at most this many a generation.
+      max_tokens: at most this many a generation, and never more than
+        Config.positions.
       batch_size: inputs decoded at a time, those of a like length together.
       progress: called with (inputs done, tokens written) after each batch.
 
@@ -66,16 +67,14 @@ class Model:
       Texts for texts, ids for ids (without start, end and padding), in order.
 
     Raises:
-      ValueError: an unknown mode; an input or max_tokens longer than
-        Config.positions; names the input.
+      ValueError: an unknown mode, or an input longer than Config.positions,
+        which it names.
     """
     if mode not in MODES:
       raise ValueError(f'mode = {mode!r}.' + did_you_mean(str(mode), MODES))
-    if not 1 <= max_tokens <= self.config.positions:
-      raise ValueError(
-        f'max_tokens = {max_tokens}: expected 1 to Config.positions = '
-        f'{self.config.positions}'
-      )
+    if max_tokens < 1:
+      raise ValueError(f'max_tokens = {max_tokens}: expected 1 or more')
+    max_tokens = min(max_tokens, self.config.positions)
     if isinstance(inputs, str):
       raise ValueError('inputs is one string: expected a list of strings')
     ids = [

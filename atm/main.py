@@ -57,15 +57,17 @@ def pretrain() -> None:
 
   run = gin.get_configurable('trainer.train')(config_text=gin.config_str())
   report.closing(run)
-  command = f'atm pretrain --gin_file={run.model_dir}/config.gin'
+  atm = sys.argv[0] if sys.argv[0].endswith('atm') else 'atm'
+  atm = min(atm, os.path.relpath(atm), key=len) if '/' in atm else atm
   prompt = 'All human beings are born'
   print(
     'next:\n'
-    f'  train on        {command} --gin.TRAIN_STEPS={run.step * 2}\n'
+    f'  train on        {atm} pretrain --gin_file={run.model_dir}/config.gin '
+    f'--gin.TRAIN_STEPS={run.step * 2}\n'
     f'  prompt it       echo "{prompt}" > prompts.txt\n'
-    f'                  atm infer --gin.MODEL_DIR="\'{run.model_dir}\'" '
+    f'                  {atm} infer --gin.MODEL_DIR="\'{run.model_dir}\'" '
     '--gin.INPUT="\'prompts.txt\'"\n'
-    '  your own text   atm pretrain --gin_file=models/tiny.gin '
+    f'  your own text   {atm} pretrain --gin_file=models/tiny.gin '
     '--gin.MODEL_DIR="\'runs/mine\'" \\\n'
     '                    --gin.MIXTURE_OR_TASK_NAME="\'text\'" '
     '--gin.TEXT_DIR="\'FOLDER\'"   # holds en.txt, hi.txt, ...'
@@ -353,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
     RUNS[run]()
   except KeyboardInterrupt:
     return 130
-  except (UserError, ValueError, FileNotFoundError) as e:
+  except (UserError, ValueError, OSError) as e:
     if os.environ.get('ATM_TRACEBACK'):
       raise
     # gin adds lines about the call it came through.

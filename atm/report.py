@@ -53,7 +53,7 @@ def losses(run) -> list[rich.table.Table]:
   languages = sorted({k.split('/')[1] for k in keys if '/' in k})
   table = rich.table.Table(
     title=f'Held-out loss (nats a token), step {first["step"]:,} -> '
-    f'{last["step"]:,}; in brackets a unigram model of that language'
+    f'{last["step"]:,}; in brackets: a unigram model'
   )
   table.add_column('')
   for name in names:
@@ -108,8 +108,7 @@ def samples(run, model, count: int = 3) -> list[rich.table.Table]:
     for column in ('', 'input', 'output', 'truth'):
       table.add_column(column, ratio=None if column == '' else 1)
     for part, source, target in _examples(run, name, count):
-      room = min(len(target) + 16, model.config.positions)
-      made = model.generate([source], max_tokens=room)[0]
+      made = model.generate([source], max_tokens=len(target) + 16)[0]
       decode = model.vocabulary.decode
       table.add_row(
         part.language,

@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import functools
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -18,6 +20,7 @@ from atm import (
   evaluate,
   metrics,
   model,
+  objectives,
   optimizer,
   sharding,
   step,
@@ -97,35 +100,28 @@ def train(
     ValueError: settings that do not fit each other; nothing is changed then.
   """
   # --- Check, before anything is written
-  for name, value in (
-    ('BATCH_SIZE', batch_size), ('TRAIN_STEPS', train_steps),
-    ('LOG_EVERY', log_every), ('EVAL_EVERY', eval_every),
-    ('SAVE_EVERY', save_every), ('KEEP', keep or 1),
-  ):  # fmt: skip
-    if not isinstance(value, int) or value < 1:
-      raise ValueError(f'{name} = {value!r}: expected a whole number above 0')
-  lengths_ = data.Lengths.of(lengths)
+  check_numbers(
+    BATCH_SIZE=batch_size, TRAIN_STEPS=train_steps, LOG_EVERY=log_every,
+    EVAL_EVERY=eval_every, SAVE_EVERY=save_every, KEEP=keep or 1,
+    ROW_PASSES=row_passes,
+  )  # fmt: skip
+  sizes = data.Lengths.of(lengths)
   mesh = make_mesh()
-  check_sizes(mesh, rules, model_config, lengths_, batch_size)
+  check_sizes(mesh, rules, model_config, sizes, batch_size)
   hosts = (jax.process_index(), jax.process_count())
   host_rows = data.host_rows(batch_size, *hosts)
   configure_tasks()
   data.find(mixture)
 
   # --- Vocabulary and data
-  own = os.path.join(model_dir, 'vocabulary')
-  if vocabulary is None and not os.path.exists(own):
-    train_vocabulary(mixture, own, model_config.vocab_size)
-  words = Vocabulary(vocabulary or own)
-  check_vocabulary(words, model_config)
-  configure_tasks(vocabulary=words.path)
-  rows_dir = os.path.join(model_dir, 'rows')
-  load = functools.partial(
-    data.load, mixture, vocabulary=words, lengths=lengths_, directory=rows_dir
+  words = open_vocabulary(
+    vocabulary, model_dir, mixture, model_config, train_vocabulary
   )
-  parts = load('train', passes=row_passes, say=say)
-  held_parts = load('validation', say=say)
-  batches = data.Batches(parts, words, lengths_, batch_size, seed)
+  configure_tasks(vocabulary=words.path)
+  rows = (words, sizes, os.path.join(model_dir, 'rows'))
+  parts = data.load(mixture, 'train', *rows, passes=row_passes, say=say)
+  held_parts = data.load(mixture, 'validation', *rows, say=say)
+  batches = data.Batches(parts, words, sizes, batch_size, seed)
   tokens = sum(part.rows.tokens for part in parts)
   say(f'{mixture}: {len(parts)} tasks, {tokens:,} tokens of training rows')
 
@@ -135,14 +131,6 @@ def train(
   abstract = step.abstract_state(net, tx, mesh, rules)
   count = sum(x.size for x in jax.tree.leaves(abstract.params))
   say(f'model: {count:,} parameters on {mesh_text(mesh)}')
-  checkpoints = checkpoint.Checkpoints(model_dir, keep)
-  start = checkpoints.latest()
-  if start is None:
-    start, state = 0, step.init_state(net, tx, seed, abstract)
-  else:
-    check_resumable(checkpoints.meta(start), words, seed, batch_size, mixture)
-    state = checkpoints.restore(start, abstract)
-    say(f'resumed from step {start:,} in {checkpoints.directory}')
   meta = {
     'model': dataclasses.asdict(model_config),
     'vocabulary': words.sha256,
@@ -150,83 +138,117 @@ def train(
     'lengths': lengths,
     'config': config_text,
   }
+  checkpoints = checkpoint.Checkpoints(model_dir, keep)
+  start = checkpoints.latest() or 0
+  flops = metrics.train_flops(model_config, batch_size, *sizes.both)
+  log = Log(say, train_steps, batch_size, sizes, flops)
+  if start:
+    then = checkpoints.meta(start)
+    check_resumable(then, meta)
+    log.restore(then['log'])
+    state = checkpoints.restore(start, abstract)
+    say(f'resumed from step {start:,} in {checkpoints.directory}')
+  else:
+    state = step.init_state(net, tx, seed, abstract)
   keep_beside(model_dir, words, meta)
-
-  # --- Compile
-  held_out = evaluate.HeldOut(
-    net, held_parts, words, lengths_, batch_size, seed, eval_rows, mesh, rules
-  )
-  update = jax.jit(
-    functools.partial(step.train_step, net, tx, seed=seed, z_loss=z_loss),
-    donate_argnums=0,
-  )
   writer = metrics.Writer(model_dir, rewind_to=start)
-  log = Log(
-    writer, say, train_steps, batch_size, lengths_,
-    metrics.train_flops(model_config, batch_size, *lengths_.sizes),
-  )  # fmt: skip
+  held_out = evaluate.HeldOut(
+    net, held_parts, words, sizes, batch_size, seed, eval_rows, mesh, rules
+  )
 
-  def evaluate_now(number):
+  def evaluate_now(done: int):
     row = held_out(state.params)
-    if number == 0:
+    if not done:
       row |= evaluate.unigram(parts, held_out, model_config.vocab_size)
-    writer.write(number, row)
-    say(
-      f'step {number:,} held out: '
-      + ', '.join(
-        f'{name} {row[f"eval/loss/{name}"]:.3f}'
-        for name in objective_names(parts)
-        if f'eval/loss/{name}' in row
-      )
+    writer.write(done, row)
+    losses = (
+      f'{name} {row[key]:.3f}'
+      for name in objectives.NAMES
+      if (key := f'eval/loss/{name}') in row
     )
+    say(f'step {done:,} held out: ' + ', '.join(losses))
 
-  def save(number):
-    position = {**meta['data'], 'step': number}
-    checkpoints.save(number, state, {**meta, 'data': position})
+  def save(done: int):
+    position = {**meta['data'], 'step': done}
+    now = {**meta, 'data': position, 'log': log.partial()}
+    checkpoints.save(done, state, now)
 
-  # --- Loop: at most one step ahead of what has been read back
-  with sharding.use(mesh, rules), contextlib.ExitStack() as finally_:
+  # --- Loop
+  with contextlib.ExitStack() as finally_:
+    finally_.enter_context(sharding.use(mesh, rules))
     finally_.callback(writer.close)
     finally_.callback(checkpoints.close)
-    if start == 0:
+    stop = finally_.enter_context(stop_signals())
+    if not start:
       evaluate_now(0)
-    pending = None
-    done = start
-    try:
-      if start < train_steps:
-        first = sharding.place(batches(start, host_rows), mesh, rules)
-        clock = time.perf_counter()
-        update = update.lower(state, first).compile()
-        say(f'compiled in {time.perf_counter() - clock:.1f} s')
-        log.begin(start)
-      for number in range(start, train_steps):
-        batch = sharding.place(batches(number, host_rows), mesh, rules)
-        state, values = update(state, batch)
-        done = number + 1
-        if pending is not None:
-          log.add(number, jax.device_get(pending))
-        pending = values
-        at_end = done == train_steps
-        if done % log_every == 0 or at_end:
-          log.add(done, jax.device_get(pending))
-          pending = None
-          log.emit(done)
-        if done % eval_every == 0 or at_end:
-          with log.pause():
-            evaluate_now(done)
-        if done % save_every == 0 or at_end:
-          with log.pause():
-            save(done)
-    except KeyboardInterrupt:
-      if done % save_every and done > start:
-        save(done)
-      say(f'stopped at step {done:,} and saved; the same command goes on.')
-      raise
+    if start < train_steps:
+      first = sharding.place(batches(start, host_rows), mesh, rules)
+      clock = time.perf_counter()
+      update = jax.jit(
+        functools.partial(step.train_step, net, tx, seed=seed, z_loss=z_loss),
+        donate_argnums=0,
+      )
+      update = update.lower(state, first).compile()
+      say(f'compiled in {time.perf_counter() - clock:.1f} s')
+      log.begin(start)
+    for done in range(start + 1, train_steps + 1):
+      batch = sharding.place(batches(done - 1, host_rows), mesh, rules)
+      state, values = update(state, batch)
+      log.add(values)
+      if done % log_every == 0 or done == train_steps:
+        writer.write(done, log.emit(done))
+      with log.pause():
+        if done % eval_every == 0 or done == train_steps:
+          evaluate_now(done)
+        stopping = bool(stop) and done < train_steps
+        if done % save_every == 0 or done == train_steps or stopping:
+          save(done)
+      if stopping:
+        say(f'stopped and saved at step {done:,}; the same command goes on.')
+        raise KeyboardInterrupt
   return Run(model_dir, train_steps, metrics.read(model_dir), words, held_out)
 
 
-def objective_names(parts) -> list[str]:
-  return sorted({part.objective.name for part in parts}, reverse=True)
+@contextlib.contextmanager
+def stop_signals():
+  """Yields a list that is non-empty once SIGINT or SIGTERM has come.
+
+  A second signal acts as it did before.
+  """
+  came: list[int] = []
+  if threading.current_thread() is not threading.main_thread():
+    yield came
+    return
+  before = {}
+
+  def handler(number, frame):
+    came.append(number)
+    signal.signal(number, before[number])
+
+  for number in (signal.SIGINT, signal.SIGTERM):
+    before[number] = signal.signal(number, handler)
+  try:
+    yield came
+  finally:
+    for number, old in before.items():
+      signal.signal(number, old)
+
+
+def check_numbers(**values) -> None:
+  """Raises ValueError unless all are whole numbers above 0."""
+  for name, value in values.items():
+    if not isinstance(value, int) or value < 1:
+      raise ValueError(f'{name} = {value!r}: expected a whole number above 0')
+
+
+def open_vocabulary(path, model_dir, mixture, config, train) -> Vocabulary:
+  """The vocabulary at `path`, or the run's own, trained where missing."""
+  own = os.path.join(model_dir, 'vocabulary')
+  if path is None and not os.path.exists(own):
+    train(mixture, own, config.vocab_size)
+  words = Vocabulary(path or own)
+  check_vocabulary(words, config)
+  return words
 
 
 def mesh_text(mesh) -> str:
@@ -273,20 +295,20 @@ def check_vocabulary(words: Vocabulary, config: model.Config) -> None:
       )
 
 
-def check_resumable(meta, words, seed, batch_size, mixture) -> None:
+def check_resumable(then: dict, now: dict) -> None:
   """Raises ValueError where the data would not go on as it began."""
-  now = {'mixture': mixture, 'seed': seed, 'batch_size': batch_size}
-  names = {'mixture': 'MIXTURE_OR_TASK_NAME', 'batch_size': 'BATCH_SIZE'}
-  for key, value in now.items():
-    then = meta['data'][key]
-    if then != value:
+  names = {'mixture': 'MIXTURE_OR_TASK_NAME'}
+  for key, value in now['data'].items():
+    before = then['data'][key]
+    if before != value:
       raise ValueError(
         f'{names.get(key, key.upper())} = {value!r}, but this MODEL_DIR was '
-        f'trained with {then!r}: use that, or another MODEL_DIR'
+        f'trained with {before!r}: use that, or another MODEL_DIR'
       )
-  if meta['vocabulary'] != words.sha256:
+  if then['vocabulary'] != now['vocabulary']:
     raise ValueError(
-      f'the checkpoint was trained with another vocabulary than {words.path}'
+      'the checkpoint was trained with another vocabulary than this run has: '
+      'use the one in MODEL_DIR/vocabulary, or another MODEL_DIR'
     )
 
 
@@ -302,20 +324,26 @@ def keep_beside(model_dir: str, words: Vocabulary, meta: dict) -> None:
 
 
 class Log:
-  """Sums metrics between log lines; writes them with rates and time left."""
+  """Sums metrics between log lines, with rates and time left.
 
-  def __init__(self, writer, say, last: int, batch_size, lengths, flops):
-    self.writer, self.say, self.last, self.flops = writer, say, last, flops
-    self.slots = {
+  Keeps at most one step unread: adding a step's metrics waits for the step
+  before it.
+  """
+
+  def __init__(self, say, last: int, batch_size: int, lengths, flops: float):
+    self.say, self.last, self.flops = say, last, flops
+    self.places = {
       'input': batch_size * lengths.inputs,
       'target': batch_size * lengths.targets,
     }
-    self.sums: dict[str, float] = collections.defaultdict(float)
-    self.steps, self.latest = 0, {}
+    self.unread, self.latest = None, {}
+    self.sums, self.steps = collections.Counter(), 0
+    self.earlier = (0, 0.0)  # steps and tokens that this process did not do
 
-  def begin(self, number: int) -> None:
-    self.first, self.clock = number, time.perf_counter()
-    self.spent = 0.0  # seconds in steps since `first`
+  def begin(self, done: int) -> None:
+    """Starts the clock, `done` steps into the run."""
+    metrics.peak_flops()  # measured now, not within a step
+    self.first, self.clock, self.spent = done, time.perf_counter(), 0.0
 
   @contextlib.contextmanager
   def pause(self):
@@ -324,31 +352,51 @@ class Log:
     yield
     self.clock += time.perf_counter() - start
 
-  def add(self, number: int, values: dict) -> None:
-    """Adds the metrics of a step, read back."""
-    self.steps += 1
-    for name, value in values.items():
-      self.sums[name] += float(value)
-    self.latest = {k: float(v) for k, v in values.items()}
+  def add(self, values: dict) -> None:
+    """Takes a dispatched step's metrics; waits for the step before it."""
+    self._read()
+    self.unread = values
 
-  def emit(self, number: int) -> None:
+  def _read(self) -> None:
+    if self.unread is None:
+      return
+    self.latest = {k: float(v) for k, v in jax.device_get(self.unread).items()}
+    self.sums.update(self.latest)
+    self.steps += 1
+    self.unread = None
+
+  def partial(self) -> dict:
+    """What a checkpoint keeps, so that a resumed log goes on exactly."""
+    self._read()
+    return {'sums': dict(self.sums), 'steps': self.steps}
+
+  def restore(self, partial: dict) -> None:
+    self.sums = collections.Counter(partial['sums'])
+    self.steps = partial['steps']
+    self.earlier = (self.steps, self._tokens())
+
+  def _tokens(self) -> float:
+    return self.sums['tokens/input'] + self.sums['tokens/target']
+
+  def emit(self, done: int) -> dict[str, float]:
+    """Prints a line, returns the row for metrics.jsonl, and starts anew."""
+    self._read()
     seconds = time.perf_counter() - self.clock
     self.clock += seconds
     self.spent += seconds
     row = self._row(seconds)
-    self.writer.write(number, row)
-    left = self.spent / (number - self.first) * (self.last - number)
+    left = self.spent / (done - self.first) * (self.last - done)
     by_name = ', '.join(
       f'{k[5:]} {v:.3f}' for k, v in row.items() if k.startswith('loss/')
     )
     self.say(
-      f'step {number:,}/{self.last:,}  loss {row["loss"]:.3f} ({by_name})  '
+      f'step {done:,}/{self.last:,}  loss {row["loss"]:.3f} ({by_name})  '
       f'{row["tokens_per_second"]:,.0f} tokens/s  '
       + (f'mfu {row["mfu"]:.0%}  ' if 'mfu' in row else '')
-      + f'{int(left) // 60}:{int(left) % 60:02d} left'
+      + f'{clock_text(left)} left'
     )
-    self.sums.clear()
-    self.steps = 0
+    self.sums, self.steps, self.earlier = collections.Counter(), 0, (0, 0.0)
+    return row
 
   def _row(self, seconds: float) -> dict[str, float]:
     s, targets = self.sums, max(1.0, self.sums['tokens/target'])
@@ -357,18 +405,27 @@ class Log:
       'accuracy': s['sum/accuracy'] / targets,
       'z_loss': s['sum/z_loss'] / targets,
     }
-    for name in sorted(s):
-      if name.startswith('weight/loss/') and s[name]:
-        name = name.removeprefix('weight/')
-        row[name] = s[f'sum/{name}'] / s[f'weight/{name}']
+    for name in objectives.NAMES:
+      if s[f'weight/loss/{name}']:
+        total = s[f'sum/loss/{name}']
+        row[f'loss/{name}'] = total / s[f'weight/loss/{name}']
     for name in ('grad_norm', 'param_norm', 'learning_rate'):
       row[name] = self.latest[name]
-    for side, slots in self.slots.items():
+    for side, places in self.places.items():
       row[f'tokens/{side}'] = s[f'tokens/{side}']
-      row[f'padding/{side}'] = 1 - s[f'tokens/{side}'] / (slots * self.steps)
-    real = s['tokens/input'] + s['tokens/target']
-    row['tokens_per_second'] = real / seconds
-    row['seconds_per_step'] = seconds / self.steps
+      row[f'padding/{side}'] = 1 - s[f'tokens/{side}'] / (places * self.steps)
+    steps, tokens = self.steps - self.earlier[0], self._tokens()
+    row['tokens_per_second'] = (tokens - self.earlier[1]) / seconds
+    row['seconds_per_step'] = seconds / steps
     if peak := metrics.peak_flops():
-      row['mfu'] = self.flops * self.steps / seconds / peak
+      row['mfu'] = self.flops * steps / seconds / peak
     return row
+
+
+def clock_text(seconds: float) -> str:
+  """m:ss, or h:mm:ss."""
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02d}:{seconds:02d}'
+  return f'{minutes}:{seconds:02d}'

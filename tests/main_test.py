@@ -147,6 +147,7 @@ def test_the_whole_way(tmp_path):
     '--gin.TRAIN_STEPS=2', '--gin.BATCH_SIZE=8', '--gin.LOG_EVERY=1',
     "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 32}",
     '--gin.model.Config.d_model=16', '--gin.ROW_PASSES=1',
+    '--gin.optimizer.Config.warmup_steps=0',
     '--gin.model.Config.encoder_ff=16', '--gin.model.Config.decoder_ff=16',
   )  # fmt: skip
   made = atm(

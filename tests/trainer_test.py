@@ -4,12 +4,23 @@ import functools
 import json
 import os
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from atm import checkpoint, metrics, model, optimizer, sharding, trainer
+from atm import (
+  checkpoint,
+  metrics,
+  model,
+  optimizer,
+  sharding,
+  step,
+  trainer,
+)
+
+from conftest import batch
 
 ONE = lambda: sharding.mesh(devices=jax.devices()[:1])
 EIGHT = functools.partial(sharding.mesh, data=2, fsdp=2, tensor=2)
@@ -91,7 +102,7 @@ def test_resumed_equals_uninterrupted(train, tmp_path, make_mesh):
   train(whole, 8, make_mesh)
   with pytest.raises(Stop):
     train(parts, 8, make_mesh, stop_at=5)  # two steps behind a checkpoint
-  assert metrics.read(str(parts))[-1]['step'] == 5
+  assert metrics.read(str(parts))[-1]['step'] > 3  # to be done again
   resumed = train(parts, 8, make_mesh)
   assert any(line.startswith('resumed from step 3') for line in resumed.lines)
   assert comparable(parts) == comparable(whole)
@@ -99,6 +110,36 @@ def test_resumed_equals_uninterrupted(train, tmp_path, make_mesh):
   assert a.keys() == b.keys()
   for name in a:
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_resuming_within_a_log_interval_keeps_its_sums(train, tmp_path):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  train(whole, 10, log_every=5)
+  with pytest.raises(Stop):  # after the line of step 5, behind save 3
+    train(parts, 10, log_every=5, stop_at=5)
+  train(parts, 10, log_every=5)
+  assert comparable(parts) == comparable(whole)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_and_nothing_is_lost(train, tmp_path, number):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  train(whole, 6)
+  lines = []
+
+  def say(text):
+    lines.append(text)
+    if text.startswith('step 4/'):
+      os.kill(os.getpid(), number)
+
+  with pytest.raises(KeyboardInterrupt):
+    train(parts, 6, say=say)
+  assert lines[-1].startswith('stopped and saved at step 4')
+  run = train(parts, 6)
+  assert any(line.startswith('resumed from step 4') for line in run.lines)
+  assert comparable(parts) == comparable(whole)
+  a, b = parameters(whole, 6), parameters(parts, 6)
+  assert all((a[name] == b[name]).all() for name in a)
 
 
 def test_one_device_and_eight_learn_alike(train, tmp_path):
@@ -158,7 +199,6 @@ def test_a_finished_run_only_reports(train, tmp_path):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(batch_size=12, make_mesh=EIGHT), None),
     (
       dict(batch_size=6, make_mesh=EIGHT),
       'BATCH_SIZE = 6 does not divide by 4',
@@ -172,8 +212,6 @@ def test_a_finished_run_only_reports(train, tmp_path):
 def test_settings_that_do_not_fit_change_nothing(
   train, tmp_path, changes, message
 ):
-  if message is None:
-    return
   with pytest.raises(ValueError, match=message):
     train(tmp_path / 'run', **{'steps': 2, **changes})
   assert not (tmp_path / 'run' / 'config.gin').exists()
@@ -205,26 +243,35 @@ def test_a_torn_metrics_line_is_dropped(tmp_path):
   assert metrics.read(str(tmp_path)) == [{'step': 1, 'loss': 2.0}]
 
 
-def test_flops_are_those_xla_counts():
-  """The formula against the compiler's count of one unrolled step."""
-  from atm import step
+def matrix_flops(jaxpr) -> float:
+  """FLOPs of the matrix products of a jaxpr, loops multiplied out."""
+  total = 0.0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      (contract, _), _ = eqn.params['dimension_numbers']
+      left = eqn.invars[0].aval.shape
+      inner = np.prod([left[i] for i in contract])
+      total += 2.0 * inner * np.prod(eqn.outvars[0].aval.shape)
+    times = eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else 1
+    for inside in jax.core.jaxprs_in_params(eqn.params):
+      total += times * matrix_flops(inside)
+  return total
 
-  from conftest import batch
 
-  B, S, T = 2, 64, 48
+def test_flops_are_those_of_the_steps_matrix_products():
+  """The formula against a count over the traced step, backward included."""
+  B, S, T = 2, 40, 28
   config = model.Config(
-    vocab_size=512, d_model=128, encoder_layers=2, decoder_layers=3,
-    encoder_heads=4, decoder_heads=4, encoder_ff=512, decoder_ff=256,
-    positions=64, dtype='float32', unroll=3,
+    vocab_size=512, d_model=64, encoder_layers=2, decoder_layers=3,
+    encoder_heads=4, decoder_heads=2, encoder_ff=512, decoder_ff=256,
+    positions=64, dtype='float32',
   )  # fmt: skip
   net = model.AlexaTM(config)
   tx = optimizer.make(optimizer.Config())
   state = step.abstract_state(net, tx, ONE(), sharding.Rules())
   b = batch(np.random.default_rng(0), B, S, T)
-  compiled = jax.jit(functools.partial(step.train_step, net, tx)).lower(
-    state, b
-  )
-  counted = compiled.compile().cost_analysis()['flops']
+  traced = jax.make_jaxpr(functools.partial(step.train_step, net, tx))(state, b)
+  counted = matrix_flops(traced.jaxpr)
   assert counted == pytest.approx(
-    metrics.train_flops(config, B, S, T), rel=0.05
+    metrics.train_flops(config, B, S, T), rel=1e-9
   )

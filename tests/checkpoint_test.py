@@ -1,0 +1,48 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from atm import checkpoint, optimizer, sharding, step
+from atm.model import AlexaTM
+from atm.sharding import Rules
+
+from conftest import tiny
+
+TX = optimizer.make(optimizer.Config())
+
+
+def abstract(config, **sizes):
+  mesh = sharding.mesh(**sizes)
+  return step.abstract_state(AlexaTM(config), TX, mesh, Rules())
+
+
+def test_a_state_survives_a_change_of_mesh(tmp_path):
+  config = tiny()
+  before = abstract(config, data=2, fsdp=2, tensor=2)
+  state = step.init_state(AlexaTM(config), TX, 3, before)
+  checkpoints = checkpoint.Checkpoints(str(tmp_path))
+  checkpoints.save(5, state, {'data': {'step': 5}})
+  checkpoints.close()
+  again = checkpoint.Checkpoints(str(tmp_path))
+  assert again.latest() == 5 and again.meta(5) == {'data': {'step': 5}}
+  after = abstract(config, data=1, fsdp=8)
+  restored = again.restore(5, after)
+  for x, y, z in zip(*map(jax.tree.leaves, (state, restored, after))):
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    assert y.sharding == z.sharding
+  params = again.restore_params(5, before.params)
+  np.testing.assert_array_equal(params['lm_head'], state.params['lm_head'])
+
+
+@pytest.mark.parametrize('change', [dict(d_model=64), dict(encoder_layers=3)])
+def test_another_model_is_refused_by_name(tmp_path, change):
+  config = tiny()
+  plan = abstract(config)
+  checkpoints = checkpoint.Checkpoints(str(tmp_path))
+  checkpoints.save(1, step.init_state(AlexaTM(config), TX, 0, plan), {})
+  checkpoints.manager.wait_until_finished()
+  other = abstract(dataclasses.replace(config, **change))
+  with pytest.raises(ValueError, match='is of another model: .* there and'):
+    checkpoints.restore(1, other)
