@@ -35,8 +35,9 @@ def attention(
   value: jax.Array,
   see: jax.Array,
   dropout=lambda weights: weights,
+  scores_float32: bool = True,
 ) -> jax.Array:
-  """softmax(q k' / sqrt(K)) v, the softmax in float32.
+  """softmax(q k' / sqrt(K)) v.
 
   Args:
     query: [B, T, H, K].
@@ -44,13 +45,18 @@ def attention(
     value: [B, S, H, K].
     see: [B, 1, T, S] bool, from `mask`.
     dropout: applied to the weights [B, H, T, S].
+    scores_float32: compute scores and softmax in float32, else in the dtype of
+      `query`.
 
   Returns:
     [B, T, H, K] in the dtype of `query`.
   """
   scale = query.shape[-1] ** -0.5
   scores = jnp.einsum(
-    'bthk,bshk->bhts', query, key, preferred_element_type=jnp.float32
+    'bthk,bshk->bhts',
+    query,
+    key,
+    preferred_element_type=jnp.float32 if scores_float32 else query.dtype,
   )
   scores = jnp.where(see, scores * scale, MASKED)
   weights = dropout(jax.nn.softmax(scores).astype(query.dtype))

@@ -7,7 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from atm.model import AlexaTM, Cache
+from atm.layers import Cache
+from atm.model import AlexaTM
 
 
 def prefill(model: AlexaTM, params, tokens, segments, length: int) -> tuple:

@@ -12,18 +12,28 @@ K head dimension, F feed-forward, V vocabulary, L layers.
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
-from atm.attention import attention, mask
+from atm.attention import mask
+from atm.layers import (
+  Cache,
+  DecoderLayer,
+  EncoderLayer,
+  LayerNorm,
+  normal,
+  stack,
+)
 from atm.sharding import constrain, did_you_mean
 
-REMAT = ('none', 'full')
-DTYPES = ('float32', 'bfloat16')
+CHOICES = {
+  'dtype': ('float32', 'bfloat16'),
+  'remat': ('none', 'full'),
+  'norm': ('standard', 'uncentred'),
+  'ties': ('none', 'embeddings', 'decoder_head', 'encoder_head', 'all'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +54,17 @@ class Config:
     dropout: on embeddings and on the output of every sub-layer.
     attention_dropout: on attention weights.
     activation_dropout: behind the activation of the feed-forward.
+    ties: which of the three V x D matrices are one: 'none'; 'embeddings'
+      (encoder's and decoder's); 'decoder_head' (the LM head is the decoder's);
+      'encoder_head'; 'all'. A tied matrix is stored once.
+    embed_scale: multiply token embeddings by sqrt(d_model).
+    token_types: rows of a table of token types added in the encoder; 0: none.
+    position_offset: first row of the decoder's position table that is used.
+    logits_bias: a constant (untrained) bias on the logits.
+    norm: 'standard' layer norm, or 'uncentred', see `layers.LayerNorm`.
     norm_eps: epsilon of layer norm.
+    norm_float32: compute layer norm in float32 whatever the dtype.
+    scores_float32: compute attention scores and softmax in float32.
     init_std: of all matrices; biases start at 0, norms at 1.
     dtype: of activations. Parameters are float32.
     remat: 'none', or 'full' to recompute each layer in the backward pass.
@@ -68,7 +88,15 @@ class Config:
   dropout: float = 0.0
   attention_dropout: float = 0.0
   activation_dropout: float = 0.0
+  ties: str = 'none'
+  embed_scale: bool = False
+  token_types: int = 0
+  position_offset: int = 0
+  logits_bias: bool = False
+  norm: str = 'standard'
   norm_eps: float = 1e-5
+  norm_float32: bool = True
+  scores_float32: bool = True
   init_std: float = 0.02
   dtype: str = 'bfloat16'
   remat: str = 'none'
@@ -80,7 +108,8 @@ class Config:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      at_least = 0 if field.name.endswith('_id') else 1
+      zero = field.name in ('token_types', 'position_offset')
+      at_least = 0 if zero or field.name.endswith('_id') else 1
       if field.type == 'int' and (
         not isinstance(value, int) or value < at_least
       ):
@@ -96,7 +125,7 @@ class Config:
           f'Config.{name} = {getattr(self, name)} does not divide '
           f'Config.d_model = {self.d_model}'
         )
-    for name, known in (('remat', REMAT), ('dtype', DTYPES)):
+    for name, known in CHOICES.items():
       value = getattr(self, name)
       if value not in known:
         raise ValueError(
@@ -110,218 +139,6 @@ class Config:
         )
 
 
-@flax.struct.dataclass
-class Cache:
-  """What a decoder keeps of the positions it has read.
-
-  An explicit pytree; the batch row is its unit.
-
-  Attributes:
-    self_keys, self_values: [L, B, T, H, K].
-    cross_keys, cross_values: [L, B, S, H, K].
-  """
-
-  self_keys: jax.Array
-  self_values: jax.Array
-  cross_keys: jax.Array
-  cross_values: jax.Array
-
-  @classmethod
-  def zeros(cls, config: Config, batch: int, source: int, target: int):
-    """An empty cache for B = batch, S = source, T = target."""
-    H = config.decoder_heads
-    shape = lambda n: (
-      config.decoder_layers, batch, n, H, config.d_model // H
-    )  # fmt: skip
-    zeros = lambda n: jnp.zeros(shape(n), config.dtype)
-    return cls(zeros(target), zeros(target), zeros(source), zeros(source))
-
-  def write(self, kind: str, layer, keys, values, positions=None) -> Cache:
-    """Puts [B, n, H, K] keys and values of one layer at [B, n] positions."""
-    name_k, name_v = f'{kind}_keys', f'{kind}_values'
-    at = (layer,) if positions is None else (
-      layer, jnp.arange(len(positions))[:, None], positions
-    )  # fmt: skip
-    return self.replace(
-      **{
-        name_k: getattr(self, name_k).at[at].set(keys),
-        name_v: getattr(self, name_v).at[at].set(values),
-      }
-    )
-
-  def read(self, kind: str, layer) -> tuple[jax.Array, jax.Array]:
-    return (
-      getattr(self, f'{kind}_keys')[layer],
-      getattr(self, f'{kind}_values')[layer],
-    )
-
-
-def normal(config: Config, *axes: str):
-  """Initialiser N(0, init_std), with its logical axes."""
-  return nn.with_logical_partitioning(
-    nn.initializers.normal(config.init_std), axes
-  )
-
-
-class Dense(nn.Module):
-  """y = x W + b over the last axis, on two-dimensional operands.
-
-  Flattening [B, T, D] to [B T, D] keeps the weight's gradient a plain matrix
-  product; on three axes XLA's CPU backend inserts strided transposes.
-  """
-
-  config: Config
-  features: int
-  axes: tuple[str, str]
-
-  @nn.compact
-  def __call__(self, x):
-    c = self.config
-    shape = (x.shape[-1], self.features)
-    kernel = self.param('kernel', normal(c, *self.axes), shape)
-    axis = 'vector' if self.axes[1] == 'embed' else self.axes[1]
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
-    bias = self.param('bias', zeros, (self.features,))
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(c.dtype)
-    return (flat + bias.astype(c.dtype)).reshape(*x.shape[:-1], self.features)
-
-
-class LayerNorm(nn.Module):
-  """Layer norm over D, in float32, with scale and bias."""
-
-  config: Config
-
-  @nn.compact
-  def __call__(self, x):
-    ones = nn.with_logical_partitioning(nn.initializers.ones, ('vector',))
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('vector',))
-    scale = self.param('scale', ones, x.shape[-1:])
-    bias = self.param('bias', zeros, x.shape[-1:])
-    x = x.astype(jnp.float32)
-    x = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(x).mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(variance + self.config.norm_eps)
-    return (x * scale + bias).astype(self.config.dtype)
-
-
-class Attention(nn.Module):
-  """Multi-head attention with separate, biased q, k, v and out projections."""
-
-  config: Config
-  heads: int
-
-  def setup(self):
-    c = self.config
-    inward = functools.partial(Dense, c, c.d_model, ('embed', 'heads'))
-    self.query, self.key, self.value = inward(), inward(), inward()
-    self.out = Dense(c, c.d_model, ('heads', 'embed'))
-    self.weights_dropout = nn.Dropout(c.attention_dropout)
-
-  def _split(self, x):
-    x = constrain(x, 'batch', 'length', 'heads')
-    return x.reshape(*x.shape[:-1], self.heads, -1)
-
-  def keys_values(self, x):
-    """[B, S, D] -> keys and values, each [B, S, H, K]."""
-    return self._split(self.key(x)), self._split(self.value(x))
-
-  def __call__(self, x, keys, values, see, deterministic):
-    """Attends from x [B, T, D]; returns [B, T, D]."""
-    drop = functools.partial(self.weights_dropout, deterministic=deterministic)
-    y = attention(self._split(self.query(x)), keys, values, see, drop)
-    return self.out(y.reshape(*y.shape[:-2], -1))
-
-
-class FeedForward(nn.Module):
-  """D -> F -> D with exact (erf) GELU."""
-
-  config: Config
-  width: int
-
-  @nn.compact
-  def __call__(self, x, deterministic):
-    c = self.config
-    x = Dense(c, self.width, ('embed', 'mlp'), name='up')(x)
-    x = constrain(jax.nn.gelu(x, approximate=False), 'batch', 'length', 'mlp')
-    x = nn.Dropout(c.activation_dropout)(x, deterministic=deterministic)
-    return Dense(c, c.d_model, ('mlp', 'embed'), name='down')(x)
-
-
-class EncoderLayer(nn.Module):
-  config: Config
-
-  @nn.compact
-  def __call__(self, x, see, deterministic):
-    c = self.config
-    drop = nn.Dropout(c.dropout, deterministic=deterministic)
-    h = LayerNorm(c, name='attention_norm')(x)
-    attend = Attention(c, c.encoder_heads, name='attention')
-    x = x + drop(attend(h, *attend.keys_values(h), see, deterministic))
-    h = LayerNorm(c, name='feed_forward_norm')(x)
-    feed_forward = FeedForward(c, c.encoder_ff, name='feed_forward')
-    x = x + drop(feed_forward(h, deterministic))
-    return constrain(x, 'batch', 'length', 'hidden'), None
-
-
-class DecoderLayer(nn.Module):
-  """Self-attention, cross-attention, feed-forward.
-
-  Without a cache it reads a whole sequence. With one it writes the keys and
-  values of its inputs into it and looks at all that the cache holds; where
-  `encoded` is None the cross-attention's come from the cache too.
-  """
-
-  config: Config
-
-  @nn.compact
-  def __call__(
-    self, carry, layer, encoded, positions, see, see_encoded, deterministic
-  ):
-    x, cache = carry
-    c = self.config
-    drop = nn.Dropout(c.dropout, deterministic=deterministic)
-    h = LayerNorm(c, name='self_attention_norm')(x)
-    attend = Attention(c, c.decoder_heads, name='self_attention')
-    keys, values = attend.keys_values(h)
-    if cache is not None:
-      cache = cache.write('self', layer, keys, values, positions)
-      keys, values = cache.read('self', layer)
-    x = x + drop(attend(h, keys, values, see, deterministic))
-
-    h = LayerNorm(c, name='cross_attention_norm')(x)
-    attend = Attention(c, c.decoder_heads, name='cross_attention')
-    if encoded is not None:
-      keys, values = attend.keys_values(encoded)
-      if cache is not None:
-        cache = cache.write('cross', layer, keys, values)
-    else:
-      keys, values = cache.read('cross', layer)
-    x = x + drop(attend(h, keys, values, see_encoded, deterministic))
-
-    h = LayerNorm(c, name='feed_forward_norm')(x)
-    feed_forward = FeedForward(c, c.decoder_ff, name='feed_forward')
-    x = x + drop(feed_forward(h, deterministic))
-    return (constrain(x, 'batch', 'length', 'hidden'), cache), None
-
-
-def layers(layer_class, config: Config, length: int, inputs: tuple, name: str):
-  """A stack of layers as one scan over stacked parameters."""
-  if config.remat == 'full':
-    # deterministic, the last argument, is a Python bool.
-    layer_class = nn.remat(
-      layer_class, prevent_cse=False, static_argnums=(len(inputs) + 1,)
-    )
-  return nn.scan(
-    layer_class,
-    variable_axes={'params': 0},
-    split_rngs={'params': True, 'dropout': True},
-    in_axes=inputs,
-    length=length,
-    unroll=min(config.unroll, length),
-    metadata_params={nn.PARTITION_NAME: 'layers'},
-  )(config, name=name)
-
-
 class Encoder(nn.Module):
   config: Config
 
@@ -330,8 +147,8 @@ class Encoder(nn.Module):
     c = self.config
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
     inputs = (nn.broadcast, nn.broadcast)
-    stack = layers(EncoderLayer, c, c.encoder_layers, inputs, 'layers')
-    x, _ = stack(x, see, deterministic)
+    layers = stack(EncoderLayer, c, c.encoder_layers, inputs)
+    x, _ = layers(x, see, deterministic)
     return LayerNorm(c, name='norm')(x)
 
 
@@ -345,9 +162,9 @@ class Decoder(nn.Module):
     c = self.config
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
     inputs = (0, *(nn.broadcast,) * 5)
-    stack = layers(DecoderLayer, c, c.decoder_layers, inputs, 'layers')
+    layers = stack(DecoderLayer, c, c.decoder_layers, inputs)
     number = jnp.arange(c.decoder_layers)
-    (x, cache), _ = stack(
+    (x, cache), _ = layers(
       (x, cache), number, encoded, positions, see, see_encoded, deterministic
     )
     return LayerNorm(c, name='norm')(x), cache
@@ -371,12 +188,31 @@ class AlexaTM(nn.Module):
     same = nn.with_logical_partitioning(
       lambda key: self.encoder_embedding + 0, ('vocab', 'embed')
     )
-    self.decoder_embedding = self.param('decoder_embedding', same)
-    self.lm_head = self.param('lm_head', same)
+    self.decoder_embedding = (
+      self.encoder_embedding
+      if c.ties in ('embeddings', 'all')
+      else self.param('decoder_embedding', same)
+    )
+    tied_head = {
+      'decoder_head': self.decoder_embedding,
+      'encoder_head': self.encoder_embedding,
+      'all': self.encoder_embedding,
+    }
+    if c.ties in tied_head:
+      self.head = tied_head[c.ties]
+    else:
+      self.head = self.param('lm_head', same)
     rows = normal(c, 'position', 'embed')
     shape = (c.positions, c.d_model)
     self.encoder_positions = self.param('encoder_positions', rows, shape)
+    shape = (c.positions + c.position_offset, c.d_model)
     self.decoder_positions = self.param('decoder_positions', rows, shape)
+    if c.token_types:
+      shape = (c.token_types, c.d_model)
+      self.encoder_types = self.param('encoder_types', rows, shape)
+    if c.logits_bias:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
+      self.logits_bias = self.param('logits_bias', zeros, (c.vocab_size,))
     self.encoder = Encoder(c)
     self.decoder = Decoder(c)
 
@@ -430,7 +266,10 @@ class AlexaTM(nn.Module):
       at = rows[: tokens.shape[1]]
     else:
       at = rows[positions]
-    x = table[tokens].astype(c.dtype) + at.astype(c.dtype)
+    x = table[tokens].astype(c.dtype)
+    if c.embed_scale:
+      x *= c.d_model**0.5
+    x += at.astype(c.dtype)
     return constrain(x, 'batch', 'length', 'hidden')
 
   def _check_length(self, length: int):
@@ -451,8 +290,12 @@ class AlexaTM(nn.Module):
     encoder_segment_ids=None,
     encoder_positions=None,
     enable_dropout: bool = True,
+    encoder_token_types=None,
   ):
-    """Ids [B, S] to encoder states [B, S, D]."""
+    """Ids [B, S] to encoder states [B, S, D].
+
+    Token types [B, S] are 0 where the model has them and none are given.
+    """
     segments = self._segments(encoder_input_tokens, encoder_segment_ids)
     x = self._embed(
       encoder_input_tokens,
@@ -460,6 +303,10 @@ class AlexaTM(nn.Module):
       self.encoder_positions,
       encoder_positions,
     )
+    if self.config.token_types:
+      types = encoder_token_types
+      types = jnp.zeros_like(encoder_input_tokens) if types is None else types
+      x += self.encoder_types[types].astype(x.dtype)
     return self.encoder(x, mask(segments, segments), not enable_dropout)
 
   def decode(
@@ -524,13 +371,14 @@ class AlexaTM(nn.Module):
   def _decoder(
     self, tokens, cache, encoded, positions, see, see_encoded, deterministic
   ):
-    x = self._embed(
-      tokens, self.decoder_embedding, self.decoder_positions, positions
-    )
+    rows = self.decoder_positions[self.config.position_offset :]
+    x = self._embed(tokens, self.decoder_embedding, rows, positions)
     x, cache = self.decoder(
       x, cache, encoded, positions, see, see_encoded, deterministic
     )
-    flat = x.reshape(-1, x.shape[-1]) @ self.lm_head.T.astype(x.dtype)
+    flat = x.reshape(-1, x.shape[-1]) @ self.head.T.astype(x.dtype)
+    if self.config.logits_bias:
+      flat += jax.lax.stop_gradient(self.logits_bias).astype(x.dtype)
     logits = flat.reshape(*x.shape[:-1], -1)
     return constrain(logits, 'batch', 'length', 'vocab'), cache
 

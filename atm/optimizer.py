@@ -78,7 +78,7 @@ def decayed(params):
 
   def matrix(path, _):
     names = {getattr(key, 'key', None) for key in path}
-    return not names & {'bias', 'scale'}
+    return not names & {'bias', 'scale', 'logits_bias'}
 
   return jax.tree_util.tree_map_with_path(matrix, params)
 

@@ -13,8 +13,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 
 # A file imports only from files to its left.
 ORDER = (
-  'sharding metrics vocabulary objectives rows data attention model loss '
-  'optimizer step checkpoint decode evaluate trainer infer report main'
+  'sharding metrics vocabulary objectives rows data attention layers model '
+  'loss optimizer step checkpoint decode evaluate trainer infer report main'
 ).split()
 HEAVY = {'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard'}
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atm import model
+from atm import layers
 from atm.model import AlexaTM
 
 from conftest import batch, tiny
@@ -157,7 +157,7 @@ def test_cached_equals_uncached(net, rng):
     {'params': params}, b['encoder_input_tokens'], source,
     enable_dropout=False, method=AlexaTM.encode,
   )  # fmt: skip
-  cache = model.Cache.zeros(module.config, 3, 6, 7)
+  cache = layers.Cache.zeros(module.config, 3, 6, 7)
   for t in range(7):
     out, cache = module.apply(
       {'params': params}, b['decoder_input_tokens'][:, t : t + 1],
@@ -175,7 +175,7 @@ def test_a_prefix_may_be_read_at_once(net, rng):
     {'params': params}, b['encoder_input_tokens'], source,
     enable_dropout=False, method=AlexaTM.encode,
   )  # fmt: skip
-  cache = model.Cache.zeros(module.config, 2, 6, 7)
+  cache = layers.Cache.zeros(module.config, 2, 6, 7)
   positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
   out, _ = module.apply(
     {'params': params}, b['decoder_input_tokens'], positions, cache, source,
