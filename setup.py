@@ -33,7 +33,9 @@ DEPENDENCIES = [
   'numpy>=2.0,<3',
   'optax>=0.2.5,<0.3',
   'orbax-checkpoint>=0.12,<0.13',
+  'ml-dtypes>=0.5,<0.6',
   'rich>=13,<16',
+  'safetensors>=0.6,<0.9',
   'sentencepiece>=0.2,<0.3',
   'seqio>=0.0.20,<0.1',
   'tensorboard>=2.18,<3',
@@ -45,7 +47,7 @@ EXTRAS = {
   # Compiles for TPUs on a machine without one; see docs/pods.md.
   'plan': ['jax[tpu]>=0.10,<0.13'],
   # Only for parity scripts; never needed to run.
-  'hf': ['torch>=2.4,<3', 'transformers>=4.50,<6'],
+  'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
   'eval': [
     'lm-eval>=0.4.9,<0.5',
     'rouge-score>=0.1.2,<0.2',

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from atm import checkpoint, decode, optimizer, sharding, step
+from atm import checkpoint, decode, hf, sharding, step
 from atm.model import AlexaTM, Config
 from atm.sharding import Rules, did_you_mean
 from atm.vocabulary import Vocabulary
@@ -26,17 +28,132 @@ class Model:
   Attributes:
     config: the model's sizes.
     params: its parameters, sharded over `mesh`.
-    vocabulary: its vocabulary.
+    vocabulary: its vocabulary, or None where it came without.
     mesh, rules: where arrays live.
     step: updates it was trained for.
   """
 
   config: Config
   params: dict
-  vocabulary: Vocabulary
+  vocabulary: Vocabulary | None
   mesh: jax.sharding.Mesh
   rules: Rules
   step: int
+
+  def logits(self, encoder_ids, decoder_ids, encoder_mask=None) -> np.ndarray:
+    """Logits of every next token, teacher-forced.
+
+    Args:
+      encoder_ids: [B, S] integers.
+      decoder_ids: [B, T] integers, the decoder's inputs: they begin with
+        Config.start_id.
+      encoder_mask: [B, S], 0 on padding; default: no padding.
+
+    Returns:
+      float32 [B, T, V].
+    """
+    encoder_ids, decoder_ids = map(np.asarray, (encoder_ids, decoder_ids))
+    if encoder_mask is None:
+      encoder_mask = np.ones_like(encoder_ids)
+    with sharding.use(self.mesh, self.rules):
+      out = _logits(
+        AlexaTM(self.config),
+        self.params,
+        encoder_ids.astype(np.int32),
+        decoder_ids.astype(np.int32),
+        (np.asarray(encoder_mask) > 0).astype(np.int32),
+      )
+    return np.asarray(out)
+
+  def score(
+    self, inputs, targets, mode: str = 'clm', batch_size: int = 32
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of targets, teacher-forced.
+
+    Args:
+      inputs: texts, or lists of encoder ids, to which nothing is added.
+      targets: texts, which end in `</s>`, or lists of ids, scored as they are.
+      mode: see `generate`.
+      batch_size: pairs scored at a time.
+
+    Returns:
+      (summed log-probabilities float64 [N], token counts int [N]), a pair each.
+
+    Raises:
+      ValueError: not as many targets as inputs, or one is too long or empty.
+    """
+    if len(inputs) != len(targets):
+      raise ValueError(f'{len(inputs)} inputs, but {len(targets)} targets')
+    source = self._ids(inputs, mode)
+    target = self._ids(targets, None)
+    total = np.zeros(len(source))
+    counts = np.array([len(row) for row in target], np.int64)
+    order = sorted(range(len(source)), key=lambda i: len(source[i]))
+    for start in range(0, len(order), batch_size):
+      chosen = order[start : start + batch_size]
+      total[chosen] = self._score(
+        [source[i] for i in chosen], [target[i] for i in chosen], batch_size
+      )
+    return total, counts
+
+  def _score(self, sources, targets, batch_size: int) -> np.ndarray:
+    c = self.config
+    tokens, segments = self._pad(sources, len(sources), batch_size)
+    B = len(tokens)
+    T = min(c.positions, _power_of_two(max(16, max(map(len, targets)))))
+    inputs, labels = np.full((2, B, T), c.pad_id, np.int32)
+    weights = np.zeros((B, T), np.float32)
+    inputs[:, 0] = c.start_id
+    for i, row in enumerate(targets):
+      labels[i, : len(row)] = row
+      inputs[i, 1 : len(row)] = row[:-1]
+      weights[i, : len(row)] = 1
+    batch = {
+      'encoder_input_tokens': tokens,
+      'encoder_segment_ids': segments,
+      'decoder_input_tokens': inputs,
+      'decoder_segment_ids': np.ones_like(inputs),
+      'decoder_target_tokens': labels,
+      'decoder_loss_weights': weights,
+    }
+    batch = sharding.place(batch, self.mesh, self.rules)
+    with sharding.use(self.mesh, self.rules):
+      sums = _losses(AlexaTM(c), self.params, batch)
+    return -np.asarray(sums['loss'])[: len(targets)]
+
+  def _ids(self, inputs, mode: str | None) -> list[list[int]]:
+    """Ids of texts or ids; mode None encodes texts as targets.
+
+    Raises:
+      ValueError: see `generate`.
+    """
+    if mode not in (None, *MODES):
+      raise ValueError(f'mode = {mode!r}.' + did_you_mean(str(mode), MODES))
+    if isinstance(inputs, str):
+      raise ValueError('inputs is one string: expected a list of strings')
+    ids = []
+    for number, x in enumerate(inputs):
+      if isinstance(x, str) and self.vocabulary is None:
+        raise ValueError('this model has no tokenizer: give lists of ids')
+      if not isinstance(x, str):
+        row = [int(i) for i in x]
+      elif mode is None:
+        row = [*self.vocabulary.encode(x), self.config.end_id]
+      else:
+        row = self.encode(x, mode)
+      if not 1 <= len(row) <= self.config.positions:
+        raise ValueError(
+          f'input {number} has {len(row)} tokens: expected 1 to '
+          f'Config.positions = {self.config.positions}'
+        )
+      wrong = [i for i in row if not 0 <= i < self.config.vocab_size]
+      if wrong:
+        raise ValueError(
+          f'input {number} has the id {wrong[0]}: expected 0 to '
+          f'{self.config.vocab_size - 1}'
+        )
+      ids.append(row)
+    return ids
 
   def encode(self, text: str, mode: str = 'clm') -> list[int]:
     """The encoder ids of a text: `<s> [CLM] text </s>`, or without `[CLM]`."""
@@ -70,22 +187,10 @@ class Model:
       ValueError: an unknown mode, or an input longer than Config.positions,
         which it names.
     """
-    if mode not in MODES:
-      raise ValueError(f'mode = {mode!r}.' + did_you_mean(str(mode), MODES))
     if max_tokens < 1:
       raise ValueError(f'max_tokens = {max_tokens}: expected 1 or more')
     max_tokens = min(max_tokens, self.config.positions)
-    if isinstance(inputs, str):
-      raise ValueError('inputs is one string: expected a list of strings')
-    ids = [
-      self.encode(x, mode) if isinstance(x, str) else list(x) for x in inputs
-    ]
-    for number, row in enumerate(ids):
-      if not 1 <= len(row) <= self.config.positions:
-        raise ValueError(
-          f'input {number} has {len(row)} tokens: expected 1 to '
-          f'Config.positions = {self.config.positions}'
-        )
+    ids = self._ids(inputs, mode)
     out: list[list[int]] = [[]] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     done = written = 0
@@ -102,15 +207,14 @@ class Model:
       for x, row in zip(inputs, out)
     ]
 
-  def _batch(self, rows, max_tokens: int, batch_size: int) -> list[list[int]]:
-    """Generates for a few rows, padded to lengths that recur.
+  def _pad(self, rows, count: int, batch_size: int) -> tuple:
+    """Rows of ids to (tokens, segments) [B, S] of sizes that recur.
 
     Lengths and batches grow in powers of two, so that few shapes compile.
     """
     c = self.config
     S = min(c.positions, _power_of_two(max(16, max(map(len, rows)))))
-    T = min(c.positions, _power_of_two(max_tokens))
-    B = min(_power_of_two(len(rows)), _power_of_two(batch_size))
+    B = min(_power_of_two(count), _power_of_two(batch_size))
     shards = self.mesh.size // self.mesh.shape['tensor']
     B = -(-B // shards) * shards
     tokens = np.full((B, S), c.pad_id, np.int32)
@@ -118,6 +222,13 @@ class Model:
     for i, row in enumerate(rows):
       tokens[i, : len(row)] = row
       segments[i, : len(row)] = 1
+    return tokens, segments
+
+  def _batch(self, rows, max_tokens: int, batch_size: int) -> list[list[int]]:
+    """Generates for a few rows."""
+    c = self.config
+    T = min(c.positions, _power_of_two(max_tokens))
+    tokens, segments = self._pad(rows, len(rows), batch_size)
     batch = {'tokens': tokens, 'segments': segments}
     batch = sharding.place(batch, self.mesh, self.rules)
     with sharding.use(self.mesh, self.rules):
@@ -130,27 +241,56 @@ class Model:
     ]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, tokens, decoder_tokens, segments):
+  logits = model.apply(
+    {'params': params},
+    tokens,
+    decoder_tokens,
+    encoder_segment_ids=segments,
+    decoder_segment_ids=jnp.ones_like(decoder_tokens),
+    enable_dropout=False,
+  )
+  return logits.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(model, params, batch):
+  return step.forward(model, params, batch)
+
+
 def _power_of_two(n: int) -> int:
   return 1 << (n - 1).bit_length()
 
 
 def load(
-  directory: str, at_step: int | None = None, mesh=None, rules: Rules = Rules()
+  directory: str,
+  at_step: int | None = None,
+  mesh=None,
+  rules: Rules = Rules(),
+  dtype: str | None = None,
 ) -> Model:
-  """A model from a MODEL_DIR.
+  """A model from a MODEL_DIR or from a Hugging Face folder.
 
   Args:
-    directory: holds checkpoints/ and vocabulary/.
+    directory: holds checkpoints/ and vocabulary/, or config.json and weights.
     at_step: which checkpoint; None takes the newest.
     mesh: default: all devices, data parallel.
     rules: logical to mesh axes.
+    dtype: of activations: 'float32' or 'bfloat16'; None takes the model's own.
 
   Raises:
-    FileNotFoundError: there is no checkpoint, or not of that step.
+    FileNotFoundError: there is no model, or no checkpoint of that step.
+    hf.WeightsError: a Hugging Face folder that is not sound.
   """
-  if not os.path.isdir(os.path.join(directory, checkpoint.FOLDER)):
-    raise FileNotFoundError(f'no checkpoints/ in MODEL_DIR = {directory!r}')
   mesh = sharding.mesh() if mesh is None else mesh
+  if os.path.exists(os.path.join(directory, 'config.json')):
+    return _load_hf(directory, mesh, rules, dtype)
+  if not os.path.isdir(os.path.join(directory, checkpoint.FOLDER)):
+    raise FileNotFoundError(
+      f'no checkpoints/ in MODEL_DIR = {directory!r}, nor a config.json of '
+      'Hugging Face weights'
+    )
   checkpoints = checkpoint.Checkpoints(directory)
   steps = checkpoints.steps()
   if not steps or at_step not in (None, *steps):
@@ -160,12 +300,25 @@ def load(
     )
   number = steps[-1] if at_step is None else at_step
   config = Config(**checkpoints.meta(number)['model'])
-  tx = optimizer.make(optimizer.Config())
-  abstract = step.abstract_state(AlexaTM(config), tx, mesh, rules)
-  params = checkpoints.restore_params(number, abstract.params)
+  config = dataclasses.replace(config, dtype=dtype or config.dtype)
+  abstract = step.abstract_params(AlexaTM(config), mesh, rules)
+  params = checkpoints.restore_params(number, abstract)
   checkpoints.close()
-  words = Vocabulary(os.path.join(directory, 'vocabulary'))
+  folder = os.path.join(directory, 'vocabulary')
+  words = Vocabulary(folder) if os.path.isdir(folder) else None
   return Model(config, params, words, mesh, rules, number)
+
+
+def _load_hf(directory: str, mesh, rules: Rules, dtype: str | None) -> Model:
+  described = hf.read_json(os.path.join(directory, 'config.json'))
+  config = hf.config_of(described, dtype or 'float32')
+  abstract = step.abstract_params(AlexaTM(config), mesh, rules)
+  layout = hf.LAYOUTS[hf.model_type(described)]
+  reader = hf.Reader(hf.Folder(directory), layout, abstract)
+  params = hf.nested(dict(reader.arrays()))
+  tokenizer = hf.find_tokenizer(directory)
+  words = Vocabulary(tokenizer) if tokenizer else None
+  return Model(config, params, words, mesh, rules, 0)
 
 
 def read_inputs(path: str) -> list[dict]:

@@ -228,7 +228,7 @@ class AlexaTM(nn.Module):
     decode: bool = False,
     enable_dropout: bool = True,
   ):
-    """Ids [B, S] and [B, T] to logits [B, T, V] in the config's dtype.
+    """Ids [B, S] and [B, T] to float32 logits [B, T, V].
 
     Args:
       encoder_input_tokens: [B, S] ids.
@@ -376,9 +376,13 @@ class AlexaTM(nn.Module):
     x, cache = self.decoder(
       x, cache, encoded, positions, see, see_encoded, deterministic
     )
-    flat = x.reshape(-1, x.shape[-1]) @ self.head.T.astype(x.dtype)
+    flat = jnp.matmul(
+      x.reshape(-1, x.shape[-1]),
+      self.head.T.astype(x.dtype),
+      preferred_element_type=jnp.float32,
+    )
     if self.config.logits_bias:
-      flat += jax.lax.stop_gradient(self.logits_bias).astype(x.dtype)
+      flat += jax.lax.stop_gradient(self.logits_bias).astype(jnp.float32)
     logits = flat.reshape(*x.shape[:-1], -1)
     return constrain(logits, 'batch', 'length', 'vocab'), cache
 
@@ -388,7 +392,7 @@ class AlexaTM(nn.Module):
       fresh = Cache.zeros(self.config, B, encoded.shape[1], T)
       self.put_variable('cache', 'kv', fresh)
       self.put_variable('cache', 'index', jnp.zeros(B, jnp.int32))
-      return jnp.zeros((B, T, self.config.vocab_size), self.config.dtype)
+      return jnp.zeros((B, T, self.config.vocab_size))
     index = self.get_variable('cache', 'index')
     positions = jnp.broadcast_to(jnp.arange(T), (B, T)) + index[:, None]
     logits, cache = self.decode_cached(

@@ -12,7 +12,7 @@ import optax
 
 from atm import objectives, optimizer
 from atm.loss import cross_entropy
-from atm.sharding import NamedSharding, Rules
+from atm.sharding import NamedSharding, Rules, check_divides
 
 
 @flax.struct.dataclass
@@ -50,6 +50,44 @@ def abstract_state(model, tx, mesh, rules: Rules) -> State:
     A State of jax.ShapeDtypeStruct with shardings.
   """
   boxed = jax.eval_shape(lambda: _init(model, tx, 0))
+  return _placed(boxed, mesh, rules)
+
+
+def abstract_params(model, mesh, rules: Rules) -> dict:
+  """`abstract_state(...).params`, without an optimizer.
+
+  Raises:
+    ValueError: a size does not divide by the mesh.
+  """
+  check_mesh(mesh, rules, model.config)
+  boxed = jax.eval_shape(lambda: _init(model, optax.identity(), 0))
+  return _placed(boxed, mesh, rules).params
+
+
+def check_mesh(mesh, rules: Rules, config) -> None:
+  """Raises ValueError where a model.Config's size does not divide."""
+  check_divides(
+    mesh,
+    rules,
+    {
+      'embed': ('Config.d_model', config.d_model),
+      'vocab': ('Config.vocab_size', config.vocab_size),
+    },
+  )
+  for stack in ('encoder', 'decoder'):
+    heads, mlp = f'{stack}_heads', f'{stack}_ff'
+    check_divides(
+      mesh,
+      rules,
+      {
+        'heads': (f'Config.{heads}', getattr(config, heads)),
+        'mlp': (f'Config.{mlp}', getattr(config, mlp)),
+      },
+    )
+
+
+def _placed(boxed: State, mesh, rules: Rules) -> State:
+  """Boxes of logical axes to shapes with shardings."""
 
   def leaf(x):
     logical = x.get_partition_spec() if isinstance(x, nn.Partitioned) else ()

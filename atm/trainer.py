@@ -264,16 +264,9 @@ def check_sizes(mesh, rules, config: model.Config, lengths, batch_size: int):
         f'TASK_FEATURE_LENGTHS[{name!r}] = {n} is more than '
         f'Config.positions = {config.positions}'
       )
-  sharding.check_divides(mesh, rules, {
-    'batch': ('BATCH_SIZE', batch_size),
-    'embed': ('Config.d_model', config.d_model),
-    'vocab': ('Config.vocab_size', config.vocab_size),
-  })  # fmt: skip
-  for stack in ('encoder', 'decoder'):
-    sharding.check_divides(mesh, rules, {
-      'heads': (f'Config.{stack}_heads', getattr(config, f'{stack}_heads')),
-      'mlp': (f'Config.{stack}_ff', getattr(config, f'{stack}_ff')),
-    })  # fmt: skip
+  batch = {'batch': ('BATCH_SIZE', batch_size)}
+  sharding.check_divides(mesh, rules, batch)
+  step.check_mesh(mesh, rules, config)
 
 
 def check_vocabulary(words: Vocabulary, config: model.Config) -> None:

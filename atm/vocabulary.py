@@ -30,6 +30,7 @@ PAD, BOS, EOS, UNK, MASK, CLM, DOC = SPECIALS = (
   '[CLM]',
   '[DOC]',
 )
+SILENT = set(SPECIALS) - {UNK}
 MODEL_FILE = 'sentencepiece.model'
 REPORT_FILE = 'report.json'
 
@@ -72,7 +73,6 @@ class Vocabulary:
     self.pad_id, self.bos_id, self.eos_id, self.unk_id = map(
       self._special, (PAD, BOS, EOS, UNK)
     )
-    self.clm_id, self.doc_id = map(self._special, (CLM, DOC))
 
   def _special(self, piece: str) -> int:
     index = self._sp.PieceToId(piece)
@@ -80,11 +80,25 @@ class Vocabulary:
       raise ValueError(f'vocabulary {self.path!r} has no piece {piece!r}')
     return index
 
+  @property
+  def clm_id(self) -> int:
+    """Raises ValueError where the vocabulary has no `[CLM]`."""
+    return self._special(CLM)
+
+  @property
+  def doc_id(self) -> int:
+    """Raises ValueError where the vocabulary has no `[DOC]`."""
+    return self._special(DOC)
+
   @functools.cached_property
   def _silent(self) -> np.ndarray:
     """[V] bool: pieces that stand for no text."""
-    control = [self._sp.IsControl(i) for i in range(self.size)]
-    return np.array(control)
+    return np.array(
+      [
+        self._sp.IsControl(i) or self._sp.IdToPiece(i) in SILENT
+        for i in range(self.size)
+      ]
+    )
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text, without special pieces."""

@@ -1,0 +1,354 @@
+"""Tensors of a PyTorch checkpoint, read without PyTorch and as data only.
+
+A file of `torch.save` (since PyTorch 1.6) is an uncompressed zip archive:
+`ROOT/data.pkl` is a pickled dict of tensors, `ROOT/data/0`, `ROOT/data/1`, ...
+are the little-endian bytes of their storages. A tensor is a view of a storage:
+offset, shape and strides, counted in elements; several may share a storage.
+
+A pickle is a program and an archive may lie, so neither is trusted. The pickle
+runs on an interpreter that knows only the instructions of a state dict and can
+name nothing but inert stand-ins. What a tensor claims is compared with what the
+archive really holds before any of it is read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import math
+import os
+import pickle
+import struct
+import zipfile
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+# A tensor takes some 200 bytes of pickle, so this is 80,000 of them. One byte
+# of pickle may take a hundred in memory.
+MAX_PICKLE = 1 << 24
+MAX_DIMENSIONS = 32
+TOO_LARGE = 1 << 63  # sizes from here on are not real, and too long to print
+DTYPES = {
+  'DoubleStorage': np.dtype('<f8'),
+  'FloatStorage': np.dtype('<f4'),
+  'HalfStorage': np.dtype('<f2'),
+  'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+  'LongStorage': np.dtype('<i8'),
+  'IntStorage': np.dtype('<i4'),
+  'ShortStorage': np.dtype('<i2'),
+  'CharStorage': np.dtype('i1'),
+  'ByteStorage': np.dtype('u1'),
+  'BoolStorage': np.dtype('?'),
+}
+RESAVE = (
+  'load it with a current PyTorch and save its state dict again: '
+  'torch.save(model.state_dict(), path)'
+)
+
+
+class TorchFileError(ValueError):
+  """A file that cannot be read: says which, where in it, and what to do."""
+
+
+class _Storage(NamedTuple):
+  dtype: np.dtype
+  name: str
+  numel: int
+
+
+class _Tensor(NamedTuple):
+  storage: _Storage
+  offset: int
+  shape: tuple
+  stride: tuple
+
+
+class _Place(NamedTuple):
+  """A tensor in the file; start, nbytes and strides are in bytes."""
+
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+  start: int
+  nbytes: int
+
+
+class _Dict:
+  """A dict or OrderedDict as written: every pair, nothing hashed or replaced.
+
+  A real dict would keep the last of two equal keys without a word, and hashing
+  a key made for it (tuples a million deep) ends the process.
+  """
+
+  __slots__ = ('pairs',)
+
+  def __init__(self):
+    self.pairs = []
+
+  def __setitem__(self, key, value):
+    self.pairs.append((key, value))
+
+
+def _tensor(storage, offset, shape, stride, grad, hooks, metadata=None):
+  """Stands in for torch._utils._rebuild_tensor_v2."""
+  if metadata is not None:  # a pending negation: bytes are not yet the values
+    raise pickle.UnpicklingError('a tensor has metadata')
+  return _Tensor(storage, offset, shape, stride)
+
+
+def _parameter(data, grad, hooks):
+  """Stands in for torch._utils._rebuild_parameter."""
+  return data
+
+
+GLOBALS = {
+  'collections.OrderedDict': _Dict,
+  'torch._utils._rebuild_tensor_v2': _tensor,
+  'torch._utils._rebuild_parameter': _parameter,
+  **{f'torch.{name}': dtype for name, dtype in DTYPES.items()},
+}
+
+
+class _Unpickler(pickle._Unpickler):
+  """The interpreter: no imports, no attributes, no objects but our own.
+
+  Derived from pickle's implementation in Python, because the one in C has no
+  table of instructions to cut, fills real dicts, and reserves a memo as long as
+  the file asks for: five bytes of it can ask for 64 GB.
+  """
+
+  def find_class(self, module, name):
+    name = f'{module}.{name}'
+    if name not in GLOBALS:
+      raise pickle.UnpicklingError(
+        f'it asks for {name[:99]!r}, which no state dict of tensors '
+        f'of {", ".join(d.name for d in DTYPES.values())} needs'
+      )
+    return GLOBALS[name]
+
+  def persistent_load(self, pid):
+    match pid:
+      case ('storage', np.dtype() as dtype, str(name), str(), int(numel)):
+        if type(pid) is tuple and 0 <= numel < TOO_LARGE:
+          return _Storage(dtype, name, numel)
+    raise pickle.UnpicklingError('a storage is not well described')
+
+  def load_empty_dict(self):
+    self.append(_Dict())
+
+  def load_build(self):
+    # Drops `_metadata` of Module.state_dict(). The inherited one would set
+    # attributes, even of our functions.
+    self.stack.pop()
+    if type(self.stack[-1]) is not _Dict:
+      raise pickle.UnpicklingError('it sets attributes')
+
+  # Protocols 2 to 5 without what makes instances, bytes, sets or extensions.
+  CODES = [
+    getattr(pickle, name)[0]
+    for name in (
+      'PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE BINFLOAT BININT BININT1 '
+      'BININT2 LONG1 BINUNICODE SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 '
+      'TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS SETITEM SETITEMS BINPUT '
+      'LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE '
+      'BINPERSID'
+    ).split()
+  ]
+  dispatch = {code: pickle._Unpickler.dispatch[code] for code in CODES}
+  dispatch[pickle.EMPTY_DICT[0]] = load_empty_dict
+  dispatch[pickle.BUILD[0]] = load_build
+
+
+class TorchFile:
+  """The tensors of a state dict in a file of `torch.save`, read one by one.
+
+  Close it, or use it in a `with` statement. Not for several threads at once.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Opens a file and checks every tensor's place in it; reads no values.
+
+    Raises:
+      TorchFileError: there is no such file, it is not a PyTorch checkpoint, is
+        damaged, contradicts itself, or holds other things than tensors.
+    """
+    self._path = os.fspath(path)
+    try:
+      self._file = open(self._path, 'rb')
+    except OSError as e:
+      raise self._error(f'cannot be opened: {e.strerror}') from e
+    try:
+      self._members = self._read_members()
+      self._places = {}
+      for key, value in self._read_pickle().pairs:
+        if type(key) is not str:
+          raise self._error(f'a key is a {type(key).__name__}, not a string')
+        if key in self._places:
+          raise self._error(f'{key!r} is there twice')
+        self._places[key] = self._place(key, value)
+    except BaseException:
+      self.close()
+      raise
+
+  def close(self) -> None:
+    self._file.close()
+
+  def __enter__(self) -> TorchFile:
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
+  def keys(self) -> list[str]:
+    """Names of the tensors, in the order of the file."""
+    return list(self._places)
+
+  def shape(self, key: str) -> tuple[int, ...]:
+    """Raises TorchFileError if there is no such tensor."""
+    return self._find(key).shape
+
+  def dtype(self, key: str) -> np.dtype:
+    """Raises TorchFileError if there is no such tensor."""
+    return self._find(key).dtype
+
+  def read(self, key: str) -> np.ndarray:
+    """A tensor, C-contiguous and the caller's own; reads only its bytes.
+
+    Takes the memory of the tensor, and as much again while it is put in order
+    if the file has it in another (transposed).
+
+    Raises:
+      TorchFileError: there is no such tensor, or its bytes cannot be read.
+    """
+    place = self._find(key)
+    if not place.nbytes:
+      return np.empty(place.shape, place.dtype)
+    raw = self._at(place.start, place.nbytes, key)
+    if place.dtype == bool and raw.max() > 1:
+      raise self._error(f'{key!r} is bool but has bytes other than 0 and 1')
+    view = np.ndarray(place.shape, place.dtype, raw, 0, place.strides)
+    return np.asarray(view, order='C')
+
+  def _error(self, what: str) -> TorchFileError:
+    return TorchFileError(f'{self._path}: {what}')
+
+  def _find(self, key: str) -> _Place:
+    if key not in self._places:
+      close = difflib.get_close_matches(str(key), self._places, n=1)
+      nearest = f'; the nearest is {close[0]!r}' if close else ''
+      raise self._error(f'there is no tensor {key!r}{nearest}')
+    return self._places[key]
+
+  def _at(self, start: int, size: int, whose: str) -> np.ndarray:
+    """Bytes of the file, uint8 [size]."""
+    raw = np.empty(size, np.uint8)
+    try:
+      self._file.seek(start)
+      count = self._file.readinto(raw)
+    except OSError as e:
+      raise self._error(f'{whose!r} cannot be read: {e.strerror}') from e
+    if count != size:
+      raise self._error(f'{whose!r} is cut short')
+    return raw
+
+  def _read_members(self) -> dict[str, tuple[int, int]]:
+    """Members by their names -> (start in the file, bytes)."""
+    magic = self._at(0, 4, 'the header').tobytes()
+    if magic[0] == 0x80:
+      raise self._error(f'is a bare pickle, as before PyTorch 1.6; {RESAVE}')
+    if magic != b'PK\3\4':
+      raise self._error('is not a PyTorch checkpoint')
+    size = os.fstat(self._file.fileno()).st_size
+    try:
+      infos = zipfile.ZipFile(self._file).infolist()
+    except Exception as e:  # a damaged archive raises more than BadZipFile
+      raise self._error(f'is cut short or damaged ({e})') from e
+    # PyTorch, too, takes the first member's folder.
+    self._root = infos[0].filename.split('/')[0] if infos else ''
+    if f'{self._root}/constants.pkl' in (info.filename for info in infos):
+      raise self._error(
+        'is a TorchScript archive; load it with torch.jit.load and save its '
+        'state dict: torch.save(module.state_dict(), path)'
+      )
+    members, end = {}, 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+      name = info.filename
+      if info.compress_type != zipfile.ZIP_STORED:
+        raise self._error(f'member {name!r} is compressed; {RESAVE}')
+      inside = end <= info.header_offset <= size - 30
+      head = self._at(info.header_offset if inside else 0, 30, name).tobytes()
+      start = info.header_offset + 30 + sum(struct.unpack('<26x2H', head))
+      end = start + info.file_size
+      # Where members overlap or share a name, readers may disagree.
+      if (
+        not inside
+        or head[:4] != b'PK\3\4'
+        or end > size
+        or info.compress_size != info.file_size
+        or name in members
+      ):
+        raise self._error(f'member {name!r} is damaged, double or overlapping')
+      members[name] = start, info.file_size
+    return members
+
+  def _read_pickle(self) -> _Dict:
+    # Before PyTorch 2.1 there is no such member.
+    order = self._members.get(f'{self._root}/byteorder', (0, 0))
+    if order[1] and self._at(order[0], 6, 'byteorder').tobytes() != b'little':
+      raise self._error(f'is not little-endian; on a machine that is, {RESAVE}')
+    place = self._members.get(f'{self._root}/data.pkl')
+    if not place:
+      raise self._error('is a zip archive but not a PyTorch checkpoint')
+    if place[1] > MAX_PICKLE:
+      raise self._error(f'its pickle has {place[1]} bytes, over {MAX_PICKLE}')
+    code = io.BytesIO(self._at(*place, 'data.pkl'))
+    try:
+      made = _Unpickler(code).load()
+    except Exception as e:  # nonsense may raise anything
+      said = isinstance(e, pickle.UnpicklingError)
+      why = str(e) if said else type(e).__name__
+      raise self._error(
+        f'its pickle is damaged or not just a state dict: {why}; {RESAVE}'
+      ) from e
+    if type(made) is not _Dict:
+      raise self._error(f'holds a {type(made).__name__}, not a dict; {RESAVE}')
+    return made
+
+  def _place(self, key: str, tensor) -> _Place:
+    """Compares a tensor's claims with each other and with the archive."""
+    if type(tensor) is not _Tensor or type(tensor.storage) is not _Storage:
+      raise self._error(f'{key!r} is not a tensor; {RESAVE}')
+    (dtype, name, numel), offset, shape, stride = tensor
+    if (
+      type(shape) is not tuple
+      or type(stride) is not tuple
+      or not len(shape) == len(stride) <= MAX_DIMENSIONS
+      or not all(type(n) is int for n in (offset, *shape, *stride))
+      or not all(0 <= n < TOO_LARGE for n in (offset, *shape, *stride))
+      or math.prod(n for n in shape if n) * dtype.itemsize >= TOO_LARGE
+    ):
+      raise self._error(f'{key!r} has no valid offset, shape and strides')
+    member = f'{self._root}/data/{name}'
+    start, size = self._members.get(member, (0, -1))
+    if numel * dtype.itemsize != size:
+      raise self._error(
+        f'{key!r} is in a storage of {numel} {dtype.name}, but member '
+        f'{member!r} ' + (f'has {size} bytes' if size >= 0 else 'is not there')
+      )
+    if 0 in shape:
+      return _Place(dtype, shape, stride, start, 0)
+    # The stride of a dimension of one is never used and may be anything.
+    stride = tuple(s if n > 1 else 0 for n, s in zip(shape, stride))
+    span = 1 + sum((n - 1) * s for n, s in zip(shape, stride))
+    # A view that repeats elements could ask for any amount of memory.
+    if offset + span > numel or math.prod(shape) > numel:
+      raise self._error(
+        f'{key!r} of shape {shape}, strides {stride} and offset {offset} does '
+        f'not fit its storage of {numel}; if it was expanded, save it after '
+        '.contiguous()'
+      )
+    k = dtype.itemsize
+    strides = tuple(s * k for s in stride)
+    return _Place(dtype, shape, strides, start + offset * k, span * k)
