@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from atm.step import State
@@ -77,20 +78,62 @@ class Checkpoints:
     optimizer = items['optimizer']
     return State(optimizer['step'], items['params'], optimizer['state'])
 
-  def restore_params(self, step: int, abstract_params):
-    """The parameters at a step, with the shardings of `abstract_params`."""
+  def restore_params(self, step: int, abstract_params, as_saved=False):
+    """The parameters at a step, with the shardings of `abstract_params`.
+
+    Args:
+      step: the step.
+      abstract_params: shapes and shardings.
+      as_saved: keep the dtypes of the checkpoint, else those given.
+    """
     self._check_shapes(step, abstract_params)
+    if as_saved:
+      saved = self.dtypes(step)
+      abstract_params = jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.ShapeDtypeStruct(
+          x.shape, saved[tuple(k.key for k in path)], sharding=x.sharding
+        ),
+        abstract_params,
+      )
     args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
     return self.manager.restore(step, args=args)['params']
 
-  def _check_shapes(self, step: int, abstract_params) -> None:
+  def restore_some(self, step: int, abstract_params):
+    """Some of the parameters: those that `abstract_params` holds."""
+    path = os.path.join(self.directory, str(step), 'params')
+    with ocp.PyTreeCheckpointer() as reader:
+      return reader.restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+          abstract_params,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(
+            abstract_params
+          ),
+          partial_restore=True,
+        ),
+      )
+
+  def dtypes(self, step: int) -> dict[tuple[str, ...], np.dtype]:
+    """Path of a parameter -> its dtype in the checkpoint."""
+    return {
+      tuple(key.key for key in path): np.dtype(x.dtype)
+      for path, x in jax.tree_util.tree_flatten_with_path(self._saved(step))[0]
+    }
+
+  def has_optimizer(self, step: int) -> bool:
+    """False for a checkpoint of imported weights."""
+    return os.path.isdir(os.path.join(self.directory, str(step), 'optimizer'))
+
+  def _saved(self, step: int):
     saved = self.manager.item_metadata(step)['params']
-    saved = getattr(saved, 'tree', saved)
+    return getattr(saved, 'tree', saved)
+
+  def _check_shapes(self, step: int, abstract_params) -> None:
     shapes = lambda tree: {
       jax.tree_util.keystr(path): tuple(x.shape)
       for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
-    saved, wanted = shapes(saved), shapes(abstract_params)
+    saved, wanted = shapes(self._saved(step)), shapes(abstract_params)
     for name in sorted({*saved, *wanted}):
       if saved.get(name) != wanted.get(name):
         raise ValueError(
@@ -108,3 +151,24 @@ class Checkpoints:
     """Waits for the writes under way."""
     self.manager.wait_until_finished()
     self.manager.close()
+
+
+def open_step(model_dir: str, at_step: int | None) -> tuple[Checkpoints, int]:
+  """The checkpoints of a MODEL_DIR and the step wanted, or the newest.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint, or not of that step.
+  """
+  if not os.path.isdir(os.path.join(model_dir, FOLDER)):
+    raise FileNotFoundError(
+      f'no {FOLDER}/ in MODEL_DIR = {model_dir!r}, nor a config.json of '
+      'Hugging Face weights'
+    )
+  checkpoints = Checkpoints(model_dir)
+  steps = checkpoints.steps()
+  if not steps or at_step not in (None, *steps):
+    raise FileNotFoundError(
+      f'no checkpoint {"" if at_step is None else f"of step {at_step} "}in '
+      f'{checkpoints.directory}; steps there: {steps or "none"}'
+    )
+  return checkpoints, steps[-1] if at_step is None else at_step

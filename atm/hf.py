@@ -336,6 +336,46 @@ def _alexatm_config(hf: dict) -> dict:
   )
 
 
+def alexatm_json(config: Config) -> dict:
+  """The inverse of `_alexatm_config`, for a model trained here."""
+  c = config
+  if c.ties == 'encoder_head':
+    raise ValueError("Config.ties = 'encoder_head' has no Hugging Face format")
+  return {
+    'model_type': 'alexatm',
+    'architectures': ['AlexaTMSeq2SeqForConditionalGeneration'],
+    'is_encoder_decoder': True,
+    'vocab_size': c.vocab_size,
+    'd_model': c.d_model,
+    'hidden_act': 'gelu',
+    'encoder_layers': c.encoder_layers,
+    'num_hidden_layers': c.encoder_layers,
+    'encoder_attention_heads': c.encoder_heads,
+    'encoder_ffn_dim': c.encoder_ff,
+    'intermediate_size': c.encoder_ff,
+    'decoder_layers': c.decoder_layers,
+    'decoder_attention_heads': c.decoder_heads,
+    'decoder_ffn_dim': c.decoder_ff,
+    'max_position_embeddings': c.positions,
+    'extra_pos_embeddings': c.position_offset,
+    'type_vocab_size': max(1, c.token_types),
+    'layer_norm_eps': c.norm_eps,
+    'fp32_cast_layer_norm': c.norm_float32,
+    'fp32_cast_query_key': True if c.scores_float32 else None,
+    'share_embeddings': c.ties in ('embeddings', 'all'),
+    'tie_word_embeddings': c.ties in ('decoder_head', 'all'),
+    'dropout': c.dropout,
+    'hidden_dropout_prob': c.dropout,
+    'attention_dropout': c.attention_dropout,
+    'attention_probs_dropout_prob': c.attention_dropout,
+    'activation_dropout': c.activation_dropout,
+    'pad_token_id': c.pad_id,
+    'bos_token_id': c.start_id,
+    'decoder_start_token_id': c.start_id,
+    'eos_token_id': c.end_id,
+  }
+
+
 def _blenderbot_config(hf: dict) -> dict:
   _activation(hf, 'activation_function')
   return dict(

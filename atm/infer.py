@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atm import checkpoint, decode, hf, sharding, step
+from atm import checkpoint, decode, hf, metrics, sharding, step
 from atm.model import AlexaTM, Config
 from atm.sharding import Rules, did_you_mean
 from atm.vocabulary import Vocabulary
@@ -286,23 +286,11 @@ def load(
   mesh = sharding.mesh() if mesh is None else mesh
   if os.path.exists(os.path.join(directory, 'config.json')):
     return _load_hf(directory, mesh, rules, dtype)
-  if not os.path.isdir(os.path.join(directory, checkpoint.FOLDER)):
-    raise FileNotFoundError(
-      f'no checkpoints/ in MODEL_DIR = {directory!r}, nor a config.json of '
-      'Hugging Face weights'
-    )
-  checkpoints = checkpoint.Checkpoints(directory)
-  steps = checkpoints.steps()
-  if not steps or at_step not in (None, *steps):
-    raise FileNotFoundError(
-      f'no checkpoint {"" if at_step is None else f"of step {at_step} "}in '
-      f'{checkpoints.directory}; steps there: {steps or "none"}'
-    )
-  number = steps[-1] if at_step is None else at_step
+  checkpoints, number = checkpoint.open_step(directory, at_step)
   config = Config(**checkpoints.meta(number)['model'])
   config = dataclasses.replace(config, dtype=dtype or config.dtype)
   abstract = step.abstract_params(AlexaTM(config), mesh, rules)
-  params = checkpoints.restore_params(number, abstract)
+  params = checkpoints.restore_params(number, abstract, as_saved=True)
   checkpoints.close()
   folder = os.path.join(directory, 'vocabulary')
   words = Vocabulary(folder) if os.path.isdir(folder) else None
@@ -392,7 +380,7 @@ def infer(
     left = seconds / done * (len(rows) - done)
     say(
       f'{done:,}/{len(rows):,}  {tokens / seconds:,.0f} tokens/s  '
-      f'{int(left) // 60}:{int(left) % 60:02d} left'
+      f'{metrics.clock_text(left)} left'
     )
 
   texts = [row['input'] for row in rows]

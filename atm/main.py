@@ -37,9 +37,20 @@ class UserError(Exception):
 
 def configurables() -> tuple[Callable, ...]:
   """Everything gin may bind, besides what atm_tasks lists in its GIN."""
-  from atm import data, infer, model, optimizer, sharding, trainer, vocabulary
+  from atm import (
+    convert,
+    data,
+    infer,
+    model,
+    optimizer,
+    sharding,
+    trainer,
+    vocabulary,
+  )
 
   return (
+    convert.export_weights,
+    convert.import_weights,
     data.vocab,
     infer.infer,
     model.Config,
@@ -82,7 +93,21 @@ def infer() -> None:
   gin.get_configurable('infer.infer')()
 
 
-RUNS = {'pretrain': pretrain, 'vocab': vocab, 'infer': infer}
+def import_() -> None:
+  gin.get_configurable('convert.import_weights')()
+
+
+def export() -> None:
+  gin.get_configurable('convert.export_weights')()
+
+
+RUNS = {
+  'pretrain': pretrain,
+  'vocab': vocab,
+  'infer': infer,
+  'import': import_,
+  'export': export,
+}
 
 
 # --- Where gin files are

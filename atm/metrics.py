@@ -120,3 +120,12 @@ def read(directory: str) -> list[dict]:
         except json.JSONDecodeError:
           break
   return rows
+
+
+def clock_text(seconds: float) -> str:
+  """m:ss, or h:mm:ss."""
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02d}:{seconds:02d}'
+  return f'{minutes}:{seconds:02d}'

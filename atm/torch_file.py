@@ -25,11 +25,10 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-# A tensor takes some 200 bytes of pickle, so this is 80,000 of them. One byte
-# of pickle may take a hundred in memory.
-MAX_PICKLE = 1 << 24
+# A tensor takes some 200 bytes of pickle, so this is 20,000 of them. One byte
+# of a hostile pickle takes 120 in memory.
+MAX_PICKLE = 1 << 22
 MAX_DIMENSIONS = 32
-TOO_LARGE = 1 << 63  # sizes from here on are not real, and too long to print
 DTYPES = {
   'DoubleStorage': np.dtype('<f8'),
   'FloatStorage': np.dtype('<f4'),
@@ -131,7 +130,7 @@ class _Unpickler(pickle._Unpickler):
   def persistent_load(self, pid):
     match pid:
       case ('storage', np.dtype() as dtype, str(name), str(), int(numel)):
-        if type(pid) is tuple and 0 <= numel < TOO_LARGE:
+        if type(pid) is tuple:
           return _Storage(dtype, name, numel)
     raise pickle.UnpicklingError('a storage is not well described')
 
@@ -325,9 +324,9 @@ class TorchFile:
       type(shape) is not tuple
       or type(stride) is not tuple
       or not len(shape) == len(stride) <= MAX_DIMENSIONS
-      or not all(type(n) is int for n in (offset, *shape, *stride))
-      or not all(0 <= n < TOO_LARGE for n in (offset, *shape, *stride))
-      or math.prod(n for n in shape if n) * dtype.itemsize >= TOO_LARGE
+      or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride))
+      # An empty tensor, too, must have sizes numpy can take.
+      or math.prod(n for n in shape if n) * dtype.itemsize >= 1 << 63
     ):
       raise self._error(f'{key!r} has no valid offset, shape and strides')
     member = f'{self._root}/data/{name}'

@@ -386,7 +386,7 @@ class Log:
       f'step {done:,}/{self.last:,}  loss {row["loss"]:.3f} ({by_name})  '
       f'{row["tokens_per_second"]:,.0f} tokens/s  '
       + (f'mfu {row["mfu"]:.0%}  ' if 'mfu' in row else '')
-      + f'{clock_text(left)} left'
+      + f'{metrics.clock_text(left)} left'
     )
     self.sums, self.steps, self.earlier = collections.Counter(), 0, (0, 0.0)
     return row
@@ -413,12 +413,3 @@ class Log:
     if peak := metrics.peak_flops():
       row['mfu'] = self.flops * steps / seconds / peak
     return row
-
-
-def clock_text(seconds: float) -> str:
-  """m:ss, or h:mm:ss."""
-  minutes, seconds = divmod(int(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours}:{minutes:02d}:{seconds:02d}'
-  return f'{minutes}:{seconds:02d}'

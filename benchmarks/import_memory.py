@@ -1,0 +1,83 @@
+"""Peak memory and rate of `atm import` on a synthetic 4 GB checkpoint.
+
+Writes a folder in the released format, imports it in a process of its own,
+and prints the peak resident memory beside the bound (twice the largest stacked
+parameter plus 1 GiB), and the forecast for the 20B.
+
+  python benchmarks/import_memory.py [FOLDER]
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import numpy as np
+
+from atm import convert, hf, sharding, step
+from atm.model import AlexaTM, Config
+
+SIZES = dict(
+  vocab_size=64000, d_model=1024, encoder_layers=36, encoder_ff=4096,
+  decoder_layers=24, decoder_ff=4096, encoder_heads=16, decoder_heads=16,
+)  # fmt: skip
+RELEASED = dict(norm='uncentred', token_types=2, position_offset=2, logits_bias=True)
+
+
+def sizes_of(config: Config, bytes_each: int) -> dict:
+  mesh = sharding.mesh(devices=jax.devices()[:1])
+  like = step.abstract_params(AlexaTM(config), mesh, sharding.Rules())
+  return {p: int(np.prod(x.shape)) * bytes_each for p, x in hf.flat(like).items()}
+
+
+def write(folder: str, config: Config) -> None:
+  with open(f'{folder}/config.json', 'w') as f:
+    json.dump(hf.alexatm_json(config), f)
+  mesh = sharding.mesh(devices=jax.devices()[:1])
+  like = step.abstract_params(AlexaTM(config), mesh, sharding.Rules())
+  shapes = {}
+  for path, x in hf.flat(like).items():
+    keys = hf.ALEXATM.keys(path, x.shape)
+    for key in keys:
+      shapes[key] = (hf.their_shape(path, x.shape, len(keys)), np.float32)
+  random = np.random.default_rng(0)
+  read = lambda key: random.random(shapes[key][0], np.float32)
+  hf.write_shards(folder, shapes, read, 1 << 30)
+
+
+def main(root: str) -> None:
+  config = Config(**SIZES, **RELEASED, dtype='float32')
+  folder, run = f'{root}/source', f'{root}/run'
+  os.makedirs(folder)
+  write(folder, config)
+  code = (
+    'import resource; from atm import convert; '
+    f'convert.import_weights({folder!r}, {run!r}); '
+    'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)'
+  )
+  start = time.perf_counter()
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  seconds = time.perf_counter() - start
+  sizes = sizes_of(config, 4)
+  bound = 2 * max(sizes.values()) / 2**30 + 1
+  print(done.stdout.splitlines()[0])
+  print(f'{sum(sizes.values()) / 2**30:.2f} GiB in {seconds:.0f} s')
+  print(f'peak {float(done.stdout.splitlines()[-1]):.2f} GiB, bound {bound:.2f}')
+  for dtype, n in (('float32', 4), ('bfloat16', 2)):
+    twenty = sizes_of(Config(**RELEASED), n)
+    print(f'20B, {dtype}: {convert.forecast(Config(), twenty)}')
+
+
+if __name__ == '__main__':
+  if len(sys.argv) > 1:
+    main(sys.argv[1])
+  else:
+    with tempfile.TemporaryDirectory() as made:
+      main(made)
