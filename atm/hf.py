@@ -44,26 +44,36 @@ class _SafeTensors:
   """A .safetensors file, by the interface of TorchFile."""
 
   def __init__(self, path: str):
+    self._path = path
+    self._about: dict[str, tuple] = {}
+    with self._open() as f:
+      for key in f.keys():
+        about = f.get_slice(key)
+        self._about[key] = tuple(about.get_shape()), about.get_dtype()
+
+  def _open(self):
     import safetensors
 
     try:
-      self._file = safetensors.safe_open(path, 'numpy')
+      return safetensors.safe_open(self._path, 'numpy')
     except safetensors.SafetensorError as e:
-      raise WeightsError(f'{path} is damaged: {e}') from e
-    self._slices = {k: self._file.get_slice(k) for k in self._file.keys()}
+      raise WeightsError(f'{self._path} is damaged: {e}') from e
 
   def keys(self) -> list[str]:
-    return list(self._slices)
+    return list(self._about)
 
   def shape(self, key: str) -> tuple[int, ...]:
-    return tuple(self._slices[key].get_shape())
+    return self._about[key][0]
 
   def dtype(self, key: str) -> Any:
-    name = self._slices[key].get_dtype()
+    name = self._about[key][1]
     return next((d for d, n in FLOATS.items() if n == name), name)
 
   def read(self, key: str) -> np.ndarray:
-    return self._file.get_tensor(key)
+    # Opened anew each time: a file kept mapped would stay in memory as far as
+    # it has been read.
+    with self._open() as f:
+      return f.get_tensor(key)
 
 
 class Folder:

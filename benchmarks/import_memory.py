@@ -26,22 +26,26 @@ SIZES = dict(
   vocab_size=64000, d_model=1024, encoder_layers=36, encoder_ff=4096,
   decoder_layers=24, decoder_ff=4096, encoder_heads=16, decoder_heads=16,
 )  # fmt: skip
-RELEASED = dict(norm='uncentred', token_types=2, position_offset=2, logits_bias=True)
+RELEASED = dict(
+  norm='uncentred', token_types=2, position_offset=2, logits_bias=True
+)
+
+
+def abstract(config: Config) -> dict:
+  mesh = sharding.mesh(devices=jax.devices()[:1])
+  return hf.flat(step.abstract_params(AlexaTM(config), mesh, sharding.Rules()))
 
 
 def sizes_of(config: Config, bytes_each: int) -> dict:
-  mesh = sharding.mesh(devices=jax.devices()[:1])
-  like = step.abstract_params(AlexaTM(config), mesh, sharding.Rules())
-  return {p: int(np.prod(x.shape)) * bytes_each for p, x in hf.flat(like).items()}
+  arrays = abstract(config).items()
+  return {path: int(np.prod(x.shape)) * bytes_each for path, x in arrays}
 
 
 def write(folder: str, config: Config) -> None:
   with open(f'{folder}/config.json', 'w') as f:
     json.dump(hf.alexatm_json(config), f)
-  mesh = sharding.mesh(devices=jax.devices()[:1])
-  like = step.abstract_params(AlexaTM(config), mesh, sharding.Rules())
   shapes = {}
-  for path, x in hf.flat(like).items():
+  for path, x in abstract(config).items():
     keys = hf.ALEXATM.keys(path, x.shape)
     for key in keys:
       shapes[key] = (hf.their_shape(path, x.shape, len(keys)), np.float32)
@@ -69,7 +73,9 @@ def main(root: str) -> None:
   bound = 2 * max(sizes.values()) / 2**30 + 1
   print(done.stdout.splitlines()[0])
   print(f'{sum(sizes.values()) / 2**30:.2f} GiB in {seconds:.0f} s')
-  print(f'peak {float(done.stdout.splitlines()[-1]):.2f} GiB, bound {bound:.2f}')
+  print(
+    f'peak {float(done.stdout.splitlines()[-1]):.2f} GiB, bound {bound:.2f}'
+  )
   for dtype, n in (('float32', 4), ('bfloat16', 2)):
     twenty = sizes_of(Config(**RELEASED), n)
     print(f'20B, {dtype}: {convert.forecast(Config(), twenty)}')
