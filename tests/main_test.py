@@ -1,6 +1,7 @@
 """The command line: what it refuses, and how it says so."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -114,6 +115,13 @@ def test_a_module_named_on_the_command_line_may_be_imported(
   assert sys.modules['my_own_tasks'].SEEN
   with pytest.raises(main.UserError, match="no module 'not_there'"):
     parse('pretrain', TINY, DIR, '--import=not_there')
+
+
+@pytest.mark.parametrize('run', main.RUNS)
+def test_every_run_parses_with_its_required_settings(parse, run):
+  with open(main.find_file(f'runs/{run}.gin')) as f:
+    required = re.findall(r'^(\w+) = %gin.REQUIRED', f.read(), re.M)
+  parse(run, *(f'--gin.{name}="x"' for name in required))
 
 
 def test_later_bindings_win(parse):

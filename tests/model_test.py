@@ -55,8 +55,7 @@ def logits(net, b, **more):
 
 
 def test_packed_equals_unpacked(net, rng):
-  """Faults seen: no segments in cross-attention; positions not restarted;
-  causal mask by position instead of place."""
+  """Faults seen: no segments in cross-attention; positions not restarted."""
   lengths = [(7, 5), (4, 6), (9, 3)]
   pieces = [batch(rng, 1, s, t, full=True) for s, t in lengths]
   packed = {}

@@ -163,7 +163,7 @@ def test_the_papers_lengths():
 
 
 def test_weights_do_not_depend_on_the_id_of_padding():
-  """Faults seen: weights read off `target != 0` fail with pad 3, token 0."""
+  """Fault seen: weights read off `target != 0`."""
   ids = Ids(pad=3, bos=1, eos=2, clm=5, doc=6)
   tokens = np.array([[0, 0, 3, 8]], np.int32)
   batch = Denoise(density=0.01).examples(

@@ -17,7 +17,7 @@ from conftest import batch, tiny
 
 
 def test_cross_entropy_is_optaxs(rng):
-  """Faults seen: mean instead of sum; weights ignored in `correct`."""
+  """Fault seen: weights ignored."""
   logits = rng.standard_normal((3, 5, 11)).astype(np.float32)
   targets = rng.integers(0, 11, (3, 5))
   weights = (rng.random((3, 5)) < 0.6).astype(np.float32)
@@ -149,8 +149,7 @@ def single():
 
 @pytest.mark.parametrize('name', MESHES)
 def test_sharded_equals_unsharded(single, name):
-  """Faults seen: a batch axis left out of the loss's sum; positions sharded
-  over fsdp in the forward pass only."""
+  """Fault seen: parameters replicated where fsdp should split them."""
   mesh = sharding.mesh(**MESHES[name])
   losses, state = run(mesh, 10)
   np.testing.assert_allclose(losses, single[0], atol=1e-5)

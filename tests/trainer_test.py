@@ -96,8 +96,8 @@ def comparable(directory):
 
 @pytest.mark.parametrize('make_mesh', [ONE, EIGHT], ids=['1', '8'])
 def test_resumed_equals_uninterrupted(train, tmp_path, make_mesh):
-  """Faults seen: noise keyed by a counter since start; dropout keyed by calls;
-  Adam's count not restored; metrics of lost steps kept."""
+  """Faults seen: data counted from the restart; Adam's state not restored; the
+  step, and with it dropout's key, not restored; metrics of lost steps kept."""
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   train(whole, 8, make_mesh)
   with pytest.raises(Stop):
