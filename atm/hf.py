@@ -526,7 +526,7 @@ class Reader:
     turn = np.transpose if path[-1] == 'kernel' else np.asarray
     if len(path) == 1 or path[1] != 'layers':
       return turn(self.folder.read(keys[0])).reshape(like.shape)
-    out = np.empty(like.shape, self.dtype(path))
+    out = aligned(like.shape, self.dtype(path))
     for i, key in enumerate(keys):
       out[i] = turn(self.folder.read(key))
     return out
@@ -534,14 +534,33 @@ class Reader:
   def arrays(self) -> Iterator[tuple[tuple[str, ...], jax.Array]]:
     """(path, sharded array), one after the other."""
     for path, like in self.abstract.items():
-      value = self.read(path)
-      yield path, jax.device_put(value, like.sharding)
+      # No local name holds an array while the next one is made.
+      yield path, put(self.read(path), like.sharding)
 
   def bytes(self) -> dict[tuple[str, ...], int]:
     return {
       path: int(np.prod(like.shape)) * np.dtype(self.dtype(path)).itemsize
       for path, like in self.abstract.items()
     }
+
+
+def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+  """An empty array at a multiple of 64 bytes, which JAX's CPU need not copy."""
+  size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+  raw = np.empty(size + 64, np.uint8)
+  start = -raw.ctypes.data % 64
+  return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def put(value: np.ndarray, sharding) -> jax.Array:
+  """A sharded array, on one CPU device without a copy."""
+  if sharding.num_devices > 1:
+    return jax.device_put(value, sharding)
+  (device,) = sharding.device_set
+  whole = jax.device_put(value, device, may_alias=True)
+  return jax.make_array_from_single_device_arrays(
+    value.shape, sharding, [whole]
+  )
 
 
 def find_tokenizer(directory: str) -> str | None:
