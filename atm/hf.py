@@ -13,7 +13,7 @@ import dataclasses
 import glob
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -276,6 +276,37 @@ BLENDERBOT = Layout(
 
 LAYOUTS = {'alexatm': ALEXATM, 'blenderbot': BLENDERBOT}
 
+XLMR = 'xlm-roberta-xl'  # XL and XXL; an encoder only, see `warm_start`
+
+
+def xlmr_layout(keys: Iterable[str]) -> Layout:
+  """The layout of XLM-R XL's encoder, among the keys of a folder.
+
+  Heads and buffers are ignored; all but the bare model has a prefix.
+  """
+  keys = set(keys)
+  prefix = 'roberta.' if any(k.startswith('roberta.') for k in keys) else ''
+  inner = prefix + 'embeddings.'
+  apart = ('lm_head.', f'{prefix}pooler.', f'{inner}position_ids')
+  return Layout(
+    tables={
+      'encoder_embedding': inner + 'word_embeddings.weight',
+      'encoder_positions': inner + 'position_embeddings.weight',
+      'encoder_types': inner + 'token_type_embeddings.weight',
+    },
+    norms={'encoder': prefix + 'encoder.LayerNorm'},
+    layers={'encoder': prefix + 'encoder.layer.{}'},
+    parts={
+      'encoder': {
+        **ROBERTA_ENCODER,
+        'attention_norm': 'attention.self_attn_layer_norm',
+        'feed_forward_norm': 'LayerNorm',
+      },
+    },
+    aliases={},
+    ignored=tuple(k for k in keys if k.startswith(apart)),
+  )
+
 
 def _need(hf: dict, name: str, kind=int):
   if name not in hf or (kind and not isinstance(hf[name], kind)):
@@ -417,6 +448,37 @@ def config_of(hf: dict, dtype: str = 'float32') -> Config:
   """
   make = {'alexatm': _alexatm_config, 'blenderbot': _blenderbot_config}
   return Config(**make[model_type(hf)](hf), dtype=dtype)
+
+
+def xlmr_config(hf: dict) -> Config:
+  """The Config of an XLM-R XL encoder; what it says of a decoder is void.
+
+  Its position table has `pad_token_id + 1` rows more than `positions`, in
+  front.
+
+  Raises:
+    WeightsError: a field is missing, or asks for what this model has not.
+  """
+  need = lambda name: _need(hf, name)
+  _activation(hf, 'hidden_act')
+  if hf.get('position_embedding_type', 'absolute') != 'absolute':
+    raise WeightsError('config.json: position_embedding_type must be absolute')
+  return Config(
+    vocab_size=need('vocab_size'),
+    d_model=need('hidden_size'),
+    encoder_layers=need('num_hidden_layers'),
+    encoder_heads=need('num_attention_heads'),
+    encoder_ff=need('intermediate_size'),
+    decoder_layers=1,
+    decoder_heads=need('num_attention_heads'),
+    positions=need('max_position_embeddings') - need('pad_token_id') - 1,
+    token_types=need('type_vocab_size'),
+    norm_eps=float(hf.get('layer_norm_eps', 1e-5)),
+    dtype='float32',
+    pad_id=need('pad_token_id'),
+    start_id=need('bos_token_id'),
+    end_id=need('eos_token_id'),
+  )
 
 
 # --- Reading

@@ -3,12 +3,14 @@
 Special pieces are SentencePiece *control* symbols: no text encodes to them, so
 a user's "[CLM]" cannot become a marker; code inserts their ids. `[PAD] <s>
 </s> <unk> [MASK]` are those of the released tokenizer, `[CLM]` and `[DOC]`
-those of the paper (section 3). No seqio and no TensorFlow here.
+those of the paper (section 3); `from_xlmr` adds these to XLM-R's tokenizer. No
+seqio and no TensorFlow here.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -30,7 +32,9 @@ PAD, BOS, EOS, UNK, MASK, CLM, DOC = SPECIALS = (
   '[CLM]',
   '[DOC]',
 )
-SILENT = set(SPECIALS) - {UNK}
+# XLM-R's names of what is otherwise the same.
+OTHER_NAMES = {PAD: '<pad>', MASK: '<mask>'}
+XLMR_FILE = 'sentencepiece.bpe.model'
 MODEL_FILE = 'sentencepiece.model'
 REPORT_FILE = 'report.json'
 
@@ -75,10 +79,19 @@ class Vocabulary:
     )
 
   def _special(self, piece: str) -> int:
-    index = self._sp.PieceToId(piece)
-    if self._sp.IdToPiece(index) != piece:
-      raise ValueError(f'vocabulary {self.path!r} has no piece {piece!r}')
-    return index
+    for name in (piece, OTHER_NAMES.get(piece, piece)):
+      index = self._sp.PieceToId(name)
+      if self._sp.IdToPiece(index) == name:
+        return index
+    raise ValueError(f'vocabulary {self.path!r} has no piece {piece!r}')
+
+  def special_ids(self) -> dict[str, int]:
+    """Those of SPECIALS that there are, `<pad>` as `[PAD]`, with their ids."""
+    ids = {}
+    for piece in SPECIALS:
+      with contextlib.suppress(ValueError):
+        ids[piece] = self._special(piece)
+    return ids
 
   @property
   def clm_id(self) -> int:
@@ -93,12 +106,10 @@ class Vocabulary:
   @functools.cached_property
   def _silent(self) -> np.ndarray:
     """[V] bool: pieces that stand for no text."""
-    return np.array(
-      [
-        self._sp.IsControl(i) or self._sp.IdToPiece(i) in SILENT
-        for i in range(self.size)
-      ]
-    )
+    silent = np.array([self._sp.IsControl(i) for i in range(self.size)])
+    special = self.special_ids()
+    silent[[i for piece, i in special.items() if piece != UNK]] = True
+    return silent
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text, without special pieces."""
@@ -177,12 +188,83 @@ def train(
     raise ValueError(
       f'a vocabulary of {size} pieces cannot be trained on this text: {e}'
     ) from e
+  return _write(out.getvalue(), directory)
+
+
+def _write(model: bytes, directory: str) -> Vocabulary:
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, MODEL_FILE)
   with open(path + '.tmp', 'wb') as f:
-    f.write(out.getvalue())
+    f.write(model)
   os.replace(path + '.tmp', path)
   return Vocabulary(path)
+
+
+def from_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
+  """XLM-R's tokenizer as a vocabulary, ids as Hugging Face numbers them.
+
+  XLM-R's file begins `<unk> <s> </s>`, and Hugging Face shifts its ids when it
+  encodes. Here the pieces stand where those ids point: `<s> <pad> </s> <unk>`,
+  all ordinary pieces in order, `<mask>`; then, ours, `[CLM] [DOC]`. Unlike
+  there, a `<mask>` in a text is text.
+
+  Args:
+    path: `sentencepiece.bpe.model`, or a folder that holds it.
+    directory: gets `sentencepiece.model`; written whole or not at all.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is not a SentencePiece model, or not one of XLM-R's.
+  """
+  path = os.fspath(path)
+  path = os.path.join(path, XLMR_FILE) if os.path.isdir(path) else path
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'no tokenizer at {path!r}: expected {XLMR_FILE}')
+  with open(path, 'rb') as f:
+    model = _proto(f.read(), path)
+  first = [piece.piece for piece in model.pieces[:3]]
+  if first != [UNK, BOS, EOS]:
+    raise ValueError(
+      f"{path!r} is not XLM-R's: its pieces begin {' '.join(first)}, expected "
+      f'{UNK} {BOS} {EOS}'
+    )
+  pad, mask = OTHER_NAMES[PAD], OTHER_NAMES[MASK]
+  added = {pad, mask, CLM, DOC} & {piece.piece for piece in model.pieces}
+  if added:
+    raise ValueError(
+      f"{path!r} is not XLM-R's: it has {', '.join(sorted(added))} already"
+    )
+  _reorder(model, pad, [mask, CLM, DOC])
+  return _write(model.SerializeToString(deterministic=True), directory)
+
+
+def _proto(model: bytes, path: str):
+  """A SentencePiece ModelProto; raises ValueError where it is none."""
+  from google.protobuf.message import DecodeError
+  from sentencepiece import sentencepiece_model_pb2
+
+  try:
+    return sentencepiece_model_pb2.ModelProto.FromString(model)
+  except DecodeError as e:
+    raise ValueError(f'{path!r} is not a SentencePiece model') from e
+
+
+def _reorder(model, pad: str, behind: Sequence[str]) -> None:
+  """`<unk> <s> </s> ...` to `<s> <pad> </s> <unk> ...` and control symbols."""
+  Piece = type(model).SentencePiece
+  control = lambda name: Piece(piece=name, score=0.0, type=Piece.CONTROL)
+  unk, bos, eos, *rest = model.pieces
+  pieces = [bos, control(pad), eos, unk, *rest, *map(control, behind)]
+  pieces = [Piece.FromString(piece.SerializeToString()) for piece in pieces]
+  del model.pieces[:]
+  model.pieces.extend(pieces)
+  # Libraries look special ids up by these names, some by these numbers.
+  spec = model.trainer_spec
+  spec.bos_id, spec.pad_id, spec.eos_id, spec.unk_id = range(4)
+  spec.bos_piece, spec.pad_piece = BOS, pad
+  spec.eos_piece, spec.unk_piece = EOS, UNK
+  spec.control_symbols.extend(behind)
+  spec.vocab_size = len(model.pieces)
 
 
 @dataclasses.dataclass
