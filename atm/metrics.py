@@ -29,7 +29,9 @@ PEAK_FLOPS = {
 }
 
 
-def train_flops(config, batch: int, S: int, T: int) -> float:
+def train_flops(
+  config, batch: int, S: int, T: int, frozen: bool = False
+) -> float:
   """Model FLOPs of a training step, forward and backward.
 
   Three times the forward pass, whose matrix products of M x N by N x P count
@@ -43,6 +45,10 @@ def train_flops(config, batch: int, S: int, T: int) -> float:
     batch: B.
     S: encoder length.
     T: decoder length.
+    frozen: the step keeps the encoder as it is: the encoder runs forward only;
+      the cross-attention's keys and values have the gradient of their weights
+      but none of the encoder's states; an LM head that is the encoder's
+      embedding has only that of its inputs.
   """
   D, V = config.d_model, config.vocab_size
   encoder = config.encoder_layers * (
@@ -50,11 +56,18 @@ def train_flops(config, batch: int, S: int, T: int) -> float:
   )
   decoder = config.decoder_layers * (
     T * (6 * D * D + 2 * D * config.decoder_ff)  # self, cross q and out
-    + S * 2 * D * D  # cross k and v
     + 2 * T * T * D
     + 2 * T * S * D
   )
-  return 3 * 2.0 * batch * (encoder + decoder + T * D * V)
+  cross = config.decoder_layers * S * 2 * D * D  # cross k and v
+  logits = T * D * V
+  # Products of each kind for one of the forward pass.
+  tied = config.ties in ('encoder_head', 'all')
+  of_encoder, of_cross, of_logits = (1, 2, 3 - tied) if frozen else (3, 3, 3)
+  products = (
+    of_encoder * encoder + of_cross * cross + 3 * decoder + of_logits * logits
+  )
+  return 2.0 * batch * products
 
 
 @functools.cache

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import optax
+
+# The model's parameters that are the encoder's. Where an embedding is tied the
+# shared matrix is stored under the encoder's name, and is the encoder's.
+ENCODER = (
+  'encoder',
+  'encoder_embedding',
+  'encoder_positions',
+  'encoder_types',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,20 +93,75 @@ def decayed(params):
   return jax.tree_util.tree_map_with_path(matrix, params)
 
 
-def make(config: Config) -> optax.GradientTransformation:
-  """Clip, Adam, decay, learning rate; the state holds the rate applied."""
+class Parts(NamedTuple):
+  """Something of the encoder, and the same of everything else."""
+
+  encoder: Any
+  rest: Any
+
+
+def split(tree: dict) -> Parts:
+  """Parameters (or gradients) to those under ENCODER and the others."""
+  return Parts(
+    {name: x for name, x in tree.items() if name in ENCODER},
+    {name: x for name, x in tree.items() if name not in ENCODER},
+  )
+
+
+def apart(each: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`each` for the encoder and for the rest, with a state of its own for each.
+
+  Gradients may come without the encoder's: its state then stays as it is, and
+  so the encoder counts only the updates that it had. With one count for all,
+  Adam would take the zero moments of an encoder that starts late for settled
+  ones, and make its first updates 3 to 6 times as long as the learning rate.
+  """
+
+  def init(params):
+    return Parts(*map(each.init, split(params)))
+
+  def update(updates, state, params=None):
+    done, states = {}, []
+    params = Parts({}, {}) if params is None else split(params)
+    for mine, old, now in zip(split(updates), state, params, strict=True):
+      if mine:
+        mine, old = each.update(mine, old, now or None)
+      done |= mine
+      states.append(old)
+    return done, Parts(*states)
+
+  return optax.GradientTransformation(init, update)
+
+
+def make(
+  config: Config, encoder_apart: bool = False
+) -> optax.GradientTransformation:
+  """Clip, Adam, decay, learning rate; the state holds the rate applied.
+
+  Args:
+    config: the optimizer.
+    encoder_apart: Adam's state is `Parts`, see `apart`; a frozen step needs
+      it. The gradients there are are clipped together, and the schedule is the
+      same for all. As long as no step was frozen this changes no update.
+  """
   clip = (
     optax.identity()
     if config.clip_norm is None
     else optax.clip_by_global_norm(config.clip_norm)
   )
   rate = optax.inject_hyperparams(optax.scale_by_learning_rate)
-  return optax.chain(
-    clip,
+  adam = (
     optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
     optax.add_decayed_weights(config.weight_decay, mask=decayed),
-    rate(learning_rate=schedule(config)),
   )
+  if encoder_apart:
+    adam = (apart(optax.chain(*adam)),)
+  return optax.chain(clip, *adam, rate(learning_rate=schedule(config)))
+
+
+def is_apart(state) -> bool:
+  """Whether a state is one of `make(..., encoder_apart=True)`."""
+  return any(isinstance(part, Parts) for part in state)
 
 
 def applied_rate(state) -> jax.Array:

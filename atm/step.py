@@ -129,9 +129,22 @@ def forward(model, params, batch, dropout_key=None, z_loss=0.0) -> dict:
 
 
 def train_step(
-  model, tx, state: State, batch: dict, seed: int = 0, z_loss: float = 0.0
+  model,
+  tx,
+  state: State,
+  batch: dict,
+  seed: int = 0,
+  z_loss: float = 0.0,
+  frozen: bool = False,
 ) -> tuple[State, dict]:
   """One update by the mean loss over the batch's targets.
+
+  A frozen step runs the encoder forward only, dropout included: it
+  differentiates by the other parameters alone, so that the encoder has no
+  backward pass, and leaves the encoder's parameters (`optimizer.ENCODER`) and
+  their optimizer state bit for bit. A matrix tied to the encoder's embedding
+  is frozen with it: with `ties` 'embeddings' the decoder's embedding, with
+  'encoder_head' the LM head, with 'all' both.
 
   Args:
     model: an AlexaTM (static).
@@ -140,22 +153,36 @@ def train_step(
     batch: arrays of `data.Batches`.
     seed: dropout's key is this seed's, folded with the step.
     z_loss: see `cross_entropy`.
+    frozen: keep the encoder as it is (static); `tx` must be one of
+      `optimizer.make(..., encoder_apart=True)`.
 
   Returns:
     (the next state, metrics). Metrics are float32 scalars: sums named
     `sum/...` with their weights `weight/...`, to be divided by whoever logs
-    them, and `grad_norm` (before clipping), `param_norm`, `learning_rate`.
+    them, and `grad_norm` (before clipping, of the gradients there are),
+    `param_norm`, `learning_rate`.
+
+  Raises:
+    ValueError: `frozen`, and the optimizer does not keep the encoder apart.
   """
+  if frozen and not optimizer.is_apart(state.opt_state):
+    raise ValueError(
+      'frozen = True: expected an optimizer that keeps the encoder apart, '
+      'optimizer.make(config, encoder_apart=True)'
+    )
+  kept, trained = {}, state.params
+  if frozen:
+    kept, trained = optimizer.split(state.params)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-  def mean_loss(params):
-    sums = forward(model, params, batch, key, z_loss)
+  def mean_loss(trained):
+    sums = forward(model, {**kept, **trained}, batch, key, z_loss)
     total = (sums['loss'] + sums['z_loss']).sum()
     return total / jnp.maximum(sums['weight'].sum(), 1.0), sums
 
-  grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
+  grads, sums = jax.grad(mean_loss, has_aux=True)(trained)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params = {**kept, **optax.apply_updates(trained, updates)}
   metrics = {
     **summed(sums, batch),
     'grad_norm': optax.global_norm(grads),

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import signal
 import threading
@@ -54,6 +55,7 @@ def train(
   rules: Rules = Rules(),
   seed: int = 0,
   z_loss: float = 0.0,
+  freeze_encoder_steps: int = 0,
   row_passes: int = 1,
   log_every: int = 10,
   eval_every: int = 100,
@@ -85,6 +87,10 @@ def train(
     rules: logical to mesh axes.
     seed: of parameters, shuffle, noise and dropout.
     z_loss: see `loss.cross_entropy`.
+    freeze_encoder_steps: updates, from the first, that leave the encoder and
+      its embedding as they are, see `step.train_step`. The paper freezes its
+      pre-trained encoder for the first 100,000 or so. May be another number
+      when a run is resumed, unless a run that began with 0 were to freeze now.
     row_passes: see `data.load`.
     log_every, eval_every, save_every: in steps.
     eval_rows: held-out rows of each task in an evaluation.
@@ -105,6 +111,7 @@ def train(
     EVAL_EVERY=eval_every, SAVE_EVERY=save_every, KEEP=keep or 1,
     ROW_PASSES=row_passes,
   )  # fmt: skip
+  check_freeze(freeze_encoder_steps)
   sizes = data.Lengths.of(lengths)
   mesh = make_mesh()
   check_sizes(mesh, rules, model_config, sizes, batch_size)
@@ -126,8 +133,12 @@ def train(
   say(f'{mixture}: {len(parts)} tasks, {tokens:,} tokens of training rows')
 
   # --- Model and state
+  checkpoints = checkpoint.Checkpoints(model_dir, keep)
+  start = checkpoints.latest() or 0
+  then = checkpoints.meta(start) if start else {}
+  apart = encoder_apart(start, then, freeze_encoder_steps)
   net = model.AlexaTM(model_config)
-  tx = optimizer.make(optimizer_config)
+  tx = optimizer.make(optimizer_config, apart)
   abstract = step.abstract_state(net, tx, mesh, rules)
   count = sum(x.size for x in jax.tree.leaves(abstract.params))
   say(f'model: {count:,} parameters on {mesh_text(mesh)}')
@@ -136,14 +147,12 @@ def train(
     'vocabulary': words.sha256,
     'data': {'mixture': mixture, 'seed': seed, 'batch_size': batch_size},
     'lengths': lengths,
+    'encoder_apart': apart,
     'config': config_text,
   }
-  checkpoints = checkpoint.Checkpoints(model_dir, keep)
-  start = checkpoints.latest() or 0
-  flops = metrics.train_flops(model_config, batch_size, *sizes.both)
+  flops = flops_between(model_config, batch_size, sizes, freeze_encoder_steps)
   log = Log(say, train_steps, batch_size, sizes, flops)
   if start:
-    then = checkpoints.meta(start)
     check_resumable(then, meta)
     log.restore(then['log'])
     state = checkpoints.restore(start, abstract)
@@ -173,6 +182,17 @@ def train(
     now = {**meta, 'data': position, 'log': log.partial()}
     checkpoints.save(done, state, now)
 
+  def compiled(batch: dict, frozen: bool):
+    clock = time.perf_counter()
+    update = functools.partial(
+      step.train_step, net, tx, seed=seed, z_loss=z_loss, frozen=frozen
+    )
+    update = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+    until = f' with the encoder frozen to step {freeze_encoder_steps:,}'
+    seconds = time.perf_counter() - clock
+    say(f'compiled{until if frozen else ""} in {seconds:.1f} s')
+    return update
+
   # --- Loop
   with contextlib.ExitStack() as finally_:
     finally_.enter_context(sharding.use(mesh, rules))
@@ -183,16 +203,15 @@ def train(
       evaluate_now(0)
     if start < train_steps:
       first = sharding.place(batches(start, host_rows), mesh, rules)
-      clock = time.perf_counter()
-      update = jax.jit(
-        functools.partial(step.train_step, net, tx, seed=seed, z_loss=z_loss),
-        donate_argnums=0,
-      )
-      update = update.lower(state, first).compile()
-      say(f'compiled in {time.perf_counter() - clock:.1f} s')
+      update = compiled(first, frozen=start < freeze_encoder_steps)
       log.begin(start)
     for done in range(start + 1, train_steps + 1):
       batch = sharding.place(batches(done - 1, host_rows), mesh, rules)
+      if start < done - 1 == freeze_encoder_steps:
+        jax.block_until_ready(state)  # its time is the frozen steps'
+        with log.pause():
+          say(f'step {done - 1:,}: from here on the encoder trains too')
+          update = compiled(batch, frozen=False)
       state, values = update(state, batch)
       log.add(values)
       if done % log_every == 0 or done == train_steps:
@@ -239,6 +258,53 @@ def check_numbers(**values) -> None:
   for name, value in values.items():
     if not isinstance(value, int) or value < 1:
       raise ValueError(f'{name} = {value!r}: expected a whole number above 0')
+
+
+def check_freeze(steps) -> None:
+  """Raises ValueError unless `steps` is a whole number, 0 or more."""
+  number = isinstance(steps, int | float) and not isinstance(steps, bool)
+  if not number or not isinstance(steps, int) or steps < 0:
+    text = f'FREEZE_ENCODER_STEPS = {steps!r}: expected a whole number from 0'
+    if number and math.isfinite(steps):
+      text += f'. Did you mean {max(0, round(steps))}?'
+    raise ValueError(text)
+
+
+def encoder_apart(start: int, then: dict, freeze: int) -> bool:
+  """Whether the optimizer keeps the encoder's state apart; as the run began.
+
+  Args:
+    start: the checkpoint's step; 0: there is none.
+    then: its meta.
+    freeze: FREEZE_ENCODER_STEPS.
+
+  Raises:
+    ValueError: a run that keeps it with the rest's is to freeze the encoder.
+  """
+  if not start:
+    return freeze > 0
+  apart = then.get('encoder_apart', False)
+  if freeze > start and not apart:
+    raise ValueError(
+      f'FREEZE_ENCODER_STEPS = {freeze}, but this MODEL_DIR began with 0 and '
+      f'has trained its encoder for {start} steps: use 0, or another MODEL_DIR'
+    )
+  return apart
+
+
+def flops_between(
+  config: model.Config, batch_size: int, lengths, freeze: int
+) -> Callable[[int, int], float]:
+  """A function: the model FLOPs from after step `first` to step `last`."""
+  sizes = (config, batch_size, *lengths.both)
+  of_frozen = metrics.train_flops(*sizes, frozen=True)
+  of_full = metrics.train_flops(*sizes)
+
+  def between(first: int, last: int) -> float:
+    frozen = max(0, min(last, freeze) - first)
+    return frozen * of_frozen + (last - first - frozen) * of_full
+
+  return between
 
 
 def open_vocabulary(path, model_dir, mixture, config, train) -> Vocabulary:
@@ -323,7 +389,15 @@ class Log:
   before it.
   """
 
-  def __init__(self, say, last: int, batch_size: int, lengths, flops: float):
+  def __init__(
+    self,
+    say: Callable[[str], None],
+    last: int,
+    batch_size: int,
+    lengths,
+    flops: Callable[[int, int], float],
+  ):
+    """Takes the run's last step and its `flops_between`."""
     self.say, self.last, self.flops = say, last, flops
     self.places = {
       'input': batch_size * lengths.inputs,
@@ -377,8 +451,9 @@ class Log:
     seconds = time.perf_counter() - self.clock
     self.clock += seconds
     self.spent += seconds
-    row = self._row(seconds)
-    left = self.spent / (done - self.first) * (self.last - done)
+    row = self._row(done, seconds)
+    speed = self.flops(self.first, done) / self.spent
+    left = self.flops(done, self.last) / speed
     by_name = ', '.join(
       f'{k[5:]} {v:.3f}' for k, v in row.items() if k.startswith('loss/')
     )
@@ -391,7 +466,7 @@ class Log:
     self.sums, self.steps, self.earlier = collections.Counter(), 0, (0, 0.0)
     return row
 
-  def _row(self, seconds: float) -> dict[str, float]:
+  def _row(self, done: int, seconds: float) -> dict[str, float]:
     s, targets = self.sums, max(1.0, self.sums['tokens/target'])
     row = {
       'loss': s['sum/loss'] / targets,
@@ -411,5 +486,5 @@ class Log:
     row['tokens_per_second'] = (tokens - self.earlier[1]) / seconds
     row['seconds_per_step'] = seconds / steps
     if peak := metrics.peak_flops():
-      row['mfu'] = self.flops * steps / seconds / peak
+      row['mfu'] = self.flops(done - steps, done) / seconds / peak
     return row
