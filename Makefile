@@ -42,6 +42,7 @@ format: $(VENV)/test  ## let ruff mend what it can
 
 bench: $(VENV)/test  ## measurements, see benchmarks/
 	$(VENV)/bin/python benchmarks/data.py
+	$(VENV)/bin/python benchmarks/freeze.py
 
 lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock

@@ -34,6 +34,7 @@ DEPENDENCIES = [
   'optax>=0.2.5,<0.3',
   'orbax-checkpoint>=0.12,<0.13',
   'ml-dtypes>=0.5,<0.7',
+  'protobuf>=5,<8',
   'rich>=13,<16',
   'safetensors>=0.6,<0.9',
   'sentencepiece>=0.2,<0.3',

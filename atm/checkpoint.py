@@ -26,8 +26,14 @@ class Checkpoints:
   devices; a later save or `close` waits for the one before.
   """
 
-  def __init__(self, model_dir: str, keep: int | None = None):
-    """Opens MODEL_DIR/checkpoints, keeping the newest `keep` (None: all)."""
+  def __init__(
+    self, model_dir: str, keep: int | None = None, read_only: bool = False
+  ):
+    """Opens MODEL_DIR/checkpoints, keeping the newest `keep` (None: all).
+
+    With `read_only` nothing is written or cleaned up: another process may be
+    training there.
+    """
     self.directory = os.path.join(os.path.abspath(model_dir), FOLDER)
     self.manager = ocp.CheckpointManager(
       self.directory,
@@ -37,7 +43,9 @@ class Checkpoints:
         'meta': ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True
+        max_to_keep=keep,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
       ),
     )
 
@@ -164,7 +172,7 @@ def open_step(model_dir: str, at_step: int | None) -> tuple[Checkpoints, int]:
       f'no {FOLDER}/ in MODEL_DIR = {model_dir!r}, nor a config.json of '
       'Hugging Face weights'
     )
-  checkpoints = Checkpoints(model_dir)
+  checkpoints = Checkpoints(model_dir, read_only=True)
   steps = checkpoints.steps()
   if not steps or at_step not in (None, *steps):
     raise FileNotFoundError(
@@ -172,3 +180,10 @@ def open_step(model_dir: str, at_step: int | None) -> tuple[Checkpoints, int]:
       f'{checkpoints.directory}; steps there: {steps or "none"}'
     )
   return checkpoints, steps[-1] if at_step is None else at_step
+
+
+def latest_step(model_dir: str) -> int | None:
+  """The newest step of a MODEL_DIR, or None."""
+  if not os.path.isdir(os.path.join(model_dir, FOLDER)):
+    return None
+  return Checkpoints(model_dir, read_only=True).latest()

@@ -25,6 +25,7 @@ from atm import (
   optimizer,
   sharding,
   step,
+  warm_start,
 )
 from atm import vocabulary as vocabulary_lib
 from atm.sharding import Rules
@@ -55,6 +56,7 @@ def train(
   rules: Rules = Rules(),
   seed: int = 0,
   z_loss: float = 0.0,
+  init_encoder: str | None = None,
   freeze_encoder_steps: int = 0,
   row_passes: int = 1,
   log_every: int = 10,
@@ -87,6 +89,8 @@ def train(
     rules: logical to mesh axes.
     seed: of parameters, shuffle, noise and dropout.
     z_loss: see `loss.cross_entropy`.
+    init_encoder: a fresh run's encoder starts from this MODEL_DIR or Hugging
+      Face folder, see `warm_start`.
     freeze_encoder_steps: updates, from the first, that leave the encoder and
       its embedding as they are, see `step.train_step`. The paper freezes its
       pre-trained encoder for the first 100,000 or so. May be another number
@@ -120,9 +124,13 @@ def train(
   configure_tasks()
   data.find(mixture)
 
+  latest = checkpoint.latest_step(model_dir)
+  if latest is None and init_encoder is not None:
+    warm_start.check(model_config, init_encoder)
+
   # --- Vocabulary and data
   words = open_vocabulary(
-    vocabulary, model_dir, mixture, model_config, train_vocabulary
+    vocabulary, model_dir, mixture, model_config, train_vocabulary, latest
   )
   configure_tasks(vocabulary=words.path)
   rows = (words, sizes, os.path.join(model_dir, 'rows'))
@@ -134,7 +142,7 @@ def train(
 
   # --- Model and state
   checkpoints = checkpoint.Checkpoints(model_dir, keep)
-  start = checkpoints.latest() or 0
+  start = latest or 0
   then = checkpoints.meta(start) if start else {}
   apart = encoder_apart(start, then, freeze_encoder_steps)
   net = model.AlexaTM(model_config)
@@ -159,6 +167,15 @@ def train(
     say(f'resumed from step {start:,} in {checkpoints.directory}')
   else:
     state = step.init_state(net, tx, seed, abstract)
+    if latest is not None:  # imported weights, without an optimizer
+      params = checkpoints.restore_params(latest, abstract.params)
+      state = state.replace(params=params)
+      say(f'starting from the weights in {checkpoints.directory}/{latest}')
+    elif init_encoder is not None:
+      params = warm_start.encoder(
+        state.params, model_config, init_encoder, words, say
+      )
+      state = state.replace(params=params)
   keep_beside(model_dir, words, meta)
   writer = metrics.Writer(model_dir, rewind_to=start)
   held_out = evaluate.HeldOut(
@@ -194,6 +211,7 @@ def train(
     return update
 
   # --- Loop
+  metrics.peak_flops()  # measured now, on one device, not within a step
   with contextlib.ExitStack() as finally_:
     finally_.enter_context(sharding.use(mesh, rules))
     finally_.callback(writer.close)
@@ -307,10 +325,21 @@ def flops_between(
   return between
 
 
-def open_vocabulary(path, model_dir, mixture, config, train) -> Vocabulary:
-  """The vocabulary at `path`, or the run's own, trained where missing."""
+def open_vocabulary(
+  path, model_dir, mixture, config, train, latest
+) -> Vocabulary:
+  """The vocabulary at `path`, or the run's own, trained where missing.
+
+  Raises:
+    ValueError: the run has weights (of step `latest`) but no vocabulary.
+  """
   own = os.path.join(model_dir, 'vocabulary')
   if path is None and not os.path.exists(own):
+    if latest is not None:
+      raise ValueError(
+        f'MODEL_DIR = {model_dir!r} has weights but no vocabulary: set '
+        'VOCABULARY to the one they were trained with'
+      )
     train(mixture, own, config.vocab_size)
   words = Vocabulary(path or own)
   check_vocabulary(words, config)
@@ -409,7 +438,6 @@ class Log:
 
   def begin(self, done: int) -> None:
     """Starts the clock, `done` steps into the run."""
-    metrics.peak_flops()  # measured now, not within a step
     self.first, self.clock, self.spent = done, time.perf_counter(), 0.0
 
   @contextlib.contextmanager

@@ -97,7 +97,7 @@ def _shapes(config: Config) -> dict:
 
 def _open_run(directory: str) -> Source:
   """A MODEL_DIR, at its newest checkpoint."""
-  checkpoints = checkpoint.Checkpoints(directory)
+  checkpoints = checkpoint.Checkpoints(directory, read_only=True)
   number = checkpoints.latest()
   if number is None:
     checkpoints.close()

@@ -7,6 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from atm import checkpoint, metrics, model, optimizer, sharding, step, trainer
+from atm.model import AlexaTM
+from atm.sharding import Rules
+
+from conftest import batch, tiny
 from trainer_test import (
   EIGHT,
   ONE,
@@ -16,12 +22,6 @@ from trainer_test import (
   parameters,
   train,  # noqa: F401, a fixture
 )
-
-from atm import checkpoint, metrics, model, optimizer, sharding, step, trainer
-from atm.model import AlexaTM
-from atm.sharding import Rules
-
-from conftest import batch, tiny
 
 RATE = 1e-2
 TIES = model.CHOICES['ties']

@@ -91,6 +91,12 @@ def test_batch_composition_changes_nothing(model, rng):
   together = model.generate(prompts, max_tokens=12, batch_size=5)
   alone = [model.generate([p], max_tokens=12)[0] for p in prompts]
   assert together == alone
+  for prompt, row in zip(prompts[::6], together[::6], strict=True):
+    bare = np.array([prompt], np.int32)  # no padding at all
+    made, n = decode.greedy(
+      AlexaTM(model.config), model.params, bare, np.ones_like(bare), 12
+    )
+    assert row == made[0, : n[0]].tolist()
   assert all(len(row) <= 12 for row in together)
 
 

@@ -149,6 +149,17 @@ def test_a_mistake_exits_2_without_a_traceback(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_a_simulated_mesh_in_a_fresh_process(tmp_path):
+  """Fault seen: the peak's measurement under the mesh of eight devices."""
+  done = atm(
+    'pretrain', TINY, '--gin_file=pods/cpu8.gin', '--gin.MODEL_DIR="run"',
+    '--gin.TRAIN_STEPS=1', '--gin.BATCH_SIZE=8', '--gin.ROW_PASSES=1',
+    cwd=tmp_path,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert '8 cpu device(s) (data 2 x fsdp 2 x tensor 2)' in done.stdout
+
+
 def test_the_whole_way(tmp_path):
   """vocab, pretrain, again from config.gin alone, infer: as a user types."""
   smaller = (

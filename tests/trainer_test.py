@@ -237,6 +237,45 @@ def test_resuming_something_else_is_refused(train, tmp_path, changes, message):
     train(tmp_path, 2, **changes)
 
 
+def test_training_goes_on_from_exported_and_imported_weights(train, tmp_path):
+  from atm import convert
+
+  config = model.Config(
+    vocab_size=2048, d_model=32, encoder_layers=2, decoder_layers=2,
+    encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
+    positions=64, dtype='float32', norm='uncentred', position_offset=2,
+    token_types=1, logits_bias=True,
+  )  # fmt: skip
+  a, b, folder = (str(tmp_path / name) for name in ('a', 'b', 'folder'))
+  before = train(a, 2, model_config=config)
+  convert.export_weights(a, folder, say=lambda text: None)
+  convert.import_weights(folder, b, ONE, say=lambda text: None)
+  after = train(b, 1, model_config=config, vocabulary=None)
+  assert any('starting from the weights in' in line for line in after.lines)
+  last, first = before.history[-1], after.history[0]
+  assert first['step'] == 0
+  for name in ('denoise', 'clm/en'):
+    assert first[f'eval/loss/{name}'] == last[f'eval/loss/{name}']
+  shutil.rmtree(f'{b}/vocabulary')
+  with pytest.raises(ValueError, match='has weights but no vocabulary'):
+    train(b, 1, model_config=config, vocabulary=None)
+
+
+def test_an_encoder_to_start_from_frozen(train, tmp_path):
+  """INIT_ENCODER with FREEZE_ENCODER_STEPS: the encoder stays the source's."""
+  a, b = str(tmp_path / 'a'), str(tmp_path / 'b')
+  train(a, 2)
+  run = train(b, 2, init_encoder=a, freeze_encoder_steps=2, seed=9)
+  assert any('rows' in line for line in run.lines)
+  first, second = parameters(a, 2), parameters(b, 2)
+  for name in first:
+    same = (first[name] == second[name]).all()
+    assert same == name.startswith(("['encoder']", "['encoder_")), name
+  with pytest.raises(FileNotFoundError):
+    train(str(tmp_path / 'c'), 1, init_encoder=str(tmp_path / 'none'))
+  assert not (tmp_path / 'c' / 'config.gin').exists()
+
+
 def test_a_torn_metrics_line_is_dropped(tmp_path):
   path = tmp_path / metrics.METRICS_FILE
   path.write_text(json.dumps({'step': 1, 'loss': 2.0}) + '\n{"step": 2, "lo')
