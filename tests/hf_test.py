@@ -143,6 +143,20 @@ def test_loss_and_gradients(load, name, root):
     close(np.asarray(grad).reshape(whole.shape), whole, atol=1e-4)
 
 
+@pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)
+def test_token_log_probabilities(load, name):
+  model, g = load(name), golden(name)
+  logits = model.logits(
+    g['input_ids'], g['decoder_input_ids'], g['attention_mask']
+  )
+  labels = g['labels']
+  each = jax.nn.log_softmax(logits)
+  ours = np.take_along_axis(
+    np.asarray(each), np.maximum(labels, 0)[..., None], axis=-1
+  )[..., 0]
+  close(np.where(labels < 0, 0, ours), g['token_logprobs'])
+
+
 @pytest.mark.parametrize('name', ALEXATM)
 def test_scores_are_the_token_log_probabilities(load, name):
   model, g = load(name), golden(name)
@@ -158,7 +172,7 @@ def test_scores_are_the_token_log_probabilities(load, name):
     close(each, g['token_logprobs'][i][: len(target)], atol=2e-5)
 
 
-@pytest.mark.parametrize('name', ALEXATM)
+@pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)
 def test_cached_steps(load, name):
   from atm.layers import Cache
 
@@ -191,7 +205,21 @@ def test_greedy_ids(load, name):
     # Theirs begin with the start token, and the last one is forced.
     theirs = theirs[1:15].tolist()
     end = model.config.end_id
-    assert ours == theirs[: theirs.index(end)] if end in theirs else theirs
+    assert ours == (theirs[: theirs.index(end)] if end in theirs else theirs)
+
+
+@pytest.mark.parametrize('name', BLENDERBOT)
+def test_blenderbot_greedy_ids(load, name):
+  """In b padding is chosen mid-sequence; in c the start token is the end's."""
+  model, g = load(name), golden(name)
+  end = model.config.end_id
+  sources = [
+    row[m > 0].tolist() for row, m in zip(g['input_ids'], g['attention_mask'])
+  ]
+  made = model.generate(sources, max_tokens=20)
+  for ours, theirs in zip(made, g['greedy_ids'], strict=True):
+    theirs = theirs[1:].tolist()
+    assert ours == (theirs[: theirs.index(end)] if end in theirs else theirs)
 
 
 @pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)
@@ -212,7 +240,22 @@ def test_blenderbot_states_and_logits(load, name):
   ids, mask = g['input_ids'], g['attention_mask']
   real = mask.astype(bool)
   close(encode(model, ids, mask)[real], g['encoder_last_hidden_state'][real])
-  close(model.logits(ids, g['decoder_input_ids'], mask), g['logits'])
+  decoder = g['decoder_input_ids']
+  close(model.logits(ids, decoder, mask), g['logits'])
+  close(model.logits(ids, decoder), g['logits_no_masks'])
+  full = model.logits(g['full_input_ids'], g['full_decoder_input_ids'])
+  close(full, g['full_logits'])
+
+
+def test_the_float32_casts_are_honoured():
+  described = hf.read_json(f'{HERE}/untied.config.json')
+  plain = hf.config_of(described)
+  assert not plain.norm_float32 and not plain.scores_float32
+  cast = hf.config_of(
+    {**described, 'fp32_cast_layer_norm': True, 'fp32_cast_query_key': 'fp32'}
+  )
+  assert cast.norm_float32 and cast.scores_float32
+  assert hf.config_of(hf.alexatm_json(cast)) == cast
 
 
 @pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)
