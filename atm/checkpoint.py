@@ -46,6 +46,8 @@ class Checkpoints:
         max_to_keep=keep,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
+        create=not read_only,
+        save_interval_steps=0 if read_only else 1,
       ),
     )
 

@@ -127,6 +127,8 @@ def write_checkpoint(directory: str, reader: hf.Reader, meta: dict, say):
   place = os.path.join(directory, checkpoint.FOLDER, '0')
   os.makedirs(place)
   os.rename(os.path.join(path, 'state'), os.path.join(place, 'params'))
+  described = '_CHECKPOINT_METADATA'
+  os.rename(os.path.join(path, described), os.path.join(place, described))
   shutil.rmtree(path)
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
     writer.save(os.path.join(place, 'meta'), ocp.args.JsonSave(meta))

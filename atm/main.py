@@ -22,6 +22,8 @@ from collections.abc import Callable
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
+from absl import logging  # noqa: E402
+
 import gin  # noqa: E402
 from gin import config_parser  # noqa: E402
 
@@ -369,6 +371,7 @@ def set_compilation_cache() -> None:
 def main(arguments: list[str] | None = None) -> int:
   """Runs a command; returns its exit status: 2 for a user's mistake."""
   arguments = sys.argv[1:] if arguments is None else arguments
+  logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
   if not arguments or arguments[0] in ('-h', '--help', 'help'):
     print(list_runs())
     return 0
