@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from atm import checkpoint, hf, sharding, step, vocabulary
+from atm import checkpoint, hf, layouts, sharding, step, vocabulary
 from atm.metrics import clock_text
 from atm.model import AlexaTM, Config
 from atm.sharding import Rules
@@ -45,7 +45,7 @@ def import_weights(
   Raises:
     FileNotFoundError: there is no config.json or no weights.
     ValueError: model_dir has checkpoints already.
-    hf.WeightsError, torch_file.TorchFileError: the weights are not sound.
+    layouts.WeightsError, torch_file.TorchFileError: the weights are not sound.
   """
   path = os.path.join(source, 'config.json')
   if not os.path.exists(path):
@@ -56,10 +56,10 @@ def import_weights(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
   described = hf.read_json(path)
-  config = hf.config_of(described)
+  config = layouts.config_of(described)
   mesh = make_mesh()
   abstract = step.abstract_params(AlexaTM(config), mesh, rules)
-  layout = hf.LAYOUTS[hf.model_type(described)]
+  layout = layouts.LAYOUTS[layouts.model_type(described)]
   reader = hf.Reader(hf.Folder(source), layout, abstract)
   sizes = reader.bytes()
   if any(reader.dtype(path) != np.float32 for path in sizes):
@@ -189,7 +189,7 @@ def export_weights(
   meta = checkpoints.meta(number)
   config = Config(**meta['model'])
   kind, described = describe(config, meta.get('hf_config'))
-  layout = hf.LAYOUTS[kind]
+  layout = layouts.LAYOUTS[kind]
   mesh = sharding.mesh(devices=jax.devices()[:1])
   abstract = step.abstract_params(AlexaTM(config), mesh, Rules())
   saved = checkpoints.dtypes(number)
@@ -237,17 +237,17 @@ def export_weights(
 def describe(config: Config, described: dict | None) -> tuple[str, dict]:
   """(layout, config.json) of a model; raises ValueError where there is none."""
   if described is not None:
-    return hf.model_type(described), described
+    return layouts.model_type(described), described
   if config.norm != 'uncentred' or config.embed_scale:
     raise ValueError(
       f'Config.norm = {config.norm!r}, Config.embed_scale = '
       f'{config.embed_scale}: the released PyTorch code has the uncentred norm '
       "and no scale. Train with model.Config.norm = 'uncentred' to export"
     )
-  return 'alexatm', hf.alexatm_json(config)
+  return 'alexatm', layouts.alexatm_json(config)
 
 
-def buffers(config: Config, tensors: Mapping, layout: hf.Layout) -> dict:
+def buffers(config: Config, tensors: Mapping, layout: layouts.Layout) -> dict:
   """Keys of the released format that hold copies or constants."""
   extra = {'model.encoder.position_ids': ((1, config.positions), np.int64)}
   shape, dtype = tensors[layout.tables['encoder_embedding']]

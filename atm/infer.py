@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atm import checkpoint, decode, hf, metrics, sharding, step
+from atm import checkpoint, decode, hf, layouts, metrics, sharding, step
 from atm.model import AlexaTM, Config
 from atm.sharding import Rules, did_you_mean
 from atm.vocabulary import Vocabulary
@@ -281,7 +281,7 @@ def load(
 
   Raises:
     FileNotFoundError: there is no model, or no checkpoint of that step.
-    hf.WeightsError: a Hugging Face folder that is not sound.
+    layouts.WeightsError: a Hugging Face folder that is not sound.
   """
   mesh = sharding.mesh() if mesh is None else mesh
   if os.path.exists(os.path.join(directory, 'config.json')):
@@ -299,9 +299,9 @@ def load(
 
 def _load_hf(directory: str, mesh, rules: Rules, dtype: str | None) -> Model:
   described = hf.read_json(os.path.join(directory, 'config.json'))
-  config = hf.config_of(described, dtype or 'float32')
+  config = layouts.config_of(described, dtype or 'float32')
   abstract = step.abstract_params(AlexaTM(config), mesh, rules)
-  layout = hf.LAYOUTS[hf.model_type(described)]
+  layout = layouts.LAYOUTS[layouts.model_type(described)]
   reader = hf.Reader(hf.Folder(directory), layout, abstract)
   params = hf.nested(dict(reader.arrays()))
   tokenizer = hf.find_tokenizer(directory)

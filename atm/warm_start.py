@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from atm import checkpoint, hf, sharding, step
+from atm import checkpoint, hf, layouts, sharding, step
 from atm.model import AlexaTM, Config
 from atm.sharding import did_you_mean
 from atm.vocabulary import SPECIALS, Vocabulary, from_xlmr
@@ -73,12 +73,12 @@ def open_source(directory: str) -> Source:
   if os.path.exists(path):
     described = hf.read_json(path)
     name = str(described.get('model_type'))
-    if name == hf.XLMR:
+    if name == layouts.XLMR:
       return _open_xlmr(directory, described)
-    if name in hf.LAYOUTS:
+    if name in layouts.LAYOUTS:
       return _open_hf(directory, described)
-    known = (*hf.LAYOUTS, hf.XLMR)
-    raise hf.WeightsError(
+    known = (*layouts.LAYOUTS, layouts.XLMR)
+    raise layouts.WeightsError(
       f'{path}: model_type = {name!r}.' + did_you_mean(name, known)
     )
   if os.path.isdir(os.path.join(directory, checkpoint.FOLDER)):
@@ -124,8 +124,8 @@ def _restore(directory: str, path: tuple[str, ...]) -> np.ndarray:
 
 def _open_hf(directory: str, described: dict) -> Source:
   """A Hugging Face folder of a class that we have whole."""
-  config = hf.config_of(described)
-  layout = hf.LAYOUTS[hf.model_type(described)]
+  config = layouts.config_of(described)
+  layout = layouts.LAYOUTS[layouts.model_type(described)]
   reader = hf.Reader(hf.Folder(directory), layout, _shapes(config))
   path = _tokenizer(directory)
   words = Vocabulary(path) if path else None
@@ -141,7 +141,7 @@ def _source(directory, config, read, words: Vocabulary | None) -> Source:
 
 def _open_xlmr(directory: str, described: dict) -> Source:
   """A Hugging Face folder of XLM-R XL or XXL, bare or with a head."""
-  config = hf.xlmr_config(described)
+  config = layouts.xlmr_config(described)
   offset = described['pad_token_id'] + 1
   names = ('encoder', 'encoder_embedding', 'encoder_types')
   tree = _shapes(config)
@@ -149,7 +149,7 @@ def _open_xlmr(directory: str, described: dict) -> Source:
   rows = (config.positions + offset, config.d_model)
   tree['encoder_positions'] = jax.ShapeDtypeStruct(rows, np.float32)
   folder = hf.Folder(directory)
-  reader = hf.Reader(folder, hf.xlmr_layout(folder.keys()), tree)
+  reader = hf.Reader(folder, layouts.xlmr_layout(folder.keys()), tree)
 
   def read(path):
     whole = reader.read(path)
@@ -167,7 +167,7 @@ def _xlmr_pieces(directory: str, config: Config) -> dict[str, int] | None:
     words = from_xlmr(path, scratch)
   count = words.size - 2  # without our [CLM] and [DOC]
   if count > config.vocab_size:
-    raise hf.WeightsError(
+    raise layouts.WeightsError(
       f'{path} has {count} pieces with <pad> and <mask>, more than vocab_size '
       f'= {config.vocab_size} in config.json'
     )
@@ -184,7 +184,7 @@ def _tokenizer(directory: str) -> str | None:
   path = hf.find_tokenizer(directory)
   for name in OTHER_TOKENIZERS if path is None else ():
     if os.path.exists(os.path.join(directory, name)):
-      raise hf.WeightsError(
+      raise layouts.WeightsError(
         f'{directory!r} has {name}, but no SentencePiece model, by which alone '
         'rows of the embedding can be matched: add it'
       )

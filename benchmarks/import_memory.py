@@ -19,7 +19,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import jax
 import numpy as np
 
-from atm import convert, hf, sharding, step
+from atm import convert, hf, layouts, sharding, step
 from atm.model import AlexaTM, Config
 
 SIZES = dict(
@@ -43,10 +43,10 @@ def sizes_of(config: Config, bytes_each: int) -> dict:
 
 def write(folder: str, config: Config) -> None:
   with open(f'{folder}/config.json', 'w') as f:
-    json.dump(hf.alexatm_json(config), f)
+    json.dump(layouts.alexatm_json(config), f)
   shapes = {}
   for path, x in abstract(config).items():
-    keys = hf.ALEXATM.keys(path, x.shape)
+    keys = layouts.ALEXATM.keys(path, x.shape)
     for key in keys:
       shapes[key] = (hf.their_shape(path, x.shape, len(keys)), np.float32)
   random = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import atm
-from atm import convert, hf, sharding
+from atm import convert, hf, layouts, sharding
 
 from conftest import tiny
 from hf_test import ALEXATM, BLENDERBOT, HERE, folder_of, golden
@@ -181,7 +181,7 @@ def left_over(w):
 def test_faults_in_the_weights(tmp_path, source, change, message):
   rewrite(source, change)
   run = tmp_path / 'run'
-  with pytest.raises(hf.WeightsError, match=message):
+  with pytest.raises(layouts.WeightsError, match=message):
     convert.import_weights(source, str(run), one, say=quiet)
   assert not run.exists() and not (tmp_path / 'run.importing').exists()
 
@@ -193,7 +193,9 @@ def test_a_tied_copy_that_differs_is_refused(tmp_path):
     w['lm_head.weight'] = w['lm_head.weight'] + 1
 
   rewrite(folder, change)
-  with pytest.raises(hf.WeightsError, match="'lm_head.weight' differs from"):
+  with pytest.raises(
+    layouts.WeightsError, match="'lm_head.weight' differs from"
+  ):
     convert.import_weights(folder, str(tmp_path / 'run'), one, say=quiet)
 
 
@@ -201,7 +203,9 @@ def test_a_truncated_file(tmp_path, source):
   path = os.path.join(source, 'model.safetensors')
   with open(path, 'r+b') as f:
     f.truncate(os.path.getsize(path) - 100)
-  with pytest.raises(hf.WeightsError, match='model.safetensors is damaged'):
+  with pytest.raises(
+    layouts.WeightsError, match='model.safetensors is damaged'
+  ):
     convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
 
 
@@ -284,14 +288,14 @@ def test_shards(tmp_path, source):
     k: weights[k] for k, f in where.items() if f == 'model-1.safetensors'
   }}  # fmt: skip
   safetensors.numpy.save_file(extra, f'{source}/model-1.safetensors')
-  with pytest.raises(hf.WeightsError, match="fc1.weight' is in two files"):
+  with pytest.raises(layouts.WeightsError, match="fc1.weight' is in two files"):
     convert.import_weights(source, str(tmp_path / 'r2'), one, say=quiet)
   os.remove(f'{source}/model-1.safetensors')
   with pytest.raises(FileNotFoundError, match='model-1.*the index names it'):
     convert.import_weights(source, str(tmp_path / 'r3'), one, say=quiet)
   with open(f'{source}/{hf.INDEXES[0]}', 'w') as f:
     json.dump({'weight_map': {'x': '../../etc/passwd'}}, f)
-  with pytest.raises(hf.WeightsError, match='is not a file of the folder'):
+  with pytest.raises(layouts.WeightsError, match='is not a file of the folder'):
     convert.import_weights(source, str(tmp_path / 'r4'), one, say=quiet)
 
 
@@ -309,7 +313,7 @@ def test_faults_in_the_config(tmp_path, source, change, message):
   described = hf.read_json(f'{source}/config.json') | change
   with open(f'{source}/config.json', 'w') as f:
     json.dump(described, f)
-  with pytest.raises(hf.WeightsError, match=message):
+  with pytest.raises(layouts.WeightsError, match=message):
     convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
   assert not (tmp_path / 'run').exists()
 
@@ -360,7 +364,7 @@ def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
   from atm import step
   from atm.model import AlexaTM
 
-  config = hf.config_of(described)
+  config = layouts.config_of(described)
   folder = tmp_path / 'big'
   folder.mkdir()
   with open(folder / 'config.json', 'w') as f:
@@ -368,7 +372,7 @@ def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
   like = step.abstract_params(AlexaTM(config), one(), sharding.Rules())
   shapes = {}
   for path, x in hf.flat(like).items():
-    keys = hf.ALEXATM.keys(path, x.shape)
+    keys = layouts.ALEXATM.keys(path, x.shape)
     for key in keys:
       shapes[key] = (hf.their_shape(path, x.shape, len(keys)), np.float32)
   hf.write_shards(

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 import atm
-from atm import hf, sharding, step
+from atm import hf, layouts, sharding, step
 from atm.model import AlexaTM
 
 HERE = os.path.join(os.path.dirname(__file__), 'golden')
@@ -125,7 +125,7 @@ def test_loss_and_gradients(load, name, root):
   close(loss, g['loss'])
   theirs = dict(np.load(f'{HERE}/{name}.grads.npz'))
   described = hf.read_json(f'{folder_of(name, root)}/config.json')
-  layout = hf.LAYOUTS[hf.model_type(described)]
+  layout = layouts.LAYOUTS[layouts.model_type(described)]
   for path, grad in hf.flat(grads).items():
     keys = layout.keys(path, grad.shape)
     if path == ('logits_bias',):
@@ -249,13 +249,13 @@ def test_blenderbot_states_and_logits(load, name):
 
 def test_the_float32_casts_are_honoured():
   described = hf.read_json(f'{HERE}/untied.config.json')
-  plain = hf.config_of(described)
+  plain = layouts.config_of(described)
   assert not plain.norm_float32 and not plain.scores_float32
-  cast = hf.config_of(
+  cast = layouts.config_of(
     {**described, 'fp32_cast_layer_norm': True, 'fp32_cast_query_key': 'fp32'}
   )
   assert cast.norm_float32 and cast.scores_float32
-  assert hf.config_of(hf.alexatm_json(cast)) == cast
+  assert layouts.config_of(layouts.alexatm_json(cast)) == cast
 
 
 @pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)

@@ -14,8 +14,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 # A file imports only from files to its left.
 ORDER = (
   'sharding metrics vocabulary objectives rows data attention layers model '
-  'loss optimizer step checkpoint torch_file hf warm_start decode evaluate '
-  'trainer infer convert report main'
+  'loss optimizer step checkpoint layouts torch_file hf warm_start decode '
+  'evaluate trainer infer convert report main'
 ).split()
 HEAVY = {'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard'}
 

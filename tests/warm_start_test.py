@@ -13,7 +13,7 @@ import optax
 import pytest
 import safetensors.numpy
 
-from atm import checkpoint, hf, sharding, step, vocabulary, warm_start
+from atm import checkpoint, hf, layouts, sharding, step, vocabulary, warm_start
 from atm.model import AlexaTM, Config
 from atm.vocabulary import Vocabulary
 
@@ -314,7 +314,7 @@ def test_from_hugging_face(name, types, tmp_path):
   """The encoder's states are the reference's, types folded or not."""
   golden = f'{HERE}/{name}'
   folder = golden if os.path.isdir(golden) else released(tmp_path / name)
-  theirs = hf.config_of(hf.read_json(f'{folder}/config.json'))
+  theirs = layouts.config_of(hf.read_json(f'{folder}/config.json'))
   changes = dict(token_types=types, decoder_layers=1, ties='none')
   config = dataclasses.replace(theirs, **changes)
   words = train_words(tmp_path / 'words')
@@ -456,11 +456,11 @@ def test_an_xlmr_that_is_not_what_it_says(described, match, tmp_path):
 def test_weights_are_checked_key_by_key(tmp_path):
   drop = lambda w: {k: v for k, v in w.items() if 'layer.2.LayerN' not in k}
   folder = copy_xlmr(tmp_path / 'lacks', drop)
-  with pytest.raises(hf.WeightsError, match='lacks .*layer.2.LayerNorm'):
+  with pytest.raises(layouts.WeightsError, match='lacks .*layer.2.LayerNorm'):
     warm_start.check(beside_xlmr(), folder)
   more = lambda w: {**w, 'encoder.layer.3.x': np.ones(2, np.float32)}
   folder = copy_xlmr(tmp_path / 'more', more)
-  with pytest.raises(hf.WeightsError, match='no place for.*layer.3.x'):
+  with pytest.raises(layouts.WeightsError, match='no place for.*layer.3.x'):
     warm_start.check(beside_xlmr(), folder)
 
 
