@@ -65,7 +65,7 @@ def encode(model, ids, mask, **more):
 
 @pytest.mark.parametrize('name', ALEXATM)
 def test_released_format_states_and_logits(load, name):
-  """Faults seen: the standard norm; decoder positions without offset."""
+  """States and logits, with masks and without, with token types."""
   model, g = load(name), golden(name)
   ids, mask = g['input_ids'], g['attention_mask']
   real = mask.astype(bool)
