@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/tiny
 
-# Huge pages spare a training step on the CPU a third of its time; glibc reads
+# Huge pages spare a training step on the CPU about a quarter of its time; glibc reads
 # this before a process starts.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 

@@ -45,7 +45,7 @@ DEPENDENCIES = [
 EXTRAS = {
   'tpu': ['jax[tpu]>=0.10,<0.13'],
   'cuda12': ['jax[cuda12]>=0.10,<0.13'],
-  # Compiles for TPUs on a machine without one; see docs/pods.md.
+  # Compiles for TPUs on a machine without one.
   'plan': ['jax[tpu]>=0.10,<0.13'],
   # Only for parity scripts; never needed to run.
   'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
