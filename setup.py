@@ -47,6 +47,8 @@ EXTRAS = {
   'cuda12': ['jax[cuda12]>=0.10,<0.13'],
   # Compiles for TPUs on a machine without one.
   'plan': ['jax[tpu]>=0.10,<0.13'],
+  # Reads .txt.zst and .jsonl.zst.
+  'zstd': ['zstandard>=0.22,<0.26'],
   # Only for parity scripts; never needed to run.
   'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
   'eval': [
@@ -61,6 +63,7 @@ EXTRAS = {
     'pytest-xdist>=3.5,<4',
     'ruff>=0.9,<0.20',
     'setuptools>=77,<90',
+    'zstandard>=0.22,<0.26',
   ],
 }
 

@@ -1,0 +1,301 @@
+"""The records of one file, or of a part of one, whatever its format.
+
+A record is bytes: a line, a cell of a Parquet column or a serialized
+tf.train.Example. `parse` makes text of it. What is wrong with either is a
+`Bad`, so that the caller may name the place, or skip it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import collections
+import dataclasses
+import functools
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+BATCH = 256  # records in memory at once
+_SHARD = r'(?:-\d+-of-\d+)?'
+_STORED = re.compile(
+  r'.*\.(?:(txt|jsonl?)(?:\.(gz|zst))?|(parquet)'
+  rf'|(tfrecord){_SHARD}(?:\.(gz){_SHARD})?)'
+)
+
+
+class Bad(Exception):
+  """A record that cannot be read."""
+
+  def __init__(self, expected: str, got):
+    super().__init__(f'expected {expected}; got {got}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """Part k of n, from 0, of a file."""
+
+  path: str
+  k: int = 0
+  n: int = 1
+
+  @functools.cached_property
+  def stored(self) -> tuple[str, str]:
+    return stored(self.path)
+
+  def __str__(self) -> str:
+    return self.path if self.n == 1 else f'{self.path}#{self.k}/{self.n}'
+
+  def span(self, total: int) -> tuple[int, int]:
+    """This part's [start, end) of `total` bytes or row groups."""
+    return total * self.k // self.n, total * (self.k + 1) // self.n
+
+
+def stored(path: str) -> tuple[str, str] | None:
+  """(format, compression) by the name of a file; None if it is another."""
+  match = _STORED.fullmatch(path)
+  if not match:
+    return None
+  text, text_packing, parquet, records, record_packing = match.groups()
+  kind = 'jsonl' if text == 'json' else text or parquet or records
+  return kind, text_packing or record_packing or ''
+
+
+def pieces(path: str, piece_bytes: int) -> list[Unit]:
+  """The units of a file: of text and Parquet, one for each `piece_bytes`."""
+  kind, packing = stored(path)
+  if packing or kind == 'tfrecord':
+    return [Unit(path)]
+  n = max(1, -(-os.path.getsize(path) // piece_bytes))
+  if kind == 'parquet' and n > 1:
+    try:
+      n = max(1, min(n, _parquet(path).num_row_groups))
+    except Bad:
+      n = 1  # reading it will tell
+  return [Unit(path, k, n) for k in range(n)]
+
+
+def raw(unit: Unit, field: str) -> Iterator[bytes | None]:
+  """The lines, cells or serialized examples of a unit.
+
+  Raises:
+    Bad: what follows cannot be read.
+  """
+  kind, packing = unit.stored
+  if kind == 'parquet':
+    yield from _cells(unit, field)
+  elif kind == 'tfrecord':
+    yield from examples(unit.path, packing)
+  else:
+    lines = _split(_inflate(unit.path, packing)) if packing else _lines(unit)
+    first = next(lines, b'')
+    yield first if unit.k else first.removeprefix(codecs.BOM_UTF8)
+    yield from lines
+
+
+def parse(unit: Unit, record: bytes | None, field: str) -> str:
+  """The text of a record of a unit.
+
+  Raises:
+    Bad: it is not UTF-8, or has no string `field`.
+  """
+  kind, _ = unit.stored
+  if kind == 'jsonl':
+    return _object(record, field)
+  if kind == 'tfrecord':
+    return example(record, field)
+  if record is None:
+    raise Bad(f'a string `{field}`', 'null')
+  return utf8(record)
+
+
+def place(unit: Unit, number: int) -> str:
+  """Where record `number`, from 1, of a unit stands in its file."""
+  kind, _ = unit.stored
+  what = 'line' if kind in ('txt', 'jsonl') else 'record'
+  return f'{unit.path}, {what} {_before(unit, kind) + number}'
+
+
+def utf8(raw: bytes) -> str:
+  """Raises Bad unless the bytes are UTF-8."""
+  try:
+    return raw.decode('utf-8')
+  except UnicodeDecodeError as e:
+    near = raw[max(0, e.start - 20) : e.start + 40]
+    raise Bad('UTF-8', repr(near)) from e
+
+
+def _object(raw: bytes, field: str) -> str:
+  line = utf8(raw)
+  if not line or line.isspace():
+    return ''
+  try:
+    text = json.loads(line)[field]
+    if b'\\u' in raw:
+      text.encode()  # half of a surrogate pair cannot be
+    if isinstance(text, str):
+      return text
+  except (ValueError, LookupError, TypeError, AttributeError,
+          RecursionError):  # fmt: skip
+    pass
+  raise Bad(f'an object with a string `{field}`', repr(raw[:60]))
+
+
+def example(raw: bytes, field: str) -> str:
+  """The text of a serialized tf.train.Example. Raises Bad if it has none."""
+  expected = f'a tf.train.Example with a bytes feature `{field}`'
+  try:
+    features = tf.train.Example.FromString(raw).features.feature
+  except Exception as e:  # protobuf's class is not ours to import
+    raise Bad(expected, repr(raw[:60])) from e
+  if field not in features or len(features[field].bytes_list.value) != 1:
+    raise Bad(expected, f'features {sorted(features)}')
+  return utf8(features[field].bytes_list.value[0])
+
+
+def _first_line(f, start: int) -> int:
+  """Goes to where the first line begins that begins at `start` or behind."""
+  f.seek(max(0, start - 1))
+  return start - 1 + len(f.readline()) if start else 0
+
+
+def _lines(unit: Unit) -> Iterator[bytes]:
+  """The lines that begin in the unit."""
+  start, end = unit.span(os.path.getsize(unit.path))
+  with open(unit.path, 'rb', buffering=1 << 20) as f:
+    at = _first_line(f, start)
+    while at < end and (line := f.readline()):
+      at += len(line)
+      yield line
+
+
+def _before(unit: Unit, kind: str) -> int:
+  """How many lines or rows of the file stand before the unit."""
+  if unit.n == 1:
+    return 0
+  if kind == 'parquet':
+    file = _parquet(unit.path)
+    start, _ = unit.span(file.num_row_groups)
+    return sum(file.metadata.row_group(i).num_rows for i in range(start))
+  with open(unit.path, 'rb') as f:
+    left = _first_line(f, unit.span(os.path.getsize(unit.path))[0])
+    f.seek(0)
+    count = 0
+    while left > 0 and (chunk := f.read(min(left, 1 << 20))):
+      count, left = count + chunk.count(b'\n'), left - len(chunk)
+  return count
+
+
+def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
+  """The lines of a stream of bytes, without their ends."""
+  pending = []
+  for chunk in chunks:
+    first, *rest = chunk.split(b'\n')
+    pending.append(first)
+    if rest:
+      yield b''.join(pending)
+      yield from rest[:-1]
+      pending = rest[-1:]
+  if last := b''.join(pending):
+    yield last
+
+
+def zstandard_module():
+  try:
+    import zstandard
+  except ImportError as e:
+    raise ImportError(
+      "reading .zst needs zstandard: pip install 'atm[zstd]'"
+    ) from e
+  return zstandard
+
+
+def _inflate(path: str, packing: str) -> Iterator[bytes]:
+  """The bytes of a compressed file of any number of members.
+
+  Raises:
+    Bad: it is corrupt, or ends too early.
+  """
+  if packing == 'gz':
+    error, new = zlib.error, functools.partial(zlib.decompressobj, wbits=31)
+  else:
+    zstandard = zstandard_module()
+    error = zstandard.ZstdError
+    new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+  expected = f'.{packing} data to its end'
+  member, whole = new(), False
+  with open(path, 'rb') as f:
+    while chunk := f.read(1 << 16):
+      # Zeros may pad a member.
+      while chunk := chunk.lstrip(b'\0') if whole else chunk:
+        try:
+          yield member.decompress(chunk)
+        except error as e:
+          raise Bad(expected, e) from e
+        chunk, whole = member.unused_data, member.eof
+        if whole:
+          member = new()
+  if not whole:
+    raise Bad(expected, 'the end of the file')
+
+
+def examples(path: str, packing: str = '') -> Iterator[bytes]:
+  """The records of a TFRecord file. Raises Bad where it breaks."""
+  options = {'compression_type': 'GZIP' if packing else ''}
+  done = 0
+  # A batch is lost with its first bad record, so those are read one by one.
+  for size in (BATCH, 1):
+    dataset = tf.data.TFRecordDataset(path, **options).skip(done).batch(size)
+    try:
+      for batch in dataset.as_numpy_iterator():
+        yield from batch
+        done += len(batch)
+      break
+    except tf.errors.OpError as e:
+      if size == 1:
+        raise Bad('a whole TFRecord', reason(e)) from e
+  if packing:  # TensorFlow takes a file that ends too early for whole
+    collections.deque(_inflate(path, packing), maxlen=0)
+
+
+def reason(error: Exception) -> str:
+  """The first line of an error, without what TensorFlow writes around it."""
+  line = (str(error).splitlines() or [''])[0]
+  return re.sub(r'^\{\{.*?\}\} | \[Op:\w+\].*$', '', line)
+
+
+def _parquet(path: str):
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  try:
+    return pq.ParquetFile(path, page_checksum_verification=True)
+  except (pa.ArrowException, OSError) as e:
+    raise Bad('a whole Parquet file', reason(e)) from e
+
+
+def _cells(unit: Unit, field: str) -> Iterator[bytes | None]:
+  """A column's cells of the unit's row groups, 256 rows in memory at once."""
+  import pyarrow as pa
+
+  with _parquet(unit.path) as file:
+    names = file.schema_arrow.names
+    if field not in names:
+      raise Bad(f'a column {field!r} of strings', f'columns {names}')
+    groups = range(*unit.span(file.num_row_groups))
+    try:
+      for batch in file.iter_batches(BATCH, list(groups), [field]):
+        column = batch.column(0)
+        if pa.types.is_dictionary(column.type):
+          column = column.dictionary_decode()
+        if not re.fullmatch(
+          '(large_)?(string|binary)(_view)?', str(column.type)
+        ):
+          raise Bad(f'a column {field!r} of strings', f'of {column.type}')
+        # As bytes, so that one cell that is not UTF-8 does not take the rest.
+        yield from column.cast(pa.large_binary()).to_pylist()
+    except (pa.ArrowException, OSError) as e:
+      raise Bad('a whole Parquet file', reason(e)) from e
