@@ -25,7 +25,9 @@ def gin_packages() -> dict[str, str]:
 
 DEPENDENCIES = [
   'absl-py>=2.1,<3',
+  'array_record>=0.8.6,<0.9',
   'clu>=0.0.12,<0.1',
+  'etils[epath]>=1.9,<2',
   'flax>=0.12,<0.13',
   'gin-config>=0.5,<0.6',
   'jax>=0.10,<0.13',
@@ -37,7 +39,7 @@ DEPENDENCIES = [
   'protobuf>=5,<8',
   'rich>=13,<16',
   'safetensors>=0.6,<0.9',
-  'sentencepiece>=0.2,<0.3',
+  'sentencepiece>=0.2.3,<0.3',
   'seqio>=0.0.20,<0.1',
   'tensorboard>=2.18,<3',
 ]

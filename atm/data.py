@@ -2,29 +2,32 @@
 
 seqio is the registry: a task gives the text, its tokens (the preprocessors in
 front of its cache placeholder) and, behind the placeholder, an `Apply` object
-whose `objective` and `language` are read here; a mixture gives the rates. Rows
-are built from the tokens once, before step 0; from then on example number n of
-the run is found by arithmetic: which task, which of its rows, which noise. So
-the only state of the data is the step, and hosts agree without talking.
+whose attributes are read here; a mixture gives the rates. `atm.cache` builds
+rows from the tokens once, before step 0; from then on row number n of the run
+is found by arithmetic: which task, which of its rows, which noise. So the only
+state of the data is the step, and hosts agree without talking.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-import os
+import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from atm import objectives, sharding
+from atm import noise, objectives, sharding
 from atm import vocabulary as vocabulary_lib
-from atm.rows import Rows, build
+from atm.rows import Rows
 from atm.vocabulary import Vocabulary
 
-CYCLE = 1 << 16  # examples after which the pattern of tasks repeats
+REMOTE_READS = 64  # rows of an object store that are read at a time
+CYCLE = 1 << 20  # rows after which the pattern of tasks repeats
 
 
 @dataclasses.dataclass
@@ -33,9 +36,11 @@ class Part:
 
   name: str
   language: str
-  objective: objectives.Denoise | objectives.CLM
+  objective: objectives.Denoise | objectives.CLM | objectives.Pairs
   rows: Rows
   rate: float
+  source: str = ''
+  form: str = ''
 
   @property
   def id(self) -> int:
@@ -62,39 +67,55 @@ def find(name: str):
 
 
 def apply_of(task):
-  """The `Apply` preprocessor of a seqio task.
-
-  Raises:
-    ValueError: it has none.
-  """
+  """The `Apply` preprocessor of a seqio task, or None."""
   for preprocessor in task.preprocessors:
     if hasattr(preprocessor, 'objective'):
       return preprocessor
-  raise ValueError(
-    f'task {task.name!r} has no pre-training objective: expected an '
-    'atm_tasks.pretrain.Apply among its preprocessors'
-  )
+  return None
+
+
+def objective_of(task):
+  """A task's objective; `Pairs` where it has inputs and targets of its own."""
+  apply = apply_of(task)
+  return apply.objective if apply else objectives.Pairs()
 
 
 def texts(name: str, split: str = 'train') -> Iterator[tuple[str, str]]:
   """Pairs (language, text) of a task or of all tasks of a mixture.
 
-  Tasks that share a source (the objectives of one text) are read once.
+  Tasks that share a source (the forms and objectives of one text) are read
+  once.
   """
-  import seqio
-
   sources = {}
-  for task in seqio.get_subtasks(find(name)):
+  for task in tasks_of(name, split):
     sources.setdefault(id(task.source), task)
   for task in sources.values():
-    dataset = task.source.get_dataset(split, shuffle=False)
-    language = apply_of(task).language
-    with _plain_errors(task.name):
-      for example in dataset.as_numpy_iterator():
-        yield language, example['text'].decode('utf-8')
+    apply = apply_of(task)
+    language, empty = apply.language if apply else 'all', True
+    with plain_errors(task.name):
+      for text in raw_texts(task.source, split):
+        empty = False
+        yield language, text
+    if empty and split == 'train':
+      raise ValueError(f'no text in {language!r}, of task {task.name!r}')
 
 
-class _plain_errors:
+def raw_texts(source, split: str) -> Iterator[str]:
+  """The texts of a seqio source, without tf.data where it can."""
+  if hasattr(source, 'texts'):
+    for shard in range(len(source.list_shards(split))):
+      yield from source.texts(split, shard)
+    return
+  dataset = source.get_dataset(split, shuffle=False)
+  if 'text' not in dataset.element_spec:
+    raise ValueError(
+      f'expected examples with `text`; got {sorted(dataset.element_spec)}'
+    )
+  for example in dataset.as_numpy_iterator():
+    yield example['text'].decode('utf-8')
+
+
+class plain_errors:
   """Turns an error raised inside tf.data into its last line."""
 
   def __init__(self, task: str):
@@ -108,14 +129,6 @@ class _plain_errors:
       found = re.findall(r'^\w*Error: (.*)$', str(error), re.M)
       message = found[-1] if found else str(error)
       raise ValueError(f'reading task {self.task!r}: {message}') from error
-
-
-def documents(task, split: str) -> Iterator[np.ndarray]:
-  """The token ids of a seqio task's documents, in order."""
-  dataset = task.source.get_dataset(split, shuffle=False)
-  with _plain_errors(task.name):
-    for example in task.preprocess_precache(dataset).as_numpy_iterator():
-      yield example['targets']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,71 +161,87 @@ def load(
   vocabulary: Vocabulary,
   lengths: Lengths,
   directory: str,
-  passes: int = 1,
-  say=lambda text: None,
+  passes: int | None = 1,
+  verify: tuple[int, int] | None = (0, 1),
 ) -> list[Part]:
-  """The parts of a task or mixture; builds the rows that are not there yet.
+  """The parts of a task or mixture, from rows that `atm.cache` has built.
 
   Args:
     name: a seqio task or mixture.
     split: its split, such as 'train'.
     vocabulary: the vocabulary the tasks were configured with.
     lengths: encoder and decoder lengths.
-    directory: gets a folder of rows for each task and split.
-    passes: how many times rows are made of the documents, each time in another
-      order, where rows join documents; a small text then does not meet the
-      model in the same few rows over and over.
-    say: told what is going on, a line at a time.
+    directory: has a folder of rows for each task and split.
+    passes: see `cache.build`; None: as they were made.
+    verify: see `rows.Rows`.
 
   Raises:
-    ValueError: an unknown name, a task without objective, rows made
-      otherwise, or no rows at all.
+    FileNotFoundError: there are no finished rows of a task.
+    ValueError: an unknown name, rows made otherwise or damaged, or no rows.
   """
   import seqio
 
-  mixture = find(name)
-  ids = objectives.Ids.of(vocabulary)
-  parts, told = [], False
-  for task in seqio.get_subtasks(mixture):
-    apply = apply_of(task)
-    length = apply.objective.row_length(lengths.inputs, lengths.targets)
-    made_from = {
-      'task': task.name,
-      'split': split,
-      'objective': repr(apply.objective),
-      'row_length': length,
-      'passes': passes,
-      'vocabulary': vocabulary.sha256,
-    }
-    folder = os.path.join(directory, f'{task.name}-{split}')
-    if not os.path.exists(folder):
-      if not told:
-        say(f'building rows of tokens: {name} ({split}), in {directory}')
-      told = True
-      order = documents(task, split)
-      if passes > 1 and apply.objective.joins:
-        order = shuffled(list(order), passes, zlib.crc32(task.name.encode()))
-      rows = apply.objective.rows(order, ids, length)
-      build(folder, rows, made_from)
-    rate = 1.0 if mixture is task else mixture.get_rate(task)
-    rows = Rows(folder, made_from)
+  mixture, tasks = find(name), tasks_of(name, split)
+  opened = []
+  for task in tasks:
+    folder = rows_folder(directory, task.name, split)
+    made_from = made_of(task, split, vocabulary, lengths, passes)
+    try:
+      opened.append(Rows(folder, made_from, verify))
+    except FileNotFoundError as e:
+      raise FileNotFoundError(
+        f'no finished rows of {task.name!r} ({split}) in {directory!r}: build '
+        f'them with `atm cache --gin.CACHE_DIR="\'{directory}\'"`'
+      ) from e
+    if split == 'train' and (apply := apply_of(task)):
+      apply.measured = {**opened[-1].counts, 'rows': len(opened[-1])}
+  parts = []
+  for task, rows in zip(tasks, opened):
+    weighed = split == 'train' and not isinstance(mixture, seqio.Task)
+    rate = mixture.get_rate(task) if weighed else 1.0
     if rate > 0 and len(rows):
-      parts.append(Part(task.name, apply.language, apply.objective, rows, rate))
+      apply = apply_of(task)
+      parts.append(
+        Part(
+          task.name, getattr(apply, 'language', 'all'), objective_of(task),
+          rows, rate, getattr(apply, 'source', task.name),
+          getattr(apply, 'form', ''),
+        )
+      )  # fmt: skip
   if not parts:
     raise ValueError(f'{name!r} has no rows in its {split!r} split')
   return parts
 
 
-def shuffled(items: list, passes: int, key: int) -> Iterator:
-  """All items, `passes` times, each time in another order."""
-  for number in range(passes):
-    index = np.arange(len(items))
-    yield from (
-      items[i] for i in permute(index, len(items), objectives.keys(key, number))
-    )
+def tasks_of(name: str, split: str) -> list:
+  """The tasks of a task or mixture that have the split."""
+  import seqio
+
+  return [t for t in seqio.get_subtasks(find(name)) if split in t.splits]
 
 
-def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
+def rows_folder(directory: str, task: str, split: str) -> str:
+  return f'{directory.rstrip("/")}/{task}-{split}'
+
+
+def made_of(task, split: str, vocabulary, lengths: Lengths, passes: int):
+  """What a task's rows depend on, besides its text."""
+  objective = objective_of(task)
+  facts = {
+    'task': task.name,
+    'split': split,
+    'objective': repr(objective),
+    'lengths': list(lengths.both),
+    'vocabulary': vocabulary.sha256,
+  }
+  if passes is not None:
+    facts['passes'] = passes
+  for part in (task.source, *task.preprocessors):
+    facts |= getattr(part, 'made_from', {})
+  return facts
+
+
+def permute(index: np.ndarray, n, key: np.ndarray) -> np.ndarray:
   """A random permutation of range(n), evaluated at `index`, without a table.
 
   A Feistel network over the smallest even number of bits that holds n, walked
@@ -220,18 +249,20 @@ def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
 
   Args:
     index: [B] integers in [0, n).
-    n: how many are permuted.
+    n: [B] or scalar: how many are permuted; below 2 ** 53.
     key: [B] or scalar uint64; another key is another permutation.
   """
-  half = np.uint64(max(1, (max(2, n) - 1).bit_length() + 1) // 2)
-  low = np.uint64((1 << int(half)) - 1)
   x = np.asarray(index).astype(np.uint64)
-  key = np.broadcast_to(key, x.shape)
+  n = np.broadcast_to(n, x.shape).astype(np.uint64)
+  width = np.frexp(np.maximum(n, 2).astype(np.float64) - 1)[1]  # bit length
+  half = np.maximum(1, (width + 1) // 2).astype(np.uint64)
+  low = (np.uint64(1) << half) - np.uint64(1)
+  rounds = [noise.keys(key, number) for number in range(4)]
   walking = np.ones(x.shape, bool)
   while walking.any():
     left, right = x >> half, x & low
-    for number in range(4):
-      left, right = right, left ^ (objectives.keys(key, number, right) & low)
+    for round_key in rounds:
+      left, right = right, left ^ (noise.mix(right + round_key) & low)
     x = np.where(walking, (left << half) | right, x)
     walking = x >= n
   return x.astype(np.int64)
@@ -240,11 +271,11 @@ def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
 class Batches:
   """Batch number `step` of an endless mix of parts.
 
-  Example n belongs to the task that stands at n modulo CYCLE in a fixed random
-  pattern which holds each task in proportion to its rate; it is that task's
-  m-th example, m counted along the pattern. Its row is a random permutation of
-  the task's rows, another one each epoch (m // rows), and its noise is keyed
-  by (seed, task, epoch, row).
+  Row n of the run belongs to the task that stands at n modulo CYCLE in a fixed
+  random pattern which holds each task in proportion to its rate; it is that
+  task's m-th row, m counted along the pattern. Which of the task's rows it is
+  follows from a random permutation, another one each epoch (m // rows), and its
+  noise is keyed by (seed, task, epoch, row).
   """
 
   def __init__(
@@ -258,32 +289,34 @@ class Batches:
     self.parts, self.lengths = parts, lengths
     self.batch_size, self.seed = batch_size, seed
     self.ids = objectives.Ids.of(vocabulary)
+    kinds = list(dict.fromkeys(part.objective for part in parts))
+    self.kinds = np.array([kinds.index(part.objective) for part in parts])
+    self.packs = any(kind.packs for kind in kinds)
+    self._sizes = np.array([len(part.rows) for part in parts])
+    self._task_ids = np.array([part.id for part in parts], np.int64)
     rates = np.array([part.rate for part in parts])
     exact = rates / rates.sum() * CYCLE
     quota = np.floor(exact).astype(np.int64)
     short = CYCLE - quota.sum()
     quota[np.argsort(quota - exact, kind='stable')[:short]] += 1
-    if (quota == 0).any():
-      rare = parts[int(np.argmin(exact))].name
-      raise ValueError(f'task {rare!r} has less than 1 in {CYCLE} examples')
-    draw = objectives.uniforms(objectives.keys(seed, 0x6D6978), CYCLE)[0]
-    self.pattern = np.repeat(np.arange(len(parts)), quota)[np.argsort(draw)]
-    self.rank = np.zeros(CYCLE, np.int64)
-    for i in range(len(parts)):
-      self.rank[self.pattern == i] = np.arange(quota[i])
+    for rare in np.flatnonzero(quota == 0):  # at least one in a cycle
+      quota[rare], quota[np.argmax(quota)] = 1, quota.max() - 1
+    draw = noise.uniforms(noise.keys(seed, 0x6D6978), CYCLE)[0]
+    pattern = np.repeat(np.arange(len(parts), dtype=np.int32), quota)
+    self.pattern = pattern[np.argsort(draw)]
+    by_part = np.argsort(self.pattern, kind='stable')
+    self.rank = np.empty(CYCLE, np.int32)
+    self.rank[by_part] = np.arange(CYCLE) - (np.cumsum(quota) - quota)[pattern]
     self.quota = quota
 
   def place(self, n: np.ndarray) -> tuple:
-    """Example numbers [B] -> (part, epoch, row), each [B]."""
+    """Numbers of rows of the run [B] -> (part, epoch, row), each [B]."""
     part = self.pattern[n % CYCLE]
     m = n // CYCLE * self.quota[part] + self.rank[n % CYCLE]
-    size = np.array([len(p.rows) for p in self.parts])[part]
+    size = self._sizes[part]
     epoch = m // size
-    row = np.zeros_like(m)
-    for i in np.unique(part):
-      mine = part == i
-      key = objectives.keys(self.seed, self.parts[i].id, epoch[mine])
-      row[mine] = permute(m[mine] % size[mine], len(self.parts[i].rows), key)
+    key = noise.keys(self.seed, self._task_ids[part], epoch)
+    row = permute(m % size, size, key)
     return part, epoch, row
 
   def __call__(self, step: int, rows: slice = slice(None)) -> dict:
@@ -298,28 +331,82 @@ class Batches:
 
   def _make(self, part, epoch, row) -> dict:
     batch: dict[str, np.ndarray] = {}
-    for i in np.unique(part):
-      mine = np.flatnonzero(part == i)
+    for mine in self._by_objective(part):
       made = examples(
-        self.parts[i], self.ids, self.lengths, self.seed, epoch[mine], row[mine]
-      )
+        self.parts, part[mine], self.ids, self.lengths, self.seed, epoch[mine],
+        row[mine],
+      )  # fmt: skip
       for name, value in made.items():
         if name not in batch:
           batch[name] = np.zeros((len(part), *value.shape[1:]), value.dtype)
         batch[name][mine] = value
+    if not self.packs:
+      del batch['encoder_positions'], batch['decoder_positions']
     return batch
 
+  def _by_objective(self, part: np.ndarray) -> Iterator[np.ndarray]:
+    """Places of a batch whose rows one call makes."""
+    kind = self.kinds[part]
+    for number in np.unique(kind):
+      yield np.flatnonzero(kind == number)
 
-def examples(part, ids, lengths, seed, epoch, row) -> dict:
-  """The arrays of some rows of a part; noise keyed by (seed, epoch, row)."""
-  S, T = lengths.inputs, lengths.targets
-  width = part.objective.row_length(S, T)
-  tokens, length = part.rows.read(row, width)
-  key = objectives.keys(seed, part.id, epoch, row)
-  batch = part.objective.examples(tokens, length, key, ids, S, T)
-  number = objectives.NAMES.index(part.objective.name)
+
+def examples(parts, part, ids, lengths, seed, epoch, row) -> dict:
+  """The arrays of some rows of parts that have one objective.
+
+  Noise is keyed by (seed, task, epoch, row).
+
+  Args:
+    parts: all parts.
+    part, epoch, row: [B].
+  """
+  S, T = lengths.both
+  objective = parts[part[0]].objective
+  read = rows_of(parts, part, row)
+  length = np.array([len(tokens) for tokens in read], np.int64)
+  tokens = np.zeros((len(read), length.max()), np.int32)
+  for i, ids_read in enumerate(read):
+    tokens[i, : len(ids_read)] = ids_read
+  task = np.array([p.id for p in parts], np.int64)[part]
+  key = noise.keys(seed, task, epoch, row)
+  batch = objective.examples(tokens, length, key, ids, S, T)
+  number = objectives.NAMES.index(objective.name)
   batch['objective'] = np.full(len(row), number, np.int32)
   return batch
+
+
+def rows_of(parts, part, row) -> list[np.ndarray]:
+  """The ids of some rows; those of an object store many at a time."""
+  each = [(parts[p].rows, int(r)) for p, r in zip(part, row)]
+  read = lambda pair: pair[0].row(pair[1])
+  if not any(rows.remote for rows, _ in each):
+    return [read(pair) for pair in each]
+  with ThreadPoolExecutor(REMOTE_READS) as pool:
+    return list(pool.map(read, each))
+
+
+def ahead(
+  make: Callable[[int], dict], first: int, last: int, depth: int = 2
+) -> Iterator[dict]:
+  """make(first), ..., make(last - 1), up to `depth` of them made beforehand.
+
+  They are made one after another in a thread, while the caller does something
+  else; what it raises is raised here, at its turn.
+  """
+  with ThreadPoolExecutor(1) as pool:
+    made = collections.deque()
+    for step in range(first, last):
+      made.append(pool.submit(make, step))
+      if len(made) > depth:
+        yield made.popleft().result()
+    while made:
+      yield made.popleft().result()
+
+
+def digest(parts: Iterable[Part]) -> str:
+  """What the parts' rows are: changes whenever one of their files does."""
+  told = [(part.name, part.rows.sha256) for part in parts]
+  return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def evaluation_batches(
@@ -341,10 +428,13 @@ def evaluation_batches(
   made, owners = [], []
   for i, part in enumerate(parts):
     row = np.arange(min(rows_each, len(part.rows)))
-    made.append(examples(part, ids, lengths, seed, 0 * row, row))
+    which = np.full(len(row), i)
+    made.append(examples(parts, which, ids, lengths, seed, 0 * row, row))
     owners.append(np.full(len(row), i))
   owner = np.concatenate(owners)
   whole = {k: np.concatenate([m[k] for m in made]) for k in made[0]}
+  if not any(part.objective.packs for part in parts):
+    del whole['encoder_positions'], whole['decoder_positions']
   fill = -len(owner) % batch_size
   owner = np.concatenate([owner, np.full(fill, -1)])
   for name, value in whole.items():

@@ -12,7 +12,11 @@ on its batch nor on which host makes it. Two stages:
   rows      ids of documents -> rows of ids, once, before training
   examples  rows of ids and a key -> encoder inputs and decoder targets
 
-Letters: B rows, L row length, S encoder length, T decoder length.
+A row may hold several examples, packed: then each has a segment number, from 1,
+and its positions start at 0 again. What is packed together is planned when rows
+are made, by bounds that hold for every random split.
+
+Letters: B rows, L row length, S encoder length, T decoder length, N examples.
 
 The paper does not say where `<s>` and `</s>` stand. Here, as the released
 tokenizer does it: the encoder reads `<s> ... </s>` (with `[CLM]` right after
@@ -28,94 +32,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-NAMES = ('denoise', 'clm')  # a batch's `objective` is an index into this
-_U64 = np.uint64
-_GAMMA = _U64(0x9E3779B97F4A7C15)
+from atm import noise
 
-
-def mix(x: np.ndarray) -> np.ndarray:
-  """The finaliser of SplitMix64 (Steele et al., 2014): uint64 -> uint64."""
-  with np.errstate(over='ignore'):
-    x = np.asarray(x).astype(_U64)
-    x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
-    return x ^ (x >> _U64(31))
-
-
-def keys(*parts) -> np.ndarray:
-  """One uint64 key from integers or integer arrays that broadcast."""
-  key = np.zeros((), _U64)
-  with np.errstate(over='ignore'):
-    for part in parts:
-      key = mix(key + _GAMMA + mix(np.asarray(part).astype(_U64) + _GAMMA))
-  return key
-
-
-def uniforms(key: np.ndarray, n: int) -> np.ndarray:
-  """[B] keys -> [B, n] float64 in [0, 1): a SplitMix64 stream a key."""
-  with np.errstate(over='ignore'):
-    counter = np.arange(1, n + 1, dtype=_U64) * _GAMMA
-    bits = mix(np.atleast_1d(key)[:, None] + counter)
-  return (bits >> _U64(11)).astype(np.float64) * 2.0**-53
-
-
-def noise_budget(length, density: float):
-  """How many of `length` tokens are dropped: the nearest integer."""
-  return np.floor(np.asarray(length) * density + 0.5).astype(np.int64)
-
-
-def span_lengths(key, budget: np.ndarray, mean: float) -> np.ndarray:
-  """[B, K] lengths of spans, each row summing exactly to its budget.
-
-  Draws from Poisson(mean), without the zeros (a span of no tokens drops
-  nothing); the draw that crosses the budget is cut, the rest are 0.
-  """
-  most = max(1, int(budget.max(initial=0)))
-  ks = np.arange(0, int(mean + 12 * math.sqrt(mean) + 12))
-  log_pmf = (
-    ks * math.log(mean) - mean - np.array([math.lgamma(k + 1) for k in ks])
-  )
-  cdf = np.cumsum(np.exp(log_pmf[1:]))
-  cdf /= cdf[-1]
-  draws = 1 + np.searchsorted(cdf, uniforms(key, most), side='right')
-  starts = np.cumsum(draws, axis=1) - draws
-  return np.clip(budget[:, None] - starts, 0, draws)
-
-
-def keep_mask(
-  key, length: np.ndarray, width: int, density: float, mean: float
-) -> np.ndarray:
-  """Which tokens survive the noise: [B, width] bool, False beyond `length`.
-
-  The kept tokens leave `kept + 1` gaps; the spans go into distinct gaps chosen
-  uniformly, in an order that is uniform too, so no place and no span (the cut
-  one least of all) is preferred.
-  """
-  budget = noise_budget(length, density)
-  kept = length - budget
-  spans = span_lengths(keys(key, 1), budget, mean)
-  gap = np.arange(width + 1)
-  draw = np.where(gap <= kept[:, None], uniforms(keys(key, 2), width + 1), 2.0)
-  order = np.argsort(draw, axis=1, kind='stable')[:, : spans.shape[1]]
-  in_gap = np.zeros((len(length), width + 1), np.int64)
-  np.put_along_axis(in_gap, order, spans[:, : order.shape[1]], axis=1)
-  place = gap[:-1] + np.cumsum(in_gap, axis=1)[:, :-1]
-  mask = np.zeros((len(length), width + 1), bool)
-  place = np.where(gap[:-1] < kept[:, None], place, width)
-  np.put_along_axis(mask, place, True, axis=1)
-  return mask[:, :-1]
-
-
-def compact(tokens: np.ndarray, mask: np.ndarray) -> tuple:
-  """Moves the masked tokens of each row to its front.
-
-  Returns:
-    ([B, L] with zeros behind, [B] how many).
-  """
-  order = np.argsort(~mask, axis=1, kind='stable')
-  count = mask.sum(axis=1)
-  front = np.arange(tokens.shape[1]) < count[:, None]
-  return np.where(front, np.take_along_axis(tokens, order, axis=1), 0), count
+# A batch's `objective` is an index into these.
+NAMES = ('denoise', 'clm', 'pair')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +66,7 @@ class Denoise:
   mean_span: float = 3.0
   name = 'denoise'
   joins = True  # documents into rows
+  packs = False
 
   def __post_init__(self):
     if not 0 < self.density <= 0.5:
@@ -155,8 +76,9 @@ class Denoise:
 
   def row_length(self, S: int, T: int) -> int:
     """The longest row whose inputs fit in S and whose targets fit in T."""
+    kept = lambda length: length - noise.noise_budget(length, self.density)
     length = T - 1
-    while length > 0 and length - noise_budget(length, self.density) > S - 2:
+    while length > 0 and kept(length) > S - 2:
       length -= 1
     return _positive(length, S, T)
 
@@ -185,11 +107,14 @@ class Denoise:
 
   def examples(self, tokens, length, key, ids: Ids, S: int, T: int) -> dict:
     """Rows [B, L] of `length` [B] ids to arrays of a batch, see `frame`."""
-    mask = keep_mask(key, length, tokens.shape[1], self.density, self.mean_span)
-    kept, count = compact(tokens, mask)
+    width = tokens.shape[1]
+    mask = noise.keep_mask(key, length, width, self.density, self.mean_span)
+    inside = np.arange(width) < length[:, None]
     return frame(
-      _between((ids.bos,), kept, count, (ids.eos,), S),
-      _between((), tokens, length, (ids.eos,), T),
+      np.arange(len(tokens)),
+      ((ids.bos,), tokens[mask], mask.sum(1), (ids.eos,)),
+      ((), tokens[inside], length, (ids.eos,)),
+      (len(tokens), S, T),
       ids,
     )
 
@@ -198,12 +123,16 @@ class Denoise:
 class CLM:
   """Read the beginning, write the rest (paper section 3: 20% of examples).
 
+  The paper has one document a row. With `packs` a row holds as many as fit
+  however they are split, with `[DOC]` between.
+
   Raises:
     ValueError: not 0 < low <= high < 1.
   """
 
   low: float = 0.2
   high: float = 0.8
+  packs: bool = False
   name = 'clm'
   joins = False
 
@@ -228,23 +157,99 @@ class CLM:
         row = [*document[:length], ids.eos][:length]
         yield np.asarray(row, np.int32)
 
-  def split(self, length, key) -> np.ndarray:
-    """[B] lengths of the prefix: uniform in low..high of the row."""
-    share = self.low + (self.high - self.low) * uniforms(key, 1)[:, 0]
+  def pack(self, rows, ids: Ids, S: int, T: int) -> Iterator[np.ndarray]:
+    """Joins rows of one document each into rows that every split fits."""
+
+    def most(row):
+      n = len(row) - (row[-1] == ids.eos)
+      least, greatest = self._cut(np.array([self.low, self.high]), n)
+      return greatest + 3, len(row) - least
+
+    for chosen in pack(rows, most, S, T):
+      pieces = [piece for row in chosen for piece in ([ids.doc], row)]
+      yield np.concatenate(pieces[1:]).astype(np.int32)
+
+  def _cut(self, share, length):
     return np.clip(np.rint(share * length), 1, length - 1).astype(np.int64)
+
+  def split(self, length, draw) -> np.ndarray:
+    """[N] lengths of the prefix: uniform in low..high of the document.
+
+    Args:
+      length: [N] tokens of each document, without `</s>`.
+      draw: [N] in [0, 1).
+    """
+    return self._cut(self.low + (self.high - self.low) * draw, length)
 
   def examples(self, tokens, length, key, ids: Ids, S: int, T: int) -> dict:
     """Rows [B, L] of `length` [B] ids to arrays of a batch, see `frame`."""
-    ends = np.take_along_axis(tokens, length[:, None] - 1, 1)[:, 0] == ids.eos
+    flat = tokens[np.arange(tokens.shape[1]) < length[:, None]]
+    row_end = np.cumsum(length)
+    between = np.flatnonzero(flat == ids.doc)
+    start = np.sort(np.concatenate([row_end - length, between + 1]))
+    end = np.sort(np.concatenate([row_end, between]))
+    row = np.searchsorted(row_end, start, side='right')
+    rank = _rank(row)
     # The share is of the document's own tokens: its `</s>` is not one.
-    prefix = self.split(length - ends, key)
-    place = np.arange(tokens.shape[1])
-    head, _ = compact(tokens, place < prefix[:, None])
-    inside = (place >= prefix[:, None]) & (place < length[:, None])
-    rest, count = compact(tokens, inside)
+    own = end - start - (flat[end - 1] == ids.eos)
+    draw = noise.uniforms(key, rank.max() + 1)[row, rank]
+    prefix = self.split(own, draw)
+    rest = end - start - prefix
     return frame(
-      _between((ids.bos, ids.clm), head, prefix, (ids.eos,), S),
-      _between((), rest, count, (), T),
+      row,
+      ((ids.bos, ids.clm), flat[_ranges(start, prefix)], prefix, (ids.eos,)),
+      ((), flat[_ranges(start + prefix, rest)], rest, ()),
+      (len(tokens), S, T),
+      ids,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Inputs and targets as they are: fine-tuning data.
+
+  A row is `[k, n_1, m_1, ..., n_k, m_k]` and the ids of k pairs, n_i of inputs
+  and m_i of targets, end to end.
+  """
+
+  packs: bool = True
+  name = 'pair'
+  joins = False
+
+  def row_length(self, S: int, T: int) -> int:
+    """The longest pair."""
+    return _positive(min(S, T), S, T) and S + T
+
+  def rows(self, pairs, ids: Ids, length: int) -> Iterator[np.ndarray]:
+    """One pair (inputs, targets) a row; a pair without targets is left out."""
+    for source, target in pairs:
+      if len(target):
+        head = [1, len(source), len(target)]
+        yield np.concatenate([head, source, target]).astype(np.int32)
+
+  def pack(self, rows, ids: Ids, S: int, T: int) -> Iterator[np.ndarray]:
+    """Joins rows of one pair each into rows of S and T at most."""
+    for chosen in pack(rows, lambda row: (row[1], row[2]), S, T):
+      sizes = np.concatenate([row[1:3] for row in chosen])
+      bodies = [row[3:] for row in chosen]
+      head = np.array([len(chosen), *sizes], np.int32)
+      yield np.concatenate([head, *bodies]).astype(np.int32)
+
+  def examples(self, tokens, length, key, ids: Ids, S: int, T: int) -> dict:
+    """Rows [B, L] to arrays of a batch, see `frame`; draws nothing."""
+    del length, key
+    count = tokens[:, 0].astype(np.int64)
+    row = np.repeat(np.arange(len(tokens)), count)
+    rank = _rank(row)
+    sizes = tokens[row[:, None], 1 + 2 * rank[:, None] + np.arange(2)]
+    n, m = sizes.T.astype(np.int64)
+    start = 1 + 2 * count[row] + _starts(n + m, row)
+    flat, start = tokens.reshape(-1), start + row * tokens.shape[1]
+    return frame(
+      row,
+      ((), flat[_ranges(start, n)], n, ()),
+      ((), flat[_ranges(start + n, m)], m, ()),
+      (len(tokens), S, T),
       ids,
     )
 
@@ -258,46 +263,129 @@ def _positive(length: int, S: int, T: int) -> int:
   return length
 
 
-def _between(before, body, count, after, width: int) -> tuple:
-  """Sets `before` and `after` around each row of `body`.
+def pack(items: Iterable, most, S: int, T: int, open_rows: int = 64):
+  """Lists of items that fit a row together: best fit, over some open rows.
+
+  Args:
+    items: what is packed, read once.
+    most: item -> the most places it takes, (encoder, decoder).
+    S: encoder places of a row.
+    T: decoder places of a row.
+    open_rows: how many rows are open at a time; the fullest leaves when none
+      has room.
+
+  Yields:
+    lists of items, each item in one of them; in an order that depends on the
+    items alone.
+  """
+  left = np.zeros((0, 2), np.int64)
+  rows: list[list] = []
+  for item in items:
+    need = np.array(most(item))
+    after = (left - need).min(axis=1) if rows else np.zeros(0)
+    fits = np.flatnonzero(after >= 0)
+    if len(fits):
+      best = fits[np.argmin((left[fits] - need).sum(axis=1))]
+      rows[best].append(item)
+      left[best] -= need
+      continue
+    if len(rows) == open_rows:
+      fullest = int(np.argmin(left.sum(axis=1)))
+      yield rows.pop(fullest)
+      left = np.delete(left, fullest, axis=0)
+    rows.append([item])
+    left = np.concatenate([left, [np.array([S, T]) - need]])
+  yield from rows
+
+
+# --- Runs of ids, and where they stand in a batch
+
+
+def _starts(length: np.ndarray, row: np.ndarray) -> np.ndarray:
+  """[N] where each run starts in its row, the runs of a row end to end."""
+  before = np.cumsum(length) - length
+  return before - before[np.searchsorted(row, row)]
+
+
+def _rank(row: np.ndarray) -> np.ndarray:
+  """[N] sorted rows -> how many of the same row stand before."""
+  return np.arange(len(row)) - np.searchsorted(row, row)
+
+
+def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+  """Indices of runs [start, start + length), end to end."""
+  before = np.cumsum(length) - length
+  return np.repeat(start - before, length) + np.arange(length.sum())
+
+
+def _lay(row, run: tuple, B: int, width: int, pad: int) -> tuple:
+  """Sets runs into [B, width].
+
+  Args:
+    row: [N], sorted: the row of each run.
+    run: (ids before each, all ids end to end, [N] how many, ids behind each).
 
   Returns:
-    ([B, width] int32, [B] lengths).
+    (tokens, segments, positions), int32 [B, width], and [N] indices into the
+    flat tokens where a run starts.
   """
-  B, head = len(body), len(before)
-  out = np.zeros((B, width + body.shape[1] + 3), np.int32)
-  out[:, :head] = before
-  out[:, head : head + body.shape[1]] = body
-  length = count + head
-  for piece in after:
-    out[np.arange(B), length] = piece
-    length = length + 1
-  assert length.max(initial=0) <= width
-  return out[:, :width], length
+  before, flat, count, behind = run
+  length = count + len(before) + len(behind)
+  start = _starts(length, row)
+  total = np.bincount(row, length, minlength=B)
+  assert total.max(initial=0) <= width
+  place = np.arange(width, dtype=np.int32)
+  inside = place < total[:, None]
+  at = start + row * width
+  framing = [(at + i, piece) for i, piece in enumerate(before)]
+  last = at + len(before) + count
+  framing += [(last + i, piece) for i, piece in enumerate(behind)]
+  tokens = np.full((B, width), pad, np.int32)
+  body = inside.copy()
+  for where, piece in framing:
+    tokens.reshape(-1)[where] = piece
+    body.reshape(-1)[where] = False
+  tokens[body] = flat
+  first = np.zeros((B, width), np.int32)
+  segments = inside.astype(np.int32)
+  if len(row) > len(np.unique(row)):
+    first.reshape(-1)[at] = start
+    first = np.maximum.accumulate(first, axis=1)
+    begun = np.zeros_like(first)
+    begun.reshape(-1)[at] = 1
+    segments *= np.cumsum(begun, axis=1, dtype=np.int32)
+  return tokens, segments, (place - first) * inside, at
 
 
-def frame(inputs: tuple, targets: tuple, ids: Ids) -> dict[str, np.ndarray]:
-  """The arrays of a batch, by t5x's names, from (ids, lengths) of both sides.
+def frame(
+  row: np.ndarray, source: tuple, target: tuple, sizes: tuple, ids: Ids
+) -> dict[str, np.ndarray]:
+  """The arrays of a batch, by t5x's names.
 
-  Segment ids are 1 on the example and 0 on padding; loss weights are 1 on
-  targets. Neither is read off the ids, whatever the id of padding.
+  Segment ids number the examples of a row from 1, 0 is padding; positions
+  start at 0 in each; loss weights are 1 on targets. None is read off the ids,
+  whatever the id of padding.
+
+  Args:
+    row: [N], sorted: the row of each example.
+    source: runs of encoder inputs, see `_lay`.
+    target: runs of decoder targets.
+    sizes: (B, S, T).
+    ids: the special ids.
   """
-  source, S_len = inputs
-  target, T_len = targets
-  in_source = np.arange(source.shape[1]) < S_len[:, None]
-  in_target = np.arange(target.shape[1]) < T_len[:, None]
-  target = np.where(in_target, target, ids.pad).astype(np.int32)
-  shifted = np.full_like(target, ids.bos)
-  shifted[:, 1:] = target[:, :-1]
+  B, S, T = sizes
+  inputs, input_segments, input_positions, _ = _lay(row, source, B, S, ids.pad)
+  targets, segments, positions, start = _lay(row, target, B, T, ids.pad)
+  shifted = np.roll(targets, 1, axis=1)
+  shifted.reshape(-1)[start] = ids.bos
+  shifted[segments == 0] = ids.pad
   return {
-    'encoder_input_tokens': np.where(in_source, source, ids.pad).astype(
-      np.int32
-    ),
-    'encoder_segment_ids': in_source.astype(np.int32),
-    'decoder_input_tokens': np.where(in_target, shifted, ids.pad).astype(
-      np.int32
-    ),
-    'decoder_target_tokens': target,
-    'decoder_segment_ids': in_target.astype(np.int32),
-    'decoder_loss_weights': in_target.astype(np.float32),
+    'encoder_input_tokens': inputs,
+    'encoder_segment_ids': input_segments,
+    'encoder_positions': input_positions,
+    'decoder_input_tokens': shifted,
+    'decoder_target_tokens': targets,
+    'decoder_segment_ids': segments,
+    'decoder_positions': positions,
+    'decoder_loss_weights': (segments > 0).astype(np.float32),
   }

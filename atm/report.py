@@ -24,7 +24,7 @@ def loss_curve(directory: str) -> str:
 
   rows = metrics.read(directory)
   figure, axes = plt.subplots(figsize=(8, 4.5), layout='constrained')
-  for name, color in zip(NAMES, ('tab:blue', 'tab:orange')):
+  for name, color in zip(NAMES, ('tab:blue', 'tab:orange', 'tab:green')):
     for key, style, label in (
       (f'loss/{name}', {'lw': 1, 'alpha': 0.6}, 'training'),
       (f'eval/loss/{name}', {'lw': 1.5, 'marker': 'o', 'ms': 4}, 'held out'),
@@ -102,6 +102,7 @@ def samples(run, model, count: int = 3) -> list[rich.table.Table]:
       title={
         'denoise': "Denoising: text with 15% dropped, and the model's text",
         'clm': "CLM: the beginning of a text, and the model's continuation",
+        'pair': "Pairs: an input, and the model's answer",
       }[name],
       show_lines=True,
     )
@@ -129,8 +130,8 @@ def _examples(run, objective: str, count: int):
       found = np.flatnonzero(owner == i)
       if len(found):
         row = {k: v[found[0]] for k, v in batch.items()}
-        source = row['encoder_input_tokens'][row['encoder_segment_ids'] > 0]
-        target = row['decoder_target_tokens'][row['decoder_loss_weights'] > 0]
+        source = row['encoder_input_tokens'][row['encoder_segment_ids'] == 1]
+        target = row['decoder_target_tokens'][row['decoder_segment_ids'] == 1]
         yield parts[i], source.tolist(), target.tolist()
         break
 

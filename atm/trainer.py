@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 
 from atm import (
+  cache,
   checkpoint,
   data,
   evaluate,
@@ -29,6 +30,7 @@ from atm import (
 )
 from atm import vocabulary as vocabulary_lib
 from atm.sharding import Rules
+from atm.stream import Stream
 from atm.vocabulary import Vocabulary
 
 
@@ -59,6 +61,9 @@ def train(
   init_encoder: str | None = None,
   freeze_encoder_steps: int = 0,
   row_passes: int = 1,
+  cache_dir: str | None = None,
+  verify_cache: bool = True,
+  stream: bool = False,
   log_every: int = 10,
   eval_every: int = 100,
   eval_rows: int = 64,
@@ -95,7 +100,13 @@ def train(
       its embedding as they are, see `step.train_step`. The paper freezes its
       pre-trained encoder for the first 100,000 or so. May be another number
       when a run is resumed, unless a run that began with 0 were to freeze now.
-    row_passes: see `data.load`.
+    row_passes: `passes` of `cache.build`.
+    cache_dir: rows that `cache.build` made; None builds model_dir/rows.
+    verify_cache: compare the checksums of the rows' files before the first
+      step, shared by the hosts; a resumed run compares what the manifests say
+      with its checkpoint.
+    stream: train on seqio's own stream of the mixture, see `Stream`; only
+      the validation split has rows.
     log_every, eval_every, save_every: in steps.
     eval_rows: held-out rows of each task in an evaluation.
     keep: how many checkpoints; None keeps all.
@@ -129,16 +140,33 @@ def train(
     warm_start.check(model_config, init_encoder)
 
   # --- Vocabulary and data
+  if cache_dir is not None and vocabulary is None:
+    vocabulary = os.path.join(cache_dir, 'vocabulary')
   words = open_vocabulary(
     vocabulary, model_dir, mixture, model_config, train_vocabulary, latest
   )
   configure_tasks(vocabulary=words.path)
-  rows = (words, sizes, os.path.join(model_dir, 'rows'))
-  parts = data.load(mixture, 'train', *rows, passes=row_passes, say=say)
-  held_parts = data.load(mixture, 'validation', *rows, say=say)
-  batches = data.Batches(parts, words, sizes, batch_size, seed)
-  tokens = sum(part.rows.tokens for part in parts)
-  say(f'{mixture}: {len(parts)} tasks, {tokens:,} tokens of training rows')
+  rows_dir = cache_dir or os.path.join(model_dir, 'rows')
+  if cache_dir is None:
+    cache.build(
+      mixture, words.path, lengths, rows_dir,
+      ('validation',) if stream else ('train', 'validation'), row_passes,
+      configure_tasks=configure_tasks, say=say,
+    )  # fmt: skip
+  opened = functools.partial(
+    data.load, mixture, vocabulary=words, lengths=sizes, directory=rows_dir,
+    # A resumed run compares digests, and every row's own hash when it is read.
+    verify=hosts if verify_cache and not latest else None,
+  )  # fmt: skip
+  held_parts = opened(split='validation')
+  if stream:
+    batches = Stream(mixture, words, sizes, batch_size, seed)
+    parts = []
+  else:
+    parts = opened(split='train', passes=row_passes)
+    batches = data.Batches(parts, words, sizes, batch_size, seed)
+    tokens = sum(part.rows.tokens for part in parts)
+    say(f'{mixture}: {len(parts)} tasks, {tokens:,} tokens of training rows')
 
   # --- Model and state
   checkpoints = checkpoint.Checkpoints(model_dir, keep)
@@ -153,7 +181,12 @@ def train(
   meta = {
     'model': dataclasses.asdict(model_config),
     'vocabulary': words.sha256,
-    'data': {'mixture': mixture, 'seed': seed, 'batch_size': batch_size},
+    'data': {
+      'mixture': mixture,
+      'seed': seed,
+      'batch_size': batch_size,
+      'rows': 'stream' if stream else data.digest(parts),
+    },
     'lengths': lengths,
     'encoder_apart': apart,
     'config': config_text,
@@ -219,13 +252,15 @@ def train(
     stop = finally_.enter_context(stop_signals())
     if not start:
       evaluate_now(0)
-    if start < train_steps:
-      first = sharding.place(batches(start, host_rows), mesh, rules)
-      update = compiled(first, frozen=start < freeze_encoder_steps)
-      log.begin(start)
-    for done in range(start + 1, train_steps + 1):
-      batch = sharding.place(batches(done - 1, host_rows), mesh, rules)
-      if start < done - 1 == freeze_encoder_steps:
+    mine = lambda number: batches(number, host_rows)
+    feed = data.ahead(mine, start, train_steps)
+    finally_.callback(feed.close)
+    for done, host_batch in enumerate(feed, start + 1):
+      batch = sharding.place(host_batch, mesh, rules)
+      if done == start + 1:
+        update = compiled(batch, frozen=start < freeze_encoder_steps)
+        log.begin(start)
+      elif done - 1 == freeze_encoder_steps:
         jax.block_until_ready(state)  # its time is the frozen steps'
         with log.pause():
           say(f'step {done - 1:,}: from here on the encoder trains too')
@@ -387,7 +422,13 @@ def check_resumable(then: dict, now: dict) -> None:
   """Raises ValueError where the data would not go on as it began."""
   names = {'mixture': 'MIXTURE_OR_TASK_NAME'}
   for key, value in now['data'].items():
-    before = then['data'][key]
+    before = then['data'].get(key, value)
+    if before != value and key == 'rows':
+      raise ValueError(
+        'the rows of tokens are not those that this MODEL_DIR was trained on '
+        'so far: use the same CACHE_DIR, ROW_PASSES and STREAM, or another '
+        'MODEL_DIR'
+      )
     if before != value:
       raise ValueError(
         f'{names.get(key, key.upper())} = {value!r}, but this MODEL_DIR was '

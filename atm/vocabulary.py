@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
+from etils import epath
 
 PAD, BOS, EOS, UNK, MASK, CLM, DOC = SPECIALS = (
   '[PAD]',
@@ -50,23 +51,22 @@ class Vocabulary:
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Loads a model file, or `sentencepiece.model` in a folder.
+    """Loads a model file, or `sentencepiece.model` in a folder, local or not.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it is not a SentencePiece model, or lacks a special piece.
     """
-    path = os.fspath(path)
-    if os.path.isdir(path):
-      path = os.path.join(path, MODEL_FILE)
-    if not os.path.exists(path):
+    file = epath.Path(path)
+    if file.is_dir():
+      file = file / MODEL_FILE
+    self.path = path = os.fspath(file)
+    if not file.exists():
       raise FileNotFoundError(
         f'no vocabulary at {path!r}: expected a SentencePiece model or a '
         f'folder with {MODEL_FILE}; `atm vocab` trains one.'
       )
-    with open(path, 'rb') as f:
-      self.model = f.read()
-    self.path = path
+    self.model = file.read_bytes()
     self.sha256 = hashlib.sha256(self.model).hexdigest()
     self._sp = sentencepiece.SentencePieceProcessor()
     try:

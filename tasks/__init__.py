@@ -1,46 +1,114 @@
 """seqio tasks and mixtures of atm; importing this package registers them.
 
-  udhr           the shipped text: the Declaration of Human Rights, 12 languages
-  text           any folder of LANG.txt and LANG.jsonl, after
-                 `configure(text_dir=...)`
+  udhr   the shipped text: the Declaration of Human Rights, 12 languages
+  paper  Wikipedia and mC4 in 12 languages, written and spoken form, from TFDS
+         or from folders of the same shape
+  text   any folder of text by language, after `configure(text_dir=...)`
 
 Each is a mixture of denoising and CLM, 80 : 20, over tasks named
-`udhr_en_denoise`, `udhr_en_clm`, ... The vocabulary is named once, by
+`udhr_en_denoise`, `mc4_te_spoken_clm`, ... The vocabulary is named once, by
 `configure(vocabulary=...)`, before a task's tokens are read.
 
 The folder is tasks/, the import name `atm_tasks`.
 """
 
-from atm_tasks import pretrain
+import functools
+import json
+
+import seqio
+import tensorflow as tf
+
+from atm_tasks import decontaminate, pretrain
+from atm_tasks.pretrain import Mixing
 from atm_tasks.text import spoken
 
-__all__ = ['configure', 'spoken', 'pretrain']
+__all__ = ['Mixing', 'configure', 'pretrain', 'spoken']
+
+WIKIPEDIA = 'wikipedia/20230601.{language}'
+MC4 = 'c4/multilingual'
 
 
 def configure(
   vocabulary: str | None = None,
   text_dir: str | None = None,
+  wikipedia: str | None = WIKIPEDIA,
+  mc4: str | None = MC4,
+  tfds_dir: str | None = None,
   held_out: float = 0.01,
+  skip_bad: bool = False,
+  mixing: Mixing = Mixing(),
+  paper_packing: bool = True,
+  decontaminate: dict[str, str] | None = None,
+  cache_dir: str | None = None,
 ) -> None:
-  """Names what the tasks read.
+  """Names what the tasks read, and registers them anew.
 
   Args:
     vocabulary: a SentencePiece model file; read when tokens are first needed.
-    text_dir: a folder of LANG.txt (a document or paragraph a line) and
-      LANG.jsonl (an object with a `text` field a line), registered as the
-      mixture `text`.
-    held_out: share of text_dir's lines in its `validation` split.
+    text_dir: a folder of text, registered as the mixture `text`: LANG.txt (a
+      document or paragraph a line), LANG.jsonl (an object with a `text` field a
+      line), either with .gz or .zst, LANG.parquet, LANG.tfrecord, or many such
+      files in LANG/; see `sources.FolderSource`.
+    wikipedia, mc4: what `paper` is made of: a TFDS data set, with `{language}`
+      where its config names it, or such a folder; None leaves it out, unless
+      `cache_dir` has its rows.
+    tfds_dir: where TFDS data is; TFDS_DATA_DIR or ~/tensorflow_datasets.
+    held_out: share of a text in the `validation` split, where a source has none
+      of its own.
+    skip_bad: skip and count lines and records that cannot be read.
+    mixing: how languages, sources, forms and objectives mix.
+    paper_packing: a CLM row holds one document, as in the paper; otherwise as
+      many as fit.
+    decontaminate: evaluation set -> its files; sentences that share a 13-gram
+      with one are dropped, see `decontaminate.Index.read`.
+    cache_dir: a cache; where no text is named, the languages of `text` and
+      `paper` are those it has rows of, and its counts give the mixtures' rates
+      to seqio's own readers.
 
   Raises:
-    ValueError: text_dir is no such folder, or `held_out` no share.
+    ValueError: no text there, or an argument out of range.
   """
   if vocabulary is not None:
     pretrain.VOCABULARY.use(vocabulary)
-  if text_dir is not None:
-    pretrain.register_folder('text', text_dir, held_out)
+  index = late_index(tuple(sorted((decontaminate or {}).items())))
+  register = functools.partial(
+    pretrain.register, paper_packing=paper_packing, index=index
+  )
+  languages = pretrain.LANGUAGES
+  udhr = {('udhr', k): pretrain.Shipped(k) for k in languages}
+  register('udhr', udhr, pretrain.UDHR)
+  found = functools.partial(
+    pretrain.stored, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
+    cache_dir=cache_dir,
+  )  # fmt: skip
+  if paper := found('wikipedia', wikipedia) | found('mc4', mc4):
+    register('paper', paper, mixing)
+  if text := found('text', text_dir):
+    register('text', text, mixing)
+  if cache_dir is not None:
+    measure(cache_dir)
+
+
+@functools.cache
+def late_index(sets: tuple[tuple[str, str], ...]):
+  """Reads evaluation sets when called, once; None where there are none."""
+  if not sets:
+    return None
+  return functools.cache(lambda: decontaminate.Index.read(dict(sets)))
+
+
+def measure(cache_dir: str) -> None:
+  """Gives every task that has rows in `cache_dir` their counts."""
+  for name in seqio.TaskRegistry.names():
+    path = f'{cache_dir.rstrip("/")}/{name}-train/manifest.json'
+    if tf.io.gfile.exists(path):
+      with tf.io.gfile.GFile(path) as f:
+        manifest = json.load(f)
+      apply = seqio.TaskRegistry.get(name).preprocessors[-1]
+      apply.measured = {**manifest['counts'], 'rows': manifest['rows']}
 
 
 # What a gin file that imports this package may bind.
-GIN = (configure, spoken)
+GIN = (Mixing, configure, spoken)
 
-pretrain.register_udhr('udhr')
+configure()

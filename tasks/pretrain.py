@@ -1,36 +1,94 @@
-"""Pre-training tasks: denoising and CLM over text, and their 80 : 20 mixture.
+"""Pre-training tasks: denoising and CLM over text, and their mixtures.
 
 A task's preprocessors up to the cache placeholder are deterministic: text to
-ids, one document an example. `atm.rows` takes the ids from there, makes rows of
-them once, and applies the objective itself, by index. What stands behind the
+its form, text to ids, one document an example. Each also works on some texts in
+plain Python, `direct`, which is how `atm.cache` reads; the ids become rows
+once, and the objective is applied to them by index. What stands behind the
 placeholder applies the same objective as a stream, for seqio's own readers and
 for t5x.
+
+Tasks are named SOURCE_LANG[_spoken]_OBJECTIVE: `mc4_te_spoken_denoise`.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import functools
-import glob
-import json
 import os
 import re
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from atm import objectives
+from atm import noise, objectives
+from atm_tasks import sources, text
 
 LANGUAGES = (
   'ar', 'de', 'en', 'es', 'fr', 'hi', 'it', 'ja', 'mr', 'pt', 'ta', 'te',
 )  # fmt: skip
-SPLITS = ('train', 'validation')
-# Section 3 of the paper: 80% of examples are denoised, 20% continued.
-OBJECTIVES = ((objectives.Denoise(), 0.8), (objectives.CLM(), 0.2))
-# Section 2.1: languages are sampled in proportion to counts ** 0.5.
-LANGUAGE_POWER = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+  """How sources, languages, forms and objectives mix.
+
+  Defaults are the paper's: each source in spoken and written form, so many
+  times each (section 2.1; Wikipedia thereby weighs ten times its size);
+  languages by q ~ p ** 0.5, p from sentence counts; 80% denoising, 20% CLM
+  (section 3). That p counts a source's sentences as often as the source is
+  repeated is our reading; the paper is silent.
+
+  Raises:
+    ValueError: a negative number, or a source with no form at all.
+  """
+
+  wikipedia_spoken: float = 7.0
+  wikipedia_written: float = 3.0
+  mc4_spoken: float = 0.7
+  mc4_written: float = 0.3
+  text_spoken: float = 0.0
+  text_written: float = 1.0
+  language_power: float = 0.5
+  denoise: float = 0.8
+  clm: float = 0.2
+  density: float = 0.15
+  mean_span: float = 3.0
+  clm_low: float = 0.2
+  clm_high: float = 0.8
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if value < 0:
+        raise ValueError(f'Mixing.{name} = {value}: expected 0 or more')
+    if self.denoise + self.clm <= 0:
+      raise ValueError('Mixing.denoise and Mixing.clm are both 0')
+
+  def forms(self, source: str) -> dict[str, float]:
+    """form -> how often a source is repeated in it."""
+    made = {
+      form: getattr(self, f'{source}_{form}') for form in ('written', 'spoken')
+    }
+    if not any(made.values()):
+      raise ValueError(
+        f'Mixing.{source}_spoken and Mixing.{source}_written are both 0'
+      )
+    return {form: repeat for form, repeat in made.items() if repeat}
+
+  def objectives(self, packs: bool) -> list[tuple]:
+    """(objective, share) of those with a share; CLM packs rows or does not."""
+    made = (
+      (objectives.Denoise(self.density, self.mean_span), self.denoise),
+      (objectives.CLM(self.clm_low, self.clm_high, packs), self.clm),
+    )
+    total = self.denoise + self.clm
+    return [(objective, share / total) for objective, share in made if share]
+
+
+# Equal languages, written form: the shipped text is the same in all.
+UDHR = Mixing(language_power=0.0)
 
 
 class LateVocabulary(seqio.SentencePieceVocabulary):
@@ -61,25 +119,95 @@ class LateVocabulary(seqio.SentencePieceVocabulary):
 VOCABULARY = LateVocabulary()
 
 
-def tokenize(dataset: tf.data.Dataset) -> tf.data.Dataset:
+# --- Preprocessors
+
+
+class Prepare:
+  """The preprocessor that cleans a text and gives it its form.
+
+  Attributes:
+    made_from: what the result depends on, besides the text.
+  """
+
+  def __init__(self, form: str, index=None):
+    """Takes 'written' or 'spoken', and a function that gives an `Index`."""
+    self.form, self.index = form, index
+
+  @property
+  def made_from(self) -> dict:
+    found = {'form': self.form}
+    if self.index is not None:
+      found['decontaminated'] = self.index().sha256
+    return found
+
+  def direct(self, texts: list[str], counts: collections.Counter) -> list[str]:
+    """The texts as they are trained on; adds to `counts`.
+
+    `sentences` of what stays, and `dropped/SET` where sentences are dropped
+    that share an n-gram with evaluation set SET.
+    """
+    if self.index is not None:
+      texts = [self._clean(written, counts) for written in texts]
+    counts['sentences'] += sum(map(text.count_sentences, texts))
+    return [*map(text.spoken, texts)] if self.form == 'spoken' else texts
+
+  def _clean(self, written: str, counts: collections.Counter) -> str:
+    kept, dropped = self.index().clean(written)
+    for name, count in dropped.items():
+      counts[f'dropped/{name}'] += count
+    return kept
+
+  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    if self.form == 'written' and self.index is None:
+      return dataset
+
+    def prepare(raw):
+      return self.direct([raw.decode()], collections.Counter())[0].encode()
+
+    def each(example):
+      made = tf.numpy_function(
+        prepare, (example['text'],), tf.string, stateful=False
+      )
+      made.set_shape([])
+      return {**example, 'text': made}
+
+    return dataset.map(each)
+
+
+class Tokenize:
   """{text} -> {text, targets}: ids without special pieces."""
-  return dataset.map(
-    lambda e: {'text': e['text'], 'targets': VOCABULARY.encode_tf(e['text'])},
-    num_parallel_calls=tf.data.AUTOTUNE,
-  )
+
+  made_from: dict = {}
+
+  def direct(self, texts: list[str], counts) -> list[np.ndarray]:
+    """int32 ids of each; in one call, which is a tenth faster."""
+    del counts
+    encode = VOCABULARY.tokenizer.Encode
+    return encode(texts, out_type='numpy', num_threads=1)
+
+  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.map(
+      lambda e: {'text': e['text'], 'targets': VOCABULARY.encode_tf(e['text'])},
+      num_parallel_calls=tf.data.AUTOTUNE,
+    )
 
 
 class Apply:
   """The preprocessor that applies an objective to a stream of documents.
 
-  `atm.data` reads `objective` and `language` off it and works by index.
-  (Not a dataclass: seqio would want to set `sequence_length` on it.)
+  `atm.data` reads the attributes off it and works by index. (Not a dataclass:
+  seqio would want to set `sequence_length` on it.)
+
+  Attributes:
+    objective, language, source, form: what the task is.
+    measured: {'rows', 'sentences', ...} of the task's training rows, set by
+      who opens them; mixtures weigh by it.
   """
 
-  def __init__(
-    self, objective: objectives.Denoise | objectives.CLM, language: str
-  ):
+  def __init__(self, objective, language: str, source: str, form: str):
     self.objective, self.language = objective, language
+    self.source, self.form = source, form
+    self.measured: dict | None = None
 
   def __call__(self, dataset, sequence_length):
     S, T = sequence_length['inputs'], sequence_length['targets']
@@ -96,142 +224,202 @@ class Apply:
 
     def example(row, seed):
       batch = self.objective.examples(
-        row[None], np.array([len(row)]), objectives.keys(*seed)[None], ids, S, T
+        row[None], np.array([len(row)]), noise.keys(*seed)[None], ids, S, T
       )
       inputs = batch['encoder_input_tokens'][batch['encoder_segment_ids'] > 0]
       targets = batch['decoder_target_tokens'][batch['decoder_segment_ids'] > 0]
       return inputs, targets
 
+    number = objectives.NAMES.index(self.objective.name)
+
     @functools.partial(seqio.map_over_dataset, num_seeds=1)
-    def noise(row, seed):
+    def noised(row, seed):
       inputs, targets = tf.numpy_function(
         example, (row, seed), (tf.int32, tf.int32), stateful=False
       )
       inputs.set_shape([None])
       targets.set_shape([None])
-      return {'inputs': inputs, 'targets': targets}
+      return {'inputs': inputs, 'targets': targets, 'objective': number}
 
     spec = tf.TensorSpec([None], tf.int32)
-    return noise(tf.data.Dataset.from_generator(rows, output_signature=spec))
+    return noised(tf.data.Dataset.from_generator(rows, output_signature=spec))
 
 
-def _texts(read) -> seqio.FunctionDataSource:
-  """A source of {text} from `read(split)`, an iterator over strings."""
-
-  def dataset_fn(split, shuffle_files=False, seed=None):
-    del shuffle_files, seed
-    dataset = tf.data.Dataset.from_generator(
-      lambda: read(split), output_signature=tf.TensorSpec([], tf.string)
-    )
-    return dataset.map(lambda text: {'text': text})
-
-  return seqio.FunctionDataSource(dataset_fn, splits=SPLITS)
+# --- Rates
 
 
-def register(name: str, readers: dict, counts: dict) -> None:
-  """Registers NAME_LANG_OBJECTIVE for each language, and the mixture NAME.
+class Rate:
+  """The rate of each task of a mixture, from measured counts.
+
+  Of examples of one objective a language gets q ~ p ** power, p its share of
+  sentences; within a language a source and form gets its part of rows, each
+  counted as often as the source is repeated in that form.
+  """
+
+  def __init__(self, name: str, power: float):
+    self.name, self.power = name, power
+    self.tasks: dict[str, tuple[Apply, float, float]] = {}
+
+  def add(self, task: str, apply: Apply, share: float, repeat: float) -> None:
+    self.tasks[task] = (apply, share, repeat)
+
+  def __call__(self, task) -> float:
+    return self.rates()[task.name]
+
+  def rates(self) -> dict[str, float]:
+    """task -> rate; they sum to 1.
+
+    Raises:
+      ValueError: a task's text was not measured yet.
+    """
+    for task, (apply, *_) in self.tasks.items():
+      if apply.measured is None and not self._needs_no_counts():
+        raise ValueError(
+          f'the rates of {self.name!r} follow from counts of its text, and '
+          f'{task!r} was not counted yet: run `atm cache`, then name its '
+          'folder: atm_tasks.configure(cache_dir=...)'
+        )
+    known = self._needs_no_counts() and {'rows': 1, 'sentences': 1}
+    return weigh(
+      {
+        task: {
+          'objective': apply.objective.name, 'language': apply.language,
+          'share': share, 'repeat': repeat, **(known or apply.measured),
+        }
+        for task, (apply, share, repeat) in self.tasks.items()
+      },
+      self.power,
+    )  # fmt: skip
+
+  def _needs_no_counts(self) -> bool:
+    """Whether languages are equal, and each has one source in one form."""
+    groups = {(a.objective.name, a.language) for a, *_ in self.tasks.values()}
+    return self.power == 0 and len(groups) == len(self.tasks)
+
+
+def weigh(tasks: dict[str, dict], power: float) -> dict[str, float]:
+  """task -> rate, from {objective, language, share, repeat, rows, sentences}.
+
+  A language without rows in an objective has no part in it.
+  """
+  sentences, rows = {}, {}
+  for t in tasks.values():
+    key = t['objective'], t['language']
+    rows[key] = rows.get(key, 0.0) + t['repeat'] * t['rows']
+    sentences[key] = sentences.get(key, 0.0) + t['repeat'] * t['sentences']
+  q = {key: sentences[key] ** power if rows[key] else 0.0 for key in rows}
+  total: dict[str, float] = {}
+  for (objective, _), value in q.items():
+    total[objective] = total.get(objective, 0.0) + value
+  rates = {}
+  for name, t in tasks.items():
+    key = t['objective'], t['language']
+    part = t['repeat'] * t['rows'] / rows[key] if rows[key] else 0.0
+    of_all = q[key] / total[key[0]] if total[key[0]] else 0.0
+    rates[name] = t['share'] * of_all * part
+  return rates
+
+
+# --- Registration
+
+
+def register(
+  name: str,
+  found: dict[tuple[str, str], sources.Source],
+  mixing: Mixing,
+  paper_packing: bool = True,
+  index=None,
+) -> None:
+  """Registers the tasks of some sources, and the mixture NAME of them.
 
   Args:
-    name: prefix of the tasks, name of the mixture.
-    readers: language -> `read(split)`.
-    counts: language -> how many texts; languages mix by counts ** 0.5.
+    name: of the mixture.
+    found: (source, language) -> its text; the source's name begins its tasks'.
+    mixing: how they mix.
+    paper_packing: one document a CLM row; else several, see `objectives.CLM`.
+    index: see `Prepare`.
   """
-  for old in list(seqio.MixtureRegistry.names()):
-    if old == name:
-      seqio.MixtureRegistry.remove(old)
-  shares = {k: counts[k] ** LANGUAGE_POWER for k in readers}
+  _remove(seqio.MixtureRegistry, name)
+  rate = Rate(name, mixing.language_power)
   feature = seqio.Feature(VOCABULARY, add_eos=False)
-  rates = []
-  for language, read in readers.items():
-    source = _texts(read)
-    for objective, share in OBJECTIVES:
-      task = f'{name}_{language}_{objective.name}'
-      if task in seqio.TaskRegistry.names():
-        seqio.TaskRegistry.remove(task)
-      seqio.TaskRegistry.add(
-        task,
-        source=source,
-        preprocessors=[
-          tokenize,
-          seqio.CacheDatasetPlaceholder(),
-          Apply(objective, language),
-        ],
-        output_features={'inputs': feature, 'targets': feature},
-      )
-      rates.append((task, share * shares[language] / sum(shares.values())))
-  seqio.MixtureRegistry.add(name, rates)
+  for (source, language), texts in found.items():
+    kind = source if hasattr(mixing, f'{source}_written') else 'text'
+    for form, repeat in mixing.forms(kind).items():
+      before = [Prepare(form, index), Tokenize()]
+      for objective, share in mixing.objectives(not paper_packing):
+        middle = '_' if form == 'written' else f'_{form}_'
+        task = f'{source}_{language}{middle}{objective.name}'
+        apply = Apply(objective, language, source, form)
+        _remove(seqio.TaskRegistry, task)
+        seqio.TaskRegistry.add(
+          task,
+          source=texts,
+          preprocessors=[*before, seqio.CacheDatasetPlaceholder(), apply],
+          output_features={'inputs': feature, 'targets': feature},
+        )
+        rate.add(task, apply, share, repeat)
+  seqio.MixtureRegistry.add(name, [(task, rate) for task in rate.tasks])
 
 
-def register_udhr(name: str) -> None:
-  """The shipped text; articles 3, 13 and 23 are its validation split."""
+def _remove(registry, name: str) -> None:
+  if name in registry.names():
+    registry.remove(name)
 
-  def read(language: str, split: str) -> Iterator[str]:
+
+class Shipped(sources.Source):
+  """The Declaration of Human Rights; articles 3, 13, 23 are `validation`."""
+
+  by_content = False
+
+  def __init__(self, language: str):
+    super().__init__(held_out=0.0)
     folder = os.path.join(os.path.dirname(__file__), 'udhr')
-    with open(os.path.join(folder, f'{language}.tsv'), encoding='utf-8') as f:
+    self.path = os.path.join(folder, f'{language}.tsv')
+
+  def list_shards(self, split: str) -> list[str]:
+    return [self.path]
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    with open(self.path, encoding='utf-8') as f:
       for line in f:
-        article, _, text = line.rstrip('\n').partition('\t')
+        article, _, written = line.rstrip('\n').partition('\t')
         held_out = article.isdigit() and int(article) % 10 == 3
-        if text and held_out == (split == 'validation'):
-          yield text
-
-  readers = {k: functools.partial(read, k) for k in LANGUAGES}
-  register(name, readers, {k: 1 for k in LANGUAGES})
+        if held_out == (split == 'validation'):
+          yield written
 
 
-def read_file(path: str) -> Iterator[str]:
-  """The texts of a LANG.txt or LANG.jsonl, blank ones left out.
+def stored(
+  source: str,
+  place: str | None,
+  held_out: float,
+  skip_bad: bool,
+  data_dir: str | None,
+  cache_dir: str | None,
+) -> dict[tuple[str, str], sources.Source]:
+  """(source, language) -> text, of a folder or of a TFDS data set.
 
-  Raises:
-    ValueError: a line is not UTF-8, or not a JSON object with `text`.
+  A place that holds `{language}`, or is TFDS' c4/multilingual, is TFDS', and
+  has all LANGUAGES; any other is a folder, and has those found there. Without
+  a place it is what `cache_dir` has rows of.
   """
-  with open(path, 'rb') as f:
-    for number, raw in enumerate(f, 1):
-      try:
-        text = raw.decode('utf-8').strip()
-        if text and path.endswith('.jsonl'):
-          text = json.loads(text)['text'].strip()
-      except (UnicodeDecodeError, KeyError, TypeError, AttributeError,
-              json.JSONDecodeError) as e:  # fmt: skip
-        expected = 'an object with a string `text`'
-        if isinstance(e, UnicodeDecodeError):
-          expected = 'UTF-8'
-        raise ValueError(
-          f'{path}, line {number}: expected {expected}; got {raw[:60]!r}'
-        ) from e
-      if text:
-        yield ' '.join(text.split())
+  if place is None:
+    made = {k: sources.RowsOnly(source, held_out)
+            for k in cached_languages(cache_dir, source)}  # fmt: skip
+  elif '{language}' in place or place.startswith('c4/multilingual'):
+    made = {k: sources.TfdsSource(place, k, held_out, data_dir)
+            for k in LANGUAGES}  # fmt: skip
+  else:
+    made = {k: sources.FolderSource(place, k, held_out, skip_bad=skip_bad)
+            for k in sources.languages(place)}  # fmt: skip
+  return {(source, k): found for k, found in made.items()}
 
 
-def register_folder(name: str, folder: str, held_out: float) -> None:
-  """Registers every LANG.txt and LANG.jsonl of a folder, see `configure`."""
-  if not 0 <= held_out < 1:
-    raise ValueError(f'held_out = {held_out}: expected a share in [0, 1)')
-  paths = sorted(
-    glob.glob(os.path.join(folder, '*.txt'))
-    + glob.glob(os.path.join(folder, '*.jsonl'))
+def cached_languages(cache_dir: str | None, source: str) -> list[str]:
+  """The languages of a source that a cache has rows of, sorted."""
+  if cache_dir is None or not tf.io.gfile.exists(cache_dir):
+    return []
+  pattern = re.compile(
+    rf'{source}_(.+?)(?:_spoken)?_(?:{"|".join(objectives.NAMES)})-train/?'
   )
-  files: dict[str, list[str]] = {}
-  for path in paths:
-    language = os.path.splitext(os.path.basename(path))[0]
-    if not re.fullmatch(r'[A-Za-z0-9_]+', language):
-      raise ValueError(f'{path}: a file is named by its language, like en.txt')
-    files.setdefault(language, []).append(path)
-  if not files:
-    raise ValueError(f'TEXT_DIR = {folder!r}: no LANG.txt or LANG.jsonl there')
-
-  def read(language: str, split: str) -> Iterator[str]:
-    for path in files[language]:
-      for text in read_file(path):
-        # By content, so that a repeated text stays on one side.
-        share = zlib.crc32(text.encode()) / 2**32
-        if (share < held_out) == (split == 'validation'):
-          yield text
-
-  counts = {}
-  for language in files:
-    counts[language] = sum(1 for p in files[language] for _ in open(p, 'rb'))
-  empty = [k for k, n in counts.items() if not n]
-  if empty:
-    raise ValueError(f'TEXT_DIR = {folder!r}: no text in {empty[0]!r}')
-  readers = {k: functools.partial(read, k) for k in files}
-  register(name, readers, counts)
+  found = map(pattern.fullmatch, tf.io.gfile.listdir(cache_dir))
+  return sorted({match[1] for match in found if match})

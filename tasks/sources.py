@@ -48,6 +48,11 @@ class Source(seqio.DataSource):
     self.held_out = held_out
     super().__init__(splits=SPLITS)
 
+  @property
+  def made_from(self) -> dict:
+    """What the rows of a split depend on, besides the text."""
+    return {'held_out': self.held_out}
+
   def documents(self, split: str, shard: int) -> Iterator[str]:
     """The documents as stored of one unit, whichever split they belong to."""
     raise NotImplementedError
@@ -63,10 +68,14 @@ class Source(seqio.DataSource):
       raise ValueError(f'shard = {shard}: expected 0 to {count - 1}')
     return self._chosen(split, shard)
 
+  def bad(self, shard: int) -> int:
+    """How many records of a unit were skipped, once it has been read."""
+    return 0
+
   def _chosen(self, split: str, shard: int) -> Iterator[str]:
     held = split == 'validation'
     for document in self.documents(split, shard):
-      text = ' '.join(document.split())
+      text = single_spaced(document)
       if text and self.by_content:
         share = zlib.crc32(text.encode()) / 2**32
         if (share < self.held_out) != held:
@@ -122,9 +131,31 @@ class Source(seqio.DataSource):
     return dataset if num_epochs == 1 else dataset.repeat(num_epochs)
 
 
+def single_spaced(text: str) -> str:
+  """The text with single spaces for its runs of white space."""
+  text = text.strip()
+  # No white space but ' ' is printable; asking is faster than splitting.
+  plain = '  ' not in text and text.isprintable()
+  return text if plain else ' '.join(text.split())
+
+
 def _check_split(split: str) -> None:
   if split not in SPLITS:
     raise ValueError(f'split = {split!r}: expected one of {SPLITS}')
+
+
+class RowsOnly(Source):
+  """A text of which only a cache's rows are there, as on a training host."""
+
+  def __init__(self, name: str, held_out: float):
+    super().__init__(held_out)
+    self.name = name
+
+  def list_shards(self, split: str) -> list[str]:
+    raise ValueError(
+      f'the text of {self.name!r} is not named, only its rows in CACHE_DIR: '
+      'set TEXT_DIR, or WIKIPEDIA and MC4'
+    )
 
 
 # --- A folder
@@ -215,6 +246,9 @@ class FolderSource(Source):
       counts[self.units[shard].path] += count
     return counts
 
+  def bad(self, shard: int) -> int:
+    return self._bad.get(shard, 0)
+
   def list_shards(self, split: str) -> list[str]:
     """The units: a file, or 'path#k/n'. The same for both splits."""
     _check_split(split)
@@ -256,8 +290,8 @@ class TfdsSource(Source):
     held_out: share in `validation`, where that is not stored apart.
     data_dir: where data sets are; TFDS_DATA_DIR or ~/tensorflow_datasets.
 
-  Raises:
-    ValueError: the data set is not there, or has no such language or no text.
+  Reading raises ValueError where the data set is not there, or has no such
+  language or no text.
   """
 
   def __init__(
@@ -268,23 +302,32 @@ class TfdsSource(Source):
     data_dir: str | None = None,
   ):
     super().__init__(held_out)
+    self.pattern, self.language, self.data_dir = name, language, data_dir
     self.name = name.replace('{language}', language)
-    self._builder = _prepared(self.name, data_dir)
+
+  @functools.cached_property
+  def _builder(self):
+    """Opened when first read: naming a data set costs nothing."""
+    return _prepared(self.name, self.data_dir)
+
+  @functools.cached_property
+  def _stored(self) -> dict[str, str]:
+    """Our splits -> the data set's."""
     splits = self._builder.info.splits
-    train, held = language, f'{language}-validation'
-    if '{language}' in name and train not in splits:
+    train, held = self.language, f'{self.language}-validation'
+    if '{language}' in self.pattern and train not in splits:
       train, held = 'train', 'validation'
     if train not in splits:
       raise ValueError(
-        f'TFDS {name!r}: no split {train!r}. Known: {", ".join(splits)}. '
-        'A config for each language is written like '
+        f'TFDS {self.pattern!r}: no split {train!r}. Known: '
+        f'{", ".join(splits)}. A config for each language is written like '
         'wikipedia/20230601.{language}'
       )
-    self.by_content = held not in splits
-    self._stored = {
-      'train': train,
-      'validation': train if self.by_content else held,
-    }
+    return {'train': train, 'validation': held if held in splits else train}
+
+  @property
+  def by_content(self) -> bool:
+    return len(set(self._stored.values())) == 1
 
   def _numbers(self, split: str) -> list[int]:
     """The numbers of the split's files that are not empty."""

@@ -13,9 +13,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 
 # A file imports only from files to its left.
 ORDER = (
-  'sharding metrics vocabulary objectives rows data attention layers model '
-  'loss optimizer step checkpoint layouts torch_file hf warm_start decode '
-  'evaluate trainer infer convert report main'
+  'sharding metrics vocabulary noise objectives rows data stream cache mixture '
+  'samples page look attention layers model loss optimizer step checkpoint '
+  'layouts torch_file hf warm_start decode evaluate trainer infer convert '
+  'report main'
 ).split()
 HEAVY = {'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard'}
 
@@ -54,7 +55,7 @@ def test_arrows_point_one_way(name):
 
 
 def test_tasks_import_little_of_atm():
-  allowed = {'atm.vocabulary', 'atm.objectives', 'atm.prompts'}
+  allowed = {'atm.vocabulary', 'atm.noise', 'atm.objectives', 'atm.prompts'}
   for file in os.listdir(f'{ROOT}/tasks'):
     if file.endswith('.py'):
       for module, _ in imports(f'{ROOT}/tasks/{file}'):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atm import objectives
+from atm import noise, objectives
 from atm.objectives import CLM, Denoise, Ids
 
 IDS = Ids(pad=0, bos=1, eos=2, clm=5, doc=6)
@@ -31,7 +31,7 @@ def unframe(batch, i=0):
 def test_denoising_drops_an_exact_budget_and_inserts_nothing(n, density, seed):
   tokens, length = row_of(n)
   objective = Denoise(density=density)
-  key = objectives.keys(seed)[None]
+  key = noise.keys(seed)[None]
   batch = objective.examples(tokens, length, key, IDS, n + 2, n + 1)
   source, target = unframe(batch)
   assert list(target) == [*tokens[0], IDS.eos]
@@ -45,12 +45,12 @@ def test_denoising_drops_an_exact_budget_and_inserts_nothing(n, density, seed):
 @given(seed=seeds, others=st.integers(0, 3), width=st.integers(40, 60))
 def test_noise_of_a_row_depends_on_its_key_alone(seed, others, width):
   tokens, length = row_of(40, width)
-  key = objectives.keys(seed)[None]
-  alone = objectives.keep_mask(key, length, width, 0.15, 3.0)[0]
+  key = noise.keys(seed)[None]
+  alone = noise.keep_mask(key, length, width, 0.15, 3.0)[0]
   lengths = np.concatenate([np.full(others, 7), length])
-  keys = objectives.keys(np.arange(others + 1) + 9)
+  keys = noise.keys(np.arange(others + 1) + 9)
   keys[-1] = key[0]
-  among = objectives.keep_mask(keys, lengths, width, 0.15, 3.0)[-1]
+  among = noise.keep_mask(keys, lengths, width, 0.15, 3.0)[-1]
   np.testing.assert_array_equal(alone, among)
 
 
@@ -63,8 +63,8 @@ def spans_of(mask):
 
 def test_spans_are_poisson_and_uniform_over_the_row():
   B, n = 20_000, 100
-  keys = objectives.keys(7, np.arange(B))
-  mask = objectives.keep_mask(keys, np.full(B, n), n, 0.15, 3.0)
+  keys = noise.keys(7, np.arange(B))
+  mask = noise.keep_mask(keys, np.full(B, n), n, 0.15, 3.0)
   assert ((~mask).sum(1) == 15).all()
   # Every place is dropped equally often, but for the first and last few, which
   # fewer whole spans can cover, alike at both ends.
@@ -82,9 +82,7 @@ def test_spans_are_poisson_and_uniform_over_the_row():
 
 def test_span_lengths_follow_the_zero_truncated_poisson():
   budget = np.full(2000, 1000)
-  drawn = objectives.span_lengths(
-    objectives.keys(3, np.arange(2000)), budget, 3.0
-  )
+  drawn = noise.span_lengths(noise.keys(3, np.arange(2000)), budget, 3.0)
   assert (drawn.sum(1) == budget).all()
   seen = np.bincount(drawn[:, :100].ravel(), minlength=12)[1:12]
   k = np.arange(1, 12)
@@ -99,7 +97,7 @@ def test_clm_splits_one_document_at_20_to_80_percent(n, seed, ends):
   if ends:
     tokens = np.concatenate([tokens, [[IDS.eos]]], axis=1)
     length = length + 1
-  key = objectives.keys(seed)[None]
+  key = noise.keys(seed)[None]
   batch = CLM().examples(tokens, length, key, IDS, n + 3, n + 1)
   source, target = unframe(batch)
   assert list(source[:2]) == [IDS.bos, IDS.clm] and source[-1] == IDS.eos
@@ -112,7 +110,8 @@ def test_clm_splits_one_document_at_20_to_80_percent(n, seed, ends):
 def test_clm_splits_are_uniform():
   tokens, _ = row_of(1000)
   B = 5000
-  cut = CLM().split(np.full(B, 1000), objectives.keys(1, np.arange(B)))
+  draw = noise.uniforms(noise.keys(1, np.arange(B)), 1)[:, 0]
+  cut = CLM().split(np.full(B, 1000), draw)
   counts, _ = np.histogram(cut, bins=6, range=(200, 800))
   assert abs(counts / B - 1 / 6).max() < 0.02
 
@@ -151,7 +150,7 @@ def test_every_row_of_the_greatest_length_fits(S, T, seed):
     n = objective.row_length(S, T)
     tokens, length = row_of(n)
     batch = objective.examples(
-      tokens, length, objectives.keys(seed)[None], IDS, S, T
+      tokens, length, noise.keys(seed)[None], IDS, S, T
     )
     assert batch['encoder_input_tokens'].shape == (1, S)
     assert batch['decoder_target_tokens'].shape == (1, T)
@@ -167,7 +166,7 @@ def test_weights_do_not_depend_on_the_id_of_padding():
   ids = Ids(pad=3, bos=1, eos=2, clm=5, doc=6)
   tokens = np.array([[0, 0, 3, 8]], np.int32)
   batch = Denoise(density=0.01).examples(
-    tokens, np.array([4]), objectives.keys(0)[None], ids, 8, 8
+    tokens, np.array([4]), noise.keys(0)[None], ids, 8, 8
   )
   assert batch['decoder_loss_weights'].sum() == 5
   assert batch['encoder_segment_ids'].sum() == 6
@@ -182,3 +181,88 @@ def test_bad_settings_are_refused():
     CLM(low=0.9)
   with pytest.raises(ValueError, match='leave no room'):
     Denoise().row_length(4, 4)
+
+
+# --- Several examples a row
+
+
+def documents_of(rng, count, most):
+  """Documents of distinct ids, so that each token names its document."""
+  sizes = rng.integers(2, most, count)
+  ends = np.cumsum(sizes) + 100
+  return [np.arange(e - n, e) for n, e in zip(sizes, ends)]
+
+
+def test_packed_clm_fits_for_every_split_and_loses_nothing(rng):
+  S, T = 96, 80
+  objective = CLM(packs=True)
+  documents = documents_of(rng, 400, 60)
+  single = objective.rows(documents, IDS, objective.row_length(S, T))
+  rows = list(objective.pack(single, IDS, S, T))
+  assert len(rows) < 300
+  text = [list(d) for d in documents]
+  packed = [
+    [i for i in piece if i != IDS.eos]
+    for row in rows
+    for piece in np.split(row, np.flatnonzero(row == IDS.doc))
+  ]
+  packed = [[i for i in piece if i != IDS.doc] for piece in packed]
+  assert sorted(packed) == sorted(text)
+  width = max(map(len, rows))
+  tokens = np.zeros((len(rows), width), np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row)] = row
+  length = np.array([len(row) for row in rows])
+  seen = set()
+  for seed in range(20):  # `frame` refuses what does not fit
+    key = noise.keys(seed, np.arange(len(rows)))
+    batch = objective.examples(tokens, length, key, IDS, S, T)
+    for r in range(0, len(rows), 7):
+      seen |= check_segments(batch, r, documents)
+  assert len(seen) > 50
+
+
+def check_segments(batch, r, documents) -> set:
+  """Each segment is one document, split; returns the documents' numbers."""
+  start = {int(d[0]): d for d in documents}
+  found = set()
+  for k in range(1, batch['decoder_segment_ids'][r].max() + 1):
+    source = batch['encoder_segment_ids'][r] == k
+    target = batch['decoder_segment_ids'][r] == k
+    ids = batch['encoder_input_tokens'][r][source]
+    rest = batch['decoder_target_tokens'][r][target]
+    assert list(ids[:2]) == [IDS.bos, IDS.clm] and ids[-1] == IDS.eos
+    document = start[int(ids[2])]
+    assert [*ids[2:-1], *rest] == [*document, IDS.eos]
+    for side, inside in (('encoder', source), ('decoder', target)):
+      positions = batch[f'{side}_positions'][r][inside]
+      np.testing.assert_array_equal(positions, np.arange(len(positions)))
+    shifted = batch['decoder_input_tokens'][r][target]
+    assert list(shifted) == [IDS.bos, *rest[:-1]]
+    found.add(int(ids[2]))
+  assert batch['encoder_segment_ids'][r].max() == k
+  return found
+
+
+def test_one_document_a_row_is_the_same_packed_or_not(rng):
+  (row,) = documents_of(rng, 1, 50)
+  tokens, length = row[None].astype(np.int32), np.array([len(row)])
+  key = noise.keys(5)[None]
+  a, b = (
+    CLM(packs=packs).examples(tokens, length, key, IDS, 64, 64)
+    for packs in (False, True)
+  )
+  assert all((a[k] == b[k]).all() for k in a)
+
+
+def test_packing_is_a_function_of_its_items(rng):
+  sizes = [tuple(s) for s in rng.integers(1, 30, (500, 2))]
+  once, twice = (
+    list(objectives.pack(iter(sizes), lambda s: s, 64, 64)) for _ in range(2)
+  )
+  assert once == twice
+  assert sorted(s for row in once for s in row) == sorted(sizes)
+  fill = np.array([np.sum(row, axis=0) for row in once])
+  assert fill.max() <= 64
+  least = np.sum(sizes, axis=0).max() / 64
+  assert len(once) < 1.15 * least  # best fit wastes little

@@ -615,7 +615,7 @@ def test_the_newest_version_unless_named(tmp_path):
 )  # fmt: skip
 def test_missing_data_sets_are_named(c4, name, language, message):
   with pytest.raises(ValueError, match=message.replace('{c4}', c4)):
-    sources.TfdsSource(name, language, data_dir=c4)
+    sources.TfdsSource(name, language, data_dir=c4).list_shards('train')
 
 
 def test_the_folder_of_data_sets_may_come_from_the_environment(c4, monkeypatch):
@@ -626,7 +626,8 @@ def test_the_folder_of_data_sets_may_come_from_the_environment(c4, monkeypatch):
 def test_a_data_set_without_text_is_named(tmp_path):
   prepare(tmp_path, 'other/en', {'en': ['a']}, ('body',), text='body')
   with pytest.raises(ValueError, match=r"`text`; got tfrecord with \['body'\]"):
-    sources.TfdsSource('other/en', 'en', data_dir=str(tmp_path))
+    source = sources.TfdsSource('other/en', 'en', data_dir=str(tmp_path))
+    source.list_shards('train')
 
 
 @pytest.mark.parametrize('form', ['tfrecord', 'array_record'])

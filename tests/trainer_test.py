@@ -65,7 +65,8 @@ def train(words, tmp_path_factory):
     try:
       run = trainer.train(**{**settings, **changes})
     finally:
-      if not os.path.exists(rows / 'rows'):
+      made = os.path.exists(f'{directory}/rows')
+      if made and not os.path.exists(rows / 'rows'):
         shutil.copytree(f'{directory}/rows', rows / 'rows')
     run.lines = lines
     return run

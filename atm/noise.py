@@ -1,0 +1,96 @@
+"""Random numbers by counter, and the tokens of a row that they drop.
+
+The random numbers of a row come from a counter hashed with its key, so they
+depend on nothing but the key: neither on the batch nor on which host asks.
+
+Letters: B rows, K spans.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+_U64 = np.uint64
+_GAMMA = _U64(0x9E3779B97F4A7C15)
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+  """The finaliser of SplitMix64 (Steele et al., 2014) on a uint64 array."""
+  x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
+  return x ^ (x >> _U64(31))
+
+
+def keys(*parts) -> np.ndarray:
+  """One uint64 key from integers or integer arrays that broadcast."""
+  key = np.zeros((), _U64)
+  with np.errstate(over='ignore'):  # NumPy warns of scalars only
+    for part in parts:
+      key = mix(key + _GAMMA + mix(np.asarray(part).astype(_U64) + _GAMMA))
+  return key
+
+
+def bits(key: np.ndarray, n: int) -> np.ndarray:
+  """[B] keys -> [B, n] uint64: a SplitMix64 stream a key."""
+  counter = np.arange(1, n + 1, dtype=_U64) * _GAMMA
+  return mix(np.atleast_1d(key)[:, None] + counter)
+
+
+def uniforms(key: np.ndarray, n: int) -> np.ndarray:
+  """[B] keys -> [B, n] float64 in [0, 1)."""
+  return (bits(key, n) >> _U64(11)).astype(np.float64) * 2.0**-53
+
+
+def noise_budget(length, density: float):
+  """How many of `length` tokens are dropped: the nearest integer."""
+  return np.floor(np.asarray(length) * density + 0.5).astype(np.int64)
+
+
+def span_lengths(key, budget: np.ndarray, mean: float) -> np.ndarray:
+  """[B, K] lengths of spans, each row summing exactly to its budget.
+
+  Draws from Poisson(mean), without the zeros (a span of no tokens drops
+  nothing); the draw that crosses the budget is cut, the rest are 0.
+  """
+  most = max(1, int(budget.max(initial=0)))
+  ks = np.arange(0, int(mean + 12 * math.sqrt(mean) + 12))
+  log_pmf = (
+    ks * math.log(mean) - mean - np.array([math.lgamma(k + 1) for k in ks])
+  )
+  cdf = np.cumsum(np.exp(log_pmf[1:]))
+  cdf /= cdf[-1]
+  draws = 1 + np.searchsorted(cdf, uniforms(key, most), side='right')
+  starts = np.cumsum(draws, axis=1) - draws
+  return np.clip(budget[:, None] - starts, 0, draws)
+
+
+def keep_mask(
+  key, length: np.ndarray, width: int, density: float, mean: float
+) -> np.ndarray:
+  """Which tokens survive the noise: [B, width] bool, False beyond `length`.
+
+  The kept tokens leave `kept + 1` gaps; the spans go into distinct gaps chosen
+  uniformly, in an order that is uniform too, so no place and no span (the cut
+  one least of all) is preferred.
+  """
+  budget = noise_budget(length, density)
+  kept = length - budget
+  spans = span_lengths(keys(key, 1), budget, mean)
+  spans = spans[:, : max(1, (spans > 0).sum(1).max(initial=0))]
+  # Sorting random numbers that end in the gap's own gives gaps in random order.
+  gap, low = np.arange(width + 1), _U64(20)
+  draw = bits(keys(key, 2), width + 1) >> low << low | gap.astype(_U64)
+  assert width < 1 << 20
+  draw[gap > kept[:, None]] = np.iinfo(_U64).max
+  draw.sort(axis=1)
+  order = (draw[:, : spans.shape[1]] & ((_U64(1) << low) - _U64(1))).astype(int)
+  order = np.minimum(order, width)
+  in_gap = np.zeros((len(length), width + 1), np.int64)
+  np.put_along_axis(in_gap, order, spans[:, : order.shape[1]], axis=1)
+  place = gap[:-1] + np.cumsum(in_gap, axis=1)[:, :-1]
+  mask = np.zeros((len(length), width + 1), bool)
+  place = np.where(gap[:-1] < kept[:, None], place, width)
+  np.put_along_axis(mask, place, True, axis=1)
+  return mask[:, :-1]
