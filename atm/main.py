@@ -11,6 +11,7 @@ is an import of a module that is not atm's, atm_tasks' or named by --import.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import io
@@ -40,9 +41,12 @@ class UserError(Exception):
 def configurables() -> tuple[Callable, ...]:
   """Everything gin may bind, besides what atm_tasks lists in its GIN."""
   from atm import (
+    cache,
     convert,
     data,
     infer,
+    look,
+    mixture,
     model,
     optimizer,
     sharding,
@@ -51,10 +55,13 @@ def configurables() -> tuple[Callable, ...]:
   )
 
   return (
+    cache.build,
     convert.export_weights,
     convert.import_weights,
     data.vocab,
     infer.infer,
+    look.inspect,
+    mixture.show,
     model.Config,
     optimizer.Config,
     sharding.Rules,
@@ -91,6 +98,27 @@ def vocab() -> None:
   gin.get_configurable('data.vocab')()
 
 
+def cache() -> None:
+  gin.get_configurable('cache.build')(
+    prepare=functools.partial(prepare_process, *_given)
+  )
+
+
+def prepare_process(files, bindings, modules) -> Callable:
+  """Configures another process of this run as this one is."""
+  logging.set_verbosity(logging.ERROR)
+  configure(files, bindings, modules)
+  return gin.get_configurable('atm_tasks.configure')
+
+
+def mixture() -> None:
+  gin.get_configurable('mixture.show')()
+
+
+def inspect_() -> None:
+  gin.get_configurable('look.inspect')()
+
+
 def infer() -> None:
   gin.get_configurable('infer.infer')()
 
@@ -106,6 +134,9 @@ def export() -> None:
 RUNS = {
   'pretrain': pretrain,
   'vocab': vocab,
+  'cache': cache,
+  'mixture': mixture,
+  'inspect': inspect_,
   'infer': infer,
   'import': import_,
   'export': export,
@@ -316,8 +347,13 @@ def shipped_macros() -> set[str]:
   return set(scan.macros)
 
 
+# What `configure` was given, for other processes of the same run.
+_given: list = []
+
+
 def configure(files: list[str], bindings: list[str], modules: set[str]) -> None:
   """Checks a configuration whole, then hands it to gin."""
+  _given[:] = files, bindings, modules
   scan = Scan()
   for path in files:
     scan.file(path)
@@ -327,9 +363,22 @@ def configure(files: list[str], bindings: list[str], modules: set[str]) -> None:
   for function in configurables():
     register(function, function.__module__)
   check_bindings(scan)
-  for folder in gin_folders()[1:]:
-    gin.add_config_file_search_path(folder)
-  gin.parse_config_files_and_bindings(files, bindings)
+  texts = [flat(path) for path in files]
+  gin.parse_config_files_and_bindings([], [*texts, *bindings])
+
+
+def flat(path: str) -> str:
+  """A gin file's text with its includes in place.
+
+  gin's own search for them would look for Python packages of that name.
+  """
+  with open(path) as f:
+    return re.sub(
+      r"""^include\s+(['"])(.+)\1\s*$""",
+      lambda found: flat(find_file(found[2])),
+      f.read(),
+      flags=re.M,
+    )
 
 
 # --- The command
