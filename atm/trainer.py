@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import functools
-import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable
 
@@ -18,8 +14,10 @@ import jax
 from atm import (
   cache,
   checkpoint,
+  checks,
   data,
   evaluate,
+  interrupts,
   metrics,
   model,
   objectives,
@@ -29,6 +27,7 @@ from atm import (
   warm_start,
 )
 from atm import vocabulary as vocabulary_lib
+from atm.progress import Log
 from atm.sharding import Rules
 from atm.stream import Stream
 from atm.vocabulary import Vocabulary
@@ -121,15 +120,15 @@ def train(
     ValueError: settings that do not fit each other; nothing is changed then.
   """
   # --- Check, before anything is written
-  check_numbers(
+  checks.check_numbers(
     BATCH_SIZE=batch_size, TRAIN_STEPS=train_steps, LOG_EVERY=log_every,
     EVAL_EVERY=eval_every, SAVE_EVERY=save_every, KEEP=keep or 1,
     ROW_PASSES=row_passes,
   )  # fmt: skip
-  check_freeze(freeze_encoder_steps)
+  checks.check_freeze(freeze_encoder_steps)
   sizes = data.Lengths.of(lengths)
   mesh = make_mesh()
-  check_sizes(mesh, rules, model_config, sizes, batch_size)
+  checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
   hosts = (jax.process_index(), jax.process_count())
   host_rows = data.host_rows(batch_size, *hosts)
   configure_tasks()
@@ -172,7 +171,7 @@ def train(
   checkpoints = checkpoint.Checkpoints(model_dir, keep)
   start = latest or 0
   then = checkpoints.meta(start) if start else {}
-  apart = encoder_apart(start, then, freeze_encoder_steps)
+  apart = checks.encoder_apart(start, then, freeze_encoder_steps)
   net = model.AlexaTM(model_config)
   tx = optimizer.make(optimizer_config, apart)
   abstract = step.abstract_state(net, tx, mesh, rules)
@@ -194,7 +193,7 @@ def train(
   flops = flops_between(model_config, batch_size, sizes, freeze_encoder_steps)
   log = Log(say, train_steps, batch_size, sizes, flops)
   if start:
-    check_resumable(then, meta)
+    checks.check_resumable(then, meta)
     log.restore(then['log'])
     state = checkpoints.restore(start, abstract)
     say(f'resumed from step {start:,} in {checkpoints.directory}')
@@ -249,7 +248,7 @@ def train(
     finally_.enter_context(sharding.use(mesh, rules))
     finally_.callback(writer.close)
     finally_.callback(checkpoints.close)
-    stop = finally_.enter_context(stop_signals())
+    stop = finally_.enter_context(interrupts.stop_signals())
     if not start:
       evaluate_now(0)
     mine = lambda number: batches(number, host_rows)
@@ -279,70 +278,6 @@ def train(
         say(f'stopped and saved at step {done:,}; the same command goes on.')
         raise KeyboardInterrupt
   return Run(model_dir, train_steps, metrics.read(model_dir), words, held_out)
-
-
-@contextlib.contextmanager
-def stop_signals():
-  """Yields a list that is non-empty once SIGINT or SIGTERM has come.
-
-  A second signal acts as it did before.
-  """
-  came: list[int] = []
-  if threading.current_thread() is not threading.main_thread():
-    yield came
-    return
-  before = {}
-
-  def handler(number, frame):
-    came.append(number)
-    signal.signal(number, before[number])
-
-  for number in (signal.SIGINT, signal.SIGTERM):
-    before[number] = signal.signal(number, handler)
-  try:
-    yield came
-  finally:
-    for number, old in before.items():
-      signal.signal(number, old)
-
-
-def check_numbers(**values) -> None:
-  """Raises ValueError unless all are whole numbers above 0."""
-  for name, value in values.items():
-    if not isinstance(value, int) or value < 1:
-      raise ValueError(f'{name} = {value!r}: expected a whole number above 0')
-
-
-def check_freeze(steps) -> None:
-  """Raises ValueError unless `steps` is a whole number, 0 or more."""
-  number = isinstance(steps, int | float) and not isinstance(steps, bool)
-  if not number or not isinstance(steps, int) or steps < 0:
-    text = f'FREEZE_ENCODER_STEPS = {steps!r}: expected a whole number from 0'
-    if number and math.isfinite(steps):
-      text += f'. Did you mean {max(0, round(steps))}?'
-    raise ValueError(text)
-
-
-def encoder_apart(start: int, then: dict, freeze: int) -> bool:
-  """Whether the optimizer keeps the encoder's state apart; as the run began.
-
-  Args:
-    start: the checkpoint's step; 0: there is none.
-    then: its meta.
-    freeze: FREEZE_ENCODER_STEPS.
-
-  Raises:
-    ValueError: a run that keeps it with the rest's is to freeze the encoder.
-  """
-  if not start:
-    return freeze > 0
-  apart = then.get('encoder_apart', False)
-  if freeze > start and not apart:
-    raise ValueError(
-      f'FREEZE_ENCODER_STEPS = {freeze}, but this MODEL_DIR began with 0 and '
-      f'has trained its encoder for {start} steps: use 0, or another MODEL_DIR'
-    )
-  return apart
 
 
 def flops_between(
@@ -377,68 +312,13 @@ def open_vocabulary(
       )
     train(mixture, own, config.vocab_size)
   words = Vocabulary(path or own)
-  check_vocabulary(words, config)
+  checks.check_vocabulary(words, config)
   return words
 
 
 def mesh_text(mesh) -> str:
   sizes = ' x '.join(f'{name} {n}' for name, n in mesh.shape.items())
   return f'{mesh.size} {jax.devices()[0].platform} device(s) ({sizes})'
-
-
-def check_sizes(mesh, rules, config: model.Config, lengths, batch_size: int):
-  """Raises ValueError for sizes that the mesh or the model cannot hold."""
-  for name, n in (('inputs', lengths.inputs), ('targets', lengths.targets)):
-    if n > config.positions:
-      raise ValueError(
-        f'TASK_FEATURE_LENGTHS[{name!r}] = {n} is more than '
-        f'Config.positions = {config.positions}'
-      )
-  batch = {'batch': ('BATCH_SIZE', batch_size)}
-  sharding.check_divides(mesh, rules, batch)
-  step.check_mesh(mesh, rules, config)
-
-
-def check_vocabulary(words: Vocabulary, config: model.Config) -> None:
-  """Raises ValueError where the model does not fit the vocabulary."""
-  if words.size > config.vocab_size:
-    raise ValueError(
-      f'the vocabulary {words.path} has {words.size} pieces, more than '
-      f'Config.vocab_size = {config.vocab_size}'
-    )
-  for name, piece in (
-    ('pad_id', words.pad_id),
-    ('start_id', words.bos_id),
-    ('end_id', words.eos_id),
-  ):
-    if getattr(config, name) != piece:
-      raise ValueError(
-        f'Config.{name} = {getattr(config, name)}, but it is {piece} in the '
-        f'vocabulary {words.path}'
-      )
-
-
-def check_resumable(then: dict, now: dict) -> None:
-  """Raises ValueError where the data would not go on as it began."""
-  names = {'mixture': 'MIXTURE_OR_TASK_NAME'}
-  for key, value in now['data'].items():
-    before = then['data'].get(key, value)
-    if before != value and key == 'rows':
-      raise ValueError(
-        'the rows of tokens are not those that this MODEL_DIR was trained on '
-        'so far: use the same CACHE_DIR, ROW_PASSES and STREAM, or another '
-        'MODEL_DIR'
-      )
-    if before != value:
-      raise ValueError(
-        f'{names.get(key, key.upper())} = {value!r}, but this MODEL_DIR was '
-        f'trained with {before!r}: use that, or another MODEL_DIR'
-      )
-  if then['vocabulary'] != now['vocabulary']:
-    raise ValueError(
-      'the checkpoint was trained with another vocabulary than this run has: '
-      'use the one in MODEL_DIR/vocabulary, or another MODEL_DIR'
-    )
 
 
 def keep_beside(model_dir: str, words: Vocabulary, meta: dict) -> None:
@@ -450,110 +330,3 @@ def keep_beside(model_dir: str, words: Vocabulary, meta: dict) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, 'wb') as f:
       f.write(words.model)
-
-
-class Log:
-  """Sums metrics between log lines, with rates and time left.
-
-  Keeps at most one step unread: adding a step's metrics waits for the step
-  before it.
-  """
-
-  def __init__(
-    self,
-    say: Callable[[str], None],
-    last: int,
-    batch_size: int,
-    lengths,
-    flops: Callable[[int, int], float],
-  ):
-    """Takes the run's last step and its `flops_between`."""
-    self.say, self.last, self.flops = say, last, flops
-    self.places = {
-      'input': batch_size * lengths.inputs,
-      'target': batch_size * lengths.targets,
-    }
-    self.unread, self.latest = None, {}
-    self.sums, self.steps = collections.Counter(), 0
-    self.earlier = (0, 0.0)  # steps and tokens that this process did not do
-
-  def begin(self, done: int) -> None:
-    """Starts the clock, `done` steps into the run."""
-    self.first, self.clock, self.spent = done, time.perf_counter(), 0.0
-
-  @contextlib.contextmanager
-  def pause(self):
-    """Leaves what happens inside out of the rates."""
-    start = time.perf_counter()
-    yield
-    self.clock += time.perf_counter() - start
-
-  def add(self, values: dict) -> None:
-    """Takes a dispatched step's metrics; waits for the step before it."""
-    self._read()
-    self.unread = values
-
-  def _read(self) -> None:
-    if self.unread is None:
-      return
-    self.latest = {k: float(v) for k, v in jax.device_get(self.unread).items()}
-    self.sums.update(self.latest)
-    self.steps += 1
-    self.unread = None
-
-  def partial(self) -> dict:
-    """What a checkpoint keeps, so that a resumed log goes on exactly."""
-    self._read()
-    return {'sums': dict(self.sums), 'steps': self.steps}
-
-  def restore(self, partial: dict) -> None:
-    self.sums = collections.Counter(partial['sums'])
-    self.steps = partial['steps']
-    self.earlier = (self.steps, self._tokens())
-
-  def _tokens(self) -> float:
-    return self.sums['tokens/input'] + self.sums['tokens/target']
-
-  def emit(self, done: int) -> dict[str, float]:
-    """Prints a line, returns the row for metrics.jsonl, and starts anew."""
-    self._read()
-    seconds = time.perf_counter() - self.clock
-    self.clock += seconds
-    self.spent += seconds
-    row = self._row(done, seconds)
-    speed = self.flops(self.first, done) / self.spent
-    left = self.flops(done, self.last) / speed
-    by_name = ', '.join(
-      f'{k[5:]} {v:.3f}' for k, v in row.items() if k.startswith('loss/')
-    )
-    self.say(
-      f'step {done:,}/{self.last:,}  loss {row["loss"]:.3f} ({by_name})  '
-      f'{row["tokens_per_second"]:,.0f} tokens/s  '
-      + (f'mfu {row["mfu"]:.0%}  ' if 'mfu' in row else '')
-      + f'{metrics.clock_text(left)} left'
-    )
-    self.sums, self.steps, self.earlier = collections.Counter(), 0, (0, 0.0)
-    return row
-
-  def _row(self, done: int, seconds: float) -> dict[str, float]:
-    s, targets = self.sums, max(1.0, self.sums['tokens/target'])
-    row = {
-      'loss': s['sum/loss'] / targets,
-      'accuracy': s['sum/accuracy'] / targets,
-      'z_loss': s['sum/z_loss'] / targets,
-    }
-    for name in objectives.NAMES:
-      if s[f'weight/loss/{name}']:
-        total = s[f'sum/loss/{name}']
-        row[f'loss/{name}'] = total / s[f'weight/loss/{name}']
-    for name in ('grad_norm', 'param_norm', 'learning_rate'):
-      row[name] = self.latest[name]
-    for side, places in self.places.items():
-      row[f'tokens/{side}'] = s[f'tokens/{side}']
-      row[f'padding/{side}'] = 1 - s[f'tokens/{side}'] / (places * self.steps)
-    steps, tokens = self.steps - self.earlier[0], self._tokens()
-    row['tokens_per_second'] = (tokens - self.earlier[1]) / seconds
-    row['seconds_per_step'] = seconds / steps
-    if peak := metrics.peak_flops():
-      row['mfu'] = self.flops(done - steps, done) / seconds / peak
-    return row

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from atm import (
+  cache,
   checkpoint,
+  checks,
   metrics,
   model,
   optimizer,
@@ -179,10 +181,39 @@ def test_what_a_run_writes(train, tmp_path):
   assert (tmp_path / 'config.gin').read_text() == '# the config\n'
   assert list((tmp_path / 'tensorboard').iterdir())
   meta = checkpoint.Checkpoints(str(tmp_path)).meta(4)
+  assert len(meta['data'].pop('rows')) == 64
   assert meta['data'] == {
     'mixture': 'udhr', 'seed': 0, 'batch_size': 16, 'step': 4
   }  # fmt: skip
   assert meta['config'] == '# the config\n'
+
+
+def test_other_rows_are_refused():
+  """A rebuilt cache of other text would silently give another stream."""
+  same = {'mixture': 'udhr', 'seed': 0, 'batch_size': 16}
+  meta = lambda rows: {'data': {**same, 'rows': rows}, 'vocabulary': 'v'}
+  checks.check_resumable(meta('a'), meta('a'))
+  checks.check_resumable({'data': same, 'vocabulary': 'v'}, meta('a'))
+  with pytest.raises(ValueError, match='the rows of tokens are not those'):
+    checks.check_resumable(meta('a'), meta('b'))
+
+
+def test_packed_rows_train_on_any_mesh(train, words, tmp_path):
+  """Several CLM documents a row: the losses do not depend on the mesh."""
+  import atm_tasks
+
+  packs = functools.partial(atm_tasks.configure, paper_packing=False)
+  made = tmp_path / 'rows'
+  cache.build(
+    'udhr', words.path, {'inputs': 32, 'targets': 32}, str(made),
+    configure_tasks=packs, say=lambda text: None,
+  )  # fmt: skip
+  changes = {'configure_tasks': packs, 'cache_dir': str(made)}
+  one = train(tmp_path / 'one', 3, **changes)
+  eight = train(tmp_path / 'eight', 3, make_mesh=EIGHT, **changes)
+  losses = lambda run: [r['loss'] for r in run.history if 'loss' in r]
+  assert losses(one) == pytest.approx(losses(eight), abs=1e-5)
+  atm_tasks.configure(vocabulary=words.path)
 
 
 def test_keep_drops_old_checkpoints(train, tmp_path):
