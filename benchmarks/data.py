@@ -67,8 +67,8 @@ class Stream:
   def rate(self) -> float:
     self.take(AHEAD)
     found = rate(lambda: self.take(self.steps))
-    while rate(lambda: time.sleep(0.1) or 1) < 500:
-      pass  # some thread works: more than 2 ms in 0.1 s
+    while rate(lambda: time.sleep(0.1) or 1) < 200:
+      pass  # some thread works: more than 5 ms in 0.1 s
     return found
 
 

@@ -9,8 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 
@@ -175,10 +173,12 @@ def test_bad_shares(words, configure, folder, tmp_path, share):
     build(tmp_path, words, configure, folder, share=share)
 
 
-def atm(*arguments, **named):
+def atm(*arguments, first='pass'):
+  """Runs the command, and before it some Python in the same process."""
+  code = f'{first}\nimport sys; from atm.main import main; sys.exit(main())'
   return subprocess.run(
-    [sys.executable, '-m', 'atm.main', *map(str, arguments)],
-    capture_output=True, text=True, **named,
+    [sys.executable, '-c', code, *map(str, arguments)],
+    capture_output=True, text=True,
   )  # fmt: skip
 
 
@@ -202,11 +202,11 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
   folder, words, configure, whole, tmp_path
 ):
   """The limit on a file's size stands for the disk's."""
-
-  def limit():
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
+  limit = (
+    'import resource, signal\n'
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+    'resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))'
+  )
   largest = max(
     os.path.getsize(os.path.join(where, name))
     for where, _, names in os.walk(folder)
@@ -221,7 +221,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
   with open(big / 'en.txt', 'w') as f:
     f.writelines(f'{line} {i} {i * i}\n' for i in range(largest // 20))
   arguments = command(tmp_path, words, big, '--gin.PROCESSES=1')
-  done = atm(*arguments, preexec_fn=limit)
+  done = atm(*arguments, first=limit)
   assert done.returncode == 2
   assert (
     done.stderr.startswith('atm: error:') and 'Traceback' not in done.stderr

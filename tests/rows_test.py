@@ -2,8 +2,6 @@
 
 import os
 import random
-import resource
-import signal
 import subprocess
 import sys
 
@@ -142,6 +140,9 @@ def test_a_write_that_fails_leaves_no_file(tmp_path):
 def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path):
   """The limit on a file's size stands for the disk's."""
   code = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 import numpy as np
 from atm import rows
 try:
@@ -151,13 +152,8 @@ except OSError as e:
   print('said:', e)
 """
 
-  def limit():
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
   done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True,
-    preexec_fn=limit,
-  )  # fmt: skip
+    [sys.executable, '-c', code], capture_output=True, text=True
+  )
   assert done.stdout.startswith('said:') and 'cannot be written' in done.stdout
   assert os.listdir(tmp_path) == []
