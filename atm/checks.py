@@ -25,6 +25,20 @@ def check_freeze(steps) -> None:
     raise ValueError(text)
 
 
+def check_profile(steps) -> None:
+  """Raises ValueError unless None or (first, last) with 1 <= first <= last."""
+  if steps is None:
+    return
+  pair = isinstance(steps, tuple | list) and len(steps) == 2
+  if not pair or not all(type(n) is int for n in steps):
+    raise ValueError(f'PROFILE_STEPS = {steps!r}: expected (first, last)')
+  if not 1 <= steps[0] <= steps[1]:
+    raise ValueError(
+      f'PROFILE_STEPS = {steps!r}: expected 1 <= first <= last. Did you mean '
+      f'{(max(1, min(steps)), max(1, *steps))}?'
+    )
+
+
 def encoder_apart(start: int, then: dict, freeze: int) -> bool:
   """Whether the optimizer keeps the encoder's state apart; as the run began.
 

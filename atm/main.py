@@ -49,6 +49,7 @@ def configurables() -> tuple[Callable, ...]:
     mixture,
     model,
     optimizer,
+    run_page,
     sharding,
     trainer,
     vocabulary,
@@ -64,6 +65,7 @@ def configurables() -> tuple[Callable, ...]:
     mixture.show,
     model.Config,
     optimizer.Config,
+    run_page.write,
     sharding.Rules,
     sharding.mesh,
     sharding.start,
@@ -123,6 +125,10 @@ def infer() -> None:
   gin.get_configurable('infer.infer')()
 
 
+def report() -> None:
+  print(gin.get_configurable('run_page.write')())
+
+
 def import_() -> None:
   gin.get_configurable('convert.import_weights')()
 
@@ -137,6 +143,7 @@ RUNS = {
   'cache': cache,
   'mixture': mixture,
   'inspect': inspect_,
+  'report': report,
   'infer': infer,
   'import': import_,
   'export': export,

@@ -70,10 +70,15 @@ def page(look: Look) -> str:
     tag('nav', *links),
     *(section(language, examples) for language, examples in groups.items()),
   )
+  return document(f'{look.mixture}: a look at the data', body)
+
+
+def document(title: str, body: tuple[str, ...]) -> str:
+  """A whole HTML file."""
   return (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f'{tags("title", f"{look.mixture}: a look at the data")}'
+    f'{tags("title", title)}'
     f'{tag("style", STYLE)}</head>{tag("body", *body)}</html>\n'
   )
 
@@ -204,16 +209,25 @@ def spans_in(axes, found: np.ndarray, expected: np.ndarray) -> None:
   axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def draw(plot: Callable) -> str:
-  """A figure as SVG that takes its colours and its font from the page."""
+def draw(
+  plot: Callable, size: tuple[float, float] = (3.6, 2.2), percent: bool = True
+) -> str:
+  """A figure as SVG that takes its colours and its font from the page.
+
+  Args:
+    plot: called with the axes; draws in INK, ACCENT and COLOURS.
+    size: in inches.
+    percent: the y axis has shares.
+  """
   import matplotlib  # heavy
   from matplotlib.figure import Figure
 
   with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'atm'}):
-    figure = Figure(figsize=(3.6, 2.2), layout='constrained')
+    figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots()
     plot(axes)
-    axes.yaxis.set_major_formatter(lambda y, _: f'{y * 100:g}%')
+    if percent:
+      axes.yaxis.set_major_formatter(lambda y, _: f'{y * 100:g}%')
     axes.spines[['top', 'right', 'left']].set_visible(False)
     axes.spines['bottom'].set_color(INK)
     axes.tick_params(labelcolor=INK, length=0)
@@ -229,11 +243,15 @@ def draw(plot: Callable) -> str:
     r'(?<=<g) id="[^"]*"',  # would stand on the page many times
   ):  # fmt: skip
     svg = re.sub(what, '', svg, flags=re.S)
-  return svg.replace(INK, 'currentColor').replace(ACCENT, 'var(--accent)')
+  svg = svg.replace(INK, 'currentColor').replace(ACCENT, 'var(--accent)')
+  for name, colour in COLOURS.items():
+    svg = svg.replace(colour, f'var(--{name})')
+  return svg
 
 
 # Colours that stand for those of the page while a figure is drawn.
 INK, ACCENT = '#010101', '#010102'
+COLOURS = {'denoise': '#010103', 'clm': '#010104', 'pair': '#010105'}
 LEGEND = (
   '<del>Dropped</del> is left out of what the encoder reads, with nothing in '
   'its place. <ins>Written on</ins> is what the decoder adds to it. Special '
@@ -288,7 +306,16 @@ a { color: inherit; text-decoration-color: var(--line);
   minmax(min(100%, 17rem), 1fr)) }
 .columns { grid-template-columns: repeat(auto-fit,
   minmax(min(100%, 26rem), 1fr)) }
+.large { grid-template-columns: repeat(auto-fit,
+  minmax(min(100%, 26rem), 1fr)) }
+.small { grid-template-columns: repeat(auto-fill,
+  minmax(min(100%, 11rem), 1fr)) }
+.figures + .wide { margin-top: 1.25rem }
+.numbers :is(th, td):nth-child(2) { text-align: end }
 figure { margin: 0 }
+b[class] { color: var(--accent) }
+details { margin-bottom: 1rem }
+pre { font: .8125rem/1.5 ui-monospace, monospace; overflow-x: auto }
 svg { width: 100%; height: auto; display: block }
 article { background: var(--card); border: 1px solid var(--line);
   border-top: 3px solid var(--accent); border-radius: .25rem;

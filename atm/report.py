@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -9,7 +10,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from atm import checkpoint, infer, metrics
+from atm import checkpoint, goodput, infer, metrics, run_page
 from atm.objectives import NAMES
 
 CURVE_FILE = 'loss.png'
@@ -94,8 +95,30 @@ def verdict(run) -> list[str]:
   return lines
 
 
-def samples(run, model, count: int = 3) -> list[rich.table.Table]:
-  """`count` held-out examples of each objective in different languages."""
+def samples(run, model, count: int = 3) -> list[dict]:
+  """`count` held-out examples of each objective in different languages.
+
+  Returns:
+    {objective, language, input, output, truth}.
+  """
+  decode, made = model.vocabulary.decode, []
+  for name in NAMES:
+    for part, source, target in _examples(run, name, count):
+      (output,) = model.generate([source], max_tokens=len(target) + 16)
+      texts = map(decode, (source, output, target))
+      made.append(
+        dict(
+          zip(
+            ('objective', 'language', 'input', 'output', 'truth'),
+            (name, part.language, *texts),
+          )
+        )
+      )
+  return made
+
+
+def sample_tables(found: list[dict]) -> list[rich.table.Table]:
+  """The samples, a table an objective."""
   tables = []
   for name in NAMES:
     table = rich.table.Table(
@@ -108,13 +131,9 @@ def samples(run, model, count: int = 3) -> list[rich.table.Table]:
     )
     for column in ('', 'input', 'output', 'truth'):
       table.add_column(column, ratio=None if column == '' else 1)
-    for part, source, target in _examples(run, name, count):
-      made = model.generate([source], max_tokens=len(target) + 16)[0]
-      decode = model.vocabulary.decode
-      table.add_row(
-        part.language,
-        *(rich.markup.escape(decode(ids)) for ids in (source, made, target)),
-      )
+    for sample in (s for s in found if s['objective'] == name):
+      texts = (sample[what] for what in ('input', 'output', 'truth'))
+      table.add_row(sample['language'], *map(rich.markup.escape, texts))
     if table.row_count:
       tables.append(table)
   return tables
@@ -140,8 +159,19 @@ def closing(run, console: rich.console.Console | None = None) -> None:
   """Prints what a finished training run learned and where it lies."""
   console = console or rich.console.Console()
   model = infer.load(run.model_dir)
-  for table in (*losses(run), *samples(run, model)):
+  found = samples(run, model)
+  path = os.path.join(run.model_dir, run_page.SAMPLES)
+  with open(path, 'w', encoding='utf-8') as f:
+    json.dump({'step': model.step, 'samples': found}, f, ensure_ascii=False)
+  for table in (*losses(run), *sample_tables(found)):
     console.print(table)
+  spent = goodput.summary(goodput.read(run.model_dir))
+  parts = ', '.join(
+    f'{goodput.MEANING[kind]} {seconds / sum(spent.values()):.0%}'
+    for kind, seconds in spent.items()
+    if seconds / sum(spent.values()) >= 0.005
+  )
+  console.print(f'wall time: {parts}', highlight=False)
   for line in verdict(run):
     console.print(line, highlight=False)
   curve = loss_curve(run.model_dir)
@@ -151,6 +181,7 @@ def closing(run, console: rich.console.Console | None = None) -> None:
     ('TensorBoard log', os.path.join(folder, 'tensorboard')),
     ('metrics', os.path.join(folder, metrics.METRICS_FILE)),
     ('loss curve', curve),
+    ('report', run_page.write(folder)),
     ('configuration', os.path.join(folder, 'config.gin')),
   ):
     console.print(f'{what:>16}  {path}', highlight=False, soft_wrap=True)

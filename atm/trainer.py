@@ -27,7 +27,8 @@ from atm import (
   warm_start,
 )
 from atm import vocabulary as vocabulary_lib
-from atm.progress import Log
+from atm.goodput import Goodput
+from atm.progress import Log, Profile
 from atm.sharding import Rules
 from atm.stream import Stream
 from atm.vocabulary import Vocabulary
@@ -66,6 +67,7 @@ def train(
   log_every: int = 10,
   eval_every: int = 100,
   eval_rows: int = 64,
+  profile_steps: tuple[int, int] | None = None,
   save_every: int = 100,
   keep: int | None = 3,
   train_vocabulary: Callable = data.vocab,
@@ -108,6 +110,8 @@ def train(
       the validation split has rows.
     log_every, eval_every, save_every: in steps.
     eval_rows: held-out rows of each task in an evaluation.
+    profile_steps: (first, last) steps that JAX's profiler records into
+      model_dir/profile, for TensorBoard or Perfetto.
     keep: how many checkpoints; None keeps all.
     train_vocabulary: called with (mixture, directory, size) where there is
       none.
@@ -119,6 +123,7 @@ def train(
   Raises:
     ValueError: settings that do not fit each other; nothing is changed then.
   """
+  good = Goodput()
   # --- Check, before anything is written
   checks.check_numbers(
     BATCH_SIZE=batch_size, TRAIN_STEPS=train_steps, LOG_EVERY=log_every,
@@ -131,6 +136,7 @@ def train(
   checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
   hosts = (jax.process_index(), jax.process_count())
   host_rows = data.host_rows(batch_size, *hosts)
+  checks.check_profile(profile_steps)
   configure_tasks()
   data.find(mixture)
 
@@ -249,31 +255,48 @@ def train(
     finally_.callback(writer.close)
     finally_.callback(checkpoints.close)
     stop = finally_.enter_context(interrupts.stop_signals())
+    profile = finally_.enter_context(Profile(model_dir, profile_steps, say))
+    good.open(model_dir, start)
     if not start:
-      evaluate_now(0)
+      with good.spent_on('evaluation'):
+        evaluate_now(0)
     mine = lambda number: batches(number, host_rows)
     feed = data.ahead(mine, start, train_steps)
     finally_.callback(feed.close)
-    for done, host_batch in enumerate(feed, start + 1):
+    for done in range(start + 1, train_steps + 1):
+      with good.spent_on('data'):
+        host_batch = next(feed)
       batch = sharding.place(host_batch, mesh, rules)
       if done == start + 1:
-        update = compiled(batch, frozen=start < freeze_encoder_steps)
+        with good.spent_on('compile'):
+          update = compiled(batch, frozen=start < freeze_encoder_steps)
         log.begin(start)
       elif done - 1 == freeze_encoder_steps:
         jax.block_until_ready(state)  # its time is the frozen steps'
-        with log.pause():
+        with log.pause(), good.spent_on('compile'):
           say(f'step {done - 1:,}: from here on the encoder trains too')
           update = compiled(batch, frozen=False)
+      profile.before(done)
       state, values = update(state, batch)
       log.add(values)
+      profile.after(done, values)
       if done % log_every == 0 or done == train_steps:
-        writer.write(done, log.emit(done))
-      with log.pause():
-        if done % eval_every == 0 or done == train_steps:
-          evaluate_now(done)
-        stopping = bool(stop) and done < train_steps
-        if done % save_every == 0 or done == train_steps or stopping:
-          save(done)
+        row = log.emit(done)
+        writer.write(done, {**row, 'goodput': good.share(done)})
+      stopping = bool(stop) and done < train_steps
+      evaluates = done % eval_every == 0 or done == train_steps
+      saves = done % save_every == 0 or done == train_steps or stopping
+      if evaluates or saves:
+        jax.block_until_ready(state)  # what follows pays for itself alone
+        with log.pause():
+          if evaluates:
+            with good.spent_on('evaluation'):
+              evaluate_now(done)
+          if saves:
+            with good.spent_on('checkpoint'):
+              save(done)
+      if done % log_every == 0 or evaluates or saves:
+        good.write(done)
       if stopping:
         say(f'stopped and saved at step {done:,}; the same command goes on.')
         raise KeyboardInterrupt

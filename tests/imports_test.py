@@ -15,8 +15,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 ORDER = (
   'sharding metrics vocabulary noise objectives rows data stream cache mixture '
   'samples page look attention layers model loss optimizer step checkpoint '
-  'layouts torch_file hf warm_start decode evaluate checks progress interrupts '
-  'trainer infer convert report main'
+  'layouts torch_file hf warm_start decode evaluate checks goodput '
+  'run_page progress interrupts trainer infer convert report main'
 ).split()
 HEAVY = {'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard'}
 

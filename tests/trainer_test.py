@@ -14,6 +14,7 @@ from atm import (
   cache,
   checkpoint,
   checks,
+  goodput,
   metrics,
   model,
   optimizer,
@@ -90,7 +91,7 @@ def parameters(directory, step):
 
 def comparable(directory):
   """Metrics without those that tell the time."""
-  clocks = ('tokens_per_second', 'seconds_per_step', 'mfu')
+  clocks = ('tokens_per_second', 'seconds_per_step', 'mfu', 'goodput')
   return [
     {k: v for k, v in row.items() if k not in clocks}
     for row in metrics.read(str(directory))
@@ -214,6 +215,33 @@ def test_packed_rows_train_on_any_mesh(train, words, tmp_path):
   losses = lambda run: [r['loss'] for r in run.history if 'loss' in r]
   assert losses(one) == pytest.approx(losses(eight), abs=1e-5)
   atm_tasks.configure(vocabulary=words.path)
+
+
+def test_a_profile_of_some_steps(train, tmp_path):
+  run = train(tmp_path, 4, profile_steps=(2, 3))
+  assert any('profile of steps 2 to 3' in line for line in run.lines)
+  found = [path.name for path in (tmp_path / 'profile').rglob('*')]
+  assert any(name.endswith('.xplane.pb') for name in found)
+  assert any(name.endswith('.trace.json.gz') for name in found)
+  for steps in ((3, 2), (0, 1), 4, (1.0, 2)):
+    with pytest.raises(ValueError, match='PROFILE_STEPS = .*: expected'):
+      train(tmp_path / 'other', 4, profile_steps=steps)
+
+
+def test_all_of_the_time_is_of_some_kind(train, tmp_path):
+  """Two processes of one run; the second repeats nothing."""
+  train(tmp_path, 3)
+  run = train(tmp_path, 6)
+  first, second = goodput.read(str(tmp_path))
+  assert (first['first'], first['step']) == (0, 3)
+  assert (second['first'], second['step']) == (3, 6)
+  spent = goodput.summary([first, second])
+  assert sum(spent.values()) == pytest.approx(second['now'] - first['began'])
+  assert min(spent.values()) >= 0 and spent['repeated'] == 0
+  for kind in ('step', 'setup', 'compile', 'checkpoint', 'evaluation'):
+    assert spent[kind] > 0, kind
+  rows = [r for r in run.history if 'loss' in r]
+  assert all(0 < row['goodput'] < 1 for row in rows)
 
 
 def test_keep_drops_old_checkpoints(train, tmp_path):

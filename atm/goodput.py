@@ -1,0 +1,110 @@
+"""Goodput: what the wall time of a run was spent on, restarts included.
+
+Every process of a run appends lines to MODEL_DIR/goodput.jsonl: when it began,
+at which step, how far it is, and the seconds so far by kind. A run's goodput is
+the share of its wall time, from its first start to its last line, that went
+into steps that still count; time between processes and steps done twice do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+
+FILE = 'goodput.jsonl'
+# What is measured; the rest of a process's time is `step`.
+MEASURED = ('setup', 'compile', 'data', 'checkpoint', 'evaluation')
+KINDS = ('step', *MEASURED, 'repeated', 'down')
+MEANING = {
+  'step': 'steps that count',
+  'setup': 'reading rows, vocabulary and checkpoint',
+  'compile': 'compiling',
+  'data': 'waiting for a batch',
+  'checkpoint': 'saving',
+  'evaluation': 'evaluating',
+  'repeated': 'steps done again after an interruption',
+  'down': 'between two processes',
+}
+
+
+class Goodput:
+  """The seconds of this process, by kind."""
+
+  def __init__(self, clock=time.time):
+    self.clock, self.path = clock, None
+    self.began = clock()
+    self.seconds = dict.fromkeys(MEASURED, 0.0)
+
+  @contextlib.contextmanager
+  def spent_on(self, kind: str):
+    """What happens inside is of that kind."""
+    start = self.clock()
+    try:
+      yield
+    finally:
+      self.seconds[kind] += self.clock() - start
+
+  def open(self, directory: str, step: int) -> None:
+    """All so far was `setup`; the loop begins after `step` steps."""
+    self.path, self.first = os.path.join(directory, FILE), step
+    self.before = read(directory)
+    other = sum(self.seconds.values()) - self.seconds['setup']
+    self.seconds['setup'] = self.clock() - self.began - other
+    self.write(step)
+
+  def write(self, step: int) -> None:
+    """Appends how far the process is."""
+    with open(self.path, 'a') as f:
+      f.write(json.dumps(self._line(step)) + '\n')
+
+  def share(self, step: int) -> float:
+    """The run's goodput so far, with the processes before this one."""
+    return share(summary([*self.before, self._line(step)]))
+
+  def _line(self, step: int) -> dict:
+    return {
+      'began': self.began,
+      'now': self.clock(),
+      'first': self.first,
+      'step': step,
+      'seconds': self.seconds,
+    }
+
+
+def read(directory: str) -> list[dict]:
+  """The last line of each process, in order; torn lines are left out."""
+  path = os.path.join(directory, FILE)
+  if not os.path.exists(path):
+    return []
+  processes: dict[float, dict] = {}
+  with open(path) as f:
+    for line in f:
+      with contextlib.suppress(json.JSONDecodeError):
+        found = json.loads(line)
+        processes[found['began']] = found
+  return [processes[began] for began in sorted(processes)]
+
+
+def summary(processes: list[dict]) -> dict[str, float]:
+  """Kind -> seconds of a whole run, of its processes' lines; {} of none."""
+  if not processes:
+    return {}
+  total = dict.fromkeys(KINDS, 0.0)
+  for p, after in zip(processes, [*processes[1:], None]):
+    for kind, seconds in p['seconds'].items():
+      total[kind] += seconds
+    steps = p['now'] - p['began'] - sum(p['seconds'].values())
+    done = p['step'] - p['first']
+    lost = max(0, p['step'] - after['first']) if after and done else 0
+    repeated = steps * min(1.0, lost / done) if lost else 0.0
+    total['repeated'] += repeated
+    total['step'] += steps - repeated
+    total['down'] += max(0.0, after['began'] - p['now']) if after else 0.0
+  return total
+
+
+def share(seconds: dict[str, float]) -> float:
+  """Goodput, 0 to 1."""
+  return seconds['step'] / max(1e-9, sum(seconds.values())) if seconds else 0.0
