@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import dataclasses
 import glob
 import itertools
-import json
 import multiprocessing
 import os
 import time
@@ -26,56 +24,13 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from etils import epath
 
-from atm import data, noise, objectives, rows
+from atm import data, noise, objectives, rows, units
 from atm.data import Lengths
 from atm.metrics import clock_text
+from atm.units import Job, Unit
 from atm.vocabulary import MODEL_FILE, Vocabulary
 
 TEXTS_AT_ONCE = 256  # that are tokenised in one call
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-  """Some shards, mostly one, of the text that some tasks share.
-
-  Attributes:
-    number, count: which unit of how many of this text and split.
-    shards: numbers of the source's shards it reads.
-    text: a name and size for each, to tell whether the text has changed.
-    size: their bytes, where they are files.
-  """
-
-  tasks: tuple[str, ...]
-  split: str
-  number: int
-  count: int
-  shards: tuple[int, ...]
-  text: tuple[str, ...]
-  size: int
-
-  def path(self, directory: str, task: str) -> str:
-    """The unit's file of a task."""
-    name = f'rows-{self.number:05d}-of-{self.count:05d}.array_record'
-    return os.path.join(data.rows_folder(directory, task, self.split), name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """What a worker needs to know of all units."""
-
-  vocabulary: str
-  lengths: Lengths
-  directory: str
-  passes: int
-
-  def passes_of(self, split: str) -> int:
-    """Held-out rows are made once."""
-    return self.passes if split == 'train' else 1
-
-  def made_of(self, task, split: str, words: Vocabulary) -> dict:
-    """See `data.made_of`."""
-    passes = self.passes_of(split)
-    return data.made_of(task, split, words, self.lengths, passes)
 
 
 def build(
@@ -132,10 +87,10 @@ def build(
   ]
   if not wanted:
     raise ValueError(f'{mixture!r} has none of the splits {tuple(splits)}')
-  every = units(wanted, job)
-  refuse_others(every, words, job)
+  every = units.units(wanted, job)
+  units.refuse_others(every, words, job)
   # Shared out before looking which are there: machines do not start together.
-  mine = [u for u in every[index::machines] if not is_done(u, words, job)]
+  mine = [u for u in every[index::machines] if not units.is_done(u, words, job)]
   if mine:
     say(f'building rows of tokens: {mixture}, {len(mine)} units, {directory}')
     count = processes or os.cpu_count() or 1
@@ -247,121 +202,6 @@ def beside(directory: str) -> tuple[Vocabulary, Lengths]:
   )
 
 
-def units(wanted: list[tuple], job: Job) -> list[Unit]:
-  """The units of (task, split) pairs; tasks of one text are one unit."""
-  groups = collections.defaultdict(list)
-  for task, split in wanted:
-    groups[(split, id(task.source), *before(task))].append(task)
-  made = []
-  for (split, *_), tasks in groups.items():
-    with data.plain_errors(tasks[0].name):
-      shards = [shard_facts(s) for s in tasks[0].source.list_shards(split)]
-    names = tuple(task.name for task in tasks)
-    each = [[number] for number in range(len(shards))]
-    # Several passes join the documents of all shards, each in another order.
-    joined = job.passes_of(split) > 1 and shards
-    groups_of = [range(len(shards))] if joined else each
-    for number, group in enumerate(groups_of):
-      text, sizes = zip(*(shards[i] for i in group))
-      place = names, split, number, len(groups_of)
-      made.append(Unit(*place, tuple(group), text, sum(sizes)))
-  return made
-
-
-def before(task) -> tuple[int, ...]:
-  """Identities of what stands in front of a task's cache placeholder."""
-  if data.apply_of(task) is None:
-    return (id(task),)  # its inputs and targets are nobody else's
-  return tuple(id(step) for step in steps_before(task))
-
-
-def steps_before(task) -> list:
-  """The preprocessors in front of a task's cache placeholder."""
-  import seqio
-
-  steps = list(task.preprocessors)
-  kinds = [isinstance(step, seqio.CacheDatasetPlaceholder) for step in steps]
-  if not any(kinds):
-    raise ValueError(f'task {task.name!r} has no seqio.CacheDatasetPlaceholder')
-  return steps[: kinds.index(True)]
-
-
-def shard_facts(shard: str) -> tuple[str, int]:
-  """(name and size to tell it by, bytes) of 'path' or 'path#k/n'."""
-  path, _, part = shard.partition('#')
-  if not os.path.exists(path):
-    return shard, 1
-  size = os.path.getsize(path)
-  of = int(part.split('/')[1]) if part else 1
-  return f'{os.path.basename(shard)} of {size} bytes', max(1, size // of)
-
-
-def facts_path(path: str) -> str:
-  return os.path.splitext(path)[0] + '.json'
-
-
-def facts_of(task, unit: Unit, words: Vocabulary, job: Job) -> dict | None:
-  """What is kept beside a task's file of a unit; None where it is not there.
-
-  Raises:
-    ValueError: it was made otherwise, or of other text.
-  """
-  path = unit.path(job.directory, task.name)
-  if not os.path.exists(path) or not os.path.exists(facts_path(path)):
-    return None
-  with open(facts_path(path)) as f:
-    facts = json.load(f)
-  made_from = job.made_of(task, unit.split, words)
-  for what, found, wanted in (
-    *((k, facts['made_from'].get(k), made_from.get(k))
-      for k in {**facts['made_from'], **made_from}),
-    ('text', facts['text'], list(unit.text)),
-  ):  # fmt: skip
-    if found != wanted:
-      raise ValueError(
-        f'{path} was made with {what} = {found!r}, but this run has '
-        f'{wanted!r}. Remove {os.path.dirname(path)} to build it again, or '
-        'name another.'
-      )
-  return facts
-
-
-def by_task(every: list[Unit]) -> Iterator[tuple]:
-  """(task, split, its units, in order)."""
-  import seqio
-
-  found = collections.defaultdict(list)
-  for unit in every:
-    for name in unit.tasks:
-      found[name, unit.split].append(unit)
-  for (name, split), mine in found.items():
-    yield seqio.TaskRegistry.get(name), split, mine
-
-
-def refuse_others(every: list[Unit], words: Vocabulary, job: Job) -> None:
-  """Raises ValueError where finished rows were made otherwise."""
-  for task, split, mine in by_task(every):
-    folder = data.rows_folder(job.directory, task.name, split)
-    if not os.path.exists(os.path.join(folder, rows.MANIFEST)):
-      continue
-    made = rows.Rows(folder, job.made_of(task, split, words), verify=None)
-    files = [os.path.basename(u.path(job.directory, task.name)) for u in mine]
-    if [file['name'] for file in made.files] != files:
-      raise ValueError(
-        f'{folder} was made of {len(made.files)} pieces of text, but there are '
-        f'{len(files)} now. Remove the folder to build it again, or '
-        'name another.'
-      )
-
-
-def is_done(unit: Unit, words: Vocabulary, job: Job) -> bool:
-  """Whether all files of a unit are there; raises as `facts_of`."""
-  import seqio
-
-  tasks = map(seqio.TaskRegistry.get, unit.tasks)
-  return all([facts_of(task, unit, words, job) for task in tasks])
-
-
 def finish(every: list[Unit], words: Vocabulary, job: Job, say) -> bool:
   """Writes the manifests of tasks whose files are all there.
 
@@ -372,8 +212,8 @@ def finish(every: list[Unit], words: Vocabulary, job: Job, say) -> bool:
     ValueError: a task has no text to train on; or as `facts_of`.
   """
   missing = 0
-  for task, split, mine in by_task(every):
-    parts = [facts_of(task, unit, words, job) for unit in mine]
+  for task, split, mine in units.by_task(every):
+    parts = [units.facts_of(task, unit, words, job) for unit in mine]
     absent = sum(part is None for part in parts)
     missing += absent
     if absent:
@@ -398,7 +238,7 @@ def finish(every: list[Unit], words: Vocabulary, job: Job, say) -> bool:
 
 def told(every: list[Unit], job: Job) -> Iterator[tuple]:
   """(source, language, counts) of every task's finished rows."""
-  for task, split, _ in by_task(every):
+  for task, split, _ in units.by_task(every):
     manifest = rows.read_manifest(
       data.rows_folder(job.directory, task.name, split)
     )
@@ -460,7 +300,7 @@ def make(unit: Unit, job: Job) -> int:
       'counts': dict(mine),
       'file': file,
     }
-    rows.write_json(facts_path(path), facts)
+    rows.write_json(units.facts_path(path), facts)
   return counts['tokens']
 
 
@@ -488,7 +328,7 @@ def shuffled(items: list, passes: int, key: int) -> Iterator:
   """All items, `passes` times, each time in another order."""
   for number in range(passes):
     order = noise.keys(key, number)
-    index = data.permute(np.arange(len(items)), len(items), order)
+    index = noise.permute(np.arange(len(items)), len(items), order)
     yield from (items[i] for i in index)
 
 
@@ -499,7 +339,7 @@ def read(task, unit: Unit, job: Job, counts) -> Iterator:
   `skipped` records.
   """
   apply = data.apply_of(task)
-  steps = steps_before(task) if apply else []
+  steps = units.steps_before(task) if apply else []
   direct = hasattr(task.source, 'texts') and all(
     hasattr(step, 'direct') for step in steps
   )

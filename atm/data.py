@@ -241,33 +241,6 @@ def made_of(task, split: str, vocabulary, lengths: Lengths, passes: int):
   return facts
 
 
-def permute(index: np.ndarray, n, key: np.ndarray) -> np.ndarray:
-  """A random permutation of range(n), evaluated at `index`, without a table.
-
-  A Feistel network over the smallest even number of bits that holds n, walked
-  until it falls below n (Black and Rogaway, 2002).
-
-  Args:
-    index: [B] integers in [0, n).
-    n: [B] or scalar: how many are permuted; below 2 ** 53.
-    key: [B] or scalar uint64; another key is another permutation.
-  """
-  x = np.asarray(index).astype(np.uint64)
-  n = np.broadcast_to(n, x.shape).astype(np.uint64)
-  width = np.frexp(np.maximum(n, 2).astype(np.float64) - 1)[1]  # bit length
-  half = np.maximum(1, (width + 1) // 2).astype(np.uint64)
-  low = (np.uint64(1) << half) - np.uint64(1)
-  rounds = [noise.keys(key, number) for number in range(4)]
-  walking = np.ones(x.shape, bool)
-  while walking.any():
-    left, right = x >> half, x & low
-    for round_key in rounds:
-      left, right = right, left ^ (noise.mix(right + round_key) & low)
-    x = np.where(walking, (left << half) | right, x)
-    walking = x >= n
-  return x.astype(np.int64)
-
-
 class Batches:
   """Batch number `step` of an endless mix of parts.
 
@@ -316,7 +289,7 @@ class Batches:
     size = self._sizes[part]
     epoch = m // size
     key = noise.keys(self.seed, self._task_ids[part], epoch)
-    row = permute(m % size, size, key)
+    row = noise.permute(m % size, size, key)
     return part, epoch, row
 
   def __call__(self, step: int, rows: slice = slice(None)) -> dict:
@@ -407,44 +380,6 @@ def digest(parts: Iterable[Part]) -> str:
   """What the parts' rows are: changes whenever one of their files does."""
   told = [(part.name, part.rows.sha256) for part in parts]
   return hashlib.sha256(repr(told).encode()).hexdigest()
-
-
-def evaluation_batches(
-  parts: Iterable[Part],
-  vocabulary: Vocabulary,
-  lengths: Lengths,
-  batch_size: int,
-  seed: int,
-  rows_each: int,
-) -> Iterator[tuple[np.ndarray, dict]]:
-  """The first rows of every part once, with the noise of epoch 0.
-
-  Yields:
-    (owner, batch): `owner` [B] is an index into parts, or -1 for the rows that
-    fill up the last batch, whose loss weights and segment ids are 0.
-  """
-  parts = list(parts)
-  ids = objectives.Ids.of(vocabulary)
-  made, owners = [], []
-  for i, part in enumerate(parts):
-    row = np.arange(min(rows_each, len(part.rows)))
-    which = np.full(len(row), i)
-    made.append(examples(parts, which, ids, lengths, seed, 0 * row, row))
-    owners.append(np.full(len(row), i))
-  owner = np.concatenate(owners)
-  whole = {k: np.concatenate([m[k] for m in made]) for k in made[0]}
-  if not any(part.objective.packs for part in parts):
-    del whole['encoder_positions'], whole['decoder_positions']
-  fill = -len(owner) % batch_size
-  owner = np.concatenate([owner, np.full(fill, -1)])
-  for name, value in whole.items():
-    blank = np.zeros((fill, *value.shape[1:]), value.dtype)
-    if name.endswith('_tokens'):
-      blank += ids.pad
-    whole[name] = np.concatenate([value, blank])
-  for start in range(0, len(owner), batch_size):
-    part = slice(start, start + batch_size)
-    yield owner[part], {name: value[part] for name, value in whole.items()}
 
 
 def vocab(

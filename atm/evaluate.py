@@ -3,18 +3,58 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 
-from atm import data, sharding
-from atm.data import Part
+from atm import data, objectives, sharding
+from atm.data import Lengths, Part
 from atm.step import eval_step
+from atm.vocabulary import Vocabulary
 
 
 def _groups(parts: list[Part]) -> list[tuple[str, ...]]:
   """For each part the metrics it counts towards."""
   return [(p.objective.name, f'{p.objective.name}/{p.language}') for p in parts]
+
+
+def evaluation_batches(
+  parts: Iterable[Part],
+  vocabulary: Vocabulary,
+  lengths: Lengths,
+  batch_size: int,
+  seed: int,
+  rows_each: int,
+) -> Iterator[tuple[np.ndarray, dict]]:
+  """The first rows of every part once, with the noise of epoch 0.
+
+  Yields:
+    (owner, batch): `owner` [B] is an index into parts, or -1 for the rows that
+    fill up the last batch, whose loss weights and segment ids are 0.
+  """
+  parts = list(parts)
+  ids = objectives.Ids.of(vocabulary)
+  made, owners = [], []
+  for i, part in enumerate(parts):
+    row = np.arange(min(rows_each, len(part.rows)))
+    which = np.full(len(row), i)
+    made.append(data.examples(parts, which, ids, lengths, seed, 0 * row, row))
+    owners.append(np.full(len(row), i))
+  owner = np.concatenate(owners)
+  whole = {k: np.concatenate([m[k] for m in made]) for k in made[0]}
+  if not any(part.objective.packs for part in parts):
+    del whole['encoder_positions'], whole['decoder_positions']
+  fill = -len(owner) % batch_size
+  owner = np.concatenate([owner, np.full(fill, -1)])
+  for name, value in whole.items():
+    blank = np.zeros((fill, *value.shape[1:]), value.dtype)
+    if name.endswith('_tokens'):
+      blank += ids.pad
+    whole[name] = np.concatenate([value, blank])
+  for start in range(0, len(owner), batch_size):
+    part = slice(start, start + batch_size)
+    yield owner[part], {name: value[part] for name, value in whole.items()}
 
 
 class HeldOut:
@@ -30,7 +70,7 @@ class HeldOut:
     self.parts, self.eos_id = parts, vocabulary.eos_id
     self.mesh, self.rules = mesh, rules
     self.batches = list(
-      data.evaluation_batches(
+      evaluation_batches(
         parts, vocabulary, lengths, batch_size, seed, rows_each
       )
     )

@@ -96,7 +96,7 @@ def padding(parts: list[Part], words: Vocabulary, lengths: Lengths):
   shares, rates = [], []
   for i, part in enumerate(parts):
     n = min(SAMPLE, len(part.rows))
-    row = data.permute(np.arange(n), len(part.rows), noise.keys(part.id))
+    row = noise.permute(np.arange(n), len(part.rows), noise.keys(part.id))
     batch = data.examples(
       parts, np.full(n, i), objectives.Ids.of(words), lengths, 0, 0 * row, row
     )

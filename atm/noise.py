@@ -1,4 +1,4 @@
-"""Random numbers by counter, and the tokens of a row that they drop.
+"""Random numbers by counter: tokens to drop, orders to read in.
 
 The random numbers of a row come from a counter hashed with its key, so they
 depend on nothing but the key: neither on the batch nor on which host asks.
@@ -94,3 +94,30 @@ def keep_mask(
   place = np.where(gap[:-1] < kept[:, None], place, width)
   np.put_along_axis(mask, place, True, axis=1)
   return mask[:, :-1]
+
+
+def permute(index: np.ndarray, n, key: np.ndarray) -> np.ndarray:
+  """A random permutation of range(n), evaluated at `index`, without a table.
+
+  A Feistel network over the smallest even number of bits that holds n, walked
+  until it falls below n (Black and Rogaway, 2002).
+
+  Args:
+    index: [B] integers in [0, n).
+    n: [B] or scalar: how many are permuted; below 2 ** 53.
+    key: [B] or scalar uint64; another key is another permutation.
+  """
+  x = np.asarray(index).astype(np.uint64)
+  n = np.broadcast_to(n, x.shape).astype(np.uint64)
+  width = np.frexp(np.maximum(n, 2).astype(np.float64) - 1)[1]  # bit length
+  half = np.maximum(1, (width + 1) // 2).astype(np.uint64)
+  low = (np.uint64(1) << half) - np.uint64(1)
+  rounds = [keys(key, number) for number in range(4)]
+  walking = np.ones(x.shape, bool)
+  while walking.any():
+    left, right = x >> half, x & low
+    for round_key in rounds:
+      left, right = right, left ^ (mix(right + round_key) & low)
+    x = np.where(walking, (left << half) | right, x)
+    walking = x >= n
+  return x.astype(np.int64)

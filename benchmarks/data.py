@@ -14,6 +14,7 @@ is needed: pip install --no-deps t5 babel.
 """
 
 import argparse
+import collections
 import functools
 import importlib.util
 import os
@@ -31,7 +32,7 @@ import seqio
 import tensorflow as tf
 
 import atm_tasks
-from atm import cache, data, noise, objectives, rows
+from atm import cache, data, noise, objectives, rows, units
 from atm.vocabulary import Vocabulary
 
 B, ROUNDS = 64, 5
@@ -150,13 +151,13 @@ class Stages:
 
   def read(self) -> int:
     """All the cache does before rows: reads, counts sentences, tokenises."""
-    job = cache.Job(self.words.path, self.lengths, '', 1)
+    job = units.Job(self.words.path, self.lengths, '', 1)
     total = 0
     # One task a text; its other objectives share the tokens.
     wanted = [(seqio.TaskRegistry.get(p.name), 'train') for p in self.parts]
-    for unit in cache.units(wanted, job):
+    for unit in units.units(wanted, job):
       task = seqio.TaskRegistry.get(unit.tasks[0])
-      counts = cache.collections.Counter()
+      counts = collections.Counter()
       total += sum(map(len, cache.read(task, unit, job, counts)))
     return total
 

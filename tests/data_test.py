@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atm import cache, data, mixture, objectives, rows
+from atm import cache, data, evaluate, mixture, noise, objectives, rows
 from atm.stream import Stream
 
 import store
@@ -57,13 +57,13 @@ def same(a, b):
 
 @given(n=st.integers(1, 5000), key=st.integers(0, 2**63))
 def test_permute_is_a_permutation(n, key):
-  made = data.permute(np.arange(n), n, np.uint64(key))
+  made = noise.permute(np.arange(n), n, np.uint64(key))
   np.testing.assert_array_equal(np.sort(made), np.arange(n))
 
 
 def test_permutations_differ_by_key_and_look_random():
   n = 1000
-  a, b = (data.permute(np.arange(n), n, np.uint64(k)) for k in (1, 2))
+  a, b = (noise.permute(np.arange(n), n, np.uint64(k)) for k in (1, 2))
   assert (a == b).mean() < 0.02
   assert abs(np.corrcoef(a, np.arange(n))[0, 1]) < 0.1
 
@@ -152,7 +152,7 @@ def test_passes_join_documents_in_other_orders(words, tmp_path):
 
 def test_evaluation_reads_each_row_once_and_fills_with_nothing(words, tmp_path):
   held = built('udhr', 'validation', words, tmp_path)
-  made = list(data.evaluation_batches(held, words, LENGTHS, 32, 0, 5))
+  made = list(evaluate.evaluation_batches(held, words, LENGTHS, 32, 0, 5))
   owner = np.concatenate([o for o, _ in made])
   assert all(len(o) == 32 for o, _ in made)
   for i, part in enumerate(held):
