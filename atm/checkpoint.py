@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
-import logging
 import os
 import shutil
 import time
@@ -103,7 +102,7 @@ class Checkpoints:
       if not self.manager.save(step, args=args):
         raise ValueError(f'the newest is step {self.latest()}')
 
-    if error := _error_of(begin):
+    if error := self._error_of(begin):
       self._failed(step, error)
     else:
       self.pending = step
@@ -122,10 +121,26 @@ class Checkpoints:
     step, self.pending = self.pending, None
     if step is None:
       return
-    if error := _error_of(self.manager.wait_until_finished):
+    if error := self._error_of(self.manager.wait_until_finished):
       self._failed(step, error)
     else:
       self.unsaved = None
+
+  def _error_of(self, work: Callable[[], object]) -> Exception | None:
+    """What it raises.
+
+    A host that is to go on without a checkpoint must hear of another's error.
+    One that is to stop raises its own at once: the others end with it, when JAX
+    misses it, and need not wait until Orbax has given up waiting for it.
+    """
+    error = None
+    try:
+      work()
+    except Exception as e:
+      error = e
+    if self.on_error == 'stop' or _all_hosts(error is None):
+      return error
+    return error or OSError('another host could not write its part')
 
   def must_be_saved(self) -> None:
     """Waits; raises SaveFailed if the last save failed, whatever `on_error`."""
@@ -135,22 +150,23 @@ class Checkpoints:
 
   def _failed(self, step: int, error: Exception) -> None:
     """Forgets what was written of a step, so that it is not listed."""
-    _hush()
-    with contextlib.suppress(Exception):
-      self.manager.close()
-    _sweep(f'{self.directory}/{step}.orbax-checkpoint-tmp*')
-    # Errors stick to the old one: it would fail the next save too.
-    self.manager = self._open()
     self.failed += 1
-    self.unsaved = SaveFailed(
-      f'the checkpoint of step {step:,} could not be saved: {one_line(error)}'
+    if self.on_error == 'go_on' or jax.process_count() == 1:
+      with contextlib.suppress(Exception):
+        self.manager.close()
+      _sweep(f'{self.directory}/{step}.orbax-checkpoint-tmp*')
+      # Errors stick to the old one: it would fail the next save too.
+      self.manager = self._open()
+    listed = step in self.steps()  # as when an old step cannot be removed
+    what = 'is saved, but' if listed else 'could not be saved:'
+    failed = SaveFailed(
+      f'the checkpoint of step {step:,} {what} {one_line(error)}'
     )
-    self.unsaved.__cause__ = error
+    failed.__cause__ = error
+    self.unsaved = None if listed else failed
     if self.on_error == 'stop':
-      raise self.unsaved
-    self.say(
-      f'{self.unsaved}; training goes on, saves failed so far: {self.failed}'
-    )
+      raise failed
+    self.say(f'{failed}; training goes on, saves failed so far: {self.failed}')
 
   def close(self) -> None:
     """Waits for the writes under way."""
@@ -226,9 +242,12 @@ class Checkpoints:
     saved = jax.tree_util.tree_map_with_path(like, wanted)
     args = {name: ocp.args.StandardRestore(x) for name, x in saved.items()}
     args = ocp.args.Composite(**args)
-    read = functools.partial(self.manager.restore, step, args=args)
-    found = self._read(step, read)
-    items = {name: found[name] for name in wanted}
+
+    def read():
+      found = self.manager.restore(step, args=args)
+      return {name: found[name] for name in wanted}
+
+    items = self._read(step, read)
     self._compare(step, integrity.named(items))
     if as_saved:
       return items
@@ -259,7 +278,6 @@ class Checkpoints:
     except Exception as e:
       if any(text in str(e) for text in NOT_DAMAGE):
         raise
-      _hush()
       error = e
     if _all_hosts(error is None):
       return value
@@ -294,10 +312,13 @@ class Checkpoints:
     if sums is not None:
       kinds = {name: text.split()[0] for name, text in sums.items()}
     else:
-      saved = self._read(step, lambda: self.manager.item_metadata(step))
-      trees = {x: getattr(saved[x], 'tree', saved[x]) for x in items}
-      kinds = {n: integrity.kind(x) for n, x in integrity.named(trees).items()}
+      kinds = self._read(step, lambda: self._kinds_of_orbax(step, items))
     return {n: kind for n, kind in kinds.items() if n.split('/')[0] in items}
+
+  def _kinds_of_orbax(self, step: int, items) -> dict[str, str]:
+    saved = self.manager.item_metadata(step)
+    trees = {x: getattr(saved[x], 'tree', saved[x]) for x in items}
+    return {n: integrity.kind(x) for n, x in integrity.named(trees).items()}
 
   def dtypes(self, step: int) -> dict[tuple[str, ...], np.dtype]:
     """Path of a parameter -> its dtype in the checkpoint."""
@@ -393,8 +414,6 @@ def _manager(directory: str, keep: int | None, read_only: bool):
       read_only=read_only,
       create=not read_only,
       save_interval_steps=0 if read_only else 1,
-      # A damaged step must not keep the others from being listed.
-      lightweight_initialize=True,
     ),
   )
 
@@ -412,18 +431,6 @@ def _all_hosts(ok: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.array(ok)).all())
 
 
-def _error_of(work: Callable[[], object]) -> Exception | None:
-  """What it raises, on this host or on another."""
-  error = None
-  try:
-    work()
-  except Exception as e:
-    error = e
-  if _all_hosts(error is None):
-    return None
-  return error or OSError('another host could not write its part')
-
-
 def _sweep(pattern: str) -> None:
   """Removes what a failed save left; other writes of it may just be ending."""
   for _ in range(50):
@@ -432,12 +439,6 @@ def _sweep(pattern: str) -> None:
     if not glob.glob(pattern):
       return
     time.sleep(0.1)
-
-
-def _hush() -> None:
-  """Of many reads or writes that fail Orbax raises one error; asyncio would
-  print each of the others, a page long, wherever they are collected."""
-  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
 
 
 def one_line(error: BaseException | str, width: int = 300) -> str:

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -40,6 +41,13 @@ pytestmark = pytest.mark.filterwarnings(
 
 META = {'data': {'step': 5}, 'log': {'sums': {'loss': 0.1}, 'steps': 2}}
 FLIPS = 300
+
+
+@pytest.fixture(autouse=True)
+def collected():
+  """So that they warn here, not in the tests to come."""
+  yield
+  gc.collect()
 
 
 def small_state(step: int = 5, size: int = 24) -> State:
@@ -320,6 +328,22 @@ def test_a_failed_commit_is_never_listed(tmp_path, monkeypatch):
       made.save(2, small_state(2), {})
       made.wait()
   assert made.steps() == [1] and made.latest() == 1
+
+
+def test_a_step_that_is_saved_is_not_called_lost(tmp_path, monkeypatch):
+  """What fails after the commit: an old step that cannot be removed."""
+  made = written(tmp_path, [1], keep=1)
+
+  def fail(*args, **named):
+    raise PermissionError(13, 'Permission denied')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, 'rmtree', fail)
+    with pytest.raises(checkpoint.SaveFailed, match='2 is saved, but .*13'):
+      made.save(2, small_state(2), {})
+      made.wait()
+  made.must_be_saved()
+  assert made.steps() == [1, 2]
 
 
 # --- Those who read parameters
