@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test check format bench lock clean
+.PHONY: help run test test-slow check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,10 @@ run: $(VENV)/run  ## pre-train models/tiny on the shipped text; run again to res
 	$(VENV)/bin/atm pretrain --gin_file=models/tiny.gin --gin.MODEL_DIR="'$(RUN_DIR)'"
 
 test: $(VENV)/test  ## all tests
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 -m 'not slow'
+
+test-slow: $(VENV)/test  ## the tests that take minutes
+	$(VENV)/bin/python -m pytest -m slow -n 0
 
 check: $(VENV)/test  ## ruff: lint and format
 	$(VENV)/bin/ruff check .
@@ -43,6 +46,7 @@ format: $(VENV)/test  ## let ruff mend what it can
 bench: $(VENV)/test  ## measurements, see benchmarks/
 	$(VENV)/bin/python benchmarks/data.py
 	$(VENV)/bin/python benchmarks/freeze.py
+	$(VENV)/bin/python benchmarks/survive.py
 
 lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock

@@ -14,7 +14,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from atm import checkpoint, hf, layouts, sharding, step, vocabulary
+from atm import (
+  checkpoint,
+  hf,
+  intact,
+  integrity,
+  layouts,
+  sharding,
+  step,
+  vocabulary,
+)
 from atm.metrics import clock_text
 from atm.model import AlexaTM, Config
 from atm.sharding import Rules
@@ -71,7 +80,8 @@ def import_weights(
   os.makedirs(partial)
   with removed_on_error(partial):
     meta = {'model': dataclasses.asdict(config), 'hf_config': described}
-    write_checkpoint(partial, reader, meta, say)
+    sums = write_parameters(partial, reader, say)
+    write_meta(partial, integrity.seal(meta, sums))
     write_beside(partial, source, config, described)
     os.makedirs(model_dir, exist_ok=True)
     for name in os.listdir(partial):
@@ -103,15 +113,23 @@ def forecast(config: Config, sizes: Mapping[tuple, int]) -> str:
   )
 
 
-def write_checkpoint(directory: str, reader: hf.Reader, meta: dict, say):
-  """Writes checkpoints/0 parameter by parameter, with Orbax's partial save."""
+def write_parameters(directory: str, reader: hf.Reader, say) -> dict:
+  """Writes checkpoints/0/params, one by one, with Orbax's partial save.
+
+  Returns:
+    their checksums.
+  """
   from orbax.checkpoint.experimental import v1 as orbax
 
   sizes, total = reader.bytes(), sum(reader.bytes().values())
   path = os.path.join(directory, 'parameters')
   start = said = time.perf_counter()
-  done = 0
+  done, sums = 0, {}
   for name, array in reader.arrays():
+    alone = array.sharding.num_devices == 1
+    whole = np.asarray(array) if alone else array  # on a CPU without a copy
+    sums |= integrity.checksums({'/'.join(('params', *name)): whole})
+    del whole
     orbax.partial.save(path, hf.nested({name: array}))
     del array
     done += sizes[name]
@@ -130,8 +148,14 @@ def write_checkpoint(directory: str, reader: hf.Reader, meta: dict, say):
   described = '_CHECKPOINT_METADATA'
   os.rename(os.path.join(path, described), os.path.join(place, described))
   shutil.rmtree(path)
+  return sums
+
+
+def write_meta(directory: str, meta: dict) -> None:
+  """Writes checkpoints/0/meta."""
+  path = os.path.join(directory, checkpoint.FOLDER, '0', 'meta')
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-    writer.save(os.path.join(place, 'meta'), ocp.args.JsonSave(meta))
+    writer.save(path, ocp.args.JsonSave(meta))
 
 
 def write_beside(directory, source: str, config: Config, described: dict):
@@ -180,21 +204,42 @@ def export_weights(
 
   Raises:
     ValueError: the output exists, or the model has no Hugging Face format.
+    integrity.Damaged: a parameter is not what was saved.
   """
   if os.path.exists(output):
     raise ValueError(f'OUTPUT = {output!r} exists already')
   if shard_gib <= 0:
     raise ValueError(f'SHARD_GIB = {shard_gib}: expected more than 0')
   checkpoints, number = checkpoint.open_step(model_dir, at_step)
-  meta = checkpoints.meta(number)
-  config = Config(**meta['model'])
-  kind, described = describe(config, meta.get('hf_config'))
+  with intact.naming_intact(checkpoints):
+    meta = checkpoints.meta(number)
+    config = Config(**meta['model'])
+    kind, described = describe(config, meta.get('hf_config'))
+    tensors, read = plan_export(checkpoints, number, config, kind)
+    partial = os.path.abspath(output) + '.exporting'
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    with removed_on_error(partial):
+      with open(os.path.join(partial, 'config.json'), 'w') as f:
+        json.dump(described, f, indent=1)
+      words = os.path.join(model_dir, 'vocabulary', vocabulary.MODEL_FILE)
+      if os.path.exists(words):
+        shutil.copyfile(words, os.path.join(partial, '20b_tokenizer.model'))
+      hf.write_shards(partial, tensors, read, int(shard_gib * GIB))
+      os.rename(partial, output)
+  say(f'wrote step {number} of {model_dir} to {output} ({kind})')
+
+
+def plan_export(
+  checkpoints: checkpoint.Checkpoints, number: int, config: Config, kind: str
+) -> tuple[dict, Callable[[str], np.ndarray]]:
+  """(their key -> (shape, dtype), a function that reads one)."""
   layout = layouts.LAYOUTS[kind]
   mesh = sharding.mesh(devices=jax.devices()[:1])
-  abstract = step.abstract_params(AlexaTM(config), mesh, Rules())
+  abstract = hf.flat(step.abstract_params(AlexaTM(config), mesh, Rules()))
   saved = checkpoints.dtypes(number)
   tensors, origin = {}, {}
-  for path, like in hf.flat(abstract).items():
+  for path, like in abstract.items():
     keys = layout.keys(path, like.shape)
     for i, key in enumerate(keys):
       shape = hf.their_shape(path, like.shape, len(keys))
@@ -210,28 +255,12 @@ def export_weights(
     path, i = origin[key]
     if path not in held:  # one parameter at a time
       held.clear()
-      like = hf.flat(abstract)[path]
-      like = jax.ShapeDtypeStruct(
-        like.shape, saved[path], sharding=like.sharding
-      )
-      one = checkpoints.restore_some(number, hf.nested({path: like}))
-      held[path] = np.asarray(hf.flat(one)[path])
+      held[path] = checkpoints.parameter(number, path)
     stacked = len(path) > 2 and path[1] == 'layers'
     value = held[path][i] if stacked else held[path]
     return value.T if path[-1] == 'kernel' else value.reshape(tensors[key][0])
 
-  partial = os.path.abspath(output) + '.exporting'
-  shutil.rmtree(partial, ignore_errors=True)
-  os.makedirs(partial)
-  with removed_on_error(partial):
-    with open(os.path.join(partial, 'config.json'), 'w') as f:
-      json.dump(described, f, indent=1)
-    words = os.path.join(model_dir, 'vocabulary', vocabulary.MODEL_FILE)
-    if os.path.exists(words):
-      shutil.copyfile(words, os.path.join(partial, '20b_tokenizer.model'))
-    hf.write_shards(partial, tensors, read, int(shard_gib * GIB))
-    os.rename(partial, output)
-  say(f'wrote step {number} of {model_dir} to {output} ({kind})')
+  return tensors, read
 
 
 def describe(config: Config, described: dict | None) -> tuple[str, dict]:

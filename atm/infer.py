@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atm import checkpoint, decode, hf, layouts, metrics, sharding, step
+from atm import (
+  checkpoint,
+  decode,
+  hf,
+  intact,
+  layouts,
+  metrics,
+  sharding,
+  step,
+)
 from atm.model import AlexaTM, Config
 from atm.sharding import Rules, did_you_mean
 from atm.vocabulary import Vocabulary
@@ -281,16 +290,18 @@ def load(
 
   Raises:
     FileNotFoundError: there is no model, or no checkpoint of that step.
+    integrity.Damaged: it is not what was saved; names steps that are.
     layouts.WeightsError: a Hugging Face folder that is not sound.
   """
   mesh = sharding.mesh() if mesh is None else mesh
   if os.path.exists(os.path.join(directory, 'config.json')):
     return _load_hf(directory, mesh, rules, dtype)
   checkpoints, number = checkpoint.open_step(directory, at_step)
-  config = Config(**checkpoints.meta(number)['model'])
-  config = dataclasses.replace(config, dtype=dtype or config.dtype)
-  abstract = step.abstract_params(AlexaTM(config), mesh, rules)
-  params = checkpoints.restore_params(number, abstract, as_saved=True)
+  with intact.naming_intact(checkpoints):
+    config = Config(**checkpoints.meta(number)['model'])
+    config = dataclasses.replace(config, dtype=dtype or config.dtype)
+    abstract = step.abstract_params(AlexaTM(config), mesh, rules)
+    params = checkpoints.restore_params(number, abstract, as_saved=True)
   checkpoints.close()
   folder = os.path.join(directory, 'vocabulary')
   words = Vocabulary(folder) if os.path.isdir(folder) else None

@@ -1,4 +1,4 @@
-"""Signals that end a run between two steps."""
+"""Signals and preemption notices that end a run between two steps."""
 
 from __future__ import annotations
 
@@ -6,27 +6,86 @@ import contextlib
 import signal
 import threading
 
+import jax
+from jax.experimental import multihost_utils
 
-@contextlib.contextmanager
-def stop_signals():
-  """Yields a list that is non-empty once SIGINT or SIGTERM has come.
 
-  A second signal acts as it did before.
+class Broken(BaseException):
+  """Work was given up, for a signal came."""
+
+
+class Signals:
+  """Hears SIGINT and SIGTERM, which is what a preemption notice is.
+
+  Until `listen` they act as ever: nothing can be lost before the first step.
+  After it the first is kept until a step is done; a second acts as ever.
+
+  Of several hosts all must stop after the same step, though only one may hear
+  of it. JAX does that: its preemption service takes SIGTERM from the start of
+  the process, tells all hosts, and names a step that none has passed yet. Here
+  SIGINT is turned into SIGTERM then.
   """
-  came: list[int] = []
-  if threading.current_thread() is not threading.main_thread():
-    yield came
-    return
-  before = {}
 
-  def handler(number, frame):
-    came.append(number)
-    signal.signal(number, before[number])
+  def __init__(self):
+    self.came: list[int] = []
+    self.hosts = jax.process_count()
+    self._before: dict = {}
+    self._breakable = False
 
-  for number in (signal.SIGINT, signal.SIGTERM):
-    before[number] = signal.signal(number, handler)
-  try:
-    yield came
-  finally:
-    for number, old in before.items():
-      signal.signal(number, old)
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._restore()
+
+  def listen(self) -> None:
+    """From here on signals are kept, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+      return
+    of_jax = () if self.hosts == 1 else (signal.SIGTERM,)
+    for number in {signal.SIGINT, signal.SIGTERM}.difference(of_jax):
+      self._before[number] = signal.signal(number, self._handle)
+
+  def _handle(self, number, frame) -> None:
+    self.came.append(number)
+    signal.signal(number, self._before[number])
+    if self.hosts > 1:
+      signal.raise_signal(signal.SIGTERM)
+    elif self._breakable:
+      self._breakable = False
+      raise Broken
+
+  def _restore(self) -> None:
+    while self._before:
+      signal.signal(*self._before.popitem())
+
+  @contextlib.contextmanager
+  def at_once(self):
+    """Everything is saved: inside, signals act as ever."""
+    self._restore()
+    try:
+      yield
+    finally:
+      self.listen()
+
+  def stops_after(self, step: int) -> bool:
+    """Whether to stop after this step; every host asks at every step."""
+    if self.hosts > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return bool(self.came)
+
+  def breakable(self, function, *args):
+    """function(*args); a signal gives it up, unless there are several hosts.
+
+    Raises:
+      Broken: it was given up, or a signal had come before.
+    """
+    if self.hosts > 1:
+      return function(*args)
+    self._breakable = True
+    try:
+      if self.came:
+        raise Broken
+      return function(*args)
+    finally:
+      self._breakable = False

@@ -75,8 +75,9 @@ def configurables() -> tuple[Callable, ...]:
 
 
 def pretrain() -> None:
-  from atm import report
+  from atm import failure, report
 
+  failure.hush()
   run = gin.get_configurable('trainer.train')(config_text=gin.config_str())
   report.closing(run)
   atm = sys.argv[0] if sys.argv[0].endswith('atm') else 'atm'
@@ -439,13 +440,15 @@ def main(arguments: list[str] | None = None) -> int:
     RUNS[run]()
   except KeyboardInterrupt:
     return 130
-  except (UserError, ValueError, OSError) as e:
-    if os.environ.get('ATM_TRACEBACK'):
+  except Exception as e:
+    from atm import failure
+
+    mistake = isinstance(e, UserError | ValueError | OSError)
+    known = mistake or failure.is_noted(e)
+    if os.environ.get('ATM_TRACEBACK') or not known:
       raise
-    # gin adds lines about the call it came through.
-    text = re.split(r'\n\s*In call to configurable', str(e))[0].strip()
-    print(f'atm: error: {text}', file=sys.stderr)
-    return 2
+    print(f'atm: error: {failure.shown(e)}', file=sys.stderr)
+    return 2 if mistake else 1
   return 0
 
 

@@ -135,6 +135,14 @@ def read(directory: str) -> list[dict]:
   return rows
 
 
+def was_evaluated(directory: str, step: int) -> bool:
+  """Whether the held-out losses of a step are in a run's metrics.jsonl."""
+  return any(
+    row['step'] == step and any(key.startswith('eval/') for key in row)
+    for row in read(directory)
+  )
+
+
 def clock_text(seconds: float) -> str:
   """m:ss, or h:mm:ss."""
   minutes, seconds = divmod(int(seconds), 60)

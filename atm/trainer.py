@@ -17,7 +17,10 @@ from atm import (
   checks,
   data,
   evaluate,
+  failure,
+  intact,
   interrupts,
+  lock,
   metrics,
   model,
   objectives,
@@ -45,6 +48,7 @@ class Run:
   held_out: evaluate.HeldOut
 
 
+@lock.held
 def train(
   model_dir: str,
   mixture: str,
@@ -70,15 +74,17 @@ def train(
   profile_steps: tuple[int, int] | None = None,
   save_every: int = 100,
   keep: int | None = 3,
+  on_save_error: str = 'stop',
   train_vocabulary: Callable = data.vocab,
   configure_tasks: Callable = lambda **named: None,
   config_text: str = '',
   say: Callable[[str], None] = print,
 ) -> Run:
-  """Trains until `train_steps`, from the newest checkpoint there is.
+  """Trains until `train_steps`, from the newest intact checkpoint there is.
 
   A run is a function of its arguments: stopped anywhere and started again it
-  gives the same parameters, bit for bit.
+  gives the same parameters, bit for bit. Two at once in one model_dir are
+  refused.
 
   Args:
     model_dir: gets config.gin, vocabulary/, rows/, checkpoints/,
@@ -113,6 +119,8 @@ def train(
     profile_steps: (first, last) steps that JAX's profiler records into
       model_dir/profile, for TensorBoard or Perfetto.
     keep: how many checkpoints; None keeps all.
+    on_save_error: 'stop', or 'go_on' without the checkpoint that could not be
+      written; the last one must be.
     train_vocabulary: called with (mixture, directory, size) where there is
       none.
     configure_tasks: called before the mixture is looked up, and again with
@@ -121,7 +129,11 @@ def train(
     say: prints a line.
 
   Raises:
-    ValueError: settings that do not fit each other; nothing is changed then.
+    ValueError: settings that do not fit each other, or another run is at work
+      in model_dir; nothing is changed then.
+    integrity.Damaged: no checkpoint there is intact; nothing is changed.
+    checkpoint.SaveFailed: one could not be written.
+    KeyboardInterrupt: a signal came; the step it ended with is saved.
   """
   good = Goodput()
   # --- Check, before anything is written
@@ -131,6 +143,7 @@ def train(
     ROW_PASSES=row_passes,
   )  # fmt: skip
   checks.check_freeze(freeze_encoder_steps)
+  checks.check_choice('ON_SAVE_ERROR', on_save_error, checkpoint.ON_ERROR)
   sizes = data.Lengths.of(lengths)
   mesh = make_mesh()
   checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
@@ -174,15 +187,10 @@ def train(
     say(f'{mixture}: {len(parts)} tasks, {tokens:,} tokens of training rows')
 
   # --- Model and state
-  checkpoints = checkpoint.Checkpoints(model_dir, keep)
-  start = latest or 0
-  then = checkpoints.meta(start) if start else {}
-  apart = checks.encoder_apart(start, then, freeze_encoder_steps)
+  checkpoints = checkpoint.Checkpoints(
+    model_dir, keep, on_error=on_save_error, say=say
+  )
   net = model.AlexaTM(model_config)
-  tx = optimizer.make(optimizer_config, apart)
-  abstract = step.abstract_state(net, tx, mesh, rules)
-  count = sum(x.size for x in jax.tree.leaves(abstract.params))
-  say(f'model: {count:,} parameters on {mesh_text(mesh)}')
   meta = {
     'model': dataclasses.asdict(model_config),
     'vocabulary': words.sha256,
@@ -193,35 +201,58 @@ def train(
       'rows': 'stream' if stream else data.digest(parts),
     },
     'lengths': lengths,
-    'encoder_apart': apart,
     'config': config_text,
   }
   flops = flops_between(model_config, batch_size, sizes, freeze_encoder_steps)
   log = Log(say, train_steps, batch_size, sizes, flops)
-  if start:
-    checks.check_resumable(then, meta)
-    log.restore(then['log'])
-    state = checkpoints.restore(start, abstract)
-    say(f'resumed from step {start:,} in {checkpoints.directory}')
-  else:
+
+  def begin(then: dict, after: int):
+    """The optimizer and the state's shapes of a run after some steps."""
+    apart = checks.encoder_apart(after, then, freeze_encoder_steps)
+    meta['encoder_apart'] = apart
+    tx = optimizer.make(optimizer_config, apart)
+    return tx, step.abstract_state(net, tx, mesh, rules)
+
+  def restored(number: int):
+    """(steps done, optimizer, state) of a checkpoint."""
+    then = checkpoints.meta(number)
+    if checkpoints.has_optimizer(number):
+      tx, abstract = begin(then, number)
+      checks.check_resumable(then, meta)
+      log.restore(then['log'])
+      return number, tx, checkpoints.restore(number, abstract)
+    tx, abstract = begin({}, 0)  # imported weights
     state = step.init_state(net, tx, seed, abstract)
-    if latest is not None:  # imported weights, without an optimizer
-      params = checkpoints.restore_params(latest, abstract.params)
-      state = state.replace(params=params)
-      say(f'starting from the weights in {checkpoints.directory}/{latest}')
-    elif init_encoder is not None:
+    params = checkpoints.restore_params(number, abstract.params)
+    return 0, tx, state.replace(params=params)
+
+  at, found = intact.newest_intact(checkpoints, restored)
+  if found is not None:
+    start, tx, state = found
+    say(
+      f'resumed from step {start:,} in {checkpoints.directory}'
+      if start
+      else f'starting from the weights in {checkpoints.directory}/{at}'
+    )
+  else:
+    start, (tx, abstract) = 0, begin({}, 0)
+    state = step.init_state(net, tx, seed, abstract)
+    if init_encoder is not None:
       params = warm_start.encoder(
         state.params, model_config, init_encoder, words, say
       )
       state = state.replace(params=params)
+  count = sum(x.size for x in jax.tree.leaves(state.params))
+  say(f'model: {count:,} parameters on {mesh_text(mesh)}')
   keep_beside(model_dir, words, meta)
-  writer = metrics.Writer(model_dir, rewind_to=start)
+  # A fresh run writes its evaluation at step 0 anew.
+  writer = metrics.Writer(model_dir, rewind_to=start or -1)
   held_out = evaluate.HeldOut(
     net, held_parts, words, sizes, batch_size, seed, eval_rows, mesh, rules
   )
 
   def evaluate_now(done: int):
-    row = held_out(state.params)
+    row = signals.breakable(held_out, state.params)
     if not done:
       row |= evaluate.unigram(parts, held_out, model_config.vocab_size)
     writer.write(done, row)
@@ -251,15 +282,18 @@ def train(
   # --- Loop
   metrics.peak_flops()  # measured now, on one device, not within a step
   with contextlib.ExitStack() as finally_:
+    screen = finally_.enter_context(failure.Screen(model_dir, train_steps))
     finally_.enter_context(sharding.use(mesh, rules))
     finally_.callback(writer.close)
     finally_.callback(checkpoints.close)
-    stop = finally_.enter_context(interrupts.stop_signals())
+    signals = finally_.enter_context(interrupts.Signals())
     profile = finally_.enter_context(Profile(model_dir, profile_steps, say))
     good.open(model_dir, start)
-    if not start:
+    screen.done = start
+    due = start % eval_every == 0 or start == train_steps
+    if due and not metrics.was_evaluated(model_dir, start):
       with good.spent_on('evaluation'):
-        evaluate_now(0)
+        evaluate_now(start)
     mine = lambda number: batches(number, host_rows)
     feed = data.ahead(mine, start, train_steps)
     finally_.callback(feed.close)
@@ -271,19 +305,25 @@ def train(
         with good.spent_on('compile'):
           update = compiled(batch, frozen=start < freeze_encoder_steps)
         log.begin(start)
+        signals.listen()
       elif done - 1 == freeze_encoder_steps:
         jax.block_until_ready(state)  # its time is the frozen steps'
         with log.pause(), good.spent_on('compile'):
           say(f'step {done - 1:,}: from here on the encoder trains too')
-          update = compiled(batch, frozen=False)
+          save(done - 1)  # compiling may take longer than a notice gives
+          checkpoints.wait()
+          with signals.at_once():
+            update = compiled(batch, frozen=False)
       profile.before(done)
       state, values = update(state, batch)
       log.add(values)
       profile.after(done, values)
+      screen.done = done
       if done % log_every == 0 or done == train_steps:
         row = log.emit(done)
         writer.write(done, {**row, 'goodput': good.share(done)})
-      stopping = bool(stop) and done < train_steps
+      checkpoints.poll()
+      stopping = signals.stops_after(done) and done < train_steps
       evaluates = done % eval_every == 0 or done == train_steps
       saves = done % save_every == 0 or done == train_steps or stopping
       if evaluates or saves:
@@ -291,15 +331,20 @@ def train(
         with log.pause():
           if evaluates:
             with good.spent_on('evaluation'):
-              evaluate_now(done)
-          if saves:
+              try:
+                evaluate_now(done)
+              except interrupts.Broken:  # the next process does it
+                stopping = True
+          if saves or stopping:
             with good.spent_on('checkpoint'):
               save(done)
       if done % log_every == 0 or evaluates or saves:
         good.write(done)
       if stopping:
+        checkpoints.must_be_saved()
         say(f'stopped and saved at step {done:,}; the same command goes on.')
         raise KeyboardInterrupt
+    checkpoints.must_be_saved()
   return Run(model_dir, train_steps, metrics.read(model_dir), words, held_out)
 
 
@@ -345,11 +390,16 @@ def mesh_text(mesh) -> str:
 
 
 def keep_beside(model_dir: str, words: Vocabulary, meta: dict) -> None:
-  """Puts config.gin and the vocabulary into model_dir."""
-  with open(os.path.join(model_dir, 'config.gin'), 'w') as f:
-    f.write(meta['config'])
+  """Puts config.gin and the vocabulary into model_dir, each whole."""
+  whole(os.path.join(model_dir, 'config.gin'), meta['config'].encode())
   path = os.path.join(model_dir, 'vocabulary', vocabulary_lib.MODEL_FILE)
   if not os.path.exists(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, 'wb') as f:
-      f.write(words.model)
+    whole(path, words.model)
+
+
+def whole(path: str, content: bytes) -> None:
+  """Writes a file whole or not at all."""
+  with open(path + '.tmp', 'wb') as f:
+    f.write(content)
+  os.replace(path + '.tmp', path)

@@ -19,7 +19,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from atm import checkpoint, hf, layouts, sharding, step
 from atm.model import AlexaTM, Config
@@ -103,23 +102,10 @@ def _open_run(directory: str) -> Source:
     checkpoints.close()
     raise FileNotFoundError(f'no checkpoint in {checkpoints.directory}')
   config = Config(**checkpoints.meta(number)['model'])
-  checkpoints.close()
-  params = os.path.join(checkpoints.directory, str(number), 'params')
+  read = functools.partial(checkpoints.parameter, number)
   folder = os.path.join(directory, 'vocabulary')
   words = Vocabulary(folder) if os.path.isdir(folder) else None
-  return _source(directory, config, functools.partial(_restore, params), words)
-
-
-def _restore(directory: str, path: tuple[str, ...]) -> np.ndarray:
-  """One parameter of a checkpoint, without the others."""
-  whole = ocp.RestoreArgs(restore_type=np.ndarray)
-  args = ocp.args.PyTreeRestore(
-    item=hf.nested({path: 0}),
-    restore_args=hf.nested({path: whole}),
-    partial_restore=True,
-  )
-  with ocp.PyTreeCheckpointer() as reader:
-    return hf.flat(reader.restore(directory, args=args))[path]
+  return _source(directory, config, read, words)
 
 
 def _open_hf(directory: str, described: dict) -> Source:

@@ -234,7 +234,7 @@ def test_a_frozen_step_has_no_gradient_of_the_encoders_embedding():
 
 @pytest.mark.parametrize(
   'freeze, make_mesh',
-  [(4, ONE), (3, ONE), (2, ONE), (4, EIGHT)],
+  [(5, ONE), (3, ONE), (2, ONE), (5, EIGHT)],
   ids=['before', 'at', 'after', 'before-8'],
 )
 def test_resumed_equals_uninterrupted(train, tmp_path, freeze, make_mesh):  # noqa: F811
@@ -291,6 +291,12 @@ def test_the_number_may_change_between_runs(train, tmp_path):  # noqa: F811
   go(7)
   assert encoder_changes(tmp_path, 6, 7) == {True}
   assert checkpoint.Checkpoints(str(tmp_path)).meta(7)['encoder_apart']
+
+
+def test_the_boundary_is_saved_before_it_compiles(train, tmp_path):  # noqa: F811
+  """A signal may then end a compilation of any length."""
+  train(tmp_path, 6, save_every=6, freeze_encoder_steps=2)
+  assert checkpoint.Checkpoints(str(tmp_path)).steps() == [2, 6]
 
 
 def test_a_run_that_began_unfrozen_does_not_freeze(train, tmp_path):  # noqa: F811

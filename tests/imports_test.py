@@ -15,8 +15,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 ORDER = (
   'sharding metrics vocabulary noise objectives rows data stream units cache '
   'mixture samples page look attention layers model loss optimizer step '
-  'checkpoint layouts torch_file hf warm_start decode evaluate checks goodput '
-  'run_page progress interrupts trainer infer convert report main'
+  'integrity checkpoint intact layouts torch_file hf warm_start decode '
+  'evaluate checks goodput run_page progress interrupts lock failure trainer '
+  'infer convert report main'
 ).split()
 HEAVY = {'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard'}
 

@@ -1,0 +1,483 @@
+"""Runs that are killed: at random moments, or at named points inside a save.
+
+Saves of a tiny model last milliseconds, so a fault is put in: Python's audit
+events tell of every folder that is made, renamed or removed and of every file
+that is opened, whichever library does it. A child that is to die at a point
+kills itself, by SIGKILL, just before that event happens.
+
+Importing everything takes seconds; so one process (`Nursery`) imports, touches
+no device, and forks a child for every run.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+TMP = r'\.orbax-checkpoint-tmp'
+# Name -> events, each with a path; all but the last must have come before.
+POINTS = {
+  'begin': ('os.mkdir', rf'/\d+{TMP}$'),
+  'begun': ('open', rf'/\d+{TMP}/_CHECKPOINT_METADATA$'),
+  'items': ('os.mkdir', rf'/params{TMP}$'),
+  'meta': ('open', rf'/meta{TMP}/metadata$'),
+  'arrays': ('open', rf'/params{TMP}/array_metadatas/process_0$'),
+  'params written': ('os.rename', rf'/params{TMP}$'),
+  'params without meta': ('os.rename', rf'/meta{TMP}$'),
+  'commit': ('os.rename', rf'/\d+{TMP}$'),
+  'committed': ('shutil.rmtree', r'/checkpoints/\d+$'),
+  'cleanup': (  # half-way through removing an old step
+    'shutil.rmtree', r'/checkpoints/\d+$',
+    'os.remove', r'^(_METADATA|process_0|manifest.ocdbt)$',
+  ),
+}  # fmt: skip
+IN_A_SAVE = tuple(POINTS)
+POINTS |= {
+  'metrics': ('open', r'/metrics\.jsonl$'),
+  'rewind': ('os.rename', r'/metrics\.jsonl\.tmp$'),
+  'config': ('os.rename', r'/config\.gin\.tmp$'),
+  'sweep': ('shutil.rmtree', rf'/\d+{TMP}$'),
+}
+SAVE_EVERY = 3  # steps, in runs that do not say otherwise
+TORN = 'torn metrics'  # half a line of metrics.jsonl is written
+
+
+# --- In a child
+
+
+def die() -> None:
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(point: str, nth: int) -> None:
+  """Kills this process just before the nth time that it comes to a point."""
+  if point == TORN:
+    tear_metrics(nth)
+    return
+  told = POINTS[point]
+  events = list(zip(told[::2], told[1::2]))
+  left = [nth]
+
+  def hook(name, arguments):
+    if name != events[0][0] or not arguments:
+      return
+    text = arguments[0]
+    if not isinstance(text, str | os.PathLike):
+      return
+    if name == 'open' and not set('wa') & set(arguments[1] or ''):
+      return
+    if re.search(events[0][1], os.fspath(text)):
+      if len(events) > 1:
+        events.pop(0)
+        return
+      left[0] -= 1
+      if not left[0]:
+        die()
+
+  sys.addaudithook(hook)
+
+
+def tear_metrics(nth: int) -> None:
+  from atm import metrics
+
+  left = [nth]
+
+  def write(self, step, values):
+    left[0] -= 1
+    if not left[0]:
+      with open(self.path, 'a') as f:
+        f.write(json.dumps({'step': step, **values})[:20])
+      die()
+    whole(self, step, values)
+
+  whole, metrics.Writer.write = metrics.Writer.write, write
+
+
+def child(run: dict) -> None:
+  """One run of the loop; `run` is what `Nursery.start` was given."""
+  log = os.open(run['log'], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+  os.dup2(log, 1)
+  os.dup2(log, 2)
+  import jax
+
+  # What dies while it writes a program into the cache leaves half of it.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', run['cache'])
+  if run['room']:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (run['room'], hard))
+  if run['point']:
+    die_at(run['point'], run['nth'])
+  if run['command']:
+    from atm import main
+
+    sys.argv = ['atm']
+    raise SystemExit(main.main(run['command']))
+  train(run['directory'], run['rows'], **run['settings'])
+
+
+def train(directory: str, rows: str, **changes):
+  import jax
+
+  import atm_tasks
+  from atm import model, optimizer, sharding, trainer
+
+  config = model.Config(
+    vocab_size=2048, d_model=32, encoder_layers=1, decoder_layers=1,
+    encoder_heads=2, decoder_heads=2, encoder_ff=64, decoder_ff=64,
+    positions=64, dtype='float32', dropout=0.1,
+  )  # fmt: skip
+  settings = dict(
+    model_dir=directory, mixture='udhr', cache_dir=rows,
+    lengths={'inputs': 32, 'targets': 32}, batch_size=8, train_steps=30,
+    model_config=config,
+    optimizer_config=optimizer.Config(learning_rate=1e-3, decay_steps=50),
+    make_mesh=lambda: sharding.mesh(devices=jax.devices()[:1]),
+    log_every=1, eval_every=4, eval_rows=2, save_every=SAVE_EVERY, keep=2,
+    configure_tasks=atm_tasks.configure,
+    say=lambda text: print(text, flush=True),
+  )  # fmt: skip
+  return trainer.train(**{**settings, **changes})
+
+
+def nursery() -> None:
+  """Imports all, then forks a child for every line of JSON that it reads."""
+  import clu.metric_writers.summary_writer  # noqa: F401
+  import seqio  # noqa: F401
+  from array_record.python import array_record_module  # noqa: F401
+
+  import atm_tasks  # noqa: F401
+  from atm import main, report, trainer  # noqa: F401
+
+  import conftest  # noqa: F401, sets devices and the compilation cache
+
+  answers = os.fdopen(os.dup(1), 'w')
+  print('ready', file=answers, flush=True)
+  for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+      code = 1
+      try:
+        child(json.loads(line))
+        code = 0
+      except SystemExit as e:
+        code = e.code
+      except KeyboardInterrupt:
+        code = 130
+      except BaseException:
+        import traceback
+
+        traceback.print_exc()
+      finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(pid, file=answers, flush=True)
+    _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+
+
+# --- In the parent
+
+
+@dataclasses.dataclass
+class Ended:
+  """How a child ended: its exit code (-9: killed), seconds, and lines."""
+
+  code: int
+  seconds: float
+  lines: list[str]
+
+
+class Nursery:
+  """Starts runs one after another."""
+
+  def __init__(self, folder: str, rows: str):
+    """Logs go to `folder`; `rows` is the cache that all runs read."""
+    self.folder, self.rows, self.count = folder, rows, 0
+    here = os.path.dirname(os.path.abspath(__file__))
+    self.errors = open(os.path.join(folder, 'nursery.log'), 'w')  # noqa: SIM115
+    self.process = subprocess.Popen(
+      [sys.executable, os.path.join(here, 'survive.py')],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self.errors,
+      text=True,
+      env={**os.environ, 'PYTHONPATH': f'{os.path.dirname(here)}:{here}'},
+    )
+    assert self._answer() == 'ready'
+
+  def close(self) -> None:
+    self.process.stdin.close()
+    self.process.wait(60)
+    self.errors.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error) -> None:
+    self.close()
+
+  def _answer(self) -> str:
+    return self.process.stdout.readline().strip()
+
+  @contextlib.contextmanager
+  def start(
+    self,
+    directory='',
+    point=None,
+    nth=1,
+    command=None,
+    room=0,
+    cache=1e9,
+    **settings,
+  ):
+    """A child at work; yields a `Child`, and waits for it.
+
+    Args:
+      directory: its MODEL_DIR.
+      point, nth: see `die_at`.
+      command: arguments of `atm`, instead of a directory and settings.
+      room: no file may become larger, in bytes, as on a full disk.
+      cache: seconds of compilation from which a program is kept; none is.
+      **settings: of `train`.
+    """
+    self.count += 1
+    log = os.path.join(self.folder, f'{self.count}.log')
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(log)
+    run = dict(
+      directory=str(directory), rows=self.rows, point=point, nth=nth,
+      command=command, room=room, cache=cache, settings=settings, log=log,
+    )  # fmt: skip
+    self.process.stdin.write(json.dumps(run) + '\n')
+    self.process.stdin.flush()
+    made = Child(int(self._answer()), log, time.perf_counter())
+    try:
+      yield made
+    finally:
+      code = int(self._answer())
+      seconds = time.perf_counter() - made.began
+      made.ended = Ended(code, seconds, made.lines())
+
+  def run(self, *arguments, **named) -> Ended:
+    with self.start(*arguments, **named) as made:
+      pass
+    return made.ended
+
+
+@dataclasses.dataclass
+class Child:
+  """A run at work."""
+
+  pid: int
+  log: str
+  began: float
+  ended: Ended | None = None
+
+  def lines(self) -> list[str]:
+    if not os.path.exists(self.log):
+      return []
+    with open(self.log, errors='replace') as f:
+      return f.read().splitlines()
+
+  def wait_for(self, text: str, seconds: float = 120) -> None:
+    """Until a line that begins with `text` is printed."""
+    until = time.perf_counter() + seconds
+    while not any(line.startswith(text) for line in self.lines()):
+      assert time.perf_counter() < until, self.lines()
+      time.sleep(0.01)
+
+  def send(self, number: int) -> None:
+    os.kill(self.pid, number)
+
+
+def last_step(directory) -> int:
+  """The last step in a run's metrics.jsonl."""
+  from atm import metrics
+
+  return max((row['step'] for row in metrics.read(str(directory))), default=0)
+
+
+def saved_steps(directory) -> list[int]:
+  """The steps that are listed, of a run that is not at work."""
+  folder = os.path.join(directory, 'checkpoints')
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def is_inside_a_save(directory) -> bool:
+  """Whether a step was half written or half removed when the run died."""
+  folder = os.path.join(directory, 'checkpoints')
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  whole = {'params', 'optimizer', 'meta', '_CHECKPOINT_METADATA'}
+  return any('checkpoint-tmp' in name for name in names) or any(
+    not whole <= set(os.listdir(os.path.join(folder, name)))
+    for name in names
+    if name.isdigit()
+  )
+
+
+def state_of(directory, step: int) -> dict:
+  """Every array of a checkpoint, by name, as Orbax reads it."""
+  import jax
+  import numpy as np
+  import orbax.checkpoint as ocp
+
+  found = {}
+  for item in ('params', 'optimizer'):
+    path = os.path.join(str(directory), 'checkpoints', str(step), item)
+    with ocp.StandardCheckpointer() as reader:
+      tree = reader.restore(path)
+    for key, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
+      found[item + jax.tree_util.keystr(key)] = np.asarray(value)
+  return found
+
+
+# --- Kills
+
+
+@dataclasses.dataclass
+class Tally:
+  """What became of the kills.
+
+  Attributes:
+    kills: how many; inside: of them, while a step was half written or removed.
+    resumes: processes that said from which step they went on, or finished.
+    lost: steps done again, by kill.
+    in_flight: of them, those done while the last save was being written.
+    finished: runs that came to their end, bit for bit as the one not killed.
+  """
+
+  kills: int = 0
+  inside: int = 0
+  resumes: int = 0
+  finished: int = 0
+  lost: list[int] = dataclasses.field(default_factory=list)
+  in_flight: list[int] = dataclasses.field(default_factory=list)
+
+
+class Campaign:
+  """Kills runs and starts them again, until each is as if never killed."""
+
+  def __init__(self, nursery: Nursery, folder, seed: int, **settings):
+    """Does one run that is not killed, to compare with."""
+    self.nursery, self.folder, self.settings = nursery, str(folder), settings
+    self.draw, self.tally, self.round = random.Random(seed), Tally(), 0
+    self.whole = os.path.join(self.folder, 'whole')
+    ended = nursery.run(self.whole, cache=0.1, **settings)
+    assert ended.code == 0, ended.lines
+    self.seconds = ended.seconds
+    self.steps = saved_steps(self.whole)
+    self._next_round()
+
+  def _next_round(self) -> None:
+    self.round += 1
+    self.directory = os.path.join(self.folder, f'round-{self.round}')
+
+  def kill(self, point: str | None = None, nth: int = 1) -> bool:
+    """Goes on with the run and kills it; whether it came to that.
+
+    At a random moment where no point is named. A run that ends before is
+    compared, and the next kill meets a new run.
+    """
+    before = self._where()
+    with self._start(point, nth) as run:
+      if point is None:
+        time.sleep(self.draw.uniform(0, self.seconds))
+        with contextlib.suppress(ProcessLookupError):
+          run.send(signal.SIGKILL)
+    self._look(run.ended, before)
+    if run.ended.code == 0:
+      self.seconds = min(self.seconds, run.ended.seconds)
+      self._compare()
+      self._next_round()
+      return False
+    assert run.ended.code == -signal.SIGKILL, run.ended.lines
+    self.tally.kills += 1
+    self.tally.inside += point in IN_A_SAVE or is_inside_a_save(self.directory)
+    return True
+
+  def kill_all(self, kills: int, inside: int) -> None:
+    """That many kills, `inside` of them at points inside a save."""
+    waiting = collections.deque(self._orders(kills, inside))
+    while waiting:
+      if self.kill(*waiting[0]):
+        waiting.popleft()
+      else:
+        waiting.rotate(-1)
+    self.finish()
+
+  def _orders(self, kills: int, inside: int) -> list[tuple[str | None, int]]:
+    """(point, which time it is come to) of every kill; None: at random."""
+    draw, beside = self.draw, (TORN, *POINTS.keys() - set(IN_A_SAVE))
+    points = itertools.islice(itertools.cycle(IN_A_SAVE), inside - 1)
+    made = [(point, draw.randint(1, 3)) for point in points]
+    made += [(point, 1) for point in sorted(beside)]
+    made += [(None, 1)] * (kills - len(made) - 1)
+    draw.shuffle(made)
+    where = made.index(('sweep', 1))  # there must be something to sweep
+    return [*made[:where], ('begun', 1), *made[where:]]
+
+  def finish(self) -> None:
+    """Lets the run come to its end."""
+    before = self._where()
+    ended = self.nursery.run(self.directory, **self.settings)
+    self._look(ended, before)
+    assert ended.code == 0, ended.lines
+    self._compare()
+    self._next_round()
+
+  def _start(self, point, nth):
+    return self.nursery.start(self.directory, point, nth, **self.settings)
+
+  def _where(self) -> tuple[int, list[int], int]:
+    """(last step done, steps saved, step whose save was under way or 0)."""
+    folder = os.path.join(self.directory, 'checkpoints')
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    begun = [int(x.split('.')[0]) for x in names if 'checkpoint-tmp' in x]
+    saved = saved_steps(self.directory)
+    return last_step(self.directory), saved, max(begun, default=0)
+
+  def _look(self, ended: Ended, before) -> None:
+    """What a process made of what the one before had left."""
+    done, saved, begun = before
+    said = [line for line in ended.lines if line.startswith('resumed from')]
+    assert not any('damaged' in line for line in ended.lines), ended.lines
+    if not saved:
+      assert not said, said
+    elif said:
+      step = int(said[0].split()[3])
+      assert step == saved[-1], (said, saved)
+      lost, in_flight = max(0, done - step), done - begun if begun else 0
+      assert lost - in_flight <= self.settings.get('save_every', SAVE_EVERY)
+      self.tally.resumes += 1
+      self.tally.lost.append(lost)
+      self.tally.in_flight.append(in_flight)
+
+  def _compare(self) -> None:
+    """Every row of the log and every bit of the last states."""
+    from trainer_test import comparable
+
+    assert comparable(self.directory) == comparable(self.whole)
+    assert saved_steps(self.directory) == self.steps
+    for step in self.steps:
+      mine, wanted = state_of(self.directory, step), state_of(self.whole, step)
+      assert mine.keys() == wanted.keys()
+      for name, value in wanted.items():
+        assert mine[name].tobytes() == value.tobytes(), (step, name)
+    self.tally.finished += 1
+
+
+if __name__ == '__main__':
+  nursery()
