@@ -383,6 +383,7 @@ class Campaign:
 
   def _next_round(self) -> None:
     self.round += 1
+    self.begun = 0  # a step whose save was under way when a process died
     self.directory = os.path.join(self.folder, f'round-{self.round}')
 
   def kill(self, point: str | None = None, nth: int = 1) -> bool:
@@ -452,6 +453,8 @@ class Campaign:
   def _look(self, ended: Ended, before) -> None:
     """What a process made of what the one before had left."""
     done, saved, begun = before
+    # One that dies before it resumes may have swept what was half written.
+    begun = self.begun = max(begun, self.begun)
     said = [line for line in ended.lines if line.startswith('resumed from')]
     assert not any('damaged' in line for line in ended.lines), ended.lines
     if not saved:
@@ -460,7 +463,9 @@ class Campaign:
       step = int(said[0].split()[3])
       assert step == saved[-1], (said, saved)
       lost, in_flight = max(0, done - step), done - begun if begun else 0
-      assert lost - in_flight <= self.settings.get('save_every', SAVE_EVERY)
+      every = self.settings.get('save_every', SAVE_EVERY)
+      assert lost - in_flight <= every, (step, before, begun)
+      self.begun = 0
       self.tally.resumes += 1
       self.tally.lost.append(lost)
       self.tally.in_flight.append(in_flight)
