@@ -87,17 +87,30 @@ def check_mesh(mesh, rules: Rules, config) -> None:
 
 
 def _placed(boxed: State, mesh, rules: Rules) -> State:
-  """Boxes of logical axes to shapes with shardings."""
+  """Boxes of logical axes to shapes with shardings.
 
-  def leaf(x):
-    logical = x.get_partition_spec() if isinstance(x, nn.Partitioned) else ()
-    x = nn.unbox(x)
+  What an optimizer keeps of a parameter is placed like it, Adafactor's means
+  of rows and columns like the axes that they have left; all else is on every
+  device.
+  """
+  is_box = lambda x: isinstance(x, nn.Partitioned)
+  flat = jax.tree_util.tree_flatten_with_path(boxed.params, is_box)[0]
+  name = lambda path: tuple(
+    key.key for key in path if isinstance(key, jax.tree_util.DictKey)
+  )
+  shapes = {name(path): nn.unbox(x).shape for path, x in flat}
+
+  def leaf(path, x):
+    logical = ()
+    if is_box(x):
+      whole, logical, x = shapes[name(path)], x.names, nn.unbox(x)
+      if x.shape != whole:
+        kept = optimizer.axes_left(path, whole, x.shape)
+        logical = [logical[axis] for axis in kept]
     sharding = NamedSharding(mesh, rules.spec(*logical))
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-  return jax.tree.map(
-    leaf, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
-  )
+  return jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=is_box)
 
 
 def init_state(model, tx, seed: int, abstract: State) -> State:
