@@ -439,7 +439,7 @@ def main(arguments: list[str] | None = None) -> int:
     RUNS[run]()
   except KeyboardInterrupt:
     return 130
-  except (UserError, ValueError, OSError) as e:
+  except (UserError, ValueError, FloatingPointError, OSError) as e:
     if os.environ.get('ATM_TRACEBACK'):
       raise
     # gin adds lines about the call it came through.

@@ -106,7 +106,7 @@ def test_micro_batches_give_the_same_update(number):
   """To 2e-6 of each gradient's greatest value: float32 in another order.
 
   Faults seen: each micro-batch divided by its own targets; the accumulator in
-  bfloat16; sums left in the order of the micro-batches.
+  bfloat16; sums left in the order of the micro-batches; positions not dealt.
   """
   _, one, m1 = updated(ONE, DRY, 1)
   _, many, m2 = updated(ONE, DRY, number)
@@ -146,7 +146,7 @@ def test_plain_averages_would_not_do():
 def test_sharded_equals_unsharded_with_dropout():
   """Micro-batches are of the same rows, with the same draws, on any mesh.
 
-  Faults seen: rows dealt by device; the gradients added up on one shard only.
+  Fault seen: rows dealt by device, so other ones on another mesh.
   """
   ends = []
   for make_mesh in (ONE, EIGHT):
@@ -201,14 +201,16 @@ def test_no_row_moves_between_devices():
 
 
 def test_the_accumulator_is_split_like_the_parameters():
-  """Fault seen: kept whole on every device."""
-  text = program(EIGHT, DROPS, 4)[2].as_text()
-  loop = next(
-    line
-    for line in text.splitlines()
-    if ' while(' in line and 'op_name="jit(train_step)/while"' in line
+  """A device needs less than all parameters more than for a step of 8 rows.
+
+  Fault seen: kept whole on every device.
+  """
+  memory = lambda *which, **rows: (
+    program(*which, **rows)[2].memory_analysis().temp_size_in_bytes
   )
-  assert 'f32[1,16,24]' in loop and 'f32[1,32,48]' not in loop
+  whole = sum(x.nbytes for x in jax.tree.leaves(start(False).params))
+  more = memory(EIGHT, DROPS, 4) - memory(EIGHT, DROPS, 1, rows=8)
+  assert more < 0.8 * whole
 
 
 def test_frozen_steps_accumulate_too():
@@ -240,7 +242,8 @@ def spoilt(seed: int, row: int) -> dict:
 def test_a_spoilt_batch_changes_nothing(which):
   """Row 6 is in one micro-batch, on one device; all of the update is skipped.
 
-  Faults seen: only the parameters kept; the micro-batch alone left out.
+  Faults seen: only the parameters kept; only the optimizer's state; the step's
+  number standing still.
   """
   _, before, _ = updated(*which)
   _, after, metrics = updated(*which, state=before, batches=[spoilt(2, 6)])

@@ -16,7 +16,12 @@ from atm.model import AlexaTM
 from atm.sharding import Rules
 
 from conftest import batch, tiny
-from trainer_test import EIGHT, ONE
+from trainer_test import (
+  EIGHT,
+  ONE,
+  parameters,
+  train,  # noqa: F401, a fixture
+)
 
 KINDS = {
   'adamw': {},
@@ -99,8 +104,10 @@ def test_rounding_at_random_is_right_in_the_mean():
 
 
 def test_bfloat16_moments_follow_those_in_float32():
-  """Fault seen: the second moment rounded to the nearest, which stays where
-  it is when the gradients get ten times as great."""
+  """The second moment, rounded to the nearest, would stand still.
+
+  Faults seen: it is; the first moment with 3 bits of fraction.
+  """
   plain = optax.scale_by_adam()
   half = optimizer.halved(plain)
   params = {'x': jnp.zeros(512)}
@@ -123,12 +130,6 @@ def test_bfloat16_moments_follow_those_in_float32():
   off = float(jnp.abs(halves - steps)[-100:].mean() / jnp.abs(steps).mean())
   assert off < 0.03
 
-  nearest = whole.nu['x'] * 0 + 1.0
-  for _ in range(50):  # a 20th of the way is to be gone: nothing is
-    moved = 0.999 * nearest.astype(jnp.bfloat16).astype(jnp.float32) + 0.00025
-    nearest = moved.astype(jnp.bfloat16)
-  assert float(nearest.astype(jnp.float32).min()) == 1.0
-
 
 # --- Adafactor
 
@@ -136,7 +137,7 @@ def test_bfloat16_moments_follow_those_in_float32():
 def test_adafactor_by_its_formula():
   """Two updates of a matrix and a vector, against numpy in float64.
 
-  Faults seen: rows and columns swapped; no clipping of the update's RMS.
+  Faults seen: no clipping of the update's RMS; another exponent of beta.
   """
   rng = np.random.default_rng(0)
   tx = optimizer.make(config('adafactor', clip_norm=None, weight_decay=0.0))
@@ -177,11 +178,10 @@ def test_blocks_are_clipped_layer_by_layer():
 
 
 @functools.cache
-def trained(kind: str, make_mesh):
-  """(losses, the last state, its abstract state) on the same batch again."""
+def trained(make_mesh):
+  """(losses, the last state, its abstract state) of Adafactor on one batch."""
   mesh, net = make_mesh(), AlexaTM(MODEL)
-  constant = dict(final_learning_rate=1e-2)
-  tx = optimizer.make(config(kind, **constant))
+  tx = optimizer.make(config('adafactor', final_learning_rate=1e-2))
   abstract = step.abstract_state(net, tx, mesh, Rules())
   state = step.init_state(net, tx, 0, abstract)
   placed = jax.tree.map(lambda x: x.sharding, abstract)
@@ -197,30 +197,16 @@ def trained(kind: str, make_mesh):
   return losses, state, abstract
 
 
-@pytest.mark.parametrize('kind', ['bfloat16', 'adafactor'])
-def test_it_trains(kind):
+def test_adafactor_trains_and_sharded_equals_unsharded():
   """Fault seen: the sign of a step."""
-  losses, _, _ = trained(kind, ONE)
-  assert losses[-1] < 0.8 * losses[0]
-
-
-def test_adafactor_sharded_equals_unsharded():
-  """Fault seen: each device clips by the RMS of its own part."""
-  one, eight = (trained('adafactor', mesh)[0] for mesh in (ONE, EIGHT))
+  one, eight = (trained(mesh)[0] for mesh in (ONE, EIGHT))
+  assert one[-1] < 0.8 * one[0]
   np.testing.assert_allclose(one, eight, atol=1e-4)
-
-
-def test_moments_are_rounded_alike_on_any_mesh():
-  """Fault seen: draws of each device."""
-  x = np.random.default_rng(0).random((16, 64), np.float32)
-  place = sharding.NamedSharding(EIGHT(), Rules().spec('embed', 'mlp'))
-  make = jax.jit(lambda x: optimizer.round_randomly(x, jax.random.key(3)))
-  np.testing.assert_array_equal(make(x), make(jax.device_put(x, place)))
 
 
 def test_adafactors_state_on_a_mesh():
   """Faults seen: rows placed like columns; numbers for nothing split."""
-  _, state, abstract = trained('adafactor', EIGHT)
+  _, state, abstract = trained(EIGHT)
   rms, params = abstract.opt_state[1], abstract.params
   get = lambda tree: tree['encoder']['layers']['feed_forward']['up']['kernel']
   placed = lambda x: (x.shape, tuple(x.sharding.spec))
@@ -243,10 +229,25 @@ def test_adafactors_state_on_a_mesh():
   jax.tree.map(same, state, abstract)
 
 
+def rounded():
+  """(a state after an update with moments in bfloat16, its abstract state)."""
+  tx = optimizer.make(config('bfloat16'))
+  params = {'kernel': jax.random.normal(jax.random.key(0), (16, 8))}
+  _, opt_state = tx.update(params, tx.init(params), params)
+  state = step.State(jnp.int32(1), params, opt_state)
+  moments = opt_state[1]
+  for x in jax.tree.leaves((moments.mu, moments.nu)):
+    assert x.dtype == jnp.bfloat16 and x.any()
+  place = sharding.NamedSharding(ONE(), Rules().spec())
+  state = jax.device_put(state, place)
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+  return state, jax.tree.map(shape, state)
+
+
 @pytest.mark.parametrize('kind', ['bfloat16', 'adafactor'])
 def test_checkpoints_keep_it_to_the_bit(kind, tmp_path):
-  """Fault seen: moments restored in float32."""
-  _, state, abstract = trained(kind, EIGHT if kind == 'adafactor' else ONE)
+  """Adafactor's on eight devices. Fault seen: moments kept in float32."""
+  state, abstract = rounded() if kind == 'bfloat16' else trained(EIGHT)[1:]
   made = checkpoint.Checkpoints(str(tmp_path))
   made.save(8, state, {})
   made.close()
@@ -255,15 +256,14 @@ def test_checkpoints_keep_it_to_the_bit(kind, tmp_path):
     assert x.dtype == y.dtype
     assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-  if kind == 'bfloat16':
-    moments = back.opt_state[1]
-    for x in jax.tree.leaves((moments.mu, moments.nu)):
-      assert x.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize('kind', ['bfloat16', 'adafactor'])
 def test_a_frozen_encoder_keeps_its_state(kind):
-  """Gradients without the encoder's leave its moments and its count."""
+  """Gradients without the encoder's leave its moments and its count.
+
+  Fault seen: gradients of zeros in place of none.
+  """
   tx = optimizer.make(config(kind), encoder_apart=True)
   params = {k: {'kernel': jnp.ones((16, 16))} for k in ('encoder', 'decoder')}
   first = tx.init(params)
@@ -280,3 +280,23 @@ def test_a_frozen_encoder_keeps_its_state(kind):
   rate = optimizer.applied_rate(state)
   step = -updates['encoder']['kernel'] / rate - 0.1  # without decay
   np.testing.assert_allclose(step, 1.0, rtol=5e-3)
+
+
+def test_adafactor_resumed_equals_uninterrupted(train, tmp_path):  # noqa: F811
+  """Fault seen: its state not restored."""
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  chosen = optimizer.Config(
+    learning_rate=1e-3, decay_steps=20, name='adafactor'
+  )
+  go = functools.partial(train, optimizer_config=chosen)
+  rows = [row for row in go(whole, 5).history if 'loss' in row]
+  go(parts, 3)
+  go(parts, 5)
+  a, b = parameters(whole, 5), parameters(parts, 5)
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+  for n, row in enumerate(rows):
+    want = float(optimizer.schedule(chosen)(n))
+    assert row['learning_rate'] == pytest.approx(want, rel=1e-6)
+  with pytest.raises(ValueError, match='but this MODEL_DIR was trained with'):
+    train(whole, 6)
