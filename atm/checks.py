@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from atm import model, sharding, step
+from atm import model, optimizer, sharding, step
 from atm.vocabulary import Vocabulary
 
 
@@ -45,6 +45,60 @@ def check_profile(steps) -> None:
       f'PROFILE_STEPS = {steps!r}: expected 1 <= first <= last. Did you mean '
       f'{(max(1, min(steps)), max(1, *steps))}?'
     )
+
+
+def check_z_loss(z_loss) -> None:
+  """Raises ValueError unless the coefficient is a finite number from 0."""
+  if not isinstance(z_loss, int | float) or not 0 <= z_loss < math.inf:
+    raise ValueError(
+      f'Z_LOSS = {z_loss!r}: expected a number from 0 (PaLM: 1e-4)'
+    )
+
+
+def check_micro_batches(mesh, rules, batch_size: int, number: int) -> None:
+  """Raises ValueError unless each data shard's rows divide by `number`."""
+  check_numbers(MICRO_BATCHES=number)
+  shards = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
+  rows = batch_size // shards
+  if rows % number:
+    fit = [n for n in range(1, rows + 1) if rows % n == 0]
+    off = min(abs(n - number) for n in fit)
+    nearest = ' or '.join(str(n) for n in fit if abs(n - number) == off)
+    raise ValueError(
+      f'MICRO_BATCHES = {number} does not divide the {rows} rows that each of '
+      f'{shards} data shards has of BATCH_SIZE = {batch_size}; the nearest '
+      f'that does: {nearest}.'
+    )
+
+
+def check_skip_steps(ranges) -> None:
+  """Raises ValueError unless `ranges` holds pairs (first, last), 1 or more."""
+  whole = lambda n: isinstance(n, int) and not isinstance(n, bool)
+  pair = lambda r: (
+    isinstance(r, tuple | list) and len(r) == 2 and all(map(whole, r))
+  )
+  if pair(ranges):
+    raise ValueError(
+      f'SKIP_STEPS = {ranges!r}: expected pairs of a first and a last step. '
+      f'Did you mean ({tuple(ranges)},)?'
+    )
+  if not isinstance(ranges, tuple | list) or not all(map(pair, ranges)):
+    raise ValueError(
+      f'SKIP_STEPS = {ranges!r}: expected pairs of a first and a last step, '
+      'such as ((120, 140),), or () for none'
+    )
+  for first, last in ranges:
+    if not 1 <= first <= last:
+      nearest = tuple(sorted((max(1, first), max(1, last))))
+      raise ValueError(
+        f'SKIP_STEPS: {(first, last)}: expected 1 <= first <= last. Did you '
+        f'mean {nearest}?'
+      )
+
+
+def skipped(ranges, step: int) -> bool:
+  """Whether a step lies in one of SKIP_STEPS' ranges."""
+  return any(first <= step <= last for first, last in ranges)
 
 
 def encoder_apart(start: int, then: dict, freeze: int) -> bool:
@@ -117,8 +171,51 @@ def check_resumable(then: dict, now: dict) -> None:
         f'{names.get(key, key.upper())} = {value!r}, but this MODEL_DIR was '
         f'trained with {before!r}: use that, or another MODEL_DIR'
       )
+  _check_same_optimizer(then.get('optimizer'), now.get('optimizer'))
+  _check_same_skips(
+    then['data'].get('step', 0),
+    then.get('skip_steps', ()),
+    now.get('skip_steps', ()),
+  )
   if then['vocabulary'] != now['vocabulary']:
     raise ValueError(
       'the checkpoint was trained with another vocabulary than this run has: '
       'use the one in MODEL_DIR/vocabulary, or another MODEL_DIR'
     )
+
+
+def _check_same_optimizer(then: dict | None, now: dict | None) -> None:
+  """Raises ValueError where `optimizer.kind` is another than it was."""
+  then, now = (
+    {**optimizer.kind(optimizer.Config()), **(x or {})} for x in (then, now)
+  )
+  for name in now:
+    if then.get(name) != now[name]:
+      raise ValueError(
+        f'optimizer.Config.{name} = {now[name]!r}, but this MODEL_DIR was '
+        f'trained with {then.get(name)!r}: use that, or another MODEL_DIR'
+      )
+
+
+def _check_same_skips(start: int, then, now) -> None:
+  """Raises ValueError where the steps up to `start` were other ones.
+
+  What lies ahead may be skipped or not; what was trained on, or was not,
+  cannot be changed any more.
+  """
+  done = lambda ranges: {
+    n for first, last in ranges for n in range(first, min(last, start) + 1)
+  }
+  other = done(then) ^ done(now)
+  if not other:
+    return
+  first = min(other)
+  was = 'was skipped' if first in done(then) else 'was trained on'
+  past = [(a, min(b, start)) for a, b in then if a <= start]
+  ahead = [(max(a, start + 1), b) for a, b in now if b > start]
+  raise ValueError(
+    f'SKIP_STEPS = {tuple(map(tuple, now))}, but step {first} {was}, and the '
+    f'newest checkpoint is of step {start}: take the checkpoints of step '
+    f'{first} and later out of MODEL_DIR/checkpoints, or use SKIP_STEPS = '
+    f'{(*past, *ahead)}'
+  )

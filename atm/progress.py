@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from collections.abc import Callable
 import jax
 
 from atm import metrics, objectives
+
+LATEST = ('grad_norm', 'param_norm', 'learning_rate')  # of the last update
 
 
 class Log:
@@ -27,14 +30,17 @@ class Log:
     batch_size: int,
     lengths,
     flops: Callable[[int, int], float],
+    abort_after: int = 10,
   ):
-    """Takes the run's last step and its `flops_between`."""
+    """Takes the run's last step, its `flops_between`, and how many skipped
+    updates in a row end it."""
     self.say, self.last, self.flops = say, last, flops
     self.places = {
       'input': batch_size * lengths.inputs,
       'target': batch_size * lengths.targets,
     }
     self.unread, self.latest = None, {}
+    self.abort_after, self.in_a_row, self.since = abort_after, 0, 0
     self.sums, self.steps = collections.Counter(), 0
     self.earlier = (0, 0.0)  # steps and tokens that this process did not do
 
@@ -49,47 +55,105 @@ class Log:
     yield
     self.clock += time.perf_counter() - start
 
-  def add(self, values: dict) -> None:
-    """Takes a dispatched step's metrics; waits for the step before it."""
+  def add(self, done: int, values: dict) -> None:
+    """Takes the metrics of step `done`, as dispatched; waits for the step
+    before it.
+
+    Raises:
+      FloatingPointError: the run is to end, see `_skip`.
+    """
     self._read()
-    self.unread = values
+    self.unread = done, values
+
+  def leap(self) -> None:
+    """Takes note of a step that is not trained on, for the time left."""
+    self._read()
+    self.first += 1
 
   def _read(self) -> None:
     if self.unread is None:
       return
-    self.latest = {k: float(v) for k, v in jax.device_get(self.unread).items()}
-    self.sums.update(self.latest)
+    (done, values), self.unread = self.unread, None
+    values = {k: float(v) for k, v in jax.device_get(values).items()}
+    if values['skipped']:
+      self._skip(done, values)
+      return
+    self.in_a_row = 0
+    self.latest = {name: values[name] for name in LATEST}
+    self.sums.update(values)
     self.steps += 1
-    self.unread = None
+
+  def _skip(self, done: int, values: dict) -> None:
+    """Counts a step whose update was skipped, and nothing else of it.
+
+    Raises:
+      FloatingPointError: it is the `abort_after`-th in a row.
+    """
+    self.sums['skipped'] += 1
+    self.in_a_row += 1
+    if self.in_a_row == 1:
+      self.since = done
+      self.say(f'step {done:,}: {_not_finite(values)}: update skipped')
+    if self.in_a_row >= self.abort_after:
+      raise FloatingPointError(
+        f'steps {self.since} to {done}: no finite loss and gradient '
+        f'{self.in_a_row} times in a row (ABORT_AFTER_NONFINITE = '
+        f'{self.abort_after}; at last {_not_finite(values)}); these updates '
+        'were skipped. To go on: take the checkpoints from where the trouble '
+        f'began, step {self.since} or earlier, out of MODEL_DIR/checkpoints, '
+        f'add ({self.since}, {done}), or a longer range, to SKIP_STEPS, and '
+        'run again; or lower LEARNING_RATE'
+      )
 
   def partial(self) -> dict:
     """What a checkpoint keeps, so that a resumed log goes on exactly."""
     self._read()
-    return {'sums': dict(self.sums), 'steps': self.steps}
+    return {
+      'sums': dict(self.sums),
+      'steps': self.steps,
+      'latest': self.latest,
+      'in_a_row': self.in_a_row,
+      'since': self.since,
+    }
 
   def restore(self, partial: dict) -> None:
     self.sums = collections.Counter(partial['sums'])
     self.steps = partial['steps']
-    self.earlier = (self.steps, self._tokens())
+    self.latest = partial.get('latest', {})
+    self.in_a_row = partial.get('in_a_row', 0)
+    self.since = partial.get('since', 0)
+    self.earlier = (self._steps(), self._tokens())
 
   def _tokens(self) -> float:
     return self.sums['tokens/input'] + self.sums['tokens/target']
 
+  def _steps(self) -> int:
+    """Steps since the last line, those included whose update was skipped."""
+    return self.steps + int(self.sums['skipped'])
+
   def emit(self, done: int) -> dict[str, float]:
-    """Prints a line, returns the row for metrics.jsonl, and starts anew."""
+    """Prints a line, returns the row for metrics.jsonl, and starts anew.
+
+    The row is empty, and nothing is printed, where no step was done.
+    """
     self._read()
+    if not self._steps():
+      return {}
     seconds = time.perf_counter() - self.clock
     self.clock += seconds
     self.spent += seconds
     row = self._row(done, seconds)
     speed = self.flops(self.first, done) / self.spent
-    left = self.flops(done, self.last) / speed
+    left = self.flops(done, self.last) / speed if speed else 0.0
     by_name = ', '.join(
       f'{k[5:]} {v:.3f}' for k, v in row.items() if k.startswith('loss/')
     )
+    skipped = int(row['skipped'])
     self.say(
-      f'step {done:,}/{self.last:,}  loss {row["loss"]:.3f} ({by_name})  '
-      f'{row["tokens_per_second"]:,.0f} tokens/s  '
+      f'step {done:,}/{self.last:,}  '
+      + (f'loss {row["loss"]:.3f} ({by_name})  ' if 'loss' in row else '')
+      + (f'skipped {skipped:,}  ' if skipped else '')
+      + f'{row.get("tokens_per_second", 0.0):,.0f} tokens/s  '
       + (f'mfu {row["mfu"]:.0%}  ' if 'mfu' in row else '')
       + f'{metrics.clock_text(left)} left'
     )
@@ -97,6 +161,19 @@ class Log:
     return row
 
   def _row(self, done: int, seconds: float) -> dict[str, float]:
+    row = {'skipped': self.sums['skipped'], **self._means(), **self.latest}
+    steps = self._steps() - self.earlier[0]
+    if steps:  # of this process
+      row['tokens_per_second'] = (self._tokens() - self.earlier[1]) / seconds
+      row['seconds_per_step'] = seconds / steps
+      if peak := metrics.peak_flops():
+        row['mfu'] = self.flops(done - steps, done) / seconds / peak
+    return row
+
+  def _means(self) -> dict[str, float]:
+    """Over the targets, and tokens, of all steps that were not skipped."""
+    if not self.steps:
+      return {}
     s, targets = self.sums, max(1.0, self.sums['tokens/target'])
     row = {
       'loss': s['sum/loss'] / targets,
@@ -107,16 +184,9 @@ class Log:
       if s[f'weight/loss/{name}']:
         total = s[f'sum/loss/{name}']
         row[f'loss/{name}'] = total / s[f'weight/loss/{name}']
-    for name in ('grad_norm', 'param_norm', 'learning_rate'):
-      row[name] = self.latest[name]
     for side, places in self.places.items():
       row[f'tokens/{side}'] = s[f'tokens/{side}']
       row[f'padding/{side}'] = 1 - s[f'tokens/{side}'] / (places * self.steps)
-    steps, tokens = self.steps - self.earlier[0], self._tokens()
-    row['tokens_per_second'] = (tokens - self.earlier[1]) / seconds
-    row['seconds_per_step'] = seconds / steps
-    if peak := metrics.peak_flops():
-      row['mfu'] = self.flops(done - steps, done) / seconds / peak
     return row
 
 
@@ -157,3 +227,12 @@ class Profile:
         f'profile of steps {self.first:,} to {done:,}: {self.folder} '
         '(TensorBoard; Perfetto opens its trace.json.gz)'
       )
+
+
+def _not_finite(values: dict) -> str:
+  """Of a step's metrics, what was not finite: 'the loss is nan', ..."""
+  loss = values['sum/loss'] + values['sum/z_loss']
+  found = {'loss': loss, "gradient's norm": values['grad_norm']}
+  return ' and '.join(
+    f'the {name} is {x}' for name, x in found.items() if not math.isfinite(x)
+  )

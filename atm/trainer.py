@@ -62,6 +62,9 @@ def train(
   rules: Rules = Rules(),
   seed: int = 0,
   z_loss: float = 0.0,
+  micro_batches: int = 1,
+  skip_steps: tuple[tuple[int, int], ...] = (),
+  abort_after_nonfinite: int = 10,
   init_encoder: str | None = None,
   freeze_encoder_steps: int = 0,
   row_passes: int = 1,
@@ -101,6 +104,13 @@ def train(
     rules: logical to mesh axes.
     seed: of parameters, shuffle, noise and dropout.
     z_loss: see `loss.cross_entropy`.
+    micro_batches: parts of the batch that a step runs one after another, to
+      save memory; changes the update by rounding only, and dropout's draws.
+    skip_steps: ranges (first, last) of steps, both included and numbered as
+      in the log, whose batches are not trained on: such a step changes
+      nothing but the number of the step.
+    abort_after_nonfinite: so many steps in a row whose loss or gradient is
+      not finite, and whose update was skipped therefore, end the run.
     init_encoder: a fresh run's encoder starts from this MODEL_DIR or Hugging
       Face folder, see `warm_start`.
     freeze_encoder_steps: updates, from the first, that leave the encoder and
@@ -133,6 +143,7 @@ def train(
       in model_dir; nothing is changed then.
     integrity.Damaged: no checkpoint there is intact; nothing is changed.
     checkpoint.SaveFailed: one could not be written.
+    FloatingPointError: see `abort_after_nonfinite`.
     KeyboardInterrupt: a signal came; the step it ended with is saved.
   """
   good = Goodput()
@@ -140,13 +151,16 @@ def train(
   checks.check_numbers(
     BATCH_SIZE=batch_size, TRAIN_STEPS=train_steps, LOG_EVERY=log_every,
     EVAL_EVERY=eval_every, SAVE_EVERY=save_every, KEEP=keep or 1,
-    ROW_PASSES=row_passes,
+    ROW_PASSES=row_passes, ABORT_AFTER_NONFINITE=abort_after_nonfinite,
   )  # fmt: skip
   checks.check_freeze(freeze_encoder_steps)
   checks.check_choice('ON_SAVE_ERROR', on_save_error, checkpoint.ON_ERROR)
+  checks.check_skip_steps(skip_steps)
+  checks.check_z_loss(z_loss)
   sizes = data.Lengths.of(lengths)
   mesh = make_mesh()
   checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
+  checks.check_micro_batches(mesh, rules, batch_size, micro_batches)
   hosts = (jax.process_index(), jax.process_count())
   host_rows = data.host_rows(batch_size, *hosts)
   checks.check_profile(profile_steps)
@@ -201,10 +215,12 @@ def train(
       'rows': 'stream' if stream else data.digest(parts),
     },
     'lengths': lengths,
+    'optimizer': optimizer.kind(optimizer_config),
+    'skip_steps': [list(steps) for steps in skip_steps],
     'config': config_text,
   }
   flops = flops_between(model_config, batch_size, sizes, freeze_encoder_steps)
-  log = Log(say, train_steps, batch_size, sizes, flops)
+  log = Log(say, train_steps, batch_size, sizes, flops, abort_after_nonfinite)
 
   def begin(then: dict, after: int):
     """The optimizer and the state's shapes of a run after some steps."""
@@ -271,9 +287,12 @@ def train(
   def compiled(batch: dict, frozen: bool):
     clock = time.perf_counter()
     update = functools.partial(
-      step.train_step, net, tx, seed=seed, z_loss=z_loss, frozen=frozen
-    )
-    update = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+      step.train_step, net, tx, seed=seed, z_loss=z_loss, frozen=frozen,
+      micro_batches=micro_batches,
+    )  # fmt: skip
+    placed = jax.tree.map(lambda x: x.sharding, state)  # and stays so
+    update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
+    update = update.lower(state, batch).compile()
     until = f' with the encoder frozen to step {freeze_encoder_steps:,}'
     seconds = time.perf_counter() - clock
     say(f'compiled{until if frozen else ""} in {seconds:.1f} s')
@@ -294,34 +313,49 @@ def train(
     if due and not metrics.was_evaluated(model_dir, start):
       with good.spent_on('evaluation'):
         evaluate_now(start)
-    mine = lambda number: batches(number, host_rows)
+    for first, last in skip_steps:
+      if last > start:
+        say(f'SKIP_STEPS: steps {first:,} to {last:,} are not trained on')
+    mine = lambda number: (  # batch `number` is that of step `number + 1`
+      None
+      if checks.skipped(skip_steps, number + 1)
+      else batches(number, host_rows)
+    )
     feed = data.ahead(mine, start, train_steps)
     finally_.callback(feed.close)
+    update, frozen = None, start < freeze_encoder_steps
+    log.begin(start)
     for done in range(start + 1, train_steps + 1):
       with good.spent_on('data'):
         host_batch = next(feed)
-      batch = sharding.place(host_batch, mesh, rules)
-      if done == start + 1:
-        with good.spent_on('compile'):
-          update = compiled(batch, frozen=start < freeze_encoder_steps)
-        log.begin(start)
-        signals.listen()
-      elif done - 1 == freeze_encoder_steps:
-        jax.block_until_ready(state)  # its time is the frozen steps'
-        with log.pause(), good.spent_on('compile'):
-          say(f'step {done - 1:,}: from here on the encoder trains too')
-          save(done - 1)  # compiling may take longer than a notice gives
-          checkpoints.wait()
-          with signals.at_once():
-            update = compiled(batch, frozen=False)
-      profile.before(done)
-      state, values = update(state, batch)
-      log.add(values)
-      profile.after(done, values)
+      if host_batch is None:
+        profile.before(done)
+        state = state.replace(step=state.step + 1)
+        log.leap()
+      else:
+        batch = sharding.place(host_batch, mesh, rules)
+        if frozen and done > freeze_encoder_steps:
+          frozen = False
+          jax.block_until_ready(state)  # its time is the frozen steps'
+          with log.pause(), good.spent_on('compile'):
+            say(f'step {done - 1:,}: from here on the encoder trains too')
+            save(done - 1)  # compiling may take longer than a notice gives
+            checkpoints.wait()
+            with signals.at_once():
+              update = compiled(batch, frozen)
+        elif update is None:
+          with good.spent_on('compile'):
+            update = compiled(batch, frozen)
+          log.begin(done - 1)
+          signals.listen()
+        profile.before(done)
+        state, values = update(state, batch)
+        log.add(done, values)
+      profile.after(done, state)
       screen.done = done
       if done % log_every == 0 or done == train_steps:
-        row = log.emit(done)
-        writer.write(done, {**row, 'goodput': good.share(done)})
+        if row := log.emit(done):
+          writer.write(done, {**row, 'goodput': good.share(done)})
       checkpoints.poll()
       stopping = signals.stops_after(done) and done < train_steps
       evaluates = done % eval_every == 0 or done == train_steps

@@ -77,10 +77,10 @@ def train(words, tmp_path_factory):
   return call
 
 
-def parameters(directory, step):
+def parameters(directory, step, item='params'):
   import orbax.checkpoint as ocp
 
-  path = os.path.join(directory, checkpoint.FOLDER, str(step), 'params')
+  path = os.path.join(directory, checkpoint.FOLDER, str(step), item)
   with ocp.StandardCheckpointer() as reader:
     tree = reader.restore(path)
   return {
