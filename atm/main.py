@@ -443,7 +443,9 @@ def main(arguments: list[str] | None = None) -> int:
   except Exception as e:
     from atm import failure
 
-    mistake = isinstance(e, UserError | ValueError | FloatingPointError | OSError)
+    mistake = isinstance(
+      e, UserError | ValueError | FloatingPointError | OSError
+    )
     known = mistake or failure.is_noted(e)
     if os.environ.get('ATM_TRACEBACK') or not known:
       raise
