@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import jax
 import numpy as np
 import rich.console
 import rich.markup
@@ -137,17 +138,24 @@ def _examples(run, objective: str, count: int):
 
 
 def closing(run, console: rich.console.Console | None = None) -> None:
-  """Prints what a finished training run learned and where it lies."""
+  """Prints what a finished training run learned and where it lies.
+
+  Completions only after a run of one process: they need a model of its own, and
+  process 0 of several calls this alone.
+  """
   console = console or rich.console.Console()
-  model = infer.load(run.model_dir)
-  for table in (*losses(run), *samples(run, model)):
+  tables, step = losses(run), run.step
+  if jax.process_count() == 1:
+    model = infer.load(run.model_dir)
+    tables, step = [*tables, *samples(run, model)], model.step
+  for table in tables:
     console.print(table)
   for line in verdict(run):
     console.print(line, highlight=False)
   curve = loss_curve(run.model_dir)
   folder = run.model_dir
   for what, path in (
-    ('checkpoint', os.path.join(folder, checkpoint.FOLDER, str(model.step))),
+    ('checkpoint', os.path.join(folder, checkpoint.FOLDER, str(step))),
     ('TensorBoard log', os.path.join(folder, 'tensorboard')),
     ('metrics', os.path.join(folder, metrics.METRICS_FILE)),
     ('loss curve', curve),

@@ -17,6 +17,7 @@ from atm import (
   checks,
   data,
   evaluate,
+  hosts,
   interrupts,
   metrics,
   model,
@@ -129,8 +130,8 @@ def train(
   sizes = data.Lengths.of(lengths)
   mesh = make_mesh()
   checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
-  hosts = (jax.process_index(), jax.process_count())
-  host_rows = data.host_rows(batch_size, *hosts)
+  mine = sharding.host_rows(mesh, rules, batch_size)
+  say = say if hosts.is_first() else lambda text: None
   configure_tasks()
   data.find(mixture)
 
@@ -141,21 +142,21 @@ def train(
   # --- Vocabulary and data
   if cache_dir is not None and vocabulary is None:
     vocabulary = os.path.join(cache_dir, 'vocabulary')
-  words = open_vocabulary(
+  words = hosts.first_then_all(lambda: open_vocabulary(
     vocabulary, model_dir, mixture, model_config, train_vocabulary, latest
-  )
+  ))  # fmt: skip
   configure_tasks(vocabulary=words.path)
   rows_dir = cache_dir or os.path.join(model_dir, 'rows')
   if cache_dir is None:
-    cache.build(
+    hosts.first_then_all(lambda: cache.build(
       mixture, words.path, lengths, rows_dir,
       ('validation',) if stream else ('train', 'validation'), row_passes,
       configure_tasks=configure_tasks, say=say,
-    )  # fmt: skip
+    ))  # fmt: skip
   opened = functools.partial(
     data.load, mixture, vocabulary=words, lengths=sizes, directory=rows_dir,
     # A resumed run compares digests, and every row's own hash when it is read.
-    verify=hosts if verify_cache and not latest else None,
+    verify=hosts.share() if verify_cache and not latest else None,
   )  # fmt: skip
   held_parts = opened(split='validation')
   if stream:
@@ -190,6 +191,7 @@ def train(
     'encoder_apart': apart,
     'config': config_text,
   }
+  hosts.check_same(**{**meta, 'config': latest}, mesh=mesh_text(mesh))
   flops = flops_between(model_config, batch_size, sizes, freeze_encoder_steps)
   log = Log(say, train_steps, batch_size, sizes, flops)
   if start:
@@ -209,14 +211,16 @@ def train(
       )
       state = state.replace(params=params)
   keep_beside(model_dir, words, meta)
-  writer = metrics.Writer(model_dir, rewind_to=start)
+  writer = metrics.Silent()
+  if hosts.is_first():
+    writer = metrics.Writer(model_dir, rewind_to=start)
   held_out = evaluate.HeldOut(
     net, held_parts, words, sizes, batch_size, seed, eval_rows, mesh, rules
   )
 
   def evaluate_now(done: int):
     row = held_out(state.params)
-    if not done:
+    if not done and hosts.is_first():
       row |= evaluate.unigram(parts, held_out, model_config.vocab_size)
     writer.write(done, row)
     losses = (
@@ -251,11 +255,10 @@ def train(
     stop = finally_.enter_context(interrupts.stop_signals())
     if not start:
       evaluate_now(0)
-    mine = lambda number: batches(number, host_rows)
-    feed = data.ahead(mine, start, train_steps)
+    feed = data.ahead(lambda n: batches(n, mine), start, train_steps)
     finally_.callback(feed.close)
     for done, host_batch in enumerate(feed, start + 1):
-      batch = sharding.place(host_batch, mesh, rules)
+      batch = sharding.place(host_batch, mesh, rules, batch_size)
       if done == start + 1:
         update = compiled(batch, frozen=start < freeze_encoder_steps)
         log.begin(start)
@@ -318,11 +321,15 @@ def open_vocabulary(
 
 def mesh_text(mesh) -> str:
   sizes = ' x '.join(f'{name} {n}' for name, n in mesh.shape.items())
-  return f'{mesh.size} {jax.devices()[0].platform} device(s) ({sizes})'
+  kind, n = jax.devices()[0].platform, jax.process_count()
+  over = f' of {n} processes' if n > 1 else ''
+  return f'{mesh.size} {kind} device(s){over} ({sizes})'
 
 
 def keep_beside(model_dir: str, words: Vocabulary, meta: dict) -> None:
-  """Puts config.gin and the vocabulary into model_dir."""
+  """Puts config.gin and the vocabulary into model_dir, for all hosts."""
+  if not hosts.is_first():
+    return
   with open(os.path.join(model_dir, 'config.gin'), 'w') as f:
     f.write(meta['config'])
   path = os.path.join(model_dir, 'vocabulary', vocabulary_lib.MODEL_FILE)

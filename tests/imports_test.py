@@ -13,10 +13,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 
 # A file imports only from files to its left.
 ORDER = (
-  'sharding metrics vocabulary noise objectives rows data stream cache mixture '
-  'samples page look attention layers model loss optimizer step checkpoint '
-  'layouts torch_file hf warm_start decode evaluate checks progress interrupts '
-  'trainer infer convert report main'
+  'hosts sharding metrics vocabulary noise objectives rows data stream cache '
+  'mixture samples page look attention layers model loss optimizer step '
+  'checkpoint layouts torch_file hf warm_start decode evaluate checks progress '
+  'interrupts trainer infer convert report main'
 ).split()
 HEAVY = {'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard'}
 
