@@ -103,7 +103,7 @@ def config_text() -> str:
   So that the text starts the same run on other hosts, and all processes of a
   run have the same.
   """
-  place = r'^sharding\.start\.(coordinator|processes|process) = .*\n'
+  place = r'^(sharding\.)?start\.(coordinator|processes|process) = .*\n'
   return re.sub(place, '', gin.config_str(), flags=re.M)
 
 
