@@ -219,6 +219,11 @@ def first_then_all(make: Callable[[], T]) -> T:
   return value
 
 
+def wait_for_all() -> None:
+  """Returns when all processes have come here, however long it takes."""
+  first_then_all(lambda: None)
+
+
 def check_same(**facts) -> None:
   """Checks that all processes have the same `facts`, which JSON can hold.
 

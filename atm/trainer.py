@@ -244,6 +244,7 @@ def train(
     until = f' with the encoder frozen to step {freeze_encoder_steps:,}'
     seconds = time.perf_counter() - clock
     say(f'compiled{until if frozen else ""} in {seconds:.1f} s')
+    hosts.wait_for_all()  # Gloo's first meeting on a CPU waits 30 s and fails
     return update
 
   # --- Loop
