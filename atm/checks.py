@@ -131,6 +131,9 @@ def check_sizes(mesh, rules, config: model.Config, lengths, batch_size: int):
         f'TASK_FEATURE_LENGTHS[{name!r}] = {n} is more than '
         f'Config.positions = {config.positions}'
       )
+  for name, n in (('inputs', lengths.inputs), ('targets', lengths.targets)):
+    bound = (f'TASK_FEATURE_LENGTHS[{name!r}]', n)
+    sharding.check_divides(mesh, rules, {'length': bound})
   batch = {'batch': ('BATCH_SIZE', batch_size)}
   sharding.check_divides(mesh, rules, batch)
   step.check_mesh(mesh, rules, config)

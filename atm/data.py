@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import re
 import zlib
@@ -292,8 +291,12 @@ class Batches:
     row = noise.permute(m % size, size, key)
     return part, epoch, row
 
-  def __call__(self, step: int, rows: slice = slice(None)) -> dict:
+  def __call__(self, step: int, rows=slice(None)) -> dict:
     """The arrays of batch `step`, or only some of its rows, for one host.
+
+    Args:
+      step: number of the batch.
+      rows: a slice, or the rows' numbers, see `sharding.host_rows`.
 
     Returns:
       t5x's names (see `objectives.frame`), [B, S] and [B, T], and
@@ -414,16 +417,3 @@ def vocab(
   rows = vocabulary_lib.coverage(made, texts(mixture))
   say(vocabulary_lib.write_report(made, rows))
   return made
-
-
-@functools.cache
-def host_rows(batch_size: int, host: int, hosts: int) -> slice:
-  """The rows of a global batch that host number `host` feeds.
-
-  Raises:
-    ValueError: the batch does not divide by the number of hosts.
-  """
-  if batch_size % hosts:
-    raise ValueError(f'BATCH_SIZE = {batch_size}: {hosts} hosts must divide it')
-  each = batch_size // hosts
-  return slice(host * each, (host + 1) * each)

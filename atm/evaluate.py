@@ -74,7 +74,11 @@ class HeldOut:
         parts, vocabulary, lengths, batch_size, seed, rows_each
       )
     )
-    self.step = jax.jit(functools.partial(eval_step, model))
+    # Sums of every row on every device: each process can read them all.
+    self.step = jax.jit(
+      functools.partial(eval_step, model),
+      out_shardings=sharding.NamedSharding(mesh, sharding.PartitionSpec()),
+    )
 
   def __call__(self, params) -> dict[str, float]:
     """`eval/loss/denoise`, `eval/loss/denoise/en`, `eval/accuracy/...`."""

@@ -46,9 +46,13 @@ class Goodput:
     finally:
       self.seconds[kind] += self.clock() - start
 
-  def open(self, directory: str, step: int) -> None:
-    """All so far was `setup`; the loop begins after `step` steps."""
-    self.path, self.first = os.path.join(directory, FILE), step
+  def open(self, directory: str, step: int, writes: bool = True) -> None:
+    """All so far was `setup`; the loop begins after `step` steps.
+
+    Of several hosts the first `writes`.
+    """
+    self.path = os.path.join(directory, FILE) if writes else os.devnull
+    self.first = step
     self.before = read(directory)
     other = sum(self.seconds.values()) - self.seconds['setup']
     self.seconds['setup'] = self.clock() - self.began - other

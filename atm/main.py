@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import tokenize
+import traceback
 from collections.abc import Callable
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -75,10 +76,12 @@ def configurables() -> tuple[Callable, ...]:
 
 
 def pretrain() -> None:
-  from atm import failure, report
+  from atm import failure, hosts, report
 
   failure.hush()
-  run = gin.get_configurable('trainer.train')(config_text=gin.config_str())
+  run = gin.get_configurable('trainer.train')(config_text=config_text())
+  if not hosts.is_first():
+    return
   report.closing(run)
   atm = sys.argv[0] if sys.argv[0].endswith('atm') else 'atm'
   atm = min(atm, os.path.relpath(atm), key=len) if '/' in atm else atm
@@ -95,6 +98,16 @@ def pretrain() -> None:
     '                    --gin.MIXTURE_OR_TASK_NAME="\'text\'" '
     '--gin.TEXT_DIR="\'FOLDER\'"   # holds en.txt, hi.txt, ...'
   )
+
+
+def config_text() -> str:
+  """All that is bound, but for where a process of this launch stands.
+
+  So that the text starts the same run on other hosts, and all processes of a
+  run have the same.
+  """
+  place = r'^(sharding\.)?start\.(coordinator|processes|process) = .*\n'
+  return re.sub(place, '', gin.config_str(), flags=re.M)
 
 
 def vocab() -> None:
@@ -426,7 +439,28 @@ def set_compilation_cache() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command; returns its exit status: 2 for a user's mistake."""
+  """Runs a command; returns its exit status: 2 for a user's mistake.
+
+  A process of several that fails ends here instead, see `hosts.leave`.
+  """
+  try:
+    status = run_command(arguments)
+  except BaseException:
+    from atm import hosts
+
+    if not hosts.joined():
+      raise
+    traceback.print_exc()
+    status = 1
+  if status:
+    from atm import hosts
+
+    hosts.leave(status)
+  return status
+
+
+def run_command(arguments: list[str] | None) -> int:
+  """What `main` does."""
   arguments = sys.argv[1:] if arguments is None else arguments
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
   if not arguments or arguments[0] in ('-h', '--help', 'help'):
@@ -441,8 +475,10 @@ def main(arguments: list[str] | None = None) -> int:
   except KeyboardInterrupt:
     return 130
   except Exception as e:
-    from atm import failure
+    from atm import failure, hosts
 
+    if isinstance(e, hosts.OtherFailed):
+      return 2  # it says so itself
     mistake = isinstance(
       e, UserError | ValueError | FloatingPointError | OSError
     )

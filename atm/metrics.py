@@ -75,10 +75,11 @@ def peak_flops() -> float:
   """Peak FLOP/s of all devices together.
 
   From PEAK_FLOPS by device kind; on the CPU the best of five float32 products
-  of two 1024 x 1024 matrices, measured once, for all simulated devices
-  together. 0 for an unknown device: no utilisation is reported then.
+  of two 1024 x 1024 matrices, measured once, for all simulated devices of a
+  process together, times the processes. 0 for an unknown device: no utilisation
+  is reported then.
   """
-  device = jax.devices()[0]
+  device = jax.local_devices()[0]
   if device.platform != 'cpu':
     kind = max(
       (k for k in PEAK_FLOPS if device.device_kind.startswith(k)),
@@ -94,7 +95,17 @@ def peak_flops() -> float:
     start = time.perf_counter()
     product(a).block_until_ready()
     best = min(best, time.perf_counter() - start)
-  return 2 * 1024**3 / best
+  return 2 * 1024**3 / best * jax.process_count()
+
+
+class Silent:
+  """A `Writer` that writes nothing: all hosts but the first."""
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
 
 
 class Writer:

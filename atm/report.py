@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import jax
 import numpy as np
 import rich.console
 import rich.markup
@@ -156,14 +157,21 @@ def _examples(run, objective: str, count: int):
 
 
 def closing(run, console: rich.console.Console | None = None) -> None:
-  """Prints what a finished training run learned and where it lies."""
+  """Prints what a finished training run learned and where it lies.
+
+  Completions only after a run of one process: they need a model of its own, and
+  process 0 of several calls this alone.
+  """
   console = console or rich.console.Console()
-  model = infer.load(run.model_dir)
-  found = samples(run, model)
-  path = os.path.join(run.model_dir, run_page.SAMPLES)
-  with open(path, 'w', encoding='utf-8') as f:
-    json.dump({'step': model.step, 'samples': found}, f, ensure_ascii=False)
-  for table in (*losses(run), *sample_tables(found)):
+  tables, step = losses(run), run.step
+  if jax.process_count() == 1:
+    model = infer.load(run.model_dir)
+    step, found = model.step, samples(run, model)
+    path = os.path.join(run.model_dir, run_page.SAMPLES)
+    with open(path, 'w', encoding='utf-8') as f:
+      json.dump({'step': step, 'samples': found}, f, ensure_ascii=False)
+    tables = [*tables, *sample_tables(found)]
+  for table in tables:
     console.print(table)
   spent = goodput.summary(goodput.read(run.model_dir))
   parts = ', '.join(
@@ -177,7 +185,7 @@ def closing(run, console: rich.console.Console | None = None) -> None:
   curve = loss_curve(run.model_dir)
   folder = run.model_dir
   for what, path in (
-    ('checkpoint', os.path.join(folder, checkpoint.FOLDER, str(model.step))),
+    ('checkpoint', os.path.join(folder, checkpoint.FOLDER, str(step))),
     ('TensorBoard log', os.path.join(folder, 'tensorboard')),
     ('metrics', os.path.join(folder, metrics.METRICS_FILE)),
     ('loss curve', curve),

@@ -1,5 +1,11 @@
 """Devices, the mesh over them, and the rules from logical axes to mesh axes.
 
+The mesh has four axes: `slice` (pods joined by the data centre's network; the
+parameters are copied to each), `data` (copies within a pod), `fsdp` (parameters
+and optimizer state are split) and `tensor` (matrices are split). A batch is
+split over the first three. What lies over several hosts or on one, and whether
+it is CPU, GPU or TPU, is the same to everything downstream.
+
 Parameters and activations name what an axis *means* (`embed`, `mlp`, `batch`);
 `Rules` says which mesh axes it is split over. Nothing is replicated by mistake:
 an unknown name or a mesh axis used twice raises (linen's own
@@ -12,11 +18,17 @@ import contextlib
 import contextvars
 import dataclasses
 import difflib
+import math
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+from atm import hosts
+
+MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
+DISTRIBUTED = ('auto', 'off')
 
 
 def did_you_mean(name: str, known) -> str:
@@ -38,7 +50,7 @@ class Rules:
     ValueError: a value is not one of MESH_AXES, or names one twice.
   """
 
-  batch: str | tuple[str, ...] | None = ('data', 'fsdp')
+  batch: str | tuple[str, ...] | None = ('slice', 'data', 'fsdp')
   length: str | tuple[str, ...] | None = None  # of encoder or decoder
   hidden: str | tuple[str, ...] | None = None  # d_model, of activations
   embed: str | tuple[str, ...] | None = 'fsdp'  # d_model, of matrices
@@ -96,62 +108,151 @@ class Rules:
     return PartitionSpec(*parts)
 
 
-def start(cpu_devices: int | None = None) -> None:
+def start(
+  cpu_devices: int | None = None,
+  distributed: str | None = None,
+  coordinator: str | None = None,
+  processes: int | None = None,
+  process: int | None = None,
+  timeout: int = 300,
+) -> None:
   """Prepares JAX; to be called before anything touches a device.
 
   Args:
-    cpu_devices: simulate this many devices on the CPU; None leaves the
-      platform's own.
+    cpu_devices: simulate this many devices on this process's CPU; None leaves
+      the platform's own.
+    distributed: 'auto' joins the processes of a TPU pod slice (or several), a
+      SLURM step or Open MPI, which JAX finds. 'off': this process is a run of
+      its own, though a launcher started several. None: as `coordinator` says.
+    coordinator: 'host:port' of process 0, to join the others by hand.
+    processes: how many processes the run has, with `coordinator`.
+    process: which of them this is, from 0, with `coordinator`.
+    timeout: seconds to wait for the others.
 
   Raises:
-    ValueError: devices exist already in another number.
+    ValueError: settings that do not fit each other or the environment, devices
+      that exist already in another number, or others that did not come.
   """
-  if cpu_devices is None:
-    return
-  try:
-    jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_num_cpu_devices', cpu_devices)
-  except RuntimeError:
-    pass  # the backend is up already: fine if it has that many
-  if jax.device_count() != cpu_devices:
+  check_start(distributed, coordinator, processes, process, timeout)
+  if cpu_devices is not None:
+    try:
+      jax.config.update('jax_platforms', 'cpu')
+      jax.config.update('jax_num_cpu_devices', cpu_devices)
+    except RuntimeError:
+      pass  # the backend is up already: fine if it has that many
+  joins = distributed == 'auto' or coordinator is not None
+  if joins and not jax.distributed.is_initialized():
+    hosts.connect(coordinator, processes, process, timeout)
+  if cpu_devices is not None and jax.local_device_count() != cpu_devices:
     raise ValueError(
       f'start.cpu_devices = {cpu_devices}, but JAX has already started with '
-      f'{jax.device_count()} devices.'
+      f'{jax.local_device_count()} devices.'
+    )
+
+
+def check_start(distributed, coordinator, processes, process, timeout) -> None:
+  """Raises ValueError where `start`'s settings do not fit each other."""
+  if distributed not in (None, *DISTRIBUTED):
+    raise ValueError(
+      f'start.distributed = {distributed!r}: expected None or one of '
+      f'{DISTRIBUTED}.' + did_you_mean(str(distributed), DISTRIBUTED)
+    )
+  by_hand = {'processes': processes, 'process': process}
+  given = [f'start.{k} = {v!r}' for k, v in by_hand.items() if v is not None]
+  if coordinator is not None:
+    if distributed is not None:
+      raise ValueError(
+        f'start.distributed = {distributed!r} and start.coordinator = '
+        f'{coordinator!r}: set one of them'
+      )
+    ints = all(isinstance(v, int) for v in by_hand.values())
+    if not ints or not 0 <= process < processes:
+      raise ValueError(
+        f'start.processes = {processes!r}, start.process = {process!r}: '
+        'start.coordinator needs both, and process from 0 to processes - 1'
+      )
+  elif given:
+    raise ValueError(f'{", ".join(given)} without start.coordinator')
+  if not isinstance(timeout, int) or timeout < 1:
+    raise ValueError(f'start.timeout = {timeout!r}: expected seconds, from 1')
+  launcher, count = hosts.launched()
+  if count > 1 and distributed is None and coordinator is None:
+    raise ValueError(
+      f'{launcher} started {count} processes, and each would be a run of its '
+      "own: set sharding.start.distributed = 'auto' to join them, 'off' if "
+      'that is meant'
     )
 
 
 def mesh(
-  data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None
+  slice: int = 1, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None
 ) -> jax.sharding.Mesh:
   """A mesh over `devices` (default: all); -1 fills one axis with the rest.
 
+  On TPUs the axes follow the links between chips, the last axis the shortest,
+  and `slice` the slices (pods) that the network of the data centre joins.
+  Elsewhere devices stand in the order of their processes, the last axis the
+  fastest: `slice` then splits them into equal blocks.
+
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or `slice`
+      is not the number of the TPU's slices.
   """
-  devices = jax.devices() if devices is None else devices
-  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor)))
-  shown = ', '.join(f'mesh.{k} = {v}' for k, v in sizes.items())
-  if list(sizes.values()).count(-1) > 1 or any(
-    v < 1 and v != -1 for v in sizes.values()
-  ):
-    raise ValueError(f'{shown}: sizes are positive, and one may be -1.')
-  known = 1
-  for size in sizes.values():
-    known *= size if size != -1 else 1
-  for name, size in sizes.items():
-    if size == -1:
-      sizes[name] = len(devices) // known
-  total = sizes['data'] * sizes['fsdp'] * sizes['tensor']
-  if total != len(devices) or 0 in sizes.values():
-    raise ValueError(
-      f'{shown}: their product does not fit {len(devices)} devices. Set one '
-      'of them to -1 to fill it.'
-    )
-  return jax.make_mesh(
-    tuple(sizes.values()),
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = filled(len(devices), slice=slice, data=data, fsdp=fsdp, tensor=tensor)
+  return jax.sharding.Mesh(
+    arranged(sizes, devices),
     MESH_AXES,
     axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    devices=devices,
+  )
+
+
+def filled(count: int, **sizes: int) -> tuple[int, ...]:
+  """The sizes of a mesh over `count` devices, the -1 among them filled.
+
+  Raises:
+    ValueError: see `mesh`.
+  """
+  shown = ', '.join(f'mesh.{name} = {size}' for name, size in sizes.items())
+  given = list(sizes.values())
+  if given.count(-1) > 1 or any(size < 1 and size != -1 for size in given):
+    raise ValueError(f'{shown}: sizes are positive, and one may be -1.')
+  known = math.prod(size for size in given if size != -1)
+  if -1 in given and count % known == 0:
+    return tuple(count // known if size == -1 else size for size in given)
+  if -1 in given or known != count:
+    what = 'must divide' if -1 in given else 'must be'
+    raise ValueError(
+      f'{shown}: their product {known} does not fit {count} devices: it {what} '
+      f'{count}. Set one of them to -1 to fill it.'
+    )
+  return tuple(given)
+
+
+def arranged(sizes: tuple[int, ...], devices: list) -> np.ndarray:
+  """Devices in the shape of a mesh, those that talk most close together.
+
+  Raises:
+    ValueError: `sizes` disagree with the TPU's slices.
+  """
+  if devices[0].platform != 'tpu':
+    order = sorted(devices, key=lambda d: (d.process_index, d.id))
+    return np.array(order).reshape(sizes)
+  slices, *inner = sizes
+  found = len({getattr(device, 'slice_index', 0) for device in devices})
+  if found > 1 and slices != found:
+    raise ValueError(
+      f'mesh.slice = {slices}, but the devices are {found} slices: set '
+      f'mesh.slice = {found}'
+    )
+  # jax.make_mesh knows no slices, and would not split a side of the pod, as
+  # 2 x 64 of 4 x 4 x 8 need.
+  if found > 1:
+    return mesh_utils.create_hybrid_device_mesh(
+      (1, *inner), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
+  return mesh_utils.create_device_mesh(
+    sizes, devices, allow_split_physical_axes=True
   )
 
 
@@ -175,7 +276,8 @@ def check_divides(mesh, rules: Rules, sizes: dict[str, tuple[str, int]]):
       split = ' x '.join(f'mesh.{a} = {mesh.shape[a]}' for a in axes)
       raise ValueError(
         f'{binding} = {size} does not divide by {shards} ({split}); the '
-        f'nearest that does: {max(1, round(size / shards)) * shards}.'
+        f'nearest that does: {max(1, round(size / shards)) * shards}. Or '
+        f'change the mesh, or Rules.{name} = {getattr(rules, name)!r}.'
       )
 
 
@@ -201,10 +303,40 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, rules.spec(*logical))
 
 
-def place(batch, mesh, rules: Rules):
-  """Host arrays [B, ...] to device arrays split over the batch axes."""
+def host_rows(mesh, rules: Rules, batch_size: int) -> np.ndarray:
+  """The rows of a batch that this process feeds, in order.
+
+  Those that its devices hold. They need not be consecutive, and several
+  processes may feed the same ones: where `tensor` spans processes, each of them
+  holds the same rows.
+  """
   sharding = NamedSharding(mesh, rules.spec('batch'))
-  return {
-    name: jax.make_array_from_process_local_data(sharding, value)
-    for name, value in batch.items()
-  }
+  held = sharding.addressable_devices_indices_map((batch_size,))
+  rows = np.arange(batch_size)
+  return np.unique(np.concatenate([rows[index] for index in held.values()]))
+
+
+def place(batch, mesh, rules: Rules, batch_size: int | None = None):
+  """Host arrays [B, ...] to device arrays split over the batch axes.
+
+  Args:
+    batch: the arrays.
+    mesh, rules: how they are split.
+    batch_size: B, where the arrays hold only the `host_rows` of this process;
+      None: they hold all rows, in every process.
+  """
+  sharding = NamedSharding(mesh, rules.spec('batch'))
+  rows = batch_size and host_rows(mesh, rules, batch_size)
+
+  def put(value):
+    size = batch_size or len(value)
+
+    def shard(index):
+      start, stop, _ = index[0].indices(size)
+      first = np.searchsorted(rows, start) if batch_size else start
+      return value[first : first + stop - start]
+
+    shape = (size, *value.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+  return {name: put(value) for name, value in batch.items()}

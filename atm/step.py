@@ -66,24 +66,16 @@ def abstract_params(model, mesh, rules: Rules) -> dict:
 
 def check_mesh(mesh, rules: Rules, config) -> None:
   """Raises ValueError where a model.Config's size does not divide."""
-  check_divides(
-    mesh,
-    rules,
-    {
-      'embed': ('Config.d_model', config.d_model),
-      'vocab': ('Config.vocab_size', config.vocab_size),
-    },
-  )
+  bound = lambda name: (f'Config.{name}', getattr(config, name))
+  width = bound('d_model')
+  sizes = {'embed': width, 'hidden': width, 'vector': width}
+  check_divides(mesh, rules, {**sizes, 'vocab': bound('vocab_size')})
+  for name in ('positions', 'token_types', 'position_offset'):
+    check_divides(mesh, rules, {'position': bound(name)})
   for stack in ('encoder', 'decoder'):
-    heads, mlp = f'{stack}_heads', f'{stack}_ff'
-    check_divides(
-      mesh,
-      rules,
-      {
-        'heads': (f'Config.{heads}', getattr(config, heads)),
-        'mlp': (f'Config.{mlp}', getattr(config, mlp)),
-      },
-    )
+    sizes = {'heads': 'heads', 'mlp': 'ff', 'layers': 'layers'}
+    named = {axis: bound(f'{stack}_{size}') for axis, size in sizes.items()}
+    check_divides(mesh, rules, named)
 
 
 def _placed(boxed: State, mesh, rules: Rules) -> State:

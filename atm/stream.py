@@ -56,7 +56,7 @@ class Stream:
     dataset = dataset.skip(step * self.batch_size)
     self._examples, self._next = dataset.as_numpy_iterator(), step
 
-  def __call__(self, step: int, rows: slice = slice(None)) -> dict:
+  def __call__(self, step: int, rows=slice(None)) -> dict:
     """As `Batches`; raises ValueError where the stream ends."""
     with data.plain_errors(self.provider.name):
       if step != self._next:
@@ -65,7 +65,7 @@ class Stream:
     if len(batch) < self.batch_size:
       raise ValueError(f'{self.provider.name!r} has no {self.split!r} examples')
     self._next += 1
-    batch = batch[rows]
+    batch = [batch[row] for row in np.arange(self.batch_size)[rows]]
     runs = [
       ((), np.concatenate([e[side] for e in batch]),
        np.array([len(e[side]) for e in batch]), ())

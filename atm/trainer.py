@@ -1,12 +1,10 @@
-"""The training loop."""
+"""A training run: what it is checked for, what it opens, where it begins."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
-import time
 from collections.abc import Callable
 
 import jax
@@ -17,13 +15,11 @@ from atm import (
   checks,
   data,
   evaluate,
-  failure,
+  hosts,
   intact,
-  interrupts,
   lock,
   metrics,
   model,
-  objectives,
   optimizer,
   sharding,
   step,
@@ -31,7 +27,8 @@ from atm import (
 )
 from atm import vocabulary as vocabulary_lib
 from atm.goodput import Goodput
-from atm.progress import Log, Profile
+from atm.loop import Loop
+from atm.progress import Log
 from atm.sharding import Rules
 from atm.stream import Stream
 from atm.vocabulary import Vocabulary
@@ -157,16 +154,15 @@ def train(
   checks.check_choice('ON_SAVE_ERROR', on_save_error, checkpoint.ON_ERROR)
   checks.check_skip_steps(skip_steps)
   checks.check_z_loss(z_loss)
+  checks.check_profile(profile_steps)
   sizes = data.Lengths.of(lengths)
   mesh = make_mesh()
   checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
   checks.check_micro_batches(mesh, rules, batch_size, micro_batches)
-  hosts = (jax.process_index(), jax.process_count())
-  host_rows = data.host_rows(batch_size, *hosts)
-  checks.check_profile(profile_steps)
+  mine = sharding.host_rows(mesh, rules, batch_size)
+  say = say if hosts.is_first() else lambda text: None
   configure_tasks()
   data.find(mixture)
-
   latest = checkpoint.latest_step(model_dir)
   if latest is None and init_encoder is not None:
     warm_start.check(model_config, init_encoder)
@@ -174,21 +170,21 @@ def train(
   # --- Vocabulary and data
   if cache_dir is not None and vocabulary is None:
     vocabulary = os.path.join(cache_dir, 'vocabulary')
-  words = open_vocabulary(
+  words = hosts.first_then_all(lambda: open_vocabulary(
     vocabulary, model_dir, mixture, model_config, train_vocabulary, latest
-  )
+  ))  # fmt: skip
   configure_tasks(vocabulary=words.path)
   rows_dir = cache_dir or os.path.join(model_dir, 'rows')
   if cache_dir is None:
-    cache.build(
+    hosts.first_then_all(lambda: cache.build(
       mixture, words.path, lengths, rows_dir,
       ('validation',) if stream else ('train', 'validation'), row_passes,
       configure_tasks=configure_tasks, say=say,
-    )  # fmt: skip
+    ))  # fmt: skip
   opened = functools.partial(
     data.load, mixture, vocabulary=words, lengths=sizes, directory=rows_dir,
     # A resumed run compares digests, and every row's own hash when it is read.
-    verify=hosts if verify_cache and not latest else None,
+    verify=hosts.share() if verify_cache and not latest else None,
   )  # fmt: skip
   held_parts = opened(split='validation')
   if stream:
@@ -201,10 +197,6 @@ def train(
     say(f'{mixture}: {len(parts)} tasks, {tokens:,} tokens of training rows')
 
   # --- Model and state
-  checkpoints = checkpoint.Checkpoints(
-    model_dir, keep, on_error=on_save_error, say=say
-  )
-  net = model.AlexaTM(model_config)
   meta = {
     'model': dataclasses.asdict(model_config),
     'vocabulary': words.sha256,
@@ -219,8 +211,13 @@ def train(
     'skip_steps': [list(steps) for steps in skip_steps],
     'config': config_text,
   }
+  hosts.check_same(**{**meta, 'config': latest}, mesh=mesh_text(mesh))
+  net = model.AlexaTM(model_config)
   flops = flops_between(model_config, batch_size, sizes, freeze_encoder_steps)
   log = Log(say, train_steps, batch_size, sizes, flops, abort_after_nonfinite)
+  checkpoints = checkpoint.Checkpoints(
+    model_dir, keep, on_error=on_save_error, say=say
+  )
 
   def begin(then: dict, after: int):
     """The optimizer and the state's shapes of a run after some steps."""
@@ -261,124 +258,26 @@ def train(
   count = sum(x.size for x in jax.tree.leaves(state.params))
   say(f'model: {count:,} parameters on {mesh_text(mesh)}')
   keep_beside(model_dir, words, meta)
-  # A fresh run writes its evaluation at step 0 anew.
-  writer = metrics.Writer(model_dir, rewind_to=start or -1)
   held_out = evaluate.HeldOut(
     net, held_parts, words, sizes, batch_size, seed, eval_rows, mesh, rules
   )
-
-  def evaluate_now(done: int):
-    row = signals.breakable(held_out, state.params)
-    if not done:
-      row |= evaluate.unigram(parts, held_out, model_config.vocab_size)
-    writer.write(done, row)
-    losses = (
-      f'{name} {row[key]:.3f}'
-      for name in objectives.NAMES
-      if (key := f'eval/loss/{name}') in row
-    )
-    say(f'step {done:,} held out: ' + ', '.join(losses))
-
-  def save(done: int):
-    position = {**meta['data'], 'step': done}
-    now = {**meta, 'data': position, 'log': log.partial()}
-    checkpoints.save(done, state, now)
-
-  def compiled(batch: dict, frozen: bool):
-    clock = time.perf_counter()
-    update = functools.partial(
-      step.train_step, net, tx, seed=seed, z_loss=z_loss, frozen=frozen,
+  # A fresh run writes its evaluation at step 0 anew.
+  first = hosts.is_first()
+  rewind = start or -1
+  writer = metrics.Writer(model_dir, rewind) if first else metrics.Silent()
+  Loop(
+    model_dir, train_steps, log_every, eval_every, save_every, skip_steps,
+    freeze_encoder_steps, profile_steps,
+    update=functools.partial(
+      step.train_step, net, tx, seed=seed, z_loss=z_loss,
       micro_batches=micro_batches,
-    )  # fmt: skip
-    placed = jax.tree.map(lambda x: x.sharding, state)  # and stays so
-    update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
-    update = update.lower(state, batch).compile()
-    until = f' with the encoder frozen to step {freeze_encoder_steps:,}'
-    seconds = time.perf_counter() - clock
-    say(f'compiled{until if frozen else ""} in {seconds:.1f} s')
-    return update
-
-  # --- Loop
-  metrics.peak_flops()  # measured now, on one device, not within a step
-  with contextlib.ExitStack() as finally_:
-    screen = finally_.enter_context(failure.Screen(model_dir, train_steps))
-    finally_.enter_context(sharding.use(mesh, rules))
-    finally_.callback(writer.close)
-    finally_.callback(checkpoints.close)
-    signals = finally_.enter_context(interrupts.Signals())
-    profile = finally_.enter_context(Profile(model_dir, profile_steps, say))
-    good.open(model_dir, start)
-    screen.done = start
-    due = start % eval_every == 0 or start == train_steps
-    if due and not metrics.was_evaluated(model_dir, start):
-      with good.spent_on('evaluation'):
-        evaluate_now(start)
-    for first, last in skip_steps:
-      if last > start:
-        say(f'SKIP_STEPS: steps {first:,} to {last:,} are not trained on')
-    mine = lambda number: (  # batch `number` is that of step `number + 1`
-      None
-      if checks.skipped(skip_steps, number + 1)
-      else batches(number, host_rows)
-    )
-    feed = data.ahead(mine, start, train_steps)
-    finally_.callback(feed.close)
-    update, frozen = None, start < freeze_encoder_steps
-    log.begin(start)
-    for done in range(start + 1, train_steps + 1):
-      with good.spent_on('data'):
-        host_batch = next(feed)
-      if host_batch is None:
-        profile.before(done)
-        state = state.replace(step=state.step + 1)
-        log.leap()
-      else:
-        batch = sharding.place(host_batch, mesh, rules)
-        if frozen and done > freeze_encoder_steps:
-          frozen = False
-          jax.block_until_ready(state)  # its time is the frozen steps'
-          with log.pause(), good.spent_on('compile'):
-            say(f'step {done - 1:,}: from here on the encoder trains too')
-            save(done - 1)  # compiling may take longer than a notice gives
-            checkpoints.wait()
-            with signals.at_once():
-              update = compiled(batch, frozen)
-        elif update is None:
-          with good.spent_on('compile'):
-            update = compiled(batch, frozen)
-          log.begin(done - 1)
-          signals.listen()
-        profile.before(done)
-        state, values = update(state, batch)
-        log.add(done, values)
-      profile.after(done, state)
-      screen.done = done
-      if done % log_every == 0 or done == train_steps:
-        if row := log.emit(done):
-          writer.write(done, {**row, 'goodput': good.share(done)})
-      checkpoints.poll()
-      stopping = signals.stops_after(done) and done < train_steps
-      evaluates = done % eval_every == 0 or done == train_steps
-      saves = done % save_every == 0 or done == train_steps or stopping
-      if evaluates or saves:
-        jax.block_until_ready(state)  # what follows pays for itself alone
-        with log.pause():
-          if evaluates:
-            with good.spent_on('evaluation'):
-              try:
-                evaluate_now(done)
-              except interrupts.Broken:  # the next process does it
-                stopping = True
-          if saves or stopping:
-            with good.spent_on('checkpoint'):
-              save(done)
-      if done % log_every == 0 or evaluates or saves:
-        good.write(done)
-      if stopping:
-        checkpoints.must_be_saved()
-        say(f'stopped and saved at step {done:,}; the same command goes on.')
-        raise KeyboardInterrupt
-    checkpoints.must_be_saved()
+    ),
+    batch=lambda number: batches(number, mine),
+    batch_size=batch_size, mesh=mesh, rules=rules, held_out=held_out,
+    unigram=lambda: evaluate.unigram(parts, held_out, model_config.vocab_size),
+    checkpoints=checkpoints, meta=meta, log=log, writer=writer, good=good,
+    say=say,
+  ).run(start, state)  # fmt: skip
   return Run(model_dir, train_steps, metrics.read(model_dir), words, held_out)
 
 
@@ -420,11 +319,15 @@ def open_vocabulary(
 
 def mesh_text(mesh) -> str:
   sizes = ' x '.join(f'{name} {n}' for name, n in mesh.shape.items())
-  return f'{mesh.size} {jax.devices()[0].platform} device(s) ({sizes})'
+  kind, n = jax.devices()[0].platform, jax.process_count()
+  over = f' of {n} processes' if n > 1 else ''
+  return f'{mesh.size} {kind} device(s){over} ({sizes})'
 
 
 def keep_beside(model_dir: str, words: Vocabulary, meta: dict) -> None:
-  """Puts config.gin and the vocabulary into model_dir, each whole."""
+  """Puts config.gin and the vocabulary into model_dir, for all hosts."""
+  if not hosts.is_first():
+    return
   whole(os.path.join(model_dir, 'config.gin'), meta['config'].encode())
   path = os.path.join(model_dir, 'vocabulary', vocabulary_lib.MODEL_FILE)
   if not os.path.exists(path):

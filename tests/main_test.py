@@ -157,7 +157,7 @@ def test_a_simulated_mesh_in_a_fresh_process(tmp_path):
     cwd=tmp_path,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  assert '8 cpu device(s) (data 2 x fsdp 2 x tensor 2)' in done.stdout
+  assert '8 cpu device(s) (slice 1 x data 2 x fsdp 2 x tensor 2)' in done.stdout
 
 
 def test_the_whole_way(tmp_path):

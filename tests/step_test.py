@@ -139,6 +139,7 @@ MESHES = {
   '4x2': dict(data=2, fsdp=2, tensor=2),
   '2x4': dict(data=1, fsdp=2, tensor=4),
   'fsdp8': dict(data=1, fsdp=8),
+  'slices': dict(slice=2, data=2, fsdp=2),
 }
 
 

@@ -66,7 +66,7 @@ def test_kills_lose_no_more_than_the_last_steps(campaign):
   campaign.finish()
   tally = campaign.tally
   assert tally.kills >= 5 and tally.inside >= 3 and tally.finished >= 1
-  # A process may die before it says so; those after 'cleanup' and in the end not.
+  # One may die before it says so; not those after 'cleanup' and at the end.
   assert tally.resumes >= 2
 
 
