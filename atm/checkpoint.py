@@ -1,20 +1,17 @@
 """Checkpoints by Orbax: the state, the data position, the configuration.
 
-MODEL_DIR/checkpoints/STEP/ holds `params` (so that inference reads no more),
-`optimizer`, and `meta`, a JSON object that makes the checkpoint readable
-without any gin: the model's configuration, the vocabulary's hash, the seed and
-position of the data, the whole gin text of the run, and a checksum of every
-array. What is restored is compared with the checksums, so that a step comes
-back as it was saved or is called damaged.
+STEP/, in the folder that `places` knows, holds `params` (so that inference
+reads no more), `optimizer`, and `meta`, a JSON object that makes the checkpoint
+readable without any gin: the model's configuration, the vocabulary's hash, the
+seed and position of the data, the whole gin text of the run, and a checksum of
+every array. What is restored is compared with the checksums, so that a step
+comes back as it was saved or is called damaged.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import glob
-import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -22,13 +19,13 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
-from atm import integrity
+from atm import integrity, places
 from atm.integrity import Damaged
 from atm.step import State
 
-FOLDER = 'checkpoints'
 # What went wrong is not the checkpoint's fault if the error says one of these.
 NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'Too many open files')
 ON_ERROR = ('stop', 'go_on')
@@ -58,13 +55,13 @@ class Checkpoints:
     on_error: str = 'stop',
     say: Callable[[str], None] = warnings.warn,
   ):
-    """Opens MODEL_DIR/checkpoints, keeping the newest `keep` (None: all).
+    """Opens a run's checkpoints, keeping the newest `keep` (None: all).
 
     With `read_only` nothing is written or cleaned up: another process may be
     training there. `on_error` is one of ON_ERROR: a save that failed raises, or
     is said and counted.
     """
-    self.directory = os.path.join(os.path.abspath(model_dir), FOLDER)
+    self.directory = places.checkpoints(model_dir)
     self.on_error, self.say = on_error, say
     self.failed, self.unsaved, self.pending = 0, None, None
     self._metas: dict[int, tuple] = {}
@@ -154,7 +151,7 @@ class Checkpoints:
     if self.on_error == 'go_on' or jax.process_count() == 1:
       with contextlib.suppress(Exception):
         self.manager.close()
-      _sweep(f'{self.directory}/{step}.orbax-checkpoint-tmp*')
+      _sweep(self.directory, f'{step}.orbax-checkpoint-tmp*')
       # Errors stick to the old one: it would fail the next save too.
       self.manager = self._open()
     listed = step in self.steps()  # as when an old step cannot be removed
@@ -221,7 +218,7 @@ class Checkpoints:
       restore_args=ocp.checkpoint_utils.construct_restore_args(like),
       partial_restore=True,
     )
-    folder = os.path.join(self.directory, str(step), 'params')
+    folder = self.directory / str(step) / 'params'
     with ocp.PyTreeCheckpointer() as reader:
       read = functools.partial(reader.restore, folder, args)
       params = self._read(step, read)
@@ -332,7 +329,7 @@ class Checkpoints:
     sums = self._meta(step)[1]
     if sums is not None:
       return any(name.startswith('optimizer/') for name in sums)
-    return os.path.isdir(os.path.join(self.directory, str(step), 'optimizer'))
+    return (self.directory / str(step) / 'optimizer').is_dir()
 
   def _check_shapes(self, step: int, wanted: dict, saved: dict) -> None:
     shape = lambda kind: kind and f'[{kind.partition("[")[2]}'
@@ -352,14 +349,11 @@ class Checkpoints:
     names = []
     for step in steps:
       name, number = f'{step}.damaged', 1
-      while os.path.exists(os.path.join(self.directory, name)):
+      while (self.directory / name).exists():
         number += 1
         name = f'{step}.damaged-{number}'
       if jax.process_index() == 0:
-        os.rename(
-          os.path.join(self.directory, str(step)),
-          os.path.join(self.directory, name),
-        )
+        (self.directory / str(step)).rename(self.directory / name)
       names.append(name)
     _all_hosts(True)  # none lists the steps before they are renamed
     self.manager.reload()
@@ -375,9 +369,9 @@ def open_step(model_dir: str, at_step: int | None) -> tuple[Checkpoints, int]:
   Raises:
     FileNotFoundError: there is no checkpoint, or not of that step.
   """
-  if not os.path.isdir(os.path.join(model_dir, FOLDER)):
+  if not places.checkpoints(model_dir).is_dir():
     raise FileNotFoundError(
-      f'no {FOLDER}/ in MODEL_DIR = {model_dir!r}, nor a config.json of '
+      f'no {places.FOLDER}/ in MODEL_DIR = {model_dir!r}, nor a config.json of '
       'Hugging Face weights'
     )
   checkpoints = Checkpoints(model_dir, read_only=True)
@@ -392,7 +386,7 @@ def open_step(model_dir: str, at_step: int | None) -> tuple[Checkpoints, int]:
 
 def latest_step(model_dir: str) -> int | None:
   """The newest step of a MODEL_DIR, or None."""
-  if not os.path.isdir(os.path.join(model_dir, FOLDER)):
+  if not places.checkpoints(model_dir).is_dir():
     return None
   return Checkpoints(model_dir, read_only=True).latest()
 
@@ -431,12 +425,13 @@ def _all_hosts(ok: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.array(ok)).all())
 
 
-def _sweep(pattern: str) -> None:
+def _sweep(folder: epath.Path, pattern: str) -> None:
   """Removes what a failed save left; other writes of it may just be ending."""
   for _ in range(50):
-    for path in glob.glob(pattern) if jax.process_index() == 0 else ():
-      shutil.rmtree(path, ignore_errors=True)
-    if not glob.glob(pattern):
+    for path in folder.glob(pattern) if jax.process_index() == 0 else ():
+      with contextlib.suppress(OSError):
+        path.rmtree(missing_ok=True)
+    if not list(folder.glob(pattern)):
       return
     time.sleep(0.1)
 

@@ -20,6 +20,7 @@ from atm import (
   intact,
   integrity,
   layouts,
+  places,
   sharding,
   step,
   vocabulary,
@@ -59,8 +60,8 @@ def import_weights(
   path = os.path.join(source, 'config.json')
   if not os.path.exists(path):
     raise FileNotFoundError(f'SOURCE = {source!r}: no config.json there')
-  final = os.path.join(model_dir, checkpoint.FOLDER)
-  if os.path.isdir(final) and os.listdir(final):
+  final = os.path.join(model_dir, places.FOLDER)
+  if os.path.isfile(final) or os.path.isdir(final) and os.listdir(final):
     raise ValueError(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
@@ -142,7 +143,7 @@ def write_parameters(directory: str, reader: hf.Reader, say) -> dict:
       )
       said = now
   orbax.partial.finalize(path)
-  place = os.path.join(directory, checkpoint.FOLDER, '0')
+  place = os.path.join(directory, places.FOLDER, '0')
   os.makedirs(place)
   os.rename(os.path.join(path, 'state'), os.path.join(place, 'params'))
   described = '_CHECKPOINT_METADATA'
@@ -153,7 +154,7 @@ def write_parameters(directory: str, reader: hf.Reader, say) -> dict:
 
 def write_meta(directory: str, meta: dict) -> None:
   """Writes checkpoints/0/meta."""
-  path = os.path.join(directory, checkpoint.FOLDER, '0', 'meta')
+  path = os.path.join(directory, places.FOLDER, '0', 'meta')
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
     writer.save(path, ocp.args.JsonSave(meta))
 

@@ -12,7 +12,7 @@ import traceback
 
 import jax
 
-from atm import checkpoint
+from atm import checkpoint, places
 
 FILE = 'failure.txt'
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -37,7 +37,7 @@ class Screen:
       error.add_note(self.text(error))
 
   def text(self, error: Exception) -> str:
-    folder = os.path.join(self.model_dir, checkpoint.FOLDER)
+    folder = places.checkpoints(self.model_dir)
     good = None
     with contextlib.suppress(Exception):
       good = checkpoint.latest_step(self.model_dir)

@@ -11,7 +11,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from atm import checkpoint, goodput, infer, metrics, run_page
+from atm import goodput, infer, metrics, places, run_page
 from atm.objectives import NAMES
 
 CURVE_FILE = 'loss.png'
@@ -185,7 +185,7 @@ def closing(run, console: rich.console.Console | None = None) -> None:
   curve = loss_curve(run.model_dir)
   folder = run.model_dir
   for what, path in (
-    ('checkpoint', os.path.join(folder, checkpoint.FOLDER, str(step))),
+    ('checkpoint', places.checkpoints(folder) / str(step)),
     ('TensorBoard log', os.path.join(folder, 'tensorboard')),
     ('metrics', os.path.join(folder, metrics.METRICS_FILE)),
     ('loss curve', curve),

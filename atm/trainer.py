@@ -21,6 +21,7 @@ from atm import (
   metrics,
   model,
   optimizer,
+  places,
   sharding,
   step,
   warm_start,
@@ -73,6 +74,7 @@ def train(
   eval_rows: int = 64,
   profile_steps: tuple[int, int] | None = None,
   save_every: int = 100,
+  checkpoint_dir: str | None = None,
   keep: int | None = 3,
   on_save_error: str = 'stop',
   train_vocabulary: Callable = data.vocab,
@@ -125,6 +127,8 @@ def train(
     eval_rows: held-out rows of each task in an evaluation.
     profile_steps: (first, last) steps that JAX's profiler records into
       model_dir/profile, for TensorBoard or Perfetto.
+    checkpoint_dir: where checkpoints lie if not in model_dir, a folder of
+      gs:// say; model_dir keeps its name.
     keep: how many checkpoints; None keeps all.
     on_save_error: 'stop', or 'go_on' without the checkpoint that could not be
       written; the last one must be.
@@ -163,6 +167,10 @@ def train(
   say = say if hosts.is_first() else lambda text: None
   configure_tasks()
   data.find(mixture)
+  if checkpoint_dir is not None:
+    hosts.first_then_all(
+      lambda: places.put_checkpoints(model_dir, checkpoint_dir)
+    )
   latest = checkpoint.latest_step(model_dir)
   if latest is None and init_encoder is not None:
     warm_start.check(model_config, init_encoder)

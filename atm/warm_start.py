@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atm import checkpoint, hf, layouts, sharding, step
+from atm import checkpoint, hf, layouts, places, sharding, step
 from atm.model import AlexaTM, Config
 from atm.sharding import did_you_mean
 from atm.vocabulary import SPECIALS, Vocabulary, from_xlmr
@@ -80,7 +80,7 @@ def open_source(directory: str) -> Source:
     raise layouts.WeightsError(
       f'{path}: model_type = {name!r}.' + did_you_mean(name, known)
     )
-  if os.path.isdir(os.path.join(directory, checkpoint.FOLDER)):
+  if places.checkpoints(directory).is_dir():
     return _open_run(directory)
   raise FileNotFoundError(
     f'INIT_ENCODER = {directory!r}: expected checkpoints/ of a MODEL_DIR, or '

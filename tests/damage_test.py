@@ -24,6 +24,7 @@ from atm import (
   infer,
   intact,
   integrity,
+  places,
   sharding,
   step,
   warm_start,
@@ -139,7 +140,7 @@ def test_no_flip_or_cut_changes_a_value_unseen(tmp_path):
 
 def break_values(directory, step: int) -> None:
   """Changes the values of a step's parameters, as Orbax sees nothing of."""
-  folder = os.path.join(directory, checkpoint.FOLDER, str(step), 'params')
+  folder = os.path.join(directory, places.FOLDER, str(step), 'params')
   with ocp.StandardCheckpointer() as orbax:
     tree = orbax.restore(folder)
     tree['lm_head'] = tree['lm_head'].at[3, 3].add(1)

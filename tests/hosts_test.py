@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import gin
-from atm import checkpoint, infer, main, sharding
+from atm import checkpoint, infer, main, places, sharding
 
 from trainer_test import comparable
 
@@ -208,7 +208,7 @@ def assert_same_run(a, b):
 
 def saved(directory, step: int):
   """A function: whether the checkpoint of a step is there."""
-  return lambda: os.path.isdir(f'{directory}/{checkpoint.FOLDER}/{step}')
+  return lambda: os.path.isdir(f'{directory}/{places.FOLDER}/{step}')
 
 
 def said(log: str) -> list[str]:

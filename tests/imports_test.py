@@ -13,11 +13,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 
 # A file imports only from files to its left.
 ORDER = (
-  'hosts sharding metrics vocabulary noise objectives rows data stream units '
-  'cache mixture samples page look attention layers model loss optimizer step '
-  'integrity checkpoint intact layouts torch_file hf warm_start decode '
-  'evaluate checks goodput run_page progress interrupts lock failure loop '
-  'trainer infer convert report main'
+  'hosts places sharding metrics vocabulary noise objectives rows data stream '
+  'units cache mixture samples page look attention layers model loss '
+  'optimizer step integrity checkpoint intact layouts torch_file hf '
+  'warm_start decode evaluate checks goodput run_page progress interrupts '
+  'lock failure loop trainer infer convert report main'
 ).split()
 HEAVY = {'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard'}
 

@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
-from atm import checkpoint, checks, data, metrics
+from atm import checkpoint, checks, data, metrics, places
 from atm.progress import Log
 
 from trainer_test import (
@@ -110,7 +110,7 @@ def test_many_in_a_row_end_the_run_and_how_it_goes_on(
   nearest = r'or use SKIP_STEPS = \(\(6, 7\),\)'
   with pytest.raises(ValueError, match=more + nearest):
     go(parts, 9, skip_steps=((4, 7),))
-  shutil.rmtree(parts / checkpoint.FOLDER / '5')
+  shutil.rmtree(parts / places.FOLDER / '5')
   lines = go(parts, 9, skip_steps=((4, 7),)).lines
   assert any('resumed from step 3' in line for line in lines)
   assert made[-2:] == [8, 9]

@@ -18,6 +18,7 @@ from atm import (
   metrics,
   model,
   optimizer,
+  places,
   sharding,
   step,
   trainer,
@@ -80,7 +81,7 @@ def train(words, tmp_path_factory):
 def parameters(directory, step, item='params'):
   import orbax.checkpoint as ocp
 
-  path = os.path.join(directory, checkpoint.FOLDER, str(step), item)
+  path = os.path.join(directory, places.FOLDER, str(step), item)
   with ocp.StandardCheckpointer() as reader:
     tree = reader.restore(path)
   return {

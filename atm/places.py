@@ -1,0 +1,41 @@
+"""Where a run's checkpoints lie: in MODEL_DIR, or elsewhere."""
+
+from __future__ import annotations
+
+import os
+
+from etils import epath
+
+FOLDER = 'checkpoints'
+
+
+def checkpoints(model_dir: str) -> epath.Path:
+  """The folder of a run's checkpoints.
+
+  MODEL_DIR/checkpoints, unless that is a file: then what the file names, see
+  `put_checkpoints`.
+  """
+  path = epath.Path(os.path.abspath(model_dir)) / FOLDER
+  return epath.Path(path.read_text().strip()) if path.is_file() else path
+
+
+def put_checkpoints(model_dir: str, directory: str) -> None:
+  """Makes `directory`, which may be gs://, the folder of a run's checkpoints.
+
+  Raises:
+    ValueError: the run has checkpoints in another folder.
+  """
+  if '://' not in directory:
+    directory = os.path.abspath(directory)
+  path = os.path.join(model_dir, FOLDER)
+  now = os.fspath(checkpoints(model_dir))
+  if os.path.exists(path) and now != directory:
+    raise ValueError(
+      f'CHECKPOINT_DIR = {directory!r}, but the checkpoints of MODEL_DIR = '
+      f'{model_dir!r} are in {now}: set CHECKPOINT_DIR to that or to None, or '
+      'use another MODEL_DIR'
+    )
+  os.makedirs(model_dir, exist_ok=True)
+  with open(path + '.tmp', 'w') as f:
+    f.write(directory + '\n')
+  os.replace(path + '.tmp', path)

@@ -1,0 +1,35 @@
+"""Checkpoints beside MODEL_DIR: trained, resumed, read and refused there."""
+
+import pytest
+
+from atm import checkpoint, infer, metrics, places
+
+from trainer_test import comparable, train  # noqa: F401, a fixture
+
+
+def test_checkpoints_may_lie_elsewhere(train, tmp_path):  # noqa: F811
+  """Resumed from there, also by a new MODEL_DIR; inference finds them.
+
+  Fault seen: the file not read.
+  """
+  whole, run, bucket = (tmp_path / x for x in ('whole', 'run', 'bucket'))
+  train(whole, 6)
+  train(run, 4, checkpoint_dir=str(bucket))
+  assert (run / places.FOLDER).read_text() == f'{bucket}\n'
+  assert (bucket / '4' / 'params').is_dir()
+  again = train(run, 6)  # the folder is remembered
+  assert any(line == f'resumed from step 4 in {bucket}' for line in again.lines)
+  assert comparable(run) == comparable(whole)
+  assert infer.load(str(run)).step == 6
+  with pytest.raises(ValueError, match=f'CHECKPOINT_DIR = .*are in {bucket}'):
+    train(run, 8, checkpoint_dir=str(tmp_path / 'other'))
+  new = train(tmp_path / 'new', 8, checkpoint_dir=str(bucket))
+  assert any(line.startswith('resumed from step 6') for line in new.lines)
+  assert metrics.read(str(tmp_path / 'new'))[-1]['step'] == 8
+  assert checkpoint.latest_step(str(run)) == 8
+
+
+def test_a_place_of_object_storage_keeps_its_name(tmp_path):
+  run = tmp_path / 'run'
+  places.put_checkpoints(str(run), 'gs://bucket/run')
+  assert str(places.checkpoints(str(run))) == 'gs://bucket/run'
