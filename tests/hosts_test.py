@@ -100,8 +100,8 @@ def settings(directory, words, mesh, steps, **more) -> list[str]:
     'TASK_FEATURE_LENGTHS': {'inputs': 32, 'targets': 32}, 'BATCH_SIZE': 16,
     'TRAIN_STEPS': steps, 'LOG_EVERY': 1, 'SAVE_EVERY': 2, 'EVAL_EVERY': 4,
     # Keys' biases have no gradient but rounding's, which Adam would scale up.
-    'optimizer.Config.eps': 1e-6, 'KEEP': None,
-    'VOCABULARY_SIZE': words.size, 'trainer.train.eval_rows': 2,
+    'optimizer.Config.eps': 1e-6, 'KEEP': None, 'VOCABULARY_SIZE': words.size,
+    'trainer.train.eval_rows': 2,
     **{f'model.Config.{k}': 32 for k in
        ('d_model', 'encoder_ff', 'decoder_ff', 'positions')},
     **{f'model.Config.{k}': 1 for k in
@@ -200,7 +200,17 @@ def assert_same_run(a, b):
       assert abs(x[name] - y[name]) <= limit, (x['step'], name)
   data = [checkpoint.Checkpoints(str(d)).meta(STEPS)['data'] for d in (a, b)]
   assert data[0] == data[1]  # the rows' files too, who ever made them
+  seen = max(
+    abs(x[n] - y[n])
+    for x, y in zip(comparable(a), comparable(b))
+    for n in x
+    if 'loss' in n
+  )
   a, b = (infer.load(str(d)).params for d in (a, b))  # on one device
+  far = max(
+    jax.tree.leaves(jax.tree.map(lambda x, y: float(abs(x - y).max()), a, b))
+  )
+  open('/tmp/hosts_scratch/diffs', 'a').write(f'{seen} {far}\n')
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=PARAMETERS), a, b
   )
@@ -216,8 +226,9 @@ def said(log: str) -> list[str]:
   return [s for s in log.splitlines() if not re.search('Gloo|peer ranks', s)]
 
 
-def test_killed_and_resumed_with_other_processes(words, tmp_path):
-  """4 processes, killed; then 1, cut off; then 2: the run of one process.
+@pytest.mark.parametrize('first', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_killed_and_resumed_with_other_processes(words, tmp_path, first):
+  """2 or 4 processes, killed; then 1, cut off; then 2: the run of one process.
 
   Of 4, each holds a part of `tensor` and of `fsdp`. Faults seen: held-out sums
   of a process's own rows; metrics.jsonl written by all; all print; the report
@@ -226,10 +237,10 @@ def test_killed_and_resumed_with_other_processes(words, tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   mesh = dict(data=1, fsdp=2, tensor=2)
   alone(whole, words, mesh)
-  with Processes(4, 4, parts, words, mesh, 1000) as run:
+  with Processes(first, 4, parts, words, mesh, 1000) as run:
     run.until(saved(parts, 2))
-  assert '4 cpu device(s) of 4 processes' in run.log(0)
-  assert not any(said(run.log(n)) for n in (1, 2, 3))
+  assert f'4 cpu device(s) of {first} processes' in run.log(0)
+  assert not any(said(run.log(n)) for n in range(1, first))
   with pytest.raises(Stop):
     alone(parts, words, mesh, stop_at=7)
   with Processes(2, 4, parts, words, mesh, STEPS) as run:
