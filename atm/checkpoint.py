@@ -185,7 +185,16 @@ def open_step(model_dir: str, at_step: int | None) -> tuple[Checkpoints, int]:
 
 
 def latest_step(model_dir: str) -> int | None:
-  """The newest step of a MODEL_DIR, or None."""
+  """The newest step of a MODEL_DIR, or None.
+
+  Raises:
+    ValueError: it is not a path; as one, gs://... would be a folder here.
+  """
+  if '://' in model_dir:
+    raise ValueError(
+      f'MODEL_DIR = {model_dir!r}: expected a folder of a file system that all '
+      'hosts share; a bucket can be mounted as one (docs/pods.md)'
+    )
   if not os.path.isdir(os.path.join(model_dir, FOLDER)):
     return None
   return Checkpoints(model_dir, read_only=True).latest()
