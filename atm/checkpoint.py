@@ -385,7 +385,16 @@ def open_step(model_dir: str, at_step: int | None) -> tuple[Checkpoints, int]:
 
 
 def latest_step(model_dir: str) -> int | None:
-  """The newest step of a MODEL_DIR, or None."""
+  """The newest step of a MODEL_DIR, or None.
+
+  Raises:
+    ValueError: it is not a path; as one, gs://... would be a folder here.
+  """
+  if '://' in model_dir:
+    raise ValueError(
+      f'MODEL_DIR = {model_dir!r}: expected a folder of a file system that all '
+      'hosts share; CHECKPOINT_DIR may be a bucket (docs/pods.md)'
+    )
   if not places.checkpoints(model_dir).is_dir():
     return None
   return Checkpoints(model_dir, read_only=True).latest()
@@ -426,12 +435,15 @@ def _all_hosts(ok: bool) -> bool:
 
 
 def _sweep(folder: epath.Path, pattern: str) -> None:
-  """Removes what a failed save left; other writes of it may just be ending."""
+  """Removes what a failed save left, until other writes of it have ended."""
+  quiet = 0
   for _ in range(50):
-    for path in folder.glob(pattern) if jax.process_index() == 0 else ():
+    left = list(folder.glob(pattern))
+    for path in left if jax.process_index() == 0 else ():
       with contextlib.suppress(OSError):
         path.rmtree(missing_ok=True)
-    if not list(folder.glob(pattern)):
+    quiet = 0 if left else quiet + 1
+    if quiet == 3:
       return
     time.sleep(0.1)
 

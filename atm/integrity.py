@@ -4,12 +4,12 @@ Orbax hands out flipped bits as if nothing had happened. So a checkpoint keeps a
 checksum of every array, taken of the arrays themselves before they are written,
 and compared with what is read back.
 
-An array is taken as words of 32 bits (a 16-bit number is a word). Each word is
-mixed with its position in the whole array, and the results are added modulo
-2^32, twice with different mixing: 64 bits. Integer addition has no order, so
-neither the mesh nor the device matters; a changed word always changes the sum,
-exchanged or shifted words do but for one case in 2^64. Mixing matters: in a sum
-of words times odd weights two flipped signs cancel.
+An array is taken as words of 32 bits (a 16-bit number is a word, one of 64 bits
+two). Each word is mixed with its position in the whole array, and the results
+are added modulo 2^32, twice with different mixing: 64 bits. Integer addition
+has no order, so neither the mesh nor the device matters; a changed word always
+changes the sum, exchanged or shifted words do but for one case in 2^64. Mixing
+matters: in a sum of words times odd weights two flipped signs cancel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 SEAL, SUMS = 'sha256', 'checksums'
-_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 PIECE, SMALL_PIECE = 2**22, 2**14  # words
 
 

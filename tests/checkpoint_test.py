@@ -46,3 +46,13 @@ def test_another_model_is_refused_by_name(tmp_path, change):
   other = abstract(dataclasses.replace(config, **change))
   with pytest.raises(ValueError, match='is of another model: .* there and'):
     checkpoints.restore(1, other)
+
+
+def test_a_bucket_is_no_folder(tmp_path, monkeypatch):
+  """Fault seen: a folder named gs: made in the working directory."""
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(
+    ValueError, match="MODEL_DIR = 'gs://bucket/run'.*CHECKPOINT_DIR"
+  ):
+    checkpoint.latest_step('gs://bucket/run')
+  assert not list(tmp_path.iterdir())

@@ -28,7 +28,7 @@ ENV = {
   'PYTHONPATH': os.path.dirname(HERE),
 }
 # Reductions between processes add in another order than within one. Seen:
-# losses 1.1e-6, parameters FILL apart after 8 steps.
+# losses 1.6e-6, parameters 2.6e-7 apart after 8 steps.
 LOSSES, PARAMETERS = 1e-5, 1e-5
 STEPS = 8
 
@@ -200,17 +200,7 @@ def assert_same_run(a, b):
       assert abs(x[name] - y[name]) <= limit, (x['step'], name)
   data = [checkpoint.Checkpoints(str(d)).meta(STEPS)['data'] for d in (a, b)]
   assert data[0] == data[1]  # the rows' files too, who ever made them
-  seen = max(
-    abs(x[n] - y[n])
-    for x, y in zip(comparable(a), comparable(b))
-    for n in x
-    if 'loss' in n
-  )
   a, b = (infer.load(str(d)).params for d in (a, b))  # on one device
-  far = max(
-    jax.tree.leaves(jax.tree.map(lambda x, y: float(abs(x - y).max()), a, b))
-  )
-  open('/tmp/hosts_scratch/diffs', 'a').write(f'{seen} {far}\n')
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=PARAMETERS), a, b
   )
@@ -222,8 +212,12 @@ def saved(directory, step: int):
 
 
 def said(log: str) -> list[str]:
-  """What a process printed, but for what the library under it prints."""
-  return [s for s in log.splitlines() if not re.search('Gloo|peer ranks', s)]
+  """What a process printed, but for what the library under it prints.
+
+  Gloo's threads tear each other's lines: "...: 3" may come as two.
+  """
+  its = re.compile(r'Gloo|peer ranks|^[\d .:]*$')
+  return [line for line in log.splitlines() if not its.search(line)]
 
 
 @pytest.mark.parametrize('first', [2, pytest.param(4, marks=pytest.mark.slow)])

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from atm import integrity, sharding
 
-WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 
 
 def mix(x):
@@ -42,6 +42,15 @@ def test_it_is_the_sum_that_is_described(rng, dtype, shape):
   want = f'{integrity.kind(array)} {by_hand(array)}'
   assert integrity.checksums({'x': array})['x'] == want
   assert integrity.checksums({'x': np.asarray(array)})['x'] == want
+
+
+def test_a_number_of_64_bits_is_two_words(rng):
+  """NumPy's, and JAX's where they are enabled."""
+  array = rng.normal(size=(3, 5))
+  want = f'float64[3,5] {by_hand(array)}'
+  assert integrity.checksums({'x': array})['x'] == want
+  with jax.enable_x64():
+    assert integrity.checksums({'x': jnp.asarray(array)})['x'] == want
 
 
 @pytest.mark.parametrize('size', [0, 15, 16, 17, 64, 65, 128, 200])
