@@ -17,8 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from atm.attention import mask
+from atm.attention import IMPLEMENTATIONS, Sight
 from atm.layers import (
+  REMAT,
   Cache,
   DecoderLayer,
   EncoderLayer,
@@ -30,7 +31,8 @@ from atm.sharding import constrain, did_you_mean
 
 CHOICES = {
   'dtype': ('float32', 'bfloat16'),
-  'remat': ('none', 'full'),
+  'remat': tuple(REMAT),
+  'attention': IMPLEMENTATIONS,
   'norm': ('standard', 'uncentred'),
   'ties': ('none', 'embeddings', 'decoder_head', 'encoder_head', 'all'),
 }
@@ -67,7 +69,12 @@ class Config:
     scores_float32: compute attention scores and softmax in float32.
     init_std: of all matrices; biases start at 0, norms at 1.
     dtype: of activations. Parameters are float32.
-    remat: 'none', or 'full' to recompute each layer in the backward pass.
+    remat: what of each layer the backward pass computes again. 'none':
+      nothing; 'full': all; 'dots': all but products of matrices and attention,
+      so only what is cheap; 'save_attention': all but attention, whose queries,
+      keys, values, result and normalisers are kept.
+    attention: how attention is computed: 'auto' (by platform), 'einsum',
+      'rows', 'splash' or 'cudnn', see attention.py.
     unroll: how many layers the compiled loop over layers does at a time.
     pad_id, start_id, end_id: padding, the decoder's first input, and the end
       of a sequence.
@@ -100,6 +107,7 @@ class Config:
   init_std: float = 0.02
   dtype: str = 'bfloat16'
   remat: str = 'none'
+  attention: str = 'auto'
   unroll: int = 1
   pad_id: int = 0
   start_id: int = 1
@@ -143,12 +151,12 @@ class Encoder(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x, see, deterministic):
+  def __call__(self, x, sight, deterministic):
     c = self.config
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
     inputs = (nn.broadcast, nn.broadcast)
     layers = stack(EncoderLayer, c, c.encoder_layers, inputs)
-    x, _ = layers(x, see, deterministic)
+    x, _ = layers(x, sight, deterministic)
     return LayerNorm(c, name='norm')(x)
 
 
@@ -157,7 +165,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x, cache, encoded, positions, see, see_encoded, deterministic
+    self, x, cache, encoded, positions, sight, sight_encoded, deterministic
   ):
     c = self.config
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
@@ -165,8 +173,9 @@ class Decoder(nn.Module):
     layers = stack(DecoderLayer, c, c.decoder_layers, inputs)
     number = jnp.arange(c.decoder_layers)
     (x, cache), _ = layers(
-      (x, cache), number, encoded, positions, see, see_encoded, deterministic
-    )
+      (x, cache), number, encoded, positions, sight, sight_encoded,
+      deterministic,
+    )  # fmt: skip
     return LayerNorm(c, name='norm')(x), cache
 
 
@@ -307,7 +316,7 @@ class AlexaTM(nn.Module):
       types = encoder_token_types
       types = jnp.zeros_like(encoder_input_tokens) if types is None else types
       x += self.encoder_types[types].astype(x.dtype)
-    return self.encoder(x, mask(segments, segments), not enable_dropout)
+    return self.encoder(x, Sight(segments, segments), not enable_dropout)
 
   def decode(
     self,
@@ -332,16 +341,14 @@ class AlexaTM(nn.Module):
     source = self._segments(encoder_input_tokens, encoder_segment_ids)
     if decode:
       return self._decode_t5x(encoded, source, decoder_input_tokens)
-    B, T = decoder_input_tokens.shape
-    order = jnp.broadcast_to(jnp.arange(T), (B, T))
     # Causality already keeps a token from the padding behind it.
     target = decoder_segment_ids
     if target is None:
-      target = jnp.ones((B, T), jnp.int32)
-    see = mask(target, target, order, order)
+      target = jnp.ones_like(decoder_input_tokens)
+    sight = Sight(target, target, causal=True)
     logits, _ = self._decoder(
-      decoder_input_tokens, None, encoded, decoder_positions, see,
-      mask(target, source), not enable_dropout,
+      decoder_input_tokens, None, encoded, decoder_positions, sight,
+      Sight(target, source), not enable_dropout,
     )  # fmt: skip
     return logits
 
@@ -359,22 +366,19 @@ class AlexaTM(nn.Module):
     Returns:
       (logits [B, n, V], the cache with these positions written).
     """
-    B, T = cache.self_keys.shape[1:3]
-    ones = jnp.ones((B, T), jnp.int32)
-    order = jnp.broadcast_to(jnp.arange(T), (B, T))
-    see = mask(jnp.ones_like(tokens), ones, positions, order)
-    see_encoded = mask(jnp.ones_like(tokens), source)
+    ones = jnp.ones_like(tokens)
+    sight = Sight(ones, jnp.ones(cache.self_keys.shape[1:3], int), positions)
     return self._decoder(
-      tokens, cache, encoded, positions, see, see_encoded, True
+      tokens, cache, encoded, positions, sight, Sight(ones, source), True
     )
 
   def _decoder(
-    self, tokens, cache, encoded, positions, see, see_encoded, deterministic
+    self, tokens, cache, encoded, positions, sight, sight_encoded, deterministic
   ):
     rows = self.decoder_positions[self.config.position_offset :]
     x = self._embed(tokens, self.decoder_embedding, rows, positions)
     x, cache = self.decoder(
-      x, cache, encoded, positions, see, see_encoded, deterministic
+      x, cache, encoded, positions, sight, sight_encoded, deterministic
     )
     flat = jnp.matmul(
       x.reshape(-1, x.shape[-1]),

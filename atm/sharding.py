@@ -193,6 +193,19 @@ def use(mesh, rules: Rules):
     _active.reset(token)
 
 
+def active() -> Rules | None:
+  """The rules of the `use` that is open."""
+  return _active.get()
+
+
+def target() -> tuple[str, int]:
+  """(platform, devices) of the mesh in `use`; else the default's, and 1."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.abstract_device is None:
+    return jax.default_backend(), 1
+  return mesh.abstract_device.platform, mesh.size
+
+
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   """Pins the sharding of an activation; the identity outside `use`."""
   rules = _active.get()
