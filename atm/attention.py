@@ -5,9 +5,9 @@ B batch, T queries, S keys, H heads, K head dimension.
 | implementation | what | where |
 | --- | --- | --- |
 | einsum | whole [B, H, T, S] weights, differentiated by JAX | anywhere |
-| rows | a few rows of the batch at a time, weights made again in the backward | CPU |
-| splash | Pallas kernel with segment ids | TPU; not run on TPU hardware by us |
-| cudnn | jax.nn.dot_product_attention | GPU; the cuDNN kernel not run by us |
+| rows | some rows at a time, their weights made again in the backward | CPU |
+| splash | Pallas kernel with segment ids | TPU; not run on one by us |
+| cudnn | jax.nn.dot_product_attention | GPU; cuDNN not run by us |
 
 All give the same within rounding, but on queries that may look nowhere: those
 are padding, and what they give is nobody's input.
@@ -78,7 +78,7 @@ def attention(
     dropout: applied to the weights [B, H, T, S]; None does nothing.
     scores_float32: compute scores and softmax in float32, else in the dtype of
       `query`.
-    implementation: one of IMPLEMENTATIONS, see `choose`.
+    implementation: one of IMPLEMENTATIONS, 'auto' is `choose`'s.
 
   Returns:
     [B, T, H, K] in the dtype of `query`.
@@ -87,29 +87,31 @@ def attention(
   low = not scores_float32 and query.dtype != jnp.float32
   if dropout is not None or low or sight.query_positions is not None:
     implementation = 'einsum'
-  implementation = choose(implementation, query.dtype)
+  if implementation == 'auto':
+    implementation = choose(query, key)
   if implementation == 'einsum':
     return einsum(query, key, value, sight, dropout, scores_float32)
   compute = {'rows': rows, 'splash': splash, 'cudnn': cudnn}[implementation]
   return on_shards(compute, query, key, value, sight)
 
 
-def choose(implementation: str, dtype) -> str:
-  """What 'auto' stands for: splash on TPU, cudnn on GPU, rows on one CPU.
+def choose(query, key) -> str:
+  """What 'auto' stands for: splash on TPU, cudnn on GPU, rows on a CPU.
 
-  cudnn takes half precision only: einsum in float32. On simulated devices of a
-  CPU: einsum. Dropout on attention weights, decoding through a cache, and
-  scores in half precision are einsum's, whatever was asked for.
+  cudnn takes half precision only: einsum in float32. On the CPU einsum where
+  all weights fit ROWS_BYTES, and on simulated devices. Dropout on attention
+  weights, decoding through a cache, and scores in half precision are einsum's,
+  whatever was asked for.
   """
-  if implementation != 'auto':
-    return implementation
   platform, devices = sharding.target()
   if platform == 'tpu':
     return 'splash'
   if platform == 'gpu':
-    half = dtype in (jnp.bfloat16, jnp.float16)
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
     return 'cudnn' if half else 'einsum'
-  return 'rows' if devices == 1 else 'einsum'
+  B, T, H, _ = query.shape
+  small = 4 * B * H * T * key.shape[1] <= ROWS_BYTES
+  return 'einsum' if small or devices > 1 else 'rows'
 
 
 def on_shards(compute, query, key, value, sight: Sight) -> jax.Array:
@@ -218,7 +220,7 @@ def _backward_of(query, key, value, sight, out, top, total, slope):
   query = _heads_first(query, scale)
   powers = jnp.exp(_scores(query, key, sight) - top)
   slope = _heads_first(slope) / total.swapaxes(-1, -2)  # [b, H, K, T]
-  mean = jnp.einsum('bhkt,bthk->bht', slope, out)[..., None]
+  mean = (slope * _heads_first(out)).sum(2)[..., None]
   slope = slope.astype(dtype)
   value_slope = jnp.einsum('bhkt,bhts->bhks', slope, powers.astype(dtype))
   weight_slope = jnp.einsum(
@@ -253,7 +255,7 @@ def splash(query, key, value, sight: Sight, interpret=False) -> jax.Array:
     _padded(x, fill=-1) for x in (sight.query_segments, sight.key_segments)
   )
   query, key, value = (
-    _padded(_padded(x), 3).swapaxes(1, 2)
+    _padded(_padded(x), axis=3).swapaxes(1, 2)
     for x in (query * K**-0.5, key, value)
   )
   shape = query.shape[2], key.shape[2]

@@ -14,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from atm import loss
 from atm.attention import IMPLEMENTATIONS, Sight
 from atm.layers import (
   REMAT,
@@ -75,6 +75,8 @@ class Config:
       keys, values, result and normalisers are kept.
     attention: how attention is computed: 'auto' (by platform), 'einsum',
       'rows', 'splash' or 'cudnn', see attention.py.
+    loss_chunk: target positions of a row whose logits are in memory at a time
+      while the loss and its gradient are computed.
     unroll: how many layers the compiled loop over layers does at a time.
     pad_id, start_id, end_id: padding, the decoder's first input, and the end
       of a sequence.
@@ -108,6 +110,7 @@ class Config:
   dtype: str = 'bfloat16'
   remat: str = 'none'
   attention: str = 'auto'
+  loss_chunk: int = 64
   unroll: int = 1
   pad_id: int = 0
   start_id: int = 1
@@ -177,6 +180,10 @@ class Decoder(nn.Module):
       deterministic,
     )  # fmt: skip
     return LayerNorm(c, name='norm')(x), cache
+
+
+def _constrain_logits(logits):
+  return constrain(logits, 'batch', 'length', 'vocab')
 
 
 class AlexaTM(nn.Module):
@@ -268,6 +275,34 @@ class AlexaTM(nn.Module):
       enable_dropout=enable_dropout,
     )
 
+  def loss(self, batch: dict, enable_dropout: bool = True, z_loss=0.0) -> dict:
+    """Per-row sums of `loss.cross_entropy` for a batch of `data.Batches`.
+
+    The logits are made `loss_chunk` positions at a time, never all of them.
+    """
+    c, tokens = self.config, batch['encoder_input_tokens']
+    source = batch['encoder_segment_ids']
+    encoded = self.encode(
+      tokens, source, batch.get('encoder_positions'), enable_dropout
+    )
+    states = self._states(
+      encoded,
+      source,
+      batch['decoder_input_tokens'],
+      batch['decoder_segment_ids'],
+      batch.get('decoder_positions'),
+      not enable_dropout,
+    )
+    return loss.from_states(
+      states,
+      *self._head(states.dtype),
+      batch['decoder_target_tokens'],
+      batch['decoder_loss_weights'],
+      z_loss,
+      c.loss_chunk,
+      _constrain_logits,
+    )
+
   def _embed(self, tokens, table, rows, positions):
     c = self.config
     if positions is None:
@@ -341,16 +376,23 @@ class AlexaTM(nn.Module):
     source = self._segments(encoder_input_tokens, encoder_segment_ids)
     if decode:
       return self._decode_t5x(encoded, source, decoder_input_tokens)
-    # Causality already keeps a token from the padding behind it.
-    target = decoder_segment_ids
-    if target is None:
-      target = jnp.ones_like(decoder_input_tokens)
-    sight = Sight(target, target, causal=True)
-    logits, _ = self._decoder(
-      decoder_input_tokens, None, encoded, decoder_positions, sight,
-      Sight(target, source), not enable_dropout,
+    states = self._states(
+      encoded, source, decoder_input_tokens, decoder_segment_ids,
+      decoder_positions, not enable_dropout,
     )  # fmt: skip
-    return logits
+    return self._logits(states)
+
+  def _states(
+    self, encoded, source, tokens, segments, positions, deterministic
+  ):
+    """Decoder states [B, T, D], teacher-forced."""
+    # Causality already keeps a token from the padding behind it.
+    target = jnp.ones_like(tokens) if segments is None else segments
+    states, _ = self._decoder(
+      tokens, None, encoded, positions, Sight(target, target, causal=True),
+      Sight(target, source), deterministic,
+    )  # fmt: skip
+    return states
 
   def decode_cached(self, tokens, positions, cache, source, encoded=None):
     """Reads [B, n] ids at [B, n] positions through a cache.
@@ -368,27 +410,28 @@ class AlexaTM(nn.Module):
     """
     ones = jnp.ones_like(tokens)
     sight = Sight(ones, jnp.ones(cache.self_keys.shape[1:3], int), positions)
-    return self._decoder(
+    states, cache = self._decoder(
       tokens, cache, encoded, positions, sight, Sight(ones, source), True
     )
+    return self._logits(states), cache
 
   def _decoder(
     self, tokens, cache, encoded, positions, sight, sight_encoded, deterministic
   ):
     rows = self.decoder_positions[self.config.position_offset :]
     x = self._embed(tokens, self.decoder_embedding, rows, positions)
-    x, cache = self.decoder(
+    return self.decoder(
       x, cache, encoded, positions, sight, sight_encoded, deterministic
     )
-    flat = jnp.matmul(
-      x.reshape(-1, x.shape[-1]),
-      self.head.T.astype(x.dtype),
-      preferred_element_type=jnp.float32,
-    )
-    if self.config.logits_bias:
-      flat += jax.lax.stop_gradient(self.logits_bias).astype(jnp.float32)
-    logits = flat.reshape(*x.shape[:-1], -1)
-    return constrain(logits, 'batch', 'length', 'vocab'), cache
+
+  def _logits(self, states):
+    logits = loss.logits_of(states, *self._head(states.dtype))
+    return _constrain_logits(logits)
+
+  def _head(self, dtype):
+    """(LM head [V, D], bias [V] or None)."""
+    bias = self.logits_bias if self.config.logits_bias else None
+    return self.head.astype(dtype), bias
 
   def _decode_t5x(self, encoded, source, tokens):
     B, T = tokens.shape

@@ -12,10 +12,11 @@ same padding mask of the encoder, compute the loss from the labels, and are
 counted by the same real tokens. `--full` fills the rows.
 
 Every contestant runs in a process of its own, on the same cores (`--threads`),
-in turn, `--rounds` times. `CPU s` is the CPU time of a step, all threads
-together: on a busy machine the better figure. Stated are medians over all timed steps; `ratio` is
+in turn, `--rounds` times. Stated are medians over all timed steps; `ratio` is
 the median over the rounds of tokens a second relative to atm in that round.
-`peak` is the most that was resident during the timed steps, `steady` what was
+`CPU s` is the CPU time of a step, all threads together, to be looked at where
+the machine is busy with other things (torch's threads spin while they wait).
+`peak` (GiB) is the most that was resident during the timed steps, `steady` what was
 between them, `life` the most in the process's life, compiling included.
 Processes run with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which Makefile sets
 too; `--huge_pages both` measures without it as well.
@@ -249,12 +250,13 @@ def run(name: str, huge: bool, args) -> dict:
 
 
 def has_peers(python: str) -> bool:
-  code = 'import torch, transformers as t; print(torch.__version__, t.__version__)'
+  code = (
+    'import torch, transformers; '
+    'print(torch.__version__, transformers.__version__)'
+  )
   done = subprocess.run([python, '-c', code], capture_output=True, text=True)
   if done.returncode:
-    print(
-      f'{python} lacks torch or transformers: no peers. Set --peer_python.'
-    )
+    print(f'{python} lacks torch or transformers: no peers. Set --peer_python.')
     return False
   print('peers: torch {}, transformers {}'.format(*done.stdout.split()))
   return True
@@ -262,22 +264,29 @@ def has_peers(python: str) -> bool:
 
 def show(rows: dict[str, list[dict]], tokens: int) -> None:
   """The table of one setting, rows by contestant and round."""
-  print(
-    f'{"":16}{"s a step":>9}{"CPU s":>7}{"tokens/s":>10}{"ratio":>7}{"peak GiB":>10}'
-    f'{"steady":>8}{"life":>7}{"faults":>9}'
+  columns = ('cpu', 'peak', 'steady', 'life', 'faults')
+  heads = (
+    's',
+    'tokens/s',
+    'ratio',
+    'CPU s',
+    'peak',
+    'steady',
+    'life',
+    'faults',
   )
+  print(f'{"a step":16}' + ''.join(f'{head:>10}' for head in heads))
   median = statistics.median
   rate = lambda row: tokens / median(row['seconds'])
   for name, mine in rows.items():
     seconds = median([s for row in mine for s in row['seconds']])
     base = rows.get('atm', mine)
     ratio = median([rate(a) / rate(b) for a, b in zip(mine, base, strict=True)])
-    figures = {k: median([row[k] for row in mine])
-               for k in ('cpu', 'peak', 'steady', 'life', 'faults')}  # fmt: skip
+    figures = [median([row[column] for row in mine]) for column in columns]
     print(
-      f'{name:16}{seconds:9.2f}{figures["cpu"]:7.2f}{tokens / seconds:10,.0f}{ratio:7.2f}'
-      f'{figures["peak"]:10.2f}{figures["steady"]:8.2f}{figures["life"]:7.2f}'
-      f'{figures["faults"]:9,.0f}  {mine[0]["attention"] or ""}'
+      f'{name:16}{seconds:10.2f}{tokens / seconds:10,.0f}{ratio:10.2f}'
+      + ''.join(f'{x:10.2f}' for x in figures[:-1])
+      + f'{figures[-1]:10,.0f}  {mine[0]["attention"] or ""}'
     )
   for name in OURS:
     for row in rows.get(name, [])[:1]:
@@ -285,7 +294,7 @@ def show(rows: dict[str, list[dict]], tokens: int) -> None:
       share = median([x / r['matmul'] for x, r in zip(reached, rows[name])])
       print(
         f'{name}: {row["flops"] / 1e9:,.0f} model GFLOP a step, '
-        f'{median(reached) / 1e9:.0f} GFLOP/s, {share:.0%} of XLA\'s own '
+        f"{median(reached) / 1e9:.0f} GFLOP/s, {share:.0%} of XLA's own "
         f'float32 matmul in the same process'
       )
 

@@ -14,7 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 # A file imports only from files to its left.
 ORDER = (
   'sharding metrics vocabulary noise objectives rows data stream cache mixture '
-  'samples page look attention layers model loss optimizer step checkpoint '
+  'samples page look loss attention layers model optimizer step checkpoint '
   'layouts torch_file hf warm_start decode evaluate checks progress interrupts '
   'trainer infer convert report main'
 ).split()
