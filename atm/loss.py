@@ -53,10 +53,10 @@ def _sums(log_z, picked, correct, weights, z_loss):
 
 def from_states(
   states: jax.Array,
-  head: jax.Array,
-  bias: jax.Array | None,
   targets: jax.Array,
   weights: jax.Array,
+  head: jax.Array,
+  bias: jax.Array | None,
   z_loss: float = 0.0,
   chunk: int = 64,
   constrain=lambda logits: logits,
@@ -68,9 +68,9 @@ def from_states(
 
   Args:
     states: [B, T, D].
+    targets, weights, z_loss: see `cross_entropy`.
     head: [V, D], in the dtype of `states`.
     bias: [V] or None; has no gradient.
-    targets, weights, z_loss: see `cross_entropy`.
     chunk: positions at a time.
     constrain: pins the sharding of logits [B, chunk, V].
   """

@@ -12,6 +12,7 @@ K head dimension, F feed-forward, V vocabulary, L layers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from atm.layers import (
   normal,
   stack,
 )
-from atm.sharding import constrain, did_you_mean
+from atm.sharding import by_rows, constrain, did_you_mean
 
 CHOICES = {
   'dtype': ('float32', 'bfloat16'),
@@ -186,6 +187,10 @@ def _constrain_logits(logits):
   return constrain(logits, 'batch', 'length', 'vocab')
 
 
+def _constrain_rows_logits(logits):
+  return constrain(logits, None, 'length', 'vocab')
+
+
 class AlexaTM(nn.Module):
   """The encoder-decoder, with the signatures t5x calls.
 
@@ -293,15 +298,14 @@ class AlexaTM(nn.Module):
       batch.get('decoder_positions'),
       not enable_dropout,
     )
-    return loss.from_states(
-      states,
-      *self._head(states.dtype),
-      batch['decoder_target_tokens'],
-      batch['decoder_loss_weights'],
-      z_loss,
-      c.loss_chunk,
-      _constrain_logits,
+    compute = functools.partial(
+      loss.from_states,
+      z_loss=z_loss,
+      chunk=c.loss_chunk,
+      constrain=_constrain_rows_logits,
     )
+    targets = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+    return by_rows(compute, (states, *targets), self._head(states.dtype))
 
   def _embed(self, tokens, table, rows, positions):
     c = self.config

@@ -214,6 +214,32 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, rules.spec(*logical))
 
 
+def by_rows(compute, rows: tuple, whole: tuple):
+  """compute(*rows, *whole), each device on the rows that it has.
+
+  What the gradient of `whole` adds up from all devices, it adds once, however
+  often `compute` reads it; a loop that GSPMD partitions adds in every turn.
+
+  Args:
+    compute: to a pytree of arrays [B, ...]. It may `constrain`, by axes that
+      are not the batch's.
+    rows: pytrees of arrays [B, ...].
+    whole: pytrees of arrays that every row reads.
+  """
+  rules, mesh = _active.get(), jax.sharding.get_abstract_mesh()
+  axes = rules.mesh_axes('batch') if rules else ()
+  if all(mesh.shape[axis] == 1 for axis in axes):
+    return compute(*rows, *whole)
+  split = rules.spec('batch')
+  return jax.shard_map(
+    compute,
+    in_specs=(split,) * len(rows) + (PartitionSpec(),) * len(whole),
+    out_specs=split,
+    axis_names=set(axes),
+    check_vma=False,
+  )(*rows, *whole)
+
+
 def place(batch, mesh, rules: Rules):
   """Host arrays [B, ...] to device arrays split over the batch axes."""
   sharding = NamedSharding(mesh, rules.spec('batch'))

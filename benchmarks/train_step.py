@@ -16,8 +16,8 @@ in turn, `--rounds` times. Stated are medians over all timed steps; `ratio` is
 the median over the rounds of tokens a second relative to atm in that round.
 `CPU s` is the CPU time of a step, all threads together, to be looked at where
 the machine is busy with other things (torch's threads spin while they wait).
-`peak` (GiB) is the most that was resident during the timed steps, `steady` what was
-between them, `life` the most in the process's life, compiling included.
+`peak` (GiB) is the most that was resident during the timed steps, `steady` what
+was between them, `life` the most in the process's life, compiling included.
 Processes run with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which Makefile sets
 too; `--huge_pages both` measures without it as well.
 
