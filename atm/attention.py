@@ -1,41 +1,72 @@
-"""Scaled dot-product attention behind one function."""
+"""Scaled dot-product attention behind one function, however it is computed.
+
+B batch, T queries, S keys, H heads, K head dimension.
+
+| implementation | what | where |
+| --- | --- | --- |
+| einsum | whole [B, H, T, S] weights, differentiated by JAX | anywhere |
+| rows | some rows at a time, their weights made again in the backward | CPU |
+| splash | Pallas kernel with segment ids | TPU; not run on one by us |
+| cudnn | jax.nn.dot_product_attention | GPU; cuDNN not run by us |
+
+All give the same within rounding, but on queries that may look nowhere: those
+are padding, and what they give is nobody's input.
+"""
 
 from __future__ import annotations
 
+import functools
+
+import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from atm import sharding
 
 MASKED = -1e9  # finite: a row that may look nowhere gives no NaN
+IMPLEMENTATIONS = ('auto', 'einsum', 'rows', 'splash', 'cudnn')
+SAVED = 'attention'  # the name of what its backward pass reads, for remat
+BLOCK = 128  # splash: lengths and head dimension become multiples of this
+ROWS_BYTES = 16 * 2**20  # rows: scores made at a time; fit a CPU's last cache
 
 
-def mask(
-  query_segments: jax.Array,
-  key_segments: jax.Array,
-  query_positions: jax.Array | None = None,
-  key_positions: jax.Array | None = None,
-) -> jax.Array:
-  """Who may look at whom: [B, 1, T, S] bool.
+@flax.struct.dataclass
+class Sight:
+  """Who may look at whom.
 
-  Args:
+  Attributes:
     query_segments: [B, T] integers; a query sees keys of its own segment.
     key_segments: [B, S] integers.
-    query_positions: [B, T] or None; where given, a query sees no key whose
-      position is greater than its own (causal).
-    key_positions: [B, S] or None.
+    query_positions: [B, T]; where given, a query sees no key that stands (from
+      0) behind its own position.
+    causal: a query sees no key that stands behind it.
   """
-  see = query_segments[:, :, None] == key_segments[:, None, :]
-  if query_positions is not None:
-    see &= query_positions[:, :, None] >= key_positions[:, None, :]
-  return see[:, None]
+
+  query_segments: jax.Array
+  key_segments: jax.Array
+  query_positions: jax.Array | None = None
+  causal: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def mask(self) -> jax.Array:
+    """[B, 1, T, S] bool."""
+    see = self.query_segments[:, :, None] == self.key_segments[:, None, :]
+    last = self.query_positions
+    if last is None and self.causal:
+      last = jnp.arange(self.query_segments.shape[1])[None]
+    if last is not None:
+      see &= last[:, :, None] >= jnp.arange(self.key_segments.shape[1])
+    return see[:, None]
 
 
 def attention(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  see: jax.Array,
-  dropout=lambda weights: weights,
+  sight: Sight,
+  dropout=None,
   scores_float32: bool = True,
+  implementation: str = 'auto',
 ) -> jax.Array:
   """softmax(q k' / sqrt(K)) v.
 
@@ -43,14 +74,59 @@ def attention(
     query: [B, T, H, K].
     key: [B, S, H, K].
     value: [B, S, H, K].
-    see: [B, 1, T, S] bool, from `mask`.
-    dropout: applied to the weights [B, H, T, S].
+    sight: who may look at whom.
+    dropout: applied to the weights [B, H, T, S]; None does nothing.
     scores_float32: compute scores and softmax in float32, else in the dtype of
       `query`.
+    implementation: one of IMPLEMENTATIONS, 'auto' is `choose`'s.
 
   Returns:
     [B, T, H, K] in the dtype of `query`.
   """
+  query, key, value = (checkpoint_name(x, SAVED) for x in (query, key, value))
+  low = not scores_float32 and query.dtype != jnp.float32
+  if dropout is not None or low or sight.query_positions is not None:
+    implementation = 'einsum'
+  if implementation == 'auto':
+    implementation = choose(query, key)
+  if implementation == 'einsum':
+    return einsum(query, key, value, sight, dropout, scores_float32)
+  compute = {'rows': rows, 'splash': splash, 'cudnn': cudnn}[implementation]
+  return on_shards(compute, query, key, value, sight)
+
+
+def choose(query, key) -> str:
+  """What 'auto' stands for: splash on TPU, cudnn on GPU, rows on a CPU.
+
+  cudnn takes half precision only: einsum in float32. On the CPU einsum where
+  all weights fit ROWS_BYTES, and on simulated devices. Dropout on attention
+  weights, decoding through a cache, and scores in half precision are einsum's,
+  whatever was asked for.
+  """
+  platform, devices = sharding.target()
+  if platform == 'tpu':
+    return 'splash'
+  if platform == 'gpu':
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    return 'cudnn' if half else 'einsum'
+  B, T, H, _ = query.shape
+  small = 4 * B * H * T * key.shape[1] <= ROWS_BYTES
+  return 'einsum' if small or devices > 1 else 'rows'
+
+
+def on_shards(compute, query, key, value, sight: Sight) -> jax.Array:
+  """`compute` on the rows and heads that each device of the mesh has."""
+  rules = sharding.active()
+  if rules is None or sharding.target()[1] == 1:
+    return compute(query, key, value, sight)
+  x, ids = rules.spec('batch', None, 'heads', None), rules.spec('batch', None)
+  return jax.shard_map(
+    compute, in_specs=(x, x, x, ids), out_specs=x, check_vma=False
+  )(query, key, value, sight)
+
+
+def einsum(query, key, value, sight, dropout=None, scores_float32=True):
+  """All weights at once."""
   scale = query.shape[-1] ** -0.5
   scores = jnp.einsum(
     'bthk,bshk->bhts',
@@ -58,6 +134,175 @@ def attention(
     key,
     preferred_element_type=jnp.float32 if scores_float32 else query.dtype,
   )
-  scores = jnp.where(see, scores * scale, MASKED)
-  weights = dropout(jax.nn.softmax(scores).astype(query.dtype))
-  return jnp.einsum('bhts,bshk->bthk', weights, value)
+  scores = jnp.where(sight.mask(), scores * scale, MASKED)
+  weights = jax.nn.softmax(scores).astype(query.dtype)
+  if dropout is not None:
+    weights = dropout(weights)
+  out = jnp.einsum('bhts,bshk->bthk', weights, value)
+  return checkpoint_name(out, SAVED)
+
+
+# --- A few rows at a time, for the CPU
+
+
+def rows(query, key, value, sight: Sight) -> jax.Array:
+  """Attention that never holds [B, H, T, S], nor keeps it for the backward.
+
+  Each turn of a loop makes the scores of so many rows as fit ROWS_BYTES, so
+  they stay in the cache; the backward pass makes them again from the greatest
+  score and the sum of each query (FlashAttention's way). Products have the
+  operand with few rows on the left: with K x T by T x S for the gradient of
+  the keys, XLA's CPU backend is 2.6 times as fast as with S x T by T x K.
+  """
+  return _rows(query, key, value, sight)
+
+
+@jax.custom_vjp
+def _rows(query, key, value, sight):
+  return _rows_forward(query, key, value, sight)[0]
+
+
+def _rows_forward(query, key, value, sight):
+  out, top, total = _by_rows(_forward_of, (query, key, value, sight))
+  out, top, total = (checkpoint_name(x, SAVED) for x in (out, top, total))
+  return out, (query, key, value, sight, out, top, total)
+
+
+def _rows_backward(kept, slope):
+  return *_by_rows(_backward_of, (*kept, slope)), None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+def _by_rows(compute, inputs):
+  """compute(*inputs), all [B, ...], some rows at a time."""
+  query, key = inputs[:2]
+  B, T, H, _ = query.shape
+  each = max(1, ROWS_BYTES // (4 * H * T * key.shape[1]))
+  each = max(n for n in range(1, min(each, B) + 1) if B % n == 0)
+  if each == B:
+    return compute(*inputs)
+  cut = lambda x: x.reshape(B // each, each, *x.shape[1:])
+  join = lambda x: x.reshape(B, *x.shape[2:])
+  out = jax.lax.map(lambda part: compute(*part), jax.tree.map(cut, inputs))
+  return jax.tree.map(join, out)
+
+
+def _scores(query, key, sight):
+  """[b, H, T, S] float32, from query [b, H, K, T] and key [b, S, H, K]."""
+  scores = jnp.einsum(
+    'bhkt,bshk->bhts', query, key, preferred_element_type=jnp.float32
+  )
+  return jnp.where(sight.mask(), scores, MASKED)
+
+
+def _heads_first(x, scale=1.0):
+  """[b, T, H, K] -> [b, H, K, T]."""
+  return (x * scale).transpose(0, 2, 3, 1)
+
+
+def _forward_of(query, key, value, sight):
+  """(out [b, T, H, K], top and total [b, H, T, 1]) of a few rows."""
+  query = _heads_first(query, query.shape[-1] ** -0.5)
+  scores = _scores(query, key, sight)
+  top = scores.max(-1, keepdims=True)
+  powers = jnp.exp(scores - top)
+  total = powers.sum(-1, keepdims=True)
+  out = jnp.einsum('bhts,bshk->bhtk', powers.astype(value.dtype), value)
+  out = (out / total).astype(value.dtype).transpose(0, 2, 1, 3)
+  return out, top, total
+
+
+def _backward_of(query, key, value, sight, out, top, total, slope):
+  """Gradients of query, key and value of a few rows."""
+  scale, dtype = query.shape[-1] ** -0.5, query.dtype
+  query = _heads_first(query, scale)
+  powers = jnp.exp(_scores(query, key, sight) - top)
+  slope = _heads_first(slope) / total.swapaxes(-1, -2)  # [b, H, K, T]
+  mean = (slope * _heads_first(out)).sum(2)[..., None]
+  slope = slope.astype(dtype)
+  value_slope = jnp.einsum('bhkt,bhts->bhks', slope, powers.astype(dtype))
+  weight_slope = jnp.einsum(
+    'bhkt,bshk->bhts', slope, value, preferred_element_type=jnp.float32
+  )
+  score_slope = (powers * (weight_slope - mean)).astype(dtype)
+  query_slope = jnp.einsum('bhts,bshk->bhtk', score_slope, key) * scale
+  key_slope = jnp.einsum('bhkt,bhts->bhks', query, score_slope)
+  return (
+    query_slope.transpose(0, 2, 1, 3),
+    key_slope.transpose(0, 3, 1, 2),
+    value_slope.transpose(0, 3, 1, 2),
+  )
+
+
+# --- Kernels of accelerators
+
+
+def splash(query, key, value, sight: Sight, interpret=False) -> jax.Array:
+  """JAX's Pallas kernel for TPUs; not run on TPU hardware by us.
+
+  Lengths and head dimension are padded to multiples of BLOCK, with a segment
+  of their own. What its backward pass reads is named SAVED.
+  """
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+  )
+
+  T, H, K = query.shape[1:]
+  of_queries, of_keys = (
+    _padded(x, fill=-1) for x in (sight.query_segments, sight.key_segments)
+  )
+  query, key, value = (
+    _padded(_padded(x), axis=3).swapaxes(1, 2)
+    for x in (query * K**-0.5, key, value)
+  )
+  shape = query.shape[2], key.shape[2]
+  whole = splash_attention_mask.FullMask(shape)
+  if sight.causal:
+    whole = splash_attention_mask.CausalMask(shape)
+  kernel = splash_attention_kernel.make_splash_mha_single_device(
+    splash_attention_mask.MultiHeadMask([whole] * H),
+    block_sizes=_splash_blocks(*shape),
+    residual_checkpoint_name=SAVED,
+    interpret=interpret,
+  )
+  segments = splash_attention_kernel.SegmentIds(of_queries, of_keys)
+  out = jax.vmap(kernel)(query, key, value, segments)
+  return out.swapaxes(1, 2)[:, :T, :, :K].astype(query.dtype)
+
+
+def _padded(x, axis: int = 1, fill: int = 0):
+  """x with `axis` filled up to a multiple of BLOCK."""
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, -x.shape[axis] % BLOCK)
+  return jnp.pad(x, widths, constant_values=fill)
+
+
+def _splash_blocks(T: int, S: int):
+  """Blocks of at most 512 that divide T and S."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+  )
+
+  q, kv = (max(b for b in (512, 384, 256, 128) if n % b == 0) for n in (T, S))
+  return splash_attention_kernel.BlockSizes(
+    block_q=q, block_kv=kv, block_kv_compute=kv,
+    block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv,
+    block_q_dq=q, block_kv_dq=kv,
+  )  # fmt: skip
+
+
+def cudnn(query, key, value, sight: Sight, kernel='cudnn') -> jax.Array:
+  """jax.nn's attention by cuDNN; the kernel itself not run by us.
+
+  It takes the mask as [B, 1, T, S]. `kernel` 'xla' is for tests on a CPU.
+  """
+  out = jax.nn.dot_product_attention(
+    query, key, value, mask=sight.mask(), implementation=kernel
+  )
+  return checkpoint_name(out, SAVED)
+
+
+splash_interpreted = functools.partial(splash, interpret=True)

@@ -14,10 +14,21 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from atm.attention import attention
+from atm.attention import SAVED, attention
 from atm.sharding import constrain
 
 Config = Any  # a model.Config; model.py stands below this file
+
+# What each layer keeps for its backward pass; the rest it computes again.
+_attention = jax.checkpoint_policies.save_only_these_names(SAVED)
+REMAT = {
+  'none': None,  # all that JAX's derivatives read
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _attention
+  ),
+  'save_attention': _attention,
+}
 
 
 def normal(config: Config, *axes: str):
@@ -97,12 +108,15 @@ class Attention(nn.Module):
     """[B, S, D] -> keys and values, each [B, S, H, K]."""
     return self._split(self.key(x)), self._split(self.value(x))
 
-  def __call__(self, x, keys, values, see, deterministic):
+  def __call__(self, x, keys, values, sight, deterministic):
     """Attends from x [B, T, D]; returns [B, T, D]."""
-    drop = functools.partial(self.weights_dropout, deterministic=deterministic)
+    c, drop = self.config, None
+    if c.attention_dropout and not deterministic:
+      drop = functools.partial(self.weights_dropout, deterministic=False)
     query = self._split(self.query(x))
-    exact = self.config.scores_float32
-    y = attention(query, keys, values, see, drop, exact)
+    y = attention(
+      query, keys, values, sight, drop, c.scores_float32, c.attention
+    )
     return self.out(y.reshape(*y.shape[:-2], -1))
 
 
@@ -171,12 +185,12 @@ class EncoderLayer(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x, see, deterministic):
+  def __call__(self, x, sight, deterministic):
     c = self.config
     drop = nn.Dropout(c.dropout, deterministic=deterministic)
     h = LayerNorm(c, name='attention_norm')(x)
     attend = Attention(c, c.encoder_heads, name='attention')
-    x = x + drop(attend(h, *attend.keys_values(h), see, deterministic))
+    x = x + drop(attend(h, *attend.keys_values(h), sight, deterministic))
     h = LayerNorm(c, name='feed_forward_norm')(x)
     feed_forward = FeedForward(c, c.encoder_ff, name='feed_forward')
     x = x + drop(feed_forward(h, deterministic))
@@ -195,7 +209,7 @@ class DecoderLayer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, carry, layer, encoded, positions, see, see_encoded, deterministic
+    self, carry, layer, encoded, positions, sight, sight_encoded, deterministic
   ):
     x, cache = carry
     c = self.config
@@ -206,7 +220,7 @@ class DecoderLayer(nn.Module):
     if cache is not None:
       cache = cache.write('self', layer, keys, values, positions)
       keys, values = cache.read('self', layer)
-    x = x + drop(attend(h, keys, values, see, deterministic))
+    x = x + drop(attend(h, keys, values, sight, deterministic))
 
     h = LayerNorm(c, name='cross_attention_norm')(x)
     attend = Attention(c, c.decoder_heads, name='cross_attention')
@@ -216,7 +230,7 @@ class DecoderLayer(nn.Module):
         cache = cache.write('cross', layer, keys, values)
     else:
       keys, values = cache.read('cross', layer)
-    x = x + drop(attend(h, keys, values, see_encoded, deterministic))
+    x = x + drop(attend(h, keys, values, sight_encoded, deterministic))
 
     h = LayerNorm(c, name='feed_forward_norm')(x)
     feed_forward = FeedForward(c, c.decoder_ff, name='feed_forward')
@@ -226,10 +240,13 @@ class DecoderLayer(nn.Module):
 
 def stack(layer_class, config: Config, length: int, inputs: tuple):
   """A stack of layers as one scan over stacked parameters named `layers`."""
-  if config.remat == 'full':
+  if config.remat != 'none':
     # deterministic, the last argument, is a Python bool.
     layer_class = nn.remat(
-      layer_class, prevent_cse=False, static_argnums=(len(inputs) + 1,)
+      layer_class,
+      prevent_cse=False,
+      static_argnums=(len(inputs) + 1,),
+      policy=REMAT[config.remat],
     )
   return nn.scan(
     layer_class,

@@ -20,6 +20,7 @@ from atm import (
   metrics,
   objectives,
   sharding,
+  xla,
 )
 from atm.checkpoint import Checkpoints
 from atm.goodput import Goodput
@@ -35,7 +36,7 @@ class Loop:
   Attributes:
     model_dir: of the run.
     train_steps, log_every, eval_every, save_every, skip_steps,
-      freeze_encoder_steps, profile_steps: see `trainer.train`.
+      freeze_encoder_steps, profile_steps, xla_options: see `trainer.train`.
     update: called with (state, batch, frozen=...), see `step.train_step`.
     batch: called with a batch's number, gives this host's rows of it.
     batch_size: B, of the whole batch.
@@ -55,6 +56,7 @@ class Loop:
   skip_steps: tuple[tuple[int, int], ...]
   freeze_encoder_steps: int
   profile_steps: tuple[int, int] | None
+  xla_options: dict | None
   update: Callable
   batch: Callable[[int], dict]
   batch_size: int
@@ -146,7 +148,9 @@ class Loop:
     update = functools.partial(self.update, frozen=self.frozen)
     placed = jax.tree.map(lambda x: x.sharding, self.state)  # and stays so
     update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
-    self.compiled = update.lower(self.state, batch).compile()
+    lowered = update.lower(self.state, batch)
+    platform = jax.devices()[0].platform
+    self.compiled = xla.compiled(lowered, platform, self.xla_options)
     until = f' with the encoder frozen to step {self.freeze_encoder_steps:,}'
     seconds = time.perf_counter() - clock
     self.say(f'compiled{until if self.frozen else ""} in {seconds:.1f} s')

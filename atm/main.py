@@ -429,15 +429,6 @@ def parse_arguments(arguments: list[str]) -> tuple:
   return run, files, bindings, modules
 
 
-def set_compilation_cache() -> None:
-  """Compiled programs are kept across runs, by default below ~/.cache/atm."""
-  import jax
-
-  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    folder = os.path.expanduser('~/.cache/atm/xla')
-    jax.config.update('jax_compilation_cache_dir', folder)
-
-
 def main(arguments: list[str] | None = None) -> int:
   """Runs a command; returns its exit status: 2 for a user's mistake.
 
@@ -469,7 +460,9 @@ def run_command(arguments: list[str] | None) -> int:
   try:
     run, files, bindings, modules = parse_arguments(arguments)
     configure(files, bindings, modules)
-    set_compilation_cache()
+    from atm import xla
+
+    xla.set_compilation_cache()
     gin.get_configurable('sharding.start')()
     RUNS[run]()
   except KeyboardInterrupt:

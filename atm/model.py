@@ -12,13 +12,15 @@ K head dimension, F feed-forward, V vocabulary, L layers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from atm.attention import mask
+from atm import loss
+from atm.attention import IMPLEMENTATIONS, Sight
 from atm.layers import (
+  REMAT,
   Cache,
   DecoderLayer,
   EncoderLayer,
@@ -26,11 +28,12 @@ from atm.layers import (
   normal,
   stack,
 )
-from atm.sharding import constrain, did_you_mean
+from atm.sharding import by_rows, constrain, did_you_mean
 
 CHOICES = {
   'dtype': ('float32', 'bfloat16'),
-  'remat': ('none', 'full'),
+  'remat': tuple(REMAT),
+  'attention': IMPLEMENTATIONS,
   'norm': ('standard', 'uncentred'),
   'ties': ('none', 'embeddings', 'decoder_head', 'encoder_head', 'all'),
 }
@@ -67,7 +70,14 @@ class Config:
     scores_float32: compute attention scores and softmax in float32.
     init_std: of all matrices; biases start at 0, norms at 1.
     dtype: of activations. Parameters are float32.
-    remat: 'none', or 'full' to recompute each layer in the backward pass.
+    remat: what of each layer the backward pass computes again. 'none':
+      nothing; 'full': all; 'dots': all but products of matrices and attention,
+      so only what is cheap; 'save_attention': all but attention, whose queries,
+      keys, values, result and normalisers are kept.
+    attention: how attention is computed: 'auto' (by platform), 'einsum',
+      'rows', 'splash' or 'cudnn', see attention.py.
+    loss_chunk: target positions of a row whose logits are in memory at a time
+      while the loss and its gradient are computed.
     unroll: how many layers the compiled loop over layers does at a time.
     pad_id, start_id, end_id: padding, the decoder's first input, and the end
       of a sequence.
@@ -100,6 +110,8 @@ class Config:
   init_std: float = 0.02
   dtype: str = 'bfloat16'
   remat: str = 'none'
+  attention: str = 'auto'
+  loss_chunk: int = 64
   unroll: int = 1
   pad_id: int = 0
   start_id: int = 1
@@ -143,12 +155,12 @@ class Encoder(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x, see, deterministic):
+  def __call__(self, x, sight, deterministic):
     c = self.config
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
     inputs = (nn.broadcast, nn.broadcast)
     layers = stack(EncoderLayer, c, c.encoder_layers, inputs)
-    x, _ = layers(x, see, deterministic)
+    x, _ = layers(x, sight, deterministic)
     return LayerNorm(c, name='norm')(x)
 
 
@@ -157,7 +169,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x, cache, encoded, positions, see, see_encoded, deterministic
+    self, x, cache, encoded, positions, sight, sight_encoded, deterministic
   ):
     c = self.config
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
@@ -165,9 +177,18 @@ class Decoder(nn.Module):
     layers = stack(DecoderLayer, c, c.decoder_layers, inputs)
     number = jnp.arange(c.decoder_layers)
     (x, cache), _ = layers(
-      (x, cache), number, encoded, positions, see, see_encoded, deterministic
-    )
+      (x, cache), number, encoded, positions, sight, sight_encoded,
+      deterministic,
+    )  # fmt: skip
     return LayerNorm(c, name='norm')(x), cache
+
+
+def _constrain_logits(logits):
+  return constrain(logits, 'batch', 'length', 'vocab')
+
+
+def _constrain_rows_logits(logits):
+  return constrain(logits, None, 'length', 'vocab')
 
 
 class AlexaTM(nn.Module):
@@ -259,6 +280,33 @@ class AlexaTM(nn.Module):
       enable_dropout=enable_dropout,
     )
 
+  def loss(self, batch: dict, enable_dropout: bool = True, z_loss=0.0) -> dict:
+    """Per-row sums of `loss.cross_entropy` for a batch of `data.Batches`.
+
+    The logits are made `loss_chunk` positions at a time, never all of them.
+    """
+    c, tokens = self.config, batch['encoder_input_tokens']
+    source = batch['encoder_segment_ids']
+    encoded = self.encode(
+      tokens, source, batch.get('encoder_positions'), enable_dropout
+    )
+    states = self._states(
+      encoded,
+      source,
+      batch['decoder_input_tokens'],
+      batch['decoder_segment_ids'],
+      batch.get('decoder_positions'),
+      not enable_dropout,
+    )
+    compute = functools.partial(
+      loss.from_states,
+      z_loss=z_loss,
+      chunk=c.loss_chunk,
+      constrain=_constrain_rows_logits,
+    )
+    targets = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+    return by_rows(compute, (states, *targets), self._head(states.dtype))
+
   def _embed(self, tokens, table, rows, positions):
     c = self.config
     if positions is None:
@@ -307,7 +355,7 @@ class AlexaTM(nn.Module):
       types = encoder_token_types
       types = jnp.zeros_like(encoder_input_tokens) if types is None else types
       x += self.encoder_types[types].astype(x.dtype)
-    return self.encoder(x, mask(segments, segments), not enable_dropout)
+    return self.encoder(x, Sight(segments, segments), not enable_dropout)
 
   def decode(
     self,
@@ -332,18 +380,23 @@ class AlexaTM(nn.Module):
     source = self._segments(encoder_input_tokens, encoder_segment_ids)
     if decode:
       return self._decode_t5x(encoded, source, decoder_input_tokens)
-    B, T = decoder_input_tokens.shape
-    order = jnp.broadcast_to(jnp.arange(T), (B, T))
-    # Causality already keeps a token from the padding behind it.
-    target = decoder_segment_ids
-    if target is None:
-      target = jnp.ones((B, T), jnp.int32)
-    see = mask(target, target, order, order)
-    logits, _ = self._decoder(
-      decoder_input_tokens, None, encoded, decoder_positions, see,
-      mask(target, source), not enable_dropout,
+    states = self._states(
+      encoded, source, decoder_input_tokens, decoder_segment_ids,
+      decoder_positions, not enable_dropout,
     )  # fmt: skip
-    return logits
+    return self._logits(states)
+
+  def _states(
+    self, encoded, source, tokens, segments, positions, deterministic
+  ):
+    """Decoder states [B, T, D], teacher-forced."""
+    # Causality already keeps a token from the padding behind it.
+    target = jnp.ones_like(tokens) if segments is None else segments
+    states, _ = self._decoder(
+      tokens, None, encoded, positions, Sight(target, target, causal=True),
+      Sight(target, source), deterministic,
+    )  # fmt: skip
+    return states
 
   def decode_cached(self, tokens, positions, cache, source, encoded=None):
     """Reads [B, n] ids at [B, n] positions through a cache.
@@ -359,32 +412,30 @@ class AlexaTM(nn.Module):
     Returns:
       (logits [B, n, V], the cache with these positions written).
     """
-    B, T = cache.self_keys.shape[1:3]
-    ones = jnp.ones((B, T), jnp.int32)
-    order = jnp.broadcast_to(jnp.arange(T), (B, T))
-    see = mask(jnp.ones_like(tokens), ones, positions, order)
-    see_encoded = mask(jnp.ones_like(tokens), source)
-    return self._decoder(
-      tokens, cache, encoded, positions, see, see_encoded, True
+    ones = jnp.ones_like(tokens)
+    sight = Sight(ones, jnp.ones(cache.self_keys.shape[1:3], int), positions)
+    states, cache = self._decoder(
+      tokens, cache, encoded, positions, sight, Sight(ones, source), True
     )
+    return self._logits(states), cache
 
   def _decoder(
-    self, tokens, cache, encoded, positions, see, see_encoded, deterministic
+    self, tokens, cache, encoded, positions, sight, sight_encoded, deterministic
   ):
     rows = self.decoder_positions[self.config.position_offset :]
     x = self._embed(tokens, self.decoder_embedding, rows, positions)
-    x, cache = self.decoder(
-      x, cache, encoded, positions, see, see_encoded, deterministic
+    return self.decoder(
+      x, cache, encoded, positions, sight, sight_encoded, deterministic
     )
-    flat = jnp.matmul(
-      x.reshape(-1, x.shape[-1]),
-      self.head.T.astype(x.dtype),
-      preferred_element_type=jnp.float32,
-    )
-    if self.config.logits_bias:
-      flat += jax.lax.stop_gradient(self.logits_bias).astype(jnp.float32)
-    logits = flat.reshape(*x.shape[:-1], -1)
-    return constrain(logits, 'batch', 'length', 'vocab'), cache
+
+  def _logits(self, states):
+    logits = loss.logits_of(states, *self._head(states.dtype))
+    return _constrain_logits(logits)
+
+  def _head(self, dtype):
+    """(LM head [V, D], bias [V] or None)."""
+    bias = self.logits_bias if self.config.logits_bias else None
+    return self.head.astype(dtype), bias
 
   def _decode_t5x(self, encoded, source, tokens):
     B, T = tokens.shape

@@ -295,12 +295,51 @@ def use(mesh, rules: Rules):
     _active.reset(token)
 
 
+def active() -> Rules | None:
+  """The rules of the `use` that is open."""
+  return _active.get()
+
+
+def target() -> tuple[str, int]:
+  """(platform, devices) of the mesh in `use`; else the default's, and 1."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.abstract_device is None:
+    return jax.default_backend(), 1
+  return mesh.abstract_device.platform, mesh.size
+
+
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   """Pins the sharding of an activation; the identity outside `use`."""
   rules = _active.get()
   if rules is None:
     return x
   return jax.lax.with_sharding_constraint(x, rules.spec(*logical))
+
+
+def by_rows(compute, rows: tuple, whole: tuple):
+  """compute(*rows, *whole), each device on the rows that it has.
+
+  What the gradient of `whole` adds up from all devices, it adds once, however
+  often `compute` reads it; a loop that GSPMD partitions adds in every turn.
+
+  Args:
+    compute: to a pytree of arrays [B, ...]. It may `constrain`, by axes that
+      are not the batch's.
+    rows: pytrees of arrays [B, ...].
+    whole: pytrees of arrays that every row reads.
+  """
+  rules, mesh = _active.get(), jax.sharding.get_abstract_mesh()
+  axes = rules.mesh_axes('batch') if rules else ()
+  if all(mesh.shape[axis] == 1 for axis in axes):
+    return compute(*rows, *whole)
+  split = rules.spec('batch')
+  return jax.shard_map(
+    compute,
+    in_specs=(split,) * len(rows) + (PartitionSpec(),) * len(whole),
+    out_specs=split,
+    axis_names=set(axes),
+    check_vma=False,
+  )(*rows, *whole)
 
 
 def host_rows(mesh, rules: Rules, batch_size: int) -> np.ndarray:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 
 from atm import objectives, optimizer
-from atm.loss import cross_entropy
 from atm.sharding import NamedSharding, Rules, check_divides, constrain
 
 
@@ -113,23 +112,14 @@ def init_state(model, tx, seed: int, abstract: State) -> State:
 
 
 def forward(model, params, batch, dropout_key=None, z_loss=0.0) -> dict:
-  """Per-row sums of `cross_entropy` for a batch."""
-  logits = model.apply(
+  """Per-row sums of `loss.cross_entropy` for a batch."""
+  return model.apply(
     {'params': params},
-    batch['encoder_input_tokens'],
-    batch['decoder_input_tokens'],
-    encoder_segment_ids=batch['encoder_segment_ids'],
-    decoder_segment_ids=batch['decoder_segment_ids'],
-    encoder_positions=batch.get('encoder_positions'),
-    decoder_positions=batch.get('decoder_positions'),
-    enable_dropout=dropout_key is not None,
-    rngs=None if dropout_key is None else {'dropout': dropout_key},
-  )
-  return cross_entropy(
-    logits,
-    batch['decoder_target_tokens'],
-    batch['decoder_loss_weights'],
+    batch,
+    dropout_key is not None,
     z_loss,
+    rngs=None if dropout_key is None else {'dropout': dropout_key},
+    method=model.loss,
   )
 
 
@@ -162,7 +152,7 @@ def train_step(
     state: the state.
     batch: arrays of `data.Batches`.
     seed: dropout's key is this seed's, folded with the step.
-    z_loss: see `cross_entropy`.
+    z_loss: see `loss.cross_entropy`.
     frozen: keep the encoder as it is (static); `tx` must be one of
       `optimizer.make(..., encoder_apart=True)`.
     micro_batches: N, how many parts of the batch are run one after another, to
@@ -286,5 +276,5 @@ def summed(sums: dict, batch: dict) -> dict:
 
 
 def eval_step(model, params, batch: dict) -> dict:
-  """Per-row sums [B] of `cross_entropy`, without dropout."""
+  """Per-row sums [B] of `loss.cross_entropy`, without dropout."""
   return forward(model, params, batch)

@@ -73,6 +73,7 @@ def train(
   eval_every: int = 100,
   eval_rows: int = 64,
   profile_steps: tuple[int, int] | None = None,
+  xla_options: dict | None = None,
   save_every: int = 100,
   checkpoint_dir: str | None = None,
   keep: int | None = 3,
@@ -127,6 +128,7 @@ def train(
     eval_rows: held-out rows of each task in an evaluation.
     profile_steps: (first, last) steps that JAX's profiler records into
       model_dir/profile, for TensorBoard or Perfetto.
+    xla_options: `changes` of `xla.compiled`, for the step.
     checkpoint_dir: where checkpoints lie if not in model_dir, a folder of
       gs:// say; model_dir keeps its name.
     keep: how many checkpoints; None keeps all.
@@ -275,7 +277,7 @@ def train(
   writer = metrics.Writer(model_dir, rewind) if first else metrics.Silent()
   Loop(
     model_dir, train_steps, log_every, eval_every, save_every, skip_steps,
-    freeze_encoder_steps, profile_steps,
+    freeze_encoder_steps, profile_steps, xla_options,
     update=functools.partial(
       step.train_step, net, tx, seed=seed, z_loss=z_loss,
       micro_batches=micro_batches,

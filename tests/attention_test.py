@@ -1,0 +1,242 @@
+"""Ways to compute attention: all as einsum, and what remat keeps of a layer."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atm import attention, sharding, step
+from atm.attention import Sight
+from atm.model import AlexaTM
+from atm.sharding import Rules
+
+from conftest import batch, tiny
+
+SIGHTS = ('encoder', 'decoder', 'cross')
+WAYS = {
+  'rows': attention.rows,
+  'splash': attention.splash_interpreted,
+  'cudnn': functools.partial(attention.cudnn, kernel='xla'),
+}
+
+
+def segments(rng, B, n):
+  """[B, n]: two packed segments and padding, by row of other lengths."""
+  cuts = np.sort(rng.integers(1, n, (B, 2)), axis=1)
+  at = np.arange(n)[None]
+  return np.where(at < cuts[:, :1], 1, np.where(at < cuts[:, 1:], 2, 0))
+
+
+def inputs(rng, kind, B=4, T=9, S=13, H=2, K=8, dtype=jnp.float32):
+  """(query, key, value, sight); in the decoder and the encoder S is T."""
+  S = S if kind == 'cross' else T
+  draw = lambda n: jnp.asarray(rng.standard_normal((B, n, H, K)), dtype)
+  queries, keys = segments(rng, B, T), segments(rng, B, S)
+  keys = keys if kind == 'cross' else queries
+  sight = Sight(queries, keys, causal=kind == 'decoder')
+  return draw(T), draw(S), draw(S), sight
+
+
+def value_and_slopes(compute, query, key, value, sight):
+  """Of queries that may look somewhere: the others are nobody's input."""
+  inside = np.asarray(sight.mask()).any(-1)[:, 0, :, None, None]
+  pull = jnp.asarray(
+    np.random.default_rng(5).standard_normal(query.shape), jnp.float32
+  )
+
+  def total(*given):
+    out = jnp.where(inside, compute(*given, sight), 0)
+    return (out * pull).sum(), out
+
+  slopes, out = jax.jit(
+    jax.grad(total, argnums=(0, 1, 2), has_aux=True)
+  )(query, key, value)  # fmt: skip
+  return out, *slopes
+
+
+@pytest.mark.parametrize('kind', SIGHTS)
+@pytest.mark.parametrize('way', WAYS)
+def test_every_way_equals_einsum(rng, monkeypatch, way, kind):
+  """Packed rows and padding; rows: two at a time; splash: padded to blocks.
+
+  Faults seen: FAULTS
+  """
+  monkeypatch.setattr(attention, 'ROWS_BYTES', 2 * 4 * 2 * 9 * 13)
+  given = inputs(rng, kind)
+  got = value_and_slopes(WAYS[way], *given)
+  want = value_and_slopes(attention.einsum, *given)
+  for x, y in zip(got, want, strict=True):
+    np.testing.assert_allclose(x, y, atol=3e-6)
+
+
+def test_splash_over_several_blocks(rng):
+  """130 queries and 257 keys: blocks of 256 and 128 of 256 and 384."""
+  given = inputs(rng, 'cross', B=1, T=130, S=257, H=1)
+  got = value_and_slopes(attention.splash_interpreted, *given)
+  want = value_and_slopes(attention.einsum, *given)
+  for x, y in zip(got, want, strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', SIGHTS)
+def test_splash_lowers_for_tpus(rng, kind):
+  """Forward and backward become TPU kernels here; none was run on one."""
+  given = inputs(rng, kind, T=200, S=300, H=4, K=64, dtype=jnp.bfloat16)
+
+  def total(query, key, value):
+    out = attention.splash(query, key, value, given[3])
+    return out.astype(jnp.float32).sum()
+
+  program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*given[:3])
+  text = program.lower(lowering_platforms=('tpu',)).as_text()
+  assert text.count('tpu_custom_call') == 3  # forward, dq, dk and dv
+
+
+@pytest.mark.parametrize('kind', SIGHTS)
+def test_rows_in_bfloat16_are_as_near_as_einsum(rng, kind):
+  """Distance from float32 on the same inputs, relative."""
+  given = inputs(rng, kind, T=24, S=32, dtype=jnp.bfloat16)
+  exact = [x.astype(jnp.float32) for x in given[:3]]
+  exact = value_and_slopes(attention.einsum, *exact, given[3])
+  for way in (attention.rows, attention.einsum):
+    for got, want in zip(value_and_slopes(way, *given), exact, strict=True):
+      error = np.linalg.norm(np.asarray(got, np.float32) - want)
+      assert error < 0.01 * np.linalg.norm(want)
+
+
+def test_rows_hold_no_scores_of_all_rows(rng, monkeypatch):
+  """Faults seen: FAULTS"""
+  given = inputs(rng, 'cross')
+  some = 2 * 2 * 9 * 13  # of two rows of the four
+  monkeypatch.setattr(attention, 'ROWS_BYTES', 4 * some)
+
+  def largest(compute):
+    total = lambda q, k, v: compute(q, k, v, given[3]).sum()
+    jitted = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    text = jitted.lower(*given[:3]).as_text()
+    shapes = re.findall(r'tensor<([\dx]+)x[fb]\d', text)
+    shapes = [list(map(int, x.split('x'))) for x in shapes]
+    return max(np.prod(x) for x in shapes if x[-1] == 13 and 9 in x)
+
+  assert largest(attention.rows) == some
+  assert largest(attention.einsum) == 2 * some
+
+
+TARGETS = [
+  ('tpu', 1, jnp.bfloat16, 64, 'splash'),
+  ('tpu', 8, jnp.float32, 64, 'splash'),
+  ('gpu', 4, jnp.bfloat16, 64, 'cudnn'),
+  ('gpu', 4, jnp.float32, 64, 'einsum'),
+  ('cpu', 1, jnp.float32, 512, 'rows'),
+  ('cpu', 1, jnp.float32, 64, 'einsum'),
+  ('cpu', 8, jnp.float32, 512, 'einsum'),
+]
+
+
+@pytest.mark.parametrize('platform, devices, dtype, length, want', TARGETS)
+def test_auto_is_by_platform(
+  monkeypatch, platform, devices, dtype, length, want
+):
+  monkeypatch.setattr(sharding, 'target', lambda: (platform, devices))
+  x = jax.ShapeDtypeStruct((8, length, 8, 64), dtype)
+  assert attention.choose(x, x) == want
+
+
+def test_what_only_einsum_can_is_einsums(rng, monkeypatch):
+  def refuse(*args):
+    raise AssertionError('not by einsum')
+
+  monkeypatch.setattr(attention, 'rows', refuse)
+  query, key, value, sight = inputs(rng, 'encoder')
+  attend = functools.partial(attention.attention, implementation='rows')
+  attend(query, key, value, sight, dropout=lambda x: x)
+  at = sight.replace(query_positions=jnp.zeros((4, 9), int))
+  attend(query, key, value, at)
+  half = [x.astype(jnp.bfloat16) for x in (query, key, value)]
+  attend(*half, sight, scores_float32=False)
+  with pytest.raises(AssertionError, match='not by einsum'):
+    attend(query, key, value, sight)
+
+
+# --- In a model
+
+
+def slopes_of(mesh, rows, run=True, **changes):
+  """Loss and gradients of a fresh model on a mesh; or the jaxpr of that."""
+  net = AlexaTM(tiny(**changes))
+  abstract = step.abstract_params(net, mesh, Rules())
+
+  def mean(params, rows):
+    sums = step.forward(net, params, rows)
+    return sums['loss'].sum() / sums['weight'].sum()
+
+  compute = jax.value_and_grad(mean)
+  with sharding.use(mesh, Rules()):
+    rows = sharding.place(rows, mesh, Rules())
+    if not run:
+      return jax.make_jaxpr(compute)(abstract, rows)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(
+      lambda x: jax.device_put(
+        0.2 * draw.standard_normal(x.shape).astype(np.float32), x.sharding
+      ),
+      abstract,
+    )
+    return jax.device_get(jax.jit(compute)(params, rows))
+
+
+def assert_close(got, want):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+    got,
+    want,
+  )
+
+
+SMALL = dict(encoder_layers=2, decoder_layers=2)
+
+
+@pytest.mark.parametrize('way', ['rows', 'splash'])
+def test_over_devices_every_one_attends_on_its_rows_and_heads(
+  rng, monkeypatch, one_device, way
+):
+  """Faults seen: FAULTS"""
+  monkeypatch.setattr(attention, 'splash', attention.splash_interpreted)
+  rows = batch(rng, 8, 12, 10)
+  mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
+  got = slopes_of(mesh, rows, attention=way, **SMALL)
+  assert_close(got, slopes_of(one_device, rows, attention='einsum', **SMALL))
+
+
+@pytest.mark.parametrize('way', ['einsum', 'rows', 'splash'])
+def test_remat_changes_nothing_but_what_is_kept(
+  rng, monkeypatch, one_device, way
+):
+  """Products, counted in the program; 'full' keeps no feed-forward's inside.
+
+  Faults seen: FAULTS
+  """
+  monkeypatch.setattr(attention, 'splash', attention.splash_interpreted)
+  rows = batch(rng, 2, 12, 10)
+  products, inside = {}, {}
+  for remat in ('none', 'dots', 'save_attention', 'full'):
+    program = slopes_of(
+      one_device, rows, run=False, remat=remat, attention=way, **SMALL
+    )
+    text = str(program)
+    products[remat] = text.count('dot_general')
+    inside[remat] = 'f32[2,2,12,64]' in text  # [L, B, S, F], kept by layer
+  assert products['none'] == products['dots']
+  assert products['dots'] < products['save_attention'] < products['full']
+  assert inside == dict(none=True, dots=True, save_attention=False, full=False)
+
+
+@pytest.mark.parametrize('remat', ['dots', 'save_attention', 'full'])
+def test_remat_changes_neither_loss_nor_gradient(rng, one_device, remat):
+  rows = batch(rng, 2, 12, 10)
+  changes = dict(attention='rows', **SMALL)
+  got = slopes_of(one_device, rows, remat=remat, **changes)
+  assert_close(got, slopes_of(one_device, rows, **changes))

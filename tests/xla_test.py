@@ -1,0 +1,66 @@
+"""Compiler options, and programs kept across processes."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from atm import xla
+
+
+@pytest.fixture
+def lowered():
+  return jax.jit(lambda x: x @ x).lower(jnp.ones((8, 8)))
+
+
+def test_an_option_reaches_the_compiler(lowered, tmp_path):
+  """Fault seen: compiled without them."""
+  options = {'xla_dump_to': str(tmp_path)}
+  compiled = xla.compiled(lowered, 'cpu', options)
+  assert list(tmp_path.iterdir())
+  assert compiled(jnp.ones((8, 8)))[0, 0] == 8
+
+
+def test_options_of_a_gpu_exist(lowered):
+  """jaxlib reads them on any platform; libtpu alone knows those of TPUs."""
+  xla.compiled(lowered, 'gpu')
+
+
+@pytest.mark.parametrize(
+  'options, expected',
+  [
+    (
+      {'xla_gpu_enable_latency_hiding_schedule': True},
+      "No such compile option: 'xla_gpu_enable_latency_hiding_schedule'"
+      ".*Did you mean 'xla_gpu_enable_latency_hiding_scheduler'",
+    ),
+    ({'xla_cpu_enable_fast_math': 'maybe'}, "'maybe' is not a valid bool"),
+  ],
+)
+def test_a_mistake_is_named(lowered, options, expected):
+  with pytest.raises(ValueError, match='XLA_OPTIONS = .*' + expected):
+    xla.compiled(lowered, 'gpu', options)
+
+
+def test_programs_are_kept_across_processes(tmp_path):
+  """Fault seen: the cache not set."""
+  code = """
+import jax, jax.numpy as jnp
+from atm import xla
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+xla.set_compilation_cache()
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+jax.jit(lambda x: x @ x)(jnp.ones((8, 8)))
+print(hits.count('/jax/compilation_cache/cache_hits') > 0)
+"""
+  env = {k: v for k, v in os.environ.items() if 'COMPILATION_CACHE' not in k}
+  env |= {'HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu'}
+  run = lambda: subprocess.run(
+    [sys.executable, '-c', code], env=env, capture_output=True, text=True
+  )  # fmt: skip
+  assert [run().stdout.strip(), run().stdout.strip()] == ['False', 'True']
+  assert list((tmp_path / '.cache' / 'atm' / 'xla').iterdir())
