@@ -47,6 +47,8 @@ bench: $(VENV)/test  ## measurements, see benchmarks/
 	$(VENV)/bin/python benchmarks/data.py
 	$(VENV)/bin/python benchmarks/freeze.py
 	$(VENV)/bin/python benchmarks/survive.py
+	$(VENV)/bin/python benchmarks/accumulate.py
+	$(VENV)/bin/python benchmarks/train_step.py
 
 lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
