@@ -60,10 +60,7 @@ def value_and_slopes(compute, query, key, value, sight):
 @pytest.mark.parametrize('kind', SIGHTS)
 @pytest.mark.parametrize('way', WAYS)
 def test_every_way_equals_einsum(rng, monkeypatch, way, kind):
-  """Packed rows and padding; rows: two at a time; splash: padded to blocks.
-
-  Faults seen: FAULTS
-  """
+  """Packed rows and padding; rows: two at a time; splash: padded to blocks."""
   monkeypatch.setattr(attention, 'ROWS_BYTES', 2 * 4 * 2 * 9 * 13)
   given = inputs(rng, kind)
   got = value_and_slopes(WAYS[way], *given)
@@ -108,7 +105,6 @@ def test_rows_in_bfloat16_are_as_near_as_einsum(rng, kind):
 
 
 def test_rows_hold_no_scores_of_all_rows(rng, monkeypatch):
-  """Faults seen: FAULTS"""
   given = inputs(rng, 'cross')
   some = 2 * 2 * 9 * 13  # of two rows of the four
   monkeypatch.setattr(attention, 'ROWS_BYTES', 4 * some)
@@ -203,7 +199,6 @@ SMALL = dict(encoder_layers=2, decoder_layers=2)
 def test_over_devices_every_one_attends_on_its_rows_and_heads(
   rng, monkeypatch, one_device, way
 ):
-  """Faults seen: FAULTS"""
   monkeypatch.setattr(attention, 'splash', attention.splash_interpreted)
   rows = batch(rng, 8, 12, 10)
   mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
@@ -215,10 +210,7 @@ def test_over_devices_every_one_attends_on_its_rows_and_heads(
 def test_remat_changes_nothing_but_what_is_kept(
   rng, monkeypatch, one_device, way
 ):
-  """Products, counted in the program; 'full' keeps no feed-forward's inside.
-
-  Faults seen: FAULTS
-  """
+  """Products, counted in the program; 'full' keeps no feed-forward's inside."""
   monkeypatch.setattr(attention, 'splash', attention.splash_interpreted)
   rows = batch(rng, 2, 12, 10)
   products, inside = {}, {}
@@ -228,8 +220,10 @@ def test_remat_changes_nothing_but_what_is_kept(
     )
     text = str(program)
     products[remat] = text.count('dot_general')
-    inside[remat] = 'f32[2,2,12,64]' in text  # [L, B, S, F], kept by layer
-  assert products['none'] == products['dots']
+    # [L, B, S, F] or [L, B S, F], kept by layer
+    inside[remat] = any(f'f32[2,{n},64]' in text for n in ('2,12', '24'))
+  scores = 3 if way == 'einsum' else 0  # of three attentions, not kept
+  assert products['dots'] == products['none'] + scores
   assert products['dots'] < products['save_attention'] < products['full']
   assert inside == dict(none=True, dots=True, save_attention=False, full=False)
 
