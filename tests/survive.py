@@ -462,8 +462,10 @@ class Campaign:
     elif said:
       step = int(said[0].split()[3])
       assert step == saved[-1], (said, saved)
-      lost, in_flight = max(0, done - step), done - begun if begun else 0
       every = self.settings.get('save_every', SAVE_EVERY)
+      # A save that was due has begun, though no folder of it need be there yet.
+      begun = begun or (done // every * every if done > step + every else 0)
+      lost, in_flight = max(0, done - step), done - begun if begun else 0
       assert lost - in_flight <= every, (step, before, begun)
       self.begun = 0
       self.tally.resumes += 1
