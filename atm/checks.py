@@ -15,14 +15,6 @@ def check_numbers(**values) -> None:
       raise ValueError(f'{name} = {value!r}: expected a whole number above 0')
 
 
-def check_choice(name: str, value, known) -> None:
-  """Raises ValueError unless `value` is one of `known`."""
-  if value not in known:
-    raise ValueError(
-      f'{name} = {value!r}.' + sharding.did_you_mean(str(value), known)
-    )
-
-
 def check_freeze(steps) -> None:
   """Raises ValueError unless `steps` is a whole number, 0 or more."""
   number = isinstance(steps, int | float) and not isinstance(steps, bool)

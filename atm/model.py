@@ -28,7 +28,7 @@ from atm.layers import (
   normal,
   stack,
 )
-from atm.sharding import by_rows, constrain, did_you_mean
+from atm.sharding import by_rows, check_choice, constrain
 
 CHOICES = {
   'dtype': ('float32', 'bfloat16'),
@@ -138,11 +138,7 @@ class Config:
           f'Config.d_model = {self.d_model}'
         )
     for name, known in CHOICES.items():
-      value = getattr(self, name)
-      if value not in known:
-        raise ValueError(
-          f'Config.{name} = {value!r}.' + did_you_mean(str(value), known)
-        )
+      check_choice(f'Config.{name}', getattr(self, name), known)
     for name in ('pad_id', 'start_id', 'end_id'):
       if getattr(self, name) >= self.vocab_size:
         raise ValueError(

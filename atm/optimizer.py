@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from atm.sharding import did_you_mean
+from atm.sharding import check_choice
 
 CHOICES = {
   'name': ('adamw', 'adafactor'),
@@ -80,12 +80,7 @@ class Config:
 
   def __post_init__(self):
     for name, known in CHOICES.items():
-      value = getattr(self, name)
-      if value not in known:
-        raise ValueError(
-          f'optimizer.Config.{name} = {value!r}.'
-          + did_you_mean(str(value), known)
-        )
+      check_choice(f'optimizer.Config.{name}', getattr(self, name), known)
     if self.name == 'adafactor' and self.moments_dtype != 'float32':
       raise ValueError(
         f'optimizer.Config.moments_dtype = {self.moments_dtype!r}: Adafactor '

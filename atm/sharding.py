@@ -40,6 +40,12 @@ def did_you_mean(name: str, known) -> str:
   return f' Known: {", ".join(known)}.'
 
 
+def check_choice(name: str, value, known) -> None:
+  """Raises ValueError unless `value` is one of `known`."""
+  if value not in known:
+    raise ValueError(f'{name} = {value!r}.' + did_you_mean(str(value), known))
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
   """Mesh axes for every logical axis; None keeps the axis whole.

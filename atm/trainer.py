@@ -157,7 +157,7 @@ def train(
     ROW_PASSES=row_passes, ABORT_AFTER_NONFINITE=abort_after_nonfinite,
   )  # fmt: skip
   checks.check_freeze(freeze_encoder_steps)
-  checks.check_choice('ON_SAVE_ERROR', on_save_error, checkpoint.ON_ERROR)
+  sharding.check_choice('ON_SAVE_ERROR', on_save_error, checkpoint.ON_ERROR)
   checks.check_skip_steps(skip_steps)
   checks.check_z_loss(z_loss)
   checks.check_profile(profile_steps)
