@@ -15,8 +15,6 @@ are padding, and what they give is nobody's input.
 
 from __future__ import annotations
 
-import functools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -305,6 +303,3 @@ def cudnn(query, key, value, sight: Sight, kernel='cudnn') -> jax.Array:
     query, key, value, mask=sight.mask(), implementation=kernel
   )
   return checkpoint_name(out, SAVED)
-
-
-splash_interpreted = functools.partial(splash, interpret=True)

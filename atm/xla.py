@@ -40,13 +40,13 @@ def compiled(
 
   Args:
     lowered: of a jitted function.
-    platform: 'cpu', 'gpu' or 'tpu'.
-    changes: options added to OPTIONS[platform], or in their place.
+    platform: JAX's name; one that OPTIONS has not has none.
+    changes: options added to OPTIONS' of the platform, or in their place.
 
   Raises:
     ValueError: XLA does not know an option, or not this value of it.
   """
-  options = {**OPTIONS[platform], **(changes or {})}
+  options = {**OPTIONS.get(platform, {}), **(changes or {})}
   try:
     return lowered.compile(compiler_options=options or None)
   except jax.errors.JaxRuntimeError as e:
@@ -54,7 +54,7 @@ def compiled(
     unknown = re.match(r"No such compile option: '(\w+)'", said)
     if not unknown and 'setting option' not in said:
       raise
-    near = OPTIONS[platform] if unknown else ()
+    near = OPTIONS.get(platform) if unknown else None
     raise ValueError(
       f'XLA_OPTIONS = {dict(changes or {})!r}: XLA says: {said}'
       + (did_you_mean(unknown[1], near) if near else '')

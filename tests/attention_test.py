@@ -16,9 +16,10 @@ from atm.sharding import Rules
 from conftest import batch, tiny
 
 SIGHTS = ('encoder', 'decoder', 'cross')
+splash_interpreted = functools.partial(attention.splash, interpret=True)
 WAYS = {
   'rows': attention.rows,
-  'splash': attention.splash_interpreted,
+  'splash': splash_interpreted,
   'cudnn': functools.partial(attention.cudnn, kernel='xla'),
 }
 
@@ -72,7 +73,7 @@ def test_every_way_equals_einsum(rng, monkeypatch, way, kind):
 def test_splash_over_several_blocks(rng):
   """130 queries and 257 keys: blocks of 256 and 128 of 256 and 384."""
   given = inputs(rng, 'cross', B=1, T=130, S=257, H=1)
-  got = value_and_slopes(attention.splash_interpreted, *given)
+  got = value_and_slopes(splash_interpreted, *given)
   want = value_and_slopes(attention.einsum, *given)
   for x, y in zip(got, want, strict=True):
     np.testing.assert_allclose(x, y, atol=1e-5)
@@ -199,7 +200,7 @@ SMALL = dict(encoder_layers=2, decoder_layers=2)
 def test_over_devices_every_one_attends_on_its_rows_and_heads(
   rng, monkeypatch, one_device, way
 ):
-  monkeypatch.setattr(attention, 'splash', attention.splash_interpreted)
+  monkeypatch.setattr(attention, 'splash', splash_interpreted)
   rows = batch(rng, 8, 12, 10)
   mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
   got = slopes_of(mesh, rows, attention=way, **SMALL)
@@ -211,7 +212,7 @@ def test_remat_changes_nothing_but_what_is_kept(
   rng, monkeypatch, one_device, way
 ):
   """Products, counted in the program; 'full' keeps no feed-forward's inside."""
-  monkeypatch.setattr(attention, 'splash', attention.splash_interpreted)
+  monkeypatch.setattr(attention, 'splash', splash_interpreted)
   rows = batch(rng, 2, 12, 10)
   products, inside = {}, {}
   for remat in ('none', 'dots', 'save_attention', 'full'):
