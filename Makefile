@@ -29,7 +29,7 @@ $(VENV)/test: $(VENV)/run
 run: $(VENV)/run  ## pre-train models/tiny on the shipped text; run again to resume
 	$(VENV)/bin/atm pretrain --gin_file=models/tiny.gin --gin.MODEL_DIR="'$(RUN_DIR)'"
 
-test: $(VENV)/test  ## all tests
+test: $(VENV)/test  ## all tests but those that take minutes
 	$(VENV)/bin/python -m pytest -n 2 -m 'not slow'
 
 test-slow: $(VENV)/test  ## the tests that take minutes
