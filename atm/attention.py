@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from atm import sharding
+from atm.products import transposed
 
 MASKED = -1e9  # finite: a row that may look nowhere gives no NaN
 IMPLEMENTATIONS = ('auto', 'einsum', 'rows', 'splash', 'cudnn')
@@ -107,9 +108,7 @@ def choose(query, key) -> str:
   if platform == 'gpu':
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     return 'cudnn' if half else 'einsum'
-  B, T, H, _ = query.shape
-  small = 4 * B * H * T * key.shape[1] <= ROWS_BYTES
-  return 'einsum' if small or devices > 1 else 'rows'
+  return 'einsum' if devices > 1 else 'rows'
 
 
 def on_shards(compute, query, key, value, sight: Sight) -> jax.Array:
@@ -148,10 +147,9 @@ def rows(query, key, value, sight: Sight) -> jax.Array:
 
   Each turn of a loop makes the scores of so many rows as fit ROWS_BYTES, so
   they stay in the cache; the backward pass makes them again from the greatest
-  score and the sum of each query (FlashAttention's way). Products have the
-  operand with few rows on the left: with K x T by T x S for the gradient of
-  the keys, XLA's CPU backend is 2.6 times as fast as with S x T by T x K.
-  All is computed in float32, which that backend is fastest in.
+  score and the sum of each query (FlashAttention's way). The backward makes
+  them keys by queries, [b, H, S, T], which leaves one product of the seven that
+  needs a transposed operand, see products.py. All is computed in float32.
   """
   return _rows(query, key, value, sight)
 
@@ -188,52 +186,41 @@ def _by_rows(compute, inputs):
   return jax.tree.map(join, out)
 
 
-def _scores(query, key, sight):
-  """[b, H, T, S], from query [b, H, K, T] and key [b, S, H, K]."""
-  scores = jnp.einsum('bhkt,bshk->bhts', query, key)
-  return jnp.where(sight.mask(), scores, MASKED)
-
-
-def _heads_first(x, scale=1.0):
-  """[b, T, H, K] -> [b, H, K, T]."""
-  return (x * scale).transpose(0, 2, 3, 1)
-
-
-def _floats(*arrays):
-  return (x.astype(jnp.float32) for x in arrays)
+def _heads_first(*arrays):
+  """[b, T, H, K] -> float32 [b, H, T, K]."""
+  return (x.astype(jnp.float32).transpose(0, 2, 1, 3) for x in arrays)
 
 
 def _forward_of(query, key, value, sight):
   """(out [b, T, H, K], top and total [b, H, T, 1]) of a few rows."""
   dtype = query.dtype
-  query, key, value = _floats(query, key, value)
-  query = _heads_first(query, query.shape[-1] ** -0.5)
-  scores = _scores(query, key, sight)
+  query, key, value = _heads_first(query, key, value)
+  query *= query.shape[-1] ** -0.5
+  scores = jnp.einsum('bhtk,bhsk->bhts', query, key)
+  scores = jnp.where(sight.mask(), scores, MASKED)
   top = scores.max(-1, keepdims=True)
   powers = jnp.exp(scores - top)
   total = powers.sum(-1, keepdims=True)
-  out = jnp.einsum('bhts,bshk->bhtk', powers, value) / total
-  return out.astype(dtype).transpose(0, 2, 1, 3), top, total
+  out = jnp.einsum('bhts,bhsk->bhtk', powers, value) / total
+  return out.transpose(0, 2, 1, 3).astype(dtype), top, total
 
 
 def _backward_of(query, key, value, sight, out, top, total, slope):
   """Gradients of query, key and value of a few rows."""
-  scale, dtype = query.shape[-1] ** -0.5, query.dtype
-  query, key, value, out, slope = _floats(query, key, value, out, slope)
-  query = _heads_first(query, scale)
-  powers = jnp.exp(_scores(query, key, sight) - top)
-  slope = _heads_first(slope) / total.swapaxes(-1, -2)  # [b, H, K, T]
-  mean = (slope * _heads_first(out)).sum(2)[..., None]
-  value_slope = jnp.einsum('bhkt,bhts->bhks', slope, powers)
-  weight_slope = jnp.einsum('bhkt,bshk->bhts', slope, value)
-  score_slope = powers * (weight_slope - mean)
-  query_slope = jnp.einsum('bhts,bshk->bhtk', score_slope, key) * scale
-  key_slope = jnp.einsum('bhkt,bhts->bhks', query, score_slope)
-  return (
-    query_slope.transpose(0, 2, 1, 3).astype(dtype),
-    key_slope.transpose(0, 3, 1, 2).astype(dtype),
-    value_slope.transpose(0, 3, 1, 2).astype(dtype),
-  )
+  dtype, scale = query.dtype, query.shape[-1] ** -0.5
+  query, key, value, out, slope = _heads_first(query, key, value, out, slope)
+  query, slope = query * scale, slope / total
+  mean, top = (slope * out).sum(-1)[..., None, :], top.swapaxes(-1, -2)
+  scores = jnp.einsum('bhsk,bhtk->bhst', key, query)
+  scores = jnp.where(sight.mask().swapaxes(-1, -2), scores, MASKED)
+  powers = jnp.exp(scores - top)
+  value_slope = jnp.einsum('bhst,bhtk->bhsk', powers, slope)
+  score_slope = powers * (jnp.einsum('bhsk,bhtk->bhst', value, slope) - mean)
+  key_slope = jnp.einsum('bhst,bhtk->bhsk', score_slope, query)
+  # As written: an einsum to [b, h, T, K] would swap the operands.
+  query_slope = transposed(key * scale) @ score_slope  # [b, H, K, T]
+  slopes = query_slope.swapaxes(-1, -2), key_slope, value_slope
+  return tuple(x.transpose(0, 2, 1, 3).astype(dtype) for x in slopes)
 
 
 # --- Kernels of accelerators

@@ -14,20 +14,18 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from atm.attention import SAVED, attention
+from atm import attention, products
 from atm.sharding import constrain
 
 Config = Any  # a model.Config; model.py stands below this file
 
 # What each layer keeps for its backward pass; the rest it computes again.
-_attention = jax.checkpoint_policies.save_only_these_names(SAVED)
+saved = jax.checkpoint_policies.save_only_these_names
 REMAT = {
   'none': None,  # all that JAX's derivatives read
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _attention
-  ),
-  'save_attention': _attention,
+  'dots': saved(products.SAVED, attention.SAVED),
+  'save_attention': saved(attention.SAVED),
 }
 
 
@@ -39,26 +37,28 @@ def normal(config: Config, *axes: str):
 
 
 class Dense(nn.Module):
-  """y = x W + b over the last axis, on two-dimensional operands.
-
-  Flattening [B, T, D] to [B T, D] keeps the weight's gradient a plain matrix
-  product; on three axes XLA's CPU backend inserts strided transposes.
-  """
+  """y = x W + b over the last axis."""
 
   config: Config
+  inputs: int
   features: int
   axes: tuple[str, str]
 
-  @nn.compact
-  def __call__(self, x):
+  def setup(self):
     c = self.config
-    shape = (x.shape[-1], self.features)
-    kernel = self.param('kernel', normal(c, *self.axes), shape)
+    shape = (self.inputs, self.features)
+    self.kernel = self.param('kernel', normal(c, *self.axes), shape)
     axis = 'vector' if self.axes[1] == 'embed' else self.axes[1]
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
-    bias = self.param('bias', zeros, (self.features,))
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(c.dtype)
-    return (flat + bias.astype(c.dtype)).reshape(*x.shape[:-1], self.features)
+    self.bias = self.param('bias', zeros, (self.features,))
+
+  def weights(self) -> tuple[jax.Array, jax.Array]:
+    """(W, b) in the dtype of activations."""
+    dtype = self.config.dtype
+    return self.kernel.astype(dtype), self.bias.astype(dtype)
+
+  def __call__(self, x):
+    return products.affine(x, self.weights())[0]
 
 
 class LayerNorm(nn.Module):
@@ -95,26 +95,27 @@ class Attention(nn.Module):
 
   def setup(self):
     c = self.config
-    inward = functools.partial(Dense, c, c.d_model, ('embed', 'heads'))
+    D = c.d_model
+    inward = functools.partial(Dense, c, D, D, ('embed', 'heads'))
     self.query, self.key, self.value = inward(), inward(), inward()
-    self.out = Dense(c, c.d_model, ('heads', 'embed'))
+    self.out = Dense(c, D, D, ('heads', 'embed'))
     self.weights_dropout = nn.Dropout(c.attention_dropout)
+
+  def project(self, x, *names: str) -> tuple[jax.Array, ...]:
+    """[B, T, D] -> [B, T, H, K] for each of 'query', 'key' and 'value'."""
+    weights = [getattr(self, name).weights() for name in names]
+    return tuple(map(self._split, products.affine(x, *weights)))
 
   def _split(self, x):
     x = constrain(x, 'batch', 'length', 'heads')
     return x.reshape(*x.shape[:-1], self.heads, -1)
 
-  def keys_values(self, x):
-    """[B, S, D] -> keys and values, each [B, S, H, K]."""
-    return self._split(self.key(x)), self._split(self.value(x))
-
-  def __call__(self, x, keys, values, sight, deterministic):
-    """Attends from x [B, T, D]; returns [B, T, D]."""
+  def __call__(self, query, keys, values, sight, deterministic):
+    """Attends from queries [B, T, H, K] to [B, S, H, K]; returns [B, T, D]."""
     c, drop = self.config, None
     if c.attention_dropout and not deterministic:
       drop = functools.partial(self.weights_dropout, deterministic=False)
-    query = self._split(self.query(x))
-    y = attention(
+    y = attention.attention(
       query, keys, values, sight, drop, c.scores_float32, c.attention
     )
     return self.out(y.reshape(*y.shape[:-2], -1))
@@ -129,10 +130,10 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x, deterministic):
     c = self.config
-    x = Dense(c, self.width, ('embed', 'mlp'), name='up')(x)
+    x = Dense(c, c.d_model, self.width, ('embed', 'mlp'), name='up')(x)
     x = constrain(jax.nn.gelu(x, approximate=False), 'batch', 'length', 'mlp')
     x = nn.Dropout(c.activation_dropout)(x, deterministic=deterministic)
-    return Dense(c, c.d_model, ('mlp', 'embed'), name='down')(x)
+    return Dense(c, self.width, c.d_model, ('mlp', 'embed'), name='down')(x)
 
 
 @flax.struct.dataclass
@@ -190,7 +191,8 @@ class EncoderLayer(nn.Module):
     drop = nn.Dropout(c.dropout, deterministic=deterministic)
     h = LayerNorm(c, name='attention_norm')(x)
     attend = Attention(c, c.encoder_heads, name='attention')
-    x = x + drop(attend(h, *attend.keys_values(h), sight, deterministic))
+    heads = attend.project(h, 'query', 'key', 'value')
+    x = x + drop(attend(*heads, sight, deterministic))
     h = LayerNorm(c, name='feed_forward_norm')(x)
     feed_forward = FeedForward(c, c.encoder_ff, name='feed_forward')
     x = x + drop(feed_forward(h, deterministic))
@@ -216,21 +218,22 @@ class DecoderLayer(nn.Module):
     drop = nn.Dropout(c.dropout, deterministic=deterministic)
     h = LayerNorm(c, name='self_attention_norm')(x)
     attend = Attention(c, c.decoder_heads, name='self_attention')
-    keys, values = attend.keys_values(h)
+    query, keys, values = attend.project(h, 'query', 'key', 'value')
     if cache is not None:
       cache = cache.write('self', layer, keys, values, positions)
       keys, values = cache.read('self', layer)
-    x = x + drop(attend(h, keys, values, sight, deterministic))
+    x = x + drop(attend(query, keys, values, sight, deterministic))
 
     h = LayerNorm(c, name='cross_attention_norm')(x)
     attend = Attention(c, c.decoder_heads, name='cross_attention')
     if encoded is not None:
-      keys, values = attend.keys_values(encoded)
+      keys, values = attend.project(encoded, 'key', 'value')
       if cache is not None:
         cache = cache.write('cross', layer, keys, values)
     else:
       keys, values = cache.read('cross', layer)
-    x = x + drop(attend(h, keys, values, sight_encoded, deterministic))
+    (query,) = attend.project(h, 'query')
+    x = x + drop(attend(query, keys, values, sight_encoded, deterministic))
 
     h = LayerNorm(c, name='feed_forward_norm')(x)
     feed_forward = FeedForward(c, c.decoder_ff, name='feed_forward')

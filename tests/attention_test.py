@@ -128,7 +128,7 @@ TARGETS = [
   ('gpu', 4, jnp.bfloat16, 64, 'cudnn'),
   ('gpu', 4, jnp.float32, 64, 'einsum'),
   ('cpu', 1, jnp.float32, 512, 'rows'),
-  ('cpu', 1, jnp.float32, 64, 'einsum'),
+  ('cpu', 1, jnp.bfloat16, 64, 'rows'),
   ('cpu', 8, jnp.float32, 512, 'einsum'),
 ]
 

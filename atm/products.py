@@ -1,0 +1,93 @@
+"""Matrix products in the forms that XLA's CPU backend is fast in.
+
+It has fast kernels (YNNPACK) for A B and A B' with float32 or bfloat16 operands
+and float32 results. A' B goes another way, at 0.7 of their rate in float32 and
+at half of it in bfloat16, and so do bfloat16 results. So A' is written out
+first, and results are float32 before they are cast. Measured by
+benchmarks/products.py.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from atm import sharding
+
+SAVED = 'product'  # the name of results, for remat
+
+
+def on_cpu() -> bool:
+  """Whether the program is for one CPU device: GSPMD knows no layouts."""
+  return sharding.target() == ('cpu', 1)
+
+
+def affine(x: jax.Array, *weights: tuple[jax.Array, jax.Array]):
+  """x W + b for each (W [A, B], b [B]) of weights; x [..., A].
+
+  On two-dimensional operands: on three axes the CPU's backend transposes what
+  the gradient of W reads. There, matrices that many rows read are made one.
+  """
+  flat = x.reshape(-1, x.shape[-1])
+  if not on_cpu():
+    out = [flat @ w + b for w, b in weights]
+  elif len(flat) < flat.shape[1]:
+    out = [_affine(flat, w, b) for w, b in weights]
+  else:
+    joined = (jnp.concatenate(parts, -1) for parts in zip(*weights))
+    ends = np.cumsum([len(b) for _, b in weights])
+    out = jnp.split(_affine(flat, *joined), ends[:-1], axis=1)
+  out = [y.reshape(*x.shape[:-1], -1) for y in out]
+  return [checkpoint_name(y, SAVED) for y in out]
+
+
+def transposed(x: jax.Array) -> jax.Array:
+  """[..., A, B] to [..., B, A], on the CPU written out."""
+  if not on_cpu():
+    return x.swapaxes(-1, -2)
+  return _kept(_kept(x).swapaxes(-1, -2))
+
+
+def _kept(x):
+  """x in rows: between a product and a transposition it keeps them apart."""
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+  """float32 product of two matrices over axis axes[0] of a and axes[1] of b."""
+  contracted = ((axes[0],), (axes[1],)), ((), ())
+  return jax.lax.dot_general(
+    a, b, contracted, preferred_element_type=jnp.float32
+  )
+
+
+def weight_gradient(x: jax.Array, slope: jax.Array) -> jax.Array:
+  """float32 x' slope, [A, B], of x [N, A] and slope [N, B].
+
+  The narrower of the two is transposed.
+  """
+  if x.shape[1] <= slope.shape[1]:
+    return dot(transposed(x), slope, (1, 0))
+  return transposed(dot(transposed(slope), x, (1, 0)))
+
+
+@jax.custom_vjp
+def _affine(x, w, b):
+  return (dot(x, w, (1, 0)) + b).astype(x.dtype)
+
+
+def _forward(x, w, b):
+  return _affine(x, w, b), (x, w)
+
+
+def _backward(kept, slope):
+  x, w = kept
+  x_slope = dot(slope, w, (1, 1)).astype(x.dtype)
+  w_slope = weight_gradient(x, slope).astype(w.dtype)
+  return x_slope, w_slope, slope.astype(jnp.float32).sum(0).astype(w.dtype)
+
+
+_affine.defvjp(_forward, _backward)
