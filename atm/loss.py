@@ -10,6 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from atm import products
+
 
 def cross_entropy(
   logits: jax.Array,
@@ -63,8 +65,10 @@ def from_states(
 ) -> dict[str, jax.Array]:
   """`cross_entropy` of states times `head`; for T > chunk without [B, T, V].
 
-  Both passes then make the logits of `chunk` positions of every row at a time;
-  the backward makes them again.
+  The logits of `chunk` positions of every row are made at a time, and once:
+  where there will be a gradient its products are made beside the loss. That
+  needs all rows to count alike in whatever is differentiated, as they do in
+  `loss.sum() + z_loss.sum()`: where they do not, gradients are NaN.
 
   Args:
     states: [B, T, D].
@@ -80,10 +84,8 @@ def from_states(
     return cross_entropy(logits, targets, weights, z_loss)
   fill = -T % chunk
   widen = lambda x: jnp.pad(x, ((0, 0), (0, fill)) + ((0, 0),) * (x.ndim - 2))
-  inputs = (widen(states), head, bias, widen(targets))
-  log_z, picked, correct = _chunked(chunk, constrain, *inputs)
-  cut = lambda x: x[:, :T]
-  return _sums(cut(log_z), cut(picked), cut(correct), weights, z_loss)
+  rows = map(widen, (states, targets, weights))
+  return _chunked(chunk, constrain, z_loss, head, bias, *rows)
 
 
 def logits_of(states, head, bias) -> jax.Array:
@@ -91,73 +93,77 @@ def logits_of(states, head, bias) -> jax.Array:
 
   On two-dimensional operands, see `layers.Dense`.
   """
-  flat = jax.lax.dot_general(
-    states.reshape(-1, states.shape[-1]),
-    head,
-    (((1,), (1,)), ((), ())),
-    preferred_element_type=jnp.float32,
-  )
+  flat = products.dot(states.reshape(-1, states.shape[-1]), head, (1, 1))
   if bias is not None:
     flat += jax.lax.stop_gradient(bias).astype(jnp.float32)
   return flat.reshape(*states.shape[:-1], -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked(chunk, constrain, states, head, bias, targets):
-  """`_of_logits`, [B, T] each, T a multiple of `chunk`."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(chunk, constrain, z_loss, head, bias, states, targets, weights):
+  """`cross_entropy`, [B] each, T a multiple of `chunk`."""
 
   def one(part):
-    states, targets = part
+    states, targets, _ = part
     return _of_logits(constrain(logits_of(states, head, bias)), targets)
 
-  parts = (_chunks(chunk, states), _chunks(chunk, targets))
-  return jax.tree.map(_joined, jax.lax.map(one, parts))
+  parts = _chunks(chunk, (states, targets, weights))
+  found = map(_joined, jax.lax.map(one, parts))
+  return _sums(*found, weights, z_loss)
 
 
-def _chunks(n: int, x):
-  """[B, T, ...] -> [T / n, B, n, ...]."""
-  x = x.reshape(x.shape[0], -1, n, *x.shape[2:])
-  return x.swapaxes(0, 1)
+def _chunked_forward(chunk, constrain, z_loss, head, bias, *rows):
+  def one(head_slope, part):
+    states, targets, weights = part
+    logits = constrain(logits_of(states, head, bias))
+    log_z, picked, correct = _of_logits(logits, targets)
+    # d/d logits of weight (log Z - picked + z_loss log Z^2)
+    of_log_z = weights * (1 + 2 * z_loss * log_z)
+    slope = jnp.exp(logits - log_z[..., None]) * of_log_z[..., None]
+    chosen = jnp.arange(head.shape[0]) == targets[..., None]
+    slope -= jnp.where(chosen, weights[..., None], 0)
+    slope = constrain(slope).astype(states.dtype)
+    slope, flat = (x.reshape(-1, x.shape[-1]) for x in (slope, states))
+    states_slope = products.dot(slope, head, (1, 0)).reshape(states.shape)
+    head_slope += products.weight_gradient(flat, slope)
+    return head_slope, (log_z, picked, correct, states_slope)
+
+  none = jnp.zeros(head.shape[::-1], jnp.float32)  # [D, V]
+  head_slope, found = jax.lax.scan(one, none, _chunks(chunk, rows))
+  *found, states_slope = map(_joined, found)
+  log_z, picked, _ = found
+  each = log_z - picked + z_loss * jnp.square(log_z)
+  sums = _sums(*found, rows[2], z_loss)
+  return sums, (head, bias, rows[0], head_slope, states_slope, each)
+
+
+def _chunked_backward(chunk, constrain, z_loss, kept, slopes):
+  head, bias, states, head_slope, states_slope, each = kept
+  by_row = slopes['loss']
+  factor = by_row[0]
+  alike = by_row == factor
+  if z_loss:
+    alike &= slopes['z_loss'] == factor
+  factor = jnp.where(alike.all(), factor, jnp.nan)
+  return (
+    (head_slope * factor).T.astype(head.dtype),
+    None if bias is None else jnp.zeros_like(bias),
+    (states_slope * factor).astype(states.dtype),
+    None,
+    each * factor,
+  )
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _chunks(n: int, rows):
+  """[B, T, ...] -> [T / n, B, n, ...] for each of `rows`."""
+  cut = lambda x: x.reshape(x.shape[0], -1, n, *x.shape[2:]).swapaxes(0, 1)
+  return tuple(map(cut, rows))
 
 
 def _joined(x):
   """[T / n, B, n, ...] -> [B, T, ...]."""
   x = x.swapaxes(0, 1)
   return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-
-def _chunked_forward(chunk, constrain, states, head, bias, targets):
-  out = _chunked(chunk, constrain, states, head, bias, targets)
-  return out, (states, head, bias, targets, out[0])
-
-
-def _chunked_backward(chunk, constrain, kept, slopes):
-  states, head, bias, targets, log_z = kept
-  of_log_z, of_picked, _ = slopes
-
-  def one(head_slope, part):
-    states, targets, log_z, of_log_z, of_picked = part
-    logits = constrain(logits_of(states, head, bias))
-    chosen = jnp.arange(head.shape[0]) == targets[..., None]
-    slope = jnp.exp(logits - log_z[..., None]) * of_log_z[..., None]
-    slope += jnp.where(chosen, of_picked[..., None], 0)
-    slope = constrain(slope).astype(states.dtype)
-    flat = slope.reshape(-1, slope.shape[-1])
-    states_slope = (flat @ head).reshape(states.shape)
-    head_slope += jax.lax.dot_general(
-      flat,
-      states.reshape(-1, states.shape[-1]),
-      (((0,), (0,)), ((), ())),
-      preferred_element_type=jnp.float32,
-    )
-    return head_slope, states_slope
-
-  parts = (states, targets, log_z, of_log_z, of_picked)
-  parts = jax.tree.map(functools.partial(_chunks, chunk), parts)
-  none = jnp.zeros(head.shape, jnp.float32)
-  head_slope, states_slope = jax.lax.scan(one, none, parts)
-  bias_slope = None if bias is None else jnp.zeros_like(bias)
-  return _joined(states_slope), head_slope.astype(head.dtype), bias_slope, None
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
