@@ -37,24 +37,19 @@ class Sight:
   Attributes:
     query_segments: [B, T] integers; a query sees keys of its own segment.
     key_segments: [B, S] integers.
-    query_positions: [B, T]; where given, a query sees no key that stands (from
-      0) behind its own position.
     causal: a query sees no key that stands behind it.
   """
 
   query_segments: jax.Array
   key_segments: jax.Array
-  query_positions: jax.Array | None = None
   causal: bool = flax.struct.field(pytree_node=False, default=False)
 
   def mask(self) -> jax.Array:
     """[B, 1, T, S] bool."""
     see = self.query_segments[:, :, None] == self.key_segments[:, None, :]
-    last = self.query_positions
-    if last is None and self.causal:
-      last = jnp.arange(self.query_segments.shape[1])[None]
-    if last is not None:
-      see &= last[:, :, None] >= jnp.arange(self.key_segments.shape[1])
+    if self.causal:
+      last = jnp.arange(self.query_segments.shape[1])[:, None]
+      see &= last >= jnp.arange(self.key_segments.shape[1])
     return see[:, None]
 
 
@@ -84,7 +79,7 @@ def attention(
   """
   query, key, value = (checkpoint_name(x, SAVED) for x in (query, key, value))
   low = not scores_float32 and query.dtype != jnp.float32
-  if dropout is not None or low or sight.query_positions is not None:
+  if dropout is not None or low:
     implementation = 'einsum'
   if implementation == 'auto':
     implementation = choose(query, key)
@@ -99,8 +94,7 @@ def choose(query, key) -> str:
 
   cudnn takes half precision only: einsum in float32. On the CPU einsum where
   all weights fit ROWS_BYTES, and on simulated devices. Dropout on attention
-  weights, decoding through a cache, and scores in half precision are einsum's,
-  whatever was asked for.
+  weights and scores in half precision are einsum's, whatever was asked for.
   """
   platform, devices = sharding.target()
   if platform == 'tpu':
@@ -120,6 +114,35 @@ def on_shards(compute, query, key, value, sight: Sight) -> jax.Array:
   return jax.shard_map(
     compute, in_specs=(x, x, x, ids), out_specs=x, check_vma=False
   )(query, key, value, sight)
+
+
+def over_cache(query, keys, values, mask, scores_float32=True) -> jax.Array:
+  """Attention of few queries to the keys and values of a cache.
+
+  The rows that share an input's keys are queries of one product.
+
+  Args:
+    query: [R, n, H, K].
+    keys: [B, H, K, S]; R a multiple of B.
+    values: [B, H, S, K].
+    mask: [B, n or 1, S] bool; where R is not B, 1.
+    scores_float32: see `attention`.
+
+  Returns:
+    [R, n, H, K].
+  """
+  R, n, H, K = query.shape
+  query = query.reshape(len(keys), -1, H, K)
+  scores = jnp.einsum(
+    'bthk,bhks->bhts',
+    query,
+    keys,
+    preferred_element_type=jnp.float32 if scores_float32 else query.dtype,
+  )
+  scores = jnp.where(mask[:, None], scores * K**-0.5, MASKED)
+  weights = jax.nn.softmax(scores).astype(query.dtype)
+  out = jnp.einsum('bhts,bhsk->bthk', weights, values)
+  return out.reshape(R, n, H, K)
 
 
 def einsum(query, key, value, sight, dropout=None, scores_float32=True):

@@ -1,36 +1,57 @@
-"""Prompting a trained model: from Python, or a file in and JSONL out."""
+"""Prompting a trained model from Python."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from atm import (
+  beams,
   checkpoint,
+  choosing,
   decode,
   hf,
   intact,
   layouts,
-  metrics,
+  prompts,
   sharding,
   step,
+  stopping,
 )
 from atm.model import AlexaTM, Config
-from atm.sharding import Rules, did_you_mean
+from atm.sharding import Rules, check_choice, did_you_mean
 from atm.vocabulary import Vocabulary
 
-MODES = ('clm', 'denoise')
+MODES = prompts.MODES
 
 
 @dataclasses.dataclass
+class Generation:
+  """One output of `Model.complete`.
+
+  Attributes:
+    text: prefix and tokens decoded, up to a stop string; None where the model
+      has no tokenizer.
+    ids: the tokens, without prefix, start and end.
+    log_probabilities: by the model, of each of `ids` and of the end token,
+      where there is one.
+    score: of beam search, else the sum of the log-probabilities.
+  """
+
+  text: str | None
+  ids: list[int]
+  log_probabilities: list[float]
+  score: float
+
+
+@dataclasses.dataclass(eq=False)
 class Model:
   """A trained model with its vocabulary, ready to generate.
 
@@ -48,6 +69,11 @@ class Model:
   mesh: jax.sharding.Mesh
   rules: Rules
   step: int
+
+  @functools.cached_property
+  def _ready(self) -> dict:
+    with sharding.use(self.mesh, self.rules):
+      return decode.ready(AlexaTM(self.config), self.params)
 
   def logits(self, encoder_ids, decoder_ids, encoder_mask=None) -> np.ndarray:
     """Logits of every next token, teacher-forced.
@@ -72,7 +98,7 @@ class Model:
         decoder_ids.astype(np.int32),
         (np.asarray(encoder_mask) > 0).astype(np.int32),
       )
-    return np.asarray(out)
+    return _fetched(out)
 
   def score(
     self, inputs, targets, mode: str = 'clm', batch_size: int = 32
@@ -128,7 +154,7 @@ class Model:
     batch = sharding.place(batch, self.mesh, self.rules)
     with sharding.use(self.mesh, self.rules):
       sums = _losses(AlexaTM(c), self.params, batch)
-    return -np.asarray(sums['loss'])[: len(targets)]
+    return -_fetched(sums['loss'])[: len(targets)]
 
   def _ids(self, inputs, mode: str | None) -> list[list[int]]:
     """Ids of texts or ids; mode None encodes texts as targets.
@@ -164,6 +190,13 @@ class Model:
       ids.append(row)
     return ids
 
+  def check(self, inputs, mode: str | None) -> None:
+    """Raises ValueError where an input is not one that `complete` takes.
+
+    Mode None stands for targets of `score`.
+    """
+    self._ids(inputs, mode)
+
   def encode(self, text: str, mode: str = 'clm') -> list[int]:
     """The encoder ids of a text: `<s> [CLM] text </s>`, or without `[CLM]`."""
     v = self.vocabulary
@@ -174,47 +207,287 @@ class Model:
     self,
     inputs: Sequence[str] | Sequence[Sequence[int]],
     mode: str = 'clm',
-    max_tokens: int = 64,
     batch_size: int = 32,
     progress: Callable[[int, int], None] = lambda done, tokens: None,
+    **options,
   ) -> list[str] | list[list[int]]:
-    """Greedy generation.
+    """The best generation of each input, see `complete`.
 
     Args:
-      inputs: texts, or lists of encoder ids, to which nothing is added.
-      mode: 'clm' puts `[CLM]` in front and continues the text; 'denoise'
-        returns the text completed. Without effect on ids.
-      max_tokens: at most this many a generation, and never more than
-        Config.positions.
-      batch_size: inputs decoded at a time, those of a like length together.
-      progress: called with (inputs done, tokens written) after each batch.
+      inputs, mode, batch_size, progress: see `complete`.
+      options: `prefixes`, `stop`, `banned` of `complete`, and the fields of
+        `choosing.Config`, greedy by default.
 
     Returns:
       Texts for texts, ids for ids (without start, end and padding), in order.
 
     Raises:
-      ValueError: an unknown mode, or an input longer than Config.positions,
-        which it names.
+      ValueError: see `complete`; or an option of another name.
     """
-    if max_tokens < 1:
-      raise ValueError(f'max_tokens = {max_tokens}: expected 1 or more')
-    max_tokens = min(max_tokens, self.config.positions)
+    known = ('prefixes', 'stop', 'banned')
+    fields = [field.name for field in dataclasses.fields(choosing.Config)]
+    for name in options:
+      check_choice('option', name, (*known, *fields))
+    config = choosing.Config(
+      **{k: v for k, v in options.items() if k not in known}
+    )
+    made = self.complete(
+      inputs, mode, config, batch_size=batch_size, progress=progress,
+      **{k: v for k, v in options.items() if k in known},
+    )  # fmt: skip
+    return [
+      best.text if isinstance(x, str) else best.ids
+      for x, (best, *_) in zip(inputs, made)
+    ]
+
+  def complete(
+    self,
+    inputs: Sequence[str] | Sequence[Sequence[int]],
+    mode: str = 'clm',
+    config: choosing.Config = choosing.Config(),
+    prefixes: Sequence | None = None,
+    stop: Sequence[str] = (),
+    banned: Sequence[str] | Sequence[Sequence[int]] = (),
+    batch_size: int = 32,
+    numbers: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, tokens: None,
+  ) -> list[list[Generation]]:
+    """Generations of each input, as many as config.results, the best first.
+
+    Args:
+      inputs: texts, or lists of encoder ids, to which nothing is added.
+      mode: 'clm' puts `[CLM]` in front and continues the text; 'denoise'
+        returns the text completed. Without effect on ids.
+      config: how tokens are chosen.
+      prefixes: what each output begins with: texts, or lists of ids.
+      stop: strings that end an output, and are not in its text.
+      banned: texts, or lists of ids, that no output has; a text is banned
+        behind a space and without one.
+      batch_size: inputs decoded at a time, those of a like length together.
+      numbers: of the inputs, for sampling: an input's tokens depend on its
+        number and the seed, not on the others. Default: 0, 1, ...
+      progress: called with (inputs done, tokens written) after each batch.
+
+    Returns:
+      A list for each input, in order.
+
+    Raises:
+      ValueError: an unknown mode, or an input, prefix or number of tokens that
+        Config.positions has no room for, which it names.
+    """
     ids = self._ids(inputs, mode)
-    out: list[list[int]] = [[]] * len(ids)
+    begun = self._prefixes(prefixes, len(ids))
+    choice = choosing.Choice.of(config, self._banned(banned), self._stops(stop))
+    numbers = range(len(ids)) if numbers is None else numbers
+    out: list[list[Generation]] = [[]] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     done = written = 0
     for start in range(0, len(order), batch_size):
       chosen = order[start : start + batch_size]
-      rows = self._batch([ids[i] for i in chosen], max_tokens, batch_size)
-      for i, row in zip(chosen, rows):
-        out[i] = row
-        written += len(row)
+      made = self._batch(
+        *([rows[i] for i in chosen] for rows in (ids, begun, numbers)),
+        config, choice, batch_size,
+      )  # fmt: skip
+      for i, rows in zip(chosen, made):
+        out[i] = [self._generation(begun[i], *row, stop) for row in rows]
+        written += sum(len(row.ids) for row in out[i])
       done += len(chosen)
       progress(done, written)
+    return out
+
+  def translate(
+    self,
+    sentences: Sequence[str],
+    to: str,
+    shots: Sequence[tuple[str, str]] = (),
+    mode: str = 'clm',
+    **options,
+  ) -> list[str]:
+    """Translations, in the paper's 1-shot format (its section 4.2).
+
+    Args:
+      sentences: texts.
+      to: the target's language, a code or an English name of
+        `prompts.LANGUAGES`.
+      shots: (sentence, translation) pairs to learn from; the paper has one.
+      mode: one of MODES.
+      options: see `generate`.
+    """
+    example = lambda text: {'sentence': text, 'language': to}
+    return self.answers(
+      prompts.TRANSLATION,
+      list(map(example, sentences)),
+      [{**example(x), 'translation': y} for x, y in shots],
+      mode,
+      **options,
+    )
+
+  def summarize(
+    self,
+    documents: Sequence[str],
+    shots: Sequence[tuple[str, str]] = (),
+    mode: str = 'clm',
+    **options,
+  ) -> list[str]:
+    """Summaries, in the paper's 1-shot format; documents of over 550 tokens
+    lose what is behind the last whole sentence of these.
+
+    Args:
+      documents: texts.
+      shots: (document, summary) pairs to learn from; the paper has one.
+      mode: one of MODES.
+      options: see `generate`.
+    """
+    short = lambda text: prompts.cut_document(
+      text, self.vocabulary.encode, self.vocabulary.decode
+    )
+    return self.answers(
+      prompts.SUMMARY,
+      [{'document': short(text)} for text in documents],
+      [{'document': short(x), 'summary': y} for x, y in shots],
+      mode,
+      **options,
+    )
+
+  def answers(
+    self, template: prompts.Template, queries, shots=(), mode='clm', **options
+  ) -> list[str]:
+    """Generated answers to queries of a template, cut as it says.
+
+    Args:
+      template: one of `prompts.TEMPLATES`, or another.
+      queries: a dict of the template's fields each.
+      shots: the same, with answers.
+      mode: one of MODES.
+      options: see `generate`; `stop` is the template's delimiter where the
+        decoder writes nothing but the answer.
+    """
+    if self.vocabulary is None:
+      raise ValueError('this model has no tokenizer: prompts are texts')
+    texts = [prompts.prompt(template, query, shots) for query in queries]
+    if mode == 'clm':
+      options = {'stop': [template.cut], **options}
+    made = self.generate(texts, mode, **options)
     return [
-      self.vocabulary.decode(row) if isinstance(x, str) else row
-      for x, row in zip(inputs, out)
+      prompts.answer(template, output, mode, text)
+      for text, output in zip(texts, made)
     ]
+
+  def stream(
+    self,
+    text: str,
+    mode: str = 'clm',
+    config: choosing.Config = choosing.Config(),
+    stop: Sequence[str] = (),
+    number: int = 0,
+  ) -> Iterator[str]:
+    """The output of one input, as `complete` gives it, piece by piece.
+
+    What could still be the beginning of a stop string, or is half a character,
+    is held back until it is known.
+
+    Args:
+      text, mode, config, stop: see `complete`; greedy or sampled, one result.
+      number: of the input, for sampling.
+
+    Raises:
+      ValueError: see `complete`; or beams or several results.
+    """
+    if config.beams > 1 or config.results > 1:
+      raise ValueError(
+        f'beams = {config.beams}, results = {config.results}: expected 1 of '
+        'each where tokens are shown as they come'
+      )
+    shown, ids = '', []
+    for token in self._tokens(self._ids([text], mode)[0], config, stop, number):
+      ids.append(token)
+      made = self.vocabulary.decode(ids)
+      whole = stopping.cut(made, stop)
+      if whole != made:
+        break
+      sure = stopping.held(made, stop)
+      if sure.startswith(shown) and len(sure) > len(shown):
+        yield sure[len(shown) :]
+        shown = sure
+    whole = stopping.cut(self.vocabulary.decode(ids), stop)
+    if len(whole) > len(shown):
+      yield whole[len(shown) :]
+
+  def _tokens(self, row, config, stop, number) -> Iterator[int]:
+    """The ids of an output, each as soon as it is chosen."""
+    c = self.config
+    net = AlexaTM(c)
+    room = min(config.max_tokens, c.positions - 1)
+    choice = choosing.Choice.of(config, (), self._stops(stop))
+    choice = choice.replace(max_tokens=np.int32(room))
+    tokens, segments = self._pad([row], 1, 1)
+    B = len(tokens)
+    batch = dict(
+      tokens=tokens, segments=segments, number=np.full(B, number, np.int32)
+    )
+    batch = sharding.place(batch, self.mesh, self.rules)
+    with sharding.use(self.mesh, self.rules):
+      rows = decode.begin(
+        net, self._ready, choice, batch['tokens'], batch['segments'],
+        np.full((B, 1), c.start_id, np.int32), np.ones(B, np.int32),
+        batch['number'], config.seed, T=_power_of_two(room),
+      )  # fmt: skip
+      length = 0
+      while True:
+        new = int(_fetched(rows.length)[0])
+        if new > length:
+          yield int(_fetched(rows.ids)[0, length])
+        length = new
+        if _fetched(rows.done)[0]:
+          return
+        rows = decode.one_more(net, self._ready, choice, rows)
+
+  def _generation(self, prefix, ids, log_probabilities, score, stop):
+    text = None
+    if self.vocabulary is not None:
+      text = stopping.cut(self.vocabulary.decode([*prefix[1:], *ids]), stop)
+    return Generation(text, ids, log_probabilities, score)
+
+  def _prefixes(self, prefixes, count: int) -> list[list[int]]:
+    """The decoder's first ids of each input, its start token included."""
+    if prefixes is None:
+      return [[self.config.start_id]] * count
+    if len(prefixes) != count:
+      raise ValueError(f'{count} inputs, but {len(prefixes)} prefixes')
+    return [
+      [self.config.start_id, *self._plain_ids(x, 'prefix')] for x in prefixes
+    ]
+
+  def _banned(self, banned) -> list[list[int]]:
+    rows = []
+    for x in banned:
+      rows.append(self._plain_ids(x, 'banned'))
+      if isinstance(x, str):
+        rows.append(self.vocabulary.inside(x))
+    return [row for row in rows if row and row != [self.config.end_id]]
+
+  def _plain_ids(self, x, what: str) -> list[int]:
+    """Ids of a text without special pieces, or the ids themselves."""
+    if not isinstance(x, str):
+      return [int(i) for i in x]
+    if self.vocabulary is None:
+      raise ValueError(f'this model has no tokenizer: give {what} as ids')
+    return self.vocabulary.encode(x)
+
+  def _stops(self, stop: Sequence[str]):
+    if not stop:
+      return None
+    if isinstance(stop, str):
+      raise ValueError(f'stop = {stop!r}: expected a list of strings')
+    if self.vocabulary is None:
+      raise ValueError('this model has no tokenizer: stop strings need one')
+    return self._stop_table(tuple(stop))
+
+  @functools.lru_cache(maxsize=8)  # noqa: B019 (few models live in a process)
+  def _stop_table(self, stop: tuple[str, ...]):
+    pieces = self.vocabulary.spelling()
+    pieces += [''] * (self.config.vocab_size - len(pieces))
+    return stopping.table(pieces, stop)
 
   def _pad(self, rows, count: int, batch_size: int) -> tuple:
     """Rows of ids to (tokens, segments) [B, S] of sizes that recur.
@@ -233,21 +506,42 @@ class Model:
       segments[i, : len(row)] = 1
     return tokens, segments
 
-  def _batch(self, rows, max_tokens: int, batch_size: int) -> list[list[int]]:
-    """Generates for a few rows."""
+  def _batch(self, rows, prefixes, numbers, config, choice, batch_size: int):
+    """(ids, log-probabilities, score) of each result of a few inputs."""
     c = self.config
-    T = min(c.positions, _power_of_two(max_tokens))
-    tokens, segments = self._pad(rows, len(rows), batch_size)
-    batch = {'tokens': tokens, 'segments': segments}
-    batch = sharding.place(batch, self.mesh, self.rules)
-    with sharding.use(self.mesh, self.rules):
-      made, length = decode.greedy(
-        AlexaTM(c), self.params, batch['tokens'], batch['segments'], T
+    longest = max(map(len, prefixes))
+    room = c.positions - longest
+    if room < 1:
+      raise ValueError(
+        f'a prefix of {longest - 1} tokens: expected at most '
+        f'{c.positions - 2}, for Config.positions = {c.positions}'
       )
-    made, length = np.asarray(made), np.asarray(length)
-    return [
-      made[i, : min(length[i], max_tokens)].tolist() for i in range(len(rows))
-    ]
+    choice = choice.replace(max_tokens=np.int32(min(config.max_tokens, room)))
+    T = _power_of_two(min(config.max_tokens, room))
+    tokens, segments = self._pad(rows, len(rows), batch_size)
+    B = len(tokens)
+    prefix = np.full((B, _power_of_two(longest)), c.pad_id, np.int32)
+    prefix[:, 0], lengths = c.start_id, np.ones(B, np.int32)
+    number = np.zeros(B, np.int32)
+    number[: len(rows)] = np.asarray(numbers, np.int64) % 2**31
+    for i, row in enumerate(prefixes):
+      prefix[i, : len(row)], lengths[i] = row, len(row)
+    batch = dict(tokens=tokens, segments=segments, prefix=prefix,
+                 lengths=lengths, number=number)  # fmt: skip
+    batch = sharding.place(batch, self.mesh, self.rules)
+    number = batch.pop('number')
+    given = AlexaTM(c), self._ready, choice
+    with sharding.use(self.mesh, self.rules):
+      if config.beams > 1:
+        made = beams.beam_search(
+          *given, **batch, T=T, k=config.beams, results=config.results
+        )
+      else:
+        made = decode.generate(
+          *given, **batch, numbers=number, seed=config.seed, T=T,
+          results=config.results,
+        )  # fmt: skip
+    return _results(made, len(rows))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -268,6 +562,26 @@ def _losses(model, params, batch):
   return step.forward(model, params, batch)
 
 
+def _results(made, count: int) -> list[list[tuple]]:
+  """What decoding returned, as (ids, log-probabilities, score) of each."""
+  ids, each, lengths, counts, *scores = map(_fetched, made)
+  out = []
+  for i in range(count):
+    out.append([])
+    for j, n in enumerate(lengths[i]):
+      logs = each[i, j, : counts[i, j]]
+      score = scores[0][i, j] if scores else logs.sum()
+      out[-1].append((ids[i, j, :n].tolist(), logs.tolist(), float(score)))
+  return out
+
+
+def _fetched(x) -> np.ndarray:
+  """An array of any mesh, whole on every host."""
+  if jax.process_count() > 1:
+    x = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)
+
+
 def _power_of_two(n: int) -> int:
   return 1 << (n - 1).bit_length()
 
@@ -278,6 +592,7 @@ def load(
   mesh=None,
   rules: Rules = Rules(),
   dtype: str | None = None,
+  weights: str | None = None,
 ) -> Model:
   """A model from a MODEL_DIR or from a Hugging Face folder.
 
@@ -287,6 +602,8 @@ def load(
     mesh: default: all devices, data parallel.
     rules: logical to mesh axes.
     dtype: of activations: 'float32' or 'bfloat16'; None takes the model's own.
+    weights: 'bfloat16' keeps parameters and activations in it: half the memory,
+      and half to read for a token. None and 'float32' change nothing.
 
   Raises:
     FileNotFoundError: there is no model, or no checkpoint of that step.
@@ -294,8 +611,29 @@ def load(
     layouts.WeightsError: a Hugging Face folder that is not sound.
   """
   mesh = sharding.mesh() if mesh is None else mesh
+  if weights is not None:
+    check_choice('WEIGHTS', weights, ('float32', 'bfloat16'))
   if os.path.exists(os.path.join(directory, 'config.json')):
-    return _load_hf(directory, mesh, rules, dtype)
+    model = _load_hf(directory, mesh, rules, dtype)
+  else:
+    model = _load_run(directory, at_step, mesh, rules, dtype)
+  return halved(model) if weights == 'bfloat16' else model
+
+
+def halved(model: Model) -> Model:
+  """The model with weights and activations in bfloat16; it keeps no others."""
+
+  def half(x):
+    out = x.astype(jnp.bfloat16)
+    x.delete()  # one at a time, so that there are never two models
+    return out
+
+  config = dataclasses.replace(model.config, dtype='bfloat16')
+  params = jax.tree.map(half, model.params)
+  return dataclasses.replace(model, config=config, params=params)
+
+
+def _load_run(directory, at_step, mesh, rules, dtype) -> Model:
   checkpoints, number = checkpoint.open_step(directory, at_step)
   with intact.naming_intact(checkpoints):
     config = Config(**checkpoints.meta(number)['model'])
@@ -318,87 +656,3 @@ def _load_hf(directory: str, mesh, rules: Rules, dtype: str | None) -> Model:
   tokenizer = hf.find_tokenizer(directory)
   words = Vocabulary(tokenizer) if tokenizer else None
   return Model(config, params, words, mesh, rules, 0)
-
-
-def read_inputs(path: str) -> list[dict]:
-  """The lines of a text file, or of JSONL with an `input` (or `text`) each.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: a line is not UTF-8 or not such an object; names the line.
-  """
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'INPUT = {path!r}: no such file')
-  rows = []
-  with open(path, 'rb') as f:
-    for number, raw in enumerate(f, 1):
-      try:
-        line = raw.decode('utf-8').rstrip('\r\n')
-        if not path.endswith('.jsonl'):
-          rows.append({'input': line})
-        elif line.strip():
-          row = json.loads(line)
-          text = row['input'] if 'input' in row else row['text']
-          if not isinstance(text, str):
-            raise TypeError
-          rows.append({**row, 'input': text})
-      except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(
-          f'{path}, line {number}: expected UTF-8'
-          + (' JSON with a string `input`' if path.endswith('.jsonl') else '')
-          + f'; got {raw[:60]!r}'
-        ) from e
-  return rows
-
-
-def infer(
-  model_dir: str,
-  input: str,
-  output: str | None = None,
-  mode: str = 'clm',
-  max_tokens: int = 64,
-  batch_size: int = 32,
-  at_step: int | None = None,
-  make_mesh: Callable = sharding.mesh,
-  rules: Rules = Rules(),
-  say: Callable[[str], None] = print,
-) -> str:
-  """A file of prompts in, JSONL out: each row with its `output` added.
-
-  Args:
-    model_dir: the trained model's.
-    input: a text file, a prompt a line, or .jsonl with an `input` a line;
-      other fields are kept.
-    output: default: the input's name with `.out.jsonl`. Written whole or not
-      at all.
-    mode, max_tokens, batch_size: see `Model.generate`.
-    at_step: which checkpoint; None takes the newest.
-    make_mesh: called without arguments.
-    rules: logical to mesh axes.
-    say: prints a line.
-
-  Returns:
-    The path written.
-  """
-  rows = read_inputs(input)
-  output = output or os.path.splitext(input)[0] + '.out.jsonl'
-  model = load(model_dir, at_step, make_mesh(), rules)
-  say(f'step {model.step:,} of {model_dir}: {len(rows):,} inputs, mode {mode}')
-  start = time.perf_counter()
-
-  def progress(done: int, tokens: int):
-    seconds = time.perf_counter() - start
-    left = seconds / done * (len(rows) - done)
-    say(
-      f'{done:,}/{len(rows):,}  {tokens / seconds:,.0f} tokens/s  '
-      f'{metrics.clock_text(left)} left'
-    )
-
-  texts = [row['input'] for row in rows]
-  made = model.generate(texts, mode, max_tokens, batch_size, progress)
-  with open(output + '.tmp', 'w', encoding='utf-8') as f:
-    for row, text in zip(rows, made):
-      f.write(json.dumps({**row, 'output': text}, ensure_ascii=False) + '\n')
-  os.replace(output + '.tmp', output)
-  say(f'wrote {output}')
-  return output

@@ -120,6 +120,21 @@ class Attention(nn.Module):
     )
     return self.out(y.reshape(*y.shape[:-2], -1))
 
+  def cached(self, query, keys, values, mask):
+    """As __call__, over the keys and values of a cache.
+
+    Args:
+      query: [R, n, H, K].
+      keys, values: [B, H, K, S], [B, H, S, K]; R a multiple of B.
+      mask: [B, n or 1, S] bool.
+
+    Returns:
+      [R, n, D].
+    """
+    scores_float32 = self.config.scores_float32
+    y = attention.over_cache(query, keys, values, mask, scores_float32)
+    return self.out(y.reshape(*y.shape[:-2], -1))
+
 
 class FeedForward(nn.Module):
   """D -> F -> D with exact (erf) GELU."""
@@ -136,15 +151,21 @@ class FeedForward(nn.Module):
     return Dense(c, self.width, c.d_model, ('mlp', 'embed'), name='down')(x)
 
 
+AXES = (3, 1), (1, 3)  # of keys and values in a cache, behind their heads
+
+
 @flax.struct.dataclass
 class Cache:
-  """What a decoder keeps of the positions it has read.
+  """What one decoder layer keeps of the positions it has read.
 
-  An explicit pytree; the batch row is its unit.
+  An explicit pytree of which the row is the unit. Several rows may read one
+  encoder input, as beams do: R rows, B encoder inputs, R a multiple of B, and
+  the rows of an input stand together.
 
   Attributes:
-    self_keys, self_values: [L, B, T, H, K].
-    cross_keys, cross_values: [L, B, S, H, K].
+    self_keys, cross_keys: [R, H, K, T] and [B, H, K, S]: one query's product
+      with them reads rows.
+    self_values, cross_values: [R, H, T, K] and [B, H, S, K].
   """
 
   self_keys: jax.Array
@@ -152,33 +173,12 @@ class Cache:
   cross_keys: jax.Array
   cross_values: jax.Array
 
-  @classmethod
-  def zeros(cls, config: Config, batch: int, source: int, target: int):
-    """An empty cache for B = batch, S = source, T = target."""
-    H = config.decoder_heads
-    shape = lambda n: (
-      config.decoder_layers, batch, n, H, config.d_model // H
-    )  # fmt: skip
-    zeros = lambda n: jnp.zeros(shape(n), config.dtype)
-    return cls(zeros(target), zeros(target), zeros(source), zeros(source))
-
-  def write(self, kind: str, layer, keys, values, positions=None) -> Cache:
-    """Puts [B, n, H, K] keys and values of one layer at [B, n] positions."""
-    name_k, name_v = f'{kind}_keys', f'{kind}_values'
-    at = (layer,) if positions is None else (
-      layer, jnp.arange(len(positions))[:, None], positions
-    )  # fmt: skip
+  def written(self, keys, values, positions) -> Cache:
+    """With [R, n, H, K] keys and values at positions [R, n]."""
+    row = jnp.arange(len(positions))[:, None]
     return self.replace(
-      **{
-        name_k: getattr(self, name_k).at[at].set(keys),
-        name_v: getattr(self, name_v).at[at].set(values),
-      }
-    )
-
-  def read(self, kind: str, layer) -> tuple[jax.Array, jax.Array]:
-    return (
-      getattr(self, f'{kind}_keys')[layer],
-      getattr(self, f'{kind}_values')[layer],
+      self_keys=self.self_keys.at[row, :, :, positions].set(keys),
+      self_values=self.self_values.at[row, :, positions].set(values),
     )
 
 
@@ -200,45 +200,69 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-  """Self-attention, cross-attention, feed-forward.
-
-  Without a cache it reads a whole sequence. With one it writes the keys and
-  values of its inputs into it and looks at all that the cache holds; where
-  `encoded` is None the cross-attention's come from the cache too.
-  """
+  """Self-attention, cross-attention, feed-forward."""
 
   config: Config
 
-  @nn.compact
-  def __call__(
-    self, carry, layer, encoded, positions, sight, sight_encoded, deterministic
-  ):
-    x, cache = carry
+  def setup(self):
     c = self.config
-    drop = nn.Dropout(c.dropout, deterministic=deterministic)
-    h = LayerNorm(c, name='self_attention_norm')(x)
-    attend = Attention(c, c.decoder_heads, name='self_attention')
-    query, keys, values = attend.project(h, 'query', 'key', 'value')
-    if cache is not None:
-      cache = cache.write('self', layer, keys, values, positions)
-      keys, values = cache.read('self', layer)
-    x = x + drop(attend(query, keys, values, sight, deterministic))
+    self.self_attention_norm = LayerNorm(c)
+    self.self_attention = Attention(c, c.decoder_heads)
+    self.cross_attention_norm = LayerNorm(c)
+    self.cross_attention = Attention(c, c.decoder_heads)
+    self.feed_forward_norm = LayerNorm(c)
+    self.feed_forward = FeedForward(c, c.decoder_ff)
+    self.dropout = nn.Dropout(c.dropout)
 
-    h = LayerNorm(c, name='cross_attention_norm')(x)
-    attend = Attention(c, c.decoder_heads, name='cross_attention')
-    if encoded is not None:
-      keys, values = attend.project(encoded, 'key', 'value')
-      if cache is not None:
-        cache = cache.write('cross', layer, keys, values)
-    else:
-      keys, values = cache.read('cross', layer)
-    (query,) = attend.project(h, 'query')
-    x = x + drop(attend(query, keys, values, sight_encoded, deterministic))
+  def __call__(self, x, encoded, sight, sight_encoded, deterministic):
+    """Reads a whole sequence [B, T, D]; for a scan: returns (x, None)."""
+    drop = functools.partial(self.dropout, deterministic=deterministic)
+    attend = self.self_attention
+    heads = attend.project(self.self_attention_norm(x), 'query', 'key', 'value')
+    x = x + drop(attend(*heads, sight, deterministic))
+    attend = self.cross_attention
+    query = attend.project(self.cross_attention_norm(x), 'query')
+    heads = *query, *attend.project(encoded, 'key', 'value')
+    x = x + drop(attend(*heads, sight_encoded, deterministic))
+    h = self.feed_forward_norm(x)
+    x = x + drop(self.feed_forward(h, deterministic))
+    return constrain(x, 'batch', 'length', 'hidden'), None
 
-    h = LayerNorm(c, name='feed_forward_norm')(x)
-    feed_forward = FeedForward(c, c.decoder_ff, name='feed_forward')
-    x = x + drop(feed_forward(h, deterministic))
-    return (constrain(x, 'batch', 'length', 'hidden'), cache), None
+  def empty(self, encoded, rows: int, length: int) -> Cache:
+    """A cache for `rows` rows of `length` positions, of encoded [B, S, D]."""
+    c = self.config
+    heads = self.cross_attention.project(encoded, 'key', 'value')
+    keys, values = (x.transpose(0, 2, *last) for x, last in zip(heads, AXES))
+    shape = (rows, c.decoder_heads, length, c.d_model // c.decoder_heads)
+    zeros = jnp.zeros(shape, c.dtype)
+    every = zeros.swapaxes(2, 3), zeros, keys, values
+    return Cache(*(constrain(x, 'batch', 'heads', None, None) for x in every))
+
+  def cached(self, x, cache: Cache, positions, seen, source):
+    """Reads n positions of each row, and all that the cache holds of it.
+
+    Args:
+      x: [R, n, D].
+      cache: this layer's.
+      positions: [R, n], where x is written.
+      seen: [R, n, T], cached positions that each of x may look at.
+      source: [B, 1, S], encoder positions that are no padding.
+
+    Returns:
+      (x [R, n, D], the cache).
+    """
+    attend = self.self_attention
+    heads = attend.project(self.self_attention_norm(x), 'query', 'key', 'value')
+    query, *written = heads
+    cache = cache.written(*written, positions)
+    keys = cache.self_keys, cache.self_values
+    x = x + attend.cached(query, *keys, seen)
+    attend = self.cross_attention
+    (query,) = attend.project(self.cross_attention_norm(x), 'query')
+    keys = cache.cross_keys, cache.cross_values
+    x = x + attend.cached(query, *keys, source)
+    x = x + self.feed_forward(self.feed_forward_norm(x), True)
+    return constrain(x, 'batch', 'length', 'hidden'), cache
 
 
 def stack(layer_class, config: Config, length: int, inputs: tuple):

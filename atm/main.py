@@ -43,9 +43,11 @@ def configurables() -> tuple[Callable, ...]:
   """Everything gin may bind, besides what atm_tasks lists in its GIN."""
   from atm import (
     cache,
+    chat,
+    choosing,
     convert,
     data,
-    infer,
+    files,
     look,
     mixture,
     model,
@@ -58,10 +60,13 @@ def configurables() -> tuple[Callable, ...]:
 
   return (
     cache.build,
+    chat.chat,
     convert.export_weights,
     convert.import_weights,
     data.vocab,
-    infer.infer,
+    choosing.Config,
+    files.infer_file,
+    files.score_file,
     look.inspect,
     mixture.show,
     model.Config,
@@ -136,7 +141,15 @@ def inspect_() -> None:
 
 
 def infer() -> None:
-  gin.get_configurable('infer.infer')()
+  gin.get_configurable('files.infer_file')()
+
+
+def score() -> None:
+  gin.get_configurable('files.score_file')()
+
+
+def chat() -> None:
+  gin.get_configurable('chat.chat')()
 
 
 def report() -> None:
@@ -159,6 +172,8 @@ RUNS = {
   'inspect': inspect_,
   'report': report,
   'infer': infer,
+  'score': score,
+  'chat': chat,
   'import': import_,
   'export': export,
 }

@@ -15,13 +15,13 @@ import dataclasses
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from atm import loss
 from atm.attention import IMPLEMENTATIONS, Sight
 from atm.layers import (
   REMAT,
-  Cache,
   DecoderLayer,
   EncoderLayer,
   LayerNorm,
@@ -164,19 +164,37 @@ class Decoder(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(
-    self, x, cache, encoded, positions, sight, sight_encoded, deterministic
-  ):
+  def __call__(self, x, encoded, sight, sight_encoded, deterministic):
     c = self.config
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
-    inputs = (0, *(nn.broadcast,) * 5)
+    inputs = (nn.broadcast,) * 4
     layers = stack(DecoderLayer, c, c.decoder_layers, inputs)
-    number = jnp.arange(c.decoder_layers)
-    (x, cache), _ = layers(
-      (x, cache), number, encoded, positions, sight, sight_encoded,
-      deterministic,
-    )  # fmt: skip
-    return LayerNorm(c, name='norm')(x), cache
+    x, _ = layers(x, encoded, sight, sight_encoded, deterministic)
+    return LayerNorm(c, name='norm')(x)
+
+  def each_layer(self):
+    """Functions that apply a method of each layer, from first to last.
+
+    A layer is applied by itself, outside the scan, so that its part of a cache
+    is an array of its own, which a loop over tokens writes in place.
+    """
+    layers = nn.unbox(self.variables['params']['layers'])
+    if '0' not in layers:
+      layers = unstacked(layers, self.config.decoder_layers)
+    layer = DecoderLayer(self.config, parent=None)
+    for number in range(self.config.decoder_layers):
+      yield functools.partial(layer.apply, {'params': layers[str(number)]})
+
+  def normed(self, x):
+    return LayerNorm(self.config, parent=None).apply(
+      {'params': nn.unbox(self.variables['params']['norm'])}, x
+    )
+
+
+def unstacked(layers: dict, count: int) -> dict:
+  """Parameters [L, ...] of all layers as {'0': those of the first, ...}."""
+  cut = lambda i: jax.tree.map(lambda x: x[i], layers)
+  return {str(i): cut(i) for i in range(count)}
 
 
 def _constrain_logits(logits):
@@ -388,41 +406,59 @@ class AlexaTM(nn.Module):
     """Decoder states [B, T, D], teacher-forced."""
     # Causality already keeps a token from the padding behind it.
     target = jnp.ones_like(tokens) if segments is None else segments
-    states, _ = self._decoder(
-      tokens, None, encoded, positions, Sight(target, target, causal=True),
-      Sight(target, source), deterministic,
-    )  # fmt: skip
-    return states
+    return self.decoder(
+      self._embed_target(tokens, positions),
+      encoded,
+      Sight(target, target, causal=True),
+      Sight(target, source),
+      deterministic,
+    )
 
-  def decode_cached(self, tokens, positions, cache, source, encoded=None):
-    """Reads [B, n] ids at [B, n] positions through a cache.
+  def _embed_target(self, tokens, positions):
+    rows = self.decoder_positions[self.config.position_offset :]
+    return self._embed(tokens, self.decoder_embedding, rows, positions)
+
+  def empty_cache(self, encoded, length: int, rows: int | None = None):
+    """A `layers.Cache` for each decoder layer, nothing of the decoder read.
 
     Args:
-      tokens: [B, n] decoder inputs.
-      positions: [B, n], from 0; keys beyond a query's position are not seen.
-      cache: a `Cache` for B rows.
+      encoded: [B, S, D] encoder states.
+      length: positions of a row.
+      rows: R; default B.
+    """
+    rows = rows or len(encoded)
+    return [
+      layer(encoded, rows, length, method=DecoderLayer.empty)
+      for layer in self.decoder.each_layer()
+    ]
+
+  def decode_cached(self, tokens, positions, caches, source, last=None):
+    """Reads [R, n] ids at [R, n] positions through a cache.
+
+    Args:
+      tokens: [R, n] decoder inputs.
+      positions: [R, n], from 0; keys beyond a query's position are not seen.
+      caches: of `empty_cache`, or of an earlier call.
       source: [B, S] segment ids of the encoder input, 0 on padding.
-      encoded: [B, S, D] at the first call, which fills the cross-attention's
-        part of the cache; None from then on.
+      last: [R], the one of the n of which logits are wanted; None: all.
 
     Returns:
-      (logits [B, n, V], the cache with these positions written).
+      (float32 logits [R, n, V], or [R, V] of `last`; the caches).
     """
-    ones = jnp.ones_like(tokens)
-    sight = Sight(ones, jnp.ones(cache.self_keys.shape[1:3], int), positions)
-    states, cache = self._decoder(
-      tokens, cache, encoded, positions, sight, Sight(ones, source), True
-    )
-    return self._logits(states), cache
-
-  def _decoder(
-    self, tokens, cache, encoded, positions, sight, sight_encoded, deterministic
-  ):
-    rows = self.decoder_positions[self.config.position_offset :]
-    x = self._embed(tokens, self.decoder_embedding, rows, positions)
-    return self.decoder(
-      x, cache, encoded, positions, sight, sight_encoded, deterministic
-    )
+    T = caches[0].self_values.shape[2]
+    seen = jnp.arange(T) <= positions[..., None]
+    source = (source > 0)[:, None]
+    x, written = self._embed_target(tokens, positions), []
+    for layer, cache in zip(self.decoder.each_layer(), caches, strict=True):
+      x, cache = layer(
+        x, cache, positions, seen, source, method=DecoderLayer.cached
+      )
+      written.append(cache)
+    x = self.decoder.normed(x)
+    if last is not None:
+      x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+    logits = self._logits(x)
+    return logits if last is None else logits[:, 0], written
 
   def _logits(self, states):
     logits = loss.logits_of(states, *self._head(states.dtype))
@@ -436,15 +472,19 @@ class AlexaTM(nn.Module):
   def _decode_t5x(self, encoded, source, tokens):
     B, T = tokens.shape
     if not self.has_variable('cache', 'kv'):
-      fresh = Cache.zeros(self.config, B, encoded.shape[1], T)
-      self.put_variable('cache', 'kv', fresh)
+      self.put_variable('cache', 'kv', self.empty_cache(encoded, T))
       self.put_variable('cache', 'index', jnp.zeros(B, jnp.int32))
       return jnp.zeros((B, T, self.config.vocab_size))
     index = self.get_variable('cache', 'index')
     positions = jnp.broadcast_to(jnp.arange(T), (B, T)) + index[:, None]
-    logits, cache = self.decode_cached(
-      tokens, positions, self.get_variable('cache', 'kv'), source, encoded
-    )
-    self.put_variable('cache', 'kv', cache)
+    # t5x makes the cache with other inputs than it then decodes.
+    caches = [
+      fresh.replace(self_keys=kept.self_keys, self_values=kept.self_values)
+      for fresh, kept in zip(
+        self.empty_cache(encoded, 1), self.get_variable('cache', 'kv')
+      )
+    ]
+    logits, caches = self.decode_cached(tokens, positions, caches, source)
+    self.put_variable('cache', 'kv', caches)
     self.put_variable('cache', 'index', index + T)
     return logits

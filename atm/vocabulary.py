@@ -119,6 +119,28 @@ class Vocabulary:
     """The text of ids; special pieces leave no trace."""
     return self._sp.DecodeIds([int(i) for i in ids if not self._silent[i]])
 
+  def inside(self, text: str) -> list[int]:
+    """The ids of a text as it stands where no space is in front of it."""
+    mark = self._sp.EncodeAsIds('_')
+    whole = self._sp.EncodeAsIds('_' + text)
+    return whole[len(mark) :] if whole[: len(mark)] == mark else []
+
+  def spelling(self) -> list[str]:
+    """[V], what each id adds to a running text.
+
+    Of pieces that are bytes only those of ASCII are known by themselves.
+    """
+    out = []
+    for i in range(self.size):
+      piece = self._sp.IdToPiece(i).replace('\u2581', ' ')
+      if self._silent[i]:
+        piece = ''
+      elif self._sp.IsByte(i):
+        byte = int(piece[3:-1], 16)
+        piece = chr(byte) if byte < 128 else '\ufffd'
+      out.append(piece)
+    return out
+
   def pieces(self, ids: Sequence[int]) -> list[str]:
     """The pieces themselves, special ones included."""
     return [self._sp.IdToPiece(int(i)) for i in ids]

@@ -150,8 +150,6 @@ def test_what_only_einsum_can_is_einsums(rng, monkeypatch):
   query, key, value, sight = inputs(rng, 'encoder')
   attend = functools.partial(attention.attention, implementation='rows')
   attend(query, key, value, sight, dropout=lambda x: x)
-  at = sight.replace(query_positions=jnp.zeros((4, 9), int))
-  attend(query, key, value, at)
   half = [x.astype(jnp.bfloat16) for x in (query, key, value)]
   attend(*half, sight, scores_float32=False)
   with pytest.raises(AssertionError, match='not by einsum'):

@@ -116,10 +116,22 @@ def settings(directory, words, mesh, steps, **more) -> list[str]:
   ]
 
 
+def infer_settings(directory, prompts, output, **more) -> list[str]:
+  """`atm infer` of a run, as arguments of `atm`."""
+  bound = {
+    'MODEL_DIR': str(directory), 'INPUT': str(prompts), 'OUTPUT': str(output),
+    'MAX_TOKENS': 6, 'BATCH_SIZE': 4, 'sharding.mesh.data': 2,
+    'sharding.mesh.tensor': 2, **more,
+  }  # fmt: skip
+  return ['infer', *(f'--gin.{k}={v!r}' for k, v in bound.items())]
+
+
 class Processes:
   """A run of several processes; all of them are killed in the end."""
 
-  def __init__(self, count, devices, directory, *args, timeout=300, **more):
+  def __init__(
+    self, count, devices, directory, *args, timeout=300, make=settings, **more
+  ):
     port = free_port()
     self.logs = [f'{directory}-{count}-{n}.log' for n in range(count)]
     self.running = []
@@ -129,7 +141,7 @@ class Processes:
         'cpu_devices': devices // count, 'timeout': timeout,
       }  # fmt: skip
       place = {f'sharding.start.{k}': v for k, v in place.items()}
-      arguments = settings(directory, *args, **place, **more)
+      arguments = make(directory, *args, **place, **more)
       with open(log, 'w') as f:
         self.running.append(
           subprocess.Popen(
@@ -244,6 +256,15 @@ def test_killed_and_resumed_with_other_processes(words, tmp_path, first):
   assert_same_run(whole, parts)
   config = (parts / 'config.gin').read_text()
   assert 'start.cpu_devices' in config and 'start.process' not in config
+  texts = ['Everyone', 'All human beings are', 'Jeder', 'a', 'よって']
+  prompts, output = tmp_path / 'prompts.txt', tmp_path / 'output'
+  prompts.write_text(''.join(text + '\n' for text in texts))
+  with Processes(2, 4, parts, prompts, output, make=infer_settings) as run:
+    assert run.wait() == [0, 0]
+  assert said(run.log(1)) == []
+  rows = [json.loads(line) for line in output.read_text().splitlines()]
+  made = infer.load(str(parts)).generate(texts, max_tokens=6)
+  assert [row['output'] for row in rows] == made
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Generation: through a cache, in batches, from Python and from files."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import atm
-from atm import decode, infer, sharding
+from atm import choosing, decode, files, infer, sharding, stopping
 from atm.model import AlexaTM, Config
 from atm.sharding import Rules
 
@@ -42,6 +43,17 @@ def slow_greedy(net, params, tokens, segments, max_tokens):
   ]
 
 
+def greedy(net, params, tokens, segments, max_tokens):
+  """(ids [B, T], lengths [B])."""
+  B, c = len(tokens), net.config
+  choice = choosing.Choice.of(choosing.Config(max_tokens=max_tokens))
+  made = decode.generate(
+    net, params, choice, tokens, segments, np.full((B, 1), c.start_id),
+    np.ones(B, np.int32), np.arange(B), 0, T=max_tokens,
+  )  # fmt: skip
+  return made[0][:, 0], made[2][:, 0]
+
+
 @pytest.fixture(scope='module')
 def net():
   config = tiny(init_std=0.4)
@@ -54,7 +66,7 @@ def test_greedy_equals_decoding_without_a_cache(net, rng):
   tokens, segments = np.zeros((2, 5, 12), np.int32)
   for i, row in enumerate(prompts):
     tokens[i, : len(row)], segments[i, : len(row)] = row, 1
-  made, length = decode.greedy(module, params, tokens, segments, 10)
+  made, length = greedy(module, params, tokens, segments, 10)
   expected = slow_greedy(module, params, tokens, segments, 10)
   for i in range(4):
     assert list(made[i, : length[i]]) == expected[i]
@@ -67,7 +79,7 @@ def test_the_end_token_ends_a_row(net, rng):
   module, params = net
   params = {**params, 'lm_head': params['lm_head'].at[2].multiply(3.0)}
   tokens = rng.integers(3, 96, (8, 6)).astype(np.int32)
-  made, length = decode.greedy(module, params, tokens, np.ones_like(tokens), 40)
+  made, length = greedy(module, params, tokens, np.ones_like(tokens), 40)
   assert 0 < length.min() + 1 <= length.max() and length.min() < 40
   expected = slow_greedy(module, params, tokens, np.ones_like(tokens), 40)
   for i in range(8):
@@ -93,7 +105,7 @@ def test_batch_composition_changes_nothing(model, rng):
   assert together == alone
   for prompt, row in zip(prompts[::6], together[::6], strict=True):
     bare = np.array([prompt], np.int32)  # no padding at all
-    made, n = decode.greedy(
+    made, n = greedy(
       AlexaTM(model.config), model.params, bare, np.ones_like(bare), 12
     )
     assert row == made[0, : n[0]].tolist()
@@ -111,8 +123,6 @@ def test_modes_put_the_marker(model):
 
 
 def test_any_mesh_generates_alike(model, words):
-  import dataclasses
-
   mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
   prompts = ['Everyone has', 'Jeder', 'सभी', 'よって']
   other = dataclasses.replace(model, mesh=mesh)
@@ -123,7 +133,10 @@ def test_any_mesh_generates_alike(model, words):
   'arguments, message',
   [
     (dict(inputs=['a'], mode='cml'), "Did you mean 'clm'"),
-    (dict(inputs=['a'], max_tokens=0), 'max_tokens = 0: expected 1 or more'),
+    (
+      dict(inputs=['a'], max_tokens=0),
+      'max_tokens = 0: expected a whole',
+    ),
     (dict(inputs=[[1] * 65]), 'input 0 has 65 tokens'),
     (dict(inputs=[[1], []]), 'input 1 has 0 tokens'),
     (dict(inputs='one string'), 'expected a list of strings'),
@@ -137,18 +150,18 @@ def test_generate_errors(model, arguments, message):
 def test_reading_inputs(tmp_path):
   text, objects = tmp_path / 'a.txt', tmp_path / 'a.jsonl'
   text.write_text('one\n\nthree\n')
-  assert [r['input'] for r in infer.read_inputs(str(text))] == [
+  assert [r['input'] for r in files.read_inputs(str(text))] == [
     'one', '', 'three'
   ]  # fmt: skip
   objects.write_text('{"input": "x", "id": 3}\n\n{"text": "y"}\n')
-  assert infer.read_inputs(str(objects)) == [
+  assert files.read_inputs(str(objects)) == [
     {'input': 'x', 'id': 3}, {'text': 'y', 'input': 'y'}
   ]  # fmt: skip
   objects.write_text('{"input": "x"}\n{"input": 3}\n')
   with pytest.raises(ValueError, match='a.jsonl, line 2: expected UTF-8 JSON'):
-    infer.read_inputs(str(objects))
+    files.read_inputs(str(objects))
   with pytest.raises(FileNotFoundError, match="INPUT = 'none'"):
-    infer.read_inputs('none')
+    files.read_inputs('none')
 
 
 def test_load_says_what_is_missing(tmp_path):
@@ -161,8 +174,6 @@ def test_load_says_what_is_missing(tmp_path):
 
 def test_from_checkpoint_to_jsonl(model, words, tmp_path):
   """What a trainer saved, `atm.load` and `infer` read, with 8 devices too."""
-  import dataclasses
-
   from atm import checkpoint, trainer
   from atm.step import State
 
@@ -178,7 +189,9 @@ def test_from_checkpoint_to_jsonl(model, words, tmp_path):
   checkpoints.close()
   trainer.keep_beside(directory, words, meta)
   (tmp_path / 'in.jsonl').write_text('{"input": "Everyone", "id": 1}\n' * 3)
-  out = infer.infer(directory, str(tmp_path / 'in.jsonl'), say=lambda t: None)
+  out = files.infer_file(
+    directory, str(tmp_path / 'in.jsonl'), say=lambda t: None
+  )
   with open(out, encoding='utf-8') as f:
     rows = [json.loads(line) for line in f]
   assert len(rows) == 3 and rows[0]['id'] == 1
@@ -187,3 +200,190 @@ def test_from_checkpoint_to_jsonl(model, words, tmp_path):
   assert loaded.step == 7 and loaded.mesh.size == 8
   with pytest.raises(FileNotFoundError, match='of step 3.*steps there: .7'):
     atm.load(directory, at_step=3)
+
+
+# --- All that can be asked of a generation
+
+
+def test_stop_strings_end_an_output(model):
+  """As soon as the text has one; the text is what stands before it."""
+  texts = ['Everyone has', 'Jeder', 'सभी', 'よって', 'All human beings']
+  free = model.complete(texts, config=choosing.Config(max_tokens=24))
+  whole = [row[0].text for row in free]
+  stops = sorted(
+    {text[len(text) // 2 :][:3] for text in whole if len(text) > 9}
+  )
+  made = model.complete(
+    texts, config=choosing.Config(max_tokens=24), stop=stops
+  )
+  shorter = 0
+  for text, (one,), (before,) in zip(whole, made, free, strict=True):
+    assert one.text == stopping.cut(text, stops)
+    assert before.ids[: len(one.ids)] == one.ids
+    if one.text != text:
+      shorter += 1
+      assert any(s in model.vocabulary.decode(one.ids) for s in stops)
+      assert not any(s in model.vocabulary.decode(one.ids[:-1]) for s in stops)
+  assert shorter >= 3
+
+
+@pytest.mark.parametrize('stop', [[], ['a'], ['e ', 'ing']])
+@pytest.mark.parametrize('temperature', [0.0, 1.5])
+def test_a_stream_is_what_complete_gives(model, temperature, stop):
+  """Fault seen: the beginning of a stop string shown."""
+  config = choosing.Config(max_tokens=24, temperature=temperature, seed=3)
+  for number, text in enumerate(['Everyone has', 'सभी']):
+    pieces = list(model.stream(text, config=config, stop=stop, number=number))
+    ((one,),) = model.complete(
+      [text], config=config, stop=stop, numbers=[number]
+    )
+    assert ''.join(pieces) == one.text
+    assert len(pieces) > 2 or stop
+
+
+def test_banned_texts_are_not_written(model):
+  """Behind a space and without one.
+
+  Fault seen: only as behind a space.
+  """
+  texts, config = (
+    ['Everyone has', 'Jeder', 'All'],
+    choosing.Config(max_tokens=16),
+  )
+  words, spelling = model.vocabulary, model.vocabulary.spelling()
+  free = [row[0].ids for row in model.complete(texts, config=config)]
+  inside = sorted(
+    {i for ids in free for i in ids if words.inside(spelling[i]) == [i]}
+  )
+  assert len(inside) > 3
+  banned = [spelling[i] for i in inside]
+  made = model.complete(texts, config=config, banned=banned)
+  spaced = {tuple(words.encode(text)) for text in banned}
+  for (one,), before in zip(made, free, strict=True):
+    assert one.ids != before and not set(inside) & set(one.ids)
+    assert not spaced & {(i,) for i in one.ids}
+
+
+def test_a_prefix_begins_an_output(model):
+  (one,) = model.complete(
+    ['Everyone has'], prefixes=['Every'], config=choosing.Config(max_tokens=8)
+  )[0]
+  assert one.text.startswith('Every') and len(one.ids) <= 8
+  with pytest.raises(ValueError, match='2 inputs, but 1 prefixes'):
+    model.complete(['a', 'b'], prefixes=['a'])
+  with pytest.raises(ValueError, match='a prefix of 64 tokens: expected at'):
+    model.complete([[3]], prefixes=[[3] * 64])
+
+
+def test_samples_do_not_depend_on_the_batch(model):
+  """An input's tokens are of its number and the seed.
+
+  Faults seen: keys by place in the batch; one key for all results.
+  """
+  config = choosing.Config(max_tokens=8, temperature=1.2, results=3, top_p=0.9)
+  texts = ['Everyone has', 'Jeder', 'a', 'All human beings', 'b', 'c']
+  ids = lambda made: [[one.ids for one in row] for row in made]
+  together = ids(model.complete(texts, config=config, batch_size=4))
+  for number in (0, 3, 5):
+    alone = model.complete([texts[number]], config=config, numbers=[number])
+    assert ids(alone) == [together[number]]
+  assert len({tuple(one) for row in together for one in row}) > 12
+  other = dataclasses.replace(config, seed=1)
+  assert ids(model.complete(texts, config=other, batch_size=4)) != together
+
+
+def test_beams_on_any_mesh(model):
+  mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
+  texts = ['Everyone has', 'Jeder', 'सभी', 'よって']
+  config = choosing.Config(max_tokens=8, beams=3, results=2)
+  other = dataclasses.replace(model, mesh=mesh)
+  for got, want in zip(
+    other.complete(texts, config=config), model.complete(texts, config=config)
+  ):
+    assert [x.ids for x in got] == [x.ids for x in want]
+
+
+def test_no_other_program_within_a_bucket(model):
+  """Of lengths, and whatever the numbers of a Config are."""
+  words = 'Everyone has the right to life and liberty of person'.split()
+  run = lambda n, **options: model.generate(
+    [' '.join(words[:n])], mode='clm', **options
+  )
+  run(3, max_tokens=16, temperature=0.5, top_k=4)
+  before = decode.generate._cache_size()
+  run(4, max_tokens=15, temperature=0.7, top_k=9, min_tokens=3)
+  run(2, max_tokens=9, temperature=0.9, top_p=0.5, seed=4)
+  assert decode.generate._cache_size() == before
+  run(3, max_tokens=17, temperature=0.5, top_k=4)  # another bucket
+  assert decode.generate._cache_size() == before + 1
+
+
+def test_a_row_can_join_a_running_batch(model):
+  """What `insert` puts in another's place is written as if alone."""
+  c = model.config
+  net, params = AlexaTM(c), model.params
+  choice = choosing.Choice.of(choosing.Config(max_tokens=16))
+
+  def begun(*texts):
+    tokens, segments = np.zeros((2, len(texts), 16), np.int32)
+    for i, text in enumerate(texts):
+      ids = model.encode(text)
+      tokens[i, : len(ids)], segments[i, : len(ids)] = ids, 1
+    R = len(texts)
+    return decode.begin(
+      net, params, choice, tokens, segments, np.full((R, 1), c.start_id),
+      np.ones(R, np.int32), np.arange(R), 0, T=16,
+    )  # fmt: skip
+
+  def ended(rows):
+    while not rows.done.all():
+      rows = decode.one_more(net, params, choice, rows)
+    return [row[:n].tolist() for row, n in zip(rows.ids, rows.length)]
+
+  texts = 'Everyone has', 'Jeder', 'All human beings'
+  alone = [ended(begun(text))[0] for text in texts]
+  rows = begun(*texts[:2])
+  for _ in range(5):
+    rows = decode.one_more(net, params, choice, rows)
+  first = rows.ids[0, : rows.length[0]].tolist()
+  assert alone[0][: len(first)] == first
+  rows = decode.insert(rows, begun(texts[2]), 0)
+  assert ended(rows) == [alone[2], alone[1]]
+
+
+def test_few_shot_helpers_write_the_paper_s_prompts(model, monkeypatch):
+  seen = []
+
+  def generate(texts, mode, **options):
+    seen.append((texts, mode, options))
+    return [' eins ; zwei'] * len(texts)
+
+  monkeypatch.setattr(model, 'generate', generate)
+  made = model.translate(['one'], 'de', [('two', 'zwei')], max_tokens=9)
+  assert made == ['eins']
+  ((texts, mode, options),) = seen
+  assert texts == [
+    'Sentence: two; Translation in German: zwei; '
+    'Sentence: one; Translation in German:'
+  ]
+  assert mode == 'clm' and options == {'stop': [';'], 'max_tokens': 9}
+  model.summarize(['A text.'], [('Another.', 'That.')])
+  assert seen[1][0] == [
+    'Article: Another. ==> Short summary: That. <br><br><br> '
+    'Article: A text. ==> Short summary:'
+  ]
+
+
+def test_options_are_checked(model):
+  with pytest.raises(ValueError, match="Did you mean 'beams'"):
+    model.generate(['a'], beam=4)
+  for wrong, said in (
+    (dict(beams=2, temperature=1.0), 'expected beam search'),
+    (dict(results=2), 'expected at most beams = 1'),
+    (dict(top_p=0.0), 'top_p = 0.0: expected above 0'),
+    (dict(early_stopping='nver'), "Did you mean 'never'"),
+    (dict(stop='a'), 'expected a list of strings'),
+    (dict(stop=['']), 'expected no empty string'),
+  ):
+    with pytest.raises(ValueError, match=said):
+      model.generate(['a'], **wrong)

@@ -71,7 +71,7 @@ TINY = '--gin_file=models/tiny.gin'
     ),
     (['pretrain', '--ginfile=x'], "unknown argument '--ginfile=x'. Did you"),
     (['pretrain', 'models/tiny.gin'], "unknown argument 'models/tiny.gin'"),
-    (['infer', '--gin.MODEL_DIR="x"'], 'INPUT is required'),
+    (['infer', '--gin.INPUT="x"'], 'MODEL_DIR is required'),
   ],
 )
 def test_mistakes_are_named(parse, arguments, message):

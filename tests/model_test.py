@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atm import layers
 from atm.model import AlexaTM
 
 from conftest import batch, tiny
@@ -156,12 +155,13 @@ def test_cached_equals_uncached(net, rng):
     {'params': params}, b['encoder_input_tokens'], source,
     enable_dropout=False, method=AlexaTM.encode,
   )  # fmt: skip
-  cache = layers.Cache.zeros(module.config, 3, 6, 7)
+  caches = module.apply(
+    {'params': params}, encoded, 7, method=AlexaTM.empty_cache
+  )
   for t in range(7):
-    out, cache = module.apply(
+    out, caches = module.apply(
       {'params': params}, b['decoder_input_tokens'][:, t : t + 1],
-      jnp.full((3, 1), t), cache, source, encoded if t == 0 else None,
-      method=AlexaTM.decode_cached,
+      jnp.full((3, 1), t), caches, source, method=AlexaTM.decode_cached,
     )  # fmt: skip
     np.testing.assert_allclose(out[:, 0], whole[:, t], atol=2e-5)
 
@@ -174,11 +174,13 @@ def test_a_prefix_may_be_read_at_once(net, rng):
     {'params': params}, b['encoder_input_tokens'], source,
     enable_dropout=False, method=AlexaTM.encode,
   )  # fmt: skip
-  cache = layers.Cache.zeros(module.config, 2, 6, 7)
+  caches = module.apply(
+    {'params': params}, encoded, 7, method=AlexaTM.empty_cache
+  )
   positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
   out, _ = module.apply(
-    {'params': params}, b['decoder_input_tokens'], positions, cache, source,
-    encoded, method=AlexaTM.decode_cached,
+    {'params': params}, b['decoder_input_tokens'], positions, caches, source,
+    method=AlexaTM.decode_cached,
   )  # fmt: skip
   np.testing.assert_allclose(out, logits(net, b), atol=2e-5)
 
