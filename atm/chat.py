@@ -173,16 +173,18 @@ class Chat:
       stop = (*stop, self.template.cut)
     out = self.console
     start, first, size = time.perf_counter(), None, 0
-    out.print(ISOLATE, end='')
     if self.config.beams > 1 or self.config.results > 1:
       (made,) = self.model.complete(
         [self.last], self.mode, self.config, stop=stop
       )
       for row in made:
         text = rich.markup.escape(row.text)
-        out.print(f'{text}{POP} [dim]{row.score:.2f}[/]', soft_wrap=True)
+        out.print(
+          f'{ISOLATE}{text}{POP} [dim]{row.score:.2f}[/]', soft_wrap=True
+        )
         size += len(row.ids)
     else:
+      out.print(ISOLATE, end='')
       for piece in self.model.stream(self.last, self.mode, self.config, stop):
         first = first or time.perf_counter() - start
         size += len(self.model.vocabulary.encode(piece))

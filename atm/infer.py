@@ -106,7 +106,8 @@ class Model:
     """Log-probabilities of targets, teacher-forced.
 
     Args:
-      inputs: texts, or lists of encoder ids, to which nothing is added.
+      inputs: texts, or lists of encoder ids, to which nothing is added;
+        padding on either side of them is dropped.
       targets: texts, which end in `</s>`, or lists of ids, scored as they are.
       mode: see `generate`.
       batch_size: pairs scored at a time.
@@ -171,7 +172,7 @@ class Model:
       if isinstance(x, str) and self.vocabulary is None:
         raise ValueError('this model has no tokenizer: give lists of ids')
       if not isinstance(x, str):
-        row = [int(i) for i in x]
+        row = self._stripped(x, mode)
       elif mode is None:
         row = [*self.vocabulary.encode(x), self.config.end_id]
       else:
@@ -189,6 +190,13 @@ class Model:
         )
       ids.append(row)
     return ids
+
+  def _stripped(self, ids, mode: str | None) -> list[int]:
+    """Ids without padding on either side; targets (mode None) as they are."""
+    row, pad = [int(i) for i in ids], self.config.pad_id
+    while mode is not None and len(row) > 1 and pad in (row[0], row[-1]):
+      row = row[1:] if row[0] == pad else row[:-1]
+    return row
 
   def check(self, inputs, mode: str | None) -> None:
     """Raises ValueError where an input is not one that `complete` takes.
@@ -255,7 +263,8 @@ class Model:
     """Generations of each input, as many as config.results, the best first.
 
     Args:
-      inputs: texts, or lists of encoder ids, to which nothing is added.
+      inputs: texts, or lists of encoder ids, to which nothing is added; padding
+        on either side of them is dropped.
       mode: 'clm' puts `[CLM]` in front and continues the text; 'denoise'
         returns the text completed. Without effect on ids.
       config: how tokens are chosen.

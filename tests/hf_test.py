@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 import atm
-from atm import hf, layouts, sharding, step
+from atm import choosing, hf, layouts, sharding, step
 from atm.model import AlexaTM
 
 HERE = os.path.join(os.path.dirname(__file__), 'golden')
@@ -203,6 +203,27 @@ def test_greedy_ids(load, name):
     # Theirs begin with the start token, and the last one is forced.
     theirs = theirs[1:15].tolist()
     end = model.config.end_id
+    assert ours == (theirs[: theirs.index(end)] if end in theirs else theirs)
+
+
+@pytest.mark.parametrize('name', ALEXATM)
+@pytest.mark.parametrize('kind', ['greedy_ids_bad_words', 'beam4_ids'])
+def test_banned_words_and_beams(load, name, kind):
+  """A banned pair; four beams, all returned. The last id of theirs is forced."""
+  model, g = load(name), golden(name)
+  banned, config = (), choosing.Config(max_tokens=14, beams=4, results=4)
+  if kind == 'greedy_ids_bad_words':
+    banned = [g['bad_words_bigram']]
+    config = choosing.Config(max_tokens=14)
+    assert not np.array_equal(g[kind], g['greedy_ids'])
+  sources = [
+    row[m > 0].tolist() for row, m in zip(g['input_ids'], g['attention_mask'])
+  ]
+  made = model.complete(sources, config=config, banned=banned)
+  made = [one.ids for row in made for one in row]
+  end = model.config.end_id
+  for ours, theirs in zip(made, g[kind], strict=True):
+    theirs = theirs[1:15].tolist()
     assert ours == (theirs[: theirs.index(end)] if end in theirs else theirs)
 
 

@@ -112,6 +112,17 @@ def test_batch_composition_changes_nothing(model, rng):
   assert all(len(row) <= 12 for row in together)
 
 
+def test_padding_on_either_side_changes_nothing(model, rng):
+  """Fault seen: only behind the ids."""
+  pad = [model.config.pad_id]
+  row = list(map(int, rng.integers(7, 2048, 9)))
+  padded = [row, pad * 3 + row, row + pad * 4, pad + row + pad]
+  alone = model.generate([row], max_tokens=12)
+  assert model.generate(padded, max_tokens=12) == alone * 4
+  total, _ = model.score(padded, [row] * 4)
+  np.testing.assert_allclose(total, total[0], rtol=1e-6)
+
+
 def test_modes_put_the_marker(model):
   v = model.vocabulary
   text = 'born free'
