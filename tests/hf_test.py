@@ -209,7 +209,7 @@ def test_greedy_ids(load, name):
 @pytest.mark.parametrize('name', ALEXATM)
 @pytest.mark.parametrize('kind', ['greedy_ids_bad_words', 'beam4_ids'])
 def test_banned_words_and_beams(load, name, kind):
-  """A banned pair; four beams, all returned. The last id of theirs is forced."""
+  """A banned pair; four beams, all returned. The last id there is forced."""
   model, g = load(name), golden(name)
   banned, config = (), choosing.Config(max_tokens=14, beams=4, results=4)
   if kind == 'greedy_ids_bad_words':
