@@ -124,14 +124,10 @@ class Choice:
   @classmethod
   def of(cls, config: Config, banned=(), stops=None) -> Choice:
     """Of a Config, sequences of ids not to write, and a table of stops."""
-    scalars = {}
-    for name in list(cls.__dataclass_fields__)[:8]:
-      value = getattr(config, name)
-      kind = np.int32 if isinstance(value, int) else np.float32
-      scalars[name] = kind(value)
-    for name in ('length_penalty', 'temperature', 'top_p', 'min_p'):
-      scalars[name] = np.float32(scalars[name])
-    scalars['repetition_penalty'] = np.float32(config.repetition_penalty)
+    whole = ('max_tokens', 'min_tokens', 'top_k')
+    real = ('length_penalty', 'temperature', 'top_p', 'min_p')
+    kinds = {name: np.int32 for name in whole}
+    kinds |= {name: np.float32 for name in (*real, 'repetition_penalty')}
     # Powers of two, so that few shapes compile.
     size = lambda n: n and 1 << (n - 1).bit_length()
     longest = max((len(row) for row in banned), default=1)
@@ -139,7 +135,7 @@ class Choice:
     for out, row in zip(table, banned):
       out[-len(row) :] = row
     return cls(
-      **scalars,
+      **{name: kind(getattr(config, name)) for name, kind in kinds.items()},
       banned=table,
       stops=stops,
       sampled=config.temperature > 0,

@@ -55,9 +55,7 @@ class Rows:
 # --- Reading
 
 
-@functools.partial(jax.jit, static_argnames='count')
-def _unstacked(layers, count: int) -> dict:
-  return unstacked(layers, count)
+_unstacked = jax.jit(unstacked, static_argnames='count')
 
 
 def ready(model: AlexaTM, params) -> dict:

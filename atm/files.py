@@ -48,7 +48,7 @@ def read_inputs(path: str, fields: Sequence[str] = ('input',)) -> list[dict]:
           raise TypeError
       except (ValueError, AttributeError, TypeError) as e:
         kind = ''
-        if path.endswith('.jsonl'):
+        if path.endswith('.jsonl') or len(fields) > 1:
           kind = ' JSON with a string ' + ' and '.join(f'`{x}`' for x in fields)
         raise ValueError(
           f'{path}, line {number}: expected UTF-8{kind}; got {raw[:60]!r}'
@@ -159,14 +159,18 @@ class Progress:
     os.remove(self.part)
 
 
-def _by_length(rows: Sequence[dict], numbers: Sequence[int]) -> list[int]:
-  size = lambda i: len(rows[i].get('input_ids') or rows[i]['input'])
-  return sorted(numbers, key=size)
+def _go(rows, inputs, progress: Progress, chunk: int, compute, say) -> None:
+  """Does what is left, inputs of a like length together; writes the output.
 
-
-def _go(rows, progress: Progress, chunk: int, compute, say) -> None:
-  """compute(row numbers) -> (results by number, tokens), a chunk at a time."""
-  order = _by_length(rows, progress.left)
+  Args:
+    rows: of the input file.
+    inputs: their ids.
+    progress: what is done.
+    chunk: rows at a time.
+    compute: row numbers -> (results by number, tokens).
+    say: prints a line.
+  """
+  order = sorted(progress.left, key=lambda i: len(inputs[i]))
   if len(order) < len(rows):
     say(f'{len(rows) - len(order):,} of {len(rows):,} were done before')
   start, tokens = time.perf_counter(), 0
@@ -181,13 +185,25 @@ def _go(rows, progress: Progress, chunk: int, compute, say) -> None:
       f'{done:,}/{len(order):,}  {tokens / seconds:,.0f} tokens/s  '
       f'{metrics.clock_text(left)} left'
     )
+  progress.finish(rows)
+  say(f'wrote {progress.output}')
 
 
-def _check(input, task, say) -> Callable[[str], None]:
-  """What one host says for all."""
+def _one_of(input, task) -> str:
+  """What the output is named after."""
   if (input is None) == (task is None):
     raise ValueError('expected one of INPUT, a file, and TASK, a seqio task')
-  return say if hosts.is_first() else lambda text: None
+  if input is not None and not os.path.exists(input):  # before a model is read
+    raise FileNotFoundError(f'INPUT = {input!r}: no such file')
+  return os.path.splitext(input)[0] if task is None else task
+
+
+def _read(input, task, split, lengths, configure_tasks, model, fields):
+  """The rows of a file or of a seqio task."""
+  if task is None:
+    return read_inputs(input, fields)
+  configure_tasks(vocabulary=model.vocabulary.path)
+  return read_task(task, split, lengths)
 
 
 def infer_file(
@@ -236,26 +252,22 @@ def infer_file(
     FileNotFoundError: there is no input or no model.
     ValueError: a row is not as expected, or has no room in the model.
   """
-  say = _check(input, task, say)
-  rows = [] if task else read_inputs(input)
-  output = output or os.path.splitext(input or task)[0] + '.out.jsonl'
+  source = _one_of(input, task)
   model = infer.load(model_dir, at_step, make_mesh(), rules, weights=weights)
-  if task:
-    configure_tasks(vocabulary=model.vocabulary.path)
-    rows = read_task(task, split, lengths)
+  rows = _read(input, task, split, lengths, configure_tasks, model, ('input',))
   settings = dict(
     rows=rows, model=os.path.abspath(model_dir), step=model.step, mode=mode,
     config=config, stop=stop, banned=banned, weights=weights,
   )  # fmt: skip
-  progress = Progress(output, settings, len(rows))
+  inputs = model.ids([x.get('input_ids') or x['input'] for x in rows], mode)
+  progress = Progress(output or f'{source}.out.jsonl', settings, len(rows))
+  say = say if hosts.is_first() else lambda text: None
   say(f'step {model.step:,} of {model_dir}: {len(rows):,} inputs, mode {mode}')
-  given = [row.get('input_ids') or row['input'] for row in rows]
-  model.check(given, mode)
 
   def compute(numbers):
     some = [rows[i] for i in numbers]
     made = model.complete(
-      [given[i] for i in numbers],
+      [inputs[i] for i in numbers],
       mode,
       config,
       [row.get('prefix', '') for row in some],
@@ -271,10 +283,8 @@ def infer_file(
     }
     return results, sum(len(x.ids) for of_row in made for x in of_row)
 
-  _go(rows, progress, batch_size, compute, say)
-  progress.finish(rows)
-  say(f'wrote {output}')
-  return output
+  _go(rows, inputs, progress, batch_size, compute, say)
+  return progress.output
 
 
 def score_file(
@@ -306,23 +316,20 @@ def score_file(
 
   Returns, raises: see `infer_file`.
   """
-  say = _check(input, task, say)
-  rows = [] if task else read_inputs(input, ('input', 'target'))
-  output = output or os.path.splitext(input or task)[0] + '.scores.jsonl'
+  source = _one_of(input, task)
   model = infer.load(model_dir, at_step, make_mesh(), rules, weights=weights)
-  if task:
-    configure_tasks(vocabulary=model.vocabulary.path)
-    rows = read_task(task, split, lengths)
+  rows = _read(
+    input, task, split, lengths, configure_tasks, model, ('input', 'target')
+  )
   settings = dict(
     rows=rows, model=os.path.abspath(model_dir), step=model.step, mode=mode,
     weights=weights,
   )  # fmt: skip
-  progress = Progress(output, settings, len(rows))
+  inputs = model.ids([x.get('input_ids') or x['input'] for x in rows], mode)
+  targets = model.ids([x.get('target_ids') or x['target'] for x in rows], None)
+  progress = Progress(output or f'{source}.scores.jsonl', settings, len(rows))
+  say = say if hosts.is_first() else lambda text: None
   say(f'step {model.step:,} of {model_dir}: {len(rows):,} targets, mode {mode}')
-  inputs = [row.get('input_ids') or row['input'] for row in rows]
-  targets = [row.get('target_ids') or row['target'] for row in rows]
-  model.check(inputs, mode)
-  model.check(targets, None)
 
   def compute(numbers):
     total, counts = model.score(
@@ -337,7 +344,5 @@ def score_file(
     }
     return results, int(np.sum(counts))
 
-  _go(rows, progress, batch_size, compute, say)
-  progress.finish(rows)
-  say(f'wrote {output}')
-  return output
+  _go(rows, inputs, progress, batch_size, compute, say)
+  return progress.output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from atm import (
   stopping,
 )
 from atm.model import AlexaTM, Config
-from atm.sharding import Rules, check_choice, did_you_mean
+from atm.sharding import Rules, check_choice
 from atm.vocabulary import Vocabulary
 
 MODES = prompts.MODES
@@ -120,8 +120,8 @@ class Model:
     """
     if len(inputs) != len(targets):
       raise ValueError(f'{len(inputs)} inputs, but {len(targets)} targets')
-    source = self._ids(inputs, mode)
-    target = self._ids(targets, None)
+    source = self.ids(inputs, mode)
+    target = self.ids(targets, None)
     total = np.zeros(len(source))
     counts = np.array([len(row) for row in target], np.int64)
     order = sorted(range(len(source)), key=lambda i: len(source[i]))
@@ -157,14 +157,14 @@ class Model:
       sums = _losses(AlexaTM(c), self.params, batch)
     return -_fetched(sums['loss'])[: len(targets)]
 
-  def _ids(self, inputs, mode: str | None) -> list[list[int]]:
-    """Ids of texts or ids; mode None encodes texts as targets.
+  def ids(self, inputs, mode: str | None) -> list[list[int]]:
+    """What the model reads of each input, or, mode None, of each target.
 
     Raises:
-      ValueError: see `generate`.
+      ValueError: see `complete`.
     """
-    if mode not in (None, *MODES):
-      raise ValueError(f'mode = {mode!r}.' + did_you_mean(str(mode), MODES))
+    if mode is not None:
+      check_choice('mode', mode, MODES)
     if isinstance(inputs, str):
       raise ValueError('inputs is one string: expected a list of strings')
     ids = []
@@ -182,13 +182,15 @@ class Model:
           f'input {number} has {len(row)} tokens: expected 1 to '
           f'Config.positions = {self.config.positions}'
         )
-      wrong = [i for i in row if not 0 <= i < self.config.vocab_size]
-      if wrong:
-        raise ValueError(
-          f'input {number} has the id {wrong[0]}: expected 0 to '
-          f'{self.config.vocab_size - 1}'
-        )
-      ids.append(row)
+      ids.append(self._known(row, f'input {number}'))
+    return ids
+
+  def _known(self, ids: list[int], what: str) -> list[int]:
+    """The ids; raises ValueError where the vocabulary has not one of them."""
+    last = self.config.vocab_size - 1
+    for i in ids:
+      if not 0 <= i <= last:
+        raise ValueError(f'{what} has the id {i}: expected 0 to {last}')
     return ids
 
   def _stripped(self, ids, mode: str | None) -> list[int]:
@@ -197,13 +199,6 @@ class Model:
     while mode is not None and len(row) > 1 and pad in (row[0], row[-1]):
       row = row[1:] if row[0] == pad else row[:-1]
     return row
-
-  def check(self, inputs, mode: str | None) -> None:
-    """Raises ValueError where an input is not one that `complete` takes.
-
-    Mode None stands for targets of `score`.
-    """
-    self._ids(inputs, mode)
 
   def encode(self, text: str, mode: str = 'clm') -> list[int]:
     """The encoder ids of a text: `<s> [CLM] text </s>`, or without `[CLM]`."""
@@ -216,13 +211,12 @@ class Model:
     inputs: Sequence[str] | Sequence[Sequence[int]],
     mode: str = 'clm',
     batch_size: int = 32,
-    progress: Callable[[int, int], None] = lambda done, tokens: None,
     **options,
   ) -> list[str] | list[list[int]]:
     """The best generation of each input, see `complete`.
 
     Args:
-      inputs, mode, batch_size, progress: see `complete`.
+      inputs, mode, batch_size: see `complete`.
       options: `prefixes`, `stop`, `banned` of `complete`, and the fields of
         `choosing.Config`, greedy by default.
 
@@ -240,7 +234,7 @@ class Model:
       **{k: v for k, v in options.items() if k not in known}
     )
     made = self.complete(
-      inputs, mode, config, batch_size=batch_size, progress=progress,
+      inputs, mode, config, batch_size=batch_size,
       **{k: v for k, v in options.items() if k in known},
     )  # fmt: skip
     return [
@@ -258,7 +252,6 @@ class Model:
     banned: Sequence[str] | Sequence[Sequence[int]] = (),
     batch_size: int = 32,
     numbers: Sequence[int] | None = None,
-    progress: Callable[[int, int], None] = lambda done, tokens: None,
   ) -> list[list[Generation]]:
     """Generations of each input, as many as config.results, the best first.
 
@@ -275,7 +268,6 @@ class Model:
       batch_size: inputs decoded at a time, those of a like length together.
       numbers: of the inputs, for sampling: an input's tokens depend on its
         number and the seed, not on the others. Default: 0, 1, ...
-      progress: called with (inputs done, tokens written) after each batch.
 
     Returns:
       A list for each input, in order.
@@ -284,13 +276,12 @@ class Model:
       ValueError: an unknown mode, or an input, prefix or number of tokens that
         Config.positions has no room for, which it names.
     """
-    ids = self._ids(inputs, mode)
+    ids = self.ids(inputs, mode)
     begun = self._prefixes(prefixes, len(ids))
     choice = choosing.Choice.of(config, self._banned(banned), self._stops(stop))
     numbers = range(len(ids)) if numbers is None else numbers
     out: list[list[Generation]] = [[]] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    done = written = 0
     for start in range(0, len(order), batch_size):
       chosen = order[start : start + batch_size]
       made = self._batch(
@@ -299,9 +290,6 @@ class Model:
       )  # fmt: skip
       for i, rows in zip(chosen, made):
         out[i] = [self._generation(begun[i], *row, stop) for row in rows]
-        written += sum(len(row.ids) for row in out[i])
-      done += len(chosen)
-      progress(done, written)
     return out
 
   def translate(
@@ -312,7 +300,7 @@ class Model:
     mode: str = 'clm',
     **options,
   ) -> list[str]:
-    """Translations, in the paper's 1-shot format (its section 4.2).
+    """Translations, in the paper's 1-shot format.
 
     Args:
       sentences: texts.
@@ -408,7 +396,7 @@ class Model:
         'each where tokens are shown as they come'
       )
     shown, ids = '', []
-    for token in self._tokens(self._ids([text], mode)[0], config, stop, number):
+    for token in self._tokens(self.ids([text], mode)[0], config, stop, number):
       ids.append(token)
       made = self.vocabulary.decode(ids)
       whole = stopping.cut(made, stop)
@@ -478,7 +466,7 @@ class Model:
   def _plain_ids(self, x, what: str) -> list[int]:
     """Ids of a text without special pieces, or the ids themselves."""
     if not isinstance(x, str):
-      return [int(i) for i in x]
+      return self._known([int(i) for i in x], what)
     if self.vocabulary is None:
       raise ValueError(f'this model has no tokenizer: give {what} as ids')
     return self.vocabulary.encode(x)
@@ -492,11 +480,12 @@ class Model:
       raise ValueError('this model has no tokenizer: stop strings need one')
     return self._stop_table(tuple(stop))
 
-  @functools.lru_cache(maxsize=8)  # noqa: B019 (few models live in a process)
-  def _stop_table(self, stop: tuple[str, ...]):
+  @functools.cached_property
+  def _stop_table(self):
+    """`stopping.table` of stop strings, kept for the next batch."""
     pieces = self.vocabulary.spelling()
     pieces += [''] * (self.config.vocab_size - len(pieces))
-    return stopping.table(pieces, stop)
+    return functools.lru_cache(8)(functools.partial(stopping.table, pieces))
 
   def _pad(self, rows, count: int, batch_size: int) -> tuple:
     """Rows of ids to (tokens, segments) [B, S] of sizes that recur.
@@ -633,6 +622,8 @@ def halved(model: Model) -> Model:
   """The model with weights and activations in bfloat16; it keeps no others."""
 
   def half(x):
+    if x.dtype == jnp.bfloat16:
+      return x
     out = x.astype(jnp.bfloat16)
     x.delete()  # one at a time, so that there are never two models
     return out
