@@ -20,12 +20,12 @@ from atm.sharding import constrain
 Config = Any  # a model.Config; model.py stands below this file
 
 # What each layer keeps for its backward pass; the rest it computes again.
-saved = jax.checkpoint_policies.save_only_these_names
+_saved = jax.checkpoint_policies.save_only_these_names
 REMAT = {
   'none': None,  # all that JAX's derivatives read
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': saved(products.SAVED, attention.SAVED),
-  'save_attention': saved(attention.SAVED),
+  'dots': _saved(products.SAVED, attention.SAVED),
+  'save_attention': _saved(attention.SAVED),
 }
 
 
@@ -228,12 +228,17 @@ class DecoderLayer(nn.Module):
     x = x + drop(self.feed_forward(h, deterministic))
     return constrain(x, 'batch', 'length', 'hidden'), None
 
-  def empty(self, encoded, rows: int, length: int) -> Cache:
-    """A cache for `rows` rows of `length` positions, of encoded [B, S, D]."""
+  def empty(self, encoded, length: int) -> Cache:
+    """A cache of `length` positions for each row of encoded [B, S, D]."""
     c = self.config
     heads = self.cross_attention.project(encoded, 'key', 'value')
     keys, values = (x.transpose(0, 2, *last) for x, last in zip(heads, AXES))
-    shape = (rows, c.decoder_heads, length, c.d_model // c.decoder_heads)
+    shape = (
+      len(encoded),
+      c.decoder_heads,
+      length,
+      c.d_model // c.decoder_heads,
+    )
     zeros = jnp.zeros(shape, c.dtype)
     every = zeros.swapaxes(2, 3), zeros, keys, values
     return Cache(*(constrain(x, 'batch', 'heads', None, None) for x in every))

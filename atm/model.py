@@ -418,17 +418,15 @@ class AlexaTM(nn.Module):
     rows = self.decoder_positions[self.config.position_offset :]
     return self._embed(tokens, self.decoder_embedding, rows, positions)
 
-  def empty_cache(self, encoded, length: int, rows: int | None = None):
+  def empty_cache(self, encoded, length: int):
     """A `layers.Cache` for each decoder layer, nothing of the decoder read.
 
     Args:
       encoded: [B, S, D] encoder states.
       length: positions of a row.
-      rows: R; default B.
     """
-    rows = rows or len(encoded)
     return [
-      layer(encoded, rows, length, method=DecoderLayer.empty)
+      layer(encoded, length, method=DecoderLayer.empty)
       for layer in self.decoder.each_layer()
     ]
 
