@@ -1,10 +1,10 @@
 """Matrix products in the forms that XLA's CPU backend is fast in.
 
 It has fast kernels (YNNPACK) for A B and A B' with float32 or bfloat16 operands
-and float32 results. A' B goes another way, at 0.7 of their rate in float32 and
-at half of it in bfloat16, and so do bfloat16 results. So A' is written out
-first, and results are float32 before they are cast. Measured by
-benchmarks/products.py.
+and float32 results. A' B goes another way, at 0.7 of their rate or as fast in
+float32 and at less than half of it in bfloat16, and so do bfloat16 results. So
+A' is written out first, and results are float32 before they are cast
+(benchmarks/products.py).
 """
 
 from __future__ import annotations
