@@ -30,6 +30,7 @@ from atm.model import AlexaTM, Config
 from atm.sharding import Rules
 
 GIB = 2**30
+TOGETHER = 2**24  # bytes; parameters below this are written several at a time
 
 
 def import_weights(
@@ -43,7 +44,8 @@ def import_weights(
 
   The parameters keep the folder's dtype (float32, bfloat16 or float16). Memory
   stays below twice the largest stacked parameter, for they are made, written
-  and dropped one at a time. The checkpoint appears whole or not at all.
+  and dropped one at a time, small ones a few. The checkpoint appears whole or
+  not at all.
 
   Args:
     source: holds config.json, weights, and perhaps a SentencePiece model.
@@ -115,7 +117,7 @@ def forecast(config: Config, sizes: Mapping[tuple, int]) -> str:
 
 
 def write_parameters(directory: str, reader: hf.Reader, say) -> dict:
-  """Writes checkpoints/0/params, one by one, with Orbax's partial save.
+  """Writes checkpoints/0/params bit by bit, with Orbax's partial save.
 
   Returns:
     their checksums.
@@ -125,15 +127,17 @@ def write_parameters(directory: str, reader: hf.Reader, say) -> dict:
   sizes, total = reader.bytes(), sum(reader.bytes().values())
   path = os.path.join(directory, 'parameters')
   start = said = time.perf_counter()
-  done, sums = 0, {}
+  done, sums, group = 0, {}, {}
   for name, array in reader.arrays():
     alone = array.sharding.num_devices == 1
     whole = np.asarray(array) if alone else array  # on a CPU without a copy
     sums |= integrity.checksums({'/'.join(('params', *name)): whole})
-    del whole
-    orbax.partial.save(path, hf.nested({name: array}))
-    del array
+    group[name] = array
+    del whole, array
     done += sizes[name]
+    if done == total or sum(map(sizes.get, group)) >= TOGETHER:
+      orbax.partial.save(path, hf.nested(group))
+      group.clear()
     now = time.perf_counter()
     if now - said > 2 or done == total:
       rate = done / (now - start)
