@@ -63,7 +63,14 @@ def compiled(
 
 
 def set_compilation_cache() -> None:
-  """Compiled programs are kept across runs, by default below ~/.cache/atm."""
-  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    folder = os.path.expanduser('~/.cache/atm/xla')
-    jax.config.update('jax_compilation_cache_dir', folder)
+  """Compiled programs are kept across runs, by default below ~/.cache/atm.
+
+  Those that took a tenth of a second, too: a start has dozens of them. JAX's
+  own environment variables come first.
+  """
+  for name, value in (
+    ('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atm/xla')),
+    ('jax_persistent_cache_min_compile_time_secs', 0.1),
+  ):
+    if not os.environ.get(name.upper()):
+      jax.config.update(name, value)
