@@ -13,7 +13,7 @@ jax.config.update(
   os.environ.get('JAX_COMPILATION_CACHE_DIR')
   or os.path.expanduser('~/.cache/atm/xla'),
 )
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 import hypothesis
 import numpy as np
