@@ -88,6 +88,36 @@ def from_states(
   return _chunked(chunk, constrain, z_loss, head, bias, *rows)
 
 
+def by_token(
+  states: jax.Array,
+  targets: jax.Array,
+  head: jax.Array,
+  bias: jax.Array | None,
+  chunk: int = 64,
+  constrain=lambda logits: logits,
+) -> tuple[jax.Array, jax.Array]:
+  """Each target's log-probability, and whether none is likelier.
+
+  Args:
+    See `from_states`; there is no gradient.
+
+  Returns:
+    float32 [B, T], in nats; bool [B, T].
+  """
+  T = states.shape[1]
+  chunk = min(chunk, T)
+  fill = ((0, 0), (0, -T % chunk))
+  states, targets = jnp.pad(states, (*fill, (0, 0))), jnp.pad(targets, fill)
+
+  def one(part):
+    states, targets = part
+    return _of_logits(constrain(logits_of(states, head, bias)), targets)
+
+  found = jax.lax.map(one, _chunks(chunk, (states, targets)))
+  log_z, picked, correct = (_joined(x)[:, :T] for x in found)
+  return picked - log_z, correct
+
+
 def logits_of(states, head, bias) -> jax.Array:
   """float32 [B, T, V] of states [B, T, D] and head [V, D].
 

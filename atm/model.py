@@ -321,6 +321,33 @@ class AlexaTM(nn.Module):
     targets = batch['decoder_target_tokens'], batch['decoder_loss_weights']
     return by_rows(compute, (states, *targets), self._head(states.dtype))
 
+  def log_probabilities(self, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """Of given targets, several of one encoder input in each row.
+
+    Args:
+      batch: as for `loss`, with decoder_positions; a decoder segment sees
+        itself and all of its row's encoder input, whose segment ids are 1.
+
+    Returns:
+      float32 [B, T] in nats; bool [B, T], whether no token is likelier.
+    """
+    source, tokens = batch['encoder_segment_ids'], batch['decoder_input_tokens']
+    segments = batch['decoder_segment_ids']
+    states = self.decoder(
+      self._embed_target(tokens, batch['decoder_positions']),
+      self.encode(batch['encoder_input_tokens'], source, enable_dropout=False),
+      Sight(segments, segments, causal=True),
+      Sight(jnp.ones_like(segments), source),
+      True,
+    )
+    compute = functools.partial(
+      loss.by_token,
+      chunk=self.config.loss_chunk,
+      constrain=_constrain_rows_logits,
+    )
+    targets = batch['decoder_target_tokens']
+    return by_rows(compute, (states, targets), self._head(states.dtype))
+
   def _embed(self, tokens, table, rows, positions):
     c = self.config
     if positions is None:
