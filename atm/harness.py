@@ -82,10 +82,10 @@ def evaluate(
   stamp = time.strftime('%Y-%m-%dT%H-%M-%S')
   output = output or os.path.join(model_dir, 'lm_eval', f'{stamp}.json')
   if hosts.is_first():
+    _write(results, output)
     say(make_table(results))
     if results.get('groups'):
       say(make_table(results, 'groups'))
-    _write(results, output)
     say(f'wrote {output}')
   return output
 

@@ -173,14 +173,16 @@ class AtmLM(LM):
 
     Args:
       arg_dict: `step` and `weights` as in `infer.load`, the others as above.
-      additional_config: batch_size of the harness; None is as if not there.
+      additional_config: of the harness: its batch_size counts where arg_dict
+        has none; JAX itself finds devices.
 
     Raises:
       ValueError: an argument that is not known, or no model_dir.
       FileNotFoundError: see `infer.load`.
     """
-    extra = additional_config or {}
-    given = {**{k: v for k, v in extra.items() if v is not None}, **arg_dict}
+    given = dict(arg_dict)
+    if (size := (additional_config or {}).get('batch_size')) is not None:
+      given.setdefault('batch_size', size)
     own, loads = ('mode', 'newline', 'batch_size'), ('step', 'weights')
     for name in given:
       check_choice('model_args', name, ('model_dir', *own, *loads))
