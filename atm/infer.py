@@ -118,21 +118,49 @@ class Model:
     Raises:
       ValueError: not as many targets as inputs, or one is too long or empty.
     """
+    return self.likelihoods(inputs, targets, None, mode, batch_size)[:2]
+
+  def likelihoods(
+    self,
+    inputs,
+    targets,
+    given: Sequence[int] | None = None,
+    mode: str = 'clm',
+    batch_size: int = 32,
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`score`, of the ends of targets, and whether these are the likeliest.
+
+    Args:
+      inputs, targets, mode, batch_size: see `score`.
+      given: how many of each target's first tokens the decoder reads, but are
+        not scored; None: all are scored.
+
+    Returns:
+      (summed log-probabilities float64 [N], tokens scored int [N], bool [N]),
+      a pair each; True where no token has a greater logit than one scored, in
+      its place, so that greedy decoding writes them.
+
+    Raises:
+      ValueError: see `score`; or nothing of a target is left to score.
+    """
     if len(inputs) != len(targets):
       raise ValueError(f'{len(inputs)} inputs, but {len(targets)} targets')
     source = self.ids(inputs, mode)
     target = self.ids(targets, None)
-    total = np.zeros(len(source))
-    counts = np.array([len(row) for row in target], np.int64)
+    given = [0] * len(target) if given is None else given
+    counts = np.array([len(row) - n for row, n in zip(target, given)], np.int64)
+    for i, (row, n) in enumerate(zip(target, given, strict=True)):
+      if not 0 <= n < len(row):
+        raise ValueError(f'given[{i}] = {n}: expected 0 to {len(row) - 1}')
+    total, greedy = np.zeros(len(source)), np.zeros(len(source), bool)
     order = sorted(range(len(source)), key=lambda i: len(source[i]))
     for start in range(0, len(order), batch_size):
       chosen = order[start : start + batch_size]
-      total[chosen] = self._score(
-        [source[i] for i in chosen], [target[i] for i in chosen], batch_size
-      )
-    return total, counts
+      some = ([rows[i] for i in chosen] for rows in (source, target, given))
+      total[chosen], greedy[chosen] = self._likelihoods(*some, batch_size)
+    return total, counts, greedy
 
-  def _score(self, sources, targets, batch_size: int) -> np.ndarray:
+  def _likelihoods(self, sources, targets, given, batch_size: int) -> tuple:
     c = self.config
     tokens, segments = self._pad(sources, len(sources), batch_size)
     B = len(tokens)
@@ -143,7 +171,7 @@ class Model:
     for i, row in enumerate(targets):
       labels[i, : len(row)] = row
       inputs[i, 1 : len(row)] = row[:-1]
-      weights[i, : len(row)] = 1
+      weights[i, given[i] : len(row)] = 1
     batch = {
       'encoder_input_tokens': tokens,
       'encoder_segment_ids': segments,
@@ -155,7 +183,9 @@ class Model:
     batch = sharding.place(batch, self.mesh, self.rules)
     with sharding.use(self.mesh, self.rules):
       sums = _losses(AlexaTM(c), self.params, batch)
-    return -_fetched(sums['loss'])[: len(targets)]
+    names = ('loss', 'correct', 'weight')
+    loss, correct, weight = (_fetched(sums[n])[: len(targets)] for n in names)
+    return -loss, correct == weight
 
   def ids(self, inputs, mode: str | None) -> list[list[int]]:
     """What the model reads of each input, or, mode None, of each target.
@@ -202,9 +232,13 @@ class Model:
 
   def encode(self, text: str, mode: str = 'clm') -> list[int]:
     """The encoder ids of a text: `<s> [CLM] text </s>`, or without `[CLM]`."""
+    return self.framed(self.vocabulary.encode(text), mode)
+
+  def framed(self, ids: Sequence[int], mode: str = 'clm') -> list[int]:
+    """The encoder ids of a text of these ids, as `encode` has them."""
     v = self.vocabulary
     marker = [v.clm_id] if mode == 'clm' else []
-    return [v.bos_id, *marker, *v.encode(text), v.eos_id]
+    return [v.bos_id, *marker, *ids, v.eos_id]
 
   def generate(
     self,

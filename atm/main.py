@@ -48,6 +48,7 @@ def configurables() -> tuple[Callable, ...]:
     convert,
     data,
     files,
+    harness,
     look,
     mixture,
     model,
@@ -67,6 +68,7 @@ def configurables() -> tuple[Callable, ...]:
     choosing.Config,
     files.infer_file,
     files.score_file,
+    harness.evaluate,
     look.inspect,
     mixture.show,
     model.Config,
@@ -152,6 +154,10 @@ def chat() -> None:
   gin.get_configurable('chat.chat')()
 
 
+def lm_eval() -> None:
+  gin.get_configurable('harness.evaluate')()
+
+
 def report() -> None:
   print(gin.get_configurable('run_page.write')())
 
@@ -174,6 +180,7 @@ RUNS = {
   'infer': infer,
   'score': score,
   'chat': chat,
+  'lm_eval': lm_eval,
   'import': import_,
   'export': export,
 }

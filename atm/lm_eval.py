@@ -1,0 +1,375 @@
+"""lm-evaluation-harness asks, a Model answers.
+
+Importing this module registers the model `atm` with the harness:
+
+  import atm.lm_eval, lm_eval
+  lm_eval.simple_evaluate('atm', 'model_dir=runs/tiny,mode=clm', ['xnli_de'])
+
+`python -m atm.lm_eval` is the harness's own command, which knows it then, and
+`atm lm_eval` a run of ours, see harness.py.
+
+The harness's words: a request has a context, which is given, and a
+continuation, which is scored or generated. In 'clm' the encoder reads
+`[CLM] context` and the decoder writes the continuation. In 'denoise' the
+encoder reads the context and the decoder writes the whole text again: it is
+given the context's tokens, and only what is behind these is scored, or kept of
+what is generated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+
+import jax
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
+from tqdm import tqdm
+
+from atm import choosing, hosts, infer, stopping
+from atm.sharding import check_choice
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 256  # generated where a task says nothing, as in the harness
+# Names of generation options in tasks -> in choosing.Config.
+OPTIONS = {
+  'max_gen_toks': 'max_tokens',
+  'max_new_tokens': 'max_tokens',
+  'max_tokens': 'max_tokens',
+  'max_completion_tokens': 'max_tokens',
+  'min_new_tokens': 'min_tokens',
+  'num_beams': 'beams',
+  'length_penalty': 'length_penalty',
+  'early_stopping': 'early_stopping',
+  'temperature': 'temperature',
+  'top_k': 'top_k',
+  'top_p': 'top_p',
+  'min_p': 'min_p',
+  'repetition_penalty': 'repetition_penalty',
+  'seed': 'seed',
+}
+
+
+class Newlines:
+  """What stands for newlines, which the tokenizer has not.
+
+  Attributes:
+    mark: '<br>', as in the paper's prompts; '': a newline becomes a space, and
+      the model writes none.
+  """
+
+  def __init__(self, mark: str):
+    self.mark = mark.strip()
+
+  def written(self, text: str) -> str:
+    """As the model reads it: n newlines are n marks, with spaces around."""
+    return re.sub(
+      r'[^\S\n]*\n\s*', lambda at: f' {self.mark * at[0].count(chr(10))} ', text
+    )
+
+  def read(self, text: str) -> str:
+    """A text of the model with newlines again."""
+    return re.sub(rf' *{re.escape(self.mark)} *', '\n', text)
+
+  def stops(self, until: Sequence[str]) -> list[str]:
+    """Strings at which the model stops; none where it can write no newline."""
+    possible = (s for s in until if self.mark or '\n' not in s)
+    return [self.written(s).strip() if '\n' in s else s for s in possible]
+
+  def cut(self, text: str, until: Sequence[str]) -> str:
+    """A text of the model, with newlines, up to the first of `until`."""
+    text = stopping.cut(text, until)
+    if not self.mark:
+      return text
+    ends = [self.read(self.written(s)) for s in until]
+    return stopping.cut(self.read(text), ends)
+
+
+def generation(options: dict) -> tuple[choosing.Config, list[str]]:
+  """A task's `generation_kwargs` as (how tokens are chosen, where to stop).
+
+  `do_sample` decides as in transformers: False is greedy whatever the
+  temperature, True without one samples with 1; where it is not said, a
+  temperature above 0 samples. None is as if not said.
+
+  Raises:
+    ValueError: an option that is not known, which it names, or a wrong value.
+  """
+  given = {name: x for name, x in options.items() if x is not None}
+  until, sample = given.pop('until', []), given.pop('do_sample', None)
+  until = [until] if isinstance(until, str) else until
+  fields = {'max_tokens': MAX_TOKENS, 'temperature': float(sample is True)}
+  for name, value in given.items():
+    check_choice('generation_kwargs', name, ('until', 'do_sample', *OPTIONS))
+    fields[OPTIONS[name]] = value
+  if sample is False:
+    fields['temperature'] = 0.0
+  return choosing.Config(**fields), [s for s in until if s]
+
+
+@register_model('atm')
+class AtmLM(LM):
+  """A Model as the harness wants one.
+
+  Every host of several answers all requests, and has the same answers.
+
+  Attributes:
+    model: what answers.
+    mode: one of infer.MODES.
+    newlines: see Newlines.
+    batch_size: requests answered at a time, long ones first.
+    room: tokens of text that the encoder has room for.
+    part: tokens of a continuation that are scored at a time, or generated.
+  """
+
+  def __init__(
+    self,
+    model: infer.Model,
+    mode: str = 'clm',
+    newline: str = '<br>',
+    batch_size: int = 32,
+  ):
+    """Of a model with a tokenizer.
+
+    Raises:
+      ValueError: it has none, or none with `[CLM]` for 'clm'; an unknown mode;
+        a batch size that is no whole number above 0.
+    """
+    super().__init__()
+    check_choice('mode', mode, infer.MODES)
+    if model.vocabulary is None:
+      raise ValueError('this model has no tokenizer: the harness asks in text')
+    if not str(batch_size).isdecimal() or int(batch_size) < 1:
+      raise ValueError(
+        f'batch_size = {batch_size!r}: expected a whole number, 1 or more'
+      )
+    self.model, self.mode, self.batch_size = model, mode, int(batch_size)
+    self.newlines = Newlines(newline)
+    words, positions = model.vocabulary, model.config.positions
+    self.room = positions - len(model.framed([], mode))
+    self.part = positions // 2 if mode == 'denoise' else positions
+    if words.unk_id in words.encode(self.newlines.mark):
+      logger.warning(
+        'the vocabulary cannot spell newline = %r: newlines are lost. Give '
+        "another, ';' or so",
+        newline,
+      )
+
+  @classmethod
+  def create_from_arg_string(cls, arg_string, additional_config=None):
+    """`model_dir=runs/tiny,mode=clm`, the harness's `--model_args`."""
+    return cls.create_from_arg_obj(
+      simple_parse_args_string(arg_string), additional_config
+    )
+
+  @classmethod
+  def create_from_arg_obj(cls, arg_dict, additional_config=None):
+    """The same as a dict: model_dir; mode, newline; step, weights.
+
+    Args:
+      arg_dict: `step` and `weights` as in `infer.load`, the others as above.
+      additional_config: of the harness: its batch_size counts where arg_dict
+        has none; JAX itself finds devices.
+
+    Raises:
+      ValueError: an argument that is not known, or no model_dir.
+      FileNotFoundError: see `infer.load`.
+    """
+    given = dict(arg_dict)
+    if (size := (additional_config or {}).get('batch_size')) is not None:
+      given.setdefault('batch_size', size)
+    own, loads = ('mode', 'newline', 'batch_size'), ('step', 'weights')
+    for name in given:
+      check_choice('model_args', name, ('model_dir', *own, *loads))
+    if 'model_dir' not in given:
+      raise ValueError('model_args lack model_dir: give model_dir=FOLDER')
+    model = infer.load(
+      str(given['model_dir']), given.get('step'), weights=given.get('weights')
+    )
+    return cls(model, **{k: given[k] for k in own if k in given})
+
+  @property
+  def tokenizer_name(self) -> str:
+    """Tells caches of requests apart."""
+    return f'sentencepiece-{self.model.vocabulary.sha256[:16]}'
+
+  def apply_chat_template(self, chat_history, add_generation_prompt=True):
+    raise NotImplementedError(
+      'the model has no chat template: run without apply_chat_template'
+    )
+
+  def get_model_info(self) -> dict:
+    """For the harness's results."""
+    leaves = jax.tree.leaves(self.model.params)
+    return {
+      'model_num_parameters': sum(x.size for x in leaves),
+      'model_dtype': self.model.config.dtype,
+      'model_step': self.model.step,
+      'model_mode': self.mode,
+      'model_newline': self.newlines.mark,
+    }
+
+  # --- Scoring
+
+  def loglikelihood(self, requests, disable_tqdm=False):
+    """(log-probability, whether greedy decoding writes it) of continuations.
+
+    In nats, of the continuation's tokens alone: no end token is scored. An
+    empty continuation has (0.0, True).
+    """
+    pairs = [self._pair(*request.args) for request in requests]
+    self._warn(
+      len(context) > self._fitting(min(len(continuation), self.part))
+      for context, continuation in pairs
+    )
+    return self._scored('loglikelihood', requests, pairs, disable_tqdm)
+
+  def loglikelihood_rolling(self, requests, disable_tqdm=False):
+    """The log-probability of whole texts, all of their tokens.
+
+    A text that has more than the decoder's room is scored in windows, each
+    with the text before it as context; the first has none.
+    """
+    pairs = [self._pair('', *request.args) for request in requests]
+    kind = 'loglikelihood_rolling'
+    return self._scored(kind, requests, pairs, disable_tqdm)
+
+  def _pair(self, context: str, continuation: str) -> tuple[list, list]:
+    """Ids of both. A continuation that no space parts from its context goes on
+    in the middle of a word, or of Japanese."""
+    context, continuation = map(self.newlines.written, (context, continuation))
+    words = self.model.vocabulary
+    apart = not context or context[-1].isspace() or continuation[:1].isspace()
+    inside = [] if apart else words.inside(continuation)
+    return words.encode(context), inside or words.encode(continuation)
+
+  def windows(
+    self, context: list[int], continuation: list[int]
+  ) -> Iterator[tuple[list[int], list[int], int]]:
+    """The parts that a continuation is scored in: one, where it has room.
+
+    In 'clm' the decoder has room for Config.positions tokens. In 'denoise' it
+    holds the context, too, so a part has half of them. What has no room of the
+    text before a part is left out at its beginning.
+
+    Yields:
+      (encoder ids, decoder ids, how many of the latter are not scored).
+    """
+    for start in range(0, len(continuation), self.part):
+      part = continuation[start : start + self.part]
+      before = [*context, *continuation[:start]]
+      before = _last(self._fitting(len(part)), before)
+      given = before if self.mode == 'denoise' else []
+      source = self.model.framed(before, self.mode)
+      yield source, [*given, *part], len(given)
+
+  def _scored(self, kind: str, requests, pairs, quiet: bool) -> list:
+    """The answers to requests of (context, continuation) ids."""
+    answers = [None] * len(pairs)
+    size = lambda i: sum(map(len, pairs[i]))
+    for chosen in self._batches(range(len(pairs)), size, kind, quiet):
+      windows = [
+        (i, *window) for i in chosen for window in self.windows(*pairs[i])
+      ]
+      totals, greedy = dict.fromkeys(chosen, 0.0), dict.fromkeys(chosen, True)
+      if windows:
+        numbers, *rows = zip(*windows)
+        found = self.model.likelihoods(*rows, batch_size=self.batch_size)
+        for i, total, _, likeliest in zip(numbers, *found):
+          totals[i] += float(total)
+          greedy[i] &= bool(likeliest)
+      for i in chosen:
+        single = kind == 'loglikelihood'
+        answers[i] = (totals[i], greedy[i]) if single else totals[i]
+        self.cache_hook.add_partial(kind, requests[i].args, answers[i])
+    return answers
+
+  # --- Generating
+
+  def generate_until(self, requests, disable_tqdm=False):
+    """What follows contexts, up to a stop string.
+
+    In 'denoise' the decoder is given the context, as when it is scored; at
+    least half of its room is kept for that.
+    """
+    answers, alike = [''] * len(requests), {}
+    for i, request in enumerate(requests):
+      alike.setdefault(json.dumps(request.args[1]), []).append(i)
+    contexts = [
+      self.model.vocabulary.encode(self.newlines.written(request.args[0]))
+      for request in requests
+    ]
+    cut = []
+    for numbers in alike.values():
+      config, until = generation(requests[numbers[0]].args[1])
+      tokens = min(config.max_tokens, self.part)
+      config = dataclasses.replace(config, max_tokens=tokens)
+      room = self._fitting(tokens + 1)  # the start token's place is one
+      cut += [len(contexts[i]) > room for i in numbers]
+      size = lambda i: len(contexts[i])
+      for chosen in self._batches(
+        numbers, size, 'generate_until', disable_tqdm
+      ):
+        some = [_last(room, contexts[i]) for i in chosen]
+        for i, text in zip(chosen, self._made(some, config, until, chosen)):
+          answers[i] = text
+          self.cache_hook.add_partial('generate_until', requests[i].args, text)
+    self._warn(cut)
+    return answers
+
+  def _made(self, contexts, config, until, numbers) -> list[str]:
+    """Continuations of contexts; their numbers are for sampling."""
+    made = self.model.complete(
+      [self.model.framed(ids, self.mode) for ids in contexts],
+      config=config,
+      prefixes=contexts if self.mode == 'denoise' else None,
+      stop=self.newlines.stops(until),
+      batch_size=self.batch_size,
+      numbers=numbers,
+    )
+    texts = (self.model.vocabulary.decode(best.ids) for best, *_ in made)
+    return [self.newlines.cut(text, until) for text in texts]
+
+  # --- Both
+
+  def _fitting(self, tokens: int) -> int:
+    """Tokens of a context that have room, with `tokens` behind them."""
+    if self.mode == 'clm':
+      return self.room
+    return min(self.room, self.model.config.positions - tokens)
+
+  def _batches(self, numbers, size, kind, quiet) -> Iterator[list[int]]:
+    """Request numbers, batch_size at a time, the longest first: where memory
+    does not suffice it shows at once."""
+    order = sorted(numbers, key=size, reverse=True)
+    quiet = quiet or not hosts.is_first()
+    with tqdm(total=len(order), desc=kind, disable=quiet) as bar:
+      for start in range(0, len(order), self.batch_size):
+        chosen = order[start : start + self.batch_size]
+        yield chosen
+        bar.update(len(chosen))
+
+  def _warn(self, cut) -> None:
+    """Says how many contexts were cut; `cut` is True for each that was."""
+    cut = list(cut)
+    if any(cut) and hosts.is_first():
+      logger.warning(
+        '%d of %d contexts have more tokens than Config.positions = %d has '
+        'room for: their beginnings are left out',
+        sum(cut), len(cut), self.model.config.positions,
+      )  # fmt: skip
+
+
+def _last(n: int, ids: list[int]) -> list[int]:
+  return ids[max(0, len(ids) - n) :]
+
+
+if __name__ == '__main__':
+  from lm_eval.__main__ import cli_evaluate
+
+  cli_evaluate()
