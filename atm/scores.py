@@ -278,22 +278,38 @@ def versions(names: Iterable[str]) -> dict[str, str]:
 # --- Intervals and differences
 
 
-def resample(rows: np.ndarray, seed: int = 0, samples: int = 1000):
-  """Sums of as many groups drawn with replacement: [G, M] -> [samples, M].
+@functools.lru_cache(maxsize=1)  # tasks of a suite have often as many questions
+def _draws(G: int, seed: int, samples: int) -> np.ndarray:
+  """How often each group is drawn, of G draws: uint8 [samples, G].
 
-  The draws depend on G, the seed and the number of samples alone.
+  256 draws of one group among more than 255 do not happen (1 in 10^500).
   """
-  G = len(rows)
-  if not G:
-    raise ValueError('no rows: expected those of one group or more')
   random, made = np.random.default_rng(seed), []
   at_once = max(1, 2**20 // G)  # 8 MB of draws
   for start in range(0, samples, at_once):
     n = min(at_once, samples - start)
     drawn = random.integers(0, G, (n, G)) + G * np.arange(n)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=n * G).reshape(n, G)
-    made.append(counts.astype(np.float64) @ rows)
+    made.append(counts.astype(np.uint8))
   return np.concatenate(made)
+
+
+def resample(
+  rows: np.ndarray, seed: int = 0, samples: int = 1000
+) -> np.ndarray:
+  """Sums of as many groups drawn with replacement: [G, M] -> [samples, M].
+
+  The draws depend on G, the seed and the number of samples alone.
+
+  Raises:
+    ValueError: there are no rows.
+  """
+  if not len(rows):
+    raise ValueError('no rows: expected those of one group or more')
+  drawn = _draws(len(rows), seed, samples)
+  at_once = max(1, 2**20 // len(rows))
+  parts = (drawn[i : i + at_once] for i in range(0, samples, at_once))
+  return np.concatenate([part.astype(np.float64) @ rows for part in parts])
 
 
 def bootstrap(

@@ -15,10 +15,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 ORDER = (
   'hosts places sharding metrics vocabulary stopping prompts questions overlap '
   'scores noise objectives rows data stream units cache mixture samples page '
-  'results_page compare look products loss attention layers model optimizer '
-  'step xla integrity checkpoint intact layouts torch_file hf warm_start '
-  'choosing decode beams evaluate checks goodput run_page progress interrupts '
-  'lock failure loop trainer infer files chat convert report main'
+  'scales reading results_page compare look products loss attention layers '
+  'model optimizer step xla integrity checkpoint intact layouts torch_file hf '
+  'warm_start choosing decode beams evaluate checks goodput run_page progress '
+  'interrupts lock failure loop trainer infer files chat convert report main'
 ).split()
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',
