@@ -304,7 +304,7 @@ def page(
     *(part for name in sets for part in section(name, sets[name], labels)),
   )
   style = results_page.STYLE
-  return document(f'{title}: evaluations compared', body, style)
+  return document(f'{title}: evaluations compared', body, style + STYLE)
 
 
 def runs_table(labels, every) -> str:
@@ -332,12 +332,13 @@ def how(labels: Sequence[str], made: Sequence[Comparison]) -> str:
   count = sum(len(one.differences) for one in made)
   return (
     f'A difference is that to {labels[0]}, by the main metric of a task, on '
-    f'the questions all runs have. Its interval holds 95% of '
-    f'{samples_for(count):,} draws or more of a paired bootstrap over '
-    'questions (Koehn, 2004), and p is two-sided. '
-    f"Holm's correction is over all {count} differences on this page: below "
-    f'{SURE:g} there, all bold ones together are wrong at most 1 time in '
-    f'{1 / SURE:.0f}. Other seeds and other prompts are not covered.'
+    'the questions all runs have. Its interval holds 95% of the draws of a '
+    f'paired bootstrap over questions (Koehn, 2004), {samples_for(count):,} of '
+    'them, and p is two-sided. '
+    f"Holm's correction is over all {count} differences on this page: where "
+    f'it leaves p below {SURE:g} the difference is bold, and the chance that '
+    'any bold one is none is at most as much. Other seeds and other prompts '
+    'are not covered.'
   )
 
 
@@ -432,3 +433,13 @@ def mean_row(made: Sequence[Comparison]) -> str:
     change = number(value - means[0], '+.1f')
     cells.append(tags('td', number(value), change, '', '', '', ''))
   return tag('tr', *cells, tags('td', ''), class_='foot')
+
+
+STYLE = """
+.against tbody tr + tr { color: inherit }
+.against .foot :is(th, td) { border-top: 1px solid var(--ink);
+  padding-top: .3rem }
+.runs :is(th, td) { text-align: start }
+.runs tbody th { border: 0; padding-top: .2rem }
+.runs { margin: 1.5rem 0 1rem }
+"""

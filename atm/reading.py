@@ -111,17 +111,19 @@ def card(task: Mapping, why: str, worth: float, line: Mapping) -> str:
   """One question with its answer; the prompt is folded."""
   if task['kind'] == 'score':
     good = worth > 0
-    said = f'{"right" if good else "wrong"} by {abs(worth):.2f} nats'
+    said = f'{"right" if good else "wrong"} by {abs(worth):.2f}'
+    kind = 'good' if good else 'bad'
   else:
     metric = scores.get(ranking_metric(task))
-    good = why != 'worst'
+    kind = {'worst': 'bad', 'best': 'good'}.get(why, 'middle')
     said = f'{metric.title} {worth:.1f}'
-  made = [tags('header', f'{why}: {said} · {line["id"]}')]
+  made = [tags('header', f'{why}: {said} · question {line["id"]}')]
+  language = task['source_language'] or task['language']
   for name, text in (line.get('shown') or {}).items():
-    made += [tags('h5', name), written(str(text))]
+    made += [tags('h5', name), written(str(text), language)]
   made += choices(task, line) if line.get('pairs') else texts(task, line)
   made.append(prompt(line))
-  return tag('article', *made, class_='good' if good else 'bad')
+  return tag('article', *made, class_=kind)
 
 
 def texts(task: Mapping, line: Mapping) -> list[str]:

@@ -184,7 +184,8 @@ def asked(tasks: Sequence[Mapping]) -> str:
   if any(task['kind'] == 'score' for task in tasks):
     how = one('normalize').replace('mean', 'the mean over tokens')
     text += f'; choices compared by {how} of log-probabilities'
-  return f'{text}.'
+  only = one_metric(tasks)
+  return f'{text}. The score is {only}.' if only else f'{text}.'
 
 
 def label(task: Mapping, tasks: Sequence[Mapping]) -> str:
@@ -195,16 +196,19 @@ def label(task: Mapping, tasks: Sequence[Mapping]) -> str:
   if len({other['language'] for other in tasks}) == len(tasks) > 1:
     return name_of(task['language'])
   rest = task['name'].removeprefix(task['set']).strip('_').replace('_', ' ')
-  return rest or name_of(task['language'])
+  return name_of(rest or task['language'])
 
 
 def table(tasks: Sequence[Mapping]) -> str:
   """A group of rows a task: its main metric, then the others.
 
-  The columns of chance and of published figures only where there are any.
+  The columns of metrics, of chance and of published figures only where there
+  are any to tell apart.
   """
   top = scale_top(tasks)
   names = ['task', 'metric', 'score', '95% interval', f'0 to {top:g}']
+  if one_metric(tasks):
+    names.remove('metric')
   if any(task['chance'] is not None for task in tasks):
     names.append('chance')
   keys = [(task['name'], metric) for task in tasks for metric in task['scores']]
@@ -222,6 +226,12 @@ def table(tasks: Sequence[Mapping]) -> str:
   head = tag('thead', tag('tr', tags('th', *names)))
   made = tag('table', head, *bodies, class_='scores')
   return tag('div', made, class_='wide')
+
+
+def one_metric(tasks: Iterable[Mapping]) -> str | None:
+  """The title of the only metric of all tasks, None where there are more."""
+  names = {metric for task in tasks for metric in task['scores']}
+  return scores.get(names.pop()).title if len(names) == 1 else None
 
 
 def in_columns(row: Mapping[str, str], names: Sequence[str]) -> str:
@@ -382,6 +392,8 @@ STYLE += """
 dl.missing { display: block }
 dl.missing div { margin-bottom: .5rem }
 .all tbody tr + tr { color: inherit }
+.all td:nth-child(3) { white-space: normal }
+dl + details { margin-top: 1rem }
 .all :is(th, td):nth-child(2) { text-align: end }
 .all :is(th, td):nth-child(3) { text-align: start }
 details { margin-bottom: .25rem }

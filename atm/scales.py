@@ -121,13 +121,12 @@ def heat_map(
   last = [_mean(cells, form, lambda s, t, k=to: t == k) for to in codes]
   last = tags('th', 'mean'), *last, _mean(cells, form, lambda s, t: True)
   body.append(tag('tr', *last))
-  caption = 'A row is a source, a column a target. Colour from '
-  caption += f'−{top:.1f} to +{top:.1f}.' if signed else f'0 to {top:.1f}.'
-  table = tag(
-    'table', tags('caption', caption), tag('thead', tag('tr', head)),
-    tag('tbody', *body), class_='heat',
-  )  # fmt: skip
-  return tag('div', table, class_='wide')
+  note = 'A row is a source, a column a target. Colour from '
+  note += f'−{top:.1f} to +{top:.1f}.' if signed else f'0 to {top:.1f}.'
+  head = tag('thead', tag('tr', head))
+  table = tag('table', head, tag('tbody', *body), class_='heat')
+  note = tag('p', html.escape(note), class_='soft')
+  return note + tag('div', table, class_='wide')
 
 
 def _value(score: Mapping[str, Any] | None) -> float:
@@ -171,11 +170,12 @@ STYLE = """
 .bar .track { fill: var(--line) }
 .bar .value { fill: var(--accent) }
 .bar .interval { stroke: var(--ink); stroke-width: 1.25 }
-.bar .zero { stroke: var(--line); stroke-width: 1.5 }
+.bar .zero { stroke: var(--soft); stroke-width: 1.5 }
 .bar .chance { stroke: var(--ink); stroke-width: 1.25;
   stroke-dasharray: 2 1.5 }
 .bar .published { fill: var(--paper); stroke: var(--gone); stroke-width: 1.75 }
-.scores th, .scores td { padding-inline-start: clamp(.5rem, 1.6vw, 1.5rem) }
+.scores :is(th, td) { overflow-wrap: normal;
+  padding-inline-start: clamp(.5rem, 1.6vw, 1.5rem) }
 .scores :is(th, td):first-child { padding-inline-start: 0; white-space: normal;
   min-width: 6rem }
 .scores tbody th { font-weight: 400; text-align: start }
@@ -199,5 +199,6 @@ STYLE = """
 .heat td:is(.none, .mean) { background: none }
 .heat td.mean { color: var(--soft) }
 @media (max-width: 40rem) { .heat th span { display: none }
-  .bar { width: 8rem } }
+  .bar { width: 8rem }
+  .scores :is(th, td):first-child { min-width: 4rem } }
 """

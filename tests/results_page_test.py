@@ -1,226 +1,237 @@
-"""Pages of evaluations, of synthetic results: what they hold and how it reads.
+"""The page of an evaluation, of synthetic results: what it holds."""
 
-`synthetic` writes a folder as `atm eval` does, of a made-up model that is right
-as often as it is told. As a script it writes two folders and their pages:
-
-  python tests/results_page_test.py /tmp/pages
-"""
-
-import hashlib
-import html.parser
 import json
 import os
-import re
-import sys
 
 import numpy as np
 import pytest
 
 from atm import compare, reading, results_page, scales, scores
-from atm.prompts import LANGUAGES
 
-UDHR = os.path.join(os.path.dirname(__file__), '../tasks/udhr')
-EVIL = '<script>alert("&amp;")</script>'
+from synthetic import EVIL, FEW, Page, choice, generated, judged, synthetic
 
 
-def digest(*texts):
-  return hashlib.sha256('\n'.join(texts).encode()).hexdigest()
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return synthetic(tmp_path_factory.mktemp('a') / 'runs', n=12, languages=FEW)
 
 
-def udhr(language):
-  with open(f'{UDHR}/{language}.tsv', encoding='utf-8') as f:
-    return [line.rstrip('\n').split('\t')[1] for line in f]
+@pytest.fixture(scope='module')
+def results(folder):
+  return results_page.read(folder)
 
 
-def spoiled(text, quality, random):
-  """A text with some of its words lost or doubled, and all of it at times."""
-  if random.random() > 0.5 + quality / 2:
-    return ''
-  words = list(text) if len(text.split()) < 3 else text.split()
-  kept = [w for w in words if random.random() < quality] or words[:1]
-  return ('' if words[0] == text[0] and len(words[0]) == 1 else ' ').join(kept)
+@pytest.fixture(scope='module')
+def page(folder):
+  path = results_page.write(folder)
+  assert path == f'{folder}/report.html'
+  with open(path, encoding='utf-8') as f:
+    return Page(f.read())
 
 
-def judged(name, lines, metrics, samples=200, **others):
-  """An entry of results.json."""
-  language = others['language']
-  answers, truths, groups = (
-    [line[key] for line in lines] for key in ('answer', 'truth', 'group')
+def score_of(results, task, metric):
+  (entry,) = [t for t in results['tasks'] if t['name'] == task]
+  return entry['scores'][metric]
+
+
+def shown(score):
+  return (
+    f'{score["value"]:.1f}', f'{score["low"]:.1f} to {score["high"]:.1f}'
+  )  # fmt: skip
+
+
+def test_scores_stand_with_interval_chance_and_count(page, results):
+  row = page.row('Tamil')
+  accuracy = score_of(results, 'xnli_ta', 'accuracy')
+  assert row == ['Tamil', *shown(accuracy), '', '33.3', '12 of 5,010']
+  row = page.row('multirc')
+  f1 = score_of(results, 'superglue_multirc', 'multirc_f1a')
+  assert row[:4] == ['multirc', 'F1 over answers', *shown(f1)]
+  assert row[5:] == ['50.0', '59.6 medium', '12']
+  below = page.rows[page.rows.index(row) + 1]
+  em = score_of(results, 'superglue_multirc', 'multirc_em')
+  assert below[:4] == ['', 'exact match of questions', *shown(em)]
+
+
+def test_the_average_of_superglue_stands_beside_theirs(page, results):
+  values = [
+    score_of(results, task, metric)['value']
+    for task, metric in scores.PUBLISHED
+    if task.startswith('superglue_')
+  ]
+  assert len(values) == 8
+  row = page.row('mean', 'average of the eight tasks')
+  assert row[2] == f'{np.mean(values):.1f}' and '69.16 medium' in row
+  assert page.row('superglue', '8')[2:4] == row[1:3]
+
+
+def test_no_average_of_seven(folder, results):
+  few = [t for t in results['tasks'] if t['name'] != 'superglue_wic']
+  made = Page(results_page.page(folder, results | {'tasks': few}))
+  assert not [row for row in made.rows if '69.16 medium' in row]
+  assert made.row('superglue', '7')[3] == scales.NONE
+
+
+def test_directions_are_a_heat_map(page, results):
+  head = page.row('from')
+  assert head == ['from', *FEW, 'mean']
+  cells = page.row('ar Arabic')
+  value = lambda a, b: score_of(results, f'flores101_{a}_{b}', 'spbleu')[
+    'value'
+  ]
+  assert cells[1] == '' and cells[4] == f'{value("ar", "ta"):.1f}'
+  assert cells[5] == f'{np.mean([value("ar", b) for b in FEW[1:]]):.1f}'
+  bottom = page.rows[page.rows.index(cells) + 4]
+  assert (
+    bottom[2] == f'{np.mean([value(a, "en") for a in FEW if a != "en"]):.1f}'
   )
-  made, rows = {}, {}
-  for metric in metrics:
-    # BLEU stands for spBLEU, whose model may not be there; 13a for MeCab.
-    counted = scores.METRICS['bleu' if metric == 'spbleu' else metric]
-    code = 'en' if counted.name == 'bleu' else language
-    rows[metric] = counted.rows(answers, truths, groups, code)
-    value, low, high = scores.bootstrap(
-      rows[metric], counted.total, samples=samples
-    )
-    made[metric] = {'value': value, 'low': low, 'high': high}
-  entry = {
-    'name': name, 'source_language': None, 'mode': 'clm', 'shots': 0,
-    'normalize': 'mean', 'chance': None, 'source': f'data/{name}.jsonl',
-    'prompt_hash': digest(*(line['prompt_hash'] for line in lines)),
-    'questions': len(lines), 'of': len(lines), 'scores': made,
-    'statistics': {k: v.tolist() for k, v in rows.items()},
-    'predictions': [
-      {k: line[k] for k in ('id', 'prompt_hash', 'answer', 'truth', 'group')}
-      for line in lines
-    ],
-  }  # fmt: skip
-  return entry | others
+  assert (
+    f'Arabic to Tamil: spBLEU {cells[4]}' in page.text and '21.8' in page.text
+  )
+  titles = [a['title'] for _, a in page.elements if 'title' in a]
+  low = score_of(results, 'flores101_ar_ta', 'spbleu')['low']
+  assert any(f'ar to ta: {cells[4]} ({low:.1f} to' in title for title in titles)
 
 
-def choice(random, i, quality, pairs, truth, shown, group=''):
-  """A scored question, answered by made-up log-probabilities."""
-  wanted = [truth] if isinstance(truth, int) else [
-    k for k, c in enumerate(truth['candidates']) if c in truth['answers']
-  ]  # fmt: skip
-  tokens = [len(target.split()) + 1 for _, target in pairs]
-  found = random.normal(-3, 0.4, len(pairs))
-  found[wanted[0] if random.random() < quality else 0] += 1.5
-  sent = '\n'.join('\n'.join(pair) for pair in pairs)
-  return {
-    'id': f'{i}', 'prompt_hash': digest(sent)[:16], 'group': group,
-    'truth': truth, 'shown': shown, 'prompt': None, 'pairs': pairs,
-    'output': None, 'answer': int(found.argmax()), 'tokens': tokens,
-    'log_probabilities': list(np.round(found * tokens, 4)),
-  }  # fmt: skip
+def test_bars_say_their_numbers(page, results):
+  labels = [a['aria-label'] for tag, a in page.elements if tag == 'svg']
+  score = score_of(results, 'superglue_boolq', 'accuracy')
+  value, interval = shown(score)
+  wanted = f'{value}, 95% interval {interval}, chance 50.0, published 69.4'
+  assert wanted in labels
 
 
-def generated(i, prompt, output, truth, shown):
-  return {
-    'id': f'{i}', 'prompt_hash': digest(prompt)[:16], 'group': '',
-    'truth': truth, 'shown': shown, 'prompt': prompt, 'pairs': [],
-    'output': f'{output} <br> more', 'answer': output, 'tokens': None,
-    'log_probabilities': None,
-  }  # fmt: skip
+def test_a_bar_is_to_scale():
+  score = {'value': 25.0, 'low': 20.0, 'high': 30.0}
+  drawn = Page(scales.bar(score, 50, 10, scores.Published(40, 'medium', '')))
+  of = lambda kind: next(a for _, a in drawn.elements if a.get('class') == kind)
+  assert of('value')['width'] == '100.0' and of('published')['cx'] == '160.0'
+  assert (of('interval')['x1'], of('interval')['x2']) == ('80.0', '120.0')
+  assert of('chance')['x1'] == '40.0'
+  nothing = {'value': None, 'low': None, 'high': None}
+  assert (
+    Page(scales.bar(nothing, 50)).elements[0][1]['aria-label'] == scales.NONE
+  )
+  assert [scales.top_of(x) for x in ([3.1, None], [41, 100.2], [])] == [
+    10,
+    100,
+    100,
+  ]
 
 
-def xnli(random, quality, language, n):
-  lines, texts = [], udhr(language)
-  for i in range(n):
-    shown = {'premise': texts[i % 58], 'hypothesis': texts[(i + 7) % 58]}
-    source = f'Context: {shown["premise"]} Question: {shown["hypothesis"]}'
-    pairs = [[source, word] for word in ('True', 'False', 'Neither')]
-    lines.append(choice(random, i, quality, pairs, i % 3, shown))
-  return lines
+def test_what_is_missing_says_where_to_get_it(page):
+  assert 'Not there: 1 of the tasks' in page.text
+  assert 'Get x-final.tar.gz of PAWS-X' in page.text
 
 
-def superglue(random, quality, n):
-  """(name, metrics, chance, lines) of the eight."""
-  english = udhr('en')
-  for name in ('boolq', 'cb', 'copa', 'multirc', 'record', 'rte', 'wic', 'wsc'):
-    lines = []
-    for i in range(n):
-      text, count = english[i % 58], 3 if name == 'cb' else 2
-      pairs = [[text, word] for word in ('True', 'False', 'Neither')][:count]
-      truth, group = i % count, f'{i // 4}' if name == 'multirc' else ''
-      if name == 'record':
-        entities = sorted(set(re.findall(r'\b[A-Z]\w+', ' '.join(english))))[:9]
-        pairs = [[text, f'{text} It was {entity}.'] for entity in entities]
-        truth = {'candidates': entities, 'answers': [entities[i % 9]]}
-      shown = {'passage': text}
-      lines.append(choice(random, i, quality, pairs, truth, shown, group))
-    metrics = {
-      'cb': ('accuracy', 'cb_f1'), 'record': ('record_f1', 'record_em'),
-      'multirc': ('multirc_f1a', 'multirc_em'),
-    }.get(name, ('accuracy',))  # fmt: skip
-    chance = {'cb': 100 / 3, 'record': None}.get(name, 50.0)
-    yield f'superglue_{name}', metrics, chance, lines
+def test_the_page_needs_no_other_and_runs_nothing(page):
+  assert not {'script', 'link', 'img', 'iframe'} & {t for t, _ in page.elements}
+  for _, attributes in page.elements:
+    assert not {'src', 'onclick', 'onload'} & set(attributes)
+    assert attributes.get('href', '#').startswith('#')
+  assert EVIL in page.text  # of the configuration, escaped
+  assert len(page.ids) == len(set(page.ids))
+  assert {'xnli', 'superglue', 'flores101'} <= set(page.ids)
 
 
-def written(random, quality, source, target, n, cue):
-  """Questions whose answer is the same article in another language."""
-  lines, texts = [], udhr(source)
-  wanted = udhr(target)
-  for i in range(n):
-    text = texts[i % 58]
-    want = wanted[i % 58]
-    output = spoiled(want, quality, random)
-    prompt = f'Sentence: {text}; {cue}:'
-    lines.append(generated(i, prompt, output, want, {'sentence': text}))
-  return lines
+def test_texts_run_their_own_way(page):
+  texts = [a for t, a in page.elements if a.get('class') == 'text']
+  assert texts and all(a['dir'] == 'auto' for a in texts if 'lang' in a)
+  assert {'ar', 'ja'} <= {a.get('lang') for a in texts}
 
 
-def squad(random, quality, n):
-  lines, texts = [], udhr('en')
-  for i in range(n):
-    truth = [' '.join(texts[i % 58].split()[1:4])] if i % 2 else []
-    output = truth[0] if truth and random.random() < quality else ''
-    if not truth and random.random() > quality:
-      output = texts[i % 58].split()[-1]
-    shown = {'context': texts[i % 58], 'question': 'What is it about?'}
-    prompt = f'Context: {texts[i % 58]} Question: What is it about? Answer:'
-    lines.append(generated(i, prompt, output, truth, shown))
-  return lines
+def test_writing_again_gives_the_same(folder, page):
+  read = lambda: open(f'{folder}/report.html', encoding='utf-8').read()
+  before = read()
+  results_page.write(folder)
+  assert read() == before
 
 
-def tasks_of(seed, quality, n, languages):
-  """(entry, lines) of every task."""
-  random = np.random.default_rng(seed)
-  for code in languages:
-    lines = xnli(random, quality, code, n)
-    yield judged(
-      f'xnli_{code}', lines, ['accuracy'], set='xnli', language=code,
-      kind='score', chance=100 / 3, of=5010,
-    ), lines  # fmt: skip
-  for name, metrics, chance, lines in superglue(random, quality, n):
-    yield judged(
-      name, lines, metrics, set='superglue', language='en', kind='score',
-      chance=chance,
-    ), lines  # fmt: skip
-  squads = ('squad_f1', 'squad_em', 'squad_has_answer_f1', 'squad_no_answer_f1')
-  lines = squad(random, quality, n)
-  yield judged('squadv2', lines, squads, set='squadv2', language='en',
-               kind='generate'), lines  # fmt: skip
-  for name, code in (('mlsum_de', 'de'), ('xlsum_ar', 'ar'), ('xlsum_ja', 'ja')):
-    lines = written(random, quality, code, code, n, 'Short summary')
-    yield judged(
-      name, lines, ('rouge2', 'rouge1', 'rougeL'), set=name[:5], shots=1,
-      language=code, kind='generate',
-    ), lines  # fmt: skip
-  for a in languages:
-    for b in languages:
-      if a != b:
-        good = quality * (0.55 if {'ta', 'te', 'mr'} & {a, b} else 0.95)
-        cue = f'Translation in {LANGUAGES[b]}'
-        lines = written(random, good, a, b, max(4, n // 4), cue)
-        yield judged(
-          f'flores101_{a}_{b}', lines, ('spbleu', 'chrf'), set='flores101',
-          language=b, source_language=a, kind='generate', shots=1,
-        ), lines  # fmt: skip
-
-
-def synthetic(folder, quality=0.7, seed=0, n=40, languages=tuple(LANGUAGES)):
-  """Writes results.json and predictions/ of a model that is not there."""
-  os.makedirs(f'{folder}/predictions', exist_ok=True)
+def test_answers_and_names_are_escaped(tmp_path):
+  lines = [generated(i, EVIL, EVIL, EVIL, {EVIL: EVIL}) for i in range(4)]
+  pairs = [[EVIL, EVIL], [EVIL, 'no']]
+  picked = choice(np.random.default_rng(0), 0, 1, pairs, 0, {EVIL: EVIL})
   tasks = []
-  for entry, lines in tasks_of(seed, quality, n, languages):
-    tasks.append(entry)
-    with open(f'{folder}/predictions/{entry["name"]}.jsonl', 'w') as f:
-      f.writelines(json.dumps(line) + '\n' for line in lines)
-  results = {
-    'suite': 'everything', 'model_dir': f'runs/{os.path.basename(folder)}',
-    'step': 1400, 'parameters': 1432000, 'config': f'A = "{EVIL}"\n',
-    'versions': {'atm': '0.1', 'jax': '0.10.2', 'chrf': 'sacrebleu 2.6.0'},
-    'settings': {'limit': 100, 'seed': 0, 'batch_size': 32, 'weights': None},
-    'seconds': 4212.3, 'tasks': tasks,
-    'missing': [{
-      'name': 'pawsx_de', 'why': 'data/pawsx/de/test_2k.tsv is not there.',
-      'where': 'Get x-final.tar.gz of PAWS-X and unpack it in data/pawsx.',
-    }],
+  for name, metrics, some in (
+    ('squadv2', ['rouge1'], lines), ('xnli_en', ['accuracy'], [picked])
+  ):  # fmt: skip
+    kind = 'score' if some[0]['pairs'] else 'generate'
+    tasks.append(
+      judged(name, some, metrics, set=EVIL, language='en', kind=kind)
+    )
+    os.makedirs(tmp_path / 'predictions', exist_ok=True)
+    with open(tmp_path / f'predictions/{name}.jsonl', 'w') as f:
+      f.writelines(json.dumps(line) + '\n' for line in some)
+  texts = dict.fromkeys(('suite', 'model_dir', 'config'), EVIL)
+  results = texts | {
+    'tasks': tasks, 'step': 1, 'parameters': 1, 'seconds': 1,
+    'versions': {EVIL: EVIL}, 'settings': {EVIL: EVIL},
+    'missing': [{'name': EVIL, 'why': EVIL, 'where': EVIL}],
   }  # fmt: skip
-  with open(f'{folder}/results.json', 'w') as f:
-    json.dump(results, f)
-  return str(folder)
+  made = Page(results_page.page(str(tmp_path), results))
+  assert 'script' not in {tag for tag, _ in made.elements}
+  assert made.text.count(EVIL) > 20
+  labels = [EVIL, EVIL + '2']
+  found, _ = compare.comparisons([results, results], labels)
+  made = Page(compare.page(labels, [results, results], found, [EVIL]))
+  assert 'script' not in {tag for tag, _ in made.elements}
 
 
-if __name__ == '__main__':
-  here = sys.argv[1]
-  first, other = (
-    synthetic(f'{here}/{name}', quality, seed, n=100)
-    for name, quality, seed in (('small', 0.55, 1), ('large', 0.8, 2))
-  )
-  print(results_page.write(first), results_page.write(other))
-  print(compare.compare((first, other)))
+def test_scores_that_are_none_are_dashes(folder, results):
+  task = dict(results['tasks'][0])
+  nothing = {'value': float('nan'), 'low': None, 'high': None}
+  task['scores'] = {'accuracy': nothing}
+  made = Page(results_page.page(folder, results | {'tasks': [task]}))
+  assert made.row('Arabic')[1:3] == [scales.NONE, scales.NONE]
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match='results.json'):
+    results_page.write(str(tmp_path))
+
+
+# --- Which answers are read
+
+
+def test_the_worst_are_wrong_by_most_and_the_best_right_by_most(
+  folder, results
+):
+  (task,) = [t for t in results['tasks'] if t['name'] == 'xnli_en']
+  lines = reading.read(folder, 'xnli_en')
+  found = reading.chosen(task, lines)
+  assert [why for why, _, _ in found] == [
+    'worst', 'worst', 'in the middle', 'best', 'best'
+  ]  # fmt: skip
+  worths = [worth for _, worth, _ in found]
+  assert worths == sorted(worths)
+  for _, worth, line in found:
+    per_token = np.divide(line['log_probabilities'], line['tokens'])
+    first, second = np.sort(per_token)[::-1][:2]
+    assert abs(worth) == pytest.approx(first - second, abs=1e-6)
+    assert (worth > 0) == (line['answer'] == line['truth'])
+
+
+def test_of_texts_the_metric_decides(folder, results):
+  (task,) = [t for t in results['tasks'] if t['name'] == 'flores101_ar_en']
+  assert reading.ranking_metric(task) == 'chrf'
+  lines = reading.read(folder, 'flores101_ar_en')
+  _, worst, line = reading.chosen(task, lines)[0]
+  rows = scores.METRICS['chrf'].rows([line['answer']], [line['truth']], [''])
+  assert worst == pytest.approx(scores.METRICS['chrf'].total(rows[0]))
+  assert worst == min(reading.worths(task, lines))
+
+
+def test_few_answers_are_not_shown_twice(results):
+  (task,) = [t for t in results['tasks'] if t['name'] == 'squadv2']
+  task = task | {'statistics': {'squad_f1': [[100, 1], [0, 1]]}}
+  lines = [generated(i, '', 'x', ['x'], {}) for i in range(2)]
+  found = reading.chosen(task, lines)
+  assert [line['id'] for _, _, line in found] == ['1', '0']
+
+
+def test_a_long_beginning_of_all_choices_is_left_out():
+  start = 'The committee met on Monday and decided that '
+  assert reading.differing([start + 'it rains', start + 'it pours']) == [
+    '… rains', '… pours'
+  ]  # fmt: skip
+  assert reading.differing(['True', 'False']) == ['True', 'False']
