@@ -87,7 +87,7 @@ def _spbleu(path: str):
   except (OSError, RuntimeError) as error:  # RuntimeError: a broken model
     broken = os.path.exists(path)
     what = f'{path} is no SentencePiece model' if broken else (
-      f"spBLEU's SentencePiece model is not there, nor {url} in reach"
+      "spBLEU's SentencePiece model is neither there nor in reach"
     )  # fmt: skip
     raise MissingData(f'{what}: {place}') from error
 

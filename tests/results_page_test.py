@@ -1,4 +1,11 @@
-"""The page of an evaluation, of synthetic results: what it holds."""
+"""The page of an evaluation, of synthetic results: what it holds.
+
+Faults seen: texts, choices, prompts or attributes not escaped; sources and
+targets of the heat map swapped, and the means of its rows; no names of
+languages; wrong answers ranked as right; sums of log-probabilities ranked for
+means; the worst shown as the best; chance beside every metric; counts of whole
+sets; an average of seven tasks of SuperGLUE.
+"""
 
 import json
 import os
@@ -51,6 +58,7 @@ def test_scores_stand_with_interval_chance_and_count(page, results):
   below = page.rows[page.rows.index(row) + 1]
   em = score_of(results, 'superglue_multirc', 'multirc_em')
   assert below[:4] == ['', 'exact match of questions', *shown(em)]
+  assert not any(below[4:])
 
 
 def test_the_average_of_superglue_stands_beside_theirs(page, results):
@@ -170,7 +178,7 @@ def test_answers_and_names_are_escaped(tmp_path):
   }  # fmt: skip
   made = Page(results_page.page(str(tmp_path), results))
   assert 'script' not in {tag for tag, _ in made.elements}
-  assert made.text.count(EVIL) > 20
+  assert made.text.count(EVIL) > 20 and EVIL in made.ids
   labels = [EVIL, EVIL + '2']
   found, _ = compare.comparisons([results, results], labels)
   made = Page(compare.page(labels, [results, results], found, [EVIL]))
