@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import rich.console
+import rich.markup
 import rich.table
 
 from atm import results_page, scales, scores
@@ -263,15 +264,16 @@ def console_table(
   labels: Sequence[str], made: Sequence[Comparison]
 ) -> rich.table.Table:
   """Values, differences to the first, and p, for a terminal."""
+  escape = rich.markup.escape
   table = rich.table.Table(
-    title=f'Against {labels[0]}; p after Holm over '
+    title=f'Against {escape(labels[0])}; p after Holm over '
     f'{sum(len(one.differences) for one in made)} differences, '
     f'bold below {SURE:g}'
   )
   table.add_column('task')
   table.add_column('metric')
   for label in labels:
-    table.add_column(label, justify='right')
+    table.add_column(escape(label), justify='right')
   for one in made:
     cells = [number(one.values[0])]
     for value, each in zip(one.values[1:], one.differences):
@@ -279,7 +281,7 @@ def console_table(
       text += f'p {p_text(each.adjusted)})'
       cells.append(f'[bold]{text}[/bold]' if each.sure else text)
     title = scores.get(one.metric).title
-    table.add_row(one.task['name'], title, *cells)
+    table.add_row(escape(one.task['name']), title, *cells)
   return table
 
 

@@ -33,8 +33,12 @@ import numpy as np
 
 from atm.questions import MissingData, Tokens
 
+# Of flores200_sacrebleu_tokenizer_spm.model, which is NLLB's vocabulary, in the
+# Git LFS pointers of facebook/nllb-200-distilled-600M and OpenNMT/nllb-200-onmt
+# at Hugging Face. None was found published of Flores-101's.
+FLORES200 = '14bb8dfb35c0ffdea7bc01e56cea38b9e3d5efcdcb9c251d6b40538e1aab555a'
 ORDER = 4  # of BLEU's n-grams
-CHRF_ORDER, CHRF_BETA = 6, 2
+CHRF_BETA = 2
 
 
 def library(name: str):
@@ -83,13 +87,22 @@ def _spbleu(path: str):
   place = f'download {url} and put it at {path}, or set SACREBLEU to a folder '
   place += f'that has it as models/{os.path.basename(path)}'
   try:
-    return library('sacrebleu').BLEU(tokenize='flores101', force=True)
+    made = library('sacrebleu').BLEU(tokenize='flores101', force=True)
   except (OSError, RuntimeError) as error:  # RuntimeError: a broken model
     broken = os.path.exists(path)
     what = f'{path} is no SentencePiece model' if broken else (
       "spBLEU's SentencePiece model is neither there nor in reach"
     )  # fmt: skip
     raise MissingData(f'{what}: {place}') from error
+  if sha256(path) == FLORES200:
+    raise MissingData(f"{path} is Flores-200's model, not 101's: {place}")
+  return made
+
+
+def sha256(path: str) -> str:
+  """The checksum of a file, hexadecimal."""
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 @functools.lru_cache(maxsize=16)
@@ -118,11 +131,12 @@ def spbleu(answers, truths, language: str, vocabulary: Tokens | None):
   """Counts of BLEU over the pieces of the SentencePiece model of Flores-101.
 
   sacrebleu downloads this model on first use. No checksum of it was found
-  published, so none is checked; `versions` gives that of the file in use, which
-  stands in results.json, and comparisons of two runs say where it differs.
+  published, so only the model of Flores-200 in its place is refused; `version`
+  gives the checksum of the file in use, which stands in results.json, and
+  comparisons of two runs say where it differs.
 
   Raises:
-    MissingData: the model is neither there nor in reach.
+    MissingData: the model is neither there nor in reach, or is another.
   """
   return _counts(_spbleu(spbleu_file()[0]), answers, truths)
 
@@ -273,7 +287,5 @@ def version(name: str) -> str | None:
   text = f'sacrebleu {library("sacrebleu").__version__}'
   path = spbleu_file()[0]
   if name == 'spbleu' and os.path.exists(path):
-    with open(path, 'rb') as f:
-      digest = hashlib.file_digest(f, 'sha256').hexdigest()
-    text += f', {os.path.basename(path)} of SHA-256 {digest}'
+    text += f', {os.path.basename(path)} of SHA-256 {sha256(path)}'
   return text

@@ -167,6 +167,14 @@ def test_without_the_model_it_says_what_to_put_where(tmp_path, monkeypatch):
   assert 'spbleu' in scores.versions(['spbleu', 'accuracy'])
 
 
+def test_the_model_of_flores_200_is_refused(spm, monkeypatch):
+  path = spm / 'models' / 'sacrebleu_tokenizer_spm.model'
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  monkeypatch.setattr(overlap, 'FLORES200', digest)
+  with pytest.raises(MissingData, match="Flores-200's model"):
+    scores.check(['spbleu'])
+
+
 def test_the_file_in_use_is_on_record(spm):
   path = spm / 'models' / 'sacrebleu_tokenizer_spm.model'
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
