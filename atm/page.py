@@ -73,13 +73,13 @@ def page(look: Look) -> str:
   return document(f'{look.mixture}: a look at the data', body)
 
 
-def document(title: str, body: tuple[str, ...]) -> str:
-  """A whole HTML file."""
+def document(title: str, body: tuple[str, ...], style: str = '') -> str:
+  """A whole HTML file; `style` is CSS beside that of all pages."""
   return (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     f'{tags("title", title)}'
-    f'{tag("style", STYLE)}</head>{tag("body", *body)}</html>\n'
+    f'{tag("style", STYLE + style)}</head>{tag("body", *body)}</html>\n'
   )
 
 

@@ -13,16 +13,17 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 
 # A file imports only from files to its left.
 ORDER = (
-  'hosts places sharding metrics vocabulary stopping prompts noise objectives '
-  'rows data stream units cache mixture samples page look products loss '
-  'attention layers model optimizer step xla integrity checkpoint intact '
-  'layouts torch_file hf warm_start choosing decode beams evaluate checks '
-  'goodput run_page progress interrupts lock failure loop trainer infer files '
-  'chat convert report lm_eval harness main'
+  'hosts places sharding metrics vocabulary stopping prompts questions overlap '
+  'scores noise objectives rows data stream units cache mixture samples page '
+  'scales reading results_page compare look products loss attention layers '
+  'model optimizer step xla integrity checkpoint intact layouts torch_file hf '
+  'warm_start choosing decode beams scoring evaluate checks goodput run_page '
+  'progress interrupts lock failure loop trainer infer files suite chat convert '
+  'report lm_eval harness main'
 ).split()
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',
-  'lm_eval', 'datasets', 'evaluate',
+  'sacrebleu', 'rouge_score', 'lm_eval', 'datasets', 'evaluate',
 }  # fmt: skip
 
 
