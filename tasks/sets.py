@@ -137,7 +137,7 @@ def _tfds(data: DataSet, folder: str, part: str, split: str):
 def _plain(value, feature):
   """A TFDS value with str for bytes, lists for arrays, names for labels."""
   if isinstance(value, dict):
-    inner = feature if isinstance(feature, Mapping) else {}
+    inner = dict(feature.items()) if hasattr(feature, 'items') else {}
     return {k: _plain(v, inner.get(k)) for k, v in value.items()}
   if hasattr(feature, 'int2str'):
     return feature.int2str(value) if value >= 0 else None
