@@ -7,7 +7,8 @@
 
 Each is a mixture of denoising and CLM, 80 : 20, over tasks named
 `udhr_en_denoise`, `mc4_te_spoken_clm`, ... The vocabulary is named once, by
-`configure(vocabulary=...)`, before a task's tokens are read.
+`configure(vocabulary=...)`, before a task's tokens are read. Evaluation tasks
+are no seqio tasks: `suite` makes them, see `evaluation`.
 
 The folder is tasks/, the import name `atm_tasks`.
 """
@@ -19,10 +20,11 @@ import seqio
 import tensorflow as tf
 
 from atm_tasks import decontaminate, pretrain
+from atm_tasks.evaluation import suite
 from atm_tasks.pretrain import Mixing
 from atm_tasks.text import spoken
 
-__all__ = ['Mixing', 'configure', 'pretrain', 'spoken']
+__all__ = ['Mixing', 'configure', 'pretrain', 'spoken', 'suite']
 
 WIKIPEDIA = 'wikipedia/20230601.{language}'
 MC4 = 'c4/multilingual'
@@ -109,6 +111,6 @@ def measure(cache_dir: str) -> None:
 
 
 # What a gin file that imports this package may bind.
-GIN = (Mixing, configure, spoken)
+GIN = (Mixing, configure, spoken, suite)
 
 configure()

@@ -366,6 +366,11 @@ def _remove(registry, name: str) -> None:
     registry.remove(name)
 
 
+def held_out(article: str) -> bool:
+  """Whether an article of the Declaration is `validation`."""
+  return article.isdigit() and int(article) % 10 == 3
+
+
 class Shipped(sources.Source):
   """The Declaration of Human Rights; articles 3, 13, 23 are `validation`."""
 
@@ -383,8 +388,7 @@ class Shipped(sources.Source):
     with open(self.path, encoding='utf-8') as f:
       for line in f:
         article, _, written = line.rstrip('\n').partition('\t')
-        held_out = article.isdigit() and int(article) % 10 == 3
-        if held_out == (split == 'validation'):
+        if held_out(article) == (split == 'validation'):
           yield written
 
 

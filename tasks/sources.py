@@ -378,6 +378,27 @@ class TfdsSource(Source):
       yield from source.__getitems__(range(start, end))
 
 
+def prepared_folder(name: str, data_dir: str | None) -> tuple[str | None, str]:
+  """(folder of the newest version prepared, or None; where it was looked for).
+
+  Args:
+    name: 'wikipedia/20230601.en'; ':1.0.0' behind it names the version.
+    data_dir: where TFDS data is; TFDS_DATA_DIR or ~/tensorflow_datasets.
+  """
+  data_dir = data_dir or os.environ.get('TFDS_DATA_DIR')
+  data_dir = os.path.expanduser(data_dir or '~/tensorflow_datasets')
+  name, _, version = name.partition(':')
+  pattern = os.path.join(data_dir, name, version or '*.*.*', 'features.json')
+  folders = [os.path.dirname(path) for path in tf.io.gfile.glob(pattern)]
+  numbers = lambda path: [int(n) for n in re.findall(r'\d+', path)[-3:]]
+  folders = [f for f in folders if re.search(r'\d+\.\d+\.\d+$', f)]
+  hint = (
+    f'looked for {pattern}. Prepare it with '
+    f'`tfds build {name} --data_dir={data_dir}`'
+  )
+  return max(folders, key=numbers, default=None), hint
+
+
 def _prepared(name: str, data_dir: str | None):
   """The builder of the files on disk; neither downloads nor prepares.
 
@@ -387,19 +408,10 @@ def _prepared(name: str, data_dir: str | None):
   """
   import tensorflow_datasets as tfds
 
-  data_dir = data_dir or os.environ.get('TFDS_DATA_DIR')
-  data_dir = os.path.expanduser(data_dir or '~/tensorflow_datasets')
-  name, _, version = name.partition(':')
-  pattern = os.path.join(data_dir, name, version or '*.*.*', 'features.json')
-  folders = [os.path.dirname(path) for path in tf.io.gfile.glob(pattern)]
-  numbers = lambda path: [int(n) for n in re.findall(r'\d+', path)[-3:]]
-  folders = [f for f in folders if re.search(r'\d+\.\d+\.\d+$', f)]
-  if not folders:
-    raise ValueError(
-      f'TFDS {name!r}: not prepared, looked for {pattern}. Prepare it with '
-      f'`tfds build {name} --data_dir={data_dir}`'
-    )
-  builder = tfds.builder_from_directory(max(folders, key=numbers))
+  folder, hint = prepared_folder(name, data_dir)
+  if folder is None:
+    raise ValueError(f'TFDS {name.split(":")[0]!r}: not prepared, {hint}')
+  builder = tfds.builder_from_directory(folder)
   kind, features = builder.info.file_format.value, builder.info.features
   if kind not in ('tfrecord', 'array_record') or 'text' not in features:
     raise ValueError(

@@ -1,0 +1,117 @@
+"""Tasks whose answers are generated, in the paper's prompts.
+
+See `prompts` for the templates. In 'denoise' the prompt is the same, and the
+answer is what the decoder fills in behind its last cue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from atm import prompts
+from atm.questions import Question
+from atm_tasks.scoring import PASSAGE_TOKENS, Cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """How examples of one task become questions.
+
+  Attributes:
+    template: how a prompt is written.
+    fields: (example, language of the answer) -> its fields, answer and all.
+    truth: example -> the reference, or the accepted answers.
+    max_tokens: of an answer; the paper is silent.
+    long: the field that is cut, and
+    tokens: to how many.
+    read: what an answer means, where that is not the answer itself.
+  """
+
+  template: prompts.Template
+  fields: Callable[[Mapping, str], Mapping[str, str]]
+  truth: Callable[[Mapping], Any]
+  max_tokens: int
+  long: str = ''
+  tokens: int = 0
+  read: Callable[[str], str] = str
+  generates = True
+
+  def question(
+    self, example: Mapping, shots: Sequence[Mapping], language: str, mode: str,
+    cut: Cut,
+  ) -> Question:  # fmt: skip
+    """The example as it is asked, behind its shots."""
+
+    def written(one: Mapping) -> dict[str, str]:
+      fields = dict(self.fields(one, language))
+      if self.long:
+        fields[self.long] = cut(fields[self.long])
+      return fields
+
+    prompt = prompts.prompt(
+      self.template, written(example), [written(shot) for shot in shots]
+    )
+    fields = self.fields(example, language)
+    shown = {k: fields[k] for k in self.template.fields if k != 'language'}
+    truth = self.truth(example)
+    return Question(example['id'], truth, prompt=prompt, shown=shown)
+
+  def answer(self, output: str, question: Question, mode: str) -> str:
+    """The answer in what was generated."""
+    return self.read(
+      prompts.answer(self.template, output, mode, question.prompt)
+    )
+
+
+TRANSLATION = Kind(
+  prompts.TRANSLATION,
+  lambda e, language: {
+    'sentence': e['source'], 'language': language, 'translation': e['target'],
+  },
+  lambda e: e['target'],
+  max_tokens=256,
+)  # fmt: skip
+SUMMARY = Kind(
+  prompts.SUMMARY,
+  lambda e, language: {k: e[k] for k in ('document', 'summary')},
+  lambda e: e['summary'],
+  max_tokens=128,
+  long='document',
+  tokens=550,
+)
+# For E2E the prompt of the authors' script, which speaks of places; that WebNLG
+# has the same is our reading.
+DATA_TO_TEXT = Kind(
+  prompts.DATA_TO_TEXT,
+  lambda e, language: {'data': e['data'], 'text': e['texts'][0]},
+  lambda e: e['texts'],
+  max_tokens=128,
+)
+
+# The paper's prompt does not say how to decline. What these say is no answer.
+NO_ANSWER = frozenset((
+  'unanswerable', 'no answer', 'none', 'n/a', 'unknown', 'not given',
+  'not stated', 'not mentioned', 'not answerable', "i don't know", '',
+))  # fmt: skip
+
+
+def declined(answer: str) -> str:
+  """'' where an answer says that there is none."""
+  return '' if answer.strip(' .!"\'').lower() in NO_ANSWER else answer
+
+
+SQUADV2 = Kind(
+  prompts.SQUADV2,
+  lambda e, language: {
+    'context': e['context'],
+    'question': e['question'],
+    'answer': (e['answers'] or ['unanswerable'])[0],
+  },
+  lambda e: e['answers'],
+  max_tokens=32,
+  long='context',
+  tokens=PASSAGE_TOKENS,
+  read=declined,
+)

@@ -1,0 +1,7 @@
+A baker lost his whistle.
+
+"I miss it," he said.
+
+@highlight
+
+Whistle lost by baker
