@@ -20,11 +20,13 @@ import seqio
 import tensorflow as tf
 
 from atm_tasks import decontaminate, pretrain
-from atm_tasks.evaluation import suite
+from atm_tasks.evaluation import data_table, suite
 from atm_tasks.pretrain import Mixing
 from atm_tasks.text import spoken
 
-__all__ = ['Mixing', 'configure', 'pretrain', 'spoken', 'suite']
+__all__ = [
+  'Mixing', 'configure', 'data_table', 'pretrain', 'spoken', 'suite',
+]  # fmt: skip
 
 WIKIPEDIA = 'wikipedia/20230601.{language}'
 MC4 = 'c4/multilingual'
@@ -111,6 +113,6 @@ def measure(cache_dir: str) -> None:
 
 
 # What a gin file that imports this package may bind.
-GIN = (Mixing, configure, spoken, suite)
+GIN = (Mixing, configure, data_table, spoken, suite)
 
 configure()

@@ -275,12 +275,11 @@ def _ask(
   if shots and entry.shots_from == entry.split:
     taken = {shot['id'] for shot in shots}
     examples = (e for e in examples if e['id'] not in taken)
-  cut = str
+  cut = lambda text, tokens: text
   if vocabulary is not None:
-    cut = functools.partial(
-      prompts.cut_document, encode=vocabulary.encode, decode=vocabulary.decode,
-      limit=entry.kind.tokens,
-    )  # fmt: skip
+    cut = lambda text, tokens: prompts.cut_document(
+      text, vocabulary.encode, vocabulary.decode, tokens
+    )
   return [
     entry.kind.question(example, shots, entry.language, mode, cut)
     for example in examples
@@ -415,3 +414,14 @@ def table(rows: Sequence[Row]) -> str:
   where = {row.set: row.where for row in reversed(rows) if row.where}
   text += [''] * bool(where)
   return '\n'.join([*text, *(f'{k}: {where[k]}' for k in reversed(where))])
+
+
+def data_table(
+  names: str | Sequence[str],
+  data_dir: str = 'data',
+  split: str | None = None,
+  shots: int | None = None,
+  tfds_dir: str | None = None,
+) -> str:
+  """What `check` finds, as text."""
+  return table(check(names, data_dir, split, shots, tfds_dir))

@@ -24,8 +24,9 @@ class Kind:
     fields: (example, language of the answer) -> its fields, answer and all.
     truth: example -> the reference, or the accepted answers.
     max_tokens: of an answer; the paper is silent.
-    long: the field that is cut, and
-    tokens: to how many.
+    long: the field that is cut, to
+    tokens: of a query's, and
+    shot_tokens: of a shot's.
     read: what an answer means, where that is not the answer itself.
   """
 
@@ -35,6 +36,7 @@ class Kind:
   max_tokens: int
   long: str = ''
   tokens: int = 0
+  shot_tokens: int = 0
   read: Callable[[str], str] = str
   generates = True
 
@@ -44,14 +46,16 @@ class Kind:
   ) -> Question:  # fmt: skip
     """The example as it is asked, behind its shots."""
 
-    def written(one: Mapping) -> dict[str, str]:
+    def written(one: Mapping, tokens: int) -> dict[str, str]:
       fields = dict(self.fields(one, language))
       if self.long:
-        fields[self.long] = cut(fields[self.long])
+        fields[self.long] = cut(fields[self.long], tokens)
       return fields
 
     prompt = prompts.prompt(
-      self.template, written(example), [written(shot) for shot in shots]
+      self.template,
+      written(example, self.tokens),
+      [written(shot, self.shot_tokens) for shot in shots],
     )
     fields = self.fields(example, language)
     shown = {k: fields[k] for k in self.template.fields if k != 'language'}
@@ -73,6 +77,8 @@ TRANSLATION = Kind(
   lambda e: e['target'],
   max_tokens=256,
 )  # fmt: skip
+# Shots are under 192 words, as in the paper. That one of many tokens, as those
+# in Japanese may be, is cut, too, is ours: a prompt has to fit 1024 positions.
 SUMMARY = Kind(
   prompts.SUMMARY,
   lambda e, language: {k: e[k] for k in ('document', 'summary')},
@@ -80,6 +86,7 @@ SUMMARY = Kind(
   max_tokens=128,
   long='document',
   tokens=550,
+  shot_tokens=350,
 )
 # For E2E the prompt of the authors' script, which speaks of places; that WebNLG
 # has the same is our reading.
@@ -113,5 +120,6 @@ SQUADV2 = Kind(
   max_tokens=32,
   long='context',
   tokens=PASSAGE_TOKENS,
+  shot_tokens=PASSAGE_TOKENS,
   read=declined,
 )

@@ -347,11 +347,23 @@ def _declaration(paths: Paths, part: str, split: str) -> Iterator[Example]:
     yield {'id': f'{article}/{i}', 'source': one, 'target': two}
 
 
+# Of either half, so that a question fits the 48 positions of models/tiny.gin.
+HALF = 40
+
+
 def _halves(text: str) -> tuple[str, str, str]:
-  """(beginning, space or '', end), divided next to the middle."""
+  """(beginning, space or '', end), divided next to the middle; of either, what
+  is next to the division: HALF characters at most, and whole words."""
   breaks = [m.span() for m in re.finditer(r'\s+|(?<=、)', text)]
   a, b = min(breaks, key=lambda s: abs(sum(s) - len(text)))
-  return text[:a], text[a:b], text[b:]
+  begun, end = text[:a], text[b:]
+  if len(begun) > HALF:
+    begun = begun[-HALF - 1 :]
+    begun = begun.partition(' ')[2] or begun[1:]
+  if len(end) > HALF:
+    end = end[: HALF + 1]
+    end = end.rpartition(' ')[0] or end[:-1]
+  return begun, text[a:b], end
 
 
 def _continuations(paths: Paths, part: str, split: str) -> Iterator[Example]:
@@ -359,12 +371,14 @@ def _continuations(paths: Paths, part: str, split: str) -> Iterator[Example]:
   rows = [
     (article, *_halves(text)) for article, text in _articles(paths[0], True)
   ]
+  # Drawn by the language alone: the same for everyone. Each place has the right
+  # end as often as the others, as nearly as may be.
+  rng = np.random.default_rng(zlib.crc32(part.encode()))
+  labels = rng.permutation(len(rows)) % 4
   for i, (article, begun, space, end) in enumerate(rows):
     others = [row[-1] for row in rows if row[0] != article]
-    # Drawn by language and paragraph alone: these are the same for everyone.
-    rng = np.random.default_rng([zlib.crc32(part.encode()), i])
     ends = [others[j] for j in rng.choice(len(others), 3, replace=False)]
-    label = int(rng.integers(4))
+    label = int(labels[i])
     ends.insert(label, end)
     yield {'id': f'{article}/{i}', 'begun': begun, 'space': space, 'ends': ends,
            'label': label}  # fmt: skip

@@ -25,7 +25,7 @@ from atm import prompts
 from atm.prompts import Template
 from atm.questions import Question
 
-Cut = Callable[[str], str]
+Cut = Callable[[str, int], str]  # (text, tokens) -> whole sentences of so many
 BETWEEN = ' <br> '
 # Passages are cut to whole sentences of so many tokens, that a question fits
 # 1024 positions; the paper is silent.
@@ -77,11 +77,9 @@ class Kind:
 
   Attributes:
     write: (example, language, cut) -> its choices; `cut` shortens passages.
-    tokens: to which it does.
   """
 
   write: Callable[[Mapping, str, Cut], Written]
-  tokens: int = PASSAGE_TOKENS
   generates = False
 
   def question(
@@ -206,7 +204,9 @@ MULTIRC = _template(
 
 def boolq(example: Mapping, language: str, cut: Cut) -> Written:
   shown = {k: example[k] for k in ('passage', 'question')}
-  question = fill(BOOLQ, **{**shown, 'passage': cut(example['passage'])})
+  question = fill(
+    BOOLQ, **{**shown, 'passage': cut(example['passage'], PASSAGE_TOKENS)}
+  )
   choices = ending(question, BOOLQ.choices)
   return Written(choices, int(example['label']), shown)
 
@@ -255,7 +255,9 @@ def _bare(words: str) -> str:
 def multirc(example: Mapping, language: str, cut: Cut) -> Written:
   """Each candidate is a question of its own; index 0 says that it is true."""
   shown = {k: example[k] for k in ('passage', 'question', 'candidate')}
-  question = fill(MULTIRC, **{**shown, 'passage': cut(example['passage'])})
+  question = fill(
+    MULTIRC, **{**shown, 'passage': cut(example['passage'], PASSAGE_TOKENS)}
+  )
   right = MULTIRC.choices.index('yes' if example['label'] else 'no')
   choices = ending(question, MULTIRC.choices)
   return Written(choices, right, shown, group=example['group'])
@@ -340,7 +342,10 @@ def record(example: Mapping, language: str, cut: Cut) -> Written:
   lm-evaluation-harness, whose layout this is.
   """
   passage, *highlights = re.split(r'\n@highlight\n', example['passage'])
-  parts = [cut(passage), *(f'- {text.rstrip(".")}.' for text in highlights)]
+  parts = [
+    cut(passage, PASSAGE_TOKENS),
+    *(f'- {text.rstrip(".")}.' for text in highlights),
+  ]
   context = ' <br> '.join(one_line(part) for part in parts) + ' <br>'
   query, entities = example['query'], example['entities']
 

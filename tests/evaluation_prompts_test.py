@@ -281,37 +281,37 @@ def test_too_many_shots():
     ask('superglue_boolq', shots=3)
 
 
-class Words:
-  """A vocabulary of words."""
+class Letters:
+  """A vocabulary of letters."""
 
   def encode(self, text):
-    return text.split()
+    return list(text)
 
   def decode(self, ids):
-    return ' '.join(ids)
+    return ''.join(ids)
 
 
 def test_long_texts_are_cut_to_sentences(tmp_path):
-  sentence = 'a b c d e f g h i j.'
-  for name, folder, file, row, tokens in (
-    ('mlsum_de', 'mlsum', 'de_{}.jsonl', {'text': '', 'summary': 's'}, 550),
-    ('superglue_boolq', 'superglue/BoolQ', 'val.jsonl',
-     {'passage': '', 'question': 'q', 'label': True, 'idx': 0}, 800),
-  ):  # fmt: skip
-    os.makedirs(tmp_path / folder, exist_ok=True)
-    field = 'text' if 'text' in row else 'passage'
-    for split, count in (('train', 15), ('test', 100)):
-      row[field] = ' '.join([sentence] * count)
-      path = tmp_path / folder / file.format(split)
-      path.write_text(json.dumps(row) + '\n')
+  sentence = 'Abcdefgh. '
+  mlsum, boolq = tmp_path / 'mlsum', tmp_path / 'superglue' / 'BoolQ'
+  for folder in (mlsum, boolq):
+    folder.mkdir(parents=True)
+  for split, count in (('train', 60), ('test', 100)):
+    row = {'text': sentence * count, 'summary': 's'}
+    (mlsum / f'de_{split}.jsonl').write_text(json.dumps(row))
+  row = {'passage': sentence * 100, 'question': 'q', 'label': True, 'idx': 0}
+  (boolq / 'val.jsonl').write_text(json.dumps(row))
+
+  def counts(name, vocabulary):
     (task,) = evaluation.suite(name, str(tmp_path))
-    (question,) = task.ask(Words())
+    (question,) = task.ask(vocabulary)
     text = question.prompt or question.pairs[0][0]
-    shots = 15 if task.shots else 0
-    assert text.count(sentence) == tokens // 10 + shots
-    (whole,) = task.ask(None)
-    text = whole.prompt or whole.pairs[0][0]
-    assert text.count(sentence) == 100 + shots
+    return [part.count('Abcdefgh.') for part in text.split('<br><br><br>')]
+
+  assert counts('mlsum_de', Letters()) == [35, 55]
+  assert counts('mlsum_de', None) == [60, 100]
+  assert counts('superglue_boolq', Letters()) == [80]
+  assert counts('superglue_boolq', None) == [100]
 
 
 def test_missing_data_names_place_and_source(tmp_path):

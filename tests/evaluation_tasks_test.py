@@ -169,14 +169,14 @@ def test_one_of_four_ends_is_the_paragraphs(language):
     ends = [end for _, end in question.pairs]
     assert len(set(ends)) == 4
     whole = [
-      any(begun + space + end == paragraph for space in ('', ' '))
+      any(begun + space + end in paragraph for space in ('', ' '))
       for begun, end in question.pairs
     ]
     assert [i for i, right in enumerate(whole) if right] == [question.truth]
     others = [text for text in paragraphs if text != paragraph]
     for i, end in enumerate(ends):
-      assert i == question.truth or any(t.endswith(end) for t in others)
-  assert len({q.truth for q in questions}) > 1
+      assert i == question.truth or any(end in t for t in others)
+  assert sorted(q.truth for q in questions) == [0, 0, 1, 1, 2, 2, 3]
 
 
 # --- Files
