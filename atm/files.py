@@ -93,6 +93,12 @@ def read_task(name: str, split: str, lengths: dict) -> list[dict]:
   return rows
 
 
+def mark(settings: dict) -> str:
+  """Tells settings apart: a hash."""
+  text = json.dumps(settings, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Progress:
   """Results by row number, kept in a file from the moment they are there.
 
@@ -113,8 +119,7 @@ class Progress:
     """
     self.output, self.part = output, output + '.part'
     self.done: dict[int, dict] = {}
-    text = json.dumps(settings, sort_keys=True, default=str)
-    self.mark = {'settings': hashlib.sha256(text.encode()).hexdigest()}
+    self.mark = {'settings': mark(settings)}
     lines = []
     if os.path.exists(self.part):
       with open(self.part, 'rb') as f:
@@ -159,18 +164,18 @@ class Progress:
     os.remove(self.part)
 
 
-def _go(rows, inputs, progress: Progress, chunk: int, compute, say) -> None:
-  """Does what is left, inputs of a like length together; writes the output.
+def work(rows, lengths, progress: Progress, chunk: int, compute, say) -> None:
+  """Does what is left, rows of a like length together; writes the output.
 
   Args:
-    rows: of the input file.
-    inputs: their ids.
+    rows: dicts, which the output holds with their results.
+    lengths: of their inputs, in any unit.
     progress: what is done.
     chunk: rows at a time.
     compute: row numbers -> (results by number, tokens).
     say: prints a line.
   """
-  order = sorted(progress.left, key=lambda i: len(inputs[i]))
+  order = sorted(progress.left, key=lambda i: lengths[i])
   if len(order) < len(rows):
     say(f'{len(rows) - len(order):,} of {len(rows):,} were done before')
   start, tokens = time.perf_counter(), 0
@@ -186,7 +191,6 @@ def _go(rows, inputs, progress: Progress, chunk: int, compute, say) -> None:
       f'{metrics.clock_text(left)} left'
     )
   progress.finish(rows)
-  say(f'wrote {progress.output}')
 
 
 def _one_of(input, task) -> str:
@@ -283,7 +287,8 @@ def infer_file(
     }
     return results, sum(len(x.ids) for of_row in made for x in of_row)
 
-  _go(rows, inputs, progress, batch_size, compute, say)
+  work(rows, list(map(len, inputs)), progress, batch_size, compute, say)
+  say(f'wrote {progress.output}')
   return progress.output
 
 
@@ -344,5 +349,6 @@ def score_file(
     }
     return results, int(np.sum(counts))
 
-  _go(rows, inputs, progress, batch_size, compute, say)
+  work(rows, list(map(len, inputs)), progress, batch_size, compute, say)
+  say(f'wrote {progress.output}')
   return progress.output

@@ -21,6 +21,7 @@ from atm import (
   intact,
   layouts,
   prompts,
+  scoring,
   sharding,
   step,
   stopping,
@@ -153,39 +154,32 @@ class Model:
       if not 0 <= n < len(row):
         raise ValueError(f'given[{i}] = {n}: expected 0 to {len(row) - 1}')
     total, greedy = np.zeros(len(source)), np.zeros(len(source), bool)
-    order = sorted(range(len(source)), key=lambda i: len(source[i]))
-    for start in range(0, len(order), batch_size):
-      chosen = order[start : start + batch_size]
-      some = ([rows[i] for i in chosen] for rows in (source, target, given))
-      total[chosen], greedy[chosen] = self._likelihoods(*some, batch_size)
+    rows = scoring.packed(source, target, self.config.positions)
+    for start in range(0, len(rows), batch_size):
+      some = rows[start : start + batch_size]
+      found = self._by_token(some, target, batch_size)
+      for row, logs, likeliest in zip(some, *found):
+        for i, *sums in scoring.sums(row, target, given, logs, likeliest):
+          total[i], greedy[i] = sums
     return total, counts, greedy
 
-  def _likelihoods(self, sources, targets, given, batch_size: int) -> tuple:
+  def _by_token(self, rows, targets, batch_size: int) -> list[np.ndarray]:
+    """(log-probabilities, whether likeliest), each [B, T], of packed rows."""
     c = self.config
-    tokens, segments = self._pad(sources, len(sources), batch_size)
-    B = len(tokens)
-    T = min(c.positions, _power_of_two(max(16, max(map(len, targets)))))
-    inputs, labels = np.full((2, B, T), c.pad_id, np.int32)
-    weights = np.zeros((B, T), np.float32)
-    inputs[:, 0] = c.start_id
-    for i, row in enumerate(targets):
-      labels[i, : len(row)] = row
-      inputs[i, 1 : len(row)] = row[:-1]
-      weights[i, given[i] : len(row)] = 1
+    tokens, segments = self._pad(
+      [row.source for row in rows], len(rows), batch_size
+    )
+    longest = max(row.length for row in rows)
+    T = min(_power_of_two(max(16, longest)), max(c.positions, longest))
     batch = {
       'encoder_input_tokens': tokens,
       'encoder_segment_ids': segments,
-      'decoder_input_tokens': inputs,
-      'decoder_segment_ids': np.ones_like(inputs),
-      'decoder_target_tokens': labels,
-      'decoder_loss_weights': weights,
+      **scoring.decoder_side(rows, targets, (len(tokens), T), c),
     }
     batch = sharding.place(batch, self.mesh, self.rules)
     with sharding.use(self.mesh, self.rules):
-      sums = _losses(AlexaTM(c), self.params, batch)
-    names = ('loss', 'correct', 'weight')
-    loss, correct, weight = (_fetched(sums[n])[: len(targets)] for n in names)
-    return -loss, correct == weight
+      made = scoring.by_token(AlexaTM(c), self.params, batch)
+    return list(map(_fetched, made))
 
   def ids(self, inputs, mode: str | None) -> list[list[int]]:
     """What the model reads of each input, or, mode None, of each target.
@@ -587,11 +581,6 @@ def _logits(model, params, tokens, decoder_tokens, segments):
     enable_dropout=False,
   )
   return logits.astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _losses(model, params, batch):
-  return step.forward(model, params, batch)
 
 
 def _results(made, count: int) -> list[list[tuple]]:

@@ -1,0 +1,424 @@
+"""Evaluation suites: tasks ask, a model answers, metrics judge; `atm eval`.
+
+What is answered is kept at once, so a run that was killed goes on where it was.
+An answer depends on its question alone: not on batches, order, mesh or hosts,
+but for the rounding of sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+import atm
+from atm import choosing, files, hosts, infer, results_page, scores, sharding
+from atm.questions import MissingData, Question, Task
+from atm.sharding import Rules
+from atm.vocabulary import Vocabulary
+
+MARKS = 'answered.json'  # in predictions/
+CHUNK = 8  # batches between two times that answers are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """Ids of an encoder and a decoder text.
+
+  Attributes:
+    source, target: ids as the model reads them.
+    cut: whether the beginning was left out, for there is no room.
+  """
+
+  source: list[int]
+  target: list[int]
+  cut: bool
+
+
+def evaluate(
+  make_tasks: Callable[[], Sequence[Task]],
+  suite: str,
+  model_dir: str | None = None,
+  output: str | None = None,
+  limit: int | None = None,
+  seed: int = 0,
+  batch_size: int = 32,
+  at_step: int | None = None,
+  weights: str | None = None,
+  vocabulary: str | None = None,
+  dry_run: bool = False,
+  check_data: bool = False,
+  check: Callable[[], str] = str,
+  make_mesh: Callable = sharding.mesh,
+  rules: Rules = Rules(),
+  config_text: str = '',
+  say: Callable[[str], None] = print,
+) -> str | None:
+  """Runs a suite and writes results.json, predictions/ and report.html.
+
+  Args:
+    make_tasks: called without arguments.
+    suite: its name, of the report.
+    model_dir: the trained model's, or a Hugging Face folder.
+    output: a folder; None: MODEL_DIR/eval/SUITE. What an earlier run of the
+      same settings answered is not asked again.
+    limit: questions of each task, drawn by `seed`; None: all.
+    seed: of that draw and of the bootstraps.
+    batch_size: prompts or pairs at a time.
+    at_step, weights: see `infer.load`.
+    vocabulary: of a dry run without model_dir: a folder or file; None: long
+      texts are not cut.
+    dry_run: print every prompt as JSONL, and do nothing else.
+    check_data: print what `check` says of the data, and do nothing else.
+    check: called without arguments.
+    make_mesh: called without arguments.
+    rules: logical to mesh axes.
+    config_text: what is bound, for the record.
+    say: prints a line.
+
+  Returns:
+    results.json's path; None where nothing was asked.
+
+  Raises:
+    FileNotFoundError: there is no model.
+    ValueError: there is nothing to do, or a broken file; names it.
+  """
+  say = say if hosts.is_first() else lambda text: None
+  if check_data:
+    say(check())
+    return None
+  tasks = make_tasks()
+  if dry_run:
+    folder = vocabulary or model_dir and os.path.join(model_dir, 'vocabulary')
+    words = Vocabulary(folder) if folder else None
+    for line in prompts(tasks, words, limit, seed):
+      say(line)
+    return None
+  if model_dir is None:
+    raise ValueError('MODEL_DIR is required, but for a dry run')
+  mesh = make_mesh()
+  for task in tasks:
+    usable(task)  # before hours of work
+  model = infer.load(model_dir, at_step, mesh, rules, weights=weights)
+  if model.vocabulary is None:
+    raise ValueError(f'{model_dir} has no tokenizer: suites ask in text')
+  output = output or os.path.join(model_dir, 'eval', suite)
+  say(f'step {model.step:,} of {model_dir}: {len(tasks)} tasks of {suite}')
+  settings = dict(limit=limit, seed=seed, batch_size=batch_size,
+                  weights=weights)  # fmt: skip
+  start = time.perf_counter()
+  found, missing = run(model, tasks, output, settings, model_dir, say)
+  path = write(
+    output,
+    dict(
+      suite=suite, model_dir=model_dir, step=model.step,
+      parameters=sum(x.size for x in jax.tree.leaves(model.params)),
+      config=config_text, versions=versions(tasks), settings=settings,
+      seconds=round(time.perf_counter() - start, 1),
+      tasks=found, missing=missing,
+    ),
+  )  # fmt: skip
+  for line in summary(found):
+    say(line)
+  say(f'wrote {path}\n      {os.path.join(output, results_page.PAGE)}')
+  return path
+
+
+def run(model, tasks, output, settings, model_dir, say) -> tuple[list, list]:
+  """(results of each task, what is missing), as results.json has them."""
+  found, missing = [], []
+  for number, task in enumerate(tasks, 1):
+    say(f'{task.name} ({number} of {len(tasks)})')
+    try:
+      asked = task.ask(model.vocabulary)
+    except MissingData as e:
+      why, _, where = str(e).partition('\n')
+      missing.append(dict(name=task.name, why=why, where=where))
+      say(f'  left out: {why}')
+      continue
+    chosen = sample(asked, settings['limit'], settings['seed'])
+    rows = answered(model, task, chosen, output, settings, model_dir, say)
+    found.append(judged(task, chosen, rows, len(asked), model, settings))
+  return found, missing
+
+
+def sample(
+  asked: Sequence[Question], limit: int | None, seed: int
+) -> list[Question]:
+  """`limit` questions drawn by the seed, in their order; groups stay whole.
+
+  Raises:
+    ValueError: the limit is below 1, or nothing is asked.
+  """
+  if limit is not None and limit < 1:
+    raise ValueError(f'LIMIT = {limit}: expected 1 or more, or None for all')
+  if not asked:
+    raise ValueError('a task asks nothing: its file has no examples')
+  groups = scores.grouping([q.group for q in asked])
+  count = groups.max() + 1
+  if limit is None or limit >= count:
+    return list(asked)
+  kept = np.random.default_rng(seed).permutation(count)[:limit]
+  inside = np.isin(groups, kept)
+  return [q for q, keep in zip(asked, inside) if keep]
+
+
+# --- What is sent
+
+
+def texts(question: Question) -> dict:
+  """What of a question is sent: its prompt or pairs."""
+  if question.prompt is not None:
+    return {'prompt': question.prompt}
+  return {'pairs': [list(pair) for pair in question.pairs]}
+
+
+def fingerprint(sent) -> str:
+  """SHA-256 of JSON."""
+  text = json.dumps(sent, ensure_ascii=False, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prompts(tasks, vocabulary, limit, seed) -> Iterator[str]:
+  """All that tasks would send, a JSON object a question."""
+  for task in tasks:
+    try:
+      asked = task.ask(vocabulary)
+    except MissingData as e:
+      yield json.dumps({'task': task.name, 'missing': str(e)})
+      continue
+    for question in sample(asked, limit, seed):
+      row = {'task': task.name, 'id': question.id, **texts(question)}
+      yield json.dumps(row, ensure_ascii=False)
+
+
+def prompt_ids(model: infer.Model, text: str, mode: str) -> tuple[list, bool]:
+  """(encoder ids, whether the beginning was left out for want of room)."""
+  ids = model.vocabulary.encode(text)
+  room = model.config.positions - len(model.framed([], mode))
+  return model.framed(ids[-room:], mode), len(ids) > room
+
+
+def pair_ids(model: infer.Model, pair: tuple[str, str], mode: str) -> Pair:
+  """A choice as ids.
+
+  Where there is no room the encoder's beginning is left out. In 'denoise' the
+  decoder writes that text again: as much of its own beginning is.
+  """
+  source, target = map(model.vocabulary.encode, pair)
+  positions = model.config.positions
+  over = len(source) - (positions - len(model.framed([], mode)))
+  if mode == 'denoise':
+    over = max(over, len(target) + 1 - positions)
+    target = target[max(0, over) :]
+  kept = source[max(0, over) :]
+  target = [*target, model.config.end_id]
+  over = max(over, len(target) - positions)
+  return Pair(model.framed(kept, mode), target[-positions:], over > 0)
+
+
+# --- Answers
+
+
+def answered(model, task, asked, output, settings, model_dir, say) -> list:
+  """The answer to each question, kept in predictions/TASK.jsonl.
+
+  Returns:
+    {output, answer, log_probabilities, tokens, cut} for each.
+  """
+  sent = [texts(question) for question in asked]
+  rows = [
+    {
+      'id': q.id, 'prompt_hash': fingerprint(s)[:16], 'group': q.group,
+      'truth': q.truth, 'shown': dict(q.shown), 'prompt': q.prompt,
+      'pairs': s.get('pairs', []),
+    }
+    for q, s in zip(asked, sent)
+  ]  # fmt: skip
+  folder = os.path.join(output, 'predictions')
+  os.makedirs(folder, exist_ok=True)
+  path = os.path.join(folder, f'{task.name}.jsonl')
+  depends = dict(
+    rows=rows, model=os.path.abspath(model_dir), step=model.step,
+    mode=task.mode, normalize=task.normalize, max_tokens=task.max_tokens,
+    stop=task.stop, weights=settings['weights'],
+  )  # fmt: skip
+  marks = _marks(folder)
+  if marks.get(task.name) == files.mark(depends) and os.path.exists(path):
+    say('  answered before')
+    with open(path, encoding='utf-8') as f:
+      return list(map(json.loads, f))
+  size = settings['batch_size']
+  ask = _generated if asked[0].prompt is not None else _chosen
+  progress = files.Progress(path, depends, len(rows))
+  files.work(
+    rows,
+    [sum(map(len, str(s))) for s in sent],
+    progress,
+    CHUNK * size,
+    lambda numbers: ask(model, task, asked, numbers, size),
+    lambda text: say(f'  {text}'),
+  )
+  if hosts.is_first():
+    marks[task.name] = files.mark(depends)
+    with open(os.path.join(folder, MARKS), 'w') as f:
+      json.dump(marks, f)
+  return [progress.done[i] for i in range(len(rows))]
+
+
+def _marks(folder: str) -> dict[str, str]:
+  """Of tasks that are answered: what the answers depend on."""
+  try:
+    with open(os.path.join(folder, MARKS)) as f:
+      return json.load(f)
+  except (FileNotFoundError, ValueError):
+    return {}
+
+
+def _generated(model, task, asked, numbers, batch_size: int) -> tuple:
+  """({number: answer}, tokens) of questions whose answers are written."""
+  given = [prompt_ids(model, asked[i].prompt, task.mode) for i in numbers]
+  made = model.complete(
+    [ids for ids, _ in given],
+    task.mode,
+    choosing.Config(max_tokens=task.max_tokens),  # greedy, as in the paper
+    stop=task.stop,
+    batch_size=batch_size,
+  )
+  results, tokens = {}, 0
+  for i, (ids, cut), (best, *_) in zip(numbers, given, made):
+    results[i] = {
+      'output': best.text,
+      'answer': task.answer(best.text, asked[i]) if task.answer else best.text,
+      'log_probabilities': None,
+      'tokens': None,
+      'cut': cut,
+    }
+    tokens += len(ids) + len(best.ids)
+  return results, tokens
+
+
+def _chosen(model, task, asked, numbers, batch_size: int) -> tuple:
+  """({number: answer}, tokens) of questions with choices."""
+  pairs = {
+    i: [pair_ids(model, pair, task.mode) for pair in asked[i].pairs]
+    for i in numbers
+  }
+  every = [pair for i in numbers for pair in pairs[i]]
+  sums, counts, _ = model.likelihoods(
+    [pair.source for pair in every],
+    [pair.target for pair in every],
+    batch_size=batch_size,
+  )
+  results, at = {}, 0
+  for i in numbers:
+    mine = slice(at, at := at + len(pairs[i]))
+    results[i] = {
+      'output': None,
+      'answer': choice(sums[mine], counts[mine], task.normalize),
+      'log_probabilities': sums[mine].tolist(),
+      'tokens': counts[mine].tolist(),
+      'cut': any(pair.cut for pair in pairs[i]),
+    }
+  return results, sum(len(p.source) + len(p.target) for p in every)
+
+
+def choice(sums: np.ndarray, counts: np.ndarray, normalize: str) -> int:
+  """The index of the likeliest choice, by token ('mean') or whole ('sum')."""
+  return int(np.argmax(sums / counts if normalize == 'mean' else sums))
+
+
+# --- Figures
+
+
+def judged(task: Task, asked, rows, of: int, model, settings) -> dict:
+  """What results.json says of a task."""
+  answers = [row['answer'] for row in rows]
+  truths, groups = ([getattr(q, x) for q in asked] for x in ('truth', 'group'))
+  figures, statistics = {}, {}
+  names, notes = usable(task)
+  for name in names:
+    metric = scores.get(name)
+    made = metric.rows(answers, truths, groups, task.language, model.vocabulary)
+    value, low, high = scores.bootstrap(made, metric.total, settings['seed'])
+    figures[name] = {
+      k: None if np.isnan(x) else x
+      for k, x in (('value', value), ('low', low), ('high', high))
+    }
+    statistics[name] = made.tolist()
+  hashes = [fingerprint(texts(q)) for q in asked]
+  return dict(
+    name=task.name, set=task.set, language=task.language,
+    source_language=task.source_language,
+    kind='score' if asked[0].prompt is None else 'generate',
+    mode=task.mode, shots=task.shots, normalize=task.normalize,
+    source=task.source, prompt_hash=fingerprint(hashes), questions=len(asked),
+    of=of, cut=sum(row['cut'] for row in rows), chance=task.chance,
+    notes=notes, scores=figures, statistics=statistics,
+    predictions=[
+      {'id': q.id, 'prompt_hash': whole[:16], 'answer': row['answer'],
+       'truth': q.truth, 'group': q.group}
+      for q, whole, row in zip(asked, hashes, rows)
+    ],
+  )  # fmt: skip
+
+
+def usable(task: Task) -> tuple[list[str], list[str]]:
+  """(metrics, notes): those a task names, or what stands in for spBLEU.
+
+  Raises:
+    ValueError: a library is missing; names the extra.
+  """
+  names, notes = [], []
+  for name in task.metrics:
+    try:
+      scores.check([name], task.language)
+      names.append(name)
+    except MissingData as e:
+      notes.append(str(e))
+      names += ['spbleu_own'] * (name == 'spbleu')
+    except ModuleNotFoundError as e:
+      raise ValueError(str(e)) from e
+  return names, notes
+
+
+def versions(tasks: Iterable[Task]) -> dict[str, str]:
+  """Of what the figures depend on."""
+  names = dict.fromkeys(name for task in tasks for name in task.metrics)
+  own = {'atm': atm.__version__, 'jax': importlib.metadata.version('jax')}
+  return own | scores.versions(names)
+
+
+def write(output: str, results: dict) -> str:
+  """Writes results.json and report.html; returns the former's path."""
+  path = os.path.join(output, results_page.RESULTS)
+  if hosts.is_first():
+    os.makedirs(output, exist_ok=True)
+    with open(path + '.tmp', 'w', encoding='utf-8') as f:
+      json.dump(results, f, ensure_ascii=False)
+    os.replace(path + '.tmp', path)
+    results_page.write(output)
+  return path
+
+
+def summary(found: Sequence[dict]) -> Iterator[str]:
+  """A line a task: its main figure with its interval."""
+  wide = max((len(task['name']) for task in found), default=0)
+  for task in found:
+    for name, figure in list(task['scores'].items())[:1]:
+      if figure['value'] is None:
+        continue
+      chance = task['chance']
+      yield (
+        f'{task["name"]:<{wide}}  {figure["value"]:6.2f}  '
+        f'[{figure["low"]:.2f}, {figure["high"]:.2f}]  '
+        f'{scores.get(name).title}, {task["questions"]:,} questions'
+        + ('' if chance is None else f', chance {chance:.1f}')
+      )
