@@ -123,6 +123,26 @@ def test_padding_on_either_side_changes_nothing(model, rng):
   np.testing.assert_allclose(total, total[0], rtol=1e-6)
 
 
+def test_what_is_given_is_not_scored(model, rng):
+  """p(a b) = p(a) p(b | a), and all of it is greedy where both are."""
+  source, target = rng.integers(7, 2048, (2, 6, 9)).tolist()
+  whole, _ = model.score(source, target)
+  halves = [row[:4] for row in target], target
+  (first, n, _), (rest, m, _) = (
+    model.likelihoods(source, rows, given, batch_size=4)
+    for rows, given in zip(halves, ([0] * 6, [4] * 6), strict=True)
+  )
+  np.testing.assert_allclose(first + rest, whole, rtol=1e-5)
+  assert n.tolist() == [4] * 6 and m.tolist() == [5] * 6
+  made = model.generate(source, max_tokens=6)
+  *_, greedy = model.likelihoods(source, made)
+  assert greedy.all() and len(made[2]) == 6
+  made[2][4] = 7 if made[2][4] != 7 else 8
+  given = [0, 0, 3, 0, 0, 0]
+  *_, greedy = model.likelihoods(source, made, given)
+  assert greedy.tolist() == [i != 2 for i in range(6)]
+
+
 def test_modes_put_the_marker(model):
   v = model.vocabulary
   text = 'born free'

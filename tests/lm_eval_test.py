@@ -247,7 +247,7 @@ def test_windows_of_a_long_text_sum_to_the_whole(model, mode):
 def test_generate_until(model, mode):
   """Greedy, up to a stop string, which the context may hold.
 
-  Fault seen: denoising cut where the context has the stop string."""
+  Fault seen: the context in the answer."""
   lm, words = AtmLM(model, mode), model.vocabulary
   contexts = [context for context, _ in CONTEXTS if context]
   options = {'max_gen_toks': 12, 'do_sample': False, 'temperature': 0.7}
@@ -268,7 +268,7 @@ def test_generate_until(model, mode):
   assert cuts >= 2
 
 
-def test_newlines_stop_and_are_read_again(model):
+def test_newlines_stop_and_are_read_again(model, monkeypatch):
   """A model that writes marks writes newlines.
 
   Faults seen: stops as they are; marks left in the text."""
@@ -288,7 +288,14 @@ def test_newlines_stop_and_are_read_again(model):
   single = [x for x in contexts if '\n' not in x]
   free = dict(zip(contexts, free, strict=True))
   written = dict(zip(contexts, run(lm, []), strict=True))
+  complete, asked_for = model.complete, []
+  monkeypatch.setattr(
+    model,
+    'complete',
+    lambda *args, **named: asked_for.append(named) or complete(*args, **named),
+  )
   stopped = dict(zip(contexts, run(lm, ['\n']), strict=True))
+  assert [named['stop'] for named in asked_for] == [[mark]]
   cuts = 0
   for context in single:
     lines = [line.strip(' ') for line in free[context].split(mark)]
