@@ -44,6 +44,13 @@ DEPENDENCIES = [
   'tensorboard>=2.18,<3',
 ]
 
+EVAL = [
+  'lm-eval>=0.4.10,<0.5',
+  'pytablewriter>=1.2,<2',
+  'rouge-score>=0.1.2,<0.2',
+  'sacrebleu>=2.4,<3',
+]
+
 EXTRAS = {
   'tpu': ['jax[tpu]>=0.10,<0.13'],
   'cuda12': ['jax[cuda12]>=0.10,<0.13'],
@@ -53,12 +60,9 @@ EXTRAS = {
   'zstd': ['zstandard>=0.22,<0.26'],
   # Only for parity scripts; never needed to run.
   'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
-  'eval': [
-    'lm-eval>=0.4.9,<0.5',
-    'rouge-score>=0.1.2,<0.2',
-    'sacrebleu>=2.4,<3',
-  ],
+  'eval': EVAL,
   'dev': [
+    *EVAL,
     'build>=1.2,<2',
     'hypothesis>=6.100,<7',
     'pytest>=8,<10',

@@ -45,6 +45,7 @@ def configurables() -> tuple[Callable, ...]:
     cache,
     chat,
     choosing,
+    compare,
     convert,
     data,
     files,
@@ -55,6 +56,7 @@ def configurables() -> tuple[Callable, ...]:
     optimizer,
     run_page,
     sharding,
+    suite,
     trainer,
     vocabulary,
   )
@@ -62,6 +64,7 @@ def configurables() -> tuple[Callable, ...]:
   return (
     cache.build,
     chat.chat,
+    compare.compare,
     convert.export_weights,
     convert.import_weights,
     data.vocab,
@@ -77,6 +80,7 @@ def configurables() -> tuple[Callable, ...]:
     sharding.Rules,
     sharding.mesh,
     sharding.start,
+    suite.evaluate,
     trainer.train,
     vocabulary.train,
   )
@@ -154,6 +158,14 @@ def chat() -> None:
   gin.get_configurable('chat.chat')()
 
 
+def eval_() -> None:
+  gin.get_configurable('suite.evaluate')(config_text=config_text())
+
+
+def compare() -> None:
+  print(gin.get_configurable('compare.compare')())
+
+
 def lm_eval() -> None:
   gin.get_configurable('harness.evaluate')()
 
@@ -180,6 +192,8 @@ RUNS = {
   'infer': infer,
   'score': score,
   'chat': chat,
+  'eval': eval_,
+  'compare': compare,
   'lm_eval': lm_eval,
   'import': import_,
   'export': export,
