@@ -145,6 +145,11 @@ def run(model, tasks, output, settings, model_dir, say) -> tuple[list, list]:
       continue
     chosen = sample(asked, settings['limit'], settings['seed'])
     rows = answered(model, task, chosen, output, settings, model_dir, say)
+    if cut := sum(row['cut'] for row in rows):
+      say(
+        f'  {cut:,} of {len(rows):,} texts had no room: their beginnings are '
+        f'left out (Config.positions = {model.config.positions})'
+      )
     found.append(judged(task, chosen, rows, len(asked), model, settings))
   return found, missing
 
@@ -207,7 +212,7 @@ def prompt_ids(model: infer.Model, text: str, mode: str) -> tuple[list, bool]:
 
 
 def pair_ids(model: infer.Model, pair: tuple[str, str], mode: str) -> Pair:
-  """A choice as ids.
+  """A choice as ids. No end token is scored, as in lm-evaluation-harness.
 
   Where there is no room the encoder's beginning is left out. In 'denoise' the
   decoder writes that text again: as much of its own beginning is.
@@ -216,12 +221,11 @@ def pair_ids(model: infer.Model, pair: tuple[str, str], mode: str) -> Pair:
   positions = model.config.positions
   over = len(source) - (positions - len(model.framed([], mode)))
   if mode == 'denoise':
-    over = max(over, len(target) + 1 - positions)
+    over = max(over, len(target) - positions)
     target = target[max(0, over) :]
-  kept = source[max(0, over) :]
-  target = [*target, model.config.end_id]
-  over = max(over, len(target) - positions)
-  return Pair(model.framed(kept, mode), target[-positions:], over > 0)
+  cut = over > 0 or len(target) > positions
+  framed = model.framed(source[max(0, over) :], mode)
+  return Pair(framed, target[-positions:], cut)
 
 
 # --- Answers
