@@ -343,8 +343,7 @@ def _place(text: str, tokens: Sequence[str], pronoun) -> int:
   """Where the pronoun stands in the text, of which `tokens` are the tokens."""
   at = 0
   for token in tokens[: pronoun[1][0]]:
-    token = '"' if token in ('``', "''") else token  # NLTK's quotes
-    found = text.find(token, at)
+    found = text.find(token, at)  # NLTK's own quotes are not there
     at = found + len(token) if found >= 0 else at
   places = [i for i in range(len(text)) if text.startswith(pronoun[0], i)]
   if not places:
