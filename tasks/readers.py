@@ -136,8 +136,8 @@ def text_and_summary(paths: Sequence[str]) -> Iterator[Example]:
   fields = {'text': str, 'summary': str}
   for number, row in json_lines(paths[0], fields):
     if row['text'].strip() and row['summary'].strip():
-      name = str(row.get('id', number - 1))
-      yield {'id': name, 'document': row['text'], 'summary': row['summary']}
+      yield {'id': str(number - 1), 'document': row['text'],
+             'summary': row['summary']}  # fmt: skip
 
 
 # What the pages around XSum's articles left in them, as in its release 1.1.

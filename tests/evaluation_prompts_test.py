@@ -170,6 +170,20 @@ def test_harness_copa(name, path, module, suffix):
     assert question.truth == row['label']
 
 
+@pytest.mark.parametrize('language', scoring.PARAPHRASE)
+def test_harness_pawsx(language):
+  jinja2, yaml = pytest.importorskip('jinja2'), pytest.importorskip('yaml')
+  with open(harness(f'paws-x/paws_{language}.yaml'), encoding='utf-8') as f:
+    theirs = yaml.safe_load(f.read().replace('!function', ''))
+  example = {'sentence1': 'Ada came.', 'sentence2': 'Bo left.', 'label': 1}
+  # Their own preparation takes the full stop away, too.
+  template = jinja2.Template(theirs['doc_to_choice'])
+  both = eval(template.render(**{**example, 'sentence1': 'Ada came'}), {})
+  made = scoring.pawsx(example, language, lambda text, tokens: text)
+  assert [choice.whole for choice in made.choices] == both
+  assert made.right == 1
+
+
 def test_partial_evaluation_of_winograd_schemas():
   first, second, third = ask('xwinograd_en')
   assert second.pairs == (
