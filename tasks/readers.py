@@ -136,8 +136,8 @@ def text_and_summary(paths: Sequence[str]) -> Iterator[Example]:
   fields = {'text': str, 'summary': str}
   for number, row in json_lines(paths[0], fields):
     if row['text'].strip() and row['summary'].strip():
-      name = str(row.get('id', number - 1))
-      yield {'id': name, 'document': row['text'], 'summary': row['summary']}
+      yield {'id': str(number - 1), 'document': row['text'],
+             'summary': row['summary']}  # fmt: skip
 
 
 # What the pages around XSum's articles left in them, as in its release 1.1.
@@ -343,8 +343,7 @@ def _place(text: str, tokens: Sequence[str], pronoun) -> int:
   """Where the pronoun stands in the text, of which `tokens` are the tokens."""
   at = 0
   for token in tokens[: pronoun[1][0]]:
-    token = '"' if token in ('``', "''") else token  # NLTK's quotes
-    found = text.find(token, at)
+    found = text.find(token, at)  # NLTK's own quotes are not there
     at = found + len(token) if found >= 0 else at
   places = [i for i in range(len(text)) if text.startswith(pronoun[0], i)]
   if not places:

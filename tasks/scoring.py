@@ -289,8 +289,9 @@ def copa(example: Mapping, language: str, cut: Cut) -> Written:
   return Written(ending(question, answers), example['label'], shown)
 
 
-# What asks and what answers, by language: the format of XGLM and
-# lm-evaluation-harness. Index 1 is a paraphrase, as the label 1 is.
+# What asks and what answers, by language: the format of XGLM. That of
+# lm-evaluation-harness, whose words these are, also gives the second sentence a
+# small letter. Index 1 is a paraphrase, as the label 1 is.
 PARAPHRASE = {
   'de': ('richtig', 'Nein', 'Ja'),
   'en': ('right', 'No', 'Yes'),

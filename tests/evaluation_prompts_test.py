@@ -170,17 +170,42 @@ def test_harness_copa(name, path, module, suffix):
     assert question.truth == row['label']
 
 
+@pytest.mark.parametrize('language', scoring.PARAPHRASE)
+def test_harness_pawsx(language):
+  jinja2, yaml = pytest.importorskip('jinja2'), pytest.importorskip('yaml')
+  with open(harness(f'paws-x/paws_{language}.yaml'), encoding='utf-8') as f:
+    theirs = yaml.safe_load(f.read().replace('!function', ''))
+  example = {'sentence1': 'Ada came.', 'sentence2': 'Bo left.', 'label': 1}
+  # Their own preparation takes the full stop away, too.
+  template = jinja2.Template(theirs['doc_to_choice'])
+  both = eval(template.render(**{**example, 'sentence1': 'Ada came'}), {})
+  made = scoring.pawsx(example, language, lambda text, tokens: text)
+  assert [choice.whole for choice in made.choices] == both
+  assert made.right == 1
+
+
 def test_partial_evaluation_of_winograd_schemas():
-  first, second = ask('xwinograd_en')
+  first, second, third = ask('xwinograd_en')
   assert second.pairs == (
     ('Bo hit the wall with the ball and the wall', 'broke.'),
     ('Bo hit the wall with the ball and the ball', 'broke.'),
   )
-  # `he` is a word of its own, not the end of `the` or of NLTK's quotes.
+  # The pronoun is a word: not the end of `the`, nor in the `with` before it.
   assert first.pairs[1] == (
     'With a "hm", Ada thanked Bo because Bo', 'had helped with it.',
   )  # fmt: skip
-  assert (first.truth, second.truth) == (1, 0)
+  assert third.pairs[1] == ('Bo cut the bread with the knife', '.')
+  assert [q.truth for q in (first, second, third)] == [1, 0, 1]
+
+
+def test_yes_is_a_paraphrase():
+  for language, yes in (('de', 'Ja'), ('en', 'Yes')):
+    question = ask(f'pawsx_{language}')[0]  # one of label 1
+    assert question.pairs[question.truth][1].startswith(f'{yes}, ')
+  question = ask('pawsx_de')[1]  # of label 0
+  assert question.pairs[question.truth] == (
+    'Ada kam vor Bo an, richtig?', 'Nein, Bo kam vor Ada an.',
+  )  # fmt: skip
 
 
 # --- Modes
@@ -270,10 +295,15 @@ def test_shots_are_drawn_by_seed_and_name_alone():
 
 
 def test_shots_of_the_questions_own_split_are_not_asked():
-  for seed in range(3):
-    (question,) = ask('xwinograd_en', shots=1, seed=seed)
-    other = {'0': 'Bo hit the wall', '1': 'With a "hm"'}[question.id]
-    assert all(encoder.startswith(other) for encoder, _ in question.pairs)
+  begins = {'0': 'With a "hm"', '1': 'Bo hit the wall', '6': 'Bo cut the bread'}
+  shown = set()
+  for seed in range(4):
+    questions = ask('xwinograd_en', shots=1, seed=seed)
+    (left,) = set(begins) - {question.id for question in questions}
+    for question in questions:
+      assert all(text.startswith(begins[left]) for text, _ in question.pairs)
+    shown.add(left)
+  assert len(shown) > 1
 
 
 def test_too_many_shots():
