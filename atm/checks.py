@@ -214,3 +214,17 @@ def _check_same_skips(start: int, then, now) -> None:
     f'{first} and later out of MODEL_DIR/checkpoints, or use SKIP_STEPS = '
     f'{(*past, *ahead)}'
   )
+
+
+def check_ask_every(ask_every: int | None, eval_every: int) -> None:
+  """Raises ValueError unless questions are asked in evaluations."""
+  if ask_every is None:
+    return
+  whole = isinstance(ask_every, int) and ask_every > 0
+  if not whole or ask_every % eval_every:
+    near = eval_every * max(1, round(ask_every / eval_every)) if whole else None
+    hint = f'. Did you mean {near}?' if near else ''
+    raise ValueError(
+      f'ASK_EVERY = {ask_every!r}: expected a multiple of EVAL_EVERY = '
+      f'{eval_every}, or None{hint}'
+    )

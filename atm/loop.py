@@ -42,6 +42,8 @@ class Loop:
     batch_size: B, of the whole batch.
     mesh, rules: how state and batches lie.
     held_out: the evaluation.
+    asks: called with (parameters, step) in every `ask_every`-th step's
+      evaluation, and the last; gives more metrics. None: nothing is asked.
     unigram: called once, gives what to compare the evaluation with.
     checkpoints: of the run.
     meta: kept in every checkpoint.
@@ -63,6 +65,8 @@ class Loop:
   mesh: jax.sharding.Mesh
   rules: Rules
   held_out: evaluate.HeldOut
+  asks: Callable[[dict, int], dict] | None
+  ask_every: int
   unigram: Callable[[], dict]
   checkpoints: Checkpoints
   meta: dict
@@ -197,7 +201,7 @@ class Loop:
 
   def _evaluate(self) -> None:
     with self.good.spent_on('evaluation'):
-      row = self.signals.breakable(self.held_out, self.state.params)
+      row = self.signals.breakable(self._evaluated)
       if not self.done and hosts.is_first():
         row |= self.unigram()
       self.writer.write(self.done, row)
@@ -207,6 +211,14 @@ class Loop:
         if (key := f'eval/loss/{name}') in row
       )
       self.say(f'step {self.done:,} held out: ' + ', '.join(losses))
+      if asked := [k for k in row if k.startswith('few_shot/')]:
+        means = (f'{k} {row[k]:.2f}' for k in asked if k.count('/') == 1)
+        self.say(f'step {self.done:,} asked: ' + ', '.join(means))
+
+  def _evaluated(self) -> dict[str, float]:
+    row, params = self.held_out(self.state.params), self.state.params
+    due = self.done % self.ask_every == 0 or self.done == self.train_steps
+    return row | self.asks(params, self.done) if self.asks and due else row
 
   def _save(self) -> None:
     position = {**self.meta['data'], 'step': self.done}

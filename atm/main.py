@@ -80,6 +80,7 @@ def configurables() -> tuple[Callable, ...]:
     sharding.Rules,
     sharding.mesh,
     sharding.start,
+    suite.Asker,
     suite.evaluate,
     trainer.train,
     vocabulary.train,

@@ -22,6 +22,7 @@ PAGE = 'report.html'
 SAMPLES = 'samples.json'
 POINTS = 400  # of a curve; more are averaged
 EVAL = 'eval/loss/'
+ASKED = 'few_shot/'
 
 
 def write(model_dir: str) -> str:
@@ -52,6 +53,7 @@ def page(model_dir: str, rows: list[dict]) -> str:
     tags('h2', 'Loss'),
     grid(loss_plots(rows), 'large'),
     *by_language(rows),
+    *asked(rows),
     tags('h2', 'Updates'),
     grid(plain_plots(rows, ('learning_rate', 'grad_norm', 'param_norm'))),
     tags('h2', 'Speed'),
@@ -140,6 +142,24 @@ def grid(plots: dict[str, Callable], kind: str = '') -> str:
     for name, plot in plots.items()
   )
   return tag('div', *made, class_=f'figures {kind}'.strip())
+
+
+def asked(rows: list[dict]) -> tuple[str, ...]:
+  """Curves of the tasks asked while the run trained, a plot a metric."""
+  keys = sorted({k for row in rows for k in row if k.startswith(ASKED)})
+  if not keys:
+    return ()
+  made, faint = {}, dict(color=INK, lw=0.8, alpha=0.25)
+  for key in (k for k in keys if k.count('/') == 1):
+    mine = [k for k in keys if k.startswith(f'{key}/')]
+    title = f'{key.removeprefix(ASKED)}: the mean, and each task in grey'
+    made[title] = lambda axes, key=key, mine=mine: [
+      *(
+        axes.plot(*curve(rows, k), color=INK, lw=0.8, alpha=0.25) for k in mine
+      ),
+      axes.plot(*curve(rows, key), color=INK, lw=1.6, marker='o', ms=3),
+    ]
+  return tags('h2', 'Questions asked'), grid(made, 'large')
 
 
 # --- Languages

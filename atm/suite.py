@@ -20,6 +20,7 @@ import numpy as np
 
 import atm
 from atm import choosing, files, hosts, infer, results_page, scores, sharding
+from atm.model import Config
 from atm.questions import MissingData, Question, Task
 from atm.sharding import Rules
 from atm.vocabulary import Vocabulary
@@ -339,19 +340,85 @@ def choice(sums: np.ndarray, counts: np.ndarray, normalize: str) -> int:
   return int(np.argmax(sums / counts if normalize == 'mean' else sums))
 
 
+# --- While a model trains
+
+
+class Asker:
+  """Asks samples of tasks of a model that trains."""
+
+  def __init__(
+    self,
+    config: Config,
+    vocabulary: Vocabulary,
+    mesh,
+    rules: Rules,
+    say: Callable[[str], None],
+    make_tasks: Callable[[], Sequence[Task]],
+    limit: int = 32,
+    seed: int = 0,
+    batch_size: int = 32,
+  ):
+    """Reads what will be asked: the same in every step.
+
+    Args:
+      config, vocabulary, mesh, rules: of the model.
+      say: prints a line.
+      make_tasks, limit, seed, batch_size: see `evaluate`.
+
+    Raises:
+      ValueError: none of the tasks' data is there, or see `usable`.
+    """
+    self.model = infer.Model(config, {}, vocabulary, mesh, rules, 0)
+    self.batch_size, self.asked = batch_size, []
+    for task in make_tasks():
+      usable(task)
+      try:
+        asked = sample(task.ask(vocabulary), limit, seed)
+      except MissingData as e:
+        say(f'{task.name} is not asked: {e}')
+        continue
+      self.asked.append((task, asked))
+    if not self.asked:
+      raise ValueError('none of TASKS has its data')
+
+  def __call__(self, params: dict, step: int) -> dict[str, float]:
+    """`few_shot/SET` is the mean over tasks of their main metric, and
+    `few_shot/SET/TASK` that of each."""
+    model = dataclasses.replace(self.model, params=params, step=step)
+    row: dict[str, float] = {}
+    sets: dict[str, list[float]] = {}
+    for task, asked in self.asked:
+      ask = _generated if asked[0].prompt is not None else _chosen
+      found, _ = ask(model, task, asked, range(len(asked)), self.batch_size)
+      answers = [found[i]['answer'] for i in range(len(asked))]
+      name = usable(task)[0][0]
+      made = counted(name, task, asked, answers, model.vocabulary)
+      value = float(scores.get(name).total(made.sum(0)))
+      row[f'few_shot/{task.set}/{task.name}'] = value
+      sets.setdefault(task.set, []).append(value)
+    means = {f'few_shot/{k}': float(np.mean(v)) for k, v in sets.items()}
+    return means | row
+
+
 # --- Figures
+
+
+def counted(name: str, task: Task, asked, answers, vocabulary) -> np.ndarray:
+  """The rows of a metric of a task's answers, see `scores.Metric`."""
+  truths, groups = ([getattr(q, x) for q in asked] for x in ('truth', 'group'))
+  metric = scores.get(name)
+  return metric.rows(answers, truths, groups, task.language, vocabulary)
 
 
 def judged(task: Task, asked, rows, of: int, model, settings) -> dict:
   """What results.json says of a task."""
   answers = [row['answer'] for row in rows]
-  truths, groups = ([getattr(q, x) for q in asked] for x in ('truth', 'group'))
   figures, statistics = {}, {}
   names, notes = usable(task)
   for name in names:
-    metric = scores.get(name)
-    made = metric.rows(answers, truths, groups, task.language, model.vocabulary)
-    value, low, high = scores.bootstrap(made, metric.total, settings['seed'])
+    made = counted(name, task, asked, answers, model.vocabulary)
+    total = scores.get(name).total
+    value, low, high = scores.bootstrap(made, total, settings['seed'])
     figures[name] = {
       k: None if np.isnan(x) else x
       for k, x in (('value', value), ('low', low), ('high', high))

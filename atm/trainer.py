@@ -72,6 +72,8 @@ def train(
   log_every: int = 10,
   eval_every: int = 100,
   eval_rows: int = 64,
+  ask_every: int | None = None,
+  make_asker: Callable | None = None,
   profile_steps: tuple[int, int] | None = None,
   xla_options: dict | None = None,
   save_every: int = 100,
@@ -126,6 +128,10 @@ def train(
       the validation split has rows.
     log_every, eval_every, save_every: in steps.
     eval_rows: held-out rows of each task in an evaluation.
+    ask_every: evaluations of so many steps, and the last, ask the questions of
+      a suite, too; a multiple of eval_every; None asks none.
+    make_asker: called with (model_config, vocabulary, mesh, rules, say), gives
+      what asks, see `suite.Asker`.
     profile_steps: (first, last) steps that JAX's profiler records into
       model_dir/profile, for TensorBoard or Perfetto.
     xla_options: `changes` of `xla.compiled`, for the step.
@@ -161,6 +167,7 @@ def train(
   checks.check_skip_steps(skip_steps)
   checks.check_z_loss(z_loss)
   checks.check_profile(profile_steps)
+  checks.check_ask_every(ask_every, eval_every)
   sizes = data.Lengths.of(lengths)
   mesh = make_mesh()
   checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
@@ -271,6 +278,9 @@ def train(
   held_out = evaluate.HeldOut(
     net, held_parts, words, sizes, batch_size, seed, eval_rows, mesh, rules
   )
+  asks = None
+  if ask_every:
+    asks = make_asker(model_config, words, mesh, rules, say)
   # A fresh run writes its evaluation at step 0 anew.
   first = hosts.is_first()
   rewind = start or -1
@@ -284,6 +294,7 @@ def train(
     ),
     batch=lambda number: batches(number, mine),
     batch_size=batch_size, mesh=mesh, rules=rules, held_out=held_out,
+    asks=asks, ask_every=ask_every or 1,
     unigram=lambda: evaluate.unigram(parts, held_out, model_config.vocab_size),
     checkpoints=checkpoints, meta=meta, log=log, writer=writer, good=good,
     say=say,

@@ -137,8 +137,12 @@ def test_long_texts_lose_their_beginning(model):
   ids, cut = suite.prompt_ids(model, long + 'And so', 'clm')
   assert cut and len(ids) == P and ids[1] == words.clm_id
   assert words.decode(ids[2:-1]).endswith('free. And so')
-  assert suite.prompt_ids(model, 'And so', 'clm') == (model.encode('And so'), False)
-  pair = suite.pair_ids(model, (long + 'And so', long + 'And so No'), 'denoise')
+  assert suite.prompt_ids(model, 'And so', 'clm') == (
+    model.encode('And so'),
+    False,
+  )
+  texts = long + 'And so', long + 'And so No'
+  pair = suite.pair_ids(model, texts, 'denoise')
   assert pair.cut and len(pair.source) <= P and len(pair.target) <= P
   ours, theirs = words.decode(pair.source[1:-1]), words.decode(pair.target)
   assert theirs.startswith(ours[:100])  # both begin at the same place

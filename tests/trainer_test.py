@@ -381,3 +381,47 @@ def test_flops_are_those_of_the_steps_matrix_products():
   assert counted == pytest.approx(
     metrics.train_flops(config, B, S, T), rel=1e-9
   )
+
+
+def test_questions_are_asked_while_it_trains(train, tmp_path):
+  """The curve is that of the parameters, resumed or not, and changes none.
+
+  Faults seen: asked in every evaluation; parameters of the step before.
+  """
+  import atm_tasks
+  from atm import infer, suite
+
+  tasks = lambda: atm_tasks.suite(['udhr_next_d*', 'udhr_next_en'])
+  make = functools.partial(suite.Asker, make_tasks=tasks, limit=4)
+  asks = dict(ask_every=8, make_asker=make)
+  whole, parts, none = (tmp_path / name for name in ('whole', 'parts', 'none'))
+  train(whole, 9, **asks)
+  train(parts, 5, **asks)
+  train(parts, 9, **asks)
+  train(none, 9)
+  curve = {
+    row['step']: row['few_shot/udhr_next']
+    for row in metrics.read(str(whole))
+    if 'few_shot/udhr_next' in row
+  }
+  assert list(curve) == [0, 8, 9]
+  without = lambda rows: [
+    {k: v for k, v in row.items() if not k.startswith('few_shot/')}
+    for row in rows
+  ]
+  assert without(comparable(whole)) == comparable(none)
+  tail = lambda d: [row for row in comparable(d) if row['step'] > 5]
+  assert tail(parts) == tail(whole)
+  found, _ = suite.run(
+    infer.load(str(whole), mesh=ONE()), tasks(), str(tmp_path / 'out'),
+    dict(limit=4, seed=0, batch_size=32, weights=None), str(whole),
+    lambda text: None,
+  )  # fmt: skip
+  values = [task['scores']['accuracy']['value'] for task in found]
+  assert curve[9] == pytest.approx(np.mean(values))
+
+
+def test_questions_are_asked_in_evaluations_only(train, tmp_path):
+  message = 'ASK_EVERY = 6: expected a multiple of EVAL_EVERY = 4, or None'
+  with pytest.raises(ValueError, match=message):
+    train(tmp_path / 'run', 4, ask_every=6)
