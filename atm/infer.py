@@ -170,7 +170,7 @@ class Model:
       [row.source for row in rows], len(rows), batch_size
     )
     longest = max(row.length for row in rows)
-    T = min(_power_of_two(max(16, longest)), max(c.positions, longest))
+    T = scoring.room_for(longest)
     batch = {
       'encoder_input_tokens': tokens,
       'encoder_segment_ids': segments,

@@ -154,9 +154,7 @@ def asked(rows: list[dict]) -> tuple[str, ...]:
     mine = [k for k in keys if k.startswith(f'{key}/')]
     title = f'{key.removeprefix(ASKED)}: the mean, and each task in grey'
     made[title] = lambda axes, key=key, mine=mine: [
-      *(
-        axes.plot(*curve(rows, k), color=INK, lw=0.8, alpha=0.25) for k in mine
-      ),
+      *(axes.plot(*curve(rows, k), **faint) for k in mine),
       axes.plot(*curve(rows, key), color=INK, lw=1.6, marker='o', ms=3),
     ]
   return tags('h2', 'Questions asked'), grid(made, 'large')

@@ -52,6 +52,12 @@ def packed(sources, targets, room: int) -> list[Row]:
   return sorted(rows, key=lambda row: (len(row.source), row.length))
 
 
+def room_for(length: int) -> int:
+  """T of a batch: an eighth more, or 15, at most, so that few shapes compile."""
+  step = max(16, 1 << max(0, (length - 1).bit_length() - 4))
+  return -(-length // step) * step
+
+
 def decoder_side(
   rows: Sequence[Row], targets, shape: tuple[int, int], config: Config
 ) -> dict[str, np.ndarray]:
