@@ -53,7 +53,7 @@ def packed(sources, targets, room: int) -> list[Row]:
 
 
 def room_for(length: int) -> int:
-  """T of a batch: an eighth more, or 15, at most, so that few shapes compile."""
+  """T of a batch: at most an eighth more, or 15; so few shapes compile."""
   step = max(16, 1 << max(0, (length - 1).bit_length() - 4))
   return -(-length // step) * step
 
