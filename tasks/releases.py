@@ -351,10 +351,13 @@ def _declaration(paths: Paths, part: str, split: str) -> Iterator[Example]:
 HALF = 40
 
 
+_BREAK = re.compile(r'\s+|(?<=、)')
+
+
 def _halves(text: str) -> tuple[str, str, str]:
   """(beginning, space or '', end), divided next to the middle; of either, what
   is next to the division: HALF characters at most, and whole words."""
-  breaks = [m.span() for m in re.finditer(r'\s+|(?<=、)', text)]
+  breaks = [m.span() for m in _BREAK.finditer(text)]
   a, b = min(breaks, key=lambda s: abs(sum(s) - len(text)))
   begun, end = text[:a], text[b:]
   if len(begun) > HALF:
@@ -367,9 +370,15 @@ def _halves(text: str) -> tuple[str, str, str]:
 
 
 def _continuations(paths: Paths, part: str, split: str) -> Iterator[Example]:
-  """The end of each held-out paragraph, among three of other articles."""
+  """The end of each paragraph, among three of other articles of the split.
+
+  `train` is for models that were trained on other text.
+  """
+  held_out = split == 'validation'
   rows = [
-    (article, *_halves(text)) for article, text in _articles(paths[0], True)
+    (article, *_halves(text))
+    for article, text in _articles(paths[0], held_out)
+    if _BREAK.search(text)
   ]
   # Drawn by the language alone: the same for everyone. Each place has the right
   # end as often as the others, as nearly as may be.
@@ -387,7 +396,7 @@ def _continuations(paths: Paths, part: str, split: str) -> Iterator[Example]:
 _UDHR = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'udhr')
 for _name, _reader, _splits in (
   ('udhr_translate', _declaration, ('train', 'validation')),
-  ('udhr_next', _continuations, ('validation',)),
+  ('udhr_next', _continuations, ('train', 'validation')),
 ):
   _add(
     _name,
