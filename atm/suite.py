@@ -26,6 +26,7 @@ from atm.sharding import Rules
 from atm.vocabulary import Vocabulary
 
 MARKS = 'answered.json'  # in predictions/
+ALIKE = 1e-6  # log-probabilities within this, relative, are a tie
 CHUNK = 8  # batches between two times that answers are kept
 
 
@@ -336,8 +337,12 @@ def _chosen(model, task, asked, numbers, batch_size: int) -> tuple:
 
 
 def choice(sums: np.ndarray, counts: np.ndarray, normalize: str) -> int:
-  """The index of the likeliest choice, by token ('mean') or whole ('sum')."""
-  return int(np.argmax(sums / counts if normalize == 'mean' else sums))
+  """The index of the likeliest choice, by token ('mean') or whole ('sum').
+
+  The first of those that differ by no more than rounding does.
+  """
+  values = sums / counts if normalize == 'mean' else sums
+  return int(np.argmax(np.isclose(values, values.max(), rtol=ALIKE, atol=0)))
 
 
 # --- While a model trains

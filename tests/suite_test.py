@@ -95,7 +95,9 @@ def test_the_likeliest_choice_by_logits_alone(model, tmp_path, mode):
         mine = logs[np.arange(len(ids)), ids]
         np.testing.assert_allclose(total, mine.sum(), rtol=1e-5)
         means.append(mine.mean())
-      assert row['answer'] == np.argmax(means)
+      # Texts that the vocabulary cannot tell apart are alike.
+      alike = np.isclose(means, max(means), rtol=suite.ALIKE, atol=0)
+      assert row['answer'] == np.argmax(alike)
 
 
 def test_choices_of_one_question_share_their_encoder_input(model):

@@ -50,7 +50,6 @@ def test_programs_are_kept_across_processes(tmp_path):
   code = """
 import jax, jax.numpy as jnp
 from atm import xla
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 xla.set_compilation_cache()
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
@@ -59,6 +58,7 @@ print(hits.count('/jax/compilation_cache/cache_hits') > 0)
 """
   env = {k: v for k, v in os.environ.items() if 'COMPILATION_CACHE' not in k}
   env |= {'HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu'}
+  env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   run = lambda: subprocess.run(
     [sys.executable, '-c', code], env=env, capture_output=True, text=True
   )  # fmt: skip
