@@ -25,7 +25,8 @@ from atm.products import transposed
 
 MASKED = -1e9  # finite: a row that may look nowhere gives no NaN
 IMPLEMENTATIONS = ('auto', 'einsum', 'rows', 'splash', 'cudnn')
-SAVED = 'attention'  # the name of what its backward pass reads, for remat
+# Names of what its backward pass reads, for remat: heads are products' results.
+HEADS, SAVED = 'heads', 'attention'
 BLOCK = 128  # splash: lengths and head dimension become multiples of this
 ROWS_BYTES = 16 * 2**20  # rows: scores made at a time; fit a CPU's last cache
 
@@ -77,7 +78,7 @@ def attention(
   Returns:
     [B, T, H, K] in the dtype of `query`.
   """
-  query, key, value = (checkpoint_name(x, SAVED) for x in (query, key, value))
+  query, key, value = (checkpoint_name(x, HEADS) for x in (query, key, value))
   low = not scores_float32 and query.dtype != jnp.float32
   if dropout is not None or low:
     implementation = 'einsum'

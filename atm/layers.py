@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from atm import attention, products
 from atm.sharding import constrain
@@ -21,11 +22,13 @@ Config = Any  # a model.Config; model.py stands below this file
 
 # What each layer keeps for its backward pass; the rest it computes again.
 _saved = jax.checkpoint_policies.save_only_these_names
+NORM, ACTIVATION = 'norm', 'activation'  # names of results
 REMAT = {
   'none': None,  # all that JAX's derivatives read
   'full': jax.checkpoint_policies.nothing_saveable,
+  'outputs': _saved(products.SAVED, attention.SAVED, NORM, ACTIVATION),
   'dots': _saved(products.SAVED, attention.SAVED),
-  'save_attention': _saved(attention.SAVED),
+  'save_attention': _saved(attention.SAVED, attention.HEADS),
 }
 
 
@@ -84,7 +87,7 @@ class LayerNorm(nn.Module):
     spread = centred if c.norm == 'standard' else x
     second = jnp.square(spread).mean(-1, keepdims=True)
     x = centred * jax.lax.rsqrt(second + c.norm_eps)
-    return x.astype(dtype) * scale + bias
+    return checkpoint_name(x.astype(dtype) * scale + bias, NORM)
 
 
 class Attention(nn.Module):
@@ -146,7 +149,8 @@ class FeedForward(nn.Module):
   def __call__(self, x, deterministic):
     c = self.config
     x = Dense(c, c.d_model, self.width, ('embed', 'mlp'), name='up')(x)
-    x = constrain(jax.nn.gelu(x, approximate=False), 'batch', 'length', 'mlp')
+    x = checkpoint_name(jax.nn.gelu(x, approximate=False), ACTIVATION)
+    x = constrain(x, 'batch', 'length', 'mlp')
     x = nn.Dropout(c.activation_dropout)(x, deterministic=deterministic)
     return Dense(c, self.width, c.d_model, ('mlp', 'embed'), name='down')(x)
 
@@ -272,11 +276,12 @@ class DecoderLayer(nn.Module):
 
 def stack(layer_class, config: Config, length: int, inputs: tuple):
   """A stack of layers as one scan over stacked parameters named `layers`."""
+  unroll = min(config.unroll, length)
   if config.remat != 'none':
     # deterministic, the last argument, is a Python bool.
     layer_class = nn.remat(
       layer_class,
-      prevent_cse=False,
+      prevent_cse=unroll > 1,  # a loop keeps the two passes apart by itself
       static_argnums=(len(inputs) + 1,),
       policy=REMAT[config.remat],
     )
@@ -286,6 +291,6 @@ def stack(layer_class, config: Config, length: int, inputs: tuple):
     split_rngs={'params': True, 'dropout': True},
     in_axes=inputs,
     length=length,
-    unroll=min(config.unroll, length),
+    unroll=unroll,
     metadata_params={nn.PARTITION_NAME: 'layers'},
   )(config, name='layers')

@@ -72,8 +72,9 @@ class Config:
     dtype: of activations. Parameters are float32.
     remat: what of each layer the backward pass computes again. 'none':
       nothing; 'full': all; 'dots': all but products of matrices and attention,
-      so only what is cheap; 'save_attention': all but attention, whose queries,
-      keys, values, result and normalisers are kept.
+      so only what is cheap; 'outputs': all but these and the results of norms
+      and activations; 'save_attention': all but attention, whose queries, keys,
+      values, result and normalisers are kept.
     attention: how attention is computed: 'auto' (by platform), 'einsum',
       'rows', 'splash' or 'cudnn', see attention.py.
     loss_chunk: target positions of a row whose logits are in memory at a time

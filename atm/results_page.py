@@ -167,6 +167,13 @@ def section(folder: str, name: str, tasks: list[Mapping]) -> tuple[str, ...]:
   notes = [
     f'{metric.title}: {metric.note}.' for metric in metrics if metric.note
   ]
+  notes += dict.fromkeys(note for t in tasks for note in t.get('notes', ()))
+  if cut := sum(task.get('cut', 0) for task in tasks):
+    of = sum(task['questions'] for task in tasks)
+    notes.append(
+      f'{cut:,} of {of:,} texts had no room in the model: their beginnings '
+      'were left out.'
+    )
   return (
     tag('h2', html.escape(name), id=name),
     tag('p', html.escape(asked(tasks)), class_='soft'),

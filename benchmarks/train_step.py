@@ -6,7 +6,8 @@ with a donated state as the trainer does it, clipping and metrics included. The
 peers are transformers' Blenderbot (the same architecture), BART and T5 with
 SDPA and torch's fused AdamW, without clipping; `_bf16` is under bf16 autocast,
 ours with Config.dtype = 'bfloat16'. Embeddings and LM head are tied, in
-`atm_untied` they are not. The sizes and remat are gin/models/small.gin's.
+`atm_untied` they are not. Sizes, remat and unroll are
+gin/models/small.gin's.
 
 Lengths are ragged (3/4 to all of 512 and 256): all read the same ids and the
 same padding mask of the encoder, compute the loss from the labels, and are
@@ -82,7 +83,7 @@ class Ours:
     sizes = dict(
       vocab_size=V, d_model=D, encoder_layers=L, decoder_layers=L,
       encoder_heads=H, decoder_heads=H, encoder_ff=F, decoder_ff=F,
-      positions=S, dtype=dtype, ties=ties, remat='dots',
+      positions=S, dtype=dtype, ties=ties, remat='outputs', unroll=L,
     )  # fmt: skip
     for name, value in changes.items():
       sizes[name] = int(value) if value.isdecimal() else value

@@ -126,6 +126,17 @@ def infer_settings(directory, prompts, output, **more) -> list[str]:
   return ['infer', *(f'--gin.{k}={v!r}' for k, v in bound.items())]
 
 
+def eval_settings(directory, output, **more) -> list[str]:
+  """`atm eval` of a run: choices, and answers that are written."""
+  bound = {
+    'MODEL_DIR': str(directory), 'OUTPUT': str(output), 'BATCH_SIZE': 4,
+    'TASKS': ('udhr_next_de', 'udhr_translate_en_de'), 'LIMIT': 5,
+    'sharding.mesh.data': 2, 'sharding.mesh.tensor': 2, **more,
+  }  # fmt: skip
+  arguments = (f'--gin.{k}={v!r}' for k, v in bound.items())
+  return ['eval', '--gin_file=suites/shipped.gin', *arguments]
+
+
 class Processes:
   """A run of several processes; all of them are killed in the end."""
 
@@ -265,6 +276,27 @@ def test_killed_and_resumed_with_other_processes(words, tmp_path, first):
   rows = [json.loads(line) for line in output.read_text().splitlines()]
   made = infer.load(str(parts)).generate(texts, max_tokens=6)
   assert [row['output'] for row in rows] == made
+
+
+@pytest.mark.slow
+def test_processes_answer_a_suite_as_one(words, tmp_path):
+  """Two processes of two devices each, and one of one."""
+  run, mesh = tmp_path / 'run', dict(data=1, fsdp=2, tensor=2)
+  alone(run, words, mesh)
+  results = []
+  for count, devices in ((2, 4), (1, 1)):
+    output = tmp_path / f'out{count}'
+    one = {} if count > 1 else {'sharding.mesh.data': 1,
+                                'sharding.mesh.tensor': 1}  # fmt: skip
+    with Processes(
+      count, devices, run, output, make=eval_settings, **one
+    ) as running:
+      assert running.wait() == [0] * count
+      assert not any(said(running.log(n)) for n in range(1, count))
+    results.append(json.loads((output / 'results.json').read_text()))
+  for a, b in zip(*(found['tasks'] for found in results), strict=True):
+    assert a['predictions'] == b['predictions']
+    assert a['scores'] == b['scores']
 
 
 @pytest.mark.slow

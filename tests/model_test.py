@@ -129,7 +129,9 @@ def test_segment_ids_default_to_where_ids_are_not_padding(rng):
   np.testing.assert_allclose(logits(net, b), explicit, atol=2e-5)
 
 
-@pytest.mark.parametrize('changes', [dict(remat='full'), dict(unroll=3)])
+@pytest.mark.parametrize(
+  'changes', [dict(remat='full'), dict(unroll=3), dict(remat='full', unroll=3)]
+)
 def test_remat_and_unrolling_change_neither_loss_nor_gradient(
   net, rng, changes
 ):
@@ -146,6 +148,22 @@ def test_remat_and_unrolling_change_neither_loss_nor_gradient(
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), plain, other
   )
+
+
+def test_remat_holds_where_layers_are_unrolled(net, rng):
+  """Fault seen: XLA finds what is made again in the forward pass, and keeps
+  that instead."""
+  module, params = net
+  b = batch(rng, 2, 6, 5)
+
+  def flops(remat):
+    config = dataclasses.replace(module.config, remat=remat, unroll=3)
+    loss = lambda p: logits((AlexaTM(config), p), b).std()
+    return (
+      jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()['flops']
+    )
+
+  assert flops('full') > 1.2 * flops('none')
 
 
 def test_cached_equals_uncached(net, rng):
