@@ -163,7 +163,7 @@ def test_remat_holds_where_layers_are_unrolled(net, rng):
       jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()['flops']
     )
 
-  assert flops('full') > 1.2 * flops('none')
+  assert flops('dots') > 1.1 * flops('none')
 
 
 def test_cached_equals_uncached(net, rng):
