@@ -110,6 +110,8 @@ def fate(run: str, shapes, whole: list) -> str:
     found = bits(made, shapes)
   except integrity.Damaged:
     return 'detected'
+  except ValueError:  # names or shapes differ, and nothing is sealed
+    return 'taken for another model'
   return 'harmless' if found == whole else 'other values, unseen'
 
 
