@@ -1,14 +1,11 @@
 """Evaluation suites: tasks ask, a model answers, metrics judge; `atm eval`.
 
 What is answered is kept at once, so a run that was killed goes on where it was.
-An answer depends on its question alone: not on batches, order, mesh or hosts,
-but for the rounding of sums.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,29 +16,23 @@ import jax
 import numpy as np
 
 import atm
-from atm import choosing, files, hosts, infer, results_page, scores, sharding
+from atm import (
+  asking,
+  files,
+  hosts,
+  infer,
+  results_page,
+  scores,
+  sharding,
+)
+from atm.asking import fingerprint, sample, texts
 from atm.model import Config
-from atm.questions import MissingData, Question, Task
+from atm.questions import MissingData, Task
 from atm.sharding import Rules
 from atm.vocabulary import Vocabulary
 
 MARKS = 'answered.json'  # in predictions/
-ALIKE = 1e-6  # log-probabilities within this, relative, are a tie
 CHUNK = 8  # batches between two times that answers are kept
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-  """Ids of an encoder and a decoder text.
-
-  Attributes:
-    source, target: ids as the model reads them.
-    cut: whether the beginning was left out, for there is no room.
-  """
-
-  source: list[int]
-  target: list[int]
-  cut: bool
 
 
 def evaluate(
@@ -156,41 +147,7 @@ def run(model, tasks, output, settings, model_dir, say) -> tuple[list, list]:
   return found, missing
 
 
-def sample(
-  asked: Sequence[Question], limit: int | None, seed: int
-) -> list[Question]:
-  """`limit` questions drawn by the seed, in their order; groups stay whole.
-
-  Raises:
-    ValueError: the limit is below 1, or nothing is asked.
-  """
-  if limit is not None and limit < 1:
-    raise ValueError(f'LIMIT = {limit}: expected 1 or more, or None for all')
-  if not asked:
-    raise ValueError('a task asks nothing: its file has no examples')
-  groups = scores.grouping([q.group for q in asked])
-  count = groups.max() + 1
-  if limit is None or limit >= count:
-    return list(asked)
-  kept = np.random.default_rng(seed).permutation(count)[:limit]
-  inside = np.isin(groups, kept)
-  return [q for q, keep in zip(asked, inside) if keep]
-
-
-# --- What is sent
-
-
-def texts(question: Question) -> dict:
-  """What of a question is sent: its prompt or pairs."""
-  if question.prompt is not None:
-    return {'prompt': question.prompt}
-  return {'pairs': [list(pair) for pair in question.pairs]}
-
-
-def fingerprint(sent) -> str:
-  """SHA-256 of JSON."""
-  text = json.dumps(sent, ensure_ascii=False, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+# --- Without a model
 
 
 def prompts(tasks, vocabulary, limit, seed) -> Iterator[str]:
@@ -204,30 +161,6 @@ def prompts(tasks, vocabulary, limit, seed) -> Iterator[str]:
     for question in sample(asked, limit, seed):
       row = {'task': task.name, 'id': question.id, **texts(question)}
       yield json.dumps(row, ensure_ascii=False)
-
-
-def prompt_ids(model: infer.Model, text: str, mode: str) -> tuple[list, bool]:
-  """(encoder ids, whether the beginning was left out for want of room)."""
-  ids = model.vocabulary.encode(text)
-  room = model.config.positions - len(model.framed([], mode))
-  return model.framed(ids[-room:], mode), len(ids) > room
-
-
-def pair_ids(model: infer.Model, pair: tuple[str, str], mode: str) -> Pair:
-  """A choice as ids. No end token is scored, as in lm-evaluation-harness.
-
-  Where there is no room the encoder's beginning is left out. In 'denoise' the
-  decoder writes that text again: as much of its own beginning is.
-  """
-  source, target = map(model.vocabulary.encode, pair)
-  positions = model.config.positions
-  over = len(source) - (positions - len(model.framed([], mode)))
-  if mode == 'denoise':
-    over = max(over, len(target) - positions)
-    target = target[max(0, over) :]
-  cut = over > 0 or len(target) > positions
-  framed = model.framed(source[max(0, over) :], mode)
-  return Pair(framed, target[-positions:], cut)
 
 
 # --- Answers
@@ -262,14 +195,13 @@ def answered(model, task, asked, output, settings, model_dir, say) -> list:
     with open(path, encoding='utf-8') as f:
       return list(map(json.loads, f))
   size = settings['batch_size']
-  ask = _generated if asked[0].prompt is not None else _chosen
   progress = files.Progress(path, depends, len(rows))
   files.work(
     rows,
-    [sum(map(len, str(s))) for s in sent],
+    [len(str(s)) for s in sent],
     progress,
     CHUNK * size,
-    lambda numbers: ask(model, task, asked, numbers, size),
+    lambda numbers: asking.ask(model, task, asked, numbers, size),
     lambda text: say(f'  {text}'),
   )
   if hosts.is_first():
@@ -286,63 +218,6 @@ def _marks(folder: str) -> dict[str, str]:
       return json.load(f)
   except (FileNotFoundError, ValueError):
     return {}
-
-
-def _generated(model, task, asked, numbers, batch_size: int) -> tuple:
-  """({number: answer}, tokens) of questions whose answers are written."""
-  given = [prompt_ids(model, asked[i].prompt, task.mode) for i in numbers]
-  made = model.complete(
-    [ids for ids, _ in given],
-    task.mode,
-    choosing.Config(max_tokens=task.max_tokens),  # greedy, as in the paper
-    stop=task.stop,
-    batch_size=batch_size,
-  )
-  results, tokens = {}, 0
-  for i, (ids, cut), (best, *_) in zip(numbers, given, made):
-    results[i] = {
-      'output': best.text,
-      'answer': task.answer(best.text, asked[i]) if task.answer else best.text,
-      'log_probabilities': None,
-      'tokens': None,
-      'cut': cut,
-    }
-    tokens += len(ids) + len(best.ids)
-  return results, tokens
-
-
-def _chosen(model, task, asked, numbers, batch_size: int) -> tuple:
-  """({number: answer}, tokens) of questions with choices."""
-  pairs = {
-    i: [pair_ids(model, pair, task.mode) for pair in asked[i].pairs]
-    for i in numbers
-  }
-  every = [pair for i in numbers for pair in pairs[i]]
-  sums, counts, _ = model.likelihoods(
-    [pair.source for pair in every],
-    [pair.target for pair in every],
-    batch_size=batch_size,
-  )
-  results, at = {}, 0
-  for i in numbers:
-    mine = slice(at, at := at + len(pairs[i]))
-    results[i] = {
-      'output': None,
-      'answer': choice(sums[mine], counts[mine], task.normalize),
-      'log_probabilities': sums[mine].tolist(),
-      'tokens': counts[mine].tolist(),
-      'cut': any(pair.cut for pair in pairs[i]),
-    }
-  return results, sum(len(p.source) + len(p.target) for p in every)
-
-
-def choice(sums: np.ndarray, counts: np.ndarray, normalize: str) -> int:
-  """The index of the likeliest choice, by token ('mean') or whole ('sum').
-
-  The first of those that differ by no more than rounding does.
-  """
-  values = sums / counts if normalize == 'mean' else sums
-  return int(np.argmax(np.isclose(values, values.max(), rtol=ALIKE, atol=0)))
 
 
 # --- While a model trains
@@ -393,8 +268,8 @@ class Asker:
     row: dict[str, float] = {}
     sets: dict[str, list[float]] = {}
     for task, asked in self.asked:
-      ask = _generated if asked[0].prompt is not None else _chosen
-      found, _ = ask(model, task, asked, range(len(asked)), self.batch_size)
+      numbers = range(len(asked))
+      found, _ = asking.ask(model, task, asked, numbers, self.batch_size)
       answers = [found[i]['answer'] for i in range(len(asked))]
       name = usable(task)[0][0]
       made = counted(name, task, asked, answers, model.vocabulary)

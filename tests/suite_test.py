@@ -13,6 +13,7 @@ import pytest
 
 import gin
 from atm import (
+  asking,
   checkpoint,
   infer,
   main,
@@ -96,7 +97,7 @@ def test_the_likeliest_choice_by_logits_alone(model, tmp_path, mode):
         np.testing.assert_allclose(total, mine.sum(), rtol=1e-5)
         means.append(mine.mean())
       # Texts that the vocabulary cannot tell apart are alike.
-      alike = np.isclose(means, max(means), rtol=suite.ALIKE, atol=0)
+      alike = np.isclose(means, max(means), rtol=asking.ALIKE, atol=0)
       assert row['answer'] == np.argmax(alike)
 
 
@@ -136,20 +137,20 @@ def test_the_harness_sums_alike(model, tmp_path):
 def test_long_texts_lose_their_beginning(model):
   words, P = model.vocabulary, model.config.positions
   long = 'All human beings are born free. ' * 60
-  ids, cut = suite.prompt_ids(model, long + 'And so', 'clm')
+  ids, cut = asking.prompt_ids(model, long + 'And so', 'clm')
   assert cut and len(ids) == P and ids[1] == words.clm_id
   assert words.decode(ids[2:-1]).endswith('free. And so')
-  assert suite.prompt_ids(model, 'And so', 'clm') == (
+  assert asking.prompt_ids(model, 'And so', 'clm') == (
     model.encode('And so'),
     False,
   )
   texts = long + 'And so', long + 'And so No'
-  pair = suite.pair_ids(model, texts, 'denoise')
+  pair = asking.pair_ids(model, texts, 'denoise')
   assert pair.cut and len(pair.source) <= P and len(pair.target) <= P
   ours, theirs = words.decode(pair.source[1:-1]), words.decode(pair.target)
   assert theirs.startswith(ours[:100])  # both begin at the same place
   assert theirs.endswith('And so No')
-  short = suite.pair_ids(model, ('a', 'b'), 'denoise')
+  short = asking.pair_ids(model, ('a', 'b'), 'denoise')
   assert not short.cut and short.target == words.encode('b')
 
 
@@ -200,18 +201,16 @@ def test_what_is_answered_is_not_asked_again(
   """
   monkeypatch.setattr(suite, 'CHUNK', 1)
   whole = run(model, tasks(name), tmp_path / 'whole', batch_size=1)
-  asked = []
-  for ask in ('_chosen', '_generated'):
-    real = getattr(suite, ask)
+  asked, ask = [], asking.ask
 
-    def counted(model, task, questions, numbers, size, real=real):
-      if len(asked) == 1:
-        asked.append(None)
-        raise Stop
-      asked.extend(numbers)
-      return real(model, task, questions, numbers, size)
+  def counted(model, task, questions, numbers, size):
+    if len(asked) == 1:
+      asked.append(None)
+      raise Stop
+    asked.extend(numbers)
+    return ask(model, task, questions, numbers, size)
 
-    monkeypatch.setattr(suite, ask, counted)
+  monkeypatch.setattr(asking, 'ask', counted)
   parts = tmp_path / 'parts'
   with pytest.raises(Stop):
     run(model, tasks(name), parts, batch_size=1)
@@ -227,13 +226,13 @@ def test_what_is_answered_is_not_asked_again(
 
 def test_a_sample_keeps_groups_whole_and_order():
   asked = [Question(str(i), 0, group=f'g{i // 3}') for i in range(30)]
-  made = suite.sample(asked, 4, 1)
-  assert len(made) == 12 and made == suite.sample(asked, 4, 1)
+  made = asking.sample(asked, 4, 1)
+  assert len(made) == 12 and made == asking.sample(asked, 4, 1)
   assert [int(q.id) for q in made] == sorted(int(q.id) for q in made)
-  assert made != suite.sample(asked, 4, 2)
-  assert suite.sample(asked, 10, 0) == asked
+  assert made != asking.sample(asked, 4, 2)
+  assert asking.sample(asked, 10, 0) == asked
   with pytest.raises(ValueError, match='LIMIT = 0: expected 1 or more'):
-    suite.sample(asked, 0, 0)
+    asking.sample(asked, 0, 0)
 
 
 # --- The command
