@@ -20,6 +20,7 @@ characters of its scripts. Which tokenizers the paper used is not stated.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -96,7 +97,29 @@ def _spbleu(path: str):
     raise MissingData(f'{what}: {place}') from error
   if sha256(path) == FLORES200:
     raise MissingData(f"{path} is Flores-200's model, not 101's: {place}")
+  _check_pinned(path, place)
   return made
+
+
+def _check_pinned(path: str, place: str) -> None:
+  """Raises MissingData unless the file is the one that was first used.
+
+  No checksum of it is published that we know of. So that of the first use is
+  kept beside it, in sha256sum's format, and figures stay comparable on this
+  machine; who knows the right one writes it there.
+  """
+  kept, found = f'{path}.sha256', sha256(path)
+  if not os.path.exists(kept):
+    with contextlib.suppress(OSError), open(kept, 'w') as f:  # a shared folder
+      f.write(f'{found}  {os.path.basename(path)}\n')
+    return
+  with open(kept) as f:
+    first = f.read().split()[:1]
+  if first != [found]:
+    raise MissingData(
+      f'{path} has the SHA-256 {found}, but {kept} says '
+      f'{" ".join(first) or "nothing"}: {place}'
+    )
 
 
 def sha256(path: str) -> str:

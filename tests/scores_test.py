@@ -175,6 +175,22 @@ def test_the_model_of_flores_200_is_refused(spm, monkeypatch):
     scores.check(['spbleu'])
 
 
+def test_the_file_first_used_is_the_one_for_good(spm):
+  """Fault seen: another file taken, and its checksum written over."""
+  path = spm / 'models' / 'sacrebleu_tokenizer_spm.model'
+  kept, whole = path.with_name(path.name + '.sha256'), path.read_bytes()
+  scores.check(['spbleu'])
+  digest = hashlib.sha256(whole).hexdigest()
+  assert kept.read_text() == f'{digest}  {path.name}\n'
+  overlap._spbleu.cache_clear()
+  scores.check(['spbleu'])
+  kept.write_text('0' * 64 + f'  {path.name}\n')
+  for _ in range(2):
+    overlap._spbleu.cache_clear()
+    with pytest.raises(MissingData, match=f'SHA-256 {digest}, but .* says 000'):
+      scores.check(['spbleu'])
+
+
 def test_the_file_in_use_is_on_record(spm):
   path = spm / 'models' / 'sacrebleu_tokenizer_spm.model'
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
