@@ -62,6 +62,8 @@ def spm(tiny_spm, monkeypatch):
   monkeypatch.setattr(where, str(tiny_spm))
   yield tiny_spm
   overlap._spbleu.cache_clear()
+  for kept in (tiny_spm / 'models').glob('*.sha256'):
+    kept.unlink()
 
 
 class Letters:
