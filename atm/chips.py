@@ -78,7 +78,7 @@ QUIET = {
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
   'TPU_WORKER_HOSTNAMES': 'localhost',
 }
-_NAME = re.compile(r'(?:(\d+) \* )?(\w+):(\d+(?:x\d+)+)')
+_NAME = re.compile(r'(?:([1-9]\d*) \* )?(\w+):(\d+(?:x\d+)+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def pod(name: str) -> Pod:
     )
   shape = tuple(int(n) for n in found[3].split('x'))
   made = Pod(name, int(found[1] or 1), found[2], shape)
-  if f'{found[2]}:{found[3]}' not in known or made.slices < 1:
+  if f'{found[2]}:{found[3]}' not in known:
     of_kind = [k for k in known if k.startswith(f'{found[2]}:')]
     near = min(of_kind, key=lambda k: abs(math.log(pod(k).size / made.size)))
     raise ValueError(

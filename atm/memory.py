@@ -7,11 +7,12 @@ compiler; where a program does not fit, from its message.
 from __future__ import annotations
 
 import math
+import os
 import re
 
 import jax
 
-from atm import optimizer
+from atm import metrics, optimizer
 
 UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 _SIZE = r'([\d.]+)([KMGT]?)B?'
@@ -120,6 +121,58 @@ def _buffer(number: str, unit: str, text: str) -> dict:
     'source': f'{place}:{line}' if file else '',
     'op_name': find(r'op_name="([^"]*)"'),
   }
+
+
+def kept_by_loops(jaxpr, batch_size: int, shards: int) -> list[dict]:
+  """What loops over layers keep of every row, the largest first.
+
+  For where the compiler names no buffers: of the traced program, so before
+  anything is fused or padded.
+
+  Args:
+    jaxpr: of the whole step.
+    batch_size: rows; an array [layers, rows, ...] is a loop's.
+    shards: parts that rows are split into.
+
+  Returns:
+    Rows as `overflow`'s, bytes a device.
+  """
+  rows: dict[tuple, dict] = {}
+  for eqn in _equations(jaxpr):
+    if eqn.primitive.name != 'scan':
+      continue
+    for made in eqn.outvars[eqn.params['num_carry'] :]:
+      x = made.aval
+      if x.shape[1:2] != (batch_size,):
+        continue
+      sides = ','.join(
+        map(str, (x.shape[0], batch_size // shards, *x.shape[2:]))
+      )
+      key = f'{x.dtype}[{sides}]', _place(eqn)
+      size = x.size * x.dtype.itemsize // shards
+      empty = dict(bytes=0, shape=key[0], source=key[1], op_name='', count=0)
+      row = rows.setdefault(key, empty)
+      row['bytes'] += size
+      row['count'] += 1
+  for row in rows.values():
+    row['op_name'] = f'{row["count"]} together'
+  return sorted(rows.values(), key=lambda row: -row['bytes'])
+
+
+def _equations(jaxpr):
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for inner in metrics.inner_jaxprs(eqn.params):
+      yield from _equations(inner)
+
+
+def _place(eqn) -> str:
+  """'atm/model.py:159', the innermost line of atm's that an equation is of."""
+  traceback = eqn.source_info.traceback
+  for frame in traceback.frames if traceback else ():
+    if f'{os.sep}atm{os.sep}' in frame.file_name:
+      return f'atm/{os.path.basename(frame.file_name)}:{frame.line_num}'
+  return ''
 
 
 # --- What would help

@@ -135,6 +135,7 @@ def plan(
     'topology': topology,
     'mesh': dict(mesh.shape),
     'devices': mesh.size,
+    'packed': packed,
     'versions': versions(),
     'compile_seconds': time.perf_counter() - clock,
     'params': sum(x.size for x in jax.tree.leaves(state.params)),
@@ -150,7 +151,11 @@ def plan(
   made['warnings'] = warnings(made, model_config, sizes, state, target)
   made['changes'] = []
   if made['fits'] is False:
-    rows = batch_size // shards(mesh, rules)
+    parts = shards(mesh, rules)
+    rows = batch_size // parts
+    if not made['largest_buffers']:
+      kept = memory.kept_by_loops(traced.jaxpr.jaxpr, batch_size, parts)
+      made['largest_buffers'] = kept
     made['changes'] = memory.changes(
       made, model_config, optimizer_config, mesh, rows, micro_batches
     )

@@ -18,7 +18,12 @@ def page(made: dict, pod) -> str:
   parts = [
     verdict(made),
     memory(made),
-    table('largest arrays', arrays(made)),
+    table(
+      'largest arrays that loops over layers keep'
+      if made['largest_buffers']
+      else 'largest arrays that the step makes, not all at one time',
+      arrays(made),
+    ),
     flops(made),
     table('collectives, a chip and step', collectives(made)),
     cycles(made),
@@ -157,8 +162,8 @@ def speed(made: dict) -> str:
   lines = [
     f'MFU {span(made["mfu_range"], ".1%")}; '
     f'at most {made["mfu_ceiling"]:.1%} for what is computed again',
-    f'tokens/s {span(made["tokens_per_second_range"], ",.0f")}, of '
-    f'{tokens:,} a step',
+    f'tokens/s {span(made["tokens_per_second_range"], ",.0f")}; '
+    f'{tokens:,} a step, of encoder and decoder together',
     f'{steps:,} steps: {span(made["days_range"], ".1f")} days, '
     f'{span(made["chip_hours_range"], ",.0f")} chip-hours',
   ]
@@ -168,7 +173,11 @@ def speed(made: dict) -> str:
 def assumptions(made: dict, pod) -> list[str]:
   v = made['versions']
   built = f'jax {v["jax"]}, libtpu {v["libtpu"] or "none"}'
-  lines = [f'compiled in {made["compile_seconds"]:.0f} s by {built}']
+  rows = 'several documents' if made['packed'] else 'one document'
+  lines = [
+    f'compiled in {made["compile_seconds"]:.0f} s by {built}',
+    f'rows of {rows} each, all positions taken for real ones',
+  ]
   if pod is None:
     return [*lines, "this machine's devices: no memory limit, no step time"]
   chip = pod.chip

@@ -11,12 +11,16 @@ import jax
 import numpy as np
 import pytest
 
+import gin
 from atm import (
   chips,
   data,
+  main,
   memory,
   metrics,
   model,
+  noise,
+  objectives,
   optimizer,
   plan,
   sharding,
@@ -36,34 +40,32 @@ TX = optimizer.Config(learning_rate=1e-3)
 
 
 def made(make_mesh=FSDP, **changes):
-  changes = {'model_config': tiny(), **changes}
+  silent = lambda text: None
+  changes = {'model_config': tiny(), 'say': silent, **changes}
   return plan.plan(
     LENGTHS, B, 10, optimizer_config=TX, make_mesh=make_mesh, packed=False,
-    say=lambda text: None, **changes,
+    **changes,
   )  # fmt: skip
 
 
 @pytest.fixture(scope='module')
 def planned():
-  return {'fsdp': made(FSDP), 'cube': made(CUBE)}
+  return made()
 
 
 @pytest.fixture(scope='module')
 def real():
-  """name -> (state, compiled step) of real arrays, as training has them."""
-
-  def run(make_mesh):
-    mesh, net, tx = make_mesh(), AlexaTM(tiny()), optimizer.make(TX)
-    abstract = step.abstract_state(net, tx, mesh, Rules())
-    state = step.init_state(net, tx, 0, abstract)
-    host = batch(np.random.default_rng(0), B, S, T)
-    placed = sharding.place(host, mesh, Rules())
-    with sharding.use(mesh, Rules()):
-      update = functools.partial(step.train_step, net, tx)
-      lowered = xla.jitted(update, state).lower(state, placed)
+  """(state, batch, compiled step) of real arrays, as training has them."""
+  mesh, net, tx = FSDP(), AlexaTM(tiny()), optimizer.make(TX)
+  abstract = step.abstract_state(net, tx, mesh, Rules())
+  state = step.init_state(net, tx, 0, abstract)
+  placed = sharding.place(
+    batch(np.random.default_rng(0), B, S, T), mesh, Rules()
+  )
+  with sharding.use(mesh, Rules()):
+    update = functools.partial(step.train_step, net, tx)
+    lowered = xla.jitted(update, state).lower(state, placed)
     return state, placed, xla.compiled(lowered, 'cpu')
-
-  return {'fsdp': run(FSDP), 'cube': run(CUBE)}
 
 
 def on_device(tree, number: int = 3) -> int:
@@ -80,26 +82,22 @@ def on_device(tree, number: int = 3) -> int:
 # --- Against what is there
 
 
-@pytest.mark.parametrize('mesh', ['fsdp', 'cube'])
-def test_bytes_are_those_of_the_real_shards(planned, real, mesh):
+def test_bytes_are_those_of_the_real_shards(planned, real):
   """Faults seen: whole arrays counted; the optimizer's step left out."""
-  state, placed, _ = real[mesh]
-  said = planned[mesh]['memory']
+  state, placed, _ = real
+  said = planned['memory']
   assert said['parameters'] == on_device(state.params)
   assert said['optimizer'] == on_device((state.step, state.opt_state))
   assert said['batch'] == on_device(placed)
   whole = sum(x.nbytes for x in jax.tree.leaves(state))
-  assert planned[mesh]['checkpoint_bytes'] == whole
-  assert planned[mesh]['params'] == sum(
-    x.size for x in jax.tree.leaves(state.params)
-  )
+  assert planned['checkpoint_bytes'] == whole
+  count = sum(x.size for x in jax.tree.leaves(state.params))
+  assert planned['params'] == count
 
 
-@pytest.mark.parametrize('mesh', ['fsdp', 'cube'])
-def test_temporaries_are_those_of_the_real_program(planned, real, mesh):
-  """Fault seen: the batch of packed rows, with positions, for one without."""
-  analysis = real[mesh][2].memory_analysis()
-  said = planned[mesh]['memory']
+def test_temporaries_are_those_of_the_real_program(planned, real):
+  """Fault seen: planned for packed rows, which have positions."""
+  analysis, said = real[2].memory_analysis(), planned['memory']
   assert said['heap'] == analysis.temp_size_in_bytes
   assert said['peak'] == analysis.peak_memory_in_bytes
   given = said['parameters'] + said['optimizer'] + said['batch']
@@ -120,18 +118,27 @@ def test_flops_are_those_of_a_count_by_hand(planned):
   decoder = own + cross + T * 2 * D * G
   forward = 2 * encoder + 3 * decoder + T * D * V
   by_hand = 3 * 2 * B * forward
-  assert planned['cube']['model_flops'] == by_hand
-  assert planned['cube']['flops_counted'] == by_hand
-  assert planned['cube']['hardware_flops'] == by_hand  # remat is 'none'
+  assert planned['model_flops'] == by_hand
+  assert planned['flops_counted'] == by_hand
+  assert planned['hardware_flops'] == by_hand  # remat is 'none'
 
 
-def test_remat_and_micro_batches_keep_model_flops():
-  """Fault seen: remat counted as the model's."""
-  remat = made(model_config=tiny(remat='full'), micro_batches=2)
-  plain = made()
-  assert remat['flops_counted'] == plain['flops_counted']
-  assert remat['model_flops'] == plain['model_flops']
-  assert 1.2 < remat['hardware_flops'] / plain['hardware_flops'] < 4 / 3
+def test_remat_is_of_the_hardware_not_of_the_model():
+  """Fault seen: what nothing reads counted."""
+  net, tx = AlexaTM(tiny(remat='full')), optimizer.make(TX)
+  state = step.abstract_state(net, tx, FSDP(), Rules())
+  like = plan.abstract_batch(B, data.Lengths(S, T), FSDP(), Rules(), False)
+  flops = metrics.train_flops(tiny(), B, S, T)
+  for update in (
+    step.train_step, functools.partial(step.train_step, micro_batches=2)
+  ):  # fmt: skip
+    assert plan.counted_flops(update, net.config, tx, state, like) == flops
+    with sharding.use(FSDP(), Rules()):
+      run = functools.partial(update, net, tx)
+      traced = jax.make_jaxpr(run)(state, like)
+    found = plan.hardware_flops(traced.jaxpr)
+    assert 1.2 < found['hardware_flops'] / flops < 4 / 3
+    assert found['kernel_flops'] == 0
 
 
 def test_splash_kernels_are_counted():
@@ -151,9 +158,10 @@ def test_splash_kernels_are_counted():
   count = lambda f: metrics.matrix_flops(jax.make_jaxpr(f)(x, x, x).jaxpr)
   assert count(out) == 2 * one
   gradient = jax.grad(out, argnums=(0, 1, 2))
-  assert count(gradient) == (2 + 3 + 4) * one
+  rows = 2 * b * H * L * K  # of out and its slope, beside the kernels
+  assert count(gradient) == (2 + 3 + 4) * one + rows
   traced = jax.make_jaxpr(gradient)(x, x, x).jaxpr
-  assert metrics.matrix_flops(traced, kernels=False) == 0
+  assert metrics.matrix_flops(traced, kernels=False) == rows
 
 
 def test_collectives_are_those_of_the_compiled_program(planned, real):
@@ -161,8 +169,8 @@ def test_collectives_are_those_of_the_compiled_program(planned, real):
 
   Fault seen: a loop's collectives counted once.
   """
-  text = real['fsdp'][2].as_text()
-  said = planned['fsdp']['collectives']
+  text = real[2].as_text()
+  said = planned['collectives']
   by_kind = {}
   for row in said:
     by_kind[row['kind']] = by_kind.get(row['kind'], 0) + row['count']
@@ -191,31 +199,24 @@ def within_loops(text: str):
   return times
 
 
-def test_gathers_are_over_what_parameters_are_split_over(planned):
-  """A ring of four sends three quarters of what it gathers."""
-  for row in planned['fsdp']['collectives']:
-    if row['kind'] == 'all-gather':
-      assert set(row['axes']) <= {'fsdp', 'data'}
-  assert not planned['fsdp']['unknown_loops']
-
-
-def test_a_batch_is_that_of_the_data(words, tmp_path):
-  """Names, shapes and dtypes. Fault seen: weights as integers."""
-  from atm import cache
-
-  lengths = {'inputs': 32, 'targets': 32}
-  rows = str(tmp_path)
-  cache.build(
-    'udhr', words.path, lengths, rows, ('validation',), say=lambda text: None
-  )
-  sizes = data.Lengths.of(lengths)
-  parts = data.load(
-    'udhr', vocabulary=words, lengths=sizes, directory=rows, split='validation'
-  )
-  batches = data.Batches(parts, words, sizes, 8, 0)
-  found = {k: (v.shape, v.dtype) for k, v in batches(0).items()}
-  like = plan.abstract_batch(8, sizes, FSDP(), Rules(), batches.packs)
+def test_a_batch_is_that_of_the_data():
+  """Names, shapes and dtypes of an objective's rows, and `data.examples`'s
+  number of it. Fault seen: weights as integers."""
+  tokens = np.arange(3, 3 + 4 * 20, dtype=np.int32).reshape(4, 20)
+  length, ids = np.full(4, 20), objectives.Ids(0, 1, 2, 90, 91)
+  keys = noise.keys(0, np.zeros(4, np.int64), np.zeros(4, int), np.arange(4))
+  rows = objectives.Denoise().examples(tokens, length, keys, ids, 32, 24)
+  found = {k: (v.shape, v.dtype) for k, v in rows.items()}
+  found['objective'] = (4,), np.int32
+  sizes = data.Lengths(32, 24)
+  mesh = sharding.mesh(devices=jax.devices()[:1])
+  like = plan.abstract_batch(4, sizes, mesh, Rules(), packed=True)
   assert found == {k: (v.shape, v.dtype) for k, v in like.items()}
+  alone = plan.abstract_batch(4, sizes, mesh, Rules(), packed=False)
+  assert like.keys() - alone.keys() == {
+    'encoder_positions',
+    'decoder_positions',
+  }
 
 
 # --- What it says
@@ -223,10 +224,7 @@ def test_a_batch_is_that_of_the_data(words, tmp_path):
 
 def test_a_plan_is_written_and_printed(tmp_path):
   lines = []
-  said = plan.plan(
-    LENGTHS, B, 10, tiny(), TX, make_mesh=FSDP, model_dir=str(tmp_path),
-    say=lines.append,
-  )  # fmt: skip
+  said = made(model_dir=str(tmp_path), say=lines.append)
   with open(tmp_path / plan.PLAN_FILE) as f:
     kept = json.load(f)
   assert kept == json.loads(json.dumps(said))
@@ -239,22 +237,61 @@ def test_a_plan_is_written_and_printed(tmp_path):
   assert kept['fits'] is None and kept['step_time_range_s'] is None
 
 
-def test_the_command_plans_for_simulated_devices(tmp_path):
-  """Without TensorFlow, and with the pods file's own devices."""
+@pytest.fixture
+def configured():
+  """Configures `atm plan` with more files; forgets it afterwards."""
+
+  def call(*files, bindings=()):
+    files = [main.find_file(f) for f in ('runs/plan.gin', *files)]
+    main.configure(files, list(bindings), set())
+
+  with gin.unlock_config():
+    yield call
+  gin.clear_config()
+
+
+def test_the_command_plans_the_run_that_is_bound(configured, monkeypatch):
+  """Faults seen: the pods file's own start joins hosts; slices forgotten."""
+  asked = []
+
+  def devices(pod):
+    asked.append(pod)
+    raise ValueError('enough')
+
+  monkeypatch.setattr(chips, 'devices', devices)
+  for name, size in (('v5p_4x4x8', 128), ('v5p_4x4x8_x2', 256)):
+    configured('models/20b.gin', f'pods/{name}.gin')
+    with pytest.raises(ValueError, match='enough'):
+      main.RUNS['plan']()
+    assert asked[-1].size == size
+    gin.clear_config()
+
+
+def test_the_command_plans_for_simulated_devices(configured, monkeypatch):
+  seen = {}
+  monkeypatch.setattr(
+    plan, 'aim', lambda *given: seen.update(aim=given) or 1 / 0
+  )
+  configured('models/tiny.gin', 'pods/cpu8.gin')
+  with pytest.raises(ZeroDivisionError):
+    main.RUNS['plan']()
+  topology, make_mesh, start = seen['aim']
+  start()
+  shape = dict(make_mesh(devices=jax.devices()).shape)
+  assert topology is None
+  assert shape == dict(slice=1, data=2, fsdp=2, tensor=2)
+
+
+def test_a_plan_needs_no_tensorflow():
   code = (
-    'import sys; from atm import main; status = main.run_command(sys.argv[1:]);'
-    'print(status, "tensorflow" in sys.modules, "seqio" in sys.modules)'
+    'import sys; from atm import main; main.configure([main.find_file(f) for f '
+    'in ("runs/plan.gin", "models/20b.gin", "pods/v5p_4x4x8.gin")], [], set());'
+    'print([m for m in ("tensorflow", "seqio", "libtpu") if m in sys.modules])'
   )
   done = subprocess.run(
-    [
-      sys.executable, '-c', code, 'plan', '--gin_file=models/tiny.gin',
-      '--gin_file=pods/cpu8.gin', f'--gin.MODEL_DIR="{tmp_path}"',
-    ],
-    capture_output=True, text=True,
-  )  # fmt: skip
-  assert done.stdout.splitlines()[-1] == '0 False False', done.stderr
-  with open(tmp_path / plan.PLAN_FILE) as f:
-    assert json.load(f)['mesh'] == dict(slice=1, data=2, fsdp=2, tensor=2)
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == '[]'
 
 
 POD = chips.pod('v5p:4x4x8')
@@ -340,6 +377,21 @@ def test_what_does_not_fit_gets_changes_that_would(monkeypatch):
   assert 'MICRO_BATCHES = 2' in lines[1] and "remat = 'full'" in lines[1]
 
 
+def test_loops_say_what_they_keep_where_the_compiler_does_not(monkeypatch):
+  """Every layer's input, of this shard's rows.
+
+  Faults seen: what the loop carries counted as kept; whole batches.
+  """
+  refuse(monkeypatch, REFUSED)
+  said = made(model_config=tiny(remat='full'))['largest_buffers']
+  width, rows = tiny().d_model, B // 8
+  assert {row['shape']: row['bytes'] for row in said} == {
+    f'float32[3,{rows},{T},{width}]': 4 * 3 * rows * T * width,
+    f'float32[2,{rows},{S},{width}]': 4 * 2 * rows * S * width,
+  }
+  assert all(row['source'].startswith('atm/model.py:') for row in said)
+
+
 def test_another_failure_of_the_compiler_is_not_hidden(monkeypatch):
   refuse(monkeypatch, 'INTERNAL: a bug')
   with pytest.raises(jax.errors.JaxRuntimeError, match='a bug'):
@@ -350,8 +402,6 @@ def test_another_failure_of_the_compiler_is_not_hidden(monkeypatch):
 
 
 def test_every_pods_file_names_its_topology():
-  from atm import main
-
   for name in main.shipped_files():
     if name.startswith('pods/v'):
       with open(main.find_file(name)) as f:
