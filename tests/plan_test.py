@@ -367,7 +367,7 @@ def refuse(monkeypatch, said):
 
 
 def test_what_does_not_fit_gets_changes_that_would(monkeypatch):
-  """Fault seen: the message itself printed."""
+  """Fault seen: the compiler's error raised."""
   refuse(monkeypatch, REFUSED)
   lines = []
   said = plan.plan(LENGTHS, B, 10, tiny(), TX, make_mesh=FSDP, say=lines.append)
@@ -378,10 +378,7 @@ def test_what_does_not_fit_gets_changes_that_would(monkeypatch):
 
 
 def test_loops_say_what_they_keep_where_the_compiler_does_not(monkeypatch):
-  """Every layer's input, of this shard's rows.
-
-  Faults seen: what the loop carries counted as kept; whole batches.
-  """
+  """Every layer's input, of this shard's rows. Fault seen: of all rows."""
   refuse(monkeypatch, REFUSED)
   said = made(model_config=tiny(remat='full'))['largest_buffers']
   width, rows = tiny().d_model, B // 8
