@@ -176,8 +176,22 @@ class Program:
       for line in self.computations[name]:
         yield line, name, times
 
-  def source(self, line: Instruction) -> str:
-    """'atm/layers.py:88', the innermost known line of a project's file."""
+  def source(self, line: Instruction, computation: str = '') -> str:
+    """'atm/layers.py:88', the innermost known line of a project's file.
+
+    Where the line does not say, that of what calls its computation.
+    """
+    caller = self._callers.get(computation)
+    return self._source(line) or (self._source(caller) if caller else '')
+
+  @functools.cached_property
+  def _callers(self) -> dict[str, Instruction]:
+    """Computation -> what calls it, or one of those."""
+    return {
+      callee: line for line, _, _ in self.running() for _, callee in line.called
+    }
+
+  def _source(self, line: Instruction) -> str:
     if found := _FRAME.search(line.rest):
       return self._places.get(int(found[1]), '')
     if found := _OLD_SOURCE.search(line.rest):

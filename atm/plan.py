@@ -141,30 +141,37 @@ def plan(
     'params': sum(x.size for x in jax.tree.leaves(state.params)),
     'checkpoint_bytes': memory.whole(state),
     **memory.account(state, batch, compiled, overflow, target.pod),
+    'model_flops': metrics.train_flops(model_config, batch_size, *sizes.both),
     'flops_counted': counted_flops(update, model_config, tx, state, batch),
+    **hardware_flops(traced.jaxpr.jaxpr),
+    'changes': [],
   }
-  flops = metrics.train_flops(model_config, batch_size, *sizes.both)
-  made |= {'model_flops': flops, **hardware_flops(traced.jaxpr.jaxpr)}
   made |= estimates(compiled, target, made)
-  tokens = batch_size * sum(sizes.both)
-  made |= totals(made, target, tokens, train_steps)
+  made |= totals(made, target, batch_size * sum(sizes.both), train_steps)
   made['warnings'] = warnings(made, model_config, sizes, state, target)
-  made['changes'] = []
   if made['fits'] is False:
-    parts = shards(mesh, rules)
-    rows = batch_size // parts
-    if not made['largest_buffers']:
-      kept = memory.kept_by_loops(traced.jaxpr.jaxpr, batch_size, parts)
-      made['largest_buffers'] = kept
-    made['changes'] = memory.changes(
-      made, model_config, optimizer_config, mesh, rows, micro_batches
+    parts = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
+    made['largest_buffers'] = made['largest_buffers'] or memory.kept_by_loops(
+      traced.jaxpr.jaxpr, batch_size, parts
     )
+    made['changes'] = memory.changes(
+      made, model_config, optimizer_config, mesh, batch_size // parts,
+      micro_batches,
+    )  # fmt: skip
   say(plan_text.page(made, target.pod))
-  if model_dir is not None:
-    os.makedirs(model_dir, exist_ok=True)
-    with open(os.path.join(model_dir, PLAN_FILE), 'w') as f:
-      json.dump(made, f, indent=1)
+  write(made, model_dir)
   return made
+
+
+def write(made: dict, model_dir: str | None) -> None:
+  """model_dir/plan.json, whole or not at all."""
+  if model_dir is None:
+    return
+  os.makedirs(model_dir, exist_ok=True)
+  path = os.path.join(model_dir, PLAN_FILE)
+  with open(path + '.tmp', 'w') as f:
+    json.dump(made, f, indent=1)
+  os.replace(path + '.tmp', path)
 
 
 def aim(topology: str | None, make_mesh: Callable, start: Callable) -> Target:
@@ -181,10 +188,6 @@ def describe(target: Target) -> str:
   axes = ' x '.join(f'{name} {n}' for name, n in target.mesh.shape.items())
   kind = target.pod.name if target.pod else f'this machine ({target.platform})'
   return f'{kind}, {target.mesh.size} device(s): {axes}'
-
-
-def shards(mesh, rules: Rules) -> int:
-  return math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
 
 
 def abstract_batch(B: int, lengths, mesh, rules: Rules, packed: bool) -> dict:

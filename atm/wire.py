@@ -51,7 +51,7 @@ def collectives(program: Program, sizes: dict[str, int]) -> list[dict]:
     sent = times * wire_bytes(line, kind, n)
     row['count'] += times
     row['wire_bytes'] += sent
-    where = program.source(line) or line.op_name
+    where = program.source(line, computation) or line.op_name
     row['from'][where] = row['from'].get(where, 0) + sent
   for row in rows.values():
     row['source'] = max(origin := row.pop('from'), key=origin.get)

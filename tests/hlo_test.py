@@ -60,7 +60,7 @@ StackFrames
   %product = bf16[16,4096]{1,0:T(8,128)(2,1)} fusion(%p, %all-gather.1), kind=kOutput, calls=%fused, metadata={stack_frame_id=1}, backend_config={"estimated_cycles":"1000"}
   %copy.1 = bf16[16,4096]{0,1:T(8,128)(2,1)} copy(%product), backend_config={"estimated_cycles":"10"}
   %unknown = bf16[16,4096]{0,1:T(8,128)(2,1)} negate(%copy.1), backend_config={"estimated_cycles":"9223372036854775807"}
-  %fusion.2 = bf16[64,4096]{1,0:T(8,128)(2,1)} fusion(%all-gather.1), kind=kCustom, calls=%all-reduce-scatter.6
+  %fusion.2 = bf16[64,4096]{1,0:T(8,128)(2,1)} fusion(%all-gather.1), kind=kCustom, calls=%all-reduce-scatter.6, metadata={stack_frame_id=1}
   ROOT %tuple.1 = (s32[]{:T(128)}, bf16[16,4096]{1,0:T(8,128)(2,1)}) tuple(%p, %product)
 }
 
@@ -121,6 +121,7 @@ def test_a_sum_that_is_sliced_is_a_reduce_scatter(tpu):
   assert found['axes'] == ('fsdp',) and found['count'] == 46
   assert found['wire_bytes'] == 46 * 2 * 4096 * 4096 * 63 / 64
   assert not found['asynchronous']
+  assert found['source'] == 'atm/layers.py:88'  # of the fusion
 
 
 def test_a_gather_over_a_mesh_that_xla_made(tpu):
