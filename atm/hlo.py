@@ -202,13 +202,38 @@ class Program:
 
   @functools.cached_property
   def asynchronous(self) -> set[str]:
-    """Computations that run beside others: called by async-start or a fusion
-    that gathers while it multiplies; and what they call."""
+    """Computations whose collectives run beside others, and what they call.
+
+    Called by async-start; on TPUs by a fusion that starts a collective.
+    """
+    starts = lambda line: (
+      line.opcode == 'async-start'
+      or line.name.startswith('async-collective-start')
+    )
+    return self._called_by(starts)
+
+  @functools.cached_property
+  def continued(self) -> set[str]:
+    """Computations that go on with, or end, a collective started elsewhere.
+
+    TPUs write such a collective out again: in every fusion that multiplies
+    meanwhile, and in the one that ends it.
+    """
+    goes_on = lambda line: (
+      line.name.startswith('async-collective-done')
+      or any(
+        callee.startswith('async_collective_fusion')
+        for _, callee in line.called
+      )
+    )
+    return self._called_by(goes_on)
+
+  def _called_by(self, which) -> set[str]:
+    """Computations called by lines of some sort, and what they call."""
     found = set()
     for name in self._callers_first():
       for line in self.computations[name]:
-        apart = line.opcode == 'async-start' or 'async_collective' in line.name
-        if apart or name in found:
+        if name in found or which(line):
           found |= {callee for _, callee in line.called}
     return found
 
@@ -228,12 +253,12 @@ class Program:
 
   def _group(self, line: Instruction) -> str:
     opcodes = self._opcodes(line)
-    if any(o.removesuffix('-start') in COLLECTIVES for o in opcodes):
-      return 'collectives'
     if 'custom-call' in opcodes:
       return 'kernels'
     if opcodes & {'convolution', 'dot'}:
       return 'matrix products'
+    if any(o.removesuffix('-start') in COLLECTIVES for o in opcodes):
+      return 'collectives'
     if opcodes <= {'copy', 'copy-start', 'copy-done', 'transpose', 'bitcast'}:
       return 'copies'
     return 'elementwise'

@@ -36,7 +36,7 @@ def collectives(program: Program, sizes: dict[str, int]) -> list[dict]:
   rows: dict[tuple, dict] = {}
   for line, computation, times in program.running():
     kind = line.opcode.removesuffix('-start')
-    if kind not in COLLECTIVES:
+    if kind not in COLLECTIVES or computation in program.continued:
       continue
     kind = _meant(kind, computation)
     members = groups(line.rest, math.prod(sizes.values()))

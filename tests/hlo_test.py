@@ -178,6 +178,46 @@ def test_asynchronous_collectives():
   }
 
 
+# A v5e's gather that runs beside a product: written three times, done once.
+FUSED = """HloModule m
+
+%begin (p: bf16[32,64]) -> (bf16[32,64], bf16[128,64]) {
+  %p = bf16[32,64]{1,0} parameter(0)
+  ROOT %gather.1 = bf16[128,64]{1,0} all-gather(%p), channel_id=5, replica_groups=[2,4]<=[8]
+}
+
+%async_collective_fusion.7 (q: bf16[32,64], x: bf16[8,64]) -> bf16[8,64] {
+  %q = bf16[32,64]{1,0} parameter(0)
+  %x = bf16[8,64]{1,0} parameter(1)
+  %gather.2 = bf16[128,64]{1,0} all-gather(%q), channel_id=5, replica_groups=[2,4]<=[8]
+  ROOT %product = bf16[8,64]{1,0} convolution(%x, %q), dim_labels=bf_io->bf
+}
+
+%end (r: bf16[128,64]) -> bf16[128,64] {
+  %r = bf16[128,64]{1,0} parameter(0)
+  ROOT %gather.3 = bf16[128,64]{1,0} all-gather(%r), channel_id=5, replica_groups=[2,4]<=[8]
+}
+
+ENTRY %main (a: bf16[32,64]) -> bf16[128,64] {
+  %a = bf16[32,64]{1,0} parameter(0)
+  %async-collective-start.1 = (bf16[32,64]{1,0}, bf16[128,64]{1,0}) fusion(%a), kind=kCustom, calls=%begin
+  %fusion.1 = bf16[8,64]{1,0} fusion(%a), kind=kOutput, calls=%async_collective_fusion.7, backend_config={"estimated_cycles":"70"}
+  ROOT %async-collective-done.1 = bf16[128,64]{1,0} fusion(%a), kind=kCustom, calls=%end
+}
+"""  # noqa: E501
+
+
+def test_a_gather_beside_a_product_is_one():
+  """Faults seen: counted wherever it is written; taken for synchronous; the
+  product's cycles for the gather's."""
+  program = hlo.Program(FUSED)
+  sizes = {'slice': 1, 'data': 2, 'fsdp': 4, 'tensor': 1}
+  (found,) = wire.collectives(program, sizes)
+  assert found['count'] == 1 and found['asynchronous']
+  assert found['wire_bytes'] == 2 * 128 * 64 * 3 / 4
+  assert program.cycles() == {'matrix products': 70, 'unknown': 0}
+
+
 @pytest.mark.parametrize(
   'text, first',
   [

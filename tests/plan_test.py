@@ -124,7 +124,7 @@ def test_flops_are_those_of_a_count_by_hand(planned):
 
 
 def test_remat_is_of_the_hardware_not_of_the_model():
-  """Fault seen: what nothing reads counted."""
+  """Fault seen: what remat computes again counted as the model's."""
   net, tx = AlexaTM(tiny(remat='full')), optimizer.make(TX)
   state = step.abstract_state(net, tx, FSDP(), Rules())
   like = plan.abstract_batch(B, data.Lengths(S, T), FSDP(), Rules(), False)
