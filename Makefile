@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-slow check format bench lock clean
+.PHONY: help run test test-slow test-plan check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,15 @@ test: $(VENV)/test  ## all tests but those that take minutes
 
 test-slow: $(VENV)/test  ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow -n 0
+
+$(VENV)-plan/test: setup.py pyproject.toml requirements/*.txt
+	$(PYTHON) -m venv $(VENV)-plan
+	$(VENV)-plan/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --editable '.[dev,plan]' --constraint $(LOCK)
+	@touch $@
+
+test-plan: $(VENV)-plan/test  ## `atm plan` with libtpu, in an environment of its own
+	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs tests/plan_test.py tests/hlo_test.py
 
 check: $(VENV)/test  ## ruff: lint and format
 	$(VENV)/bin/ruff check .
@@ -60,5 +69,5 @@ lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock
 
 clean:  ## remove the environment, builds and caches; keeps runs/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-plan build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -150,9 +150,7 @@ class Loop:
   def _compile(self, batch) -> None:
     clock = time.perf_counter()
     update = functools.partial(self.update, frozen=self.frozen)
-    placed = jax.tree.map(lambda x: x.sharding, self.state)  # and stays so
-    update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
-    lowered = update.lower(self.state, batch)
+    lowered = xla.jitted(update, self.state).lower(self.state, batch)
     platform = jax.devices()[0].platform
     self.compiled = xla.compiled(lowered, platform, self.xla_options)
     until = f' with the encoder frozen to step {self.freeze_encoder_steps:,}'

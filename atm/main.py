@@ -54,6 +54,7 @@ def configurables() -> tuple[Callable, ...]:
     mixture,
     model,
     optimizer,
+    plan,
     run_page,
     sharding,
     suite,
@@ -76,6 +77,7 @@ def configurables() -> tuple[Callable, ...]:
     mixture.show,
     model.Config,
     optimizer.Config,
+    plan.plan,
     run_page.write,
     sharding.Rules,
     sharding.mesh,
@@ -120,6 +122,11 @@ def config_text() -> str:
   """
   place = r'^(sharding\.)?start\.(coordinator|processes|process) = .*\n'
   return re.sub(place, '', gin.config_str(), flags=re.M)
+
+
+def plan() -> None:
+  start = gin.get_configurable('sharding.start')
+  gin.get_configurable('plan.plan')(start=start)
 
 
 def vocab() -> None:
@@ -183,8 +190,11 @@ def export() -> None:
   gin.get_configurable('convert.export_weights')()
 
 
+# They need not be where the devices are, and start JAX themselves if at all.
+ELSEWHERE = ('plan',)
 RUNS = {
   'pretrain': pretrain,
+  'plan': plan,
   'vocab': vocab,
   'cache': cache,
   'mixture': mixture,
@@ -500,7 +510,8 @@ def run_command(arguments: list[str] | None) -> int:
     from atm import xla
 
     xla.set_compilation_cache()
-    gin.get_configurable('sharding.start')()
+    if run not in ELSEWHERE:
+      gin.get_configurable('sharding.start')()
     RUNS[run]()
   except KeyboardInterrupt:
     return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import time
 
@@ -68,6 +69,56 @@ def train_flops(
     of_encoder * encoder + of_cross * cross + 3 * decoder + of_logits * logits
   )
   return 2.0 * batch * products
+
+
+def matrix_flops(jaxpr, kernels: bool = True) -> float:
+  """FLOPs of a jaxpr's matrix products over all devices, loops multiplied out.
+
+  2 M N P a product, as `train_flops` has it, but of all that is computed: what
+  remat computes again counts again. Masked blocks of a Pallas kernel's grid
+  count like the others. A loop whose length the jaxpr does not say (`while`)
+  counts once, and of a `cond` the branch that has most.
+
+  Args:
+    jaxpr: a traced function's, its shapes those of the whole arrays.
+    kernels: count what is inside Pallas kernels.
+  """
+  return sum(_equation_flops(eqn, kernels) for eqn in jaxpr.eqns)
+
+
+def _equation_flops(eqn, kernels: bool) -> float:
+  name, params = eqn.primitive.name, eqn.params
+  if name == 'dot_general':
+    (contract, _), _ = params['dimension_numbers']
+    left = eqn.invars[0].aval.shape
+    inner = math.prod(left[i] for i in contract)
+    return 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
+  if name == 'pallas_call' and not kernels:
+    return 0.0
+  inside = [matrix_flops(inner, kernels) for inner in inner_jaxprs(params)]
+  if name == 'cond':
+    return max(inside)
+  return _repeats(name, params) * sum(inside)
+
+
+def _repeats(name: str, params: dict) -> int:
+  """How often what an equation holds is computed, on all devices together."""
+  if name == 'scan':
+    return params['length']
+  if name == 'pallas_call':
+    return math.prod(params['grid_mapping'].grid)
+  if name == 'shard_map':
+    names = ('newly_manual_axes', 'manual_axes')  # by JAX's version
+    axes = next(params[name] for name in names if name in params)
+    return math.prod(params['mesh'].shape[axis] for axis in axes)
+  return 1
+
+
+def inner_jaxprs(params: dict) -> list:
+  """The jaxprs among an equation's parameters, closed ones opened."""
+  inside = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+  found = jax.tree.leaves(list(params.values()), is_leaf=inside)
+  return [getattr(x, 'jaxpr', x) for x in found if inside(x)]
 
 
 @functools.cache

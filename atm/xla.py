@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 
@@ -32,6 +32,19 @@ OPTIONS = {
     'xla_gpu_enable_while_loop_double_buffering': True,
   },
 }
+
+
+def jitted(update: Callable, state):
+  """`update` of (state, batch) as training runs it.
+
+  The state is donated and stays where it was.
+
+  Args:
+    update: gives (the next state, metrics).
+    state: a pytree of arrays, or of shapes with shardings.
+  """
+  placed = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
 
 
 def compiled(

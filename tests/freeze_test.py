@@ -19,7 +19,6 @@ from trainer_test import (
   ONE,
   Stop,
   comparable,
-  matrix_flops,
   parameters,
   train,  # noqa: F401, a fixture
 )
@@ -216,7 +215,7 @@ def test_flops_are_those_of_the_frozen_steps_matrix_products(ties):
     attention='einsum',  # makes nothing again
   )  # fmt: skip
   for frozen in (True, False):
-    counted = matrix_flops(traced(config, B, S, T, frozen))
+    counted = metrics.matrix_flops(traced(config, B, S, T, frozen))
     formula = metrics.train_flops(config, B, S, T, frozen=frozen)
     assert counted == formula, frozen
   assert formula > 1.3 * metrics.train_flops(config, B, S, T, frozen=True)

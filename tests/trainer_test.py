@@ -343,27 +343,6 @@ def test_a_torn_metrics_line_is_dropped(tmp_path):
   assert metrics.read(str(tmp_path)) == [{'step': 1, 'loss': 2.0}]
 
 
-def matrix_flops(jaxpr) -> float:
-  """FLOPs of the matrix products of a jaxpr, loops multiplied out."""
-  total = 0.0
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == 'dot_general':
-      (contract, _), _ = eqn.params['dimension_numbers']
-      left = eqn.invars[0].aval.shape
-      inner = np.prod([left[i] for i in contract])
-      total += 2.0 * inner * np.prod(eqn.outvars[0].aval.shape)
-    times = eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else 1
-    total += times * sum(map(matrix_flops, inner_jaxprs(eqn.params)))
-  return total
-
-
-def inner_jaxprs(params: dict) -> list:
-  """The jaxprs among an equation's parameters, closed ones opened."""
-  inside = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
-  found = jax.tree.leaves(list(params.values()), is_leaf=inside)
-  return [getattr(x, 'jaxpr', x) for x in found if inside(x)]
-
-
 def test_flops_are_those_of_the_steps_matrix_products():
   """The formula against a count over the traced step, backward included."""
   B, S, T = 2, 40, 28
@@ -377,7 +356,7 @@ def test_flops_are_those_of_the_steps_matrix_products():
   state = step.abstract_state(net, tx, ONE(), sharding.Rules())
   b = batch(np.random.default_rng(0), B, S, T)
   traced = jax.make_jaxpr(functools.partial(step.train_step, net, tx))(state, b)
-  counted = matrix_flops(traced.jaxpr)
+  counted = metrics.matrix_flops(traced.jaxpr)
   assert counted == pytest.approx(
     metrics.train_flops(config, B, S, T), rel=1e-9
   )
