@@ -237,7 +237,12 @@ def test_a_frozen_step_has_no_gradient_of_the_encoders_embedding():
 
 @pytest.mark.parametrize(
   'freeze, make_mesh',
-  [(5, ONE), (3, ONE), (2, ONE), (5, EIGHT)],
+  [
+    (5, ONE),
+    (3, ONE),
+    (2, ONE),
+    pytest.param(5, EIGHT, marks=pytest.mark.slow),
+  ],
   ids=['before', 'at', 'after', 'before-8'],
 )
 def test_resumed_equals_uninterrupted(train, tmp_path, freeze, make_mesh):  # noqa: F811
