@@ -93,9 +93,9 @@ def attention(
 def choose(query, key) -> str:
   """What 'auto' stands for: splash on TPU, cudnn on GPU, rows on a CPU.
 
-  cudnn takes half precision only: einsum in float32, and on simulated devices.
-  Dropout on attention weights and scores in half precision are einsum's,
-  whatever was asked for.
+  cudnn takes half precision only: einsum in float32. Simulated CPU devices have
+  einsum, too. Dropout on attention weights and scores in half precision are
+  einsum's, whatever was asked for.
   """
   platform, devices = sharding.target()
   if platform == 'tpu':

@@ -2,8 +2,7 @@
 
   atm compare --gin.RUNS="('runs/a/eval/xnli', 'runs/b/eval/xnli')"
 
-main.py lists `compare.compare` among what gin may bind; gin/runs/compare.gin
-binds its `runs` and `output`. Every run is set against the first, on the
+Every run is set against the first, on the
 questions that all have; a question is the same where task, id and truth are.
 Prompts may differ, as with other shots or another mode, and this is said.
 """

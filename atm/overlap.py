@@ -81,9 +81,27 @@ def spbleu_file() -> tuple[str, str]:
   return os.path.join(spm.SACREBLEU_DIR, 'models', os.path.basename(url)), url
 
 
+def _usable_spbleu():
+  """sacrebleu's spBLEU; raises MissingData where its model is out of reach."""
+  made = _spbleu(spbleu_file()[0])
+  if isinstance(made, MissingData):
+    raise made
+  return made
+
+
 @functools.lru_cache(maxsize=1)
 def _spbleu(path: str):
-  """sacrebleu's spBLEU; downloads the model to `path` where it is not there."""
+  """spBLEU, its model downloaded to `path` where it is not there, or why not.
+
+  Tried once a process: of 132 directions each would wait for the network.
+  """
+  try:
+    return _opened_spbleu(path)
+  except MissingData as e:
+    return e
+
+
+def _opened_spbleu(path: str):
   url = spbleu_file()[1]
   place = f'download {url} and put it at {path}, or set SACREBLEU to a folder '
   place += f'that has it as models/{os.path.basename(path)}'
@@ -153,15 +171,14 @@ def _counts(metric, answers, truths) -> np.ndarray:
 def spbleu(answers, truths, language: str, vocabulary: Tokens | None):
   """Counts of BLEU over the pieces of the SentencePiece model of Flores-101.
 
-  sacrebleu downloads this model on first use. No checksum of it was found
-  published, so only the model of Flores-200 in its place is refused; `version`
-  gives the checksum of the file in use, which stands in results.json, and
-  comparisons of two runs say where it differs.
+  sacrebleu downloads this model on first use, and it stays that one, see
+  `_check_pinned`; `version` gives its checksum, which stands in results.json,
+  and comparisons of two runs say where it differs.
 
   Raises:
     MissingData: the model is neither there nor in reach, or is another.
   """
-  return _counts(_spbleu(spbleu_file()[0]), answers, truths)
+  return _counts(_usable_spbleu(), answers, truths)
 
 
 def spbleu_own(answers, truths, language: str, vocabulary: Tokens | None):
@@ -292,7 +309,7 @@ def check(name: str, language: str) -> None:
     ModuleNotFoundError: a library is not there.
   """
   if name == 'spbleu':
-    _spbleu(spbleu_file()[0])
+    _usable_spbleu()
   elif name == 'bleu':
     _bleu(language)
   elif name in ('chrf', 'spbleu_own'):

@@ -148,7 +148,10 @@ def test_without_the_model_it_says_what_to_put_where(tmp_path, monkeypatch):
   where = 'sacrebleu.tokenizers.tokenizer_spm.SACREBLEU_DIR'
   monkeypatch.setattr(where, str(tmp_path))
 
+  asked = []
+
   def unreachable(url, path, *_):
+    asked.append(url)
     raise OSError('no network')
 
   what = 'sacrebleu.tokenizers.tokenizer_spm.download_file'
@@ -162,8 +165,10 @@ def test_without_the_model_it_says_what_to_put_where(tmp_path, monkeypatch):
     with pytest.raises(MissingData, match='https://.*put it at') as error:
       judge()
     assert str(path) in str(error.value) and 'SACREBLEU' in str(error.value)
+  assert len(asked) == 1  # the network is not waited for again
   path.parent.mkdir()
   path.write_bytes(b'<html>404</html>')
+  overlap._spbleu.cache_clear()
   with pytest.raises(MissingData, match='is no SentencePiece model'):
     scores.check(['spbleu'])
   assert 'spbleu' in scores.versions(['spbleu', 'accuracy'])
