@@ -39,9 +39,6 @@ from atm import (
 from atm.sharding import NamedSharding, Rules
 
 PLAN_FILE = 'plan.json'
-# Share of peak FLOP/s that attention kernels reach, as the compiler has no
-# estimate of a Pallas kernel: assumed, in a range wide enough not to matter.
-KERNEL_SHARE = 0.35, 0.7
 LARGE = 64 * 2**20  # bytes: what a warning is worth
 
 
@@ -291,7 +288,7 @@ def time_split(rows, cycles: dict, kernel_flops: float, target) -> dict:
   alone = kernel_flops / target.mesh.size / chip.peak
   split = {
     'compute': (counted / chip.clock,) * 2,
-    'kernels': (alone / KERNEL_SHARE[1], alone / KERNEL_SHARE[0]),
+    'kernels': tuple(alone / share for share in reversed(chips.KERNEL_SHARE)),
   }
   for when in ('synchronous', 'asynchronous'):
     slow = fast = 0.0

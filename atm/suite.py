@@ -251,13 +251,13 @@ class Asker:
     self.model = infer.Model(config, {}, vocabulary, mesh, rules, 0)
     self.batch_size, self.asked = batch_size, []
     for task in make_tasks():
-      usable(task)
+      (main, *_), _ = usable(task)
       try:
         asked = sample(task.ask(vocabulary), limit, seed)
       except MissingData as e:
         say(f'{task.name} is not asked: {e}')
         continue
-      self.asked.append((task, asked))
+      self.asked.append((task, asked, main))
     if not self.asked:
       raise ValueError('none of TASKS has its data')
 
@@ -267,11 +267,10 @@ class Asker:
     model = dataclasses.replace(self.model, params=params, step=step)
     row: dict[str, float] = {}
     sets: dict[str, list[float]] = {}
-    for task, asked in self.asked:
+    for task, asked, name in self.asked:
       numbers = range(len(asked))
       found, _ = asking.ask(model, task, asked, numbers, self.batch_size)
       answers = [found[i]['answer'] for i in range(len(asked))]
-      name = usable(task)[0][0]
       made = counted(name, task, asked, answers, model.vocabulary)
       value = float(scores.get(name).total(made.sum(0)))
       row[f'few_shot/{task.set}/{task.name}'] = value
