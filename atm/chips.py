@@ -127,6 +127,30 @@ class Pod:
     return self.chip.link, self.chip.link * links * LINK_SPREAD
 
 
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """What is planned for.
+
+  Attributes:
+    mesh: over the target's devices.
+    pod: None: the devices of this machine.
+  """
+
+  mesh: jax.sharding.Mesh
+  pod: Pod | None
+
+  @property
+  def platform(self) -> str:
+    return self.mesh.devices.flat[0].platform
+
+  def places(self, axes: tuple[str, ...]) -> list[tuple[int, ...]]:
+    """Coordinates of the chips of one group along some mesh axes."""
+    index = tuple(
+      slice(None) if axis in axes else 0 for axis in self.mesh.axis_names
+    )
+    return [tuple(d.coords) for d in self.mesh.devices[index].flat]
+
+
 def pod(name: str) -> Pod:
   """The pod of TOPOLOGY.
 

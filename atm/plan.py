@@ -25,6 +25,7 @@ from atm import (
   checks,
   chips,
   data,
+  estimate,
   hlo,
   memory,
   metrics,
@@ -40,30 +41,6 @@ from atm.sharding import NamedSharding, Rules
 
 PLAN_FILE = 'plan.json'
 LARGE = 64 * 2**20  # bytes: what a warning is worth
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-  """What is planned for.
-
-  Attributes:
-    mesh: over the target's devices.
-    pod: None: the devices of this machine.
-  """
-
-  mesh: jax.sharding.Mesh
-  pod: chips.Pod | None
-
-  @property
-  def platform(self) -> str:
-    return self.mesh.devices.flat[0].platform
-
-  def places(self, axes: tuple[str, ...]) -> list[tuple[int, ...]]:
-    """Coordinates of the chips of one group along some mesh axes."""
-    index = tuple(
-      slice(None) if axis in axes else 0 for axis in self.mesh.axis_names
-    )
-    return [tuple(d.coords) for d in self.mesh.devices[index].flat]
 
 
 def plan(
@@ -144,7 +121,9 @@ def plan(
     'changes': [],
   }
   made |= estimates(compiled, target, made)
-  made |= totals(made, target, batch_size * sum(sizes.both), train_steps)
+  made |= estimate.totals(
+    made, target, batch_size * sum(sizes.both), train_steps
+  )
   made['warnings'] = warnings(made, model_config, sizes, state, target)
   if made['fits'] is False:
     parts = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
@@ -171,19 +150,21 @@ def write(made: dict, model_dir: str | None) -> None:
   os.replace(path + '.tmp', path)
 
 
-def aim(topology: str | None, make_mesh: Callable, start: Callable) -> Target:
+def aim(
+  topology: str | None, make_mesh: Callable, start: Callable
+) -> chips.Target:
   """The devices planned for, in the run's mesh."""
   if topology is None:
     start()
-    return Target(make_mesh(devices=jax.devices()), None)
+    return chips.Target(make_mesh(devices=jax.devices()), None)
   jax.config.update('jax_platforms', 'cpu')  # libtpu makes JAX look for a TPU
   # A program for absent devices could be written to the cache, but not read.
   jax.config.update('jax_enable_compilation_cache', False)
   pod = chips.pod(topology)
-  return Target(make_mesh(devices=chips.devices(pod)), pod)
+  return chips.Target(make_mesh(devices=chips.devices(pod)), pod)
 
 
-def describe(target: Target) -> str:
+def describe(target: chips.Target) -> str:
   axes = ' x '.join(f'{name} {n}' for name, n in target.mesh.shape.items())
   kind = target.pod.name if target.pod else f'this machine ({target.platform})'
   return f'{kind}, {target.mesh.size} device(s): {axes}'
@@ -205,7 +186,7 @@ def abstract_batch(B: int, lengths, mesh, rules: Rules, packed: bool) -> dict:
   return batch | {'decoder_loss_weights': weights}
 
 
-def compile_or_overflow(traced, target: Target, options):
+def compile_or_overflow(traced, target: chips.Target, options):
   """(compiled, None), or (None, what the compiler said of its memory)."""
   try:
     return xla.compiled(traced.lower(), target.platform, options), None
@@ -259,7 +240,7 @@ def live(jaxpr):
 # --- Time
 
 
-def estimates(compiled, target: Target, made: dict) -> dict:
+def estimates(compiled, target: chips.Target, made: dict) -> dict:
   """What the compiled program says of traffic, cycles and large arrays."""
   nothing = ('collectives', 'cycles', 'largest_arrays', 'step_time_range_s')
   if compiled is None:
@@ -269,8 +250,8 @@ def estimates(compiled, target: Target, made: dict) -> dict:
   cycles = program.cycles()
   split = time_range = None
   if target.pod is not None:
-    split = time_split(rows, cycles, made['kernel_flops'], target)
-    time_range = step_time(split)
+    split = estimate.time_split(rows, cycles, made['kernel_flops'], target)
+    time_range = estimate.step_time(split)
   return {
     'collectives': rows,
     'cycles': cycles,
@@ -281,71 +262,12 @@ def estimates(compiled, target: Target, made: dict) -> dict:
   }
 
 
-def time_split(rows, cycles: dict, kernel_flops: float, target) -> dict:
-  """Seconds (least, most) of a step's parts, each as if alone."""
-  chip = target.pod.chip
-  counted = sum(n for name, n in cycles.items() if name != 'unknown')
-  alone = kernel_flops / target.mesh.size / chip.peak
-  split = {
-    'compute': (counted / chip.clock,) * 2,
-    'kernels': tuple(alone / share for share in reversed(chips.KERNEL_SHARE)),
-  }
-  for when in ('synchronous', 'asynchronous'):
-    slow = fast = 0.0
-    for row in rows:
-      if row['asynchronous'] == (when == 'asynchronous'):
-        least, most = speeds(row['axes'], target)
-        slow += row['wire_bytes'] / least
-        fast += row['wire_bytes'] / most
-    split[f'{when} collectives'] = fast, slow
-  return split
-
-
-def speeds(axes: tuple[str, ...], target: Target) -> tuple[float, float]:
-  """Bytes a second (least, most) of a collective along mesh axes."""
-  if 'slice' in axes:
-    return target.pod.chip.dcn, target.pod.chip.dcn
-  return target.pod.speeds(target.places(axes))
-
-
-def step_time(split: dict) -> tuple[float, float]:
-  """(least, most): what may run beside the rest is hidden whole, or not."""
-  least, most = (
-    sum(split[name][end] for name in split if name[:5] != 'async')
-    for end in (0, 1)
-  )
-  beside = split['asynchronous collectives']
-  return max(least, beside[0]), most + beside[1]
-
-
-def totals(made: dict, target: Target, tokens: int, train_steps: int) -> dict:
-  """What follows from a step's time; None where that is not known."""
-  names = (
-    'mfu_range', 'mfu_ceiling', 'tokens_per_second_range', 'days_range',
-    'chip_hours_range',
-  )  # fmt: skip
-  out = {'tokens_per_step': tokens, 'train_steps': train_steps}
-  if target.pod is None:
-    return out | dict.fromkeys(names)
-  size = target.mesh.size
-  ideal = made['model_flops'] / (size * target.pod.chip.peak)
-  out['mfu_ceiling'] = made['model_flops'] / made['hardware_flops']
-  if made['step_time_range_s'] is None:
-    return dict.fromkeys(names) | out
-  least, most = made['step_time_range_s']
-  whole = [s * train_steps for s in (least, most)]
-  return out | {
-    'mfu_range': (ideal / most, ideal / least),
-    'tokens_per_second_range': (tokens / most, tokens / least),
-    'days_range': tuple(s / 86400 for s in whole),
-    'chip_hours_range': tuple(s / 3600 * size for s in whole),
-  }
-
-
 # --- Warnings
 
 
-def warnings(made: dict, config, lengths, state, target: Target) -> list[str]:
+def warnings(
+  made: dict, config, lengths, state, target: chips.Target
+) -> list[str]:
   """What is not as it was meant, each with what to do."""
   found = [
     *of_reductions(made['collectives'] or (), target.mesh),

@@ -19,7 +19,8 @@ ORDER = (
   'model optimizer step xla integrity checkpoint intact layouts torch_file hf '
   'warm_start choosing decode beams scoring evaluate checks goodput run_page '
   'progress interrupts lock failure loop trainer infer files asking suite chat '
-  'convert report lm_eval harness chips hlo wire memory plan_text plan main'
+  'convert report lm_eval harness chips hlo wire estimate memory plan_text '
+  'plan main'
 ).split()
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',

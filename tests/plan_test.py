@@ -15,6 +15,7 @@ import gin
 from atm import (
   chips,
   data,
+  estimate,
   main,
   memory,
   metrics,
@@ -306,9 +307,9 @@ SPLIT = {
 def test_a_step_takes_from_all_hidden_to_none_hidden():
   """Faults seen: synchronous collectives hidden; asynchronous ones lost where
   they take longer than all else."""
-  assert plan.step_time(SPLIT) == (4.75, 12.0)
+  assert estimate.step_time(SPLIT) == (4.75, 12.0)
   longer = {**SPLIT, 'asynchronous collectives': (5.0, 6.0)}
-  assert plan.step_time(longer) == (5.0, 12.0)
+  assert estimate.step_time(longer) == (5.0, 12.0)
 
 
 def test_sums_of_gradients_that_could_be_scattered_are_named():
