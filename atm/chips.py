@@ -6,12 +6,14 @@ Figures are a chip's. Nothing here was measured by us.
 - usable HBM: the compiler's out-of-memory messages, libtpu 0.0.42.
 - HBM and DCN bytes a second: the data sheets (docs.cloud.google.com/tpu/docs)
   of each; DCN of v4 and v6e is v5p's, for want of a figure.
-- link: "How to Scale Your Model", part 2 (jax-ml.github.io/scaling-book): a
-  tenth below the data sheets' bytes a second of a chip, which are over all its
-  links (6 of a 3D torus, 4 of a 2D one) and both directions.
-- clock: peak FLOP/s / (2 x multipliers). v4 and v5p: two cores of four units
-  of 128 x 128; v5e: one such core. v6e: what four units of 256 x 256 would
-  need; its data sheet says two, so its cycles may mean half the time.
+- link: "How to Scale Your Model", part 2 (jax-ml.github.io/scaling-book), one
+  way; a tenth below the data sheets' figures. A collective along one axis that
+  closes to a ring sends both ways, one along several axes uses the links of
+  each (part 3 there).
+- clock: peak FLOP/s / FLOPs a cycle: 262,144 of v4 and v5p, 131,072 of v5e,
+  524,288 of v6e. These are what the compiler's cycles mean: it gives bfloat16
+  products of 16384 x 4096 by 4096 x 4096 236,964 (v4), 255,819 (v5p), 128,148
+  (v5e) and 477,219 (v6e) FLOPs a cycle, 90% to 98% of them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from atm.sharding import did_you_mean
 # Share of peak FLOP/s that attention kernels reach, as the compiler has no
 # estimate of a Pallas kernel: assumed, in a range wide enough not to matter.
 KERNEL_SHARE = 0.35, 0.7
-LINK_SPREAD = 1 / 0.9  # the data sheets' links over those of the table below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +113,8 @@ class Pod:
   def speeds(self, places) -> tuple[float, float]:
     """Bytes a second that a chip sends to others at `places`: (least, most).
 
-    Least: over one link. Most: over the links of every side that the places
-    differ in, two of a side that wraps, at the data sheets' speed.
+    Least: along one side. Most: along every side that the places differ in.
+    Of a side that wraps, both ways.
 
     Args:
       places: coordinates of the chips of a group.
@@ -123,8 +124,8 @@ class Pod:
       for axis, wraps in enumerate(self.wraps)
       if len({place[axis] for place in places}) > 1
     ]
-    links = max(1, sum(2 if wraps else 1 for wraps in spanned))
-    return self.chip.link, self.chip.link * links * LINK_SPREAD
+    links = [2 if wraps else 1 for wraps in spanned] or [1]
+    return self.chip.link * max(links), self.chip.link * sum(links)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atm.chips import KERNEL_SHARE, LINK_SPREAD
+from atm.chips import KERNEL_SHARE
 from atm.memory import UNITS
 
 NOT_KNOWN = 'not known'
@@ -188,11 +188,10 @@ def assumptions(made: dict, pod) -> list[str]:
     *lines,
     'nothing here was measured on a chip; sources: atm/chips.py',
     f'peak {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.clock / 1e9:.2f} GHz',
-    f'links {chip.link / 1e9:.0f} to {chip.link * LINK_SPREAD / 1e9:.0f} GB/s '
-    f'one way; sides: {wraps}',
+    f'links {chip.link / 1e9:.0f} GB/s one way; sides: {wraps}',
     'time: compiler cycles, plus attention kernels at '
     f'{KERNEL_SHARE[0]:.0%} to {KERNEL_SHARE[1]:.0%} of peak, plus '
-    'collectives from all links of the sides that they span to a single link; '
+    'collectives along all sides that they span to along a single one; '
     'asynchronous ones hidden whole, to not at all',
     'not counted: waiting for data, hosts, checkpoints, evaluations, restarts',
     *(
