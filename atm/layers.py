@@ -22,12 +22,13 @@ Config = Any  # a model.Config; model.py stands below this file
 
 # What each layer keeps for its backward pass; the rest it computes again.
 _saved = jax.checkpoint_policies.save_only_these_names
-NORM, ACTIVATION = 'norm', 'activation'  # names of results
+NORM, ACTIVATION, UP = 'norm', 'activation', 'up'  # names of results
 REMAT = {
   'none': None,  # all that JAX's derivatives read
   'full': jax.checkpoint_policies.nothing_saveable,
   'outputs': _saved(products.SAVED, attention.SAVED, NORM, ACTIVATION),
   'dots': _saved(products.SAVED, attention.SAVED),
+  'save_widened': _saved(attention.SAVED, UP),
   'save_attention': _saved(attention.SAVED, attention.HEADS),
 }
 
@@ -87,7 +88,12 @@ class LayerNorm(nn.Module):
     spread = centred if c.norm == 'standard' else x
     second = jnp.square(spread).mean(-1, keepdims=True)
     x = centred * jax.lax.rsqrt(second + c.norm_eps)
-    return checkpoint_name(x.astype(dtype) * scale + bias, NORM)
+    x = x.astype(dtype) * scale + bias
+    if not products.on_cpu():
+      # A TPU would compute the norm's gradient inside the product behind it,
+      # which slows the product by more than the pass over memory it spares.
+      x = jax.lax.optimization_barrier(x)
+    return checkpoint_name(x, NORM)
 
 
 class Attention(nn.Module):
@@ -107,11 +113,8 @@ class Attention(nn.Module):
   def project(self, x, *names: str) -> tuple[jax.Array, ...]:
     """[B, T, D] -> [B, T, H, K] for each of 'query', 'key' and 'value'."""
     weights = [getattr(self, name).weights() for name in names]
-    return tuple(map(self._split, products.affine(x, *weights)))
-
-  def _split(self, x):
-    x = constrain(x, 'batch', 'length', 'heads')
-    return x.reshape(*x.shape[:-1], self.heads, -1)
+    heads = products.affine(x, *weights, heads=self.heads)
+    return tuple(constrain(y, 'batch', 'length', 'heads', None) for y in heads)
 
   def __call__(self, query, keys, values, sight, deterministic):
     """Attends from queries [B, T, H, K] to [B, S, H, K]; returns [B, T, D]."""
@@ -139,6 +142,32 @@ class Attention(nn.Module):
     return self.out(y.reshape(*y.shape[:-2], -1))
 
 
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """x Phi(x), exact, by erf (Hendrycks and Gimpel, 2016); computed in float32.
+
+  Its gradient, slope (Phi(x) + x phi(x)), reads x alone: JAX's own would keep
+  float32 arrays of the feed-forward's width.
+  """
+  return _gelu_parts(x)[0].astype(x.dtype)
+
+
+def _gelu_parts(x):
+  """x Phi(x), and what it rises by."""
+  y = x.astype(jnp.float32)
+  below = 0.5 * (1 + jax.lax.erf(y * 0.5**0.5))
+  density = jnp.exp(-0.5 * jnp.square(y)) * (2 * jnp.pi) ** -0.5
+  return y * below, below + y * density
+
+
+def _gelu_backward(x, slope):
+  rise = _gelu_parts(x)[1]
+  return ((rise * slope.astype(jnp.float32)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 class FeedForward(nn.Module):
   """D -> F -> D with exact (erf) GELU."""
 
@@ -149,7 +178,8 @@ class FeedForward(nn.Module):
   def __call__(self, x, deterministic):
     c = self.config
     x = Dense(c, c.d_model, self.width, ('embed', 'mlp'), name='up')(x)
-    x = checkpoint_name(jax.nn.gelu(x, approximate=False), ACTIVATION)
+    x = checkpoint_name(x, UP)
+    x = checkpoint_name(gelu(x), ACTIVATION)
     x = constrain(x, 'batch', 'length', 'mlp')
     x = nn.Dropout(c.activation_dropout)(x, deterministic=deterministic)
     return Dense(c, self.width, c.d_model, ('mlp', 'embed'), name='down')(x)

@@ -25,23 +25,41 @@ def on_cpu() -> bool:
   return sharding.target() == ('cpu', 1)
 
 
-def affine(x: jax.Array, *weights: tuple[jax.Array, jax.Array]):
+def affine(x: jax.Array, *weights: tuple[jax.Array, jax.Array], heads=None):
   """x W + b for each (W [A, B], b [B]) of weights; x [..., A].
 
-  On two-dimensional operands: on three axes the CPU's backend transposes what
-  the gradient of W reads. There, matrices that many rows read are made one.
+  On the CPU two-dimensional: on three axes its backend transposes what the
+  gradient of W reads. There, matrices that many rows read are made one.
+
+  Args:
+    x: [..., A].
+    weights: matrices and biases.
+    heads: H, to have each [..., H, B / H]. A TPU's product then writes the
+      layout that attention reads; cut afterwards it would be copied twice.
+
+  Returns:
+    A list of [..., B].
   """
-  flat = x.reshape(-1, x.shape[-1])
-  if not on_cpu():
-    out = [flat @ w + b for w, b in weights]
-  elif len(flat) < flat.shape[1]:
-    out = [_affine(flat, w, b) for w, b in weights]
+  if on_cpu():
+    out = _joined(x.reshape(-1, x.shape[-1]), weights)
+    out = [y.reshape(*x.shape[:-1], *_cut(y.shape[-1:], heads)) for y in out]
   else:
-    joined = (jnp.concatenate(parts, -1) for parts in zip(*weights))
-    ends = np.cumsum([len(b) for _, b in weights])
-    out = jnp.split(_affine(flat, *joined), ends[:-1], axis=1)
-  out = [y.reshape(*x.shape[:-1], -1) for y in out]
+    cut = lambda w: w.reshape(*w.shape[:-1], *_cut(w.shape[-1:], heads))
+    out = [jnp.tensordot(x, cut(w), 1) + cut(b) for w, b in weights]
   return [checkpoint_name(y, SAVED) for y in out]
+
+
+def _cut(width: tuple[int], heads: int | None) -> tuple[int, ...]:
+  return (heads, width[0] // heads) if heads else width
+
+
+def _joined(flat, weights):
+  """Products of x [N, A] with all matrices, as one where that pays."""
+  if len(flat) < flat.shape[1]:
+    return [_affine(flat, w, b) for w, b in weights]
+  joined = (jnp.concatenate(parts, -1) for parts in zip(*weights))
+  ends = np.cumsum([len(b) for _, b in weights])
+  return jnp.split(_affine(flat, *joined), ends[:-1], axis=1)
 
 
 def transposed(x: jax.Array) -> jax.Array:

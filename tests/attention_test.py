@@ -213,7 +213,14 @@ def test_remat_changes_nothing_but_what_is_kept(
   monkeypatch.setattr(attention, 'splash', splash_interpreted)
   rows = batch(rng, 2, 12, 10)
   products, inside = {}, {}
-  for remat in ('none', 'outputs', 'dots', 'save_attention', 'full'):
+  for remat in (
+    'none',
+    'outputs',
+    'dots',
+    'save_widened',
+    'save_attention',
+    'full',
+  ):
     program = slopes_of(
       one_device, rows, run=False, remat=remat, attention=way, **SMALL
     )
@@ -224,11 +231,17 @@ def test_remat_changes_nothing_but_what_is_kept(
   scores = 3 if way == 'einsum' else 0  # of three attentions, not kept
   assert products['outputs'] == products['dots'] == products['none'] + scores
   assert products['dots'] < products['save_attention'] < products['full']
-  kept = ('none', 'outputs', 'dots')
+  # Queries, keys and values of each attention, and the first of the encoder's
+  # and the decoder's feed-forward.
+  more = products['save_widened'] - products['save_attention']
+  assert more == 3 * 3 - 2
+  kept = ('none', 'outputs', 'dots', 'save_widened')
   assert inside == {remat: remat in kept for remat in inside}
 
 
-@pytest.mark.parametrize('remat', ['outputs', 'dots', 'save_attention', 'full'])
+@pytest.mark.parametrize(
+  'remat', ['outputs', 'dots', 'save_widened', 'save_attention', 'full']
+)
 def test_remat_changes_neither_loss_nor_gradient(rng, one_device, remat):
   rows = batch(rng, 2, 12, 10)
   changes = dict(attention='rows', **SMALL)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atm import layers
 from atm.model import AlexaTM
 
 from conftest import batch, tiny
@@ -150,6 +151,20 @@ def test_remat_and_unrolling_change_neither_loss_nor_gradient(
   )
 
 
+def test_gelu_is_exact_and_so_is_its_gradient():
+  """Faults seen: tanh's approximation; x phi(x) left out of the gradient."""
+  x = jnp.concatenate([jnp.linspace(-12, 12, 4801), jnp.array([0.0, 1e-30])])
+  value = lambda f: jax.jit(jax.vmap(jax.value_and_grad(f)))(x)
+  got = value(layers.gelu)
+  for ours, theirs in zip(got, value(lambda x: jax.nn.gelu(x, False))):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+  half = x.astype(jnp.bfloat16)
+  out, back = jax.vjp(layers.gelu, half)
+  assert out.dtype == back(out)[0].dtype == jnp.bfloat16
+  exact = jax.nn.gelu(half.astype(jnp.float32), False)
+  np.testing.assert_allclose(out.astype(jnp.float32), exact, 2**-8, 1e-6)
+
+
 def test_remat_holds_where_layers_are_unrolled(net, rng):
   """Fault seen: XLA finds what is made again in the forward pass, and keeps
   that instead."""
@@ -163,7 +178,7 @@ def test_remat_holds_where_layers_are_unrolled(net, rng):
       jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()['flops']
     )
 
-  assert flops('dots') > 1.1 * flops('none')
+  assert flops('dots') > 1.03 * flops('none')  # 1.01 with the fault
 
 
 def test_cached_equals_uncached(net, rng):
