@@ -28,7 +28,12 @@ from atm.layers import (
   normal,
   stack,
 )
-from atm.sharding import by_rows, check_choice, constrain
+from atm.sharding import (
+  by_rows,
+  check_choice,
+  constrain,
+  constrain_columns,
+)
 
 CHOICES = {
   'dtype': ('float32', 'bfloat16'),
@@ -360,7 +365,7 @@ class AlexaTM(nn.Module):
     x = table[tokens].astype(c.dtype)
     if c.embed_scale:
       x *= c.d_model**0.5
-    x += at.astype(c.dtype)
+    x = constrain_columns(x + at.astype(c.dtype))
     return constrain(x, 'batch', 'length', 'hidden')
 
   def _check_length(self, length: int):

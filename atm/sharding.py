@@ -322,6 +322,22 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, rules.spec(*logical))
 
 
+def constrain_columns(x: jax.Array) -> jax.Array:
+  """Pins rows that were looked up in a table split over `embed`; [B, T, D].
+
+  Each device then has the columns of its part of the table, for the rows of all
+  devices that share them, and so has the gradient: what `constrain` sends on is
+  rows, not the table, and what is summed is a part of the table, not all of it.
+  """
+  rules = _active.get()
+  if rules is None:
+    return x
+  columns = rules.mesh_axes('embed')
+  rest = tuple(a for a in rules.mesh_axes('batch') if a not in columns)
+  spec = PartitionSpec(rest or None, None, columns or None)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
 def by_rows(compute, rows: tuple, whole: tuple):
   """compute(*rows, *whole), each device on the rows that it has.
 
