@@ -17,6 +17,7 @@ OPTIONS = {
   # A quarter less memory than side by side, in the same time on two cores.
   'cpu': {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'},
   'tpu': {
+    'xla_enable_async_all_gather': True,
     'xla_tpu_enable_async_collective_fusion': True,
     'xla_tpu_enable_async_collective_fusion_fuse_all_gather': True,
     'xla_tpu_enable_async_collective_fusion_multiple_steps': True,
