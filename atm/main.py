@@ -55,6 +55,7 @@ def configurables() -> tuple[Callable, ...]:
     model,
     optimizer,
     plan,
+    planner,
     run_page,
     sharding,
     suite,
@@ -78,6 +79,7 @@ def configurables() -> tuple[Callable, ...]:
     model.Config,
     optimizer.Config,
     plan.plan,
+    planner.run,
     run_page.write,
     sharding.Rules,
     sharding.mesh,
@@ -126,7 +128,35 @@ def config_text() -> str:
 
 def plan() -> None:
   start = gin.get_configurable('sharding.start')
-  gin.get_configurable('plan.plan')(start=start)
+  gin.get_configurable('planner.run')(
+    functools.partial(gin.get_configurable('plan.plan'), start=start), of_pod
+  )
+
+
+def of_pod(name: str) -> dict:
+  """Settings of `plan.plan` with a pods file after all others.
+
+  Args:
+    name: 'v5p_4x4x8', or with pods/ and .gin as --gin_file has it.
+
+  Raises:
+    UserError: no such file.
+  """
+  from atm.sharding import did_you_mean
+
+  short = name.removeprefix('pods/').removesuffix('.gin')
+  path = f'pods/{short}.gin'
+  if path not in shipped_files() and not os.path.isfile(path):
+    known = [f[5:-4] for f in shipped_files() if f.startswith('pods/')]
+    raise UserError(
+      f'PODS: no pods file {name!r}.' + did_you_mean(short, known)
+    )
+  files, bindings, modules = _given
+  own = [f for f in files if os.path.basename(os.path.dirname(f)) != 'pods']
+  with gin.unlock_config():
+    gin.clear_config()
+    configure([*own, find_file(path)], bindings, modules)
+  return gin.get_configurable('plan.plan')(instead=dict)
 
 
 def vocab() -> None:

@@ -61,6 +61,9 @@ def plan(
   model_dir: str | None = None,
   start: Callable[[], None] = lambda: None,
   say: Callable[[str], None] = print,
+  compiler: Callable | None = None,
+  tried: Callable | None = None,
+  instead: Callable | None = None,
 ) -> dict:
   """Compiles a run's step for a pod, and says what it will do.
 
@@ -75,6 +78,10 @@ def plan(
     model_dir: gets plan.json; None writes nothing.
     start: called before this machine's devices are used.
     say: prints a line.
+    compiler: `compile_or_overflow`, or what returns the like of it.
+    tried: called for a step that does not fit; returns changes that do, as
+      `memory.changes` has them, or none: then those are said.
+    instead: gets all of these settings by name, in place of planning.
 
   Returns:
     What plan.json holds; None for what is not known. Sizes are a device's, in
@@ -84,6 +91,8 @@ def plan(
     ValueError: settings that do not fit each other or the pod, or libtpu is
       missing.
   """
+  if instead is not None:
+    return instead(dict(locals()))
   checks.check_numbers(BATCH_SIZE=batch_size, TRAIN_STEPS=train_steps)
   checks.check_freeze(freeze_encoder_steps)
   checks.check_z_loss(z_loss)
@@ -104,7 +113,9 @@ def plan(
   with sharding.use(mesh, rules):
     run = functools.partial(update, net, tx, frozen=False)
     traced = xla.jitted(run, state).trace(state, batch)
-    compiled, overflow = compile_or_overflow(traced, target, xla_options)
+    compiled, overflow = (compiler or compile_or_overflow)(
+      traced, target, xla_options
+    )
   made = {
     'topology': topology,
     'mesh': dict(mesh.shape),
@@ -130,7 +141,7 @@ def plan(
     made['largest_buffers'] = made['largest_buffers'] or memory.kept_by_loops(
       traced.jaxpr.jaxpr, batch_size, parts
     )
-    made['changes'] = memory.changes(
+    made['changes'] = (tried and tried()) or memory.changes(
       made, model_config, optimizer_config, mesh, batch_size // parts,
       micro_batches,
     )  # fmt: skip
