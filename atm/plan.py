@@ -108,6 +108,7 @@ def plan(
   update = functools.partial(
     step.train_step, seed=seed, z_loss=z_loss, micro_batches=micro_batches
   )
+  counted = counted_flops(update, model_config, tx, state, batch)
   say(f'compiling the step for {describe(target)}')
   clock = time.perf_counter()
   with sharding.use(mesh, rules):
@@ -127,7 +128,7 @@ def plan(
     'checkpoint_bytes': memory.whole(state),
     **memory.account(state, batch, compiled, overflow, target.pod),
     'model_flops': metrics.train_flops(model_config, batch_size, *sizes.both),
-    'flops_counted': counted_flops(update, model_config, tx, state, batch),
+    'flops_counted': counted,
     **hardware_flops(traced.jaxpr.jaxpr),
     'changes': [],
   }

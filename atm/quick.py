@@ -9,11 +9,13 @@ compiles ends when that is there.
 
 from __future__ import annotations
 
+import functools
 import glob
 import multiprocessing
 import multiprocessing.connection
 import os
 import re
+import shutil
 import signal
 import tempfile
 import threading
@@ -55,32 +57,33 @@ class Stopped:
 
 
 def _only(folder: str, pattern: str) -> str | None:
+  """The path of the one file; None if it is not there yet."""
   return next(iter(glob.glob(os.path.join(folder, pattern))), None)
 
 
-def stopped(traced, target, options) -> tuple[Stopped, None]:
+def stopped(folder: str, traced, target, options) -> tuple[Stopped, None]:
   """As `plan.compile_or_overflow`, of which it is the first part.
 
-  The compiler goes on in a thread: the process had better end.
+  The compiler goes on in a thread and writes to the folder: the process had
+  better end, and the folder go after it.
   """
-  with tempfile.TemporaryDirectory(prefix='atm_plan_') as folder:
-    dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
-    lowered, failed = traced.lower(), []
+  dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+  lowered, failed = traced.lower(), []
 
-    def compiles():
-      try:
-        xla.compiled(lowered, target.platform, {**(options or {}), **dump})
-      except Exception as e:
-        failed.append(e)
+  def compiles():
+    try:
+      xla.compiled(lowered, target.platform, {**(options or {}), **dump})
+    except Exception as e:
+      failed.append(e)
 
-    thread = threading.Thread(target=compiles, daemon=True)
-    thread.start()
-    while thread.is_alive() and not _only(folder, AFTER):
-      time.sleep(0.02)
-    # Too little memory is no failure here: the report says how much it takes.
-    if failed and not _only(folder, REPORT):
-      raise failed[0]
-    return Stopped(folder), None
+  thread = threading.Thread(target=compiles, daemon=True)
+  thread.start()
+  while thread.is_alive() and not _only(folder, AFTER):
+    time.sleep(0.02)
+  # Too little memory is no failure here: the report says how much it takes.
+  if failed and not _only(folder, REPORT):
+    raise failed[0]
+  return Stopped(folder), None
 
 
 def settings(given: dict) -> dict:
@@ -109,68 +112,74 @@ def planned(jobs, workers: int) -> Iterator[tuple]:
   try:
     while True:
       while len(running) < workers and (job := next(jobs, None)):
-        name, settings, fast = job
-        pipe, process = _start(settings, fast)
-        running[pipe] = name, process, time.perf_counter()
+        work = _Work(*job)
+        running[work.pipe] = work
       if not running:
         return
       for pipe in multiprocessing.connection.wait(list(running), timeout=1):
-        name, process, began = running.pop(pipe)
-        made = _received(pipe, process)
-        yield name, {**made, 'seconds': time.perf_counter() - began}
-      for pipe, (name, process, began) in list(running.items()):
-        if time.perf_counter() - began > LIMIT:
-          del running[pipe]
-          _end(pipe, process)
-          yield name, {'error': f'took more than {LIMIT} s', 'seconds': LIMIT}
+        work = running.pop(pipe)
+        yield work.name, work.result()
+      for pipe, work in list(running.items()):
+        if work.seconds > LIMIT:
+          running.pop(pipe).end()
+          yield work.name, {'error': f'took over {LIMIT} s', 'seconds': LIMIT}
   finally:
-    for pipe, (_, process, _) in running.items():
-      _end(pipe, process)
+    for work in running.values():
+      work.end()
 
 
-def _start(settings: dict, fast: bool):
-  context = multiprocessing.get_context('spawn')  # libtpu does not fork
-  pipe, theirs = context.Pipe()
-  process = context.Process(target=_plan, args=(theirs, settings, fast))
-  process.start()
-  theirs.close()
-  return pipe, process
+class _Work:
+  """A process that plans.
+
+  Attributes:
+    pipe: has its result, once.
+  """
+
+  def __init__(self, name, settings: dict, fast: bool):
+    self.name, self._began = name, time.perf_counter()
+    self._folder = tempfile.mkdtemp(prefix='atm_plan_') if fast else None
+    context = multiprocessing.get_context('spawn')  # libtpu does not fork
+    self.pipe, theirs = context.Pipe()
+    self._process = context.Process(
+      target=_plan, args=(theirs, settings, self._folder)
+    )
+    self._process.start()
+    theirs.close()
+
+  @property
+  def seconds(self) -> float:
+    return time.perf_counter() - self._began
+
+  def result(self) -> dict:
+    try:
+      made = self.pipe.recv()
+    except EOFError:
+      self._process.join()
+      status = self._process.exitcode
+      made = {'error': f'its process ended with status {status}'}
+    self.end()
+    return {**made, 'seconds': self.seconds}
+
+  def end(self) -> None:
+    self.pipe.close()
+    self._process.kill()
+    self._process.join()
+    if self._folder:
+      shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _received(pipe, process) -> dict:
-  try:
-    return pipe.recv()
-  except EOFError:
-    process.join()
-    return {'error': f'its process ended with status {process.exitcode}'}
-  finally:
-    _end(pipe, process)
-
-
-def _end(pipe, process) -> None:
-  pipe.close()
-  process.kill()
-  process.join()
-
-
-def _plan(pipe, settings: dict, fast: bool) -> None:
+def _plan(pipe, settings: dict, folder: str | None) -> None:
   """Plans in this process, and ends it, whatever the compiler still does."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+  compiler = plan.compile_or_overflow
+  if folder:
+    compiler = functools.partial(stopped, folder)
   try:
-    made = plan.plan(
-      **settings,
-      say=lambda text: None,
-      compiler=stopped if fast else plan.compile_or_overflow,
-    )
+    made = plan.plan(**settings, say=lambda text: None, compiler=compiler)
   except Exception as e:
     made = {'error': next(iter(str(e).splitlines()), '') or repr(e)}
   pipe.send(made)
   os._exit(0)
-
-
-def one(settings: dict, fast: bool = True) -> dict:
-  """A plan in a process of its own; see `planned`."""
-  return next(planned([('', settings, fast)], 1))[1]
 
 
 def workers() -> int:

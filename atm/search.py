@@ -33,6 +33,8 @@ class Search:
   Attributes:
     rows: a dict of each candidate that was tried, see `row`.
     plans: whole plans by candidate.
+    per_flop: remat -> seconds a FLOP outside kernels, of the first whole plan
+      that has it, see `Outlook.step_range`.
     left_out: reason -> candidates.
   """
 
@@ -48,7 +50,8 @@ class Search:
     self.rows: dict[Candidate, dict] = {}
     self.plans: dict[Candidate, dict] = {}
     self.left_out: dict[str, list[Candidate]] = {}
-    self.began, self.per_flop, self.finished = time.perf_counter(), None, False
+    self.per_flop: dict[str, tuple[float, float]] = {}
+    self.began, self.finished = time.perf_counter(), False
 
   def done(self) -> dict:
     """Searches, prints and writes; what was found so far if interrupted."""
@@ -73,7 +76,8 @@ class Search:
       f'chips: {count} to try, {quick.workers()} at a time'
     )
     began = time.perf_counter()
-    for (candidate, fast), made in self._planned(self._jobs(queue)):
+    jobs = self._jobs(queue)
+    for (candidate, fast), made in quick.planned(jobs, quick.workers()):
       if not fast:
         self._compiled(candidate, made)
         continue
@@ -123,9 +127,6 @@ class Search:
     settings = candidate.settings(self.settings, self.outlook.slices)
     return (candidate, fast), settings, fast
 
-  def _planned(self, jobs) -> Iterator[tuple]:
-    yield from quick.planned(jobs, quick.workers())
-
   def _hopeless(self, candidate: Candidate) -> bool:
     """Whether one on the same mesh that keeps no more did not fit."""
     kept = lambda c: self.outlook.traced(c.remat).kept
@@ -152,9 +153,9 @@ class Search:
 
   def _compiled(self, candidate: Candidate, made: dict) -> None:
     self.plans[candidate] = made
-    known = made.get('time_split_s')
-    if known and (self.per_flop is None or candidate == self.outlook.own):
-      self.per_flop = self.outlook.per_flop(made, candidate)
+    if made.get('time_split_s'):
+      known = self.outlook.per_flop(made, candidate)
+      self.per_flop.setdefault(candidate.remat, known)
 
   def _leave(self, reason: str, which: list[Candidate]) -> None:
     if which:
@@ -175,24 +176,36 @@ class Search:
   # --- Whole plans
 
   def _plan_best(self) -> None:
-    chosen = [c for c in self.best() if c not in self.plans]
-    self.say(f'compiling {len(chosen)} of the best whole')
-    jobs = (self._job(candidate, fast=False) for candidate in chosen)
-    for (candidate, _), made in self._planned(jobs):
+    self.say(f'compiling the best {BEST} whole')
+    for (candidate, _), made in quick.planned(self._whole(), quick.workers()):
       self._compiled(candidate, made)
       self.say(f'{candidate}: {search_page.whole(made)}')
 
-  def best(self) -> list[Candidate]:
-    """The fastest three by estimate; those with headroom if there are any."""
+  def _whole(self) -> Iterator[tuple]:
+    """The fastest by estimate, anew for each: plans correct estimates.
+
+    Of those with headroom, if there are any.
+    """
     fit = [c for c, row in self.rows.items() if row['fits']]
     some = [c for c in fit if roomy(self.rows[c])] or fit
-    return sorted(some, key=lambda c: middle(self.estimate(c)))[:BEST]
+    begun = set()
+    while some and len(begun) < BEST:
+      best = min(some, key=lambda c: middle(self.estimate(c)))
+      some.remove(best)
+      begun.add(best)
+      if best not in self.plans:
+        yield self._job(best, fast=False)
 
   def estimate(self, candidate: Candidate) -> tuple[float, float]:
     """Seconds a step (least, most), without cycles of its own."""
     split = self.rows[candidate]['split'] or self.outlook.split(candidate)
-    per_flop = self.per_flop or self.outlook.assumed
+    per_flop = self.per_flop.get(candidate.remat) or self._per_flop_of_any()
     return self.outlook.step_range(candidate, split, per_flop)
+
+  def _per_flop_of_any(self) -> tuple[float, float]:
+    known = self.per_flop
+    own = known.get(self.outlook.own.remat)
+    return own or next(iter(known.values()), self.outlook.assumed)
 
   # --- What was found
 
@@ -230,8 +243,7 @@ class Search:
       'headroom_wanted': HEADROOM,
       'finished': self.finished,
       'minutes': (time.perf_counter() - self.began) / 60,
-      'share_of_peak': self._share(),
-      'share_assumed': self.per_flop is None,
+      'shares_of_peak': self._shares(),
       'versions': plan.versions(),
       'left_out': {why: len(which) for why, which in self.left_out.items()},
       'least_gib_left_out': self._least_left_out(),
@@ -240,11 +252,13 @@ class Search:
       'best': ranked[0]['bindings'] if ranked else None,
     }
 
-  def _share(self) -> float:
-    """Of peak, what is computed outside kernels, as estimates have it."""
-    if self.per_flop is None:
-      return SHARE
-    return SHARE * middle(self.outlook.assumed) / middle(self.per_flop)
+  def _shares(self) -> dict[str, float]:
+    """Of peak, what is computed outside kernels reaches, by remat: of whole
+    plans; 'assumed' without any."""
+    if not self.per_flop:
+      return {'assumed': SHARE}
+    peak = SHARE * middle(self.outlook.assumed)
+    return {kind: peak / middle(pair) for kind, pair in self.per_flop.items()}
 
   def _least_left_out(self) -> float | None:
     large = self.left_out.get(TOO_LARGE)

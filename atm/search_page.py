@@ -71,10 +71,12 @@ def _rows(found: dict) -> list[tuple[str, ...]]:
 
 
 def _notes(found: dict) -> list[str]:
-  where = 'taken for' if found['share_assumed'] else "by the run's own cycles"
+  shares = ', '.join(
+    f'{s:.0%} ({k})' for k, s in found['shares_of_peak'].items()
+  )
   lines = [
-    'estimated: compiled as far as memory and collectives; computation at '
-    f'{found["share_of_peak"]:.0%} of peak, {where}',
+    'estimated: compiled as far as memory and collectives; computation at the '
+    f'share of peak that cycles of whole plans have by remat: {shares}',
     'planned: compiled whole, from cycles, as `atm plan` has it',
     f'at least {found["headroom_wanted"]:.0%} of memory left where any '
     'candidate leaves it',
@@ -133,53 +135,53 @@ def clock(seconds: float) -> str:
 
 
 def picture(found: dict, path: str) -> None:
-  """Memory of a chip against a step's estimated time, as PNG."""
+  """Memory of a chip against a step's estimated time, as PNG.
+
+  What lies far beyond stands hollow at the edge.
+  """
   import matplotlib  # heavy
 
   matplotlib.use('agg')
   import matplotlib.pyplot as plt
 
-  usable = found['usable_hbm_gib']
+  usable, kept = found['usable_hbm_gib'], 1 - found['headroom_wanted']
   rows = [r for r in found['rows'] if r['peak_hbm_gib']]
-  end = usable * 1.35
-  figure, axes = plt.subplots(figsize=(9, 5.5), layout='constrained')
-  axes.axvspan(usable, end, color='tab:red', alpha=0.12, lw=0)
-  share = 1 - found['headroom_wanted']
-  axes.axvline(usable * share, color='tab:red', ls='--', lw=1)
-  _points(axes, rows, end)
-  _labels(axes, found, rows)
+  at = {id(r): (r['peak_hbm_gib'], sum(r['estimate_s']) / 2) for r in rows}
+  quickest = min(y for _, y in at.values())
+  ends = (
+    usable * 1.35,
+    1.03 * min(1.6 * quickest, max(y for _, y in at.values())),
+  )
+  figure, axes = plt.subplots(figsize=(10, 6), layout='constrained')
+  axes.axvspan(usable, ends[0], color='tab:red', alpha=0.12, lw=0)
+  axes.axvline(usable * kept, color='tab:red', ls='--', lw=1)
+  for r in rows:
+    _point(axes, r, at[id(r)], ends, _colors(rows)[r['remat']])
+  _numbers(axes, found, {id(r): at[id(r)] for r in rows})
+  words = dict(va='top', color='tab:red', size=9)
+  top = ends[1] * 0.995
+  axes.text(usable, top, f' out of memory\n ({usable:.2f} GiB)', **words)
+  left = f'{found["headroom_wanted"]:.0%} left '
+  axes.text(usable * kept, top, left, ha='right', **words)
   axes.set(
-    xlim=(0, end),
+    xlim=(0, ends[0]),
+    ylim=(0.95 * quickest, ends[1]),
     xlabel='memory of a chip at the peak, GiB',
     ylabel='a step, estimated seconds (middle of the range)',
     title=f'{found["topology"]}: {len(rows)} candidates',
   )
-  top = axes.get_ylim()[1]
-  axes.text(
-    usable, top, f' out of memory\n ({usable:.2f} GiB)',
-    va='top', color='tab:red', size=9,
-  )  # fmt: skip
-  axes.text(
-    usable * share, top, f'{1 - share:.0%} left ', va='top', ha='right',
-    color='tab:red', size=9,
-  )  # fmt: skip
   axes.grid(alpha=0.3)
-  _legend(axes, rows)
+  _legend(axes, found, rows)
   figure.savefig(path, dpi=120)
   plt.close(figure)
 
 
-def _points(axes, rows: list[dict], end: float) -> None:
-  """Those beyond the picture stand at its edge, hollow."""
-  colors = _colors(rows)
-  for r in rows:
-    beyond = r['peak_hbm_gib'] > end * 0.99
-    color = colors[r['remat']]
-    axes.plot(
-      min(r['peak_hbm_gib'], end * 0.99), sum(r['estimate_s']) / 2,
-      MARKS.get(r['micro_batches'], 'P'), ms=7, color=color,
-      markerfacecolor='none' if beyond else color, alpha=0.8, clip_on=False,
-    )  # fmt: skip
+def _point(axes, row: dict, at, ends, color: str) -> None:
+  x, y = (min(n, 0.99 * end) for n, end in zip(at, ends))
+  axes.plot(
+    x, y, MARKS.get(row['micro_batches'], 'P'), ms=7, color=color, alpha=0.8,
+    markerfacecolor=color if (x, y) == at else 'none',
+  )  # fmt: skip
 
 
 def _colors(rows: list[dict]) -> dict[str, str]:
@@ -187,36 +189,45 @@ def _colors(rows: list[dict]) -> dict[str, str]:
   return {kind: f'C{number}' for number, kind in enumerate(kinds)}
 
 
-def _labels(axes, found: dict, rows: list[dict]) -> None:
-  """The ones that were planned whole, ranked by that."""
-  for r in rows:
-    if r['bindings'] not in found['ranked']:
-      continue
-    number = found['ranked'].index(r['bindings']) + 1
-    seconds = span(r['plan']['step_time_range_s'], '.1f')
-    own = ' (as bound)' if r['own'] else ''
-    at = r['peak_hbm_gib'], sum(r['estimate_s']) / 2
-    axes.plot(*at, 'o', ms=14, color='black', markerfacecolor='none')
+def _ranked(found: dict) -> list[tuple[int, dict]]:
+  """(1, row), ... of those planned whole, the fastest first."""
+  rows = {tuple(r['bindings']): r for r in found['rows']}
+  return [
+    (number, rows[tuple(bindings)])
+    for number, bindings in enumerate(found['ranked'], 1)
+  ]
+
+
+def _numbers(axes, found: dict, at: dict) -> None:
+  """Those planned whole, by their rank, on alternate sides of the points."""
+  for side, (number, row) in enumerate(
+    sorted(_ranked(found), key=lambda pair: at[id(pair[1])])
+  ):
+    axes.plot(*at[id(row)], 'o', ms=14, color='black', markerfacecolor='none')
     axes.annotate(
-      f'{number}. {r["data"]} x {r["fsdp"]} x {r["tensor"]}: {seconds} s{own}',
-      at, xytext=(-10, -16 - 12 * (number % 2)), textcoords='offset points',
-      ha='right', size=9,
-      arrowprops=dict(arrowstyle='-', lw=0.5, color='black'),
+      str(number), at[id(row)], xytext=(0, (13, -13)[side % 2]),
+      textcoords='offset points', ha='center', va='center', weight='bold',
     )  # fmt: skip
 
 
-def _legend(axes, rows: list[dict]) -> None:
+def _legend(axes, found: dict, rows: list[dict]) -> None:
   from matplotlib.lines import Line2D
 
+  entry = lambda label, **style: Line2D([], [], ls='', label=label, **style)
   handles = [
-    Line2D([], [], marker='o', ls='', color=color, label=f'remat {kind}')
+    entry(f'remat {kind}', marker='o', color=color)
     for kind, color in _colors(rows).items()
   ]
-  handles += [
-    Line2D(
-      [], [], marker=MARKS.get(n, 'P'), ls='', color='grey',
-      label=f'{n} micro-batch{"es" * (n > 1)}',
-    )
-    for n in sorted({r['micro_batches'] for r in rows})
-  ]  # fmt: skip
-  axes.legend(handles=handles, loc='center left', bbox_to_anchor=(1, 0.5))
+  for n in sorted({r['micro_batches'] for r in rows}):
+    label = f'{n} micro-batch{"es" * (n > 1)}'
+    handles.append(entry(label, marker=MARKS.get(n, 'P'), color='grey'))
+  for number, r in _ranked(found):
+    seconds = span(r['plan']['step_time_range_s'], '.1f')
+    own = '\n   as bound' if r['own'] else ''
+    handles.append(entry(
+      f'{number}. data {r["data"]}, fsdp {r["fsdp"]}, tensor {r["tensor"]}\n'
+      f'   planned: {seconds} s{own}',
+      marker='o', ms=12, color='black', markerfacecolor='none',
+    ))  # fmt: skip
+  figure = axes.get_figure()
+  figure.legend(handles=handles, loc='outside right center')
