@@ -204,6 +204,20 @@ class Outlook:
     )
     return memory.held(jax.tree.map(placed, self.state))
 
+  def no_less(self, candidate: Candidate, other: Candidate) -> bool:
+    """Whether it keeps no less than another on the same mesh."""
+    kept = lambda c: self.traced(c.remat).kept
+    return (
+      candidate.mesh == other.mesh
+      and candidate.micro_batches <= other.micro_batches
+      and kept(candidate) >= kept(other)
+    )
+
+  def formula(self, candidate: Candidate) -> float:
+    """A step's seconds before anything compiles, middle of the range."""
+    split = self.split(candidate)
+    return sum(self.step_range(candidate, split, self.assumed)) / 2
+
   def _row_shards(self, candidate: Candidate) -> int:
     shape = self.target(candidate).mesh.shape
     return math.prod(shape[axis] for axis in self.rules.mesh_axes('batch'))

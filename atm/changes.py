@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from atm import layers, optimizer, quick
-from atm.candidates import MICRO_BATCHES, TENSOR, Candidate, Outlook
+from atm import optimizer, quick
+from atm.candidates import Candidate, Outlook
 
 TRIES = 8  # quick plans
 WANTED = 3
@@ -15,122 +15,105 @@ ROUNDED = "MOMENTS_DTYPE = 'bfloat16'"
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """What a run becomes, and what that costs."""
+  """What a run becomes; `rounded`: with ROUNDED."""
 
   to: Candidate
   rounded: bool
-  costs: str
 
 
-class Changes:
-  """Changes of one run, the cheapest first."""
+def fitting(given: dict) -> list[dict]:
+  """Three changes that fit, by quick plans; fewer if `TRIES` find no more.
 
-  def __init__(self, given: dict):
-    self.given = quick.settings(given)
-    self.outlook = Outlook(self.given)
-    self.own = self.outlook.own
-    kind = optimizer.kind(given['optimizer_config'])
-    moments = kind.get('moments_dtype', 'float32')
-    self.rounds = kind.get('name') == 'adamw' and moments != 'bfloat16'
-    self.possible = set(self.outlook.candidates())
+  Those of fewest settings first, a mesh being one, then the fastest by the
+  formula of candidates.py.
 
-  def every(self) -> list[Change]:
-    """One setting changed, then several; those that may fit."""
-    own, change = self.own, dataclasses.replace
-    found = [Change(own, True, 'moments are rounded')]
-    for to in self._wider(own):
-      found.append(Change(to, False, 'longer gathers of parameters'))
-    smaller = self._less_kept()
-    for remat in smaller:
-      to = change(own, remat=remat)
-      found.append(Change(to, False, 'more is computed again'))
-    for to in self._fewer_rows(own):
-      costs = f'parameters gathered {to.micro_batches} times'
-      found.append(Change(to, False, costs))
-    for to in self._split(own):
-      found.append(Change(to, False, 'activations cross the links'))
-    least = change(own, remat=smaller[-1]) if smaller else own
-    for to in (least, *self._fewer_rows(least)):
-      for wide in (to, *self._wider(to)[-1:], *self._split(to)):
-        found += [Change(wide, rounded, 'all of these') for rounded in (0, 1)]
-    return [c for c in dict.fromkeys(found) if self._may_fit(c)]
+  Args:
+    given: settings of `plan.plan`, of a run that does not fit its pod.
 
-  def _less_kept(self) -> list[str]:
-    """Kinds of remat that keep less than the run's, the fastest first."""
-    traced = self.outlook.traced
-    kept = traced(self.own.remat).kept
-    less = [r for r in layers.REMAT if traced(r).kept < kept]
-    return sorted(less, key=lambda r: (traced(r).flops, traced(r).kept))
+  Returns:
+    Rows of `change`, `costs`, `peak_hbm_gib`, `usable_hbm_gib`.
+  """
+  outlook = Outlook(given)
+  queue, found, failed = possible(outlook), [], []
 
-  def _wider(self, of: Candidate) -> list[Candidate]:
-    wider = (
-      dataclasses.replace(of, data=of.data // n, fsdp=of.fsdp * n)
-      for n in (2, 4, 8, 16)
-      if of.data % n == 0
-    )
-    return self._among(wider)
+  def jobs() -> Iterator[tuple]:
+    tries = 0
+    for change in queue:
+      if len(found) >= WANTED or tries >= TRIES:
+        return
+      if not any(_as_large(outlook, change, other) for other in failed):
+        tries += 1
+        yield change, settings(outlook, change), True
 
-  def _fewer_rows(self, of: Candidate) -> list[Candidate]:
-    more = (n for n in MICRO_BATCHES if n > of.micro_batches)
-    return self._among(dataclasses.replace(of, micro_batches=n) for n in more)
+  for change, made in quick.planned(jobs(), quick.workers()):
+    if made.get('fits'):
+      found.append((queue.index(change), change, made))
+    else:
+      failed.append(change)
+  found.sort(key=lambda place: place[0])
+  return [row(outlook, change, made) for _, change, made in found[:WANTED]]
 
-  def _split(self, of: Candidate) -> list[Candidate]:
-    more = (n // of.tensor for n in TENSOR if n > of.tensor)
-    return self._among(
-      dataclasses.replace(of, fsdp=of.fsdp // n, tensor=of.tensor * n)
-      for n in more
-      if of.fsdp % n == 0
-    )
 
-  def _among(self, some) -> list[Candidate]:
-    return [candidate for candidate in some if candidate in self.possible]
+def possible(outlook: Outlook) -> list[Change]:
+  """All that may fit, the cheapest first."""
+  kind = optimizer.kind(outlook.given['optimizer_config'])
+  halves = kind['name'] == 'adamw' and kind['moments_dtype'] != 'bfloat16'
+  every = [
+    Change(to, rounded)
+    for to in outlook.candidates()
+    for rounded in ((False, True) if halves else (False,))
+  ]
+  some = [c for c in every if _least(outlook, c) <= outlook.usable]
+  price = lambda c: (len(costs(outlook, c)), c.rounded, outlook.formula(c.to))
+  return sorted((c for c in some if costs(outlook, c)), key=price)
 
-  def _may_fit(self, change: Change) -> bool:
-    if change.rounded and not self.rounds:
-      return False
-    if change.to == self.own and not change.rounded:
-      return False
-    needs = self.outlook.least_memory(change.to)
-    if change.rounded:  # two moments of 4 bytes a parameter, of 12 with it
-      needs -= self.outlook.held(change.to) / 3
-    return needs <= self.outlook.usable
 
-  def settings(self, change: Change) -> dict:
-    made = change.to.settings(self.given, self.outlook.slices)
-    if change.rounded:
-      config = made['optimizer_config']
-      made['optimizer_config'] = dataclasses.replace(
-        config, moments_dtype='bfloat16'
-      )
-    return made
+def _least(outlook: Outlook, change: Change) -> float:
+  """Bytes: rounded moments take 8 of 12 bytes a parameter."""
+  saved = outlook.held(change.to) / 3 if change.rounded else 0
+  return outlook.least_memory(change.to) - saved
 
-  def text(self, change: Change) -> str:
-    """'mesh.data = 1, mesh.fsdp = 256': what differs."""
-    own, to = self.own.bindings(), change.to.bindings()
-    lines = [line for line in to if line not in own]
-    short = [line.removeprefix('sharding.') for line in lines]
-    return ', '.join([*short, *([ROUNDED] * change.rounded)])
 
-  def fitting(self) -> list[dict]:
-    """Three that fit, by quick plans; fewer where `TRIES` find no more.
+def _as_large(outlook: Outlook, change: Change, other: Change) -> bool:
+  """Whether it keeps no less than another."""
+  no_less = outlook.no_less(change.to, other.to)
+  return no_less and change.rounded <= other.rounded
 
-    Returns:
-      Rows of `change`, `costs`, `peak_hbm_gib`, `usable_hbm_gib`.
-    """
-    every, found = self.every(), []
 
-    def jobs() -> Iterator[tuple]:
-      for number, change in enumerate(every[:TRIES]):
-        if len(found) < WANTED:
-          yield number, self.settings(change), True
+def settings(outlook: Outlook, change: Change) -> dict:
+  made = change.to.settings(quick.settings(outlook.given), outlook.slices)
+  if change.rounded:
+    config = made['optimizer_config']
+    rounded = dataclasses.replace(config, moments_dtype='bfloat16')
+    made['optimizer_config'] = rounded
+  return made
 
-    for number, made in quick.planned(jobs(), quick.workers()):
-      if made.get('fits'):
-        found.append((number, made))
-    rows = []
-    for number, made in sorted(found, key=lambda pair: pair[0])[:WANTED]:
-      change = every[number]
-      figures = {k: made[k] for k in ('peak_hbm_gib', 'usable_hbm_gib')}
-      row = dict(change=self.text(change), costs=change.costs)
-      rows.append({**row, **figures})
-    return rows
+
+def costs(outlook: Outlook, change: Change) -> list[str]:
+  """What each changed setting does; none: nothing is changed."""
+  own, to, said = outlook.own, change.to, []
+  if to.mesh != own.mesh:
+    said.append('another mesh')
+  if to.remat != own.remat:
+    more = outlook.traced(to.remat).flops / outlook.traced(own.remat).flops - 1
+    said.append(f'{more:+.0%} computation')
+  if to.micro_batches != own.micro_batches:
+    said.append(f'parameters gathered {to.micro_batches} times')
+  return [*said, *(['moments are rounded'] * change.rounded)]
+
+
+def row(outlook: Outlook, change: Change, made: dict) -> dict:
+  """What `fitting` returns of a change and its quick plan."""
+  bound = outlook.own.bindings()
+  lines = [line for line in change.to.bindings() if line not in bound]
+  lines += [ROUNDED] * change.rounded
+  least, most = outlook.step_range(
+    change.to, made['time_split_s'], outlook.assumed
+  )
+  seconds = f'a step about {least:.1f} to {most:.1f} s'
+  return {
+    'change': ', '.join(line.removeprefix('sharding.') for line in lines),
+    'costs': ', '.join([*costs(outlook, change), seconds]),
+    'peak_hbm_gib': made['peak_hbm_gib'],
+    'usable_hbm_gib': made['usable_hbm_gib'],
+  }

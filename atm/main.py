@@ -134,29 +134,33 @@ def plan() -> None:
 
 
 def of_pod(name: str) -> dict:
-  """Settings of `plan.plan` with a pods file after all others.
+  """Settings of `plan.plan` with a pods file in place of the one given.
 
   Args:
-    name: 'v5p_4x4x8', or with pods/ and .gin as --gin_file has it.
+    name: 'v5p_4x4x8'.
 
   Raises:
     UserError: no such file.
   """
-  from atm.sharding import did_you_mean
+  from atm import sharding
 
-  short = name.removeprefix('pods/').removesuffix('.gin')
-  path = f'pods/{short}.gin'
-  if path not in shipped_files() and not os.path.isfile(path):
-    known = [f[5:-4] for f in shipped_files() if f.startswith('pods/')]
-    raise UserError(
-      f'PODS: no pods file {name!r}.' + did_you_mean(short, known)
-    )
+  known = [
+    os.path.basename(f)[:-4] for f in shipped_files() if f[:5] == 'pods/'
+  ]
+  try:
+    path = find_file(f'pods/{name}.gin')
+  except UserError:
+    near = sharding.did_you_mean(name, known)
+    raise UserError(f'PODS: no pods file {name!r}.' + near) from None
   files, bindings, modules = _given
   own = [f for f in files if os.path.basename(os.path.dirname(f)) != 'pods']
   with gin.unlock_config():
     gin.clear_config()
-    configure([*own, find_file(path)], bindings, modules)
-  return gin.get_configurable('plan.plan')(instead=dict)
+    configure([*own, path], bindings, modules)
+    given = gin.get_configurable('plan.plan')(instead=dict)
+  # Bound now: the next pods file brings another mesh.
+  bound = gin.get_bindings(sharding.mesh)
+  return {**given, 'make_mesh': functools.partial(sharding.mesh, **bound)}
 
 
 def vocab() -> None:

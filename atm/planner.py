@@ -6,9 +6,8 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 
-from atm import chips, estimate, plan, quick, search_page, sharding
+from atm import changes, chips, estimate, plan, quick, search_page
 from atm.candidates import SHARE
-from atm.changes import Changes
 from atm.search import Search, headroom, write
 
 PODS_FILE = 'pods.json'
@@ -44,7 +43,8 @@ def run(
     )
   given = run_plan(instead=dict)
   if pods:
-    settings = {name: of_pod(name) for name in pods}
+    short = [n.removeprefix('pods/').removesuffix('.gin') for n in pods]
+    settings = {name: of_pod(name) for name in short}
     return by_pods(settings, search, given['say'], given['model_dir'])
   if search:
     return Search(given).done()
@@ -52,11 +52,11 @@ def run(
 
 
 def fitting(given: dict) -> list[dict]:
-  """Changes of a run that fit; see `Changes.fitting`."""
+  """Changes of a run that do; see `changes.fitting`."""
   if given['topology'] is None:
     return []
-  given['say']('it does not fit: trying changes')
-  return Changes(given).fitting()
+  given['say']('it does not fit: trying changes that may')
+  return changes.fitting(given)
 
 
 def by_pods(
@@ -110,19 +110,11 @@ def _known(given: dict) -> dict:
 
 def _planned(settings: dict, say, model_dir) -> Iterator[tuple[str, dict]]:
   jobs = (
-    (name, {**quick.settings(given), 'make_mesh': fixed(given)}, True)
-    for name, given in settings.items()
+    (name, quick.settings(given), True) for name, given in settings.items()
   )
   for name, made in quick.planned(jobs, quick.workers()):
     row = {'error': made['error']} if 'error' in made else _row(made)
     yield name, row
-
-
-def fixed(given: dict) -> Callable:
-  """The mesh of a run as a callable that pickles."""
-  pod = chips.pod(given['topology'])
-  shape = given['make_mesh'](devices=chips.devices(pod)).shape
-  return functools.partial(sharding.mesh, **shape)
 
 
 def _row(made: dict) -> dict:

@@ -62,7 +62,7 @@ class Search:
     finally:
       found = self.found()
       self.say(search_page.text(found))
-      write(found, self.given['model_dir'])
+      self._write(found)
     return found
 
   # --- Quick plans
@@ -93,11 +93,7 @@ class Search:
         self._leave(TOO_LARGE, [candidate])
       else:
         fits.append(candidate)
-    return fits[:1] + sorted(fits[1:], key=self._by_formula)
-
-  def _by_formula(self, candidate: Candidate) -> float:
-    split = self.outlook.split(candidate)
-    return sum(self.outlook.step_range(candidate, split, self.outlook.assumed))
+    return fits[:1] + sorted(fits[1:], key=self.outlook.formula)
 
   def _jobs(self, queue: list[Candidate]) -> Iterator[tuple]:
     """Takes from the queue what is worth trying as processes get free.
@@ -128,13 +124,8 @@ class Search:
     return (candidate, fast), settings, fast
 
   def _hopeless(self, candidate: Candidate) -> bool:
-    """Whether one on the same mesh that keeps no more did not fit."""
-    kept = lambda c: self.outlook.traced(c.remat).kept
     return any(
-      row['fits'] is False
-      and other.mesh == candidate.mesh
-      and other.micro_batches >= candidate.micro_batches
-      and kept(other) <= kept(candidate)
+      row['fits'] is False and self.outlook.no_less(candidate, other)
       for other, row in self.rows.items()
     )
 
@@ -208,6 +199,12 @@ class Search:
     return own or next(iter(known.values()), self.outlook.assumed)
 
   # --- What was found
+
+  def _write(self, found: dict) -> None:
+    folder = self.given['model_dir']
+    write(found, folder)
+    if folder is not None and any(r['peak_hbm_gib'] for r in found['rows']):
+      search_page.picture(found, os.path.join(folder, search_page.PICTURE))
 
   def found(self) -> dict:
     """What search.json holds.
@@ -287,7 +284,7 @@ def timed(row: dict) -> bool:
 
 
 def write(found: dict, model_dir: str | None, name: str = SEARCH_FILE) -> None:
-  """model_dir/search.json and search.png."""
+  """model_dir/`name`, whole or not at all."""
   if model_dir is None:
     return
   os.makedirs(model_dir, exist_ok=True)
@@ -295,5 +292,3 @@ def write(found: dict, model_dir: str | None, name: str = SEARCH_FILE) -> None:
   with open(path + '.tmp', 'w') as f:
     json.dump(found, f, indent=1)
   os.replace(path + '.tmp', path)
-  if found.get('rows'):
-    search_page.picture(found, os.path.join(model_dir, search_page.PICTURE))
