@@ -303,12 +303,19 @@ def of_reductions(rows, mesh) -> list[str]:
   """Sums over the axis that splits parameters, where each keeps but a part."""
   found = []
   for row in rows:
-    meant = row['kind'] == 'all-reduce' and 'fsdp' in row['axes']
-    if meant and row['wire_bytes'] > LARGE:
+    if row['kind'] != 'all-reduce' or 'fsdp' not in row['axes']:
+      continue
+    axes, padded = ' x '.join(row['axes']), row.get('padded', 0)
+    if padded > LARGE:
       found.append(
-        f'all-reduce over {" x ".join(row["axes"])}, '
-        f'{row["wire_bytes"] / 1e9:.1f} GB on the wire, most of it at '
-        f'{row["source"] or "?"}: a reduce-scatter would send half'
+        f'gathers over {axes} are done as all-reduces of arrays that are zero '
+        f"but for a part: {padded / 1e9:.1f} GB on the wire, twice a gather's"
+      )
+    if row['wire_bytes'] - padded > LARGE:
+      found.append(
+        f'all-reduce over {axes}, '
+        f'{(row["wire_bytes"] - padded) / 1e9:.1f} GB on the wire, most of it '
+        f'at {row["source"] or "?"}: a reduce-scatter would send half'
       )
   if found and mesh.shape['data'] == mesh.shape['slice'] == 1:
     found[-1] += '; mesh.data = 2 beside fsdp may bring it'

@@ -356,7 +356,7 @@ def test_what_does_not_fit_is_read_off_the_message():
   found = memory.overflow(REFUSED)
   assert found['used'] == 19.19 * 2**30
   assert found['usable'] == 15.75 * 2**30
-  assert found['temporaries_only'] and not found['largest']
+  assert not found['largest']
   assert memory.overflow('INTERNAL: something else') is None
 
 
