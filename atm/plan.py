@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import importlib.metadata
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -40,6 +42,7 @@ from atm import (
 from atm.sharding import NamedSharding, Rules
 
 PLAN_FILE = 'plan.json'
+DUMPED = '*.after_codegen.txt'  # of xla_dump_to: the program as as_text has it
 LARGE = 64 * 2**20  # bytes: what a warning is worth
 
 
@@ -132,7 +135,8 @@ def plan(
     **hardware_flops(traced.jaxpr.jaxpr),
     'changes': [],
   }
-  made |= estimates(compiled, target, made)
+  text = compiled and program_text(compiled, traced, target, xla_options)
+  made |= estimates(text, target, made)
   made |= estimate.totals(
     made, target, batch_size * sum(sizes.both), train_steps
   )
@@ -208,6 +212,24 @@ def compile_or_overflow(traced, target: chips.Target, options):
     raise
 
 
+def program_text(compiled, traced, target: chips.Target, options) -> str:
+  """The compiled program's text, if need be as a second compilation dumps it.
+
+  A libtpu newer than JAX's own compiles, but its programs cannot be read back.
+  """
+  try:
+    return compiled.as_text()
+  except (jax.errors.JaxRuntimeError, NotImplementedError):
+    with tempfile.TemporaryDirectory(prefix='atm_plan_') as folder:
+      dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+      xla.compiled(traced.lower(), target.platform, {**(options or {}), **dump})
+      found = glob.glob(os.path.join(folder, DUMPED))
+      if not found:
+        raise
+      with open(found[0]) as f:
+        return f.read()
+
+
 def versions() -> dict[str, str | None]:
   found = {}
   for name in ('jax', 'jaxlib', 'libtpu'):
@@ -252,12 +274,12 @@ def live(jaxpr):
 # --- Time
 
 
-def estimates(compiled, target: chips.Target, made: dict) -> dict:
+def estimates(text: str | None, target: chips.Target, made: dict) -> dict:
   """What the compiled program says of traffic, cycles and large arrays."""
   nothing = ('collectives', 'cycles', 'largest_arrays', 'step_time_range_s')
-  if compiled is None:
+  if text is None:
     return dict.fromkeys((*nothing, 'time_split_s', 'unknown_loops'))
-  program = hlo.Program(compiled.as_text())
+  program = hlo.Program(text)
   rows = wire.collectives(program, dict(target.mesh.shape))
   cycles = program.cycles()
   split = time_range = None
