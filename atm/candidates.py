@@ -192,9 +192,13 @@ class Outlook:
     )
 
   def least_memory(self, candidate: Candidate) -> float:
-    """Bytes that a chip needs at least: its state, and what loops keep."""
-    shards = self._row_shards(candidate) * candidate.micro_batches
-    return self.held(candidate) + self.traced(candidate.remat).kept / shards
+    """Bytes that a chip needs at least: its state, and what loops keep.
+
+    As if `tensor` split all that they keep: it does heads and mlp.
+    """
+    parts = self._row_shards(candidate) * candidate.tensor
+    parts *= candidate.micro_batches
+    return self.held(candidate) + self.traced(candidate.remat).kept / parts
 
   def held(self, candidate: Candidate) -> int:
     """Bytes of a chip's parameters and optimizer."""

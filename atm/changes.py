@@ -21,7 +21,7 @@ class Change:
   rounded: bool
 
 
-def fitting(given: dict) -> list[dict]:
+def fitting(given: dict, needs: float) -> list[dict]:
   """Three changes that fit, by quick plans; fewer if `TRIES` find no more.
 
   Those of fewest settings first, a mesh being one, then the fastest by the
@@ -29,12 +29,13 @@ def fitting(given: dict) -> list[dict]:
 
   Args:
     given: settings of `plan.plan`, of a run that does not fit its pod.
+    needs: bytes of a chip that it takes.
 
   Returns:
     Rows of `change`, `costs`, `peak_hbm_gib`, `usable_hbm_gib`.
   """
   outlook = Outlook(given)
-  queue, found, failed = possible(outlook), [], []
+  queue, found, failed = possible(outlook, needs), [], []
 
   def jobs() -> Iterator[tuple]:
     tries = 0
@@ -54,8 +55,12 @@ def fitting(given: dict) -> list[dict]:
   return [row(outlook, change, made) for _, change, made in found[:WANTED]]
 
 
-def possible(outlook: Outlook) -> list[Change]:
-  """All that may fit, the cheapest first."""
+def possible(outlook: Outlook, needs: float) -> list[Change]:
+  """All that may fit, the cheapest first.
+
+  What the run needs beyond the least that is known of it, others are taken to
+  need, too, or as much in proportion if that is less.
+  """
   kind = optimizer.kind(outlook.given['optimizer_config'])
   halves = kind['name'] == 'adamw' and kind['moments_dtype'] != 'bfloat16'
   every = [
@@ -63,7 +68,14 @@ def possible(outlook: Outlook) -> list[Change]:
     for to in outlook.candidates()
     for rounded in ((False, True) if halves else (False,))
   ]
-  some = [c for c in every if _least(outlook, c) <= outlook.usable]
+  least = outlook.least_memory(outlook.own)
+
+  def may_fit(change):
+    known = _least(outlook, change)
+    beyond = max(0, needs - least) * min(1, known / least)
+    return known + beyond <= outlook.usable
+
+  some = [change for change in every if may_fit(change)]
   price = lambda c: (len(costs(outlook, c)), c.rounded, outlook.formula(c.to))
   return sorted((c for c in some if costs(outlook, c)), key=price)
 

@@ -82,8 +82,9 @@ def plan(
     start: called before this machine's devices are used.
     say: prints a line.
     compiler: `compile_or_overflow`, or what returns the like of it.
-    tried: called for a step that does not fit; returns changes that do, as
-      `memory.changes` has them, or none: then those are said.
+    tried: called with the bytes that a step needs which does not fit; returns
+      changes that do, see `changes.fitting`, or none: then those of
+      `memory.changes` are said.
     instead: gets all of these settings by name, in place of planning.
 
   Returns:
@@ -146,7 +147,9 @@ def plan(
     made['largest_buffers'] = made['largest_buffers'] or memory.kept_by_loops(
       traced.jaxpr.jaxpr, batch_size, parts
     )
-    made['changes'] = (tried and tried()) or memory.changes(
+    made['changes'] = (
+      tried and tried(made['memory']['peak'])
+    ) or memory.changes(
       made, model_config, optimizer_config, mesh, batch_size // parts,
       micro_batches,
     )  # fmt: skip

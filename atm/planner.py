@@ -51,12 +51,12 @@ def run(
   return run_plan(tried=functools.partial(fitting, given))
 
 
-def fitting(given: dict) -> list[dict]:
+def fitting(given: dict, needs: float) -> list[dict]:
   """Changes of a run that do; see `changes.fitting`."""
   if given['topology'] is None:
     return []
   given['say']('it does not fit: trying changes that may')
-  return changes.fitting(given)
+  return changes.fitting(given, needs)
 
 
 def by_pods(

@@ -24,7 +24,7 @@ HEADROOM = 0.1  # of a chip's memory: left where any candidate leaves it
 TOO_LARGE = 'need more than a chip has, by state and what layers keep'
 LARGER = 'keep no less than one that did not fit'
 SLOWER = 'are slower by the formula than those tried'
-STOPPED = 'were left when it was stopped'
+STOPPED = 'were not tried when it was stopped'
 
 
 class Search:
@@ -55,11 +55,13 @@ class Search:
 
   def done(self) -> dict:
     """Searches, prints and writes; what was found so far if interrupted."""
+    queue = self._queue()
     try:
-      self._try_many()
+      self._try_many(queue)
       self._plan_best()
       self.finished = True
     finally:
+      self._leave(SLOWER if self.finished else STOPPED, queue)
       found = self.found()
       self.say(search_page.text(found))
       self._write(found)
@@ -67,8 +69,7 @@ class Search:
 
   # --- Quick plans
 
-  def _try_many(self) -> None:
-    queue = self._queue()
+  def _try_many(self, queue: list[Candidate]) -> None:
     count = min(TRIES, len(queue))
     pod = self.outlook.pod
     self.say(
@@ -83,7 +84,6 @@ class Search:
         continue
       self._add(candidate, made)
       self._told(candidate, count, began)
-    self._leave(SLOWER, queue)
 
   def _queue(self) -> list[Candidate]:
     """Candidates that may fit, the run's own first, then by the formula."""
