@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.interpreters import partial_eval
 
 from atm import (
@@ -179,6 +180,7 @@ def aim(
   jax.config.update('jax_platforms', 'cpu')  # libtpu makes JAX look for a TPU
   # A program for absent devices could be written to the cache, but not read.
   jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # whether there is one is asked once
   pod = chips.pod(topology)
   return chips.Target(make_mesh(devices=chips.devices(pod)), pod)
 

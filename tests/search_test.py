@@ -408,50 +408,52 @@ SMALL = dict(
 )  # fmt: skip
 
 
+@pytest.fixture(scope='module')
+def whole():
+  return plan.plan(**run(**SMALL))
+
+
 @libtpu
-def test_a_quick_plan_says_what_a_whole_one_does():
-  """Memory within 5%, and the same traffic. Of a step that does not fit, the
-  figure that the compiler refuses it with.
+def test_a_quick_plan_says_what_a_whole_one_does(whole):
+  """The same traffic, and memory but for 64 MiB that whole programs keep free
+  for collectives. Of a step that does not fit, the compiler's own figure.
 
   Fault seen: the report of another memory of the chip read.
   """
   small = quick.settings(run(**SMALL))
   large = {**small, 'batch_size': 2**17}
-  jobs = [
-    ((size, fast), settings, fast)
-    for size, settings in (('small', small), ('large', large))
-    for fast in (True, False)
-  ]
+  jobs = [('small', small, True), ('large', large, True), (0, large, False)]
   made = dict(quick.planned(jobs, 2))
-  fast, whole = made['small', True], made['small', False]
+  fast = made['small']
   assert fast['fits'] and fast['collectives'] == whole['collectives']
-  assert fast['memory']['peak'] == pytest.approx(
+  assert fast['memory']['peak'] + 2**26 == pytest.approx(
     whole['memory']['peak'], rel=0.05
   )
-  fast, whole = made['large', True], made['large', False]
-  assert fast['fits'] is whole['fits'] is False
-  assert fast['peak_hbm_gib'] == pytest.approx(whole['peak_hbm_gib'], rel=1e-3)
+  fast, refused = made['large'], made[0]
+  assert fast['fits'] is refused['fits'] is False
+  assert fast['peak_hbm_gib'] == pytest.approx(
+    refused['peak_hbm_gib'], rel=1e-3
+  )
 
 
 @libtpu
 def test_a_search_of_a_small_model(monkeypatch):
-  monkeypatch.setattr(search, 'TRIES', 3)
+  monkeypatch.setattr(search, 'TRIES', 2)
   monkeypatch.setattr(search, 'BEST', 1)
   lines = []
   found = Search(run(**SMALL, say=lines.append)).done()
-  assert found['finished'] and len(found['rows']) == 3
+  assert found['finished'] and len(found['rows']) == 2
   assert all(r['fits'] and r['wire_bytes'] for r in found['rows'])
   assert found['best'] and 'estimated' in lines[-1]
 
 
 @libtpu
-def test_a_program_that_cannot_be_read_back_is_read_off_the_dump(monkeypatch):
-  given = run(**SMALL)
-  whole = plan.plan(**given)
-
+def test_a_program_that_cannot_be_read_back_is_read_off_the_dump(
+  monkeypatch, whole
+):
   def fails(compiled):
     raise jax.errors.JaxRuntimeError('no')
 
   monkeypatch.setattr(jax.stages.Compiled, 'as_text', fails)
-  made = plan.plan(**given)
+  made = plan.plan(**run(**SMALL))
   assert {k for k in made if made[k] != whole[k]} <= {'compile_seconds'}
