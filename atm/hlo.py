@@ -237,6 +237,11 @@ class Program:
           found |= {callee for _, callee in line.called}
     return found
 
+  def writes_a_part(self, line: Instruction) -> bool:
+    """Whether it makes an array by writing a part of another."""
+    parts = {'dynamic-update-slice', 'pad'}
+    return bool(self._opcodes(line) & parts)
+
   def cycles(self) -> dict[str, float]:
     """The compiler's estimated cycles by group of operations, loops included.
 

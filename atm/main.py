@@ -55,6 +55,7 @@ def configurables() -> tuple[Callable, ...]:
     model,
     optimizer,
     plan,
+    planner,
     run_page,
     sharding,
     suite,
@@ -78,6 +79,7 @@ def configurables() -> tuple[Callable, ...]:
     model.Config,
     optimizer.Config,
     plan.plan,
+    planner.run,
     run_page.write,
     sharding.Rules,
     sharding.mesh,
@@ -126,7 +128,39 @@ def config_text() -> str:
 
 def plan() -> None:
   start = gin.get_configurable('sharding.start')
-  gin.get_configurable('plan.plan')(start=start)
+  gin.get_configurable('planner.run')(
+    functools.partial(gin.get_configurable('plan.plan'), start=start), of_pod
+  )
+
+
+def of_pod(name: str) -> dict:
+  """Settings of `plan.plan` with a pods file in place of the one given.
+
+  Args:
+    name: 'v5p_4x4x8'.
+
+  Raises:
+    UserError: no such file.
+  """
+  from atm import sharding
+
+  known = [
+    os.path.basename(f)[:-4] for f in shipped_files() if f[:5] == 'pods/'
+  ]
+  try:
+    path = find_file(f'pods/{name}.gin')
+  except UserError:
+    near = sharding.did_you_mean(name, known)
+    raise UserError(f'PODS: no pods file {name!r}.' + near) from None
+  files, bindings, modules = _given
+  own = [f for f in files if os.path.basename(os.path.dirname(f)) != 'pods']
+  with gin.unlock_config():
+    gin.clear_config()
+    configure([*own, path], bindings, modules)
+    given = gin.get_configurable('plan.plan')(instead=dict)
+  # Bound now: the next pods file brings another mesh.
+  bound = gin.get_bindings(sharding.mesh)
+  return {**given, 'make_mesh': functools.partial(sharding.mesh, **bound)}
 
 
 def vocab() -> None:

@@ -63,7 +63,7 @@ def account(state, batch, compiled, overflow: dict | None, pod) -> dict:
     said = compiled.memory_analysis()
     heap, peak = said.temp_size_in_bytes, said.peak_memory_in_bytes
   else:
-    heap, peak = None, overflow['used'] + given * overflow['temporaries_only']
+    heap, peak = None, overflow['used']
   usable = pod.chip.usable if pod else None
   if overflow:
     usable = overflow['usable']
@@ -85,10 +85,11 @@ def overflow(said: str) -> dict | None:
   """What a compiler's message of too little memory says; None if it is not one.
 
   Returns:
-    `used` and `usable` bytes; `temporaries_only`, whether `used` leaves out the
-    arguments; `largest`, rows of `bytes`, `shape`, `source` and `op_name`.
+    `used` and `usable` bytes; `largest`, rows of `bytes`, `shape`, `source` and
+    `op_name`. What the message calls HLO temporaries has the arguments in it:
+    it is the total of the compiler's own report of its memory.
   """
-  for number, pattern in enumerate(_USED):
+  for pattern in _USED:
     if found := pattern.search(said):
       used, usable = (
         bytes_of(*found.groups()[:2]),
@@ -98,7 +99,6 @@ def overflow(said: str) -> dict | None:
       return {
         'used': used,
         'usable': usable,
-        'temporaries_only': number == 1,
         'largest': largest,
       }
   return None

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import importlib.metadata
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.interpreters import partial_eval
 
 from atm import (
@@ -40,6 +43,7 @@ from atm import (
 from atm.sharding import NamedSharding, Rules
 
 PLAN_FILE = 'plan.json'
+DUMPED = '*.after_codegen.txt'  # of xla_dump_to: the program as as_text has it
 LARGE = 64 * 2**20  # bytes: what a warning is worth
 
 
@@ -61,6 +65,9 @@ def plan(
   model_dir: str | None = None,
   start: Callable[[], None] = lambda: None,
   say: Callable[[str], None] = print,
+  compiler: Callable | None = None,
+  tried: Callable | None = None,
+  instead: Callable | None = None,
 ) -> dict:
   """Compiles a run's step for a pod, and says what it will do.
 
@@ -75,6 +82,11 @@ def plan(
     model_dir: gets plan.json; None writes nothing.
     start: called before this machine's devices are used.
     say: prints a line.
+    compiler: `compile_or_overflow`, or what returns the like of it.
+    tried: called with the bytes that a step needs which does not fit; returns
+      changes that do, see `changes.fitting`, or none: then those of
+      `memory.changes` are said.
+    instead: gets all of these settings by name, in place of planning.
 
   Returns:
     What plan.json holds; None for what is not known. Sizes are a device's, in
@@ -84,6 +96,8 @@ def plan(
     ValueError: settings that do not fit each other or the pod, or libtpu is
       missing.
   """
+  if instead is not None:
+    return instead(dict(locals()))
   checks.check_numbers(BATCH_SIZE=batch_size, TRAIN_STEPS=train_steps)
   checks.check_freeze(freeze_encoder_steps)
   checks.check_z_loss(z_loss)
@@ -99,12 +113,15 @@ def plan(
   update = functools.partial(
     step.train_step, seed=seed, z_loss=z_loss, micro_batches=micro_batches
   )
+  counted = counted_flops(update, model_config, tx, state, batch)
   say(f'compiling the step for {describe(target)}')
   clock = time.perf_counter()
   with sharding.use(mesh, rules):
     run = functools.partial(update, net, tx, frozen=False)
     traced = xla.jitted(run, state).trace(state, batch)
-    compiled, overflow = compile_or_overflow(traced, target, xla_options)
+    compiled, overflow = (compiler or compile_or_overflow)(
+      traced, target, xla_options
+    )
   made = {
     'topology': topology,
     'mesh': dict(mesh.shape),
@@ -116,11 +133,12 @@ def plan(
     'checkpoint_bytes': memory.whole(state),
     **memory.account(state, batch, compiled, overflow, target.pod),
     'model_flops': metrics.train_flops(model_config, batch_size, *sizes.both),
-    'flops_counted': counted_flops(update, model_config, tx, state, batch),
+    'flops_counted': counted,
     **hardware_flops(traced.jaxpr.jaxpr),
     'changes': [],
   }
-  made |= estimates(compiled, target, made)
+  text = compiled and program_text(compiled, traced, target, xla_options)
+  made |= estimates(text, target, made)
   made |= estimate.totals(
     made, target, batch_size * sum(sizes.both), train_steps
   )
@@ -130,7 +148,9 @@ def plan(
     made['largest_buffers'] = made['largest_buffers'] or memory.kept_by_loops(
       traced.jaxpr.jaxpr, batch_size, parts
     )
-    made['changes'] = memory.changes(
+    made['changes'] = (
+      tried and tried(made['memory']['peak'])
+    ) or memory.changes(
       made, model_config, optimizer_config, mesh, batch_size // parts,
       micro_batches,
     )  # fmt: skip
@@ -160,6 +180,7 @@ def aim(
   jax.config.update('jax_platforms', 'cpu')  # libtpu makes JAX look for a TPU
   # A program for absent devices could be written to the cache, but not read.
   jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # whether there is one is asked once
   pod = chips.pod(topology)
   return chips.Target(make_mesh(devices=chips.devices(pod)), pod)
 
@@ -194,6 +215,24 @@ def compile_or_overflow(traced, target: chips.Target, options):
     if overflow := memory.overflow(str(e)):
       return None, overflow
     raise
+
+
+def program_text(compiled, traced, target: chips.Target, options) -> str:
+  """The compiled program's text, if need be as a second compilation dumps it.
+
+  A libtpu newer than JAX's own compiles, but its programs cannot be read back.
+  """
+  try:
+    return compiled.as_text()
+  except (jax.errors.JaxRuntimeError, NotImplementedError):
+    with tempfile.TemporaryDirectory(prefix='atm_plan_') as folder:
+      dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+      xla.compiled(traced.lower(), target.platform, {**(options or {}), **dump})
+      found = glob.glob(os.path.join(folder, DUMPED))
+      if not found:
+        raise
+      with open(found[0]) as f:
+        return f.read()
 
 
 def versions() -> dict[str, str | None]:
@@ -240,12 +279,12 @@ def live(jaxpr):
 # --- Time
 
 
-def estimates(compiled, target: chips.Target, made: dict) -> dict:
+def estimates(text: str | None, target: chips.Target, made: dict) -> dict:
   """What the compiled program says of traffic, cycles and large arrays."""
   nothing = ('collectives', 'cycles', 'largest_arrays', 'step_time_range_s')
-  if compiled is None:
+  if text is None:
     return dict.fromkeys((*nothing, 'time_split_s', 'unknown_loops'))
-  program = hlo.Program(compiled.as_text())
+  program = hlo.Program(text)
   rows = wire.collectives(program, dict(target.mesh.shape))
   cycles = program.cycles()
   split = time_range = None
@@ -291,12 +330,19 @@ def of_reductions(rows, mesh) -> list[str]:
   """Sums over the axis that splits parameters, where each keeps but a part."""
   found = []
   for row in rows:
-    meant = row['kind'] == 'all-reduce' and 'fsdp' in row['axes']
-    if meant and row['wire_bytes'] > LARGE:
+    if row['kind'] != 'all-reduce' or 'fsdp' not in row['axes']:
+      continue
+    axes, padded = ' x '.join(row['axes']), row.get('padded', 0)
+    if padded > LARGE:
       found.append(
-        f'all-reduce over {" x ".join(row["axes"])}, '
-        f'{row["wire_bytes"] / 1e9:.1f} GB on the wire, most of it at '
-        f'{row["source"] or "?"}: a reduce-scatter would send half'
+        f'gathers over {axes} are done as all-reduces of arrays that are zero '
+        f"but for a part: {padded / 1e9:.1f} GB on the wire, twice a gather's"
+      )
+    if row['wire_bytes'] - padded > LARGE:
+      found.append(
+        f'all-reduce over {axes}, '
+        f'{(row["wire_bytes"] - padded) / 1e9:.1f} GB on the wire, most of it '
+        f'at {row["source"] or "?"}: a reduce-scatter would send half'
       )
   if found and mesh.shape['data'] == mesh.shape['slice'] == 1:
     found[-1] += '; mesh.data = 2 beside fsdp may bring it'

@@ -74,12 +74,24 @@ def verdict(made: dict) -> str:
     return f'fits: {share} at the peak, {1 - peak / usable:.0%} left'
   lines = [f'does not fit: needs {share}']
   if made['changes']:
-    lines.append('changes that would help, cheapest first (estimated savings):')
-    lines += [
-      f'  - {c["change"]}: about {size(c["saves"])} less; {c["costs"]}'
-      for c in made['changes']
-    ]
+    estimated = 'saves' in made['changes'][0]
+    lines.append(
+      'changes that would help, cheapest first (estimated savings):'
+      if estimated
+      else 'changes that fit, each tried, cheapest first:'
+    )
+    lines += [f'  - {change(c)}' for c in made['changes']]
   return '\n'.join(lines)
+
+
+def change(row: dict) -> str:
+  """One of what fits by a quick plan, or of `memory.changes`."""
+  if 'saves' in row:
+    result = f'about {size(row["saves"])} less'
+  else:
+    peak, usable = row['peak_hbm_gib'], row['usable_hbm_gib']
+    result = f'{peak:.2f} of {usable:.2f} GiB'
+  return f'{row["change"]}: {result}; {row["costs"]}'
 
 
 def memory(made: dict) -> str:

@@ -17,6 +17,8 @@ _MESH = re.compile(
   r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))?'
   r' \{([^}]*)\}'
 )
+# What goes to other slices by the hosts' network: a send of libtpu's own kind.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _PAIRS = re.compile(r'source_target_pairs=\{(\{.*?\})\}')
 
 
@@ -30,32 +32,66 @@ def collectives(program: Program, sizes: dict[str, int]) -> list[dict]:
   Returns:
     Rows of `kind`; `axes` of the mesh that a group spans, `group` its
     devices; `count` a step; `wire_bytes` that a device sends a step if the
-    groups are rings; `asynchronous`, whether it may run beside something
-    else; `source`, where most of the bytes come from.
+    groups are rings; of them `padded`, which sum arrays that are zero but
+    for a device's part: gathers, at twice their price; `asynchronous`,
+    whether it may run beside something else; `source`, where most of the
+    bytes come from.
   """
   rows: dict[tuple, dict] = {}
   for line, computation, times in program.running():
-    kind = line.opcode.removesuffix('-start')
-    if kind not in COLLECTIVES or computation in program.continued:
+    if computation in program.continued:
       continue
-    kind = _meant(kind, computation)
-    members = groups(line.rest, math.prod(sizes.values()))
-    n = len(members[0])
-    asynchronous = line.opcode != kind and line.opcode.endswith('-start')
-    asynchronous |= computation in program.asynchronous
-    key = kind, axes_of(members, sizes), n, asynchronous
+    if (key := _key(program, line, computation, sizes)) is None:
+      continue
     names = 'kind', 'axes', 'group', 'asynchronous'
-    row = rows.setdefault(
-      key, {**dict(zip(names, key)), 'count': 0, 'wire_bytes': 0, 'from': {}}
-    )
+    nothing = {'count': 0, 'wire_bytes': 0, 'padded': 0, 'from': {}}
+    row = rows.setdefault(key, {**dict(zip(names, key)), **nothing})
+    kind, _, n, _ = key
     sent = times * wire_bytes(line, kind, n)
     row['count'] += times
     row['wire_bytes'] += sent
+    if kind == 'all-reduce':
+      row['padded'] += sent * _padded(program, line, computation)
     where = program.source(line, computation) or line.op_name
     row['from'][where] = row['from'].get(where, 0) + sent
   for row in rows.values():
     row['source'] = max(origin := row.pop('from'), key=origin.get)
   return sorted(rows.values(), key=lambda row: -row['wire_bytes'])
+
+
+def _key(program: Program, line: Instruction, computation: str, sizes):
+  """(kind, axes, group, asynchronous) of a collective; None: it is none."""
+  between = _BETWEEN_SLICES.search(line.rest)
+  if line.opcode == 'send' and between:
+    kind = between[1].lower().replace('_', '-')
+    return kind, ('slice',), sizes['slice'], True
+  kind = line.opcode.removesuffix('-start')
+  if kind not in COLLECTIVES:
+    return None
+  kind = _meant(kind, computation)
+  members = groups(line.rest, math.prod(sizes.values()))
+  asynchronous = line.opcode != kind and line.opcode.endswith('-start')
+  asynchronous |= computation in program.asynchronous
+  return kind, axes_of(members, sizes), len(members[0]), asynchronous
+
+
+def _padded(program: Program, line: Instruction, computation: str) -> float:
+  """The share of what an all-reduce sums that was written into zeros.
+
+  So XLA gathers where it takes a ring for too slow: each device's part goes
+  into an array of zeros, and the sum is the whole.
+  """
+  names = re.findall(r'%([\w.\-]+)', line.rest.partition(')')[0])
+  sizes = arrays(line.shape)
+  if len(names) != len(sizes):
+    return 0.0
+  made = {of.name: of for of in program.computations[computation]}
+  zeros = sum(
+    size
+    for name, size in zip(names, sizes)
+    if name in made and program.writes_a_part(made[name])
+  )
+  return zeros / max(1, sum(sizes))
 
 
 def _meant(kind: str, computation: str) -> str:
@@ -148,7 +184,9 @@ def wire_bytes(line: Instruction, kind: str, n: int) -> float:
   """
   sizes = arrays(line.shape)
   whole = sum(sizes)
-  if line.opcode == 'all-gather-start':  # (what goes in, what comes out)
+  if line.opcode == 'send':  # (what is sent, a number, a token)
+    whole = max(sizes)
+  elif line.opcode == 'all-gather-start':  # (what goes in, what comes out)
     whole *= n / (n + 1)
   elif line.opcode == 'reduce-scatter':
     whole *= n  # the text says what is left of it

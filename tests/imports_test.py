@@ -20,7 +20,7 @@ ORDER = (
   'warm_start choosing decode beams scoring evaluate checks goodput run_page '
   'progress interrupts lock failure loop trainer infer files asking suite chat '
   'convert report lm_eval harness chips hlo wire estimate memory plan_text '
-  'plan main'
+  'plan candidates quick changes search_page search planner main'
 ).split()
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',

@@ -319,6 +319,8 @@ def test_sums_of_gradients_that_could_be_scattered_are_named():
   )  # fmt: skip
   (said,) = plan.of_reductions([row], sharding.mesh(data=1, fsdp=8))
   assert '3.0 GB' in said and 'atm/x.py:1' in said and 'mesh.data' in said
+  (said,) = plan.of_reductions([{**row, 'padded': 2.99e9}], FSDP())
+  assert 'gathers over fsdp' in said and '3.0 GB' in said
   for other in (
     {'kind': 'reduce-scatter'}, {'axes': ('data',)}, {'wire_bytes': 1e6}
   ):  # fmt: skip
@@ -356,7 +358,7 @@ def test_what_does_not_fit_is_read_off_the_message():
   found = memory.overflow(REFUSED)
   assert found['used'] == 19.19 * 2**30
   assert found['usable'] == 15.75 * 2**30
-  assert found['temporaries_only'] and not found['largest']
+  assert not found['largest']
   assert memory.overflow('INTERNAL: something else') is None
 
 
