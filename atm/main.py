@@ -55,6 +55,7 @@ def configurables() -> tuple[Callable, ...]:
     model,
     optimizer,
     plan,
+    plan_decode,
     run_page,
     sharding,
     suite,
@@ -78,6 +79,8 @@ def configurables() -> tuple[Callable, ...]:
     model.Config,
     optimizer.Config,
     plan.plan,
+    plan_decode.plan_rows,
+    plan_decode.program,
     run_page.write,
     sharding.Rules,
     sharding.mesh,
@@ -126,7 +129,9 @@ def config_text() -> str:
 
 def plan() -> None:
   start = gin.get_configurable('sharding.start')
-  gin.get_configurable('plan.plan')(start=start)
+  train = gin.get_configurable('plan_decode.program')() == 'train'
+  name = 'plan.plan' if train else 'plan_decode.plan_rows'
+  gin.get_configurable(name)(start=start)
 
 
 def vocab() -> None:

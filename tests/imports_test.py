@@ -17,10 +17,10 @@ ORDER = (
   'scores noise objectives rows data stream units cache mixture samples page '
   'scales reading results_page compare look products loss attention layers '
   'model optimizer step xla integrity checkpoint intact layouts torch_file hf '
-  'warm_start choosing decode beams scoring evaluate checks goodput run_page '
-  'progress interrupts lock failure loop trainer infer files asking suite chat '
-  'convert report lm_eval harness chips hlo wire estimate memory plan_text '
-  'plan main'
+  'warm_start choosing decode beams buckets scoring evaluate checks goodput '
+  'run_page progress interrupts lock failure loop trainer infer files asking '
+  'suite chat convert report lm_eval harness chips hlo wire estimate memory '
+  'plan_text plan token_step serving decode_text plan_decode main'
 ).split()
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',

@@ -1,0 +1,287 @@
+"""What decoding or encoding will do on a pod, told without one.
+
+The programs of `atm infer` (buckets.py, decode.py, beams.py) compiled for the
+pod's devices: the largest batch that fits, and how fast a token can be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from atm import (
+  checks,
+  chips,
+  choosing,
+  data,
+  decode_text,
+  memory,
+  model,
+  plan,
+  serving,
+  sharding,
+)
+from atm.serving import Job
+from atm.sharding import Rules, check_choice
+
+PROGRAMS = ('train', 'decode', 'encode')
+COMPILES = 8  # at most, of a search
+
+
+def program(name: str = 'train') -> str:
+  """PROGRAM, what is planned.
+
+  Raises:
+    ValueError: it is none of PROGRAMS.
+  """
+  check_choice('PROGRAM', name, PROGRAMS)
+  return name
+
+
+def plan_rows(
+  lengths: dict[str, int],
+  model_config: model.Config,
+  program: str = 'decode',
+  config: choosing.Config = choosing.Config(),
+  make_mesh: Callable = sharding.mesh,
+  rules: Rules = Rules(),
+  topology: str | None = None,
+  weights: str | None = None,
+  batch_size: int | None = None,
+  model_dir: str | None = None,
+  start: Callable[[], None] = lambda: None,
+  say: Callable[[str], None] = print,
+) -> dict:
+  """Compiles what `atm infer` runs for a pod, and says what it will do.
+
+  Args:
+    lengths: `inputs`, ids of an encoder input; `targets`, tokens written.
+    program: 'decode', all that a batch takes; 'encode', the encoder alone.
+    config: how tokens are chosen; max_tokens is `lengths`'s.
+    weights: see `infer.load`.
+    batch_size: inputs at a time; None: the most that fit.
+    model_config, make_mesh, rules, topology, model_dir, start, say: see
+      `plan.plan`. The mesh is the one to serve with.
+
+  Returns:
+    What plan.json holds: of the largest batch that fits, or of `batch_size`;
+    `batches` has all that were compiled.
+
+  Raises:
+    ValueError: settings that do not fit each other or the pod, or libtpu is
+      missing.
+  """
+  sizes = data.Lengths.of(lengths)
+  target = plan.aim(topology, make_mesh, start)
+  check(program, target, rules, model_config, sizes, batch_size)
+  config = dataclasses.replace(config, max_tokens=sizes.targets)
+  net, params = serving.abstract_model(
+    model_config, weights, target.mesh, rules
+  )
+  job = Job(program, net, params, config, sizes.inputs, rules, target)
+  say(f'compiling {program} for {plan.describe(target)}')
+  if batch_size is None:
+    tried, best = search(job, say)
+  else:
+    best = serving.rows_planned(job, batch_size)
+    tried = [best]
+  made = {
+    **best,
+    'program': program,
+    'topology': topology,
+    'mesh': dict(target.mesh.shape),
+    'devices': target.mesh.size,
+    'lengths': {'inputs': sizes.inputs, 'targets': sizes.targets},
+    'weights': str(jax.tree.leaves(params)[0].dtype),
+    'choosing': dataclasses.asdict(config),
+    'params': sum(x.size for x in jax.tree.leaves(params)),
+    'versions': plan.versions(),
+    'searched': batch_size is None,
+    'batches': [brief(row) for row in tried],
+    'compile_seconds': sum(row['compile_seconds'] for row in tried),
+  }
+  made['warnings'] = warnings(made, job)
+  made['changes'] = changes(made, job) if made['fits'] is False else []
+  say(decode_text.page(made, target.pod))
+  plan.write(made, model_dir)
+  return made
+
+
+def check(program, target, rules, config, lengths, batch_size) -> None:
+  """Raises ValueError for what cannot be served, or not sensibly."""
+  check_choice('PROGRAM', program, PROGRAMS[1:])
+  mesh = target.mesh
+  fsdp = mesh.shape['fsdp']
+  if program == 'decode' and fsdp > 1:
+    tensor = math.gcd(mesh.size, config.decoder_heads)
+    raise ValueError(
+      f'mesh.fsdp = {fsdp}: decoding would gather all parameters for every '
+      'token. Serve with a mesh of tensor (and data): add '
+      f'--gin.sharding.mesh.fsdp=1 --gin.sharding.mesh.tensor={tensor} '
+      f'--gin.sharding.mesh.data={mesh.size // tensor}'
+    )
+  if batch_size is None and target.pod is None:
+    raise ValueError(
+      'DECODE_BATCH_SIZE = None, the most that fit: what fits on the devices '
+      'of this machine is not known. Give a number, or a TOPOLOGY'
+    )
+  unit = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
+  rows = unit if batch_size is None else batch_size
+  checks.check_numbers(DECODE_BATCH_SIZE=rows)
+  sharding.check_divides(mesh, rules, {'batch': ('DECODE_BATCH_SIZE', rows)})
+  checks.check_sizes(mesh, rules, config, lengths, unit)
+
+
+# --- The largest batch
+
+
+def search(job: Job, say) -> tuple[list[dict], dict]:
+  """(all that were compiled, by size; the largest that fits).
+
+  Memory is nearly linear in rows: two batches give a line, and the line the
+  next to try, until one fits and the next one up does not. Where none fits, the
+  smallest stands for the largest.
+  """
+  unit, usable = job.unit, job.target.pod.chip.usable
+  tried: dict[int, dict] = {}
+
+  def attempt(units: int) -> None:
+    made = tried[units] = serving.rows_planned(job, units * unit)
+    fits = 'fits' if made['fits'] else 'does not fit'
+    say(
+      f'  batch {made["batch_size"]}: {made["peak_hbm_gib"]:.2f} GiB, {fits} '
+      f'({made["compile_seconds"]:.0f} s)'
+    )
+
+  attempt(first_guess(job))
+  while len(tried) < COMPILES:
+    fit = [n for n in tried if tried[n]['fits']]
+    not_fit = [n for n in tried if not tried[n]['fits']]
+    low, high = max(fit, default=0), min(not_fit, default=math.inf)
+    if high == low + 1:
+      break
+    attempt(next_guess(tried, memory.held(job.params), usable, low, high))
+  rows = [tried[n] for n in sorted(tried)]
+  fitting = [row for row in rows if row['fits']]
+  return rows, (fitting[-1] if fitting else rows[0])
+
+
+def first_guess(job: Job) -> int:
+  """A power of two that the shapes say fills half of what is left."""
+  usable = job.target.pod.chip.usable - memory.held(job.params)
+  batch = job.batch(job.unit)
+  row = memory.held(job.caches(batch))
+  c, S = job.net.config, batch['tokens'].shape[1]
+  states = 8 * S * c.d_model * jnp.dtype(c.dtype).itemsize
+  most = max(2, usable / max(row, states if job.kind == 'encode' else 1))
+  return 2 ** int(math.log2(most / 2 + 1e-9)) if most >= 2 else 1
+
+
+def next_guess(tried: dict, base: float, usable: float, low, high) -> int:
+  """Where the line through the two nearest meets what a chip has.
+
+  Args:
+    tried: units -> plans.
+    base: bytes without rows: a second point while there is but one.
+    usable: bytes.
+    low, high: the largest that fits, the smallest that does not.
+  """
+  near = sorted(tried, key=lambda n: abs(tried[n]['memory']['peak'] - usable))
+  points = [(n, tried[n]['memory']['peak']) for n in near[:2]]
+  points += [(0, base)] * (len(points) == 1)
+  (a, x), (b, y) = points
+  slope = (y - x) / (b - a)
+  met = math.floor(a + (usable - x) / slope) if slope > 0 else 2 * max(a, b)
+  most = high - 1 if high < math.inf else max(low + 1, 4 * low)
+  return int(min(max(met, low + 1), most))
+
+
+def brief(made: dict) -> dict:
+  """A row of the table of batches."""
+  names = (
+    'batch_size', 'fits', 'peak_hbm_gib', 'tokens_per_second_range',
+    'compile_seconds',
+  )  # fmt: skip
+  row = {name: made[name] for name in names}
+  return row | {'cache_gib': made['memory']['cache'] / 2**30}
+
+
+# --- Warnings
+
+
+def warnings(made: dict, job: Job) -> list[str]:
+  """What is not as it was meant, each with what to do."""
+  found = []
+  token, config = made['token'], job.net.config
+  if token:
+    found += of_copies(token, made, job)
+  if made['weights'] == 'float32' and config.dtype == 'bfloat16':
+    found.append(
+      'parameters are float32, and what reads them is bfloat16: programs may '
+      "keep both. WEIGHTS = 'bfloat16' keeps one, half the size"
+    )
+  parts = token, made['prefill']
+  loops = sum(len(part['unknown_loops']) for part in parts if part)
+  if loops:
+    found.append(f'{loops} more loops of unknown length are counted once')
+  if job.target.pod and (skew := chips.version_skew()):
+    found.append(skew)
+  return found
+
+
+def of_copies(token: dict, made: dict, job: Job) -> list[str]:
+  """Of the cache, in the loop over tokens and around it."""
+  found = []
+  for rows, when in (
+    (token['cache_copies'], 'for every token'),
+    (token['copies_once'], 'once a batch'),
+  ):
+    if not rows:
+      continue
+    whole = sum(row['bytes'] for row in rows)
+    share = whole / made['memory']['cache']
+    found.append(
+      f'cache copied {when}: {sum(row["count"] for row in rows)} arrays, '
+      f'{whole / 2**30:.2f} GiB a chip, {share:.0%} of the cache; most at '
+      f'{rows[0]["source"] or "?"}'
+    )
+  if token['cache_copies'] and job.config.beams > 1:
+    found[0] += ': beams change places, and their caches with them'
+  layer = made['memory']['cache'] / job.net.config.decoder_layers
+  if made['memory']['temporaries'] > layer and not found:
+    found.append(
+      f'other temporaries are {made["memory"]["temporaries"] / 2**30:.2f} GiB, '
+      f"more than a layer's cache ({layer / 2**30:.2f} GiB)"
+    )
+  return found
+
+
+def changes(made: dict, job: Job) -> list[dict]:
+  """What would make it smaller, cheapest first; see `memory.changes`."""
+  held, config, mesh = made['memory'], job.net.config, job.target.mesh
+  found = []
+  add = lambda *row: found.append(dict(zip(('change', 'costs', 'saves'), row)))
+  if made['weights'] == 'float32':
+    half = held['parameters'] // 2
+    add("WEIGHTS = 'bfloat16'", 'parameters are rounded', half)
+  tensor = 2 * mesh.shape['tensor']
+  if mesh.shape['data'] % 2 == 0 and config.decoder_heads % tensor == 0:
+    less = f'mesh.data = {mesh.shape["data"] // 2}, mesh.tensor = {tensor}'
+    add(less, 'twice the chips wait for each other', held['parameters'] // 2)
+  if made['batch_size'] > job.unit:
+    rows = made['batch_size'] // job.unit // 2 * job.unit
+    saved = (held['cache'] + held['temporaries']) // 2
+    add(f'DECODE_BATCH_SIZE = {rows}', 'fewer tokens/s', saved)
+  if job.config.beams > 1:
+    fewer = 1 - 1 / job.config.beams
+    saved = int(held['cache'] * fewer / 2)
+    add('choosing.Config.beams = 1', 'other outputs', saved)
+  if job.kind == 'decode' and len(found) < 3:
+    n = made['lengths']['targets'] // 2
+    shorter = f"TASK_FEATURE_LENGTHS['targets'] = {n}"
+    add(shorter, 'shorter outputs', held['cache'] // 4)
+  return found[:3]
