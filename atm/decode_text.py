@@ -80,7 +80,7 @@ def memory(made: dict) -> str:
 def speed(made: dict) -> str:
   if made['tokens_per_second_range'] is None:
     return 'time: ' + plan_text.NOT_KNOWN
-  milli = lambda pair: span([1000 * s for s in pair], '.3g')
+  milli = lambda pair: span([1000 * s for s in pair], ',.4g')
   token, once = made['token'], made['prefill']
   part = token or once
   rows = [('a token of every row' if token else 'a batch', 'ms')]
@@ -94,7 +94,8 @@ def speed(made: dict) -> str:
   lines = [
     f'tokens/s {rate}, of {made["batch_size"]} inputs together',
     f'read for a token: weights {size(read["weights"])}, cache '
-    f'{size(read["cache"])} a chip',
+    f'{size(read["cache"])}, copies of it (and written) '
+    f'{size(read["copies"])} a chip',
     f'before the first token: {span(once["time_range_s"])} s; a batch to its '
     f'last: {span(made["batch_time_range_s"], ".3g")} s, '
     f'{span(made["whole_batch_tokens_per_second_range"], ",.0f")} tokens/s',

@@ -30,6 +30,7 @@ from atm.sharding import Rules, check_choice
 
 PROGRAMS = ('train', 'decode', 'encode')
 COMPILES = 8  # at most, of a search
+GRAIN = 64
 
 
 def program(name: str = 'train') -> str:
@@ -143,8 +144,9 @@ def search(job: Job, say) -> tuple[list[dict], dict]:
   """(all that were compiled, by size; the largest that fits).
 
   Memory is nearly linear in rows: two batches give a line, and the line the
-  next to try, until one fits and the next one up does not. Where none fits, the
-  smallest stands for the largest.
+  next to try, until one fits and the next one up does not (the next row of each
+  data shard; of many, a GRAINth). Where none fits, the smallest stands for the
+  largest.
   """
   unit, usable = job.unit, job.target.pod.chip.usable
   tried: dict[int, dict] = {}
@@ -162,7 +164,7 @@ def search(job: Job, say) -> tuple[list[dict], dict]:
     fit = [n for n in tried if tried[n]['fits']]
     not_fit = [n for n in tried if not tried[n]['fits']]
     low, high = max(fit, default=0), min(not_fit, default=math.inf)
-    if high == low + 1:
+    if high - low <= grain(low):
       break
     attempt(next_guess(tried, memory.held(job.params), usable, low, high))
   rows = [tried[n] for n in sorted(tried)]
@@ -196,8 +198,14 @@ def next_guess(tried: dict, base: float, usable: float, low, high) -> int:
   (a, x), (b, y) = points
   slope = (y - x) / (b - a)
   met = math.floor(a + (usable - x) / slope) if slope > 0 else 2 * max(a, b)
-  most = high - 1 if high < math.inf else max(low + 1, 4 * low)
-  return int(min(max(met, low + 1), most))
+  step = grain(low)
+  most = high - step if high < math.inf else max(low + step, 4 * low)
+  return int(min(max(met // step * step, low + step), most))
+
+
+def grain(low: int) -> int:
+  """Steps between batches of about `low`: a power of two, a GRAINth or less."""
+  return 2 ** max(0, (low // GRAIN).bit_length() - 1)
 
 
 def brief(made: dict) -> dict:
@@ -218,7 +226,7 @@ def warnings(made: dict, job: Job) -> list[str]:
   found = []
   token, config = made['token'], job.net.config
   if token:
-    found += of_copies(token, made, job)
+    found += of_copies(token, made, job.config.beams > 1)
   if made['weights'] == 'float32' and config.dtype == 'bfloat16':
     found.append(
       'parameters are float32, and what reads them is bfloat16: programs may '
@@ -233,29 +241,23 @@ def warnings(made: dict, job: Job) -> list[str]:
   return found
 
 
-def of_copies(token: dict, made: dict, job: Job) -> list[str]:
+def of_copies(token: dict, made: dict, beams: bool) -> list[str]:
   """Of the cache, in the loop over tokens and around it."""
   found = []
-  for rows, when in (
-    (token['cache_copies'], 'for every token'),
-    (token['copies_once'], 'once a batch'),
-  ):
-    if not rows:
-      continue
-    whole = sum(row['bytes'] for row in rows)
-    share = whole / made['memory']['cache']
+  held, rows = made['memory'], token['cache_copies']
+  share = lambda rows: sum(row['bytes'] for row in rows) / held['cache']
+  if rows:
     found.append(
-      f'cache copied {when}: {sum(row["count"] for row in rows)} arrays, '
-      f'{whole / 2**30:.2f} GiB a chip, {share:.0%} of the cache; most at '
-      f'{rows[0]["source"] or "?"}'
+      f'cache copied for every token: {sum(row["count"] for row in rows)} '
+      f'arrays, {share(rows):.0%} of it'
+      + ('; beams change places, and their caches with them' * beams)
     )
-  if token['cache_copies'] and job.config.beams > 1:
-    found[0] += ': beams change places, and their caches with them'
-  layer = made['memory']['cache'] / job.net.config.decoder_layers
-  if made['memory']['temporaries'] > layer and not found:
+  rows = token['copies_once']
+  if held['temporaries'] > held['cache'] / 2:
     found.append(
-      f'other temporaries are {made["memory"]["temporaries"] / 2**30:.2f} GiB, '
-      f"more than a layer's cache ({layer / 2**30:.2f} GiB)"
+      f'beside the cache there are {held["temporaries"] / 2**30:.2f} GiB of '
+      f'temporaries: of the encoder, or of the {share(rows):.0%} of the cache '
+      'that is copied once, before the first token'
     )
   return found
 

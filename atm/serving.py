@@ -12,6 +12,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from atm import (
   buckets,
@@ -87,7 +88,7 @@ class Job:
         return run.trace(*given, batch['tokens'], batch['segments'])
       T, room = self.room
       choice = choosing.Choice.of(self.config).replace(
-        max_tokens=jnp.int32(room)
+        max_tokens=np.int32(room)
       )
       run, args, named = buckets.call(*given, choice, batch, self.config, T)
       return run.trace(*args, **named)

@@ -6,6 +6,7 @@ it turns; all here is of one turn, and of one device.
 
 from __future__ import annotations
 
+import math
 import re
 
 import jax
@@ -34,7 +35,7 @@ def loop_of(program: hlo.Program) -> hlo.Instruction:
 
 
 def cache_copies(program: hlo.Program, caches, once: bool = False) -> list:
-  """Arrays like one of the cache that are made, and not written in place.
+  """Arrays as large as one of the cache that are made, not written in place.
 
   Reading into the chip's vector memory is no copy, nor is a scatter or update
   into the array that it is given. Of a copy in pieces only what is like a whole
@@ -44,15 +45,16 @@ def cache_copies(program: hlo.Program, caches, once: bool = False) -> list:
     program: one turn of its loop; or all but the loop.
     caches: abstract arrays with shardings.
     once: look only at what the program does itself, not in its other loops,
-      and only for what moves an array: there each has to be made once.
+      and only for what moves an array of the cache's sides: there each has to
+      be made, and others are as large.
 
   Returns:
     Rows of `shape`, `opcode`, `source`, `count`, `bytes` of all.
   """
   fused, rows = program.fused(), {}
-  sides = {
-    tuple(sorted(x.sharding.shard_shape(x.shape)))
-    for x in jax.tree.leaves(caches)
+  like = (lambda sides: tuple(sorted(sides))) if once else math.prod
+  parts = {
+    like(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(caches)
   }
   for line, computation, times in program.running():
     skip = computation in fused or line.opcode in (*hlo.FREE, *PREFETCH)
@@ -62,7 +64,7 @@ def cache_copies(program: hlo.Program, caches, once: bool = False) -> list:
     if skip or in_place(program, line) or 'ConcatBitcast' in line.rest:
       continue
     for dtype, text in _SHAPE.findall(line.shape):
-      if tuple(sorted(int(n) for n in text.split(',') if n)) not in sides:
+      if like([int(n) for n in text.split(',') if n]) not in parts:
         continue
       key = f'{dtype}[{text}]', line.opcode, program.source(line, computation)
       empty = dict(zip(('shape', 'opcode', 'source'), key), count=0, bytes=0)
@@ -180,13 +182,15 @@ def figures(program: hlo.Program, params, caches, config, target) -> dict:
   loop = loop_of(program)
   turn = program.one_turn(loop)
   rows, cycles = wire.collectives(turn, dict(target.mesh.shape)), turn.cycles()
-  read = read_bytes(params, caches, config)
+  copies = cache_copies(turn, caches)
+  moved = 2 * sum(row['bytes'] for row in copies)  # read, and written
+  read = {**read_bytes(params, caches, config), 'copies': moved}
   made = {
     'read_bytes': read,
     'collectives': rows,
     'cycles': cycles,
     'largest_arrays': turn.largest(),
-    'cache_copies': cache_copies(turn, caches),
+    'cache_copies': copies,
     'copies_once': cache_copies(program.without(loop), caches, once=True),
     'unknown_loops': turn.unknown_loops,
     'time_split_s': None,
