@@ -184,7 +184,7 @@ def first_guess(job: Job) -> int:
 
 
 def next_guess(tried: dict, base: float, usable: float, low, high) -> int:
-  """Where the line through the two nearest meets what a chip has.
+  """Where a line meets what a chip has: through the batches on either side.
 
   Args:
     tried: units -> plans.
@@ -193,14 +193,18 @@ def next_guess(tried: dict, base: float, usable: float, low, high) -> int:
     low, high: the largest that fits, the smallest that does not.
   """
   near = sorted(tried, key=lambda n: abs(tried[n]['memory']['peak'] - usable))
-  points = [(n, tried[n]['memory']['peak']) for n in near[:2]]
+  ends = [n for n in (low, high) if n in tried]
+  ends = ends if len(ends) == 2 else near[:2]
+  points = [(n, tried[n]['memory']['peak']) for n in ends]
   points += [(0, base)] * (len(points) == 1)
   (a, x), (b, y) = points
-  slope = (y - x) / (b - a)
+  slope, step = (y - x) / (b - a), grain(low)
   met = math.floor(a + (usable - x) / slope) if slope > 0 else 2 * max(a, b)
-  step = grain(low)
-  most = high - step if high < math.inf else max(low + step, 4 * low)
-  return int(min(max(met // step * step, low + step), most))
+  if high == math.inf:
+    return max(met // step * step, low + step)
+  if len(tried) > 4:  # it is no line
+    met = (low + high) // 2
+  return int(min(max(met // step * step, low + step), high - step))
 
 
 def grain(low: int) -> int:

@@ -204,8 +204,6 @@ def account(job: Job, batch, caches, compiled, overflow) -> dict:
   if compiled is not None:
     said = compiled.memory_analysis()
     heap, peak = said.temp_size_in_bytes, said.peak_memory_in_bytes
-    # Arguments that it does not read are no part of it, but are there.
-    peak += max(0, given - said.argument_size_in_bytes)
   else:
     heap, peak = None, overflow['used'] + given * overflow['temporaries_only']
   pod = job.target.pod
