@@ -113,8 +113,8 @@ def assumptions(made: dict, pod) -> list[str]:
   ]
   if made['token']:
     lines.append(
-      f'{sizes["targets"]:,} tokens written: the loop ends when all rows are '
-      'done, and is taken to turn until the last'
+      f'{made["tokens_written"]:,} tokens written: the loop ends when all rows '
+      'are done, and is taken to turn until the last'
     )
   if pod is None:
     return [*lines, "this machine's devices: no memory limit, no time"]

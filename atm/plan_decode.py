@@ -90,26 +90,37 @@ def plan_rows(
   else:
     best = serving.rows_planned(job, batch_size)
     tried = [best]
-  made = {
-    **best,
-    'program': program,
-    'topology': topology,
-    'mesh': dict(target.mesh.shape),
-    'devices': target.mesh.size,
-    'lengths': {'inputs': sizes.inputs, 'targets': sizes.targets},
-    'weights': str(jax.tree.leaves(params)[0].dtype),
-    'choosing': dataclasses.asdict(config),
-    'params': sum(x.size for x in jax.tree.leaves(params)),
-    'versions': plan.versions(),
-    'searched': batch_size is None,
-    'batches': [brief(row) for row in tried],
-    'compile_seconds': sum(row['compile_seconds'] for row in tried),
-  }
+  made = (
+    best
+    | described(job, sizes)
+    | {
+      'topology': topology,
+      'searched': batch_size is None,
+      'batches': [brief(row) for row in tried],
+      'compile_seconds': sum(row['compile_seconds'] for row in tried),
+    }
+  )
   made['warnings'] = warnings(made, job)
   made['changes'] = changes(made, job) if made['fits'] is False else []
   say(decode_text.page(made, target.pod))
   plan.write(made, model_dir)
   return made
+
+
+def described(job: Job, lengths: data.Lengths) -> dict:
+  """What was asked for, as plan.json has it."""
+  mesh, leaves = job.target.mesh, jax.tree.leaves(job.params)
+  return {
+    'program': job.kind,
+    'mesh': dict(mesh.shape),
+    'devices': mesh.size,
+    'lengths': dataclasses.asdict(lengths),
+    'tokens_written': job.room[1],
+    'weights': str(leaves[0].dtype),
+    'params': sum(x.size for x in leaves),
+    'choosing': dataclasses.asdict(job.config),
+    'versions': plan.versions(),
+  }
 
 
 def check(program, target, rules, config, lengths, batch_size) -> None:
