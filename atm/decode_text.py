@@ -51,16 +51,17 @@ def verdict(made: dict) -> str:
 
 
 def batches(made: dict) -> str:
-  rows = [('batch', 'GiB a chip', 'of it cache', '', 'tokens/s')]
+  rows = [('batch', 'GiB a chip', 'of it cache', '', '', 'tokens/s')]
   for row in made['batches']:
     rows.append((
       f'{row["batch_size"]:,}',
       f'{row["peak_hbm_gib"]:.2f}',
       f'{row["cache_gib"]:.2f}',
       {True: 'fits', False: 'does not fit', None: ''}[row['fits']],
+      'compiled' if row['whole'] else 'placed',
       span(row['tokens_per_second_range'], ',.0f'),
     ))  # fmt: skip
-  return table('batches compiled', rows)
+  return table('batches tried', rows)
 
 
 def memory(made: dict) -> str:

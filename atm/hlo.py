@@ -273,6 +273,15 @@ class Program:
           found |= {callee for _, callee in line.called}
     return found
 
+  def updates(self, line: Instruction) -> bool:
+    """Whether it writes a part of what it is given."""
+    return bool(self._opcodes(line) & {'dynamic-update-slice', 'scatter'})
+
+  def only_moves(self, line: Instruction) -> bool:
+    """Whether it computes nothing."""
+    moves = {'copy', 'transpose', 'bitcast', 'reshape'}
+    return self._opcodes(line) <= moves
+
   def cycles(self) -> dict[str, float]:
     """The compiler's estimated cycles by group of operations, loops included.
 
@@ -288,7 +297,7 @@ class Program:
     return total
 
   def _group(self, line: Instruction) -> str:
-    opcodes = self.opcodes(line)
+    opcodes = self._opcodes(line)
     if 'custom-call' in opcodes:
       return 'kernels'
     if opcodes & {'convolution', 'dot'}:
@@ -299,13 +308,13 @@ class Program:
       return 'copies'
     return 'elementwise'
 
-  def opcodes(self, line: Instruction) -> set[str]:
+  def _opcodes(self, line: Instruction) -> set[str]:
     """Of an instruction and all it calls, parameters left out."""
     found = {line.opcode} - {'fusion', 'async-start', 'parameter'}
     for how, callee in line.called:
       if how == 'calls':
         for inner in self.computations.get(callee, ()):
-          found |= self.opcodes(inner)
+          found |= self._opcodes(inner)
     return found
 
   def fused(self) -> set[str]:

@@ -129,9 +129,10 @@ def config_text() -> str:
 
 def plan() -> None:
   start = gin.get_configurable('sharding.start')
-  train = gin.get_configurable('plan_decode.program')() == 'train'
-  name = 'plan.plan' if train else 'plan_decode.plan_rows'
-  gin.get_configurable(name)(start=start)
+  if gin.get_configurable('plan_decode.program')() != 'train':
+    gin.get_configurable('plan_decode.plan_rows')(start=start)
+    return
+  gin.get_configurable('plan.plan')(start=start)
 
 
 def vocab() -> None:

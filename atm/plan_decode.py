@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 
 import jax
@@ -21,6 +22,7 @@ from atm import (
   decode_text,
   memory,
   model,
+  placed,
   plan,
   serving,
   sharding,
@@ -29,7 +31,7 @@ from atm.serving import Job
 from atm.sharding import Rules, check_choice
 
 PROGRAMS = ('train', 'decode', 'encode')
-COMPILES = 8  # at most, of a search
+TRIES = 8  # of a search, before anything is compiled whole
 GRAIN = 64
 
 
@@ -152,35 +154,60 @@ def check(program, target, rules, config, lengths, batch_size) -> None:
 
 
 def search(job: Job, say) -> tuple[list[dict], dict]:
-  """(all that were compiled, by size; the largest that fits).
+  """(all that were tried, by size; the largest that fits, compiled whole).
 
   Memory is nearly linear in rows: two batches give a line, and the line the
   next to try, until one fits and the next one up does not (the next row of each
-  data shard; of many, a GRAINth). Where none fits, the smallest stands for the
-  largest.
+  data shard; of many, a GRAINth). So far arrays are only placed; then the
+  largest is compiled, and the first tried, if it is smaller. Where none fits,
+  the smallest stands for the largest.
   """
   unit, usable = job.unit, job.target.pod.chip.usable
   tried: dict[int, dict] = {}
+  first = first_guess(job)
 
-  def attempt(units: int) -> None:
-    made = tried[units] = serving.rows_planned(job, units * unit)
+  def attempt(units: int, whole: bool = False) -> dict:
+    make = serving.rows_planned if whole else rows_placed
+    made = tried[units] = make(job, units * unit)
     fits = 'fits' if made['fits'] else 'does not fit'
     say(
       f'  batch {made["batch_size"]}: {made["peak_hbm_gib"]:.2f} GiB, {fits} '
       f'({made["compile_seconds"]:.0f} s)'
     )
+    return made
 
-  attempt(first_guess(job))
-  while len(tried) < COMPILES:
+  def bracket() -> tuple:
     fit = [n for n in tried if tried[n]['fits']]
     not_fit = [n for n in tried if not tried[n]['fits']]
-    low, high = max(fit, default=0), min(not_fit, default=math.inf)
-    if high - low <= grain(low):
-      break
-    attempt(next_guess(tried, memory.held(job.params), usable, low, high))
-  rows = [tried[n] for n in sorted(tried)]
-  fitting = [row for row in rows if row['fits']]
-  return rows, (fitting[-1] if fitting else rows[0])
+    return max(fit, default=0), min(not_fit, default=math.inf)
+
+  attempt(first)
+  while len(tried) < TRIES and bracket()[1] - bracket()[0] > grain(
+    bracket()[0]
+  ):
+    attempt(next_guess(tried, memory.held(job.params), usable, *bracket()))
+  best = attempt(bracket()[0] or min(tried), whole=True)
+  while not best['fits'] and bracket()[0]:  # the compiler wanted some more
+    below = bracket()[1] - grain(bracket()[0])
+    best = attempt(max(below, bracket()[0]), whole=True)
+  if best['fits'] and first * unit < best['batch_size']:
+    attempt(first, whole=True)
+  return [tried[n] for n in sorted(tried)], best
+
+
+def rows_placed(job: Job, rows: int) -> dict:
+  """A row of the table of batches: what it takes, not how long."""
+  clock = time.perf_counter()
+  used, usable = placed.bytes_of(job, rows), job.target.pod.chip.usable
+  return {
+    'batch_size': job.batch(rows)['tokens'].shape[0],
+    'fits': used <= usable,
+    'peak_hbm_gib': used / 2**30,
+    'tokens_per_second_range': None,
+    'compile_seconds': time.perf_counter() - clock,
+    'memory': {'peak': used, 'cache': memory.held(job.caches(job.batch(rows)))},
+    'whole': False,
+  }
 
 
 def first_guess(job: Job) -> int:
@@ -227,7 +254,7 @@ def brief(made: dict) -> dict:
   """A row of the table of batches."""
   names = (
     'batch_size', 'fits', 'peak_hbm_gib', 'tokens_per_second_range',
-    'compile_seconds',
+    'compile_seconds', 'whole',
   )  # fmt: skip
   row = {name: made[name] for name in names}
   return row | {'cache_gib': made['memory']['cache'] / 2**30}

@@ -167,6 +167,7 @@ def rows_planned(job: Job, rows: int) -> dict:
     'batch_size': batch['tokens'].shape[0],
     'compile_seconds': time.perf_counter() - clock,
     **account(job, batch, caches, compiled, overflow),
+    'whole': True,
     'token': None,
     'prefill': None,
   }

@@ -20,7 +20,6 @@ HOP = 1e-6
 HBM_SHARE = 0.7, 1.0
 # What moves an array to the chip's vector memory ahead of time, or renames it.
 PREFETCH = ('copy-start', 'copy-done', 'slice-start', 'slice-done')
-MOVES = {'copy', 'transpose', 'bitcast', 'reshape'}
 _SHAPE = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 _ALIASED = re.compile(r'"aliasing_operands":\{"lists":\[\{')
 
@@ -60,7 +59,7 @@ def cache_copies(program: hlo.Program, caches, once: bool = False) -> list:
     skip = computation in fused or line.opcode in (*hlo.FREE, *PREFETCH)
     if once:
       skip |= computation != program.entry
-      skip |= not program.opcodes(line) <= MOVES
+      skip |= not program.only_moves(line)
     if skip or in_place(program, line) or 'ConcatBitcast' in line.rest:
       continue
     for dtype, text in _SHAPE.findall(line.shape):
@@ -82,7 +81,7 @@ def in_place(program: hlo.Program, line: hlo.Instruction) -> bool:
   """
   if _ALIASED.search(line.rest):
     return True
-  return bool(program.opcodes(line) & {'dynamic-update-slice', 'scatter'})
+  return program.updates(line)
 
 
 # --- Bytes

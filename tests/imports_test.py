@@ -20,7 +20,7 @@ ORDER = (
   'warm_start choosing decode beams buckets scoring evaluate checks goodput '
   'run_page progress interrupts lock failure loop trainer infer files asking '
   'suite chat convert report lm_eval harness chips hlo wire estimate memory '
-  'plan_text plan token_step serving decode_text plan_decode main'
+  'plan_text plan token_step serving placed decode_text plan_decode main'
 ).split()
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',
