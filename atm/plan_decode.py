@@ -274,6 +274,12 @@ def warnings(made: dict, job: Job) -> list[str]:
       'parameters are float32, and what reads them is bfloat16: programs may '
       "keep both. WEIGHTS = 'bfloat16' keeps one, half the size"
     )
+  too_large = [r['batch_size'] for r in made['batches'] if not r['fits']]
+  if made['searched'] and made['fits']:
+    above = min(too_large, default=math.inf)
+    units = made['batch_size'] // job.unit
+    if above > (units + grain(units)) * job.unit:
+      found.append(f'between {made["batch_size"]} and {above} none was tried')
   parts = token, made['prefill']
   loops = sum(len(part['unknown_loops']) for part in parts if part)
   if loops:

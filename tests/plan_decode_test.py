@@ -332,18 +332,23 @@ def test_weights_read_for_a_token(loaded):
 # --- The largest batch
 
 
-def searched(monkeypatch, peak, unit=1, params=1000, usable=10_000):
-  """(batches compiled, the largest that fits) by memory that is made up."""
+def searched(monkeypatch, peak, unit=1, more=0, params=1000, usable=10_000):
+  """(batches tried, the largest that fits) by memory that is made up.
 
-  def rows_planned(job, rows):
-    used = peak(rows)
+  Compiled whole, a batch takes `more` than before.
+  """
+
+  def rows_placed(job, rows, more=0):
+    used = peak(rows) + more
     return dict(
       batch_size=rows, fits=used <= usable, peak_hbm_gib=0.0,
       compile_seconds=0.0, memory={'peak': used, 'cache': 0},
       tokens_per_second_range=None,
     )  # fmt: skip
 
-  monkeypatch.setattr(serving, 'rows_planned', rows_planned)
+  whole = functools.partial(rows_placed, more=more)
+  monkeypatch.setattr(serving, 'rows_planned', whole)
+  monkeypatch.setattr(plan_decode, 'rows_placed', rows_placed)
   monkeypatch.setattr(plan_decode, 'first_guess', lambda job: 8)
   monkeypatch.setattr(plan_decode.memory, 'held', lambda tree: params)
 
@@ -381,6 +386,13 @@ def test_the_largest_batch_is_found(monkeypatch, peak, unit, best, compiles):
   assert found['batch_size'] == best and found['fits']
   assert len(sizes) <= compiles and sizes == sorted(sizes)
   assert any(best < n <= best * 65 / 64 + unit for n in sizes)
+
+
+def test_a_batch_that_is_too_large_when_compiled_gives_way(monkeypatch):
+  """Fault seen: it is told for the largest."""
+  sizes, found = searched(monkeypatch, lambda n: 1000 + 300 * n, more=350)
+  assert found['batch_size'] == 28 and found['fits']
+  assert 29 in sizes and 30 in sizes
 
 
 def test_where_no_batch_fits_the_smallest_is_told(monkeypatch):
@@ -523,4 +535,6 @@ def test_the_largest_batch_is_searched_for_a_tpu(monkeypatch):
   sizes = {row['batch_size']: row['fits'] for row in said['batches']}
   assert said['fits'] and sizes[said['batch_size']]
   assert len(sizes) <= 6 and not sizes[max(sizes)]
+  whole = [r['batch_size'] for r in said['batches'] if r['whole']]
+  assert said['batch_size'] == max(whole)
   assert 0 < said['mfu_range'][0] < said['mfu_range'][1] < 1
