@@ -42,7 +42,7 @@ $(VENV)-plan/test: setup.py pyproject.toml requirements/*.txt
 	@touch $@
 
 test-plan: $(VENV)-plan/test  ## `atm plan` with libtpu, in an environment of its own
-	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs tests/plan_test.py tests/hlo_test.py
+	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs tests/plan_test.py tests/plan_decode_test.py tests/hlo_test.py
 
 check: $(VENV)/test  ## ruff: lint and format
 	$(VENV)/bin/ruff check .

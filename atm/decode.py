@@ -55,10 +55,10 @@ class Rows:
 # --- Reading
 
 
-_unstacked = jax.jit(unstacked, static_argnames='count')
+apart = jax.jit(unstacked, static_argnames='count')
 
 
-def ready(model: AlexaTM, params) -> dict:
+def ready(model: AlexaTM, params, unstack=apart) -> dict:
   """Parameters as decoding on a CPU is fastest with: layers apart.
 
   XLA's CPU backend copies a layer out of the stack for each token. The
@@ -67,8 +67,19 @@ def ready(model: AlexaTM, params) -> dict:
   if sharding.target()[0] != 'cpu':
     return params
   decoder = dict(params['decoder'])
-  layers = _unstacked(decoder['layers'], model.config.decoder_layers)
+  layers = unstack(decoder['layers'], model.config.decoder_layers)
   return {**params, 'decoder': {**decoder, 'layers': layers}}
+
+
+def encode(model: AlexaTM, params, tokens, segments):
+  """Encoder states [B, S, D] of ids [B, S], segments 0 on padding."""
+  return model.apply(
+    {'params': params},
+    tokens,
+    segments,
+    enable_dropout=False,
+    method=AlexaTM.encode,
+  )
 
 
 def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
@@ -87,7 +98,7 @@ def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
     (float32 logits [B, V] of the token behind the prefix, the caches).
   """
   apply = functools.partial(model.apply, {'params': params})
-  encoded = apply(tokens, segments, enable_dropout=False, method=AlexaTM.encode)
+  encoded = encode(model, params, tokens, segments)
   caches = apply(encoded, room, method=AlexaTM.empty_cache)
   positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)
   return apply(

@@ -94,13 +94,16 @@ class Program:
   Attributes:
     computations: name -> its instructions.
     entry: the name of the one that runs.
-    unknown_loops: names of loops whose trip count the text does not say.
+    unknown_loops: names of loops whose trip count the text does not say, once
+      `times` has looked.
+    turns: loop's name -> how often it turns, whatever the text says.
   """
 
   def __init__(self, text: str):
     self.computations: dict[str, list[Instruction]] = {}
     self.entry = ''
     self.unknown_loops: list[str] = []
+    self.turns: dict[str, int] = {}
     self._places = _places(text)
     inside: list[list[str]] | None = None
     for line in text.splitlines():
@@ -129,11 +132,37 @@ class Program:
     times[self.entry] = 1
     for name in self._callers_first():
       for line in self.computations[name]:
+        turns = self._trips(line) if line.opcode == 'while' else 1
         for how, callee in line.called:
           if self._runs(line, how) and callee in times:
-            turns = self._trips(line) if line.opcode == 'while' else 1
             times[callee] += times[name] * turns
     return {name: n for name, n in times.items() if n}
+
+  def loops(self) -> list[Instruction]:
+    """The loops that run, those inside of others as well."""
+    return [line for line, _, _ in self.running() if line.opcode == 'while']
+
+  def one_turn(self, loop: Instruction) -> Program:
+    """What one turn of a loop does, its condition included."""
+    calls = [
+      Instruction(how, '', 'call', f', to_apply=%{callee}')
+      for how, callee in loop.called
+    ]
+    return self._also('turn of ' + loop.name, calls, self.turns)
+
+  def without(self, loop: Instruction) -> Program:
+    """All but what a loop does."""
+    return self._also(
+      self.entry, self.computations[self.entry], {**self.turns, loop.name: 0}
+    )
+
+  def _also(self, entry: str, lines: list, turns: dict[str, int]) -> Program:
+    """The same text, begun at `entry`."""
+    made = object.__new__(Program)
+    made.computations = {**self.computations, entry: lines}
+    made.entry, made.turns, made.unknown_loops = entry, turns, []
+    made._places = self._places
+    return made
 
   def _callers_first(self) -> list[str]:
     order, seen = [], set()
@@ -155,17 +184,24 @@ class Program:
     return how != 'to_apply' or line.opcode == 'call'
 
   def _trips(self, line: Instruction) -> int:
-    """Turns of a `while`: as XLA wrote, or its condition's one constant."""
+    """Turns of a `while`: as XLA wrote, or its condition's one constant.
+
+    The condition compares a count with it; one that asks whether all rows are
+    done compares nothing.
+    """
+    if line.name in self.turns:
+      return self.turns[line.name]
     if found := _TRIPS.search(line.rest):
       return int(found[1])
-    condition = dict(line.called).get('condition', '')
+    condition = self.computations.get(dict(line.called).get('condition'), ())
     bounds = {
       int(found[1])
-      for inner in self.computations.get(condition, ())
+      for inner in condition
       if inner.opcode == 'constant'
       and (found := re.match(r'(\d+)\)', inner.rest))
     }
-    if len(bounds) == 1:
+    compares = any(x.opcode in ('compare', 'fusion', 'call') for x in condition)
+    if compares and len(bounds) == 1:
       return bounds.pop()
     self.unknown_loops.append(line.name)
     return 1
@@ -242,6 +278,15 @@ class Program:
     parts = {'dynamic-update-slice', 'pad'}
     return bool(self._opcodes(line) & parts)
 
+  def updates(self, line: Instruction) -> bool:
+    """Whether it writes a part of what it is given."""
+    return bool(self._opcodes(line) & {'dynamic-update-slice', 'scatter'})
+
+  def only_moves(self, line: Instruction) -> bool:
+    """Whether it computes nothing."""
+    moves = {'copy', 'transpose', 'bitcast', 'reshape'}
+    return self._opcodes(line) <= moves
+
   def cycles(self) -> dict[str, float]:
     """The compiler's estimated cycles by group of operations, loops included.
 
@@ -277,6 +322,15 @@ class Program:
           found |= self._opcodes(inner)
     return found
 
+  def fused(self) -> set[str]:
+    """Computations of which only the result is an array in memory."""
+    return {
+      callee
+      for line, _, _ in self.running()
+      if line.opcode == 'fusion'
+      for _, callee in line.called
+    }
+
   def largest(self, number: int = 10) -> list[dict]:
     """The largest arrays that the program makes, by shape and source line.
 
@@ -287,12 +341,7 @@ class Program:
       Rows of `bytes`, `shape`, `source`, `op_name`, `count` of instructions.
     """
     rows: dict[tuple, dict] = {}
-    fused = {
-      callee
-      for line, _, _ in self.running()
-      if line.opcode == 'fusion'
-      for _, callee in line.called
-    }
+    fused = self.fused()
     for line, computation, _ in self.running():
       if line.opcode in FREE or computation in fused:
         continue

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from atm import (
-  beams,
+  buckets,
   checkpoint,
   choosing,
   decode,
@@ -455,7 +455,7 @@ class Model:
       rows = decode.begin(
         net, self._ready, choice, batch['tokens'], batch['segments'],
         np.full((B, 1), c.start_id, np.int32), np.ones(B, np.int32),
-        batch['number'], config.seed, T=_power_of_two(room),
+        batch['number'], config.seed, T=buckets.power_of_two(room),
       )  # fmt: skip
       length = 0
       while True:
@@ -516,15 +516,9 @@ class Model:
     return functools.lru_cache(8)(functools.partial(stopping.table, pieces))
 
   def _pad(self, rows, count: int, batch_size: int) -> tuple:
-    """Rows of ids to (tokens, segments) [B, S] of sizes that recur.
-
-    Lengths and batches grow in powers of two, so that few shapes compile.
-    """
-    c = self.config
-    S = min(c.positions, _power_of_two(max(16, max(map(len, rows)))))
-    B = min(_power_of_two(count), _power_of_two(batch_size))
-    shards = self.mesh.size // self.mesh.shape['tensor']
-    B = -(-B // shards) * shards
+    """Rows of ids to (tokens, segments) [B, S] of `buckets.source`."""
+    c, longest = self.config, max(map(len, rows))
+    B, S = buckets.source(c, self.mesh, longest, count, batch_size)
     tokens = np.full((B, S), c.pad_id, np.int32)
     segments = np.zeros((B, S), np.int32)
     for i, row in enumerate(rows):
@@ -536,17 +530,11 @@ class Model:
     """(ids, log-probabilities, score) of each result of a few inputs."""
     c = self.config
     longest = max(map(len, prefixes))
-    room = c.positions - longest
-    if room < 1:
-      raise ValueError(
-        f'a prefix of {longest - 1} tokens: expected at most '
-        f'{c.positions - 2}, for Config.positions = {c.positions}'
-      )
-    choice = choice.replace(max_tokens=np.int32(min(config.max_tokens, room)))
-    T = _power_of_two(min(config.max_tokens, room))
+    n, T, room = buckets.target(c, longest, config.max_tokens)
+    choice = choice.replace(max_tokens=np.int32(room))
     tokens, segments = self._pad(rows, len(rows), batch_size)
     B = len(tokens)
-    prefix = np.full((B, _power_of_two(longest)), c.pad_id, np.int32)
+    prefix = np.full((B, n), c.pad_id, np.int32)
     prefix[:, 0], lengths = c.start_id, np.ones(B, np.int32)
     number = np.zeros(B, np.int32)
     number[: len(rows)] = np.asarray(numbers, np.int64) % 2**31
@@ -555,18 +543,11 @@ class Model:
     batch = dict(tokens=tokens, segments=segments, prefix=prefix,
                  lengths=lengths, number=number)  # fmt: skip
     batch = sharding.place(batch, self.mesh, self.rules)
-    number = batch.pop('number')
-    given = AlexaTM(c), self._ready, choice
     with sharding.use(self.mesh, self.rules):
-      if config.beams > 1:
-        made = beams.beam_search(
-          *given, **batch, T=T, k=config.beams, results=config.results
-        )
-      else:
-        made = decode.generate(
-          *given, **batch, numbers=number, seed=config.seed, T=T,
-          results=config.results,
-        )  # fmt: skip
+      run, given, named = buckets.call(
+        AlexaTM(c), self._ready, choice, batch, config, T
+      )
+      made = run(*given, **named)
     return _results(made, len(rows))
 
 
@@ -601,10 +582,6 @@ def _fetched(x) -> np.ndarray:
   if jax.process_count() > 1:
     x = multihost_utils.process_allgather(x, tiled=True)
   return np.asarray(x)
-
-
-def _power_of_two(n: int) -> int:
-  return 1 << (n - 1).bit_length()
 
 
 def load(

@@ -55,6 +55,7 @@ def configurables() -> tuple[Callable, ...]:
     model,
     optimizer,
     plan,
+    plan_decode,
     planner,
     run_page,
     sharding,
@@ -79,6 +80,8 @@ def configurables() -> tuple[Callable, ...]:
     model.Config,
     optimizer.Config,
     plan.plan,
+    plan_decode.plan_rows,
+    plan_decode.program,
     planner.run,
     run_page.write,
     sharding.Rules,
@@ -128,6 +131,9 @@ def config_text() -> str:
 
 def plan() -> None:
   start = gin.get_configurable('sharding.start')
+  if gin.get_configurable('plan_decode.program')() != 'train':
+    gin.get_configurable('plan_decode.plan_rows')(start=start)
+    return
   gin.get_configurable('planner.run')(
     functools.partial(gin.get_configurable('plan.plan'), start=start), of_pod
   )

@@ -17,10 +17,11 @@ ORDER = (
   'scores noise objectives rows data stream units cache mixture samples page '
   'scales reading results_page compare look products loss attention layers '
   'model optimizer step xla integrity checkpoint intact layouts torch_file hf '
-  'warm_start choosing decode beams scoring evaluate checks goodput run_page '
-  'progress interrupts lock failure loop trainer infer files asking suite chat '
-  'convert report lm_eval harness chips hlo wire estimate memory plan_text '
-  'plan candidates quick changes search_page search planner main'
+  'warm_start choosing decode beams buckets scoring evaluate checks goodput '
+  'run_page progress interrupts lock failure loop trainer infer files asking '
+  'suite chat convert report lm_eval harness chips hlo wire estimate memory '
+  'plan_text plan candidates quick changes search_page search planner '
+  'token_step serving placed decode_text plan_decode main'
 ).split()
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',
