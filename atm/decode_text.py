@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atm import plan_text
-from atm.chips import KERNEL_SHARE, LINK_SPREAD
+from atm.chips import KERNEL_SHARE
 from atm.plan_text import listed, size, span, table
 from atm.token_step import HBM_SHARE, HOP
 
@@ -123,7 +123,7 @@ def assumptions(made: dict, pod) -> list[str]:
   lines += [
     'nothing here was measured on a chip; sources: atm/chips.py',
     f'peak {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.clock / 1e9:.2f} GHz',
-    f'links {chip.link / 1e9:.0f} to {chip.link * LINK_SPREAD / 1e9:.0f} GB/s',
+    f'links {chip.link / 1e9:.0f} GB/s one way',
   ]
   if made['token']:
     lines += [
@@ -138,6 +138,6 @@ def assumptions(made: dict, pod) -> list[str]:
   return [
     *lines,
     f'the encoder: compiler cycles, attention kernels at {low:.0%} to '
-    f'{high:.0%} of peak, collectives over all links of a side to one',
+    f'{high:.0%} of peak, collectives along all sides to along one',
     'not counted: hosts, tokenising, batches that are not full',
   ]
