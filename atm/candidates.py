@@ -119,6 +119,7 @@ class Outlook:
     self.params = sum(x.size for x in jax.tree.leaves(self.state.params))
     self.tx, self.mesh = tx, target.mesh
     self._targets: dict[tuple, chips.Target] = {}
+    self._held: dict[jax.sharding.Mesh, int] = {}
     self._traced: dict[str, Traced] = {}
 
   def candidates(self) -> list[Candidate]:
@@ -203,10 +204,12 @@ class Outlook:
   def held(self, candidate: Candidate) -> int:
     """Bytes of a chip's parameters and optimizer."""
     mesh = self.target(candidate).mesh
-    placed = lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)
-    )
-    return memory.held(jax.tree.map(placed, self.state))
+    if mesh not in self._held:
+      placed = lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)
+      )
+      self._held[mesh] = memory.held(jax.tree.map(placed, self.state))
+    return self._held[mesh]
 
   def no_less(self, candidate: Candidate, other: Candidate) -> bool:
     """Whether it keeps no less than another on the same mesh."""

@@ -77,7 +77,7 @@ def possible(outlook: Outlook, needs: float) -> list[Change]:
 
   some = [change for change in every if may_fit(change)]
   price = lambda c: (len(costs(outlook, c)), c.rounded, outlook.formula(c.to))
-  return sorted((c for c in some if costs(outlook, c)), key=price)
+  return sorted(some, key=price)
 
 
 def _least(outlook: Outlook, change: Change) -> float:
