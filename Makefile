@@ -35,14 +35,17 @@ test: $(VENV)/test  ## all tests but those that take minutes
 test-slow: $(VENV)/test  ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow -n 0
 
-$(VENV)-plan/test: setup.py pyproject.toml requirements/*.txt
+# Sees the packages of the other environment, and adds libtpu.
+$(VENV)-plan/test: $(VENV)/test
 	$(PYTHON) -m venv $(VENV)-plan
+	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
+	  $$($(VENV)-plan/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth
 	$(VENV)-plan/bin/python -m pip --disable-pip-version-check install --quiet \
 	  --editable '.[dev,plan]' --constraint $(LOCK)
 	@touch $@
 
 test-plan: $(VENV)-plan/test  ## `atm plan` with libtpu, in an environment of its own
-	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs tests/plan_test.py tests/plan_decode_test.py tests/hlo_test.py
+	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs -m libtpu
 
 check: $(VENV)/test  ## ruff: lint and format
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,6 @@
 """Fixtures: 8 simulated CPU devices, a tiny model, and the shipped text."""
 
+import importlib.util
 import os
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -88,3 +89,12 @@ def batch(rng, B: int, S: int, T: int, vocab_size: int = 96, full=False):
     'decoder_loss_weights': target_segments.astype(np.float32),
     'objective': (np.arange(B) % 2).astype(np.int32),
   }
+
+
+def pytest_collection_modifyitems(items):
+  """Tests that compile for TPUs run wherever libtpu is."""
+  if importlib.util.find_spec('libtpu') is None:
+    why = "needs libtpu: make test-plan, or pip install 'atm[plan]'"
+    for item in items:
+      if item.get_closest_marker('libtpu'):
+        item.add_marker(pytest.mark.skip(reason=why))

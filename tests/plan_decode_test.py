@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 
 import jax
@@ -490,17 +489,14 @@ def test_an_unknown_program_is_named(configured):
 
 # --- With libtpu
 
-libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None,
-  reason="needs libtpu: make test-plan, or pip install 'atm[plan]'",
-)
+
 SMALL = dict(
   d_model=128, vocab_size=256, dtype='bfloat16', positions=128,
   encoder_layers=1, decoder_layers=1,
 )  # fmt: skip
 
 
-@libtpu
+@pytest.mark.libtpu
 @pytest.mark.parametrize('config', [choosing.Config(), BEAMS])
 def test_decoding_is_planned_for_a_tpu(config):
   """Greedy choice copies no cache, beams do; both end when all are done."""
@@ -523,7 +519,7 @@ def test_decoding_is_planned_for_a_tpu(config):
   assert np.prod([*said['mesh'].values()]) == 8
 
 
-@libtpu
+@pytest.mark.libtpu
 def test_the_largest_batch_is_searched_for_a_tpu(monkeypatch):
   """The encoder alone, on chips of less memory than there are."""
   small = dataclasses.replace(chips.CHIPS['v5e'], usable=64 * 2**20)

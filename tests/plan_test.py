@@ -1,7 +1,6 @@
 """`atm plan`: what it says of simulated devices is so; TPUs where libtpu is."""
 
 import functools
-import importlib.util
 import json
 import math
 import subprocess
@@ -462,20 +461,15 @@ def test_skew_of_versions(monkeypatch):
 
 # --- With libtpu
 
-libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None,
-  reason="needs libtpu: make test-plan, or pip install 'atm[plan]'",
-)
 
-
-@libtpu
+@pytest.mark.libtpu
 def test_a_mesh_that_does_not_divide_is_one_line():
   make = functools.partial(sharding.mesh, data=3, fsdp=2)
   with pytest.raises(ValueError, match='does not fit 8 devices'):
     made(make, topology='v5e:2x4')
 
 
-@libtpu
+@pytest.mark.libtpu
 def test_a_step_is_planned_for_a_tpu(tmp_path):
   """A small model on a host of eight chips."""
   config = tiny(d_model=128, vocab_size=256, dtype='bfloat16', positions=128)

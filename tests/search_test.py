@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 
@@ -395,10 +394,7 @@ def test_a_process_that_fails_is_an_error():
 
 # --- With libtpu
 
-libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None,
-  reason="needs libtpu: make test-plan, or pip install 'atm[plan]'",
-)
+
 SMALL = dict(
   lengths={'inputs': 128, 'targets': 128}, batch_size=64,
   model_config=tiny(
@@ -413,7 +409,7 @@ def whole():
   return plan.plan(**run(**SMALL))
 
 
-@libtpu
+@pytest.mark.libtpu
 def test_a_quick_plan_says_what_a_whole_one_does(whole):
   """The same traffic, and memory but for 64 MiB that whole programs keep free
   for collectives. Of a step that does not fit, the compiler's own figure.
@@ -436,7 +432,7 @@ def test_a_quick_plan_says_what_a_whole_one_does(whole):
   )
 
 
-@libtpu
+@pytest.mark.libtpu
 def test_a_search_of_a_small_model(monkeypatch):
   monkeypatch.setattr(search, 'TRIES', 1)
   monkeypatch.setattr(search, 'BEST', 1)
@@ -447,7 +443,7 @@ def test_a_search_of_a_small_model(monkeypatch):
   assert found['best'] and 'estimated' in lines[-1]
 
 
-@libtpu
+@pytest.mark.libtpu
 def test_a_program_that_cannot_be_read_back_is_read_off_the_dump(
   monkeypatch, whole
 ):
