@@ -131,7 +131,10 @@ def config_text() -> str:
 
 def plan() -> None:
   start = gin.get_configurable('sharding.start')
-  if gin.get_configurable('plan_decode.program')() != 'train':
+  if (program := gin.get_configurable('plan_decode.program')()) != 'train':
+    for name in ('SEARCH', 'PODS'):
+      if gin.query_parameter(f'%{name}'):
+        raise UserError(f"{name} is for PROGRAM = 'train', not {program!r}")
     gin.get_configurable('plan_decode.plan_rows')(start=start)
     return
   gin.get_configurable('planner.run')(

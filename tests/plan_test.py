@@ -267,6 +267,16 @@ def test_the_command_plans_the_run_that_is_bound(configured, monkeypatch):
     gin.clear_config()
 
 
+def test_a_search_is_of_training(configured):
+  """Fault seen: SEARCH of decoding ignored."""
+  for name, value in (('SEARCH', True), ('PODS', "('v5e_2x4',)")):
+    bindings = ["PROGRAM = 'decode'", f'{name} = {value}']
+    configured('models/20b.gin', 'pods/v5e_2x4.gin', bindings=bindings)
+    with pytest.raises(main.UserError, match=f"{name} is for .*'decode'"):
+      main.RUNS['plan']()
+    gin.clear_config()
+
+
 def test_the_command_plans_for_simulated_devices(configured, monkeypatch):
   seen = {}
   monkeypatch.setattr(
