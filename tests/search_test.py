@@ -314,6 +314,21 @@ def test_pods_are_planned_each_with_its_own_mesh(
   assert 'v5e_16x16: failed: not today' in capsys.readouterr().out
 
 
+def test_pods_are_searched_each_in_its_folder(planned, tmp_path):
+  lines = []
+  given = {'v5e_2x4': run(), 'v6e_2x4': run(topology='v6e:2x4')}
+  found = planner.by_pods(given, True, lines.append, str(tmp_path))
+  assert [row['pod'] for row in found['rows']] == list(given)
+  for name, row in zip(given, found['rows']):
+    with open(tmp_path / name / search.SEARCH_FILE) as f:
+      kept = json.load(f)
+    assert row['fits'] and row['bindings'] == kept['best']
+    assert row['step_s'][0] == 2.0
+  with open(tmp_path / planner.PODS_FILE) as f:
+    assert json.load(f)['finished']
+  assert 'v5e_2x4' in lines[-1] and '2.00 to' in lines[-1]
+
+
 @pytest.mark.parametrize(
   'binding, said',
   [
