@@ -201,12 +201,11 @@ def account(job: Job, batch, caches, compiled, overflow) -> dict:
     'batch': memory.held(batch),
     'cache': memory.held(caches),
   }
-  given = parts['parameters'] + parts['batch']
   if compiled is not None:
     said = compiled.memory_analysis()
     heap, peak = said.temp_size_in_bytes, said.peak_memory_in_bytes
   else:
-    heap, peak = None, overflow['used'] + given * overflow['temporaries_only']
+    heap, peak = None, overflow['used']  # arguments and all
   pod = job.target.pod
   usable = overflow['usable'] if overflow else pod and pod.chip.usable
   B = batch['tokens'].shape[0]
