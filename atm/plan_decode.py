@@ -33,6 +33,7 @@ from atm.sharding import Rules, check_choice
 PROGRAMS = ('train', 'decode', 'encode')
 TRIES = 8  # of a search, before anything is compiled whole
 GRAIN = 64
+DOUBTS = 3
 
 
 def program(name: str = 'train') -> str:
@@ -92,16 +93,10 @@ def plan_rows(
   else:
     best = serving.rows_planned(job, batch_size)
     tried = [best]
-  made = (
-    best
-    | described(job, sizes)
-    | {
-      'topology': topology,
-      'searched': batch_size is None,
-      'batches': [brief(row) for row in tried],
-      'compile_seconds': sum(row['compile_seconds'] for row in tried),
-    }
-  )
+  made = {**best, **described(job, sizes), 'topology': topology}
+  made['searched'] = batch_size is None
+  made['batches'] = [brief(row) for row in tried]
+  made['compile_seconds'] = sum(row['compile_seconds'] for row in tried)
   made['warnings'] = warnings(made, job)
   made['changes'] = changes(made, job) if made['fits'] is False else []
   say(decode_text.page(made, target.pod))
@@ -159,8 +154,9 @@ def search(job: Job, say) -> tuple[list[dict], dict]:
   Memory is nearly linear in rows: two batches give a line, and the line the
   next to try, until one fits and the next one up does not (the next row of each
   data shard; of many, a GRAINth). So far arrays are only placed; then the
-  largest is compiled, and the first tried, if it is smaller. Where none fits,
-  the smallest stands for the largest.
+  largest is compiled; up to DOUBTS above it, while what is placed alone would
+  fit; and the first tried, if it is smaller. Where none fits, the smallest
+  stands for the largest.
   """
   unit, usable = job.unit, job.target.pod.chip.usable
   tried: dict[int, dict] = {}
@@ -187,12 +183,28 @@ def search(job: Job, say) -> tuple[list[dict], dict]:
   ):
     attempt(next_guess(tried, memory.held(job.params), usable, *bracket()))
   best = attempt(bracket()[0] or min(tried), whole=True)
+  down = grain(bracket()[0])
   while not best['fits'] and bracket()[0]:  # the compiler wanted some more
-    below = bracket()[1] - grain(bracket()[0])
-    best = attempt(max(below, bracket()[0]), whole=True)
+    best = attempt(max(1, bracket()[1] - down), whole=True)
+    down *= 2  # each takes a whole compilation
+  for _ in range(DOUBTS):
+    if not best['fits'] or not in_doubt(tried.get(bracket()[1]), usable):
+      break
+    made = attempt(bracket()[1], whole=True)
+    if made['fits']:
+      best, (low, high) = made, bracket()
+      if high - low > grain(low):
+        attempt(low + grain(low))
   if best['fits'] and first * unit < best['batch_size']:
     attempt(first, whole=True)
   return [tried[n] for n in sorted(tried)], best
+
+
+def in_doubt(made: dict | None, usable: float) -> bool:
+  """Whether a batch was refused for room that the compiler may not need."""
+  if made is None or made['whole']:
+    return False
+  return made['memory']['peak'] - placed.RESERVED <= usable
 
 
 def rows_placed(job: Job, rows: int) -> dict:

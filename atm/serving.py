@@ -205,7 +205,7 @@ def account(job: Job, batch, caches, compiled, overflow) -> dict:
     said = compiled.memory_analysis()
     heap, peak = said.temp_size_in_bytes, said.peak_memory_in_bytes
   else:
-    heap, peak = None, overflow['used']
+    heap, peak = None, overflow['used']  # arguments and all
   pod = job.target.pod
   usable = overflow['usable'] if overflow else pod and pod.chip.usable
   B = batch['tokens'].shape[0]

@@ -331,25 +331,26 @@ def test_weights_read_for_a_token(loaded):
 # --- The largest batch
 
 
-def searched(monkeypatch, peak, unit=1, more=0, params=1000, usable=10_000):
+def searched(monkeypatch, peak, unit=1, more=0, reserved=0, usable=10_000):
   """(batches tried, the largest that fits) by memory that is made up.
 
-  Compiled whole, a batch takes `more` than before.
+  Compiled whole, a batch takes `more` than when its arrays are placed.
   """
 
-  def rows_placed(job, rows, more=0):
+  def rows_placed(job, rows, more=reserved, whole=False):
     used = peak(rows) + more
     return dict(
       batch_size=rows, fits=used <= usable, peak_hbm_gib=0.0,
       compile_seconds=0.0, memory={'peak': used, 'cache': 0},
-      tokens_per_second_range=None,
+      tokens_per_second_range=None, whole=whole,
     )  # fmt: skip
 
-  whole = functools.partial(rows_placed, more=more)
+  whole = functools.partial(rows_placed, more=more, whole=True)
+  monkeypatch.setattr(plan_decode.placed, 'RESERVED', reserved)
   monkeypatch.setattr(serving, 'rows_planned', whole)
   monkeypatch.setattr(plan_decode, 'rows_placed', rows_placed)
   monkeypatch.setattr(plan_decode, 'first_guess', lambda job: 8)
-  monkeypatch.setattr(plan_decode.memory, 'held', lambda tree: params)
+  monkeypatch.setattr(plan_decode.memory, 'held', lambda tree: 1000)
 
   class Job:
     params = None
@@ -390,8 +391,16 @@ def test_the_largest_batch_is_found(monkeypatch, peak, unit, best, compiles):
 def test_a_batch_that_is_too_large_when_compiled_gives_way(monkeypatch):
   """Fault seen: it is told for the largest."""
   sizes, found = searched(monkeypatch, lambda n: 1000 + 300 * n, more=350)
-  assert found['batch_size'] == 28 and found['fits']
+  assert found['batch_size'] == 27 and found['fits']  # steps double
   assert 29 in sizes and 30 in sizes
+
+
+def test_a_batch_that_is_refused_for_room_not_needed_is_tried(monkeypatch):
+  """Whole, until one is refused. Fault seen: the placed one is believed."""
+  line = lambda n: 1000 + 300 * n
+  sizes, found = searched(monkeypatch, line, more=100, reserved=700)
+  assert found['batch_size'] == 29 and found['whole']
+  assert 30 in sizes  # refused whole
 
 
 def test_where_no_batch_fits_the_smallest_is_told(monkeypatch):
@@ -524,13 +533,14 @@ def test_the_largest_batch_is_searched_for_a_tpu(monkeypatch):
   """The encoder alone, on chips of less memory than there are."""
   small = dataclasses.replace(chips.CHIPS['v5e'], usable=64 * 2**20)
   monkeypatch.setitem(chips.CHIPS, 'v5e', small)
+  monkeypatch.setattr(plan_decode.placed, 'RESERVED', 8 * 2**20)
   said = planned(
     lengths={'inputs': 128, 'targets': 64}, model_config=tiny(**SMALL),
     program='encode', topology='v5e:2x4', batch_size=None,
   )  # fmt: skip
   sizes = {row['batch_size']: row['fits'] for row in said['batches']}
   assert said['fits'] and sizes[said['batch_size']]
-  assert len(sizes) <= 6 and not sizes[max(sizes)]
-  whole = [r['batch_size'] for r in said['batches'] if r['whole']]
+  assert len(sizes) <= 8 and not sizes[max(sizes)]
+  whole = [r['batch_size'] for r in said['batches'] if r['whole'] and r['fits']]
   assert said['batch_size'] == max(whole)
   assert 0 < said['mfu_range'][0] < said['mfu_range'][1] < 1
