@@ -437,9 +437,9 @@ def test_a_quick_plan_says_what_a_whole_one_does(whole):
   made = dict(quick.planned(jobs, 2))
   fast = made['small']
   assert fast['fits'] and fast['collectives'] == whole['collectives']
-  assert fast['memory']['peak'] + 2**26 == pytest.approx(
-    whole['memory']['peak'], rel=0.05
-  )
+  # With gaps between arrays: 4 MiB of a program of 6; of 20b's 73 GiB 0.1.
+  more = fast['memory']['peak'] + 2**26 - whole['memory']['peak']
+  assert 0 <= more < 2**23
   fast, refused = made['large'], made[0]
   assert fast['fits'] is refused['fits'] is False
   assert fast['peak_hbm_gib'] == pytest.approx(
