@@ -159,12 +159,12 @@ def plan(
   return made
 
 
-def write(made: dict, model_dir: str | None) -> None:
-  """model_dir/plan.json, whole or not at all."""
+def write(made: dict, model_dir: str | None, name: str = PLAN_FILE) -> None:
+  """model_dir/`name`, whole or not at all."""
   if model_dir is None:
     return
   os.makedirs(model_dir, exist_ok=True)
-  path = os.path.join(model_dir, PLAN_FILE)
+  path = os.path.join(model_dir, name)
   with open(path + '.tmp', 'w') as f:
     json.dump(made, f, indent=1)
   os.replace(path + '.tmp', path)

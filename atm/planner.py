@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from atm import changes, chips, estimate, plan, quick, search_page
 from atm.candidates import SHARE
-from atm.search import Search, headroom, write
+from atm.search import Search, headroom
 
 PODS_FILE = 'pods.json'
 
@@ -95,7 +95,7 @@ def by_pods(
       'rows': [rows[name] for name in settings if name in rows],
     }
     say(search_page.pods(found))
-    write(found, model_dir, PODS_FILE)
+    plan.write(found, model_dir, PODS_FILE)
   return found
 
 

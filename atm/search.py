@@ -8,7 +8,6 @@ run as it is bound, whole.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -202,7 +201,7 @@ class Search:
 
   def _write(self, found: dict) -> None:
     folder = self.given['model_dir']
-    write(found, folder)
+    plan.write(found, folder, SEARCH_FILE)
     if folder is not None and any(r['peak_hbm_gib'] for r in found['rows']):
       search_page.picture(found, os.path.join(folder, search_page.PICTURE))
 
@@ -281,14 +280,3 @@ def roomy(row: dict) -> bool:
 def timed(row: dict) -> bool:
   """Whether it was planned whole, and its time is known."""
   return bool((row['plan'] or {}).get('step_time_range_s'))
-
-
-def write(found: dict, model_dir: str | None, name: str = SEARCH_FILE) -> None:
-  """model_dir/`name`, whole or not at all."""
-  if model_dir is None:
-    return
-  os.makedirs(model_dir, exist_ok=True)
-  path = os.path.join(model_dir, name)
-  with open(path + '.tmp', 'w') as f:
-    json.dump(found, f, indent=1)
-  os.replace(path + '.tmp', path)

@@ -91,6 +91,21 @@ def batch(rng, B: int, S: int, T: int, vocab_size: int = 96, full=False):
   }
 
 
+@pytest.fixture
+def configured():
+  """Configures `atm plan` with more files; forgets it afterwards."""
+  import gin
+  from atm import main
+
+  def call(*files, bindings=()):
+    files = [main.find_file(f) for f in ('runs/plan.gin', *files)]
+    main.configure(files, list(bindings), set())
+
+  with gin.unlock_config():
+    yield call
+  gin.clear_config()
+
+
 def pytest_collection_modifyitems(items):
   """Tests that compile for TPUs run wherever libtpu is."""
   if importlib.util.find_spec('libtpu') is None:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import gin
 from atm import (
   buckets,
   chips,
@@ -458,19 +457,6 @@ def test_mistakes_are_one_line(changes, message):
   with pytest.raises(ValueError, match=message) as e:
     planned(**changes)
   assert '\n' not in str(e.value)
-
-
-@pytest.fixture
-def configured():
-  """Configures `atm plan`; forgets it afterwards."""
-
-  def call(*files, bindings=()):
-    files = [main.find_file(f) for f in ('runs/plan.gin', *files)]
-    main.configure(files, list(bindings), set())
-
-  with gin.unlock_config():
-    yield call
-  gin.clear_config()
 
 
 def test_the_command_plans_what_is_asked_for(configured, monkeypatch):

@@ -237,19 +237,6 @@ def test_a_plan_is_written_and_printed(tmp_path):
   assert kept['fits'] is None and kept['step_time_range_s'] is None
 
 
-@pytest.fixture
-def configured():
-  """Configures `atm plan` with more files; forgets it afterwards."""
-
-  def call(*files, bindings=()):
-    files = [main.find_file(f) for f in ('runs/plan.gin', *files)]
-    main.configure(files, list(bindings), set())
-
-  with gin.unlock_config():
-    yield call
-  gin.clear_config()
-
-
 def test_the_command_plans_the_run_that_is_bound(configured, monkeypatch):
   """Faults seen: the pods file's own start joins hosts; slices forgotten."""
   asked = []

@@ -118,19 +118,6 @@ def planned(monkeypatch, simulated):
   return state
 
 
-@pytest.fixture
-def configured():
-  """Configures `atm plan` with more files; forgets it afterwards."""
-
-  def call(*files, bindings=()):
-    files = [main.find_file(f) for f in ('runs/plan.gin', *files)]
-    main.configure(files, list(bindings), set())
-
-  with gin.unlock_config():
-    yield call
-  gin.clear_config()
-
-
 # --- Candidates
 
 
