@@ -62,28 +62,41 @@ def _only(folder: str, pattern: str) -> str | None:
 
 
 def stopped(folder: str, traced, target, options) -> tuple[Stopped, None]:
-  """As `plan.compile_or_overflow`, of which it is the first part.
+  """As `plan.compile_or_overflow`, of which it is the first part."""
+  compiles = lambda lowered, dump: xla.compiled(
+    lowered, target.platform, {**(options or {}), **dump}
+  )
+  return half_way(folder, traced.lower(), compiles), None
+
+
+def half_way(folder: str, lowered, compiles) -> Stopped:
+  """A compilation until its arrays have their places in memory.
 
   The compiler goes on in a thread and writes to the folder: the process had
   better end, and the folder go after it.
+
+  Args:
+    folder: an empty one.
+    lowered: what is compiled.
+    compiles: called with it and with more compiler options.
   """
   dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
-  lowered, failed = traced.lower(), []
+  failed = []
 
-  def compiles():
+  def run():
     try:
-      xla.compiled(lowered, target.platform, {**(options or {}), **dump})
+      compiles(lowered, dump)
     except Exception as e:
       failed.append(e)
 
-  thread = threading.Thread(target=compiles, daemon=True)
+  thread = threading.Thread(target=run, daemon=True)
   thread.start()
   while thread.is_alive() and not _only(folder, AFTER):
     time.sleep(0.02)
   # Too little memory is no failure here: the report says how much it takes.
   if failed and not _only(folder, REPORT):
     raise failed[0]
-  return Stopped(folder), None
+  return Stopped(folder)
 
 
 def settings(given: dict) -> dict:
