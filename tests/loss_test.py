@@ -13,7 +13,7 @@ from atm import loss, sharding, step
 from atm.model import AlexaTM
 from atm.sharding import Rules
 
-from conftest import batch, tiny
+from conftest import FUSED_AS_USERS, batch, tiny
 
 B, T, D, V = 3, 10, 16, 37
 
@@ -183,7 +183,8 @@ def compiled(mesh, rows, length, **changes):
     for k, x in batch(np.random.default_rng(0), rows, length, length).items()
   }
   with sharding.use(mesh, Rules()):
-    return jax.jit(slopes_of(net)).lower(params, given).compile().as_text()
+    lowered = jax.jit(slopes_of(net)).lower(params, given)
+    return lowered.compile(FUSED_AS_USERS).as_text()
 
 
 def arrays(program: str, size: int) -> set[tuple[int, ...]]:

@@ -27,6 +27,7 @@ from atm import (
 )
 from atm.sharding import Rules
 
+from conftest import FUSED_AS_USERS
 from conftest import tiny as of_several_layers
 
 S, T = 16, 9
@@ -178,7 +179,7 @@ def programs():
   def of(config):
     job = job_of(config)
     batch = job.batch(8)
-    text = job.traced(batch).lower().compile().as_text()
+    text = job.traced(batch).lower().compile(FUSED_AS_USERS).as_text()
     return hlo.Program(text), job.caches(batch), job
 
   return {'greedy': of(GREEDY), 'beams': of(BEAMS)}
@@ -238,8 +239,8 @@ def test_a_loop_that_rolls_its_cache_copies_it():
   def decoding(write):
     body = lambda x: (write(*x), x[1] + 1)
     run = lambda x: jax.lax.while_loop(lambda x: x[0].sum() < x[1], body, x)
-    text = jax.jit(run).lower((like, 0)).compile().as_text()
-    program = hlo.Program(text)
+    lowered = jax.jit(run).lower((like, 0))
+    program = hlo.Program(lowered.compile(FUSED_AS_USERS).as_text())
     turn = program.one_turn(token_step.loop_of(program))
     return token_step.cache_copies(turn, [like])
 

@@ -9,6 +9,8 @@ import pytest
 
 from atm import products, sharding
 
+from conftest import FUSED_AS_USERS
+
 
 def inputs(rng, N, A, widths, dtype):
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
@@ -83,7 +85,8 @@ def test_every_product_is_of_the_fast_kind(rng, A, widths, dtype):
     ).astype(jnp.float32),
     argnums=(0, 1),
   )
-  program = jax.jit(grad).lower(*given[:2]).compile().as_text()
+  lowered = jax.jit(grad).lower(*given[:2])
+  program = lowered.compile(FUSED_AS_USERS).as_text()
   assert len(re.findall(r'kind=kCustom', program)) >= 3
   entry = program[program.index('\nENTRY') :]
   assert not re.findall(r' dot\(', entry)
