@@ -1,5 +1,6 @@
 """Fixtures: 8 simulated CPU devices, a tiny model, and the shipped text."""
 
+import gc
 import importlib.util
 import os
 
@@ -28,11 +29,17 @@ jax.config.update(
   os.environ.get('JAX_COMPILATION_CACHE_DIR')
   or os.path.expanduser('~/.cache/atm/xla'),
 )
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+KEPT = {  # compiled programs, all of them
+  'jax_enable_compilation_cache': True,
+  'jax_persistent_cache_min_compile_time_secs': 0,
+}
+for name, value in KEPT.items():
+  jax.config.update(name, value)
 
 import hypothesis
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from atm import model, sharding, vocabulary
 
@@ -57,6 +64,20 @@ def tiny(**changes) -> model.Config:
     dtype='float32',
   )
   return model.Config(**{**sizes, **changes})
+
+
+@pytest.fixture(autouse=True)
+def kept():
+  """Programs are kept again after a command that keeps none, or fewer.
+
+  Planning for absent devices did it: no test behind it found a program.
+  """
+  yield
+  changed = {k: v for k, v in KEPT.items() if getattr(jax.config, k) != v}
+  for name, value in changed.items():
+    jax.config.update(name, value)
+  if changed:
+    compilation_cache.reset_cache()  # whether there is one is asked once
 
 
 @pytest.fixture
@@ -118,6 +139,21 @@ def configured():
   with gin.unlock_config():
     yield call
   gin.clear_config()
+
+
+def collect_rarely() -> None:
+  """Python looks for garbage less often, and never at what is imported.
+
+  Tracing makes so many objects that a fifth of the tests' time was spent on
+  going through those of JAX and TensorFlow.
+  """
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000)
+
+
+def pytest_collection_finish():
+  collect_rarely()
 
 
 def pytest_collection_modifyitems(items):
