@@ -43,6 +43,14 @@ def parse(monkeypatch):
 
 DIR = '--gin.MODEL_DIR="x"'
 TINY = '--gin_file=models/tiny.gin'
+SMALLER = (
+  '--gin.BATCH_SIZE=8', '--gin.ROW_PASSES=1', '--gin.LOG_EVERY=1',
+  "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 32}",
+  '--gin.optimizer.Config.warmup_steps=0', '--gin.model.Config.unroll=1',
+  *(f'--gin.model.Config.{side}_layers=1' for side in ('encoder', 'decoder')),
+  *(f'--gin.model.Config.{size}=16'
+    for size in ('d_model', 'encoder_ff', 'decoder_ff')),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -153,8 +161,7 @@ def test_a_simulated_mesh_in_a_fresh_process(tmp_path):
   """Fault seen: the peak's measurement under the mesh of eight devices."""
   done = atm(
     'pretrain', TINY, '--gin_file=pods/cpu8.gin', '--gin.MODEL_DIR="run"',
-    '--gin.TRAIN_STEPS=1', '--gin.BATCH_SIZE=8', '--gin.ROW_PASSES=1',
-    cwd=tmp_path,
+    '--gin.TRAIN_STEPS=1', *SMALLER, cwd=tmp_path,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert '8 cpu device(s) (slice 1 x data 2 x fsdp 2 x tensor 2)' in done.stdout
@@ -162,13 +169,6 @@ def test_a_simulated_mesh_in_a_fresh_process(tmp_path):
 
 def test_the_whole_way(tmp_path):
   """vocab, pretrain, again from config.gin alone, infer: as a user types."""
-  smaller = (
-    '--gin.TRAIN_STEPS=2', '--gin.BATCH_SIZE=8', '--gin.LOG_EVERY=1',
-    "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 32}",
-    '--gin.model.Config.d_model=16', '--gin.ROW_PASSES=1',
-    '--gin.optimizer.Config.warmup_steps=0',
-    '--gin.model.Config.encoder_ff=16', '--gin.model.Config.decoder_ff=16',
-  )  # fmt: skip
   made = atm(
     'vocab', '--gin.VOCABULARY_DIR="words"', '--gin.VOCABULARY_SIZE=1500',
     '--gin.TAGS=8', cwd=tmp_path,
@@ -177,7 +177,8 @@ def test_the_whole_way(tmp_path):
   assert 'vocabulary of 1,500 pieces' in made.stdout
   first = atm(
     'pretrain', TINY, '--gin.MODEL_DIR="run"', '--gin.VOCABULARY="words"',
-    '--gin.VOCABULARY_SIZE=1500', *smaller, cwd=tmp_path,
+    '--gin.VOCABULARY_SIZE=1500', '--gin.TRAIN_STEPS=2', *SMALLER,
+    cwd=tmp_path,
   )  # fmt: skip
   assert first.returncode == 0, first.stderr
   for text in ('step 2/2', 'left', 'CLM:', 'Denoising:', 'loss.png', 'next:'):
