@@ -102,6 +102,12 @@ def words(tmp_path_factory) -> vocabulary.Vocabulary:
   return made
 
 
+@pytest.fixture(scope='session')
+def runs(tmp_path_factory):
+  """A folder of runs, and of their rows, that several modules compare with."""
+  return tmp_path_factory.mktemp('runs')
+
+
 def batch(rng, B: int, S: int, T: int, vocab_size: int = 96, full=False):
   """A random batch with ragged lengths."""
 

@@ -82,8 +82,7 @@ def test_work_is_given_up_for_a_signal(heard):
 
 def test_an_evaluation_given_up_is_made_up(train, tmp_path, monkeypatch):  # noqa: F811
   """Fault seen: the next process leaves the evaluation out."""
-  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  train(whole, 6)
+  whole, parts = train.whole(8), tmp_path / 'parts'
   evaluated, call = [], evaluate.HeldOut.__call__
 
   def slow(self, params):
@@ -98,15 +97,15 @@ def test_an_evaluation_given_up_is_made_up(train, tmp_path, monkeypatch):  # noq
     patch.setattr(evaluate.HeldOut, '__call__', slow)
     began = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-      train(parts, 6)
+      train(parts, 8)
     assert time.perf_counter() - began < 30
   assert [r for r in comparable(parts) if r['step'] == 4] == [
     r for r in comparable(whole) if r['step'] == 4 and 'loss' in r
   ]
-  run = train(parts, 6)
+  run = train(parts, 8)
   assert any(line.startswith('resumed from step 4') for line in run.lines)
   assert comparable(parts) == comparable(whole)
-  a, b = parameters(whole, 6), parameters(parts, 6)
+  a, b = parameters(whole, 8), parameters(parts, 8)
   assert all((a[name] == b[name]).all() for name in a)
 
 

@@ -12,21 +12,20 @@ def test_checkpoints_may_lie_elsewhere(train, tmp_path):  # noqa: F811
 
   Fault seen: the file not read.
   """
-  whole, run, bucket = (tmp_path / x for x in ('whole', 'run', 'bucket'))
-  train(whole, 6)
+  run, bucket = tmp_path / 'run', tmp_path / 'bucket'
   train(run, 4, checkpoint_dir=str(bucket))
   assert (run / places.FOLDER).read_text() == f'{bucket}\n'
   assert (bucket / '4' / 'params').is_dir()
-  again = train(run, 6)  # the folder is remembered
+  again = train(run, 8)  # the folder is remembered
   assert any(line == f'resumed from step 4 in {bucket}' for line in again.lines)
-  assert comparable(run) == comparable(whole)
-  assert infer.load(str(run)).step == 6
+  assert comparable(run) == comparable(train.whole(8))
+  assert infer.load(str(run)).step == 8
   with pytest.raises(ValueError, match=f'CHECKPOINT_DIR = .*are in {bucket}'):
-    train(run, 8, checkpoint_dir=str(tmp_path / 'other'))
-  new = train(tmp_path / 'new', 8, checkpoint_dir=str(bucket))
-  assert any(line.startswith('resumed from step 6') for line in new.lines)
-  assert metrics.read(str(tmp_path / 'new'))[-1]['step'] == 8
-  assert checkpoint.latest_step(str(run)) == 8
+    train(run, 9, checkpoint_dir=str(tmp_path / 'other'))
+  new = train(tmp_path / 'new', 9, checkpoint_dir=str(bucket))
+  assert any(line.startswith('resumed from step 8') for line in new.lines)
+  assert metrics.read(str(tmp_path / 'new'))[-1]['step'] == 9
+  assert checkpoint.latest_step(str(run)) == 9
 
 
 def test_a_place_of_object_storage_keeps_its_name(tmp_path):
