@@ -158,6 +158,12 @@ def collect_rarely() -> None:
   gc.set_threshold(50_000)
 
 
+@pytest.fixture(scope='module')
+def few_objects():
+  """For modules that look for garbage, which takes two seconds in the end."""
+  collect_rarely()
+
+
 def pytest_collection_finish():
   collect_rarely()
 

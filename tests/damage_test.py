@@ -32,7 +32,7 @@ from atm import (
 from atm.model import AlexaTM
 from atm.step import State
 
-from conftest import collect_rarely, tiny
+from conftest import tiny
 
 # Orbax leaves the other futures of a failed write to the collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -42,12 +42,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 META = {'data': {'step': 5}, 'log': {'sums': {'loss': 0.1}, 'steps': 2}}
 FLIPS = 300
-
-
-@pytest.fixture(scope='module')
-def few_objects():
-  """Nothing made before is looked through again: that takes a second."""
-  collect_rarely()
 
 
 @pytest.fixture(autouse=True)

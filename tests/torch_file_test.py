@@ -242,6 +242,7 @@ PAYLOADS = {
 }
 
 
+@pytest.mark.usefixtures('few_objects')
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize('name', PAYLOADS)
 def test_code_is_not_run(tmp_path, name, protocol):
