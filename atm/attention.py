@@ -292,16 +292,25 @@ def _padded(x, axis: int = 1, fill: int = 0):
 
 
 def _splash_blocks(T: int, S: int):
-  """Blocks of at most 512 that divide T and S."""
+  """Blocks that divide T and S; the backward's two kernels in one.
+
+  Few large blocks, and one kernel for all gradients, take two thirds of the
+  instructions that 512 x 512 and two kernels take, by the compiler's schedules
+  for v4, v5e, v5p and v6e; see docs/pods.md.
+  """
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
   )
 
-  q, kv = (max(b for b in (512, 384, 256, 128) if n % b == 0) for n in (T, S))
+  largest = lambda n, limit: max(
+    b for b in range(BLOCK, limit + 1, BLOCK) if n % b == 0
+  )
+  q, kv = largest(T, 1024), largest(S, 1024)
+  compute = largest(kv, 512)
   return splash_attention_kernel.BlockSizes(
-    block_q=q, block_kv=kv, block_kv_compute=kv,
-    block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv,
-    block_q_dq=q, block_kv_dq=kv,
+    block_q=q, block_kv=kv, block_kv_compute=compute,
+    block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=compute,
+    use_fused_bwd_kernel=True,
   )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atm import plan_text
-from atm.chips import KERNEL_SHARE
+from atm.kernels import WAIT
 from atm.plan_text import listed, size, span, table
 from atm.token_step import HBM_SHARE, HOP
 
@@ -134,10 +134,9 @@ def assumptions(made: dict, pod) -> list[str]:
       "least: reading or the compiler's cycles, whichever is longer, and "
       'collectives; most: one after the other',
     ]
-  low, high = KERNEL_SHARE
   return [
     *lines,
-    f'the encoder: compiler cycles, attention kernels at {low:.0%} to '
-    f'{high:.0%} of peak, collectives along all sides to along one',
+    'the encoder: compiler cycles, kernels by their schedules to '
+    f'{WAIT:.1f} times that, collectives along all sides to along one',
     'not counted: hosts, tokenising, batches that are not full',
   ]

@@ -7,18 +7,26 @@ chips. Times in seconds; ranges are (least, most).
 from __future__ import annotations
 
 from atm import chips
+from atm.kernels import WAIT
 
 
 def time_split(
   rows, cycles: dict, kernel_flops: float, target: chips.Target
 ) -> dict:
-  """Seconds (least, most) of a step's parts, each as if alone."""
+  """Seconds (least, most) of a step's parts, each as if alone.
+
+  Kernels, where their cycles are not known, by what such kernels reach.
+  """
   chip = target.pod.chip
-  counted = sum(n for name, n in cycles.items() if name != 'unknown')
-  alone = kernel_flops / target.mesh.size / chip.peak
+  counted = sum(
+    n for name, n in cycles.items() if name not in ('unknown', 'kernels')
+  )
+  alone = kernel_flops / target.mesh.size / chip.peak / chip.kernels
+  if 'kernels' in cycles:
+    alone = cycles['kernels'] / chip.clock
   split = {
     'compute': (counted / chip.clock,) * 2,
-    'kernels': tuple(alone / share for share in reversed(chips.KERNEL_SHARE)),
+    'kernels': (alone, alone * WAIT),
   }
   for when in ('synchronous', 'asynchronous'):
     slow = fast = 0.0

@@ -287,14 +287,20 @@ class Program:
     moves = {'copy', 'transpose', 'bitcast', 'reshape'}
     return self._opcodes(line) <= moves
 
-  def cycles(self) -> dict[str, float]:
+  def cycles(self, kernels: dict[str, float] | None = None) -> dict:
     """The compiler's estimated cycles by group of operations, loops included.
 
     'unknown' counts the operations without an estimate, in place of cycles.
+
+    Args:
+      kernels: cycles by instruction's name of those that have no estimate.
     """
     total: dict[str, float] = {'unknown': 0}
     for line, _, times in self.running():
-      if line.cycles is not None:
+      if line.name in (kernels or ()):
+        found = total.get('kernels', 0)
+        total['kernels'] = found + times * kernels[line.name]
+      elif line.cycles is not None:
         group = self._group(line)
         total[group] = total.get(group, 0) + times * line.cycles
       elif '"estimated_cycles"' in line.rest:

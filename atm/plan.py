@@ -30,6 +30,7 @@ from atm import (
   data,
   estimate,
   hlo,
+  kernels,
   memory,
   metrics,
   model,
@@ -182,6 +183,7 @@ def aim(
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()  # whether there is one is asked once
   pod = chips.pod(topology)
+  kernels.listen()
   return chips.Target(make_mesh(devices=chips.devices(pod)), pod)
 
 
@@ -286,8 +288,8 @@ def estimates(text: str | None, target: chips.Target, made: dict) -> dict:
     return dict.fromkeys((*nothing, 'time_split_s', 'unknown_loops'))
   program = hlo.Program(text)
   rows = wire.collectives(program, dict(target.mesh.shape))
-  cycles = program.cycles()
   split = time_range = None
+  cycles = program.cycles(target.pod and kernels.cycles(program, target.pod))
   if target.pod is not None:
     split = estimate.time_split(rows, cycles, made['kernel_flops'], target)
     time_range = estimate.step_time(split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atm.chips import KERNEL_SHARE
+from atm.kernels import WAIT
 from atm.memory import UNITS
 
 NOT_KNOWN = 'not known'
@@ -201,9 +201,9 @@ def assumptions(made: dict, pod) -> list[str]:
     'nothing here was measured on a chip; sources: atm/chips.py',
     f'peak {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.clock / 1e9:.2f} GHz',
     f'links {chip.link / 1e9:.0f} GB/s one way; sides: {wraps}',
-    'time: compiler cycles, plus attention kernels at '
-    f'{KERNEL_SHARE[0]:.0%} to {KERNEL_SHARE[1]:.0%} of peak, plus '
-    'collectives along all sides that they span to along a single one; '
+    'time: compiler cycles, plus kernels by the schedules compiled for them '
+    f'to {WAIT:.1f} times that, plus collectives along all sides that they '
+    'span to along a single one; '
     'asynchronous ones hidden whole, to not at all',
     'not counted: waiting for data, hosts, checkpoints, evaluations, restarts',
     *(

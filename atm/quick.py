@@ -150,11 +150,11 @@ class _Work:
 
   def __init__(self, name, settings: dict, fast: bool):
     self.name, self._began = name, time.perf_counter()
-    self._folder = tempfile.mkdtemp(prefix='atm_plan_') if fast else None
+    self._folder = tempfile.mkdtemp(prefix='atm_plan_')
     context = multiprocessing.get_context('spawn')  # libtpu does not fork
     self.pipe, theirs = context.Pipe()
     self._process = context.Process(
-      target=_plan, args=(theirs, settings, self._folder)
+      target=_plan, args=(theirs, settings, self._folder, fast)
     )
     self._process.start()
     theirs.close()
@@ -177,15 +177,16 @@ class _Work:
     self.pipe.close()
     self._process.kill()
     self._process.join()
-    if self._folder:
-      shutil.rmtree(self._folder, ignore_errors=True)
+    shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _plan(pipe, settings: dict, folder: str | None) -> None:
+def _plan(pipe, settings: dict, folder: str, fast: bool) -> None:
   """Plans in this process, and ends it, whatever the compiler still does."""
+  tempfile.tempdir = os.path.join(folder, 'more')  # goes with the folder
+  os.mkdir(tempfile.tempdir)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
   compiler = plan.compile_or_overflow
-  if folder:
+  if fast:
     compiler = functools.partial(stopped, folder)
   try:
     made = plan.plan(**settings, say=lambda text: None, compiler=compiler)

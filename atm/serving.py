@@ -21,6 +21,7 @@ from atm import (
   decode,
   estimate,
   hlo,
+  kernels,
   memory,
   metrics,
   model,
@@ -173,14 +174,14 @@ def rows_planned(job: Job, rows: int) -> dict:
   }
   text = compiled and hlo.Program(compiled.as_text())
   if text is not None:
-    kernels = plan.hardware_flops(traced.jaxpr.jaxpr)['kernel_flops']
+    flops = plan.hardware_flops(traced.jaxpr.jaxpr)['kernel_flops']
     if job.kind == 'decode':
       loop = token_step.loop_of(text)
       made['token'] = token_step.figures(
         text, job.params, caches, job.net.config, job.target
       )
       text = text.without(loop)
-    made['prefill'] = prefill(text, kernels, job.target)
+    made['prefill'] = prefill(text, flops, job.target)
   return made | speed(job, made)
 
 
@@ -227,7 +228,8 @@ def account(job: Job, batch, caches, compiled, overflow) -> dict:
 
 def prefill(text: hlo.Program, kernel_flops: float, target) -> dict:
   """What is done once for a batch: its encoder, and of a decoder's prefix."""
-  rows, cycles = wire.collectives(text, dict(target.mesh.shape)), text.cycles()
+  rows = wire.collectives(text, dict(target.mesh.shape))
+  cycles = text.cycles(target.pod and kernels.cycles(text, target.pod))
   split = time_range = None
   if target.pod is not None:
     split = estimate.time_split(rows, cycles, kernel_flops, target)

@@ -71,8 +71,8 @@ def test_every_way_equals_einsum(rng, monkeypatch, way, kind):
 
 
 def test_splash_over_several_blocks(rng):
-  """130 queries and 257 keys: blocks of 256 and 128 of 256 and 384."""
-  given = inputs(rng, 'cross', B=1, T=130, S=257, H=1)
+  """1100 queries, 1030 keys: three blocks of 384 each, the last not full."""
+  given = inputs(rng, 'cross', B=1, T=1100, S=1030, H=1)
   got = value_and_slopes(splash_interpreted, *given)
   want = value_and_slopes(attention.einsum, *given)
   for x, y in zip(got, want, strict=True):
@@ -90,7 +90,7 @@ def test_splash_lowers_for_tpus(rng, kind):
 
   program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*given[:3])
   text = program.lower(lowering_platforms=('tpu',)).as_text()
-  assert text.count('tpu_custom_call') == 3  # forward, dq, dk and dv
+  assert text.count('tpu_custom_call') == 2  # forward; dq, dk and dv
 
 
 @pytest.mark.parametrize('kind', SIGHTS)

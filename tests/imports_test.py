@@ -19,8 +19,8 @@ ORDER = (
   'model optimizer step xla integrity checkpoint intact layouts torch_file hf '
   'warm_start choosing decode beams buckets scoring evaluate checks goodput '
   'run_page progress interrupts lock failure loop trainer infer files asking '
-  'suite chat convert report lm_eval harness chips hlo wire estimate memory '
-  'plan_text plan candidates quick changes search_page search planner '
+  'suite chat convert report lm_eval harness chips hlo kernels wire estimate '
+  'memory plan_text plan candidates quick changes search_page search planner '
   'token_step serving placed decode_text plan_decode main'
 ).split()
 HEAVY = {
