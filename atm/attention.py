@@ -294,7 +294,7 @@ def _padded(x, axis: int = 1, fill: int = 0):
 def _splash_blocks(T: int, S: int):
   """Blocks that divide T and S; the backward's two kernels in one.
 
-  Few large blocks, and one kernel for all gradients, take two thirds of the
+  Few large blocks, and one kernel for all gradients, take three fifths of the
   instructions that 512 x 512 and two kernels take, by the compiler's schedules
   for v4, v5e, v5p and v6e; see docs/pods.md.
   """
