@@ -4,6 +4,7 @@
 AlexaTM 20B, `blenderbot_*` of transformers' Blenderbot, see golden/README.md.
 """
 
+import functools
 import os
 import shutil
 
@@ -56,11 +57,14 @@ def close(ours, theirs, atol=1e-5):
   np.testing.assert_allclose(ours, theirs, atol=atol, rtol=0)
 
 
+def applied(config, **fixed):
+  """`AlexaTM.apply` as one program."""
+  return jax.jit(functools.partial(AlexaTM(config).apply, **fixed))
+
+
 def encode(model, ids, mask, **more):
-  return AlexaTM(model.config).apply(
-    {'params': model.params}, ids, mask, enable_dropout=False,
-    method=AlexaTM.encode, **more,
-  )  # fmt: skip
+  run = applied(model.config, enable_dropout=False, method=AlexaTM.encode)
+  return run({'params': model.params}, ids, mask, **more)
 
 
 @pytest.mark.parametrize('name', ALEXATM)
@@ -88,12 +92,14 @@ def test_released_format_states_and_logits(load, name):
 @pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)
 def test_decoder_states(load, name):
   model, g = load(name), golden(name)
-  _, kept = AlexaTM(model.config).apply(
+  run = applied(
+    model.config, enable_dropout=False, capture_intermediates=True,
+    mutable=['intermediates'],
+  )  # fmt: skip
+  _, kept = run(
     {'params': model.params}, g['input_ids'], g['decoder_input_ids'],
     encoder_segment_ids=g['attention_mask'],
     decoder_segment_ids=np.ones_like(g['decoder_input_ids']),
-    enable_dropout=False, capture_intermediates=True,
-    mutable=['intermediates'],
   )  # fmt: skip
   states = kept['intermediates']['decoder']['norm']['__call__'][0]
   close(states, g['decoder_last_hidden_state'])
@@ -184,11 +190,11 @@ def test_cached_steps(load, name):
   B, T = decoder.shape
   encoded = encode(model, ids, mask)
   caches = net.apply(params, encoded, T, method=AlexaTM.empty_cache)
+  run = applied(model.config, method=AlexaTM.decode_cached)
   for t in range(T):
-    out, caches = net.apply(
-      params, decoder[:, t : t + 1], jnp.full((B, 1), t), caches, mask,
-      method=AlexaTM.decode_cached,
-    )  # fmt: skip
+    out, caches = run(
+      params, decoder[:, t : t + 1], jnp.full((B, 1), t), caches, mask
+    )
     close(out[:, 0], g['logits_cached_steps'][:, t])
 
 
