@@ -14,6 +14,8 @@ Figures are a chip's. Nothing here was measured by us.
   524,288 of v6e. These are what the compiler's cycles mean: it gives bfloat16
   products of 16384 x 4096 by 4096 x 4096 236,964 (v4), 255,819 (v5p), 128,148
   (v5e) and 477,219 (v6e) FLOPs a cycle, 90% to 98% of them.
+- kernels: FLOPs of splash attention's kernels / cycles of the schedules that
+  the compiler makes for them, see kernels.py; for plans that stop before those.
 """
 
 from __future__ import annotations
