@@ -291,9 +291,5 @@ class Outlook:
   def per_flop(self, made: dict, candidate: Candidate) -> tuple[float, float]:
     """Seconds a FLOP of a whole plan, by its cycles; see `step_range`."""
     flops = self.traced(candidate.remat).flops
-    of = lambda end: sum(
-      pair[end]
-      for name, pair in made['time_split_s'].items()
-      if name != 'kernels' and not name.endswith('collectives')
-    )
-    return of(0) / flops, of(1) / flops
+    least, most = made['time_split_s']['compute']
+    return least / flops, most / flops

@@ -10,6 +10,7 @@ Figures are a chip's. Nothing here was measured by us.
   way; a tenth below the data sheets' figures. A collective along one axis that
   closes to a ring sends both ways, one along several axes uses the links of
   each (part 3 there).
+- pcie: the same part 2, one way.
 - clock: peak FLOP/s / FLOPs a cycle: 262,144 of v4 and v5p, 131,072 of v5e,
   524,288 of v6e. These are what the compiler's cycles mean: it gives bfloat16
   products of 16384 x 4096 by 4096 x 4096 236,964 (v4), 255,819 (v5p), 128,148
@@ -43,6 +44,7 @@ class Chip:
     hbm: bytes a second from and to it.
     link: bytes a second one way over one link to a neighbour.
     dcn: bytes a second to another slice.
+    pcie: bytes a second one way between it and its host's memory.
     clock: cycles a second.
     cores: that make one device.
     kernels: share of peak FLOP/s that attention kernels reach by their
@@ -55,6 +57,7 @@ class Chip:
   hbm: float
   link: float
   dcn: float
+  pcie: float
   clock: float
   cores: int
   kernels: float
@@ -67,15 +70,17 @@ class Chip:
 
 GIB = 2**30
 CHIPS = {
-  'v4': Chip('TPU v4', 3, 30.75 * GIB, 1.2e12, 4.5e10, 6.25e9, 1.05e9, 2, 0.67),
+  'v4': Chip(
+    'TPU v4', 3, 30.75 * GIB, 1.2e12, 4.5e10, 6.25e9, 1.5e10, 1.05e9, 2, 0.67
+  ),
   'v5e': Chip(
-    'TPU v5e', 2, 15.75 * GIB, 8.19e11, 4.5e10, 3.1e9, 1.5e9, 1, 0.88
+    'TPU v5e', 2, 15.75 * GIB, 8.19e11, 4.5e10, 3.1e9, 1.5e10, 1.5e9, 1, 0.88
   ),
   'v5p': Chip(
-    'TPU v5p', 3, 95.73 * GIB, 2.765e12, 9e10, 6.25e9, 1.75e9, 2, 0.88
+    'TPU v5p', 3, 95.73 * GIB, 2.765e12, 9e10, 6.25e9, 1.5e10, 1.75e9, 2, 0.88
   ),
   'v6e': Chip(
-    'TPU v6e', 2, 31.24 * GIB, 1.638e12, 9e10, 6.25e9, 1.75e9, 1, 0.34
+    'TPU v6e', 2, 31.24 * GIB, 1.638e12, 9e10, 6.25e9, 3.2e10, 1.75e9, 1, 0.34
   ),
 }
 # What is sold, by dimensions; libtpu takes some more.

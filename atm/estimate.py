@@ -11,11 +11,16 @@ from atm.kernels import WAIT
 
 
 def time_split(
-  rows, cycles: dict, kernel_flops: float, target: chips.Target
+  rows,
+  cycles: dict,
+  kernel_flops: float,
+  target: chips.Target,
+  host: dict | None = None,
 ) -> dict:
   """Seconds (least, most) of a step's parts, each as if alone.
 
-  Kernels, where their cycles are not known, by what such kernels reach.
+  Kernels, where their cycles are not known, by what such kernels reach. `host`
+  is what `host_copies` found.
   """
   chip = target.pod.chip
   counted = sum(
@@ -36,7 +41,43 @@ def time_split(
         slow += row['wire_bytes'] / least
         fast += row['wire_bytes'] / most
     split[f'{when} collectives'] = fast, slow
+  if host:
+    each = host['to_host_bytes'], host['from_host_bytes']
+    split['host copies'] = host['waits_s'], sum(each) / chip.pcie
   return split
+
+
+def host_copies(program, kernels: dict, chip: chips.Chip) -> dict | None:
+  """What a step copies between a chip and its host; None if nothing.
+
+  Args:
+    program: an hlo.Program.
+    kernels: cycles by instruction, see `hlo.Program.cycles`.
+    chip: whose.
+
+  Returns:
+    `to_host_bytes`, `from_host_bytes`; `waits_s`, by which the copies of one
+    turn of a loop, both ways at once, outlast what the turn computes, of all
+    turns: 0 where no cycles are known.
+  """
+  sent, turns = [0.0, 0.0], {}
+  for computation, times, to_host, size in program.host_copies():
+    sent[not to_host] += times * size
+    ways = turns.setdefault(computation, [0.0, 0.0])
+    ways[not to_host] += size
+  if not any(sent):
+    return None
+  waits = 0.0
+  for loop in program.loops():
+    body = dict(loop.called)['body']
+    cycles = program.one_turn(loop).cycles(kernels)
+    computed = sum(n for name, n in cycles.items() if name != 'unknown')
+    if body in turns and computed:
+      longer = max(turns[body]) / chip.pcie - computed / chip.clock
+      waits += program.times[body] * max(0.0, longer)
+  return dict(zip(
+    ('to_host_bytes', 'from_host_bytes', 'waits_s'), (*sent, waits)
+  ))  # fmt: skip
 
 
 def speeds(axes: tuple[str, ...], target: chips.Target) -> tuple[float, float]:

@@ -22,6 +22,7 @@ COLLECTIVES = (
   'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
   'collective-permute', 'ragged-all-to-all', 'collective-broadcast',
 )  # fmt: skip
+HOST = 'S(5)'  # in the layout of an array that lies in the host's memory
 UNKNOWN_CYCLES = 2**63 - 1  # XLA's mark of an operation it has no estimate for
 # Operations that make no array of their own.
 FREE = {
@@ -235,6 +236,26 @@ class Program:
     return ''
 
   # --- What is asked of it
+
+  def host_copies(self) -> list[tuple[str, int, bool, float]]:
+    """Copies between a device's memory and its host's.
+
+    Returns:
+      (computation, how often it runs, whether to the host, bytes) of each.
+    """
+    found = []
+    for line, computation, times in self.running():
+      if HOST not in line.shape:
+        continue
+      sizes = arrays(line.shape)
+      if line.opcode == 'dynamic-update-slice-start':  # ((whole, part, ...
+        found.append((computation, times, True, sizes[1]))
+      elif line.opcode == 'dynamic-slice-start':  # (..., part, context)
+        found.append((computation, times, False, sizes[-2]))
+      elif line.opcode == 'copy-start':  # (copy, original, context)
+        to_host = HOST in line.shape[: line.shape.index('}')]
+        found.append((computation, times, to_host, sizes[0]))
+    return found
 
   @functools.cached_property
   def asynchronous(self) -> set[str]:

@@ -6,6 +6,7 @@ compiler; where a program does not fit, from its message.
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import re
@@ -15,6 +16,8 @@ import jax
 from atm import metrics, optimizer
 
 UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+REPORT = '*.after_optimizations-memory-usage-report.txt'  # of xla_dump_to
+_TOTAL = re.compile(r'Memory Space: default .*\nTotal bytes: (\d+)')
 _SIZE = r'([\d.]+)([KMGT]?)B?'
 _USED = (
   re.compile(rf'Used {_SIZE} of {_SIZE} hbm'),
@@ -50,7 +53,8 @@ def account(state, batch, compiled, overflow: dict | None, pod) -> dict:
   Returns:
     `memory` in bytes: parameters, optimizer, batch; temporaries at the peak,
     padding of the others included; `heap`, all temporaries side by side, as the
-    compiler's own count has it; peak. `peak_hbm_gib`, `usable_hbm_gib`, `fits`
+    compiler's own count has it; peak; `host`, what waits in the host's memory
+    (None: not known). `peak_hbm_gib`, `usable_hbm_gib`, `fits`
     and `largest_buffers`, of a program that does not fit.
   """
   parts = {
@@ -62,8 +66,9 @@ def account(state, batch, compiled, overflow: dict | None, pod) -> dict:
   if compiled is not None:
     said = compiled.memory_analysis()
     heap, peak = said.temp_size_in_bytes, said.peak_memory_in_bytes
+    host = said.host_temp_size_in_bytes
   else:
-    heap, peak = None, overflow['used']
+    heap, peak, host = None, overflow['used'], None
   usable = pod.chip.usable if pod else None
   if overflow:
     usable = overflow['usable']
@@ -73,12 +78,36 @@ def account(state, batch, compiled, overflow: dict | None, pod) -> dict:
       'temporaries': max(0, peak - given),
       'heap': heap,
       'peak': peak,
+      'host': host,
     },
     'peak_hbm_gib': peak / 2**30,
     'usable_hbm_gib': usable / 2**30 if usable else None,
     'fits': (peak <= usable and not overflow) if usable else None,
     'largest_buffers': overflow['largest'] if overflow else None,
   }
+
+
+def reported(folder: str) -> int:
+  """Bytes of a device by the compiler's report, which it dumped to a folder.
+
+  All arrays where they lie, gaps between them included: what the compiler
+  compares with the chip's memory. It is more by a hundredth than
+  `peak_memory_in_bytes`, and known where a program does not fit or keeps arrays
+  in the host's memory, which that counts in.
+  """
+  (path,) = glob.glob(os.path.join(folder, REPORT))
+  with open(path) as f:
+    return int(_TOTAL.search(f.read())[1])
+
+
+def offloads(jaxpr) -> bool:
+  """Whether a traced program's loops keep arrays in the host's memory."""
+  return any(
+    getattr(made.aval, 'memory_space', None) == jax.memory.Space.Host
+    for eqn in _equations(jaxpr)
+    if eqn.primitive.name == 'scan'
+    for made in eqn.outvars
+  )
 
 
 def overflow(said: str) -> dict | None:
@@ -124,7 +153,7 @@ def _buffer(number: str, unit: str, text: str) -> dict:
 
 
 def kept_by_loops(jaxpr, batch_size: int, shards: int) -> list[dict]:
-  """What loops over layers keep of every row, the largest first.
+  """What loops over layers keep of every row on devices, the largest first.
 
   For where the compiler names no buffers: of the traced program, so before
   anything is fused or padded.
@@ -143,7 +172,8 @@ def kept_by_loops(jaxpr, batch_size: int, shards: int) -> list[dict]:
       continue
     for made in eqn.outvars[eqn.params['num_carry'] :]:
       x = made.aval
-      if x.shape[1:2] != (batch_size,):
+      offloaded = x.memory_space == jax.memory.Space.Host
+      if offloaded or x.shape[1:2] != (batch_size,):
         continue
       sides = ','.join(
         map(str, (x.shape[0], batch_size // shards, *x.shape[2:]))

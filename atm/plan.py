@@ -16,6 +16,7 @@ import math
 import os
 import tempfile
 import time
+import types
 from collections.abc import Callable
 
 import jax
@@ -210,13 +211,32 @@ def abstract_batch(B: int, lengths, mesh, rules: Rules, packed: bool) -> dict:
 
 
 def compile_or_overflow(traced, target: chips.Target, options):
-  """(compiled, None), or (None, what the compiler said of its memory)."""
-  try:
-    return xla.compiled(traced.lower(), target.platform, options), None
-  except jax.errors.JaxRuntimeError as e:
-    if overflow := memory.overflow(str(e)):
-      return None, overflow
-    raise
+  """(compiled, None), or (None, what the compiler said of its memory).
+
+  Of a program that keeps arrays in the host's memory the analysis adds those to
+  the device's; the compiler's report does not.
+  """
+  with tempfile.TemporaryDirectory(prefix='atm_plan_') as folder:
+    offloads = target.pod and memory.offloads(traced.jaxpr.jaxpr)
+    dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+    options = {**(options or {}), **(dump if offloads else {})}
+    try:
+      compiled = xla.compiled(traced.lower(), target.platform, options)
+    except jax.errors.JaxRuntimeError as e:
+      if overflow := memory.overflow(str(e)):
+        return None, overflow
+      raise
+    if not offloads:
+      return compiled, None
+    said = types.SimpleNamespace(
+      temp_size_in_bytes=None,
+      peak_memory_in_bytes=memory.reported(folder),
+      host_temp_size_in_bytes=compiled.memory_analysis().host_temp_size_in_bytes,
+    )
+    on_device = types.SimpleNamespace(
+      as_text=compiled.as_text, memory_analysis=lambda: said
+    )
+    return on_device, None
 
 
 def program_text(compiled, traced, target: chips.Target, options) -> str:
@@ -283,21 +303,29 @@ def live(jaxpr):
 
 def estimates(text: str | None, target: chips.Target, made: dict) -> dict:
   """What the compiled program says of traffic, cycles and large arrays."""
-  nothing = ('collectives', 'cycles', 'largest_arrays', 'step_time_range_s')
+  nothing = (
+    'collectives', 'cycles', 'largest_arrays', 'step_time_range_s',
+    'host_copies',
+  )  # fmt: skip
   if text is None:
     return dict.fromkeys((*nothing, 'time_split_s', 'unknown_loops'))
   program = hlo.Program(text)
   rows = wire.collectives(program, dict(target.mesh.shape))
-  split = time_range = None
-  cycles = program.cycles(target.pod and kernels.cycles(program, target.pod))
+  split = time_range = host = None
+  scheduled = target.pod and kernels.cycles(program, target.pod)
+  cycles = program.cycles(scheduled)
   if target.pod is not None:
-    split = estimate.time_split(rows, cycles, made['kernel_flops'], target)
+    host = estimate.host_copies(program, scheduled, target.pod.chip)
+    split = estimate.time_split(
+      rows, cycles, made['kernel_flops'], target, host
+    )
     time_range = estimate.step_time(split)
   return {
     'collectives': rows,
     'cycles': cycles,
     'largest_arrays': program.largest(),
     'unknown_loops': program.unknown_loops,
+    'host_copies': host,
     'time_split_s': split,
     'step_time_range_s': time_range,
   }

@@ -101,6 +101,8 @@ def memory(made: dict) -> str:
     (name, size(m[name]))
     for name in ('parameters', 'optimizer', 'batch', 'temporaries', 'peak')
   ]
+  if m['host']:
+    rows.append(("in its host's memory", size(m['host'])))
   saved = size(made['checkpoint_bytes'])
   return (
     table(f'{made["params"]:,} parameters; a checkpoint has {saved}', rows)
@@ -206,6 +208,15 @@ def assumptions(made: dict, pod) -> list[str]:
     'span to along a single one; '
     'asynchronous ones hidden whole, to not at all',
     'not counted: waiting for data, hosts, checkpoints, evaluations, restarts',
+    *(
+      [
+        f'host: {chip.pcie / 1e9:.0f} GB/s one way; copies waited for where '
+        "those of a loop's turn, both ways at once, outlast what it computes, "
+        'to one after another with nothing beside'
+      ]
+      if made['host_copies']
+      else []
+    ),
     *(
       ['whether 8 of 8x16 wraps is not known; taken as a line']
       if pod.shape == (8, 16)

@@ -14,7 +14,6 @@ import glob
 import multiprocessing
 import multiprocessing.connection
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -23,36 +22,33 @@ import time
 import types
 from collections.abc import Iterator
 
-from atm import plan, xla
+from atm import memory, plan, xla
 
 # Of xla_dump_to, by libtpu 0.0.42: what is read, and what is written after it.
-REPORT = '*.after_optimizations-memory-usage-report.txt'
 TEXT = '*.after_optimizations.txt'
 AFTER = '*.after_optimizations_after_buffer_assignment.txt'
-_TOTAL = re.compile(r'Memory Space: default .*\nTotal bytes: (\d+)')
 LIMIT = 1800  # seconds, of one plan
 
 
 class Stopped:
   """What a `jax.stages.Compiled` says, of a compilation that went half way.
 
-  Its memory is all arrays where they lie, gaps between them included: what the
-  compiler compares with the chip's. It is more by a hundredth than
-  `peak_memory_in_bytes` of a whole compilation, and known where that fails.
+  Its memory is `memory.reported`'s.
   """
 
   def __init__(self, folder: str):
     with open(_only(folder, TEXT)) as f:
       self._text = f.read()
-    with open(_only(folder, REPORT)) as f:
-      self._total = int(_TOTAL.search(f.read())[1])
+    self._total = memory.reported(folder)
 
   def as_text(self) -> str:
     return self._text
 
   def memory_analysis(self):
     return types.SimpleNamespace(
-      temp_size_in_bytes=None, peak_memory_in_bytes=self._total
+      temp_size_in_bytes=None,
+      peak_memory_in_bytes=self._total,
+      host_temp_size_in_bytes=None,
     )
 
 
@@ -94,7 +90,7 @@ def half_way(folder: str, lowered, compiles) -> Stopped:
   while thread.is_alive() and not _only(folder, AFTER):
     time.sleep(0.02)
   # Too little memory is no failure here: the report says how much it takes.
-  if failed and not _only(folder, REPORT):
+  if failed and not _only(folder, memory.REPORT):
     raise failed[0]
   return Stopped(folder)
 

@@ -1,5 +1,6 @@
 """Compiled HLO as text: small programs of the CPU, and lines of a TPU's."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from atm import hlo, sharding, wire
+from atm import chips, estimate, hlo, sharding, wire
 
 SIZES = {'slice': 1, 'data': 2, 'fsdp': 64, 'tensor': 1}
 
@@ -310,6 +311,52 @@ def test_bytes_of_every_kind(kind, move, sent):
   ]
   assert len(found) == 1 and found[0]['axes'] == ('fsdp',)
   assert found[0]['wire_bytes'] == 4 * 16 * 4 * sent
+
+
+OFFLOADED = """HloModule m
+
+%turn (p: (s32[], f32[4,256], f32[4,64]{1,0:T(8)S(5)})) -> (s32[], f32[4,256]) {
+  %p = (s32[], f32[4,256]{1,0:T(8)S(5)}) parameter(0)
+  %out = ((f32[4,256]{1,0:T(8)S(5)}, f32[1,256]{1,0:T(8)}, s32[], s32[]), f32[4,256]{1,0:T(8)S(5)}, u32[]{:S(2)}) dynamic-update-slice-start(%p)
+  %in = ((f32[4,64]{1,0:T(8)S(5)}, s32[], s32[]), f32[1,64]{1,0:T(8)}, u32[]{:S(2)}) dynamic-slice-start(%p)
+  %product = f32[8]{0} fusion(%p), calls=%product, backend_config={"estimated_cycles":"1000"}
+  ROOT %done = (s32[], f32[4,256]{1,0:T(8)S(5)}) tuple(%p)
+}
+
+%more (p: (s32[], f32[4,256])) -> pred[] {
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %loop = (s32[], f32[4,256]{1,0:T(8)S(5)}) while(%a), condition=%more, body=%turn, backend_config={"known_trip_count":{"n":"4"}}
+  %last = (f32[8]{0:S(5)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%a)
+  ROOT %back = (f32[16]{0}, f32[16]{0:S(5)}, u32[]{:S(2)}) copy-start(%a)
+}
+"""  # noqa: E501
+
+
+def test_copies_to_and_from_the_host():
+  """Faults seen: whole arrays counted; both ways the same; a turn once."""
+  program = hlo.Program(OFFLOADED)
+  assert program.host_copies() == [
+    ('turn', 4, True, 1024),
+    ('turn', 4, False, 256),
+    ('main', 1, True, 32),
+    ('main', 1, False, 64),
+  ]
+
+
+def test_copies_of_a_turn_wait_where_they_outlast_it():
+  """Faults seen: one way after the other; the wait of one turn; a negative."""
+  chip = chips.CHIPS['v5e']
+  slow = dataclasses.replace(chip, pcie=1e9, clock=1e9)
+  found = estimate.host_copies(hlo.Program(OFFLOADED), {}, slow)
+  assert found['to_host_bytes'] == 4 * 1024 + 32
+  assert found['from_host_bytes'] == 4 * 256 + 64
+  assert found['waits_s'] == pytest.approx(4 * (1024e-9 - 1000e-9))
+  fast = dataclasses.replace(slow, pcie=2e9)
+  assert estimate.host_copies(hlo.Program(OFFLOADED), {}, fast)['waits_s'] == 0
+  assert estimate.host_copies(hlo.Program(ASYNC), {}, chip) is None
 
 
 def test_arrays_of_a_shape():
