@@ -29,6 +29,12 @@ REMAT = {
   'outputs': _saved(products.SAVED, attention.SAVED, NORM, ACTIVATION),
   'dots': _saved(products.SAVED, attention.SAVED),
   'save_widened': _saved(attention.SAVED, UP),
+  'offload_widened': jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[attention.SAVED, UP],
+    offload_src='device',
+    offload_dst='pinned_host',
+  ),
   'save_attention': _saved(attention.SAVED, attention.HEADS),
 }
 

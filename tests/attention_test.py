@@ -218,6 +218,7 @@ def test_remat_changes_nothing_but_what_is_kept(
     'outputs',
     'dots',
     'save_widened',
+    'offload_widened',
     'save_attention',
     'full',
   ):
@@ -228,6 +229,8 @@ def test_remat_changes_nothing_but_what_is_kept(
     products[remat] = text.count('dot_general')
     # [L, B, S, F] or [L, B S, F], kept by layer
     inside[remat] = any(f'f32[2,{n},64]' in text for n in ('2,12', '24'))
+    offloaded = any(f'f32<host>[2,{n},64]' in text for n in ('2,12', '24'))
+    assert offloaded == (remat == 'offload_widened')
   scores = 3 if way == 'einsum' else 0  # of three attentions, not kept
   assert products['outputs'] == products['dots'] == products['none'] + scores
   assert products['dots'] < products['save_attention'] < products['full']
@@ -235,12 +238,21 @@ def test_remat_changes_nothing_but_what_is_kept(
   # and the decoder's feed-forward.
   more = products['save_widened'] - products['save_attention']
   assert more == 3 * 3 - 2
+  assert products['offload_widened'] == products['save_widened']
   kept = ('none', 'outputs', 'dots', 'save_widened')
   assert inside == {remat: remat in kept for remat in inside}
 
 
 @pytest.mark.parametrize(
-  'remat', ['outputs', 'dots', 'save_widened', 'save_attention', 'full']
+  'remat',
+  [
+    'outputs',
+    'dots',
+    'save_widened',
+    'offload_widened',
+    'save_attention',
+    'full',
+  ],
 )
 def test_remat_changes_neither_loss_nor_gradient(rng, one_device, remat):
   rows = batch(rng, 2, 12, 10)

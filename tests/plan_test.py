@@ -306,6 +306,8 @@ def test_a_step_takes_from_all_hidden_to_none_hidden():
   assert estimate.step_time(SPLIT) == (4.75, 12.0)
   longer = {**SPLIT, 'asynchronous collectives': (5.0, 6.0)}
   assert estimate.step_time(longer) == (5.0, 12.0)
+  offloaded = {**SPLIT, 'host copies': (0.125, 3.0)}
+  assert estimate.step_time(offloaded) == (4.875, 15.0)
 
 
 def test_sums_of_gradients_that_could_be_scattered_are_named():
@@ -386,6 +388,8 @@ def test_loops_say_what_they_keep_where_the_compiler_does_not(monkeypatch):
     f'float32[2,{rows},{S},{width}]': 4 * 2 * rows * S * width,
   }
   assert all(row['source'].startswith('atm/model.py:') for row in said)
+  config = tiny(remat='offload_widened')
+  assert made(model_config=config)['largest_buffers'] == said
 
 
 def test_another_failure_of_the_compiler_is_not_hidden(monkeypatch):

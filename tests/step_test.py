@@ -172,6 +172,11 @@ def test_sharded_equals_unsharded(single, name):
   )
 
 
+def test_what_waits_in_the_hosts_memory_comes_back_on_any_mesh(single):
+  losses, _ = run(sharding.mesh(**MESHES['4x2']), 10, remat='offload_widened')
+  np.testing.assert_allclose(losses, single[0], atol=1e-5)
+
+
 def test_dropout_changes_with_the_step_and_the_seed(one_device, rng):
   net, tx, state, _ = setup(one_device, dropout=0.3)
   b = batch(rng, 4, 12, 10)
