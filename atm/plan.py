@@ -184,7 +184,6 @@ def aim(
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()  # whether there is one is asked once
   pod = chips.pod(topology)
-  kernels.listen()
   return chips.Target(make_mesh(devices=chips.devices(pod)), pod)
 
 

@@ -184,6 +184,12 @@ def speed(made: dict) -> str:
   return table('time', rows) + ''.join(f'\n  {line}' for line in lines)
 
 
+def of_kernels(made: dict, chip) -> str:
+  if made['kernel_flops'] and 'kernels' not in (made['cycles'] or ()):
+    return f'at {chip.kernels:.0%} of peak (their schedules are not known)'
+  return 'by the schedules compiled for them'
+
+
 def assumptions(made: dict, pod) -> list[str]:
   v = made['versions']
   built = f'jax {v["jax"]}, libtpu {v["libtpu"] or "none"}'
@@ -203,10 +209,9 @@ def assumptions(made: dict, pod) -> list[str]:
     'nothing here was measured on a chip; sources: atm/chips.py',
     f'peak {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.clock / 1e9:.2f} GHz',
     f'links {chip.link / 1e9:.0f} GB/s one way; sides: {wraps}',
-    'time: compiler cycles, plus kernels by the schedules compiled for them '
-    f'to {WAIT:.1f} times that, plus collectives along all sides that they '
-    'span to along a single one; '
-    'asynchronous ones hidden whole, to not at all',
+    f'time: compiler cycles, plus kernels {of_kernels(made, chip)} to '
+    f'{WAIT:.1f} times that, plus collectives along all sides that they span '
+    'to along a single one; asynchronous ones hidden whole, to not at all',
     'not counted: waiting for data, hosts, checkpoints, evaluations, restarts',
     *(
       [

@@ -1,8 +1,8 @@
 """Cycles of Pallas kernels: what the compiler writes of them, read."""
 
-import base64
+import json
 import re
-import types
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -40,50 +40,97 @@ def test_cores_share_the_cells_of_a_grid(bodies):
     assert kernels.cells(body, 2) == 4 * 3 * 2
 
 
-@pytest.fixture
-def wrote(monkeypatch, tmp_path):
-  """Writes schedules as libtpu does: (instruction, bundles)."""
-  monkeypatch.setattr(
-    kernels, 'listen', lambda: types.SimpleNamespace(name=str(tmp_path))
-  )
-
-  def write(**bundles):
-    for n, (name, count) in enumerate(bundles.items()):
-      path = tmp_path / f'17956{n}-{name}.1-00-final_hlo-static-per-bundle.txt'
-      lines = ['== CAPACITY:', 'MXU, XLU, VALU', '    4     3     4']
-      path.write_text('\n'.join([*lines, '== USE:', *['0 12 1'] * count]))
-
-  return write
+MADE = 'f32[8,128]{1,0:T(8,128)}', 'bf16[2]{0}'
+TAKEN = 's8[1,1]{1,0}, bf16[4,2]{1,0:T(2,128)(2,1)}, s32[]'
 
 
 def program(**bodies):
+  """Calls of kernels, an attribute of several lines in each."""
   lines = [
-    f'  %{name}.1 = f32[8]{{0}} custom-call(), {kernels.CALL}, '
-    f'backend_config={{"custom_call_config":{{"body":"{body}"}}}}'
+    f"""  %{name}.1 = ({', '.join(MADE)}) custom-call(%a), {kernels.CALL}, \
+operand_layout_constraints={{{TAKEN}}}, frontend_attributes={{kernel_metadata={{
+"xprof_metadata":"{{}}"
+}}}}, backend_config={{"flag_configs":[],"custom_call_config":\
+{{"body":"{body}","serialization_format":"1","lists":[]}},"more":{{"a":[]}}}}"""
     for name, body in bodies.items()
   ]
   head = ['ENTRY %main () -> f32[8] {', *lines, '}']
   return hlo.Program('\n'.join(head))
 
 
-def test_cycles_are_bundles_times_cells(bodies, wrote):
-  """Kernels that are the same have one schedule; it is read once.
+@pytest.fixture
+def scheduled(monkeypatch):
+  """Sets what schedules say, in the order of the calls; returns the calls."""
+  asked = []
 
-  Faults seen: the line of capacities counted; a kernel without a schedule of
-  its own left out.
+  def say(*bundles):
+    def schedules(calls, kind):
+      asked.append((calls, kind))
+      return list(bundles)
+
+    monkeypatch.setattr(kernels, 'schedules', schedules)
+    return asked
+
+  return say
+
+
+def test_cycles_are_bundles_times_cells(bodies, scheduled):
+  """Kernels that are the same are compiled once.
+
+  Fault seen: a kernel that is called again left out.
   """
   forward, backward = bodies
   given = program(first=forward, again=forward, back=backward)
-  wrote(first=100, back=7, other=3)
-  pod = chips.pod('v5p:4x4x8')
-  cycles = kernels.cycles(given, pod)
+  asked = scheduled(100, 7)
+  cycles = kernels.cycles(given, chips.pod('v5p:4x4x8'))
   assert cycles == {'first.1': 2400, 'again.1': 2400, 'back.1': 7 * 24}
   assert given.cycles(cycles)['kernels'] == 4800 + 168
-  assert kernels.cycles(given, pod) == {}  # not those of another program
+  ((calls, kind),) = asked
+  assert kind == 'v5p' and len(calls) == 2
 
 
-def test_a_kernel_without_a_schedule_leaves_all_unknown(bodies, wrote):
-  wrote(first=100)
-  other = base64.b64encode(b'another').decode()
-  given = program(first=bodies[0], other=other)
-  assert kernels.cycles(given, chips.pod('v5e:2x4')) == {}
+def test_a_call_is_read_as_it_can_be_made_again(bodies):
+  """Fault seen: only the first operand."""
+  given = program(first=bodies[0])
+  (line,) = (x for x, _, _ in given.running() if kernels.is_call(x))
+  call = kernels.call(line)
+  assert call['makes'] == [('float32', [8, 128]), ('bfloat16', [2])]
+  assert call['takes'] == [
+    ('int8', [1, 1]), ('bfloat16', [4, 2]), ('int32', [])
+  ]  # fmt: skip
+  config = json.loads(call['config'])
+  assert config['custom_call_config'] == {
+    'body': bodies[0], 'serialization_format': '1', 'lists': []
+  }  # fmt: skip
+
+
+def test_kernels_are_unknown_where_they_cannot_be_scheduled(
+  bodies, monkeypatch
+):
+  """The process that compiles them fails: no libtpu, or another."""
+  failed = subprocess.CompletedProcess([], 1, '', 'no libtpu')
+  monkeypatch.setattr(subprocess, 'run', lambda *_, **__: failed)
+  pod = chips.pod('v5e:2x4')
+  assert kernels.cycles(program(first=bodies[0]), pod) == {}
+  assert kernels.cycles(hlo.Program('ENTRY %main () -> f32[8] {\n}'), pod) == {}
+
+
+@pytest.mark.libtpu
+def test_kernels_are_scheduled_alone():
+  """Twice the keys in blocks of the same size: more cells, the same bundles."""
+  pod = chips.pod('v5e:2x2')
+  placed = jax.sharding.SingleDeviceSharding(chips.devices(pod)[0])
+
+  def found(keys):
+    like = lambda T, *more, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(
+      (1, T, *more), dtype, sharding=placed
+    )
+    ids = [like(T, dtype=jnp.int32) for T in (1024, keys)]
+    run = jax.jit(lambda q, k, v, *ids: attention.splash(q, k, v, Sight(*ids)))
+    given = like(1024, 2, 128), like(keys, 2, 128), like(keys, 2, 128)
+    text = run.lower(*given, *ids).compile().as_text()
+    (cycles,) = kernels.cycles(hlo.Program(text), pod).values()
+    return cycles
+
+  short, long = found(1024), found(2048)
+  assert short > 2 * 2000 and 1.5 * short < long < 2.5 * short
