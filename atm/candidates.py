@@ -83,11 +83,14 @@ class Traced:
     kept: bytes that loops over layers keep of a whole batch's rows.
     flops: computed on all chips, without attention kernels.
     kernel_flops: of those.
+    offloaded: bytes of those rows that wait in the host's memory.
   """
 
   kept: float
   flops: float
   kernel_flops: float
+  offloaded: float
+  offloaded: float
 
 
 class Outlook:
@@ -186,11 +189,17 @@ class Outlook:
       traced = xla.jitted(update, self.state).trace(self.state, batch)
     jaxpr = plan.live(traced.jaxpr.jaxpr)
     flops = plan.hardware_flops(jaxpr)
-    kept = memory.kept_by_loops(jaxpr, batch_size, 1)
+    kept, offloaded = (
+      sum(
+        row['bytes'] for row in memory.kept_by_loops(jaxpr, batch_size, 1, host)
+      )
+      for host in (False, True)
+    )
     return Traced(
-      sum(row['bytes'] for row in kept),
+      kept,
       flops['hardware_flops'] - flops['kernel_flops'],
       flops['kernel_flops'],
+      offloaded,
     )
 
   def least_memory(self, candidate: Candidate) -> float:
@@ -232,11 +241,15 @@ class Outlook:
 
   def split(self, candidate: Candidate) -> dict:
     """`estimate.time_split` by a formula, without what is computed."""
+    traced = self.traced(candidate.remat)
+    each = traced.offloaded / (self._row_shards(candidate) * candidate.tensor)
+    copies = {'to_host_bytes': each, 'from_host_bytes': each, 'waits_s': 0.0}
     return estimate.time_split(
       self._collectives(candidate),
       {'unknown': 0},
-      self.traced(candidate.remat).kernel_flops,
+      traced.kernel_flops,
       self.target(candidate),
+      copies if each else None,
     )
 
   def _collectives(self, candidate: Candidate) -> list[dict]:

@@ -152,8 +152,10 @@ def _buffer(number: str, unit: str, text: str) -> dict:
   }
 
 
-def kept_by_loops(jaxpr, batch_size: int, shards: int) -> list[dict]:
-  """What loops over layers keep of every row on devices, the largest first.
+def kept_by_loops(
+  jaxpr, batch_size: int, shards: int, host: bool = False
+) -> list[dict]:
+  """What loops over layers keep of every row, the largest first.
 
   For where the compiler names no buffers: of the traced program, so before
   anything is fused or padded.
@@ -162,6 +164,7 @@ def kept_by_loops(jaxpr, batch_size: int, shards: int) -> list[dict]:
     jaxpr: of the whole step.
     batch_size: rows; an array [layers, rows, ...] is a loop's.
     shards: parts that rows are split into.
+    host: what they keep in the host's memory, not what they keep in devices'.
 
   Returns:
     Rows as `overflow`'s, bytes a device.
@@ -172,8 +175,8 @@ def kept_by_loops(jaxpr, batch_size: int, shards: int) -> list[dict]:
       continue
     for made in eqn.outvars[eqn.params['num_carry'] :]:
       x = made.aval
-      offloaded = x.memory_space == jax.memory.Space.Host
-      if offloaded or x.shape[1:2] != (batch_size,):
+      there = (x.memory_space == jax.memory.Space.Host) == host
+      if not there or x.shape[1:2] != (batch_size,):
         continue
       sides = ','.join(
         map(str, (x.shape[0], batch_size // shards, *x.shape[2:]))

@@ -176,6 +176,21 @@ def test_a_larger_one_keeps_no_less(simulated):
   assert not outlook.no_less(OWN, change(data=1, fsdp=8))
 
 
+def test_what_waits_in_the_hosts_memory_is_copied_not_kept(simulated):
+  """Faults seen: kept on the chip, too; the bytes of all chips on one."""
+  outlook = Outlook(run())
+  change = lambda remat: dataclasses.replace(OWN, remat=remat)
+  full, kept, offloaded = map(
+    outlook.traced, ('full', 'save_widened', 'offload_widened')
+  )
+  assert offloaded.kept == full.kept and not full.offloaded
+  assert offloaded.offloaded == kept.kept - full.kept > 0
+  assert 'host copies' not in outlook.split(change('full'))
+  least, most = outlook.split(change('offload_widened'))['host copies']
+  each = offloaded.offloaded / 8
+  assert least == 0 and most == 2 * each / outlook.pod.chip.pcie
+
+
 def test_bindings_are_the_candidate(configured):
   candidate = Candidate(1, 2, 4, 'dots', 2)
   configured('models/tiny.gin', bindings=candidate.bindings())
