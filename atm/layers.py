@@ -22,13 +22,15 @@ Config = Any  # a model.Config; model.py stands below this file
 
 # What each layer keeps for its backward pass; the rest it computes again.
 _saved = jax.checkpoint_policies.save_only_these_names
-NORM, ACTIVATION, UP = 'norm', 'activation', 'up'  # names of results
+# Names of results; STREAM is what the feed-forward's norm reads.
+NORM, ACTIVATION, UP, STREAM = 'norm', 'activation', 'up', 'stream'
 REMAT = {
   'none': None,  # all that JAX's derivatives read
   'full': jax.checkpoint_policies.nothing_saveable,
   'outputs': _saved(products.SAVED, attention.SAVED, NORM, ACTIVATION),
   'dots': _saved(products.SAVED, attention.SAVED),
-  'save_widened': _saved(attention.SAVED, UP),
+  'save_widened': _saved(attention.SAVED, UP, STREAM),
+  'save_attended': _saved(attention.SAVED, STREAM),
   'offload_widened': jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=[attention.SAVED, UP],
@@ -233,6 +235,7 @@ class EncoderLayer(nn.Module):
     attend = Attention(c, c.encoder_heads, name='attention')
     heads = attend.project(h, 'query', 'key', 'value')
     x = x + drop(attend(*heads, sight, deterministic))
+    x = checkpoint_name(x, STREAM)
     h = LayerNorm(c, name='feed_forward_norm')(x)
     feed_forward = FeedForward(c, c.encoder_ff, name='feed_forward')
     x = x + drop(feed_forward(h, deterministic))
@@ -264,6 +267,7 @@ class DecoderLayer(nn.Module):
     query = attend.project(self.cross_attention_norm(x), 'query')
     heads = *query, *attend.project(encoded, 'key', 'value')
     x = x + drop(attend(*heads, sight_encoded, deterministic))
+    x = checkpoint_name(x, STREAM)
     h = self.feed_forward_norm(x)
     x = x + drop(self.feed_forward(h, deterministic))
     return constrain(x, 'batch', 'length', 'hidden'), None

@@ -219,6 +219,7 @@ def test_remat_changes_nothing_but_what_is_kept(
     'dots',
     'save_widened',
     'offload_widened',
+    'save_attended',
     'save_attention',
     'full',
   ):
@@ -236,9 +237,11 @@ def test_remat_changes_nothing_but_what_is_kept(
   assert products['dots'] < products['save_attention'] < products['full']
   # Queries, keys and values of each attention, and the first of the encoder's
   # and the decoder's feed-forward.
-  more = products['save_widened'] - products['save_attention']
+  more = products['offload_widened'] - products['save_attention']
   assert more == 3 * 3 - 2
-  assert products['offload_widened'] == products['save_widened']
+  assert products['save_attended'] == products['save_widened'] + 2
+  # Less attention's last product, before each feed-forward.
+  assert products['save_widened'] == products['offload_widened'] - 2
   kept = ('none', 'outputs', 'dots', 'save_widened')
   assert inside == {remat: remat in kept for remat in inside}
 
@@ -250,6 +253,7 @@ def test_remat_changes_nothing_but_what_is_kept(
     'dots',
     'save_widened',
     'offload_widened',
+    'save_attended',
     'save_attention',
     'full',
   ],

@@ -151,7 +151,8 @@ def test_its_model_divides_and_fits(bound, name):
   wide = {  # what each layer keeps of a position, beside its input
     'full': (0, 0),
     'offload_widened': (0, 0),
-    'save_widened': (config.encoder_ff + D, config.decoder_ff + 2 * D),
+    'save_attended': (2 * D, 3 * D),
+    'save_widened': (config.encoder_ff + 2 * D, config.decoder_ff + 3 * D),
     'dots': (config.encoder_ff + 6 * D, config.decoder_ff + 11 * D),
   }[config.remat]
   results = config.encoder_layers * S * wide[0]
