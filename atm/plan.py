@@ -311,8 +311,10 @@ def estimates(text: str | None, target: chips.Target, made: dict) -> dict:
   program = hlo.Program(text)
   rows = wire.collectives(program, dict(target.mesh.shape))
   split = time_range = host = None
-  scheduled = target.pod and kernels.cycles(program, target.pod)
-  cycles = program.cycles(scheduled)
+  cycles, scheduled = program.cycles(), {}
+  if target.pod and len(cycles) > 1:  # quick plans stop before there are any
+    scheduled = kernels.cycles(program, target.pod)
+    cycles = program.cycles(scheduled)
   if target.pod is not None:
     host = estimate.host_copies(program, scheduled, target.pod.chip)
     split = estimate.time_split(

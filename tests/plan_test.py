@@ -310,6 +310,21 @@ def test_a_step_takes_from_all_hidden_to_none_hidden():
   assert estimate.step_time(offloaded) == (4.875, 15.0)
 
 
+def test_kernels_of_a_quick_plan_are_not_scheduled(monkeypatch):
+  """Fault seen: ten seconds of each quick plan went into schedules."""
+  asked = []
+  found = lambda program, pod: asked.append(pod) or {}
+  monkeypatch.setattr(plan.kernels, 'cycles', found)
+  target = chips.Target(FSDP(), POD)
+  line = '  %x = f32[8]{0} fusion(%a), calls=%f'
+  for more, times in (
+    ('', 0), (', backend_config={"estimated_cycles":"7"}', 1)
+  ):  # fmt: skip
+    text = 'ENTRY %main (a: f32[8]) -> f32[8] {\n' + line + more + '\n}'
+    plan.estimates(text, target, {'kernel_flops': 0.0})
+    assert len(asked) == times
+
+
 def test_sums_of_gradients_that_could_be_scattered_are_named():
   row = dict(
     kind='all-reduce', axes=('fsdp',), group=4, count=3, wire_bytes=3e9,
