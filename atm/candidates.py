@@ -90,7 +90,6 @@ class Traced:
   flops: float
   kernel_flops: float
   offloaded: float
-  offloaded: float
 
 
 class Outlook:

@@ -35,7 +35,7 @@ _END = re.compile(r'^\}(, execution_thread=.*)?\s*$')
 _INSTRUCTION = re.compile(
   r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$'
 )
-_ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
+ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 _CALLED = re.compile(
   r'\b(calls|body|condition|to_apply|true_computation|false_computation|'
   r'branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)'
@@ -82,7 +82,7 @@ class Instruction:
 def arrays(shape: str) -> list[float]:
   """Bytes of each array of a shape, without padding: of a tuple's, several."""
   sizes = []
-  for dtype, sides in _ARRAY.findall(shape):
+  for dtype, sides in ARRAY.findall(shape):
     if dtype in BYTES:
       sides = [int(n) for n in sides.split(',') if n]
       sizes.append(BYTES[dtype] * math.prod(sides))
@@ -240,6 +240,9 @@ class Program:
   def host_copies(self) -> list[tuple[str, int, bool, float]]:
     """Copies between a device's memory and its host's.
 
+    Before the compiler ends it calls all of them async-start; their names say
+    which.
+
     Returns:
       (computation, how often it runs, whether to the host, bytes) of each.
     """
@@ -247,12 +250,14 @@ class Program:
     for line, computation, times in self.running():
       if HOST not in line.shape:
         continue
-      sizes = arrays(line.shape)
-      if line.opcode == 'dynamic-update-slice-start':  # ((whole, part, ...
+      kind, sizes = line.opcode, arrays(line.shape)
+      if kind == 'async-start':
+        kind = line.name.partition('.')[0]
+      if kind == 'dynamic-update-slice-start':  # ((whole, part, ...
         found.append((computation, times, True, sizes[1]))
-      elif line.opcode == 'dynamic-slice-start':  # (..., part, context)
+      elif kind == 'dynamic-slice-start':  # (..., part, context)
         found.append((computation, times, False, sizes[-2]))
-      elif line.opcode == 'copy-start':  # (copy, original, context)
+      elif kind == 'copy-start':  # (copy, original, context)
         to_host = HOST in line.shape[: line.shape.index('}')]
         found.append((computation, times, to_host, sizes[0]))
     return found
@@ -372,7 +377,7 @@ class Program:
     for line, computation, _ in self.running():
       if line.opcode in FREE or computation in fused:
         continue
-      for dtype, sides in set(_ARRAY.findall(line.shape)):
+      for dtype, sides in set(ARRAY.findall(line.shape)):
         shape = f'{dtype}[{sides}]'
         key = shape, self.source(line)
         empty = dict(

@@ -41,7 +41,6 @@ _FLAGS = (
 _BUNDLE = re.compile(r'^\d+( \d+)+\s*$', re.M)
 _CONFIG = '"custom_call_config":'
 _TAKES = re.compile(r'operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}')
-_TYPE = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 _GRID = re.compile(r'iteration_bounds = array<i64: ([\d, ]+)>')
 _PARALLEL = '#tpu.dimension_semantics<parallel>'
 _DTYPES = {
@@ -84,7 +83,7 @@ def call(line: hlo.Instruction) -> dict:
   """
   types = lambda text: [
     (_DTYPES[dtype], [int(n) for n in sides.split(',') if n])
-    for dtype, sides in _TYPE.findall(text)
+    for dtype, sides in hlo.ARRAY.findall(text)
   ]
   at = line.rest.index(_CONFIG) + len(_CONFIG)
   config, _ = json.JSONDecoder().raw_decode(line.rest, at)

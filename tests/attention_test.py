@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atm import attention, sharding, step
+from atm import attention, layers, sharding, step
 from atm.attention import Sight
 from atm.model import AlexaTM
 from atm.sharding import Rules
@@ -213,16 +213,7 @@ def test_remat_changes_nothing_but_what_is_kept(
   monkeypatch.setattr(attention, 'splash', splash_interpreted)
   rows = batch(rng, 2, 12, 10)
   products, inside = {}, {}
-  for remat in (
-    'none',
-    'outputs',
-    'dots',
-    'save_widened',
-    'offload_widened',
-    'save_attended',
-    'save_attention',
-    'full',
-  ):
+  for remat in layers.REMAT:
     program = slopes_of(
       one_device, rows, run=False, remat=remat, attention=way, **SMALL
     )
@@ -247,16 +238,7 @@ def test_remat_changes_nothing_but_what_is_kept(
 
 
 @pytest.mark.parametrize(
-  'remat',
-  [
-    'outputs',
-    'dots',
-    'save_widened',
-    'offload_widened',
-    'save_attended',
-    'save_attention',
-    'full',
-  ],
+  'remat', [name for name in layers.REMAT if name != 'none']
 )
 def test_remat_changes_neither_loss_nor_gradient(rng, one_device, remat):
   rows = batch(rng, 2, 12, 10)
