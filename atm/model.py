@@ -75,15 +75,15 @@ class Config:
     scores_float32: compute attention scores and softmax in float32.
     init_std: of all matrices; biases start at 0, norms at 1.
     dtype: of activations. Parameters are float32.
-    remat: what of each layer the backward pass computes again. 'none':
-      nothing; 'full': all; 'dots': all but products of matrices and attention,
-      so only what is cheap; 'outputs': all but these and the results of norms
-      and activations; 'save_attention': all but attention, whose queries, keys,
-      values, result and normalisers are kept; 'save_attended': all but
-      attention's result and normalisers and the sum that the feed-forward's
-      norm reads; 'save_widened': all but these and the feed-forward's first
-      product; 'offload_widened': all but attention's result and normalisers and
-      that product, which wait in the host's memory.
+    remat: what of each layer the backward pass computes again, but two numbers
+      a position of each norm. 'none': nothing; 'full': all; 'dots': all but
+      products of matrices and attention, so only what is cheap; 'outputs': all
+      but these and the results of norms and activations; 'save_attention': all
+      but attention, whose queries, keys, values, result and normalisers are
+      kept; 'save_attended': all but attention's result and normalisers and the
+      sum that the feed-forward's norm reads; 'save_widened': all but these and
+      the feed-forward's first product; 'offload_widened': all but attention's
+      result and normalisers and that product, which wait in the host's memory.
     attention: how attention is computed: 'auto' (by platform), 'einsum',
       'rows', 'splash' or 'cudnn', see attention.py.
     loss_chunk: target positions of a row whose logits are in memory at a time

@@ -9,6 +9,8 @@ A' is written out first, and results are float32 before they are cast
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,11 @@ def on_cpu() -> bool:
   return sharding.target() == ('cpu', 1)
 
 
-def affine(x: jax.Array, *weights: tuple[jax.Array, jax.Array], heads=None):
+def on_tpu() -> bool:
+  return sharding.target()[0] == 'tpu'
+
+
+def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
   """x W + b for each (W [A, B], b [B]) of weights; x [..., A].
 
   On the CPU two-dimensional: on three axes its backend transposes what the
@@ -36,17 +42,50 @@ def affine(x: jax.Array, *weights: tuple[jax.Array, jax.Array], heads=None):
     weights: matrices and biases.
     heads: H, to have each [..., H, B / H]. A TPU's product then writes the
       layout that attention reads; cut afterwards it would be copied twice.
+    axes: how many of x's last axes are A together: 2 of [..., H, A / H], the
+      layout that attention writes.
 
   Returns:
     A list of [..., B].
   """
+  rows, inner = x.shape[:-axes], x.shape[-axes:]
   if on_cpu():
-    out = _joined(x.reshape(-1, x.shape[-1]), weights)
-    out = [y.reshape(*x.shape[:-1], *_cut(y.shape[-1:], heads)) for y in out]
+    out = _joined(x.reshape(-1, math.prod(inner)), weights)
+    out = [y.reshape(*rows, *_cut(y.shape[-1:], heads)) for y in out]
   else:
-    cut = lambda w: w.reshape(*w.shape[:-1], *_cut(w.shape[-1:], heads))
-    out = [jnp.tensordot(x, cut(w), 1) + cut(b) for w, b in weights]
+    add = _plus_bias if heads and on_tpu() else jnp.add
+    out = [
+      add(
+        jnp.tensordot(x, w.reshape(*inner, *_cut(b.shape, heads)), axes),
+        b.reshape(_cut(b.shape, heads)),
+      )
+      for w, b in weights
+    ]
   return [checkpoint_name(y, SAVED) for y in out]
+
+
+@jax.custom_vjp
+def _plus_bias(y, b):
+  """y + b, whose gradient by b is a product with ones.
+
+  What a kernel gives back is summed over its rows in a pass of its own: as a
+  product that takes a TPU a third of the time of XLA's reduction.
+  """
+  return y + b
+
+
+def _plus_bias_backward(b, slope):
+  rows = tuple(range(slope.ndim - b.ndim))
+  # One row of ones XLA would turn back into a sum.
+  ones = jnp.ones((2, *slope.shape[: len(rows)]), slope.dtype)
+  contracted = tuple(axis + 1 for axis in rows), rows
+  total = jax.lax.dot_general(
+    ones, slope, (contracted, ((), ())), preferred_element_type=jnp.float32
+  )
+  return slope, total[0].astype(b.dtype)
+
+
+_plus_bias.defvjp(lambda y, b: (y + b, b), _plus_bias_backward)
 
 
 def _cut(width: tuple[int], heads: int | None) -> tuple[int, ...]:
