@@ -155,8 +155,13 @@ class Target:
   pod: Pod | None
 
   @property
+  def device(self):
+    """One of its devices."""
+    return self.mesh.devices.flat[0]
+
+  @property
   def platform(self) -> str:
-    return self.mesh.devices.flat[0].platform
+    return self.device.platform
 
   def places(self, axes: tuple[str, ...]) -> list[tuple[int, ...]]:
     """Coordinates of the chips of one group along some mesh axes."""

@@ -151,8 +151,7 @@ class Loop:
     clock = time.perf_counter()
     update = functools.partial(self.update, frozen=self.frozen)
     lowered = xla.jitted(update, self.state).lower(self.state, batch)
-    platform = jax.devices()[0].platform
-    self.compiled = xla.compiled(lowered, platform, self.xla_options)
+    self.compiled = xla.compiled(lowered, jax.devices()[0], self.xla_options)
     until = f' with the encoder frozen to step {self.freeze_encoder_steps:,}'
     seconds = time.perf_counter() - clock
     self.say(f'compiled{until if self.frozen else ""} in {seconds:.1f} s')

@@ -220,7 +220,7 @@ def compile_or_overflow(traced, target: chips.Target, options):
     dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
     options = {**(options or {}), **(dump if offloads else {})}
     try:
-      compiled = xla.compiled(traced.lower(), target.platform, options)
+      compiled = xla.compiled(traced.lower(), target.device, options)
     except jax.errors.JaxRuntimeError as e:
       if overflow := memory.overflow(str(e)):
         return None, overflow
@@ -248,7 +248,7 @@ def program_text(compiled, traced, target: chips.Target, options) -> str:
   except (jax.errors.JaxRuntimeError, NotImplementedError):
     with tempfile.TemporaryDirectory(prefix='atm_plan_') as folder:
       dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
-      xla.compiled(traced.lower(), target.platform, {**(options or {}), **dump})
+      xla.compiled(traced.lower(), target.device, {**(options or {}), **dump})
       found = glob.glob(os.path.join(folder, DUMPED))
       if not found:
         raise

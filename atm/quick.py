@@ -60,7 +60,7 @@ def _only(folder: str, pattern: str) -> str | None:
 def stopped(folder: str, traced, target, options) -> tuple[Stopped, None]:
   """As `plan.compile_or_overflow`, of which it is the first part."""
   compiles = lambda lowered, dump: xla.compiled(
-    lowered, target.platform, {**(options or {}), **dump}
+    lowered, target.device, {**(options or {}), **dump}
   )
   return half_way(folder, traced.lower(), compiles), None
 

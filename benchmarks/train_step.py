@@ -98,7 +98,7 @@ class Ours:
     with sharding.use(mesh, rules):
       self.batch = sharding.place(self.arrays(args.full), mesh, rules)
       lowered = jax.jit(update, donate_argnums=0).lower(self.state, self.batch)
-      self.update = xla.compiled(lowered, 'cpu')
+      self.update = xla.compiled(lowered, jax.devices()[0])
     if args.hlo:
       with open(args.hlo, 'w') as f:
         f.write(self.update.as_text())

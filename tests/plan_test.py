@@ -65,7 +65,7 @@ def real():
   with sharding.use(mesh, Rules()):
     update = functools.partial(step.train_step, net, tx)
     lowered = xla.jitted(update, state).lower(state, placed)
-    return state, placed, xla.compiled(lowered, 'cpu')
+    return state, placed, xla.compiled(lowered, jax.devices()[0])
 
 
 def on_device(tree, number: int = 3) -> int:

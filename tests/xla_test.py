@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from atm import xla
+
+CPU = types.SimpleNamespace(platform='cpu', device_kind='cpu')
+GPU = types.SimpleNamespace(platform='gpu', device_kind='NVIDIA H100')
 
 
 @pytest.fixture
@@ -19,14 +23,29 @@ def lowered():
 def test_an_option_reaches_the_compiler(lowered, tmp_path):
   """Fault seen: compiled without them."""
   options = {'xla_dump_to': str(tmp_path)}
-  compiled = xla.compiled(lowered, 'cpu', options)
+  compiled = xla.compiled(lowered, CPU, options)
   assert list(tmp_path.iterdir())
   assert compiled(jnp.ones((8, 8)))[0, 0] == 8
 
 
+def test_options_are_of_the_device_and_may_be_changed(monkeypatch):
+  """Fault seen: what a kind of device has in place of what was asked for."""
+  seen = []
+  fake = types.SimpleNamespace(
+    compile=lambda compiler_options: seen.append(compiler_options)
+  )
+  monkeypatch.setattr(xla, 'OPTIONS', {'tpu': {'a': 1, 'b': 1}})
+  monkeypatch.setattr(xla, 'OF_KIND', {'TPU v6 lite': {'b': 2, 'c': 2}})
+  device = lambda kind: types.SimpleNamespace(platform='tpu', device_kind=kind)
+  xla.compiled(fake, device('TPU v6 lite'), {'c': 3})
+  xla.compiled(fake, device('TPU v4'))
+  xla.compiled(fake, CPU)
+  assert seen == [{'a': 1, 'b': 2, 'c': 3}, {'a': 1, 'b': 1}, None]
+
+
 def test_options_of_a_gpu_exist(lowered):
   """jaxlib reads them on any platform; libtpu alone knows those of TPUs."""
-  xla.compiled(lowered, 'gpu')
+  xla.compiled(lowered, GPU)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +61,7 @@ def test_options_of_a_gpu_exist(lowered):
 )
 def test_a_mistake_is_named(lowered, options, expected):
   with pytest.raises(ValueError, match='XLA_OPTIONS = .*' + expected):
-    xla.compiled(lowered, 'gpu', options)
+    xla.compiled(lowered, GPU, options)
 
 
 def test_programs_are_kept_across_processes(tmp_path):
