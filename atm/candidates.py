@@ -32,10 +32,6 @@ from atm.sharding import NamedSharding
 
 TENSOR = 1, 2, 4, 8
 MICRO_BATCHES = 1, 2, 4, 8
-# Of peak FLOP/s, what all but attention kernels is taken to reach, until a
-# whole compilation's cycles say better: by them 20b has 0.73 to 0.74 on v4, v5e
-# and v5p, and 0.49 on v6e.
-SHARE = 0.74
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,8 +293,9 @@ class Outlook:
 
   @property
   def assumed(self) -> tuple[float, float]:
-    """Seconds a FLOP by SHARE, see `step_range`."""
-    return (1 / (SHARE * self.pod.chip.peak * self.pod.size),) * 2
+    """Seconds a FLOP by the chip's share of peak, see `step_range`."""
+    chip = self.pod.chip
+    return (1 / (chip.share * chip.peak * self.pod.size),) * 2
 
   def per_flop(self, made: dict, candidate: Candidate) -> tuple[float, float]:
     """Seconds a FLOP of a whole plan, by its cycles; see `step_range`."""

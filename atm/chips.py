@@ -15,6 +15,8 @@ Figures are a chip's. Nothing here was measured by us.
   524,288 of v6e. These are what the compiler's cycles mean: it gives bfloat16
   products of 16384 x 4096 by 4096 x 4096 236,964 (v4), 255,819 (v5p), 128,148
   (v5e) and 477,219 (v6e) FLOPs a cycle, 90% to 98% of them.
+- share: of peak FLOP/s, what a step of 20b reaches in all but those kernels by
+  the compiler's cycles; for the same plans.
 - kernels: FLOPs of splash attention's kernels / cycles of the schedules that
   the compiler makes for them, see kernels.py; for plans that stop before those.
 """
@@ -47,6 +49,7 @@ class Chip:
     pcie: bytes a second one way between it and its host's memory.
     clock: cycles a second.
     cores: that make one device.
+    share: of peak FLOP/s, reached by all but attention kernels.
     kernels: share of peak FLOP/s that attention kernels reach by their
       schedules, forward and backward of 1024 x 1024 with heads of 128.
   """
@@ -60,6 +63,7 @@ class Chip:
   pcie: float
   clock: float
   cores: int
+  share: float
   kernels: float
 
   @property
@@ -71,18 +75,22 @@ class Chip:
 GIB = 2**30
 CHIPS = {
   'v4': Chip(
-    'TPU v4', 3, 30.75 * GIB, 1.2e12, 4.5e10, 6.25e9, 1.5e10, 1.05e9, 2, 0.67
+    'TPU v4', 3, 30.75 * GIB, 1.2e12, 4.5e10, 6.25e9, 1.5e10,
+    clock=1.05e9, cores=2, share=0.80, kernels=0.67,
   ),
   'v5e': Chip(
-    'TPU v5e', 2, 15.75 * GIB, 8.19e11, 4.5e10, 3.1e9, 1.5e10, 1.5e9, 1, 0.88
+    'TPU v5e', 2, 15.75 * GIB, 8.19e11, 4.5e10, 3.1e9, 1.5e10,
+    clock=1.5e9, cores=1, share=0.88, kernels=0.88,
   ),
   'v5p': Chip(
-    'TPU v5p', 3, 95.73 * GIB, 2.765e12, 9e10, 6.25e9, 1.5e10, 1.75e9, 2, 0.88
+    'TPU v5p', 3, 95.73 * GIB, 2.765e12, 9e10, 6.25e9, 1.5e10,
+    clock=1.75e9, cores=2, share=0.86, kernels=0.88,
   ),
   'v6e': Chip(
-    'TPU v6e', 2, 31.24 * GIB, 1.638e12, 9e10, 6.25e9, 3.2e10, 1.75e9, 1, 0.34
+    'TPU v6e', 2, 31.24 * GIB, 1.638e12, 9e10, 6.25e9, 3.2e10,
+    clock=1.75e9, cores=1, share=0.67, kernels=0.34,
   ),
-}
+}  # fmt: skip
 # What is sold, by dimensions; libtpu takes some more.
 SHAPES = {
   3: '2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16',

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 
 from atm import changes, chips, estimate, plan, quick, search_page
-from atm.candidates import SHARE
 from atm.search import Search, headroom
 
 PODS_FILE = 'pods.json'
@@ -90,7 +89,6 @@ def by_pods(
     found = {
       'searched': searched,
       'finished': len(rows) == len(settings),
-      'share_of_peak': SHARE,
       'versions': plan.versions(),
       'rows': [rows[name] for name in settings if name in rows],
     }
@@ -103,6 +101,7 @@ def _known(given: dict) -> dict:
   pod = chips.pod(given['topology'])
   return {
     'chips': pod.size,
+    'share_of_peak': pod.chip.share,
     'batch_size': given['batch_size'],
     'train_steps': given['train_steps'],
   }
@@ -120,7 +119,7 @@ def _planned(settings: dict, say, model_dir) -> Iterator[tuple[str, dict]]:
 def _row(made: dict) -> dict:
   pod = chips.pod(made['topology'])
   flops = made['hardware_flops'] - made['kernel_flops']
-  compute = (flops / (SHARE * pod.chip.peak * pod.size),) * 2
+  compute = (flops / (pod.chip.share * pod.chip.peak * pod.size),) * 2
   split = {**made['time_split_s'], 'compute': compute}
   return {
     'mesh': made['mesh'],

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 from atm import plan, quick, search_page
-from atm.candidates import SHARE, Candidate, Outlook
+from atm.candidates import Candidate, Outlook
 
 SEARCH_FILE = 'search.json'
 TRIES = 32  # quick plans of a search
@@ -251,9 +251,10 @@ class Search:
   def _shares(self) -> dict[str, float]:
     """Of peak, what is computed outside kernels reaches, by remat: of whole
     plans; 'assumed' without any."""
+    share = self.outlook.pod.chip.share
     if not self.per_flop:
-      return {'assumed': SHARE}
-    peak = SHARE * middle(self.outlook.assumed)
+      return {'assumed': share}
+    peak = share * middle(self.outlook.assumed)
     return {kind: peak / middle(pair) for kind, pair in self.per_flop.items()}
 
   def _least_left_out(self) -> float | None:

@@ -121,7 +121,7 @@ def pods(found: dict) -> str:
     'each as `atm plan --gin.SEARCH=True` has its best'
     if found['searched']
     else 'compiled as far as memory and collectives; estimated: computation '
-    f'taken for {found["share_of_peak"]:.0%} of peak'
+    'taken for the share of peak that 20b reaches on such chips'
   )
   stopped = '' if found['finished'] else ', stopped before its end'
   return f'{table("pods" + stopped, rows)}\n  {note}'
