@@ -432,8 +432,8 @@ def whole():
 
 @pytest.mark.libtpu
 def test_a_quick_plan_says_what_a_whole_one_does(whole):
-  """The same traffic, and memory but for 64 MiB that whole programs keep free
-  for collectives. Of a step that does not fit, the compiler's own figure.
+  """The same traffic, and memory but for up to 64 MiB that whole programs keep
+  free for collectives. Of a step that does not fit, the compiler's own figure.
 
   Fault seen: the report of another memory of the chip read.
   """
@@ -443,9 +443,9 @@ def test_a_quick_plan_says_what_a_whole_one_does(whole):
   made = dict(quick.planned(jobs, 2))
   fast = made['small']
   assert fast['fits'] and fast['collectives'] == whole['collectives']
-  # With gaps between arrays: 4 MiB of a program of 6; of 20b's 73 GiB 0.1.
-  more = fast['memory']['peak'] + 2**26 - whole['memory']['peak']
-  assert 0 <= more < 2**23
+  # 48 MiB here; 60 where no reduce-scatter is asynchronous.
+  free = whole['memory']['peak'] - fast['memory']['peak']
+  assert 2**25 < free <= 2**26 and fast['memory']['temporaries'] > 0
   fast, refused = made['large'], made[0]
   assert fast['fits'] is refused['fits'] is False
   assert fast['peak_hbm_gib'] == pytest.approx(
