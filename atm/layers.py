@@ -20,26 +20,31 @@ from atm.sharding import constrain
 
 Config = Any  # a model.Config; model.py stands below this file
 
-# What each layer keeps for its backward pass; the rest it computes again.
-_saved = jax.checkpoint_policies.save_only_these_names
 # Names of results; STREAM is what the feed-forward's norm reads, MOMENTS two
 # numbers a position of every norm.
 NORM, ACTIVATION, UP, STREAM = 'norm', 'activation', 'up', 'stream'
 MOMENTS = 'moments'
+
+
+def _saved(*names: str):
+  return jax.checkpoint_policies.save_only_these_names(MOMENTS, *names)
+
+
+# What each layer keeps for its backward pass; the rest it computes again.
 REMAT = {
   'none': None,  # all that JAX's derivatives read
-  'full': _saved(MOMENTS),
-  'outputs': _saved(products.SAVED, attention.SAVED, NORM, ACTIVATION, MOMENTS),
-  'dots': _saved(products.SAVED, attention.SAVED, MOMENTS),
-  'save_widened': _saved(attention.SAVED, UP, STREAM, MOMENTS),
-  'save_attended': _saved(attention.SAVED, STREAM, MOMENTS),
+  'full': _saved(),
+  'outputs': _saved(products.SAVED, attention.SAVED, NORM, ACTIVATION),
+  'dots': _saved(products.SAVED, attention.SAVED),
+  'save_widened': _saved(attention.SAVED, UP, STREAM),
+  'save_attended': _saved(attention.SAVED, STREAM),
   'offload_widened': jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[MOMENTS],
     names_which_can_be_offloaded=[attention.SAVED, UP],
     offload_src='device',
     offload_dst='pinned_host',
   ),
-  'save_attention': _saved(attention.SAVED, attention.HEADS, MOMENTS),
+  'save_attention': _saved(attention.SAVED, attention.HEADS),
 }
 
 
@@ -143,8 +148,8 @@ def _normalised_backward(norm, eps, wide, kept, slope):
   along = (slope * unit).mean(-1, keepdims=True)
   of_spread = unit if norm == 'standard' else y * spread
   x_slope = (slope - average - of_spread * along) * spread
-  slopes = x_slope.astype(x.dtype), scale_slope, bias_slope
-  return slopes[0], *(s.astype(scale.dtype) for s in slopes[1:])
+  vectors = (s.astype(scale.dtype) for s in (scale_slope, bias_slope))
+  return x_slope.astype(x.dtype), *vectors
 
 
 normalised.defvjp(_normalised, _normalised_backward)
