@@ -45,7 +45,9 @@ OF_KIND = {
     'xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter': True,
   }
   for kind, kib in {
-    'TPU v5 lite': '32768', 'TPU v5': '32768', 'TPU v6 lite': '98304',
+    'TPU v5 lite': '32768', 'TPU v5e': '32768',
+    'TPU v5': '32768', 'TPU v5p': '32768',
+    'TPU v6 lite': '98304', 'TPU v6e': '98304',
   }.items()
 }  # fmt: skip
 
