@@ -155,11 +155,16 @@ def _chunked_forward(chunk, constrain, z_loss, head, bias, *rows):
     slope = constrain(slope).astype(states.dtype)
     slope, flat = (x.reshape(-1, x.shape[-1]) for x in (slope, states))
     states_slope = products.dot(slope, head, (1, 0)).reshape(states.shape)
-    head_slope += products.weight_gradient(flat, slope)
+    pair = (flat, slope) if turned else (slope, flat)
+    head_slope += products.weight_gradient(*pair)
     return head_slope, (log_z, picked, correct, states_slope)
 
-  none = jnp.zeros(head.shape[::-1], jnp.float32)  # [D, V]
+  # [D, V] on the CPU, which adds up what it need not transpose.
+  turned = products.on_cpu()
+  shape = head.shape[::-1] if turned else head.shape
+  none = jnp.zeros(shape, jnp.float32)
   head_slope, found = jax.lax.scan(one, none, _chunks(chunk, rows))
+  head_slope = head_slope.T if turned else head_slope
   *found, states_slope = map(_joined, found)
   log_z, picked, _ = found
   each = log_z - picked + z_loss * jnp.square(log_z)
@@ -176,7 +181,7 @@ def _chunked_backward(chunk, constrain, z_loss, kept, slopes):
     alike &= slopes['z_loss'] == factor
   factor = jnp.where(alike.all(), factor, jnp.nan)
   return (
-    (head_slope * factor).T.astype(head.dtype),
+    (head_slope * factor).astype(head.dtype),
     None if bias is None else jnp.zeros_like(bias),
     (states_slope * factor).astype(states.dtype),
     None,
