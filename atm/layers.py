@@ -92,53 +92,68 @@ class LayerNorm(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, known=None):
+    """[..., D]; `known`: its `moments`, where they were computed before."""
     c, dtype = self.config, x.dtype
     ones = nn.with_logical_partitioning(nn.initializers.ones, ('vector',))
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('vector',))
     scale = self.param('scale', ones, x.shape[-1:]).astype(dtype)
     bias = self.param('bias', zeros, x.shape[-1:]).astype(dtype)
-    wide = jnp.dtype('float32' if c.norm_float32 else dtype)
-    x = normalised(x, scale, bias, c.norm, c.norm_eps, wide)
-    if not products.on_cpu():
-      # A TPU would compute the norm's gradient inside the product behind it,
-      # which slows the product by more than the pass over memory it spares.
-      x = jax.lax.optimization_barrier(x)
+    x = normalised(x, known or moments(x, c), scale, bias, c.norm)
     return checkpoint_name(x, NORM)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def normalised(x, scale, bias, norm: str, eps: float, wide) -> jax.Array:
-  """(x - mean) * spread * scale + bias; spread = rsqrt(second + eps).
+def moments(x, config) -> tuple[jax.Array, jax.Array]:
+  """Mean and spread of x [..., D], each [...], for the norm that reads x.
 
-  `second` is the variance (`norm` 'standard') or the mean of x^2 ('uncentred').
-  Both come of the sums of x and x^2, one pass over x; the variance is the mean
-  of x^2 less mean^2, with mean^2 / variance times the rounding of `wide`. The
-  backward's four sums are one pass, too; it reads x, mean and spread: two
+  spread = rsqrt(second + eps); `second` is the variance (`norm` 'standard') or
+  the mean of x^2 ('uncentred'). Both come of the sums of x and x^2, one pass
+  over x; the variance is the mean of x^2 less mean^2, with mean^2 / variance
+  times the rounding of float32, or of x without `norm_float32`. They have no
+  gradient: `normalised` has all of it.
+  """
+  x = jax.lax.stop_gradient(x)
+  y = x.astype(jnp.float32 if config.norm_float32 else x.dtype)
+  mean, second = y.mean(-1), jnp.square(y).mean(-1)
+  if config.norm == 'standard':
+    second = jnp.maximum(second - jnp.square(mean), 0)
+  spread = jax.lax.rsqrt(second + config.norm_eps)
+  return checkpoint_name(mean, MOMENTS), checkpoint_name(spread, MOMENTS)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def normalised(x, known, scale, bias, norm: str) -> jax.Array:
+  """(x - mean) * spread * scale + bias.
+
+  The backward's four sums are one pass; it reads x, mean and spread: two
   numbers a position, which remat keeps.
 
   Args:
     x: [..., D].
+    known: x's `moments`; their dtype is that of all but scale and bias.
     scale, bias: [D].
-    norm, eps: see above.
-    wide: the dtype of all but scale and bias.
+    norm: what `moments` had.
   """
-  return _normalised(x, scale, bias, norm, eps, wide)[0]
+  return _normalised(x, known, scale, bias, norm)[0]
 
 
-def _normalised(x, scale, bias, norm, eps, wide):
-  y = x.astype(wide)
-  mean, second = y.mean(-1), jnp.square(y).mean(-1)
-  if norm == 'standard':
-    second = jnp.maximum(second - jnp.square(mean), 0)
-  spread = jax.lax.rsqrt(second + eps)
-  mean, spread = (checkpoint_name(m, MOMENTS) for m in (mean, spread))
+def _normalised(x, known, scale, bias, norm):
+  mean, spread = known
+  y = x.astype(mean.dtype)
   y = ((y - mean[..., None]) * spread[..., None]).astype(x.dtype)
-  return y * scale + bias, (x, scale, mean, spread)
+  y = y * scale + bias
+  if not products.on_cpu():
+    # A TPU would compute it inside each product that reads it, which slows
+    # them by more than the pass over memory it spares.
+    y = jax.lax.optimization_barrier(y)
+  return y, (x, scale, mean, spread)
 
 
-def _normalised_backward(norm, eps, wide, kept, slope):
+def _normalised_backward(norm, kept, slope):
   x, scale, mean, spread = kept
+  if not (products.on_cpu() or products.may_sum()):
+    slope = jax.lax.optimization_barrier(slope)
+  wide = mean.dtype
   y, mean, spread = x.astype(wide), mean[..., None], spread[..., None]
   unit = (y - mean) * spread
   slope, rows = slope.astype(wide), tuple(range(x.ndim - 1))
@@ -149,7 +164,7 @@ def _normalised_backward(norm, eps, wide, kept, slope):
   of_spread = unit if norm == 'standard' else y * spread
   x_slope = (slope - average - of_spread * along) * spread
   vectors = (s.astype(scale.dtype) for s in (scale_slope, bias_slope))
-  return x_slope.astype(x.dtype), *vectors
+  return x_slope.astype(x.dtype), None, *vectors
 
 
 normalised.defvjp(_normalised, _normalised_backward)
@@ -307,10 +322,11 @@ class EncoderLayer(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x, sight, deterministic):
-    c = self.config
+  def __call__(self, carry, sight, deterministic):
+    """For a scan: carries (x [B, S, D], its moments); returns (carry, None)."""
+    c, (x, known) = self.config, carry
     drop = nn.Dropout(c.dropout, deterministic=deterministic)
-    h = LayerNorm(c, name='attention_norm')(x)
+    h = LayerNorm(c, name='attention_norm')(x, known)
     attend = Attention(c, c.encoder_heads, name='attention')
     heads = attend.project(h, 'query', 'key', 'value')
     x = x + drop(attend(*heads, sight, deterministic))
@@ -318,7 +334,8 @@ class EncoderLayer(nn.Module):
     h = LayerNorm(c, name='feed_forward_norm')(x)
     feed_forward = FeedForward(c, c.encoder_ff, name='feed_forward')
     x = x + drop(feed_forward(h, deterministic))
-    return constrain(x, 'batch', 'length', 'hidden'), None
+    x = constrain(x, 'batch', 'length', 'hidden')
+    return (x, moments(x, c)), None
 
 
 class DecoderLayer(nn.Module):
@@ -336,11 +353,13 @@ class DecoderLayer(nn.Module):
     self.feed_forward = FeedForward(c, c.decoder_ff)
     self.dropout = nn.Dropout(c.dropout)
 
-  def __call__(self, x, encoded, sight, sight_encoded, deterministic):
-    """Reads a whole sequence [B, T, D]; for a scan: returns (x, None)."""
+  def __call__(self, carry, encoded, sight, sight_encoded, deterministic):
+    """For a scan: carries (x [B, T, D], its moments); returns (carry, None)."""
+    x, known = carry
     drop = functools.partial(self.dropout, deterministic=deterministic)
     attend = self.self_attention
-    heads = attend.project(self.self_attention_norm(x), 'query', 'key', 'value')
+    h = self.self_attention_norm(x, known)
+    heads = attend.project(h, 'query', 'key', 'value')
     x = x + drop(attend(*heads, sight, deterministic))
     attend = self.cross_attention
     query = attend.project(self.cross_attention_norm(x), 'query')
@@ -349,7 +368,8 @@ class DecoderLayer(nn.Module):
     x = checkpoint_name(x, STREAM)
     h = self.feed_forward_norm(x)
     x = x + drop(self.feed_forward(h, deterministic))
-    return constrain(x, 'batch', 'length', 'hidden'), None
+    x = constrain(x, 'batch', 'length', 'hidden')
+    return (x, moments(x, self.config)), None
 
   def empty(self, encoded, length: int) -> Cache:
     """A cache of `length` positions for each row of encoded [B, S, D]."""

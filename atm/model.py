@@ -25,6 +25,7 @@ from atm.layers import (
   DecoderLayer,
   EncoderLayer,
   LayerNorm,
+  moments,
   normal,
   stack,
 )
@@ -166,8 +167,8 @@ class Encoder(nn.Module):
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
     inputs = (nn.broadcast, nn.broadcast)
     layers = stack(EncoderLayer, c, c.encoder_layers, inputs)
-    x, _ = layers(x, sight, deterministic)
-    return LayerNorm(c, name='norm')(x)
+    carry, _ = layers((x, moments(x, c)), sight, deterministic)
+    return LayerNorm(c, name='norm')(*carry)
 
 
 class Decoder(nn.Module):
@@ -179,8 +180,9 @@ class Decoder(nn.Module):
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
     inputs = (nn.broadcast,) * 4
     layers = stack(DecoderLayer, c, c.decoder_layers, inputs)
-    x, _ = layers(x, encoded, sight, sight_encoded, deterministic)
-    return LayerNorm(c, name='norm')(x)
+    carry = x, moments(x, c)
+    carry, _ = layers(carry, encoded, sight, sight_encoded, deterministic)
+    return LayerNorm(c, name='norm')(*carry)
 
   def each_layer(self):
     """Functions that apply a method of each layer, from first to last.

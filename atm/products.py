@@ -31,6 +31,17 @@ def on_tpu() -> bool:
   return sharding.target()[0] == 'tpu'
 
 
+# Their products sum rows and columns of what they make in less than a pass over
+# memory takes, by the compiler's cycles; those of v5p in no less.
+SUMMING = 'TPU v5 lite', 'TPU v5e', 'TPU v6 lite', 'TPU v6e'
+
+
+def may_sum() -> bool:
+  """Whether the program is for one of SUMMING."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device is not None and device.device_kind in SUMMING
+
+
 def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
   """x W + b for each (W [A, B], b [B]) of weights; x [..., A].
 
