@@ -359,7 +359,7 @@ class Program:
     return {
       callee
       for line, _, _ in self.running()
-      if line.opcode == 'fusion'
+      if line.opcode in ('fusion', 'async-start')
       for _, callee in line.called
     }
 
