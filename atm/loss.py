@@ -159,7 +159,7 @@ def _chunked_forward(chunk, constrain, z_loss, head, bias, *rows):
     head_slope += products.weight_gradient(*pair)
     return head_slope, (log_z, picked, correct, states_slope)
 
-  # [D, V] on the CPU, which adds up what it need not transpose.
+  # [D, V] on one CPU device: [V, D] would be transposed in every turn.
   turned = products.on_cpu()
   shape = head.shape[::-1] if turned else head.shape
   none = jnp.zeros(shape, jnp.float32)
