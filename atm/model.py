@@ -331,7 +331,7 @@ class AlexaTM(nn.Module):
       constrain=_constrain_rows_logits,
     )
     targets = batch['decoder_target_tokens'], batch['decoder_loss_weights']
-    return by_rows(compute, (states, *targets), self._head(states.dtype))
+    return by_rows(compute, (states, *targets), *self._head(states.dtype))
 
   def log_probabilities(self, batch: dict) -> tuple[jax.Array, jax.Array]:
     """Of given targets, several of one encoder input in each row.
@@ -358,7 +358,7 @@ class AlexaTM(nn.Module):
       constrain=_constrain_rows_logits,
     )
     targets = batch['decoder_target_tokens']
-    return by_rows(compute, (states, targets), self._head(states.dtype))
+    return by_rows(compute, (states, targets), *self._head(states.dtype))
 
   def _embed(self, tokens, table, rows, positions):
     c = self.config

@@ -23,12 +23,14 @@ import math
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from atm import hosts
 
 MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
 DISTRIBUTED = ('auto', 'off')
+BY_ROW = Layout((0, 1))  # a matrix's; XLA might turn it, into parts of tiles
 
 
 def did_you_mean(name: str, known) -> str:
@@ -338,30 +340,48 @@ def constrain_columns(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
-def by_rows(compute, rows: tuple, whole: tuple):
-  """compute(*rows, *whole), each device on the rows that it has.
+def by_rows(compute, rows: tuple, table: jax.Array, bias: jax.Array | None):
+  """compute(*rows, table, bias), each device on the rows that it has.
 
-  What the gradient of `whole` adds up from all devices, it adds once, however
-  often `compute` reads it; a loop that GSPMD partitions adds in every turn.
+  What the gradient of the table adds up from all devices, it adds once, however
+  often `compute` reads it; a loop that GSPMD partitions adds in every turn. And
+  each device is sent the part that it keeps. That is by V on the way, then
+  exchanged: of D a device's part can be less than a tile, 128 columns, and of
+  parts of tiles XLA sends the whole sum.
 
   Args:
     compute: to a pytree of arrays [B, ...]. It may `constrain`, by axes that
       are not the batch's.
     rows: pytrees of arrays [B, ...].
-    whole: pytrees of arrays that every row reads.
+    table: [V, D], axes 'vocab' and 'embed'; every row reads all of it.
+    bias: [V] or None; has no gradient.
   """
   rules, mesh = _active.get(), jax.sharding.get_abstract_mesh()
   axes = rules.mesh_axes('batch') if rules else ()
   if all(mesh.shape[axis] == 1 for axis in axes):
-    return compute(*rows, *whole)
-  split = rules.spec('batch')
+    return compute(*rows, table, bias)
+  over = tuple(axis for axis in rules.mesh_axes('embed') if axis in axes)
+  parts = math.prod(mesh.shape[axis] for axis in over)
+  # Over an axis that is not the batch's, GSPMD would gather the table here.
+  alone = math.prod(mesh.shape[axis] for axis in axes) == mesh.size
+  if not (alone and parts > 1 and len(table) % parts == 0):
+    over = ()
+
+  def on_device(table, bias, *rows):
+    if over:
+      table = jax.lax.all_to_all(table, over, 0, 1, tiled=True)
+      table = with_layout_constraint(table, BY_ROW)
+      table = jax.lax.all_gather(table, over, tiled=True)
+    return compute(*rows, table, bias)
+
+  split, whole = rules.spec('batch'), PartitionSpec()
   return jax.shard_map(
-    compute,
-    in_specs=(split,) * len(rows) + (PartitionSpec(),) * len(whole),
+    on_device,
+    in_specs=(PartitionSpec(None, over or None), whole, *(split,) * len(rows)),
     out_specs=split,
     axis_names=set(axes),
     check_vma=False,
-  )(*rows, *whole)
+  )(table, bias, *rows)
 
 
 def host_rows(mesh, rules: Rules, batch_size: int) -> np.ndarray:

@@ -217,7 +217,7 @@ def test_each_device_has_logits_of_its_own_rows_and_ids():
   """Sums over devices of the head's gradient are not in the loop.
 
   Faults seen: the loop left to GSPMD, which sums the head's gradient in every
-  turn; rows not split; ids not split.
+  turn; rows not split; ids not split; the head gathered over `tensor`, too.
   """
   mesh, part = sharding.mesh(data=2, fsdp=2, tensor=2), 75_000
   program = compiled(mesh, 16, 40, **LARGE)
@@ -233,13 +233,39 @@ def test_each_device_has_logits_of_its_own_rows_and_ids():
   assert re.search(sums, entry) and not re.search(sums, loops)
 
 
-def test_devices_change_neither_value_nor_gradient(rng, one_device):
-  """Fault seen: half of the head's gradient."""
-  net = AlexaTM(tiny(loss_chunk=4, decoder_layers=1, encoder_layers=1))
+def test_each_device_is_sent_its_part_of_the_heads_gradient():
+  """By rows, each in one piece; once for all positions.
+
+  Fault seen: the whole gradient summed to every device.
+  """
+  program = compiled(sharding.mesh(data=2, fsdp=4), 16, 40, **LARGE)
+  loops, entry = program.split('\nENTRY ')
+  part = r'= \w+\[37500,32\].* reduce-scatter\('
+  whole = r'= \w+\[150000,32\].* all-reduce\('
+  assert re.search(part, entry) and not re.search(part, loops)
+  assert not re.search(whole, program)
+
+
+@pytest.mark.parametrize('sizes, vocabulary', [
+  (dict(data=2, fsdp=2, tensor=2), 64),
+  (dict(data=2, fsdp=4), 64),
+  (dict(data=2, fsdp=4), 66),
+])  # fmt: skip
+def test_devices_change_neither_value_nor_gradient(
+  rng, one_device, sizes, vocabulary
+):
+  """Also where the rows of the head do not divide.
+
+  Faults seen: half of the head's gradient; rows of two devices exchanged.
+  """
+  net = AlexaTM(
+    tiny(
+      loss_chunk=4, decoder_layers=1, encoder_layers=1, vocab_size=vocabulary
+    )
+  )
   ids = jnp.ones((1, 1), jnp.int32)
-  whole = one_device, sharding.mesh(data=2, fsdp=2, tensor=2)
   rows, got = batch(rng, 8, 12, 10), []
-  for mesh in whole:
+  for mesh in (one_device, sharding.mesh(**sizes)):
     abstract = step.abstract_params(net, mesh, Rules())
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     make = lambda: nn.unbox(
