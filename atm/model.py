@@ -366,12 +366,13 @@ class AlexaTM(nn.Module):
       self._check_length(tokens.shape[1])
       at = rows[: tokens.shape[1]]
     else:
-      at = rows[positions]
+      # Else XLA has it by columns, where it is added to those of the table.
+      at = constrain(rows[positions], 'batch', 'length', 'hidden')
     x = table[tokens].astype(c.dtype)
     if c.embed_scale:
       x *= c.d_model**0.5
-    x = constrain_columns(x + at.astype(c.dtype))
-    return constrain(x, 'batch', 'length', 'hidden')
+    x = constrain(constrain_columns(x), 'batch', 'length', 'hidden')
+    return x + at.astype(c.dtype)
 
   def _check_length(self, length: int):
     if length > self.config.positions:
