@@ -180,6 +180,12 @@ def test_asynchronous_collectives():
   }
 
 
+def test_large_arrays_are_not_those_inside_async_start():
+  """Fault seen: what is called listed as well."""
+  counts = {r['shape']: r['count'] for r in hlo.Program(ASYNC).largest()}
+  assert counts['f32[2]'] == 2  # start, done
+
+
 # A v5e's gather that runs beside a product: written three times, done once.
 FUSED = """HloModule m
 
