@@ -80,7 +80,7 @@ CHIPS = {
   ),
   'v5e': Chip(
     'TPU v5e', 2, 15.75 * GIB, 8.19e11, 4.5e10, 3.1e9, 1.5e10,
-    clock=1.5e9, cores=1, share=0.88, kernels=0.88,
+    clock=1.5e9, cores=1, share=0.91, kernels=0.88,
   ),
   'v5p': Chip(
     'TPU v5p', 3, 95.73 * GIB, 2.765e12, 9e10, 6.25e9, 1.5e10,
@@ -88,7 +88,7 @@ CHIPS = {
   ),
   'v6e': Chip(
     'TPU v6e', 2, 31.24 * GIB, 1.638e12, 9e10, 6.25e9, 3.2e10,
-    clock=1.75e9, cores=1, share=0.67, kernels=0.34,
+    clock=1.75e9, cores=1, share=0.69, kernels=0.34,
   ),
 }  # fmt: skip
 # What is sold, by dimensions; libtpu takes some more.
