@@ -366,7 +366,7 @@ class AlexaTM(nn.Module):
       self._check_length(tokens.shape[1])
       at = rows[: tokens.shape[1]]
     else:
-      # Else XLA has it by columns, where it is added to those of the table.
+      # Else XLA exchanges its gradient for columns first.
       at = constrain(rows[positions], 'batch', 'length', 'hidden')
     x = table[tokens].astype(c.dtype)
     if c.embed_scale:

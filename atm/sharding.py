@@ -30,7 +30,7 @@ from atm import hosts
 
 MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
 DISTRIBUTED = ('auto', 'off')
-BY_ROW = Layout((0, 1))  # a matrix's; XLA might turn it, into parts of tiles
+BY_ROW = Layout((0, 1))  # of a matrix, which XLA may turn
 
 
 def did_you_mean(name: str, known) -> str:
@@ -345,9 +345,9 @@ def by_rows(compute, rows: tuple, table: jax.Array, bias: jax.Array | None):
 
   What the gradient of the table adds up from all devices, it adds once, however
   often `compute` reads it; a loop that GSPMD partitions adds in every turn. And
-  each device is sent the part that it keeps. That is by V on the way, then
-  exchanged: of D a device's part can be less than a tile, 128 columns, and of
-  parts of tiles XLA sends the whole sum.
+  each device is sent the part that it keeps: its rows, which are then exchanged
+  for its columns. Those can be less than a tile, 128, and of parts of tiles XLA
+  sends the whole sum. (It does where V does not divide, or `tensor` splits it.)
 
   Args:
     compute: to a pytree of arrays [B, ...]. It may `constrain`, by axes that
