@@ -142,8 +142,9 @@ def over_cache(query, keys, values, mask, scores_float32=True) -> jax.Array:
   )
   scores = jnp.where(mask[:, None], scores * K**-0.5, MASKED)
   weights = jax.nn.softmax(scores).astype(query.dtype)
-  out = jnp.einsum('bhts,bhsk->bthk', weights, values)
-  return out.reshape(R, n, H, K)
+  # As an einsum to [b, t, h, k] the CPU's operands are swapped, which takes it
+  # up to 13 times as long where several queries share their keys.
+  return (weights @ values).swapaxes(1, 2).reshape(R, n, H, K)
 
 
 def einsum(query, key, value, sight, dropout=None, scores_float32=True):

@@ -1,4 +1,4 @@
-"""Greedy decoding on the CPU beside PyTorch's, in one sitting.
+"""Greedy decoding, or `--beams`, on the CPU beside PyTorch's, in one sitting.
 
 d512, 6 + 6 layers, ff 2048, 8 heads, vocabulary 32,000, 512 encoder tokens, 64
 new ones, batches of 1, 8 and 32, float32. Ours is `Model.complete` on ids, all
@@ -58,10 +58,10 @@ class Ours:
     if args.worker == 'atm_bf16':
       self.model = infer.halved(self.model)
     jax.block_until_ready(self.model.params)
-    self.config = choosing.Config
+    self.config, self.beams = choosing.Config, args.beams
 
   def generate(self, rows, new: int):
-    config = self.config(max_tokens=new, min_tokens=new)
+    config = self.config(max_tokens=new, min_tokens=new, beams=self.beams)
     made = self.model.complete(rows, config=config, batch_size=len(rows))
     return [len(one.log_probabilities) for (one,) in made]
 
@@ -78,14 +78,15 @@ class Peer:
     self.model = getattr(maker, args.worker)(transformers).eval()
     self.model.config.use_cache = True
     self.model.generation_config.use_cache = True
-    self.torch = torch
+    self.torch, self.beams = torch, args.beams
 
   def generate(self, rows, new: int):
     ids = self.torch.tensor(rows)
     with self.torch.no_grad():
       made = self.model.generate(
         input_ids=ids, attention_mask=self.torch.ones_like(ids),
-        max_new_tokens=new, min_new_tokens=new, do_sample=False, num_beams=1,
+        max_new_tokens=new, min_new_tokens=new, do_sample=False,
+        num_beams=self.beams,
       )  # fmt: skip
     return [made.shape[1] - 1] * len(rows)
 
@@ -117,7 +118,7 @@ def run(name: str, args, cache: str) -> dict:
   """One contestant in a process of its own."""
   python = sys.executable if name in OURS else args.peer_python
   command = [python, os.path.abspath(__file__), '--worker', name]
-  for option in ('repeats', 'threads'):
+  for option in ('repeats', 'threads', 'beams'):
     command += [f'--{option}', str(getattr(args, option))]
   command += ['--batches', *map(str, args.batches)]
   environment = {
@@ -172,6 +173,7 @@ def main():
   parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument('--beams', type=int, default=1)
   parser.add_argument('--worker', choices=OURS + PEERS)
   args = parser.parse_args()
   if args.worker:
@@ -181,7 +183,7 @@ def main():
     names = [name for name in names if name in OURS]
   print(
     f'{S} encoder tokens, {NEW} new ones, {args.threads} threads, '
-    f'{args.rounds} rounds of {args.repeats}',
+    f'{args.beams} beam(s), {args.rounds} rounds of {args.repeats}',
     flush=True,
   )
   rows = {name: [] for name in names}
