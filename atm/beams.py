@@ -1,4 +1,10 @@
-"""Beam search over an explicit cache; letters as in decode.py, k beams."""
+"""Beam search over an explicit cache; letters as in decode.py, k beams.
+
+Beams change places after every token; the cache stays. An input's row of it has
+its prefix, then a slot for each beam and token: the token that beam j read at
+step t is in slot n + t k + j, and each beam knows the slots that it descends
+from. One product reads them for all beams.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from atm.choosing import Choice, History, followed, history, processed, stopped
-from atm.decode import prefill, read, spread
+from atm.decode import prefill
+from atm.model import AlexaTM
 
 UNSET = -1e9  # the score of what is no candidate
 
@@ -19,7 +26,8 @@ class Beams:
   """k beams that are being written, and the k best that are finished.
 
   Attributes:
-    caches, source: see Rows; B x k rows.
+    caches, source: see Rows; B rows, n + k T slots.
+    seen: [B, k, n + k T] bool, the slots that a beam descends from.
     token: [B, k], what each beam reads next.
     history: see History; B x k rows.
     running, finished: dicts of `ids` [B, k, T], `log_probabilities` [B, k, T],
@@ -31,6 +39,7 @@ class Beams:
 
   caches: list
   source: jax.Array
+  seen: jax.Array
   token: jax.Array
   history: History
   running: dict
@@ -91,11 +100,6 @@ def _extended(model, choice: Choice, beams: Beams, logits) -> Beams:
   going = jnp.where(hits, score + UNSET, score)
   going, kept = jax.lax.top_k(going, k)
   running = {**_taken(made, kept), 'score': going}
-  rows = (jnp.arange(B)[:, None] * k + _taken(beam, kept)).reshape(-1)
-  caches = [
-    c.replace(self_keys=c.self_keys[rows], self_values=c.self_values[rows])
-    for c in beams.caches
-  ]
 
   eager = choice.early_stopping is True
   shut = ~beams.open | (beams.full.all(1) & eager)
@@ -118,7 +122,7 @@ def _extended(model, choice: Choice, beams: Beams, logits) -> Beams:
   if eager:
     open_ &= ~full.all(1)
   return beams.replace(
-    caches=caches,
+    seen=_taken(beams.seen, _taken(beam, kept)),
     token=_taken(token, kept),
     history=_flat(_taken(_unflat(past, 2 * k), kept)),
     running=running,
@@ -145,10 +149,27 @@ def beam_search(
   Returns:
     `generate`'s, and the scores [B, results].
   """
-  B, room = len(tokens), prefix.shape[1] + T
+  beams = begin(model, params, choice, tokens, segments, prefix, lengths, T, k)
+  beams = jax.lax.while_loop(
+    lambda beams: beams.open.any(),
+    lambda beams: _advance(model, params, choice, beams, lengths),
+    beams,
+  )
+  best = jax.tree.map(lambda x: x[:, :results], beams.finished)
+  names = ('ids', 'log_probabilities', 'length', 'count', 'score')
+  return tuple(best[name] for name in names)
+
+
+def begin(
+  model, params, choice, tokens, segments, prefix, lengths, T, k
+) -> Beams:
+  """Beams with their first token; see `beam_search`."""
+  B, n = prefix.shape
+  room = n + k * T
   logits, caches = prefill(
     model, params, tokens, segments, prefix, lengths, room
   )
+  read = jnp.arange(room) < lengths[:, None, None]
   repeat = lambda x: jnp.repeat(x, k, axis=0)
   blank = {
     'ids': jnp.full((B, k, T), model.config.pad_id, jnp.int32),
@@ -159,8 +180,9 @@ def beam_search(
   }
   only = jnp.where(jnp.arange(k) == 0, 0.0, UNSET)  # all k are one as yet
   beams = Beams(
-    caches=spread(caches, k),
+    caches=caches,
     source=segments,
+    seen=jnp.broadcast_to(read, (B, k, room)),
     token=jnp.zeros((B, k), jnp.int32),
     history=history(model, choice, repeat(prefix), repeat(lengths)),
     running={**blank, 'score': jnp.broadcast_to(only, (B, k))},
@@ -168,19 +190,26 @@ def beam_search(
     full=jnp.zeros((B, k), bool),
     open=segments.max(1) > 0,
   )
-  beams = _extended(model, choice, beams, _unflat(repeat(logits), k))
+  return _extended(model, choice, beams, _unflat(repeat(logits), k))
 
-  def advance(beams):
-    position = repeat(lengths) + beams.history.count - 1
-    logits, caches = read(
-      model, params, beams.token.reshape(-1), jnp.minimum(position, room - 1),
-      beams.caches, segments,
-    )  # fmt: skip
-    return _extended(
-      model, choice, beams.replace(caches=caches), _unflat(logits, k)
-    )
 
-  beams = jax.lax.while_loop(lambda x: x.open.any(), advance, beams)
-  best = jax.tree.map(lambda x: x[:, :results], beams.finished)
-  names = ('ids', 'log_probabilities', 'length', 'count', 'score')
-  return tuple(best[name] for name in names)
+def _advance(model, params, choice: Choice, beams: Beams, lengths) -> Beams:
+  """Every beam reads its token, and has one more."""
+  B, k, room = beams.seen.shape
+  step = _unflat(beams.history.count, k) - 1
+  n = room - k * beams.running['ids'].shape[-1]
+  slots = n + step * k + jnp.arange(k)
+  seen = beams.seen | (jnp.arange(room) == slots[..., None])
+  logits, caches = model.apply(
+    {'params': params},
+    beams.token,
+    lengths[:, None] + step,
+    beams.caches,
+    beams.source,
+    slots=slots,
+    seen=seen,
+    method=AlexaTM.decode_cached,
+  )
+  return _extended(
+    model, choice, beams.replace(caches=caches, seen=seen), logits
+  )

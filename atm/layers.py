@@ -295,8 +295,9 @@ class Cache:
   """What one decoder layer keeps of the positions it has read.
 
   An explicit pytree of which the row is the unit. Several rows may read one
-  encoder input, as beams do: R rows, B encoder inputs, R a multiple of B, and
-  the rows of an input stand together.
+  encoder input, as samples do: R rows, B encoder inputs, R a multiple of B, and
+  the rows of an input stand together. The T slots of a row are positions; or,
+  of beams, what all of an input's have written.
 
   Attributes:
     self_keys, cross_keys: [R, H, K, T] and [B, H, K, S]: one query's product
@@ -309,12 +310,12 @@ class Cache:
   cross_keys: jax.Array
   cross_values: jax.Array
 
-  def written(self, keys, values, positions) -> Cache:
-    """With [R, n, H, K] keys and values at positions [R, n]."""
-    row = jnp.arange(len(positions))[:, None]
+  def written(self, keys, values, slots) -> Cache:
+    """With [R, n, H, K] keys and values at slots [R, n] of T."""
+    row = jnp.arange(len(slots))[:, None]
     return self.replace(
-      self_keys=self.self_keys.at[row, :, :, positions].set(keys),
-      self_values=self.self_values.at[row, :, positions].set(values),
+      self_keys=self.self_keys.at[row, :, :, slots].set(keys),
+      self_values=self.self_values.at[row, :, slots].set(values),
     )
 
 
@@ -386,14 +387,14 @@ class DecoderLayer(nn.Module):
     every = zeros.swapaxes(2, 3), zeros, keys, values
     return Cache(*(constrain(x, 'batch', 'heads', None, None) for x in every))
 
-  def cached(self, x, cache: Cache, positions, seen, source):
+  def cached(self, x, cache: Cache, slots, seen, source):
     """Reads n positions of each row, and all that the cache holds of it.
 
     Args:
       x: [R, n, D].
       cache: this layer's.
-      positions: [R, n], where x is written.
-      seen: [R, n, T], cached positions that each of x may look at.
+      slots: [R, n], where in the cache x is written.
+      seen: [R, n, T], slots that each of x may look at.
       source: [B, 1, S], encoder positions that are no padding.
 
     Returns:
@@ -402,7 +403,7 @@ class DecoderLayer(nn.Module):
     attend = self.self_attention
     heads = attend.project(self.self_attention_norm(x), 'query', 'key', 'value')
     query, *written = heads
-    cache = cache.written(*written, positions)
+    cache = cache.written(*written, slots)
     keys = cache.self_keys, cache.self_values
     x = x + attend.cached(query, *keys, seen)
     attend = self.cross_attention

@@ -470,26 +470,32 @@ class AlexaTM(nn.Module):
       for layer in self.decoder.each_layer()
     ]
 
-  def decode_cached(self, tokens, positions, caches, source, last=None):
+  def decode_cached(
+    self, tokens, positions, caches, source, last=None, slots=None, seen=None
+  ):
     """Reads [R, n] ids at [R, n] positions through a cache.
 
     Args:
       tokens: [R, n] decoder inputs.
-      positions: [R, n], from 0; keys beyond a query's position are not seen.
+      positions: [R, n], from 0.
       caches: of `empty_cache`, or of an earlier call.
       source: [B, S] segment ids of the encoder input, 0 on padding.
       last: [R], the one of the n of which logits are wanted; None: all.
+      slots: [R, n], where in the cache they are written; None: at `positions`.
+      seen: [R, n, T] bool, which of its T slots a query looks at; None: those
+        up to its own.
 
     Returns:
       (float32 logits [R, n, V], or [R, V] of `last`; the caches).
     """
     T = caches[0].self_values.shape[2]
-    seen = jnp.arange(T) <= positions[..., None]
+    slots = positions if slots is None else slots
+    seen = jnp.arange(T) <= slots[..., None] if seen is None else seen
     source = (source > 0)[:, None]
     x, written = self._embed_target(tokens, positions), []
     for layer, cache in zip(self.decoder.each_layer(), caches, strict=True):
       x, cache = layer(
-        x, cache, positions, seen, source, method=DecoderLayer.cached
+        x, cache, slots, seen, source, method=DecoderLayer.cached
       )
       written.append(cache)
     x = self.decoder.normed(x)

@@ -280,7 +280,7 @@ def warnings(made: dict, job: Job) -> list[str]:
   found = []
   token, config = made['token'], job.net.config
   if token:
-    found += of_copies(token, made, job.config.beams > 1)
+    found += of_copies(token, made)
   if made['weights'] == 'float32' and config.dtype == 'bfloat16':
     found.append(
       'parameters are float32, and what reads them is bfloat16: programs may '
@@ -301,7 +301,7 @@ def warnings(made: dict, job: Job) -> list[str]:
   return found
 
 
-def of_copies(token: dict, made: dict, beams: bool) -> list[str]:
+def of_copies(token: dict, made: dict) -> list[str]:
   """Of the cache, in the loop over tokens and around it."""
   found = []
   held, rows = made['memory'], token['cache_copies']
@@ -310,7 +310,6 @@ def of_copies(token: dict, made: dict, beams: bool) -> list[str]:
     found.append(
       f'cache copied for every token: {sum(row["count"] for row in rows)} '
       f'arrays, {share(rows):.0%} of it'
-      + ('; beams change places, and their caches with them' * beams)
     )
   rows = token['copies_once']
   if held['temporaries'] > held['cache'] / 2:

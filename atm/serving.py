@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atm import (
+  beams,
   buckets,
   chips,
   choosing,
@@ -98,16 +99,15 @@ class Job:
     """Abstract `layers.Cache`s, as the loop over tokens carries them."""
     if self.kind == 'encode':
       return []
-    c = self.config
-    begin = functools.partial(
-      decode.begin, self.net, T=self.room[0], results=max(c.beams, c.results)
-    )
-    batch = {k: bare(v) for k, v in batch.items()}
-    numbers, seed = batch.pop('number'), 0
-    choice = choosing.Choice.of(c)
+    c, named = self.config, {k: bare(v) for k, v in batch.items()}
+    numbers = named.pop('number')
+    begin = functools.partial(beams.begin, k=c.beams)
+    if c.beams == 1:
+      begin = functools.partial(decode.begin, results=c.results, seed=0)
+      named |= dict(numbers=numbers)
     rows = jax.eval_shape(
-      begin, jax.tree.map(bare, self.params), choice, numbers=numbers,
-      seed=seed, **batch,
+      functools.partial(begin, self.net, T=self.room[0]),
+      jax.tree.map(bare, self.params), choosing.Choice.of(c), **named,
     )  # fmt: skip
     placed = NamedSharding(
       self.target.mesh, self.rules.spec('batch', 'heads', None, None)

@@ -64,7 +64,8 @@ def test_ids_are_those_of_transformers(twin, theirs, name):
   alone; the end banned one token too long; repetition counted without the start
   token; the penalty of lengths of a token less; an end counted where it is not
   among the k best; the running beams' hope at their length where it is 'never';
-  caches of beams not moved with them.
+  what a beam descends from not moved with it; padding of prefixes seen by
+  beams; beams read at the prefix's length in place of the row's.
   """
   prefixes = None
   if SETTINGS[name].get('prefix'):
