@@ -33,6 +33,10 @@ OPTIONS = {
     'xla_gpu_enable_while_loop_double_buffering': True,
   },
 }
+LIMIT = 'xla_tpu_scoped_vmem_limit_kib'
+_VMEM = re.compile(
+  r'memory space vmem.*?%([\w.-]+) = .*size (\S+) and limit (\S+)', re.S
+)
 # By device kind, beside those: KiB of its vector memory that one fusion may
 # take. Products in larger tiles than libtpu's own limit allows take 84% to 90%
 # of the cycles, by its own count for 20b, and compile for minutes more; v5e's
@@ -40,7 +44,7 @@ OPTIONS = {
 # products, too, which v4 has not: it compiles them to 16.3 of 16 MiB.
 OF_KIND = {
   kind: {
-    'xla_tpu_scoped_vmem_limit_kib': kib,
+    LIMIT: kib,
     'xla_enable_async_reduce_scatter_fusion': True,
     'xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter': True,
   }
@@ -76,13 +80,20 @@ def compiled(
     changes: options added to OPTIONS and OF_KIND, or in their place.
 
   Raises:
-    ValueError: XLA does not know an option, or not this value of it.
+    ValueError: XLA does not know an option, or not this value of it; or an
+      operation takes more vector memory than the options let it.
   """
   known = OPTIONS.get(device.platform, {}) | OF_KIND.get(device.device_kind, {})
   options = {**known, **(changes or {})}
   try:
     return lowered.compile(compiler_options=options or None)
   except jax.errors.JaxRuntimeError as e:
+    if full := _VMEM.search(str(e)):
+      given = f' = {options[LIMIT]}' if LIMIT in options else ''
+      raise ValueError(
+        f"XLA_OPTIONS: {LIMIT}{given}: {full[1]} takes {full[2]} of a TPU's "
+        f'vector memory, and may have {full[3]}'
+      ) from None
     said = str(e).partition('INVALID_ARGUMENT: ')[2]
     unknown = re.match(r"No such compile option: '(\w+)'", said)
     if not unknown and 'setting option' not in said:

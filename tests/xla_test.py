@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from atm import xla
+from atm import attention, chips, xla
 
 CPU = types.SimpleNamespace(platform='cpu', device_kind='cpu')
+TPU = types.SimpleNamespace(platform='tpu', device_kind='TPU v5 lite')
 GPU = types.SimpleNamespace(platform='gpu', device_kind='NVIDIA H100')
 
 
@@ -64,11 +65,33 @@ def test_a_mistake_is_named(lowered, options, expected):
     xla.compiled(lowered, GPU, options)
 
 
+@pytest.mark.libtpu
+def test_too_little_vector_memory_is_one_line():
+  """Fault seen: the compiler's own message, of a screen."""
+  given = jax.ShapeDtypeStruct(
+    (2, 256, 2, 128), jnp.float32,
+    sharding=jax.sharding.SingleDeviceSharding(
+      chips.devices(chips.pod('v5e:2x2'))[0]
+    ),
+  )  # fmt: skip
+
+  def attend(x):
+    ids = jnp.ones(x.shape[:2], jnp.int32)
+    return attention.splash(x, x, x, attention.Sight(ids, ids))
+
+  lowered = jax.jit(attend).lower(given)
+  with pytest.raises(
+    ValueError, match='_kib = 512: splash.* takes .* and may'
+  ) as e:
+    xla.compiled(lowered, TPU, {xla.LIMIT: 512})
+  assert '\n' not in str(e.value)
+
+
 def test_programs_are_kept_across_processes(tmp_path):
   """Fault seen: the cache not set."""
   code = """
 import jax, jax.numpy as jnp
-from atm import xla
+from atm import attention, chips, xla
 xla.set_compilation_cache()
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
