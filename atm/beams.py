@@ -26,8 +26,8 @@ class Beams:
   """k beams that are being written, and the k best that are finished.
 
   Attributes:
-    caches, source: see Rows; B rows, n + k T slots.
-    seen: [B, k, n + k T] bool, the slots that a beam descends from.
+    caches, source: see Rows; B rows, n + k (T - 1) slots.
+    seen: [B, k, n + k (T - 1)] bool, the slots that a beam descends from.
     token: [B, k], what each beam reads next.
     history: see History; B x k rows.
     running, finished: dicts of `ids` [B, k, T], `log_probabilities` [B, k, T],
@@ -165,7 +165,7 @@ def begin(
 ) -> Beams:
   """Beams with their first token; see `beam_search`."""
   B, n = prefix.shape
-  room = n + k * T
+  room = n + k * (T - 1)  # nobody reads the last tokens
   logits, caches = prefill(
     model, params, tokens, segments, prefix, lengths, room
   )
@@ -197,7 +197,7 @@ def _advance(model, params, choice: Choice, beams: Beams, lengths) -> Beams:
   """Every beam reads its token, and has one more."""
   B, k, room = beams.seen.shape
   step = _unflat(beams.history.count, k) - 1
-  n = room - k * beams.running['ids'].shape[-1]
+  n = room - k * (beams.running['ids'].shape[-1] - 1)
   slots = n + step * k + jnp.arange(k)
   seen = beams.seen | (jnp.arange(room) == slots[..., None])
   logits, caches = model.apply(

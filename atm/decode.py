@@ -211,7 +211,7 @@ def begin(
   results=1,
 ) -> Rows:  # fmt: skip
   """Rows with their first token, see `generate`."""
-  room = prefix.shape[1] + T
+  room = prefix.shape[1] + T - 1  # nobody reads the last token
   logits, caches = prefill(
     model, params, tokens, segments, prefix, lengths, room
   )
