@@ -77,10 +77,7 @@ class Search:
     )
     began = time.perf_counter()
     jobs = self._jobs(queue)
-    for (candidate, fast), made in quick.planned(jobs, quick.workers()):
-      if not fast:
-        self._compiled(candidate, made)
-        continue
+    for candidate, made in quick.planned(jobs, quick.workers()):
       self._add(candidate, made)
       self._told(candidate, count, began)
 
@@ -98,15 +95,10 @@ class Search:
     """Takes from the queue what is worth trying as processes get free.
 
     Until one fits with room to spare, every other one is that which needs
-    least memory. The run's own, if it fits, is planned whole: its cycles say
-    what a FLOP of the others takes.
+    least memory.
     """
-    own, tries = self.outlook.own, 0
-    whole = False
+    tries = 0
     while queue and tries < TRIES:
-      if not whole and self.rows.get(own, {}).get('fits'):
-        whole = True
-        yield self._job(own, fast=False)
       place = 0
       if tries % 2 and not any(map(roomy, self.rows.values())):
         least = min(queue, key=self.outlook.least_memory)
@@ -120,7 +112,7 @@ class Search:
 
   def _job(self, candidate: Candidate, fast: bool = True) -> tuple:
     settings = candidate.settings(self.settings, self.outlook.slices)
-    return (candidate, fast), settings, fast
+    return candidate, settings, fast
 
   def _hopeless(self, candidate: Candidate) -> bool:
     return any(
@@ -166,16 +158,21 @@ class Search:
   # --- Whole plans
 
   def _plan_best(self) -> None:
-    self.say(f'compiling the best {BEST} whole')
-    for (candidate, _), made in quick.planned(self._whole(), quick.workers()):
+    self.say(f'compiling the best {BEST} whole, and the run as it is bound')
+    for candidate, made in quick.planned(self._whole(), quick.workers()):
       self._compiled(candidate, made)
       self.say(f'{candidate}: {search_page.whole(made)}')
 
   def _whole(self) -> Iterator[tuple]:
-    """The fastest by estimate, anew for each: plans correct estimates.
+    """The run's own, then the fastest by estimate, those with headroom before
+    others.
 
-    Of those with headroom, if there are any.
+    By estimates anew for each: plans correct them, the run's own first, whose
+    cycles say what a FLOP of the others takes.
     """
+    own = self.outlook.own
+    if self.rows.get(own, {}).get('fits'):
+      yield self._job(own, fast=False)
     fit = [c for c, row in self.rows.items() if row['fits']]
     some = [c for c in fit if roomy(self.rows[c])] or fit
     begun = set()
@@ -183,7 +180,7 @@ class Search:
       best = min(some, key=lambda c: middle(self.estimate(c)))
       some.remove(best)
       begun.add(best)
-      if best not in self.plans:
+      if best != own:
         yield self._job(best, fast=False)
 
   def estimate(self, candidate: Candidate) -> tuple[float, float]:
