@@ -164,11 +164,10 @@ class Search:
       self.say(f'{candidate}: {search_page.whole(made)}')
 
   def _whole(self) -> Iterator[tuple]:
-    """The run's own, then the fastest by estimate, those with headroom before
-    others.
+    """The run's own, then the fastest by estimate, anew for each.
 
-    By estimates anew for each: plans correct them, the run's own first, whose
-    cycles say what a FLOP of the others takes.
+    Of those with headroom, if there are any. Plans that have ended correct the
+    estimates of what is not begun.
     """
     own = self.outlook.own
     if self.rows.get(own, {}).get('fits'):

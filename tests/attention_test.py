@@ -76,7 +76,7 @@ def over_keys(B: int, t: int, S: int, H: int, K: int, dtype, sharding=None):
     shape, dtype, sharding=sharding
   )
   return (
-    like(dtype, B * t, 1, H, K),
+    like(dtype, B, t, H, K),
     like(dtype, B, H, K, S),
     like(dtype, B, H, S, K),
     like(bool, B, t, S),
@@ -99,11 +99,11 @@ def test_queries_that_share_keys_are_answered_apart(rng, monkeypatch, t, tpu):
   mask = jnp.asarray(rng.random((B, t, S)) < 0.5).at[:, :, 0].set(True)
   got = attention.over_cache(query, keys, values, mask)
   assert got.shape == query.shape
-  for row in range(B * t):
-    scores = jnp.einsum('hk,hks->hs', query[row, 0], keys[row // t]) / 8**0.5
-    scores = jnp.where(mask.reshape(B * t, S)[row], scores, -jnp.inf)
-    want = jnp.einsum('hs,hsk->hk', jax.nn.softmax(scores), values[row // t])
-    np.testing.assert_allclose(got[row, 0], want, atol=2e-6)
+  for row, i in np.ndindex(B, t):
+    scores = jnp.einsum('hk,hks->hs', query[row, i], keys[row]) / 8**0.5
+    scores = jnp.where(mask[row, i], scores, -jnp.inf)
+    want = jnp.einsum('hs,hsk->hk', jax.nn.softmax(scores), values[row])
+    np.testing.assert_allclose(got[row, i], want, atol=2e-6)
 
 
 @pytest.mark.libtpu

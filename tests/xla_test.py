@@ -91,7 +91,7 @@ def test_programs_are_kept_across_processes(tmp_path):
   """Fault seen: the cache not set."""
   code = """
 import jax, jax.numpy as jnp
-from atm import attention, chips, xla
+from atm import xla
 xla.set_compilation_cache()
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
