@@ -126,14 +126,14 @@ def child(run: dict) -> None:
   train(run['directory'], run['rows'], **run['settings'])
 
 
-def train(directory: str, rows: str, **changes):
+def train(directory: str, rows: str, d_model: int = 32, **changes):
   import jax
 
   import atm_tasks
   from atm import model, optimizer, sharding, trainer
 
   config = model.Config(
-    vocab_size=2048, d_model=32, encoder_layers=1, decoder_layers=1,
+    vocab_size=2048, d_model=d_model, encoder_layers=1, decoder_layers=1,
     encoder_heads=2, decoder_heads=2, encoder_ff=64, decoder_ff=64,
     positions=64, dtype='float32', dropout=0.1,
   )  # fmt: skip

@@ -14,6 +14,9 @@ from damage_test import break_values
 from trainer_test import comparable
 
 STEPS = 20
+# As on a full disk: a file of the vocabulary fits, one of an embedding of WIDE
+# does not. How many arrays go into one file is a matter of time.
+ROOM, WIDE = 400_000, 64  # bytes; d_model
 
 
 @pytest.fixture(scope='module')
@@ -173,7 +176,8 @@ def command(run, rows, *more) -> list[str]:
 def test_a_full_disk_ends_a_run_with_one_screen(nursery, rows, tmp_path):
   """Fault seen: a traceback of 300 lines, and nothing of how to go on."""
   run = tmp_path / 'run'
-  with nursery.start(command=command(run, rows), room=400_000) as child:
+  wide = command(run, rows, f'--gin.model.Config.d_model={WIDE}')
+  with nursery.start(command=wide, room=ROOM) as child:
     pass
   lines = child.ended.lines
   start = next(i for i, x in enumerate(lines) if x.startswith('atm: error: '))
@@ -192,9 +196,9 @@ def test_a_full_disk_ends_a_run_with_one_screen(nursery, rows, tmp_path):
 
 
 def test_training_may_go_on_but_its_end_must_be_saved(nursery, tmp_path):
-  settings = dict(train_steps=8, on_save_error='go_on')
+  settings = dict(train_steps=8, on_save_error='go_on', d_model=WIDE)
   run = tmp_path / 'run'
-  with nursery.start(run, room=400_000, **settings) as child:
+  with nursery.start(run, room=ROOM, **settings) as child:
     pass
   lines = child.ended.lines
   assert child.ended.code == 1
