@@ -16,6 +16,7 @@ import concurrent.futures
 import glob
 import itertools
 import multiprocessing
+import operator
 import os
 import time
 import zlib
@@ -251,8 +252,16 @@ def told(every: list[Unit], job: Job) -> Iterator[tuple]:
     )
 
 
+LOSSES = {
+  'dropped': '{count:,} sentences dropped that {of} holds',
+  'skipped': '{count:,} lines or records skipped',
+  'full': '{count:,} pairs fill TASK_FEATURE_LENGTHS; what is longer is cut',
+  'unknown': '{count:,} tokens are <unk>: characters not in the vocabulary',
+}
+
+
 def losses(counted: Iterable[tuple]) -> list[str]:
-  """What was left out: sentences met in evaluation sets, and bad lines.
+  """What was left out: sentences met in evaluation sets, bad lines, long ends.
 
   Args:
     counted: (source, language, counts); those of one text, which several tasks
@@ -262,16 +271,13 @@ def losses(counted: Iterable[tuple]) -> list[str]:
   for source, language, counts in counted:
     for name, count in counts.items():
       kind, _, of = name.partition('/')
-      if (
-        kind in ('dropped', 'skipped') and (source, language, name) not in seen
-      ):
+      if kind in LOSSES and (source, language, name) not in seen:
         seen.add((source, language, name))
         sums[source, kind, of] += count
   return [
-    f'{source}: {count:,} sentences dropped that {of} holds'
-    if kind == 'dropped'
-    else f'{source}: {count:,} lines or records skipped'
+    f'{source}: {LOSSES[kind].format(count=count, of=of)}'
     for (source, kind, of), count in sorted(sums.items())
+    if count
   ]
 
 
@@ -287,7 +293,7 @@ def make(unit: Unit, job: Job) -> int:
   tasks = [seqio.TaskRegistry.get(name) for name in unit.tasks]
   counts = collections.Counter(documents=0, sentences=0, tokens=0)
   with data.plain_errors(tasks[0].name):
-    documents = list(read(tasks[0], unit, job, counts))
+    documents = list(read(tasks[0], unit, job, counts, words.unk_id))
   for task in tasks:
     path = unit.path(job.directory, task.name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -332,11 +338,12 @@ def shuffled(items: list, passes: int, key: int) -> Iterator:
     yield from (items[i] for i in index)
 
 
-def read(task, unit: Unit, job: Job, counts) -> Iterator:
+def read(task, unit: Unit, job: Job, counts, unknown: int) -> Iterator:
   """The ids of a unit's documents, in order; pairs where the task has pairs.
 
-  Adds to `counts`: documents, tokens, what the preprocessors count, and
-  `skipped` records.
+  Adds to `counts`: documents, tokens, what the preprocessors count, `skipped`
+  records; of pairs how many are as long as `full` lengths, and their tokens of
+  the id `unknown`.
   """
   apply = data.apply_of(task)
   steps = units.steps_before(task) if apply else []
@@ -346,13 +353,17 @@ def read(task, unit: Unit, job: Job, counts) -> Iterator:
   if apply and direct:
     found = _read_direct(task, unit, steps, counts)
   else:
-    found = _read_stream(task, unit, job, apply)
+    found = _read_stream(task, unit, job, apply, counts)
   for document in found:
     counts['documents'] += 1
     if isinstance(document, tuple):
       counts['inputs'] += len(document[0])
       counts['targets'] += len(document[1])
       counts['tokens'] += len(document[0]) + len(document[1])
+      if any(map(operator.ge, map(len, document), job.lengths.both)):
+        counts['full'] += 1
+      if strange := sum(int((x == unknown).sum()) for x in document):
+        counts['unknown'] += strange
     else:
       counts['tokens'] += len(document)
     yield document
@@ -369,7 +380,7 @@ def _read_direct(task, unit: Unit, steps, counts) -> Iterator[np.ndarray]:
       counts['skipped'] += bad
 
 
-def _read_stream(task, unit: Unit, job: Job, apply) -> Iterator:
+def _read_stream(task, unit: Unit, job: Job, apply, counts) -> Iterator:
   import seqio
 
   one_each = len(unit.shards) == 1
@@ -388,3 +399,6 @@ def _read_stream(task, unit: Unit, job: Job, apply) -> Iterator:
   )
   for example in dataset.as_numpy_iterator():
     yield example['inputs'], example['targets']
+  bad = getattr(task.source, 'bad', lambda shard: 0)
+  if skipped := sum(map(bad, unit.shards)):
+    counts['skipped'] += skipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from atm import model, optimizer, sharding, step
@@ -91,6 +92,65 @@ def check_skip_steps(ranges) -> None:
 def skipped(ranges, step: int) -> bool:
   """Whether a step lies in one of SKIP_STEPS' ranges."""
   return any(first <= step <= last for first, last in ranges)
+
+
+# What may differ between a model and the one that its parameters come from:
+# how it computes and what it drops, not what.
+FREE = (
+  'dropout', 'attention_dropout', 'activation_dropout', 'norm_float32',
+  'scores_float32', 'init_std', 'dtype', 'remat', 'attention', 'loss_chunk',
+  'unroll',
+)  # fmt: skip
+
+
+def check_one_start(init_from, init_encoder) -> None:
+  """Raises ValueError where a run is to start from two models."""
+  if init_from is not None and init_encoder is not None:
+    raise ValueError(
+      f'INIT_FROM = {init_from!r} and INIT_ENCODER = {init_encoder!r}: '
+      'expected one of them; INIT_FROM brings an encoder'
+    )
+
+
+def check_same_model(config: model.Config, source) -> None:
+  """Raises ValueError unless the parameters of `source` are this model's.
+
+  Args:
+    config: of the model; what FREE names may be another.
+    source: a `trained.Trained`.
+  """
+  there = dataclasses.asdict(source.config)
+  here = dataclasses.asdict(config)
+  wrong = [k for k in there if k not in FREE and here[k] != there[k]]
+  if wrong:
+    name = wrong[0]
+    raise ValueError(
+      f'Config.{name} = {here[name]!r}, but {there[name]!r} in INIT_FROM = '
+      f'{source.directory!r}: leave out what binds '
+      f'{", ".join(f"model.Config.{k}" for k in wrong)}'
+    )
+
+
+def vocabulary_of(source, path: str | None) -> Vocabulary:
+  """The vocabulary of a run that starts from `source`, a `trained.Trained`.
+
+  Raises:
+    ValueError: the one at `path` is another, or there is none.
+  """
+  own = source.vocabulary
+  if path is None and own is None:
+    raise ValueError(
+      f'INIT_FROM = {source.directory!r} has no vocabulary: set VOCABULARY to '
+      'the one it was trained with'
+    )
+  words = own if path is None else Vocabulary(path)
+  if own is not None and words.sha256 != own.sha256:
+    raise ValueError(
+      f'the vocabulary {words.path} is not the one that INIT_FROM = '
+      f'{source.directory!r} was trained with: leave out VOCABULARY, or build '
+      f'CACHE_DIR with VOCABULARY = {own.path!r}'
+    )
+  return words
 
 
 def encoder_apart(start: int, then: dict, freeze: int) -> bool:

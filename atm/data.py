@@ -26,6 +26,7 @@ from atm.rows import Rows
 from atm.vocabulary import Vocabulary
 
 REMOTE_READS = 64  # rows of an object store that are read at a time
+NEEDS = {'text': 'TEXT_DIR', 'pairs': 'PAIRS'}
 CYCLE = 1 << 20  # rows after which the pattern of tasks repeats
 
 
@@ -60,7 +61,7 @@ def find(name: str):
     raise ValueError(
       f'MIXTURE_OR_TASK_NAME = {name!r}: no such seqio task or mixture.'
       + sharding.did_you_mean(name, known)
-      + (' Set TEXT_DIR to register it.' if name == 'text' else '')
+      + (f' Set {NEEDS[name]} to register it.' if name in NEEDS else '')
     )
   return seqio.get_mixture_or_task(name)
 
@@ -208,7 +209,13 @@ def load(
         )
       )  # fmt: skip
   if not parts:
-    raise ValueError(f'{name!r} has no rows in its {split!r} split')
+    hint = '; it is too small for a share of it to be held out'
+    if name == 'pairs':
+      hint += ': use a folder with train.jsonl and validation.jsonl'
+    raise ValueError(
+      f'{name!r} has no rows in its {split!r} split'
+      + (hint if split == 'validation' else '')
+    )
   return parts
 
 

@@ -99,15 +99,23 @@ class HeldOut:
     return out
 
 
+def _written(part: Part) -> np.ndarray:
+  """Ids that a part's decoder writes, of its first rows."""
+  if part.objective.name != 'pair':
+    return part.rows.head(10_000_000)
+  rows = map(part.rows.row, range(min(len(part.rows), 10_000)))
+  return np.concatenate([part.objective.targets(row) for row in rows])
+
+
 def unigram(
   train: list[Part], held_out: HeldOut, size: int
 ) -> dict[str, float]:
   """The loss of unigram models on the same held-out targets.
 
   Counts, plus one, of the ids of the training rows (the first 10 million of a
-  task), the end of a row included. `eval/unigram/OBJECTIVE` is one model for
-  all languages; `eval/unigram/OBJECTIVE/LANG` one for that language alone, a
-  harder mark.
+  task; of pairs, the targets of 10,000 rows), the end of a row included.
+  `eval/unigram/OBJECTIVE` is one model for all languages;
+  `eval/unigram/OBJECTIVE/LANG` one for that language alone, a harder mark.
 
   Args:
     train: the training parts.
@@ -116,7 +124,7 @@ def unigram(
   """
   counts: dict[str, np.ndarray] = {}
   for part, names in zip(train, _groups(train)):
-    ids = part.rows.head(10_000_000)
+    ids = _written(part)
     seen = np.bincount(ids, minlength=size).astype(np.float64)
     # A row's target ends in `</s>`; the rows of CLM hold it already.
     if part.objective.name == 'denoise':

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -14,17 +13,13 @@ from jax.experimental import multihost_utils
 
 from atm import (
   buckets,
-  checkpoint,
   choosing,
   decode,
-  hf,
-  intact,
-  layouts,
   prompts,
   scoring,
   sharding,
-  step,
   stopping,
+  trained,
 )
 from atm.model import AlexaTM, Config
 from atm.sharding import Rules, check_choice
@@ -611,10 +606,10 @@ def load(
   mesh = sharding.mesh() if mesh is None else mesh
   if weights is not None:
     check_choice('WEIGHTS', weights, ('float32', 'bfloat16'))
-  if os.path.exists(os.path.join(directory, 'config.json')):
-    model = _load_hf(directory, mesh, rules, dtype)
-  else:
-    model = _load_run(directory, at_step, mesh, rules, dtype)
+  found = trained.find(directory, at_step)
+  config = dataclasses.replace(found.config, dtype=dtype or found.config.dtype)
+  params = found.params(mesh, rules)
+  model = Model(config, params, found.vocabulary, mesh, rules, found.step)
   return halved(model) if weights == 'bfloat16' else model
 
 
@@ -631,28 +626,3 @@ def halved(model: Model) -> Model:
   config = dataclasses.replace(model.config, dtype='bfloat16')
   params = jax.tree.map(half, model.params)
   return dataclasses.replace(model, config=config, params=params)
-
-
-def _load_run(directory, at_step, mesh, rules, dtype) -> Model:
-  checkpoints, number = checkpoint.open_step(directory, at_step)
-  with intact.naming_intact(checkpoints):
-    config = Config(**checkpoints.meta(number)['model'])
-    config = dataclasses.replace(config, dtype=dtype or config.dtype)
-    abstract = step.abstract_params(AlexaTM(config), mesh, rules)
-    params = checkpoints.restore_params(number, abstract, as_saved=True)
-  checkpoints.close()
-  folder = os.path.join(directory, 'vocabulary')
-  words = Vocabulary(folder) if os.path.isdir(folder) else None
-  return Model(config, params, words, mesh, rules, number)
-
-
-def _load_hf(directory: str, mesh, rules: Rules, dtype: str | None) -> Model:
-  described = hf.read_json(os.path.join(directory, 'config.json'))
-  config = layouts.config_of(described, dtype or 'float32')
-  abstract = step.abstract_params(AlexaTM(config), mesh, rules)
-  layout = layouts.LAYOUTS[layouts.model_type(described)]
-  reader = hf.Reader(hf.Folder(directory), layout, abstract)
-  params = hf.nested(dict(reader.arrays()))
-  tokenizer = hf.find_tokenizer(directory)
-  words = Vocabulary(tokenizer) if tokenizer else None
-  return Model(config, params, words, mesh, rules, 0)

@@ -11,6 +11,7 @@ is an import of a module that is not atm's, atm_tasks' or named by --import.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -98,25 +99,68 @@ def pretrain() -> None:
   from atm import failure, hosts, report
 
   failure.hush()
+  take_model()
   run = gin.get_configurable('trainer.train')(config_text=config_text())
   if not hosts.is_first():
     return
   report.closing(run)
+  print(next_steps(run.model_dir, run.step))
+
+
+def next_steps(model_dir: str, steps: int) -> str:
+  """Commands for what one may want after a training run."""
   atm = sys.argv[0] if sys.argv[0].endswith('atm') else 'atm'
   atm = min(atm, os.path.relpath(atm), key=len) if '/' in atm else atm
-  prompt = 'All human beings are born'
-  print(
-    'next:\n'
-    f'  train on        {atm} pretrain --gin_file={run.model_dir}/config.gin '
-    f'--gin.TRAIN_STEPS={run.step * 2}\n'
-    f'  prompt it       echo "{prompt}" > prompts.txt\n'
-    f'                  {atm} infer --gin.MODEL_DIR="\'{run.model_dir}\'" '
-    '--gin.INPUT="\'prompts.txt\'"\n'
-    f'  your own text   {atm} pretrain --gin_file=models/tiny.gin '
-    '--gin.MODEL_DIR="\'runs/mine\'" \\\n'
-    '                    --gin.MIXTURE_OR_TASK_NAME="\'text\'" '
-    '--gin.TEXT_DIR="\'FOLDER\'"   # holds en.txt, hi.txt, ...'
-  )
+  text = lambda name, value: f'--gin.{name}="\'{value}\'"'
+  mode = gin.query_parameter('%PAIRS_MODE')  # what `infer` frames prompts in
+  tuned = gin.query_parameter('%INIT_FROM') is not None
+  lines = [
+    ('train on', f'{atm} pretrain --gin_file={model_dir}/config.gin '
+     f'--gin.TRAIN_STEPS={steps * 2}'),
+    ('prompt it', 'echo "All human beings are born" > prompts.txt'),
+    ('', f'{atm} infer {text("MODEL_DIR", model_dir)} '
+     f'{text("INPUT", "prompts.txt")}'
+     + (f' {text("MODE", mode)}' if tuned and mode != 'clm' else '')),
+  ]  # fmt: skip
+  if not tuned:
+    lines += [
+      ('your own pairs', f'{atm} finetune {text("INIT_FROM", model_dir)} '
+       f'{text("MODEL_DIR", "runs/tuned")} \\'),
+      ('', f'  {text("PAIRS", "pairs.jsonl")}   # `input` and `target` a line'),
+      ('your own text', f'{atm} pretrain --gin_file=models/tiny.gin '
+       f'{text("MODEL_DIR", "runs/mine")} \\'),
+      ('', f'  {text("MIXTURE_OR_TASK_NAME", "text")} '
+       f'{text("TEXT_DIR", "FOLDER")}   # holds en.txt, hi.txt, ...'),
+    ]  # fmt: skip
+  return '\n'.join(['next:', *(f'  {k:<16}{line}' for k, line in lines)])
+
+
+def take_model() -> None:
+  """Binds what the model that a run starts from says of itself.
+
+  Only what is not bound yet: its fields of `model.Config`, and its positions as
+  lengths. So config.gin tells all of the run's model, and starts it alone.
+  """
+  from atm import checkpoint, model, trained
+
+  source, own = map(gin.query_parameter, ('%INIT_FROM', '%MODEL_DIR'))
+  if source is None:
+    return
+  if checkpoint.latest_step(own) is not None:
+    source = own  # where it has got to; INIT_FROM need not be there any more
+  try:
+    config = trained.find(source).config
+  except FileNotFoundError as e:
+    text = str(e).replace('MODEL_DIR', 'INIT_FROM')
+    raise UserError(text) from e
+  bound = gin.get_bindings(model.Config)
+  with gin.unlock_config():
+    for name, value in dataclasses.asdict(config).items():
+      if name not in bound:
+        gin.bind_parameter(f'model.Config.{name}', value)
+    if gin.query_parameter('%TASK_FEATURE_LENGTHS') is None:
+      lengths = dict.fromkeys(('inputs', 'targets'), config.positions)
+      gin.bind_parameter('TASK_FEATURE_LENGTHS/gin.macro.value', lengths)
 
 
 def config_text() -> str:
@@ -237,6 +281,7 @@ def export() -> None:
 ELSEWHERE = ('plan',)
 RUNS = {
   'pretrain': pretrain,
+  'finetune': pretrain,  # with INIT_FROM and other defaults
   'plan': plan,
   'vocab': vocab,
   'cache': cache,

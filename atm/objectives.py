@@ -33,25 +33,41 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from atm import noise
+from atm import vocabulary as vocabulary_lib
 
 # A batch's `objective` is an index into these.
 NAMES = ('denoise', 'clm', 'pair')
+MARKS = (vocabulary_lib.CLM, vocabulary_lib.DOC)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-  """Ids of the special pieces that frame an example."""
+  """Ids of the special pieces that frame an example.
+
+  `clm` and `doc` are None where the vocabulary has no such piece; pairs need
+  neither.
+  """
 
   pad: int
   bos: int
   eos: int
-  clm: int
-  doc: int
+  clm: int | None
+  doc: int | None
 
   @classmethod
   def of(cls, vocabulary) -> Ids:
-    v = vocabulary
-    return cls(v.pad_id, v.bos_id, v.eos_id, v.clm_id, v.doc_id)
+    v, found = vocabulary, vocabulary.special_ids()
+    marks = map(found.get, MARKS)
+    return cls(v.pad_id, v.bos_id, v.eos_id, *marks)
+
+  def need(self, *names: str) -> None:
+    """Raises ValueError where the vocabulary has not all of these pieces."""
+    for name in names:
+      if getattr(self, name) is None:
+        raise ValueError(
+          f'the vocabulary has no [{name.upper()}], which denoising and CLM '
+          'need: train on pairs, or from a vocabulary of `atm vocab`'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +102,7 @@ class Denoise:
     self, documents: Iterable[Sequence[int]], ids: Ids, length: int
   ) -> Iterator[np.ndarray]:
     """Concatenates documents with `[DOC]` between, cut every `length` ids."""
+    ids.need('doc')
     parts, held = [], 0
     for document in documents:
       if not len(document):
@@ -152,6 +169,7 @@ class CLM:
     self, documents: Iterable[Sequence[int]], ids: Ids, length: int
   ) -> Iterator[np.ndarray]:
     """One document a row, with `</s>` where it ends, cut at `length`."""
+    ids.need('clm', 'doc')
     for document in documents:
       if len(document) >= 2:
         row = [*document[:length], ids.eos][:length]
@@ -234,6 +252,12 @@ class Pairs:
       bodies = [row[3:] for row in chosen]
       head = np.array([len(chosen), *sizes], np.int32)
       yield np.concatenate([head, *bodies]).astype(np.int32)
+
+  def targets(self, row: np.ndarray) -> np.ndarray:
+    """The ids of a row's targets, end to end."""
+    n, m = row[1 : 1 + 2 * row[0]].reshape(-1, 2).T
+    start = 1 + 2 * row[0] + np.cumsum(n + m) - m
+    return row[_ranges(start, m)]
 
   def examples(self, tokens, length, key, ids: Ids, S: int, T: int) -> dict:
     """Rows [B, L] to arrays of a batch, see `frame`; draws nothing."""

@@ -68,18 +68,18 @@ def losses(run) -> list[rich.table.Table]:
     text = f'{first[f"eval/loss/{key}"]:.2f} -> {last[f"eval/loss/{key}"]:.2f}'
     return text if mark is None else f'{text} ({mark:.2f})'
 
-  for language in languages:
-    table.add_row(language, *(cell(f'{n}/{language}') for n in names))
-  table.add_section()
+  if languages != ['all']:  # of pairs, which are of no language
+    for language in languages:
+      table.add_row(language, *(cell(f'{n}/{language}') for n in names))
+    table.add_section()
   table.add_row('all', *(cell(name) for name in names), style='bold')
   return [table]
 
 
 def verdict(run) -> list[str]:
   """A line an objective: is the held-out loss below a unigram model's?"""
-  rows = [
-    r for r in run.history if 'eval/loss/denoise' in r or 'eval/loss/clm' in r
-  ]
+  keys = [f'eval/loss/{name}' for name in NAMES]
+  rows = [r for r in run.history if any(key in r for key in keys)]
   first, last = rows[0], rows[-1]
   lines = []
   for name in NAMES:
@@ -141,19 +141,25 @@ def sample_tables(found: list[dict]) -> list[rich.table.Table]:
 
 
 def _examples(run, objective: str, count: int):
-  """(part, encoder ids, target ids) of languages spread over those there."""
+  """(part, encoder ids, target ids) of languages spread over those there.
+
+  Where they are fewer than `count`, some have several, each of another row.
+  """
   parts = run.held_out.parts
   mine = [i for i, p in enumerate(parts) if p.objective.name == objective]
-  chosen = [mine[i * len(mine) // count] for i in range(min(count, len(mine)))]
-  for i in chosen:
-    for owner, batch in run.held_out.batches:
-      found = np.flatnonzero(owner == i)
-      if len(found):
-        row = {k: v[found[0]] for k, v in batch.items()}
-        source = row['encoder_input_tokens'][row['encoder_segment_ids'] == 1]
-        target = row['decoder_target_tokens'][row['decoder_segment_ids'] == 1]
-        yield parts[i], source.tolist(), target.tolist()
-        break
+  chosen = [mine[i * len(mine) // count] for i in range(count) if mine]
+  for at, i in enumerate(chosen):
+    rows = [
+      {k: v[row] for k, v in batch.items()}
+      for owner, batch in run.held_out.batches
+      for row in np.flatnonzero(owner == i)
+    ]
+    before, every = chosen[:at].count(i), len(rows) / chosen.count(i)
+    if before < len(rows):
+      row = rows[int(before * every)]
+      source = row['encoder_input_tokens'][row['encoder_segment_ids'] == 1]
+      target = row['decoder_target_tokens'][row['decoder_segment_ids'] == 1]
+      yield parts[i], source.tolist(), target.tolist()
 
 
 def closing(run, console: rich.console.Console | None = None) -> None:

@@ -24,6 +24,7 @@ from atm import (
   places,
   sharding,
   step,
+  trained,
   warm_start,
 )
 from atm import vocabulary as vocabulary_lib
@@ -63,6 +64,7 @@ def train(
   micro_batches: int = 1,
   skip_steps: tuple[tuple[int, int], ...] = (),
   abort_after_nonfinite: int = 10,
+  init_from: str | None = None,
   init_encoder: str | None = None,
   freeze_encoder_steps: int = 0,
   row_passes: int = 1,
@@ -113,6 +115,9 @@ def train(
       nothing but the number of the step.
     abort_after_nonfinite: so many steps in a row whose loss or gradient is
       not finite, and whose update was skipped therefore, end the run.
+    init_from: a fresh run starts from all parameters of this model, a MODEL_DIR
+      or a Hugging Face folder, and takes its vocabulary; see
+      `checks.check_same_model` for what of `model_config` may be another.
     init_encoder: a fresh run's encoder starts from this MODEL_DIR or Hugging
       Face folder, see `warm_start`.
     freeze_encoder_steps: updates, from the first, that leave the encoder and
@@ -181,14 +186,20 @@ def train(
       lambda: places.put_checkpoints(model_dir, checkpoint_dir)
     )
   latest = checkpoint.latest_step(model_dir)
+  checks.check_one_start(init_from, init_encoder)
+  source = None
   if latest is None and init_encoder is not None:
     warm_start.check(model_config, init_encoder)
+  if latest is None and init_from is not None:
+    source = trained.find(init_from)
+    checks.check_same_model(model_config, source)
 
   # --- Vocabulary and data
   if cache_dir is not None and vocabulary is None:
     vocabulary = os.path.join(cache_dir, 'vocabulary')
   words = hosts.first_then_all(lambda: open_vocabulary(
-    vocabulary, model_dir, mixture, model_config, train_vocabulary, latest
+    vocabulary, model_dir, mixture, model_config, train_vocabulary, latest,
+    source,
   ))  # fmt: skip
   configure_tasks(vocabulary=words.path)
   rows_dir = cache_dir or os.path.join(model_dir, 'rows')
@@ -240,6 +251,8 @@ def train(
     """The optimizer and the state's shapes of a run after some steps."""
     apart = checks.encoder_apart(after, then, freeze_encoder_steps)
     meta['encoder_apart'] = apart
+    if 'hf_config' in then:
+      meta['hf_config'] = then['hf_config']
     tx = optimizer.make(optimizer_config, apart)
     return tx, step.abstract_state(net, tx, mesh, rules)
 
@@ -251,7 +264,7 @@ def train(
       checks.check_resumable(then, meta)
       log.restore(then['log'])
       return number, tx, checkpoints.restore(number, abstract)
-    tx, abstract = begin({}, 0)  # imported weights
+    tx, abstract = begin(then, 0)  # imported weights
     state = step.init_state(net, tx, seed, abstract)
     params = checkpoints.restore_params(number, abstract.params)
     return 0, tx, state.replace(params=params)
@@ -265,8 +278,12 @@ def train(
       else f'starting from the weights in {checkpoints.directory}/{at}'
     )
   else:
-    start, (tx, abstract) = 0, begin({}, 0)
+    start, (tx, abstract) = 0, begin(source.meta if source else {}, 0)
     state = step.init_state(net, tx, seed, abstract)
+    if source is not None:
+      params = source.params(mesh, rules, as_saved=False)
+      state = state.replace(params=params)
+      say(f'starting from {init_from}, trained for {source.step:,} steps')
     if init_encoder is not None:
       params = warm_start.encoder(
         state.params, model_config, init_encoder, words, say
@@ -318,13 +335,20 @@ def flops_between(
 
 
 def open_vocabulary(
-  path, model_dir, mixture, config, train, latest
+  path, model_dir, mixture, config, train, latest, source=None
 ) -> Vocabulary:
   """The vocabulary at `path`, or the run's own, trained where missing.
 
+  A run that starts from `source`, a `trained.Trained`, has that one's.
+
   Raises:
-    ValueError: the run has weights (of step `latest`) but no vocabulary.
+    ValueError: the run has weights (of step `latest`, or the source's) but no
+      vocabulary, or one that they were not trained with.
   """
+  if source is not None:
+    words = checks.vocabulary_of(source, path)
+    checks.check_vocabulary(words, config)
+    return words
   own = os.path.join(model_dir, 'vocabulary')
   if path is None and not os.path.exists(own):
     if latest is not None:

@@ -5,10 +5,11 @@
          or from folders of the same shape
   text   any folder of text by language, after `configure(text_dir=...)`
 
-Each is a mixture of denoising and CLM, 80 : 20, over tasks named
+Each of these is a mixture of denoising and CLM, 80 : 20, over tasks named
 `udhr_en_denoise`, `mc4_te_spoken_clm`, ... The vocabulary is named once, by
-`configure(vocabulary=...)`, before a task's tokens are read. Evaluation tasks
-are no seqio tasks: `suite` makes them, see `evaluation`.
+`configure(vocabulary=...)`, before a task's tokens are read. Tasks of pairs, to
+fine-tune on, are in `pairs`. Evaluation tasks are no seqio tasks: `suite` makes
+them, see `evaluation`.
 
 The folder is tasks/, the import name `atm_tasks`.
 """
@@ -21,6 +22,7 @@ import tensorflow as tf
 
 from atm_tasks import decontaminate, pretrain
 from atm_tasks.evaluation import data_table, suite
+from atm_tasks.pairs import register_pairs
 from atm_tasks.pretrain import Mixing
 from atm_tasks.text import spoken
 
@@ -44,6 +46,8 @@ def configure(
   paper_packing: bool = True,
   decontaminate: dict[str, str] | None = None,
   cache_dir: str | None = None,
+  pairs: str | None = None,
+  pairs_mode: str = 'clm',
 ) -> None:
   """Names what the tasks read, and registers them anew.
 
@@ -68,6 +72,10 @@ def configure(
     cache_dir: a cache; where no text is named, the languages of `text` and
       `paper` are those it has rows of, and its counts give the mixtures' rates
       to seqio's own readers.
+    pairs: JSONL of fine-tuning pairs, registered as the task `pairs`, see
+      `pairs.PairsSource`.
+    pairs_mode: how their inputs are framed, one of `prompts.MODES`; prompt the
+      model in the same.
 
   Raises:
     ValueError: no text there, or an argument out of range.
@@ -89,6 +97,7 @@ def configure(
     register('paper', paper, mixing)
   if text := found('text', text_dir):
     register('text', text, mixing)
+  register_pairs(pairs, pairs_mode, skip_bad, cache_dir)
   if cache_dir is not None:
     measure(cache_dir)
 

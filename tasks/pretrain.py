@@ -339,7 +339,7 @@ def register(
     paper_packing: one document a CLM row; else several, see `objectives.CLM`.
     index: see `Prepare`.
   """
-  _remove(seqio.MixtureRegistry, name)
+  remove(seqio.MixtureRegistry, name)
   rate = Rate(name, mixing.language_power)
   feature = seqio.Feature(VOCABULARY, add_eos=False)
   for (source, language), texts in found.items():
@@ -350,7 +350,7 @@ def register(
         middle = '_' if form == 'written' else f'_{form}_'
         task = f'{source}_{language}{middle}{objective.name}'
         apply = Apply(objective, language, source, form)
-        _remove(seqio.TaskRegistry, task)
+        remove(seqio.TaskRegistry, task)
         seqio.TaskRegistry.add(
           task,
           source=texts,
@@ -361,7 +361,8 @@ def register(
   seqio.MixtureRegistry.add(name, [(task, rate) for task in rate.tasks])
 
 
-def _remove(registry, name: str) -> None:
+def remove(registry, name: str) -> None:
+  """Makes a name of a seqio registry free."""
   if name in registry.names():
     registry.remove(name)
 

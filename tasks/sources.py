@@ -68,6 +68,10 @@ class Source(seqio.DataSource):
       raise ValueError(f'shard = {shard}: expected 0 to {count - 1}')
     return self._chosen(split, shard)
 
+  def draw(self, text: str) -> float:
+    """A number in [0, 1) from a text; below `held_out` it is held out."""
+    return zlib.crc32(text.encode()) / 2**32
+
   def bad(self, shard: int) -> int:
     """How many records of a unit were skipped, once it has been read."""
     return 0
@@ -77,8 +81,7 @@ class Source(seqio.DataSource):
     for document in self.documents(split, shard):
       text = single_spaced(document)
       if text and self.by_content:
-        share = zlib.crc32(text.encode()) / 2**32
-        if (share < self.held_out) != held:
+        if (self.draw(text) < self.held_out) != held:
           continue
       if text:
         yield text

@@ -13,15 +13,16 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 
 # A file imports only from files to its left.
 ORDER = (
-  'hosts places sharding metrics vocabulary stopping prompts questions overlap '
-  'scores noise objectives rows data stream units cache mixture samples page '
-  'scales reading results_page compare look products loss attention layers '
-  'model optimizer step xla integrity checkpoint intact layouts torch_file hf '
-  'warm_start choosing decode beams buckets scoring evaluate checks goodput '
-  'run_page progress interrupts lock failure loop trainer infer files asking '
-  'suite chat convert report lm_eval harness chips hlo kernels wire estimate '
-  'memory plan_text plan candidates quick changes search_page search planner '
-  'token_step serving placed decode_text plan_decode main'
+  'hosts places sharding metrics vocabulary stopping prompts questions '
+  'overlap scores noise objectives rows data stream units cache mixture '
+  'samples page scales reading results_page compare look products loss '
+  'attention layers model optimizer step xla integrity checkpoint intact '
+  'layouts torch_file hf trained warm_start choosing decode beams buckets '
+  'scoring evaluate checks goodput run_page progress interrupts lock failure '
+  'loop trainer infer files asking suite chat convert report lm_eval harness '
+  'chips hlo kernels wire estimate memory plan_text plan candidates quick '
+  'changes search_page search planner token_step serving placed decode_text '
+  'plan_decode main'
 ).split()
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',

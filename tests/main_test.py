@@ -1,7 +1,9 @@
 """The command line: what it refuses, and how it says so."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -197,3 +199,25 @@ def test_the_whole_way(tmp_path):
   assert done.returncode == 0, done.stderr
   lines = (tmp_path / 'prompts.out.jsonl').read_text().splitlines()
   assert len(lines) == 2 and '"output"' in lines[0]
+  # And from it another, on pairs; its config.gin alone tells what it is.
+  pairs = [
+    {'input': f'everyone {a} {b}', 'target': b}
+    for a in 'abcdefghijklmno'
+    for b in 'abcdefghij'
+  ]
+  (tmp_path / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, pairs)))
+  tuned = atm(
+    'finetune', '--gin.INIT_FROM="run"', '--gin.MODEL_DIR="tuned"',
+    '--gin.PAIRS="pairs.jsonl"', '--gin.TRAIN_STEPS=1', '--gin.BATCH_SIZE=4',
+    cwd=tmp_path,
+  )  # fmt: skip
+  assert tuned.returncode == 0, tuned.stderr
+  for text in ('from run, trained for 3 steps', 'Pairs:', 'pair: held-out'):
+    assert text in tuned.stdout, tuned.stdout
+  shutil.rmtree(tmp_path / 'run')
+  again = atm(
+    'pretrain', '--gin_file=tuned/config.gin', '--gin.TRAIN_STEPS=2',
+    cwd=tmp_path,
+  )  # fmt: skip
+  assert again.returncode == 0, again.stderr
+  assert 'resumed from step 1' in again.stdout

@@ -21,6 +21,7 @@ from atm import (
   places,
   sharding,
   step,
+  trained,
   trainer,
 )
 
@@ -330,6 +331,70 @@ def test_training_goes_on_from_exported_and_imported_weights(train, tmp_path):
   shutil.rmtree(f'{b}/vocabulary')
   with pytest.raises(ValueError, match='has weights but no vocabulary'):
     train(b, 1, model_config=config, vocabulary=None)
+  # And from the folder itself, whose config.json it keeps for the next export.
+  c = str(tmp_path / 'c')
+  tuned = train(c, 1, model_config=config, vocabulary=None, init_from=folder)
+  assert metrics_at(tuned, 0) == metrics_at(before, 2)
+  convert.export_weights(c, f'{folder}-2', say=lambda text: None)
+
+
+def metrics_at(run, step) -> dict:
+  """What was held out at a step, but for the unigram's."""
+  row = [r for r in run.history if r['step'] == step][-1]
+  return {k: v for k, v in row.items() if k.startswith('eval/loss')}
+
+
+def test_a_model_to_train_on(train, tmp_path):
+  """Faults seen: fresh parameters; another vocabulary; INIT_FROM read again."""
+  source = str(tmp_path / 'source')
+  before = train(source, 4)
+  settings = dict(init_from=source, vocabulary=None)
+  whole = train(tmp_path / 'whole', 4, **settings)
+  assert f'starting from {source}, trained for 4 steps' in whole.lines
+  assert metrics_at(whole, 0) == metrics_at(before, 4)
+  assert metrics_at(whole, 4) != metrics_at(whole, 0)
+  train(tmp_path / 'parts', 3, **settings)
+  found, saved = trained.find(source), parameters(source, 4)
+  sharded = found.params(EIGHT(), as_saved=False)
+  for path, value in jax.tree_util.tree_flatten_with_path(sharded)[0]:
+    assert len(value.sharding.device_set) == 8 and value.dtype == np.float32
+    assert (np.asarray(value) == saved[jax.tree_util.keystr(path)]).all()
+  shutil.rmtree(source)
+  train(tmp_path / 'parts', 4, **settings)
+  mine, wanted = (parameters(tmp_path / x, 4) for x in ('parts', 'whole'))
+  for name, value in wanted.items():
+    assert mine[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(d_ff=1), r"Config.encoder_ff = 32, but 64 in INIT_FROM = '.*': leave "
+     'out what binds model.Config.encoder_ff'),
+    (dict(vocabulary='other'), 'is not the one that INIT_FROM = .* was tr'),
+    (dict(vocabulary=None, lost=1), 'INIT_FROM = .* has no vocabulary: set VO'),
+    (dict(init_encoder='x'), "INIT_ENCODER = 'x': expected one of them"),
+    (dict(init_from='none'), 'no checkpoints/ in'),
+  ],
+)  # fmt: skip
+def test_a_model_to_train_on_must_fit(train, words, tmp_path, changes, message):
+  source = tmp_path / 'source'
+  shutil.copytree(train.whole(4), source)
+  if changes.pop('lost', False):
+    shutil.rmtree(source / 'vocabulary')
+  if changes.get('vocabulary'):
+    changes['vocabulary'] = str(tmp_path / 'other.model')
+    other = words.model + b'\xa0\x1f\x01'  # a field that nobody reads
+    (tmp_path / 'other.model').write_bytes(other)
+  if changes.pop('d_ff', False):
+    changes['model_config'] = model.Config(
+      vocab_size=2048, d_model=32, encoder_layers=2, decoder_layers=2,
+      encoder_heads=4, decoder_heads=4, encoder_ff=32, decoder_ff=64,
+      positions=64, dtype='float32', remat='full',
+    )  # fmt: skip
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    train(tmp_path / 'run', 1, **{'init_from': str(source), **changes})
+  assert not (tmp_path / 'run' / 'config.gin').exists()
 
 
 def test_an_encoder_to_start_from_frozen(train, tmp_path):

@@ -1,0 +1,202 @@
+"""Fine-tuning tasks: pairs of input and target.
+
+A pair is stored as a text, the JSON of [input, target], so that its source has
+what all sources of `sources` have. Inputs are framed as `atm infer` frames a
+prompt, targets end in `</s>`.
+
+  pairs           JSONL with `input` and `target`, after `configure(pairs=...)`
+  udhr_language   the shipped text: a sentence, and the language it is in
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from atm import prompts
+from atm.sharding import check_choice
+from atm.vocabulary import CLM
+from atm_tasks import pretrain, records, sources, text
+
+FIELDS = ('input', 'target')
+HELD_OUT = 0.05  # share of a single file
+
+
+class PairsSource(sources.Source):
+  """Pairs of a JSONL file, or of a folder with a file or more for each split.
+
+  Args:
+    path: a file, of whose pairs `held_out` are `validation`, chosen by their
+      input; or a folder with train*.jsonl and validation*.jsonl. Either may
+      end in .gz or .zst.
+    held_out: a share; without effect on a folder.
+    skip_bad: skip and count lines that cannot be read.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is of another kind, or `held_out` is no share.
+  """
+
+  def __init__(self, path: str, held_out: float, skip_bad: bool = False):
+    super().__init__(held_out)
+    self.by_content, self.skip_bad = not os.path.isdir(path), skip_bad
+    self.units = {split: _units(path, split) for split in sources.SPLITS}
+    self._bad: dict[int, int] = {}
+
+  def list_shards(self, split: str) -> list[str]:
+    return [str(unit) for unit in self.units[split]]
+
+  def draw(self, text: str) -> float:
+    # Inputs are often alike, and so would be their CRCs.
+    digest = hashlib.blake2b(json.loads(text)[0].encode(), digest_size=4)
+    return int.from_bytes(digest.digest(), 'big') / 2**32
+
+  def bad(self, shard: int) -> int:
+    return self._bad.get(shard, 0)
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    unit, bad = self.units[split][shard], 0
+    self._bad[shard] = 0  # of the other split, perhaps
+    for number, raw in enumerate(records.raw(unit, FIELDS[0]), 1):
+      if not raw.strip():
+        continue
+      try:
+        yield stored(*(records.parse(unit, raw, field) for field in FIELDS))
+      except records.Bad as e:
+        if not self.skip_bad:
+          raise ValueError(f'{records.place(unit, number)}: {e}') from e
+        bad += 1
+        self._bad[shard] = bad
+
+
+class Languages(sources.Source):
+  """Sentences of the Declaration, each with the English name of its language.
+
+  Splits are by article, as in `pretrain.Shipped`.
+  """
+
+  by_content = False
+
+  def __init__(self):
+    super().__init__(held_out=0.0)
+    self.texts_of = {k: pretrain.Shipped(k) for k in pretrain.LANGUAGES}
+
+  def list_shards(self, split: str) -> list[str]:
+    return [s.list_shards(split)[0] for s in self.texts_of.values()]
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    language = pretrain.LANGUAGES[shard]
+    for article in self.texts_of[language].documents(split, 0):
+      for sentence in text.sentences(article):
+        yield stored(sentence.strip(), prompts.LANGUAGES[language])
+
+
+def stored(source: str, target: str) -> str:
+  """A pair as the text that sources give."""
+  return json.dumps([source, target], ensure_ascii=False)
+
+
+def _units(path: str, split: str) -> list[records.Unit]:
+  """The files of a split.
+
+  Raises:
+    FileNotFoundError, ValueError: see `PairsSource`.
+  """
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'PAIRS = {path!r}: no such file or folder')
+  paths = [path]
+  if os.path.isdir(path):
+    names = sorted(n for n in os.listdir(path) if n.startswith(split))
+    paths = [os.path.join(path, name) for name in names]
+  kinds = [records.stored(path) for path in paths]
+  if not kinds or any(kind is None or kind[0] != 'jsonl' for kind in kinds):
+    raise ValueError(
+      f'PAIRS = {path!r}: expected a .jsonl file, or a folder with train.jsonl '
+      'and validation.jsonl; each may end in .gz or .zst'
+    )
+  return [unit for path in paths for unit in records.pieces(path, 64 << 20)]
+
+
+class Frame:
+  """The preprocessor that makes ids of pairs, as many as there is room for.
+
+  A text that is too long loses its end, an input not its `</s>`.
+
+  Attributes:
+    made_from: what the result depends on, besides the text.
+  """
+
+  def __init__(self, mode: str):
+    """Takes one of `prompts.MODES`."""
+    check_choice('PAIRS_MODE', mode, prompts.MODES)
+    self.mode, self.made_from = mode, {'mode': mode}
+
+  def pair(self, raw: bytes, S: int, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """int32 ids of input and target, at most S and T."""
+    sp = pretrain.VOCABULARY.tokenizer
+    begin = [sp.bos_id()]
+    if self.mode == 'clm':
+      marker = sp.PieceToId(CLM)
+      if sp.IdToPiece(marker) != CLM:
+        raise ValueError(
+          f"the vocabulary has no {CLM}: set PAIRS_MODE = 'denoise'"
+        )
+      begin.append(marker)
+    source, target = map(sp.Encode, json.loads(raw))
+    source = [*begin, *source[: S - len(begin) - 1], sp.eos_id()]
+    target = [*target, sp.eos_id()][:T]
+    return np.array(source, np.int32), np.array(target, np.int32)
+
+  def __call__(self, dataset: tf.data.Dataset, sequence_length=None):
+    sizes = sequence_length or {}
+    S, T = (sizes.get(side) or 1 << 30 for side in ('inputs', 'targets'))
+
+    def frame(example):
+      made = tf.numpy_function(
+        lambda raw: self.pair(raw, S, T), (example['text'],),
+        (tf.int32, tf.int32), stateful=False,
+      )  # fmt: skip
+      for ids in made:
+        ids.set_shape([None])
+      return dict(zip(('inputs', 'targets'), made))
+
+    return dataset.map(frame)
+
+
+def register_pairs(
+  path: str | None,
+  mode: str = 'clm',
+  skip_bad: bool = False,
+  cache_dir: str | None = None,
+) -> None:
+  """Registers the tasks of this file.
+
+  Args:
+    path: see `PairsSource`; None registers `pairs` only where `cache_dir` has
+      rows of it.
+    mode: see `Frame`.
+    skip_bad: see `PairsSource`.
+    cache_dir: a cache.
+  """
+  _register('udhr_language', Languages(), mode)
+  if path is not None:
+    _register('pairs', PairsSource(path, HELD_OUT, skip_bad), mode)
+  elif cache_dir is not None and tf.io.gfile.exists(f'{cache_dir}/pairs-train'):
+    _register('pairs', sources.RowsOnly('pairs', HELD_OUT), mode)
+
+
+def _register(name: str, source: sources.Source, mode: str) -> None:
+  feature = seqio.Feature(pretrain.VOCABULARY, add_eos=False)
+  pretrain.remove(seqio.TaskRegistry, name)
+  seqio.TaskRegistry.add(
+    name,
+    source=source,
+    preprocessors=[Frame(mode)],
+    output_features={'inputs': feature, 'targets': feature},
+  )
