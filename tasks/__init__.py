@@ -27,7 +27,8 @@ from atm_tasks.pretrain import Mixing
 from atm_tasks.text import spoken
 
 __all__ = [
-  'Mixing', 'configure', 'data_table', 'pretrain', 'spoken', 'suite',
+  'Mixing', 'configure', 'configured', 'data_table', 'pretrain', 'spoken',
+  'suite',
 ]  # fmt: skip
 
 WIKIPEDIA = 'wikipedia/20230601.{language}'
@@ -100,6 +101,12 @@ def configure(
   register_pairs(pairs, pairs_mode, skip_bad, cache_dir)
   if cache_dir is not None:
     measure(cache_dir)
+
+
+def configured(**named) -> pretrain.LateVocabulary:
+  """`configure(**named)`, and the vocabulary of all tasks: for t5x's gin."""
+  configure(**named)
+  return pretrain.VOCABULARY
 
 
 @functools.cache

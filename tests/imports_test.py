@@ -20,7 +20,7 @@ ORDER = (
   'layouts torch_file hf trained warm_start choosing decode beams buckets '
   'scoring evaluate checks goodput run_page progress interrupts lock failure '
   'loop trainer infer files asking suite chat convert report lm_eval harness '
-  'chips hlo kernels wire estimate memory plan_text plan candidates quick '
+  't5x chips hlo kernels wire estimate memory plan_text plan candidates quick '
   'changes search_page search planner token_step serving placed decode_text '
   'plan_decode main'
 ).split()
