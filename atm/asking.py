@@ -73,11 +73,14 @@ class Pair:
   cut: bool
 
 
-def prompt_ids(model: infer.Model, text: str, mode: str) -> tuple[list, bool]:
-  """(encoder ids, whether the beginning was left out for want of room)."""
+def prompt_ids(
+  model: infer.Model, text: str, mode: str, keeps: str = 'end'
+) -> tuple[list, bool]:
+  """(encoder ids, whether some were left out for want of room)."""
   ids = model.vocabulary.encode(text)
   room = model.config.positions - len(model.framed([], mode))
-  return model.framed(ids[-room:], mode), len(ids) > room
+  kept = ids[-room:] if keeps == 'end' else ids[:room]
+  return model.framed(kept, mode), len(ids) > room
 
 
 def pair_ids(model: infer.Model, pair: tuple[str, str], mode: str) -> Pair:
@@ -119,7 +122,9 @@ def ask(
 
 def _written(model, task, asked, numbers, batch_size: int) -> tuple:
   """({number: answer}, tokens) of questions whose answers are written."""
-  given = [prompt_ids(model, asked[i].prompt, task.mode) for i in numbers]
+  given = [
+    prompt_ids(model, asked[i].prompt, task.mode, task.keeps) for i in numbers
+  ]
   made = model.complete(
     [ids for ids, _ in given],
     task.mode,

@@ -57,6 +57,7 @@ class Task:
     mode: 'clm' or 'denoise'; see `prompts.MODES`.
     shots: examples with answers in front of each question.
     max_tokens: of a generated answer.
+    keeps: the 'end' or the 'beginning' of a prompt that has no room.
     normalize: 'mean' (a token) or 'sum': what is compared between choices.
     chance: the main metric of guessing, where choices are given; else None.
     ask: vocabulary or None -> the questions, in the order of the data set.
@@ -76,6 +77,7 @@ class Task:
   shots: int = 0
   max_tokens: int = 64
   stop: tuple[str, ...] = ()
+  keeps: str = 'end'
   normalize: str = 'mean'
   chance: float | None = None
   source: str = ''

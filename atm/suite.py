@@ -139,9 +139,10 @@ def run(model, tasks, output, settings, model_dir, say) -> tuple[list, list]:
     chosen = sample(asked, settings['limit'], settings['seed'])
     rows = answered(model, task, chosen, output, settings, model_dir, say)
     if cut := sum(row['cut'] for row in rows):
+      lost = {'end': 'beginnings', 'beginning': 'ends'}[task.keeps]
       say(
-        f'  {cut:,} of {len(rows):,} texts had no room: their beginnings are '
-        f'left out (Config.positions = {model.config.positions})'
+        f'  {cut:,} of {len(rows):,} texts had no room: their {lost} are left '
+        f'out (Config.positions = {model.config.positions})'
       )
     found.append(judged(task, chosen, rows, len(asked), model, settings))
   return found, missing

@@ -43,7 +43,7 @@ class Entry:
   """
 
   data: str
-  kind: generation.Kind | scoring.Kind
+  kind: generation.Kind | generation.Plain | scoring.Kind
   metrics: tuple[str, ...]
   language: str = 'en'
   source_language: str | None = None
@@ -114,6 +114,12 @@ def _registry() -> Iterator[tuple[str, Entry]]:
       'udhr_next', scoring.continuation, language, 25.0, split='validation',
       shots_from='validation',
     )  # fmt: skip
+  yield 'udhr_language', _pairs('udhr_language', 'exact_match')
+  yield 'pairs', _pairs('pairs', 'exact_match', 'chrf')
+
+
+def _pairs(data: str, *metrics: str) -> Entry:
+  return Entry(data, generation.Plain(), metrics, split='validation')
 
 
 def _translation(data: str, source: str, target: str, **named) -> Entry:
@@ -243,7 +249,8 @@ def _task(source: Source, mode: str, normalize: str) -> Task:
     named = dict(
       answer=functools.partial(kind.answer, mode=mode),
       max_tokens=kind.max_tokens if clm else 1023,
-      stop=(kind.template.cut,) if clm else (),
+      stop=kind.stop if clm else (),
+      keeps=kind.keeps,
     )
   return Task(
     name=source.name,

@@ -39,6 +39,12 @@ class Kind:
   shot_tokens: int = 0
   read: Callable[[str], str] = str
   generates = True
+  keeps = 'end'
+
+  @property
+  def stop(self) -> tuple[str, ...]:
+    """What ends an answer, where the decoder writes nothing else."""
+    return (self.template.cut,)
 
   def question(
     self, example: Mapping, shots: Sequence[Mapping], language: str, mode: str,
@@ -67,6 +73,35 @@ class Kind:
     return self.read(
       prompts.answer(self.template, output, mode, question.prompt)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+  """Inputs asked as they are, as a model was fine-tuned on them."""
+
+  max_tokens: int = 1023
+  generates = True
+  keeps = 'beginning'  # as `pairs.Frame` does
+  stop = ()
+
+  def question(
+    self, example: Mapping, shots: Sequence[Mapping], language: str, mode: str,
+    cut: Cut,
+  ) -> Question:  # fmt: skip
+    """The example as it is asked.
+
+    Raises:
+      ValueError: there are shots.
+    """
+    if shots:
+      raise ValueError('SHOTS: pairs are asked as they are: expected 0 or None')
+    shown = {'input': example['input']}
+    truth = example['target']
+    return Question(example['id'], truth, prompt=example['input'], shown=shown)
+
+  def answer(self, output: str, question: Question, mode: str) -> str:
+    """What was generated."""
+    return output.strip()
 
 
 TRANSLATION = Kind(

@@ -102,6 +102,11 @@ def stored(source: str, target: str) -> str:
   return json.dumps([source, target], ensure_ascii=False)
 
 
+def read(text: str) -> dict[str, str]:
+  """A text of `stored` as the {input, target} it is of."""
+  return dict(zip(FIELDS, json.loads(text)))
+
+
 def _units(path: str, split: str) -> list[records.Unit]:
   """The files of a split.
 

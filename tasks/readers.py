@@ -350,3 +350,12 @@ def _place(text: str, tokens: Sequence[str], pronoun) -> int:
     raise ValueError(f'{pronoun[0]!r} is not in the text')
   behind = [i for i in places if i >= at]
   return behind[0] if behind else places[-1]
+
+
+# --- One's own
+
+
+def pairs(paths: Sequence[str]) -> Iterator[Example]:
+  """JSONL of `input` and `target`: {id, input, target}."""
+  for number, row in json_lines(paths[0], {'input': str, 'target': str}):
+    yield {'id': str(number), 'input': row['input'], 'target': row['target']}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from atm_tasks import pretrain, readers, superglue
+from atm_tasks import pairs, pretrain, readers, superglue
 from atm_tasks.readers import Example
 from atm_tasks.sets import DataSet, Paths
 
@@ -407,3 +407,30 @@ for _name, _reader, _splits in (
     files=lambda part, split: [[f'{k}.tsv' for k in part.split('_')]],
     read=_reader,
   )
+
+
+def _languages(paths: Paths, part: str, split: str) -> Iterator[Example]:
+  source = pairs.Languages()
+  for shard in range(len(paths)):
+    for number, stored in enumerate(source.texts(split, shard)):
+      yield {'id': f'{shard}/{number}', **pairs.read(stored)}
+
+
+_add(
+  'udhr_language',
+  _UDHR,
+  url='atm',
+  licence='tasks/udhr/LICENSE',
+  splits={split: split for split in ('train', 'validation')},
+  files=lambda part, split: [[f'{k}.tsv' for k in pretrain.LANGUAGES]],
+  read=_languages,
+)
+# One's own, to fine-tune on with PAIRS = 'DATA_DIR/pairs'.
+_add(
+  'pairs',
+  url='your own: a line {"input": ..., "target": ...} each',
+  licence='your own',
+  splits={split: split for split in ('train', 'validation')},
+  files=lambda part, split: [[f'{split}.jsonl']],
+  read=_read(readers.pairs),
+)

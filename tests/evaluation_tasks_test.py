@@ -121,7 +121,8 @@ def test_the_papers_suite_has_every_other():
     chosen[bound['SUITE']] = set(evaluation.choose(bound['TASKS']))
   paper, shipped = chosen.pop('paper'), chosen.pop('shipped')
   assert paper == set().union(*chosen.values())
-  assert paper | shipped == set(evaluation.REGISTRY)
+  tuned_for = {'udhr_language', 'pairs'}
+  assert paper | shipped | tuned_for == set(evaluation.REGISTRY)
   assert not paper & shipped
 
 
@@ -136,6 +137,37 @@ def test_docs_list_every_set():
   for name, entry in evaluation.REGISTRY.items():
     known = {f'{entry.data}_LANG', f'{entry.data}_SRC_TGT', name}
     assert any(f'`{one}`' in text for one in known), name
+
+
+# --- Pairs, as a model is fine-tuned on them
+
+
+def test_pairs_are_asked_as_they_are(tmp_path):
+  (tmp_path / 'pairs').mkdir()
+  (tmp_path / 'pairs' / 'validation.jsonl').write_text(
+    '{"input": "2 + 2 =", "target": "4"}\n\n{"input": "", "target": ""}\n'
+  )
+  one, two = ask('pairs', tmp_path)
+  assert (one.prompt, one.truth, one.id) == ('2 + 2 =', '4', '1')
+  assert (two.prompt, two.truth, two.id) == ('', '', '3')
+  (task,) = evaluation.suite('pairs', str(tmp_path), mode='denoise')
+  assert task.stop == () and task.keeps == 'beginning'
+  assert task.answer(' 4 ', one) == '4'
+  (tmp_path / 'pairs' / 'train.jsonl').write_text('{"input": "a"}\n')
+  with pytest.raises(ValueError, match="line 1: expected a field 'target'"):
+    ask('pairs', tmp_path, split='train')
+  rows = (tmp_path / 'pairs' / 'validation.jsonl').read_text()
+  (tmp_path / 'pairs' / 'train.jsonl').write_text(rows)
+  with pytest.raises(ValueError, match='SHOTS: pairs are asked as they are'):
+    ask('pairs', tmp_path, shots=1, split='validation')
+
+
+def test_languages_are_asked_of_held_out_sentences():
+  questions = ask('udhr_language', 'nowhere')
+  assert len(questions) == 85
+  assert {q.truth for q in questions} == set(prompts.LANGUAGES.values())
+  text = 'Everyone has the right to life, liberty and the security of person.'
+  assert text in {q.prompt for q in questions}
 
 
 # --- The shipped Declaration

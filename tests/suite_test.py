@@ -156,6 +156,9 @@ def test_long_texts_lose_their_beginning(model):
   ids, cut = asking.prompt_ids(model, long + 'And so', 'clm')
   assert cut and len(ids) == P and ids[1] == words.clm_id
   assert words.decode(ids[2:-1]).endswith('free. And so')
+  kept, cut = asking.prompt_ids(model, 'And so' + long, 'clm', 'beginning')
+  assert cut and len(kept) == len(ids)
+  assert kept[:4] == model.encode('And so', 'clm')[:4]
   assert asking.prompt_ids(model, 'And so', 'clm') == (
     model.encode('And so'),
     False,
