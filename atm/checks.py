@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 
 from atm import model, optimizer, sharding, step
 from atm.vocabulary import Vocabulary
@@ -103,8 +104,13 @@ FREE = (
 )  # fmt: skip
 
 
-def check_one_start(init_from, init_encoder) -> None:
-  """Raises ValueError where a run is to start from two models."""
+def check_one_start(model_dir: str, init_from, init_encoder) -> None:
+  """Raises ValueError where a run is to start from two models, or itself."""
+  if init_from and os.path.realpath(init_from) == os.path.realpath(model_dir):
+    raise ValueError(
+      f'INIT_FROM = {init_from!r} is MODEL_DIR: use another MODEL_DIR, or, to '
+      'go on with that run, leave out INIT_FROM'
+    )
   if init_from is not None and init_encoder is not None:
     raise ValueError(
       f'INIT_FROM = {init_from!r} and INIT_ENCODER = {init_encoder!r}: '

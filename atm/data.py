@@ -26,7 +26,7 @@ from atm.rows import Rows
 from atm.vocabulary import Vocabulary
 
 REMOTE_READS = 64  # rows of an object store that are read at a time
-NEEDS = {'text': 'TEXT_DIR', 'pairs': 'PAIRS'}
+NEEDS = {'text': 'TEXT_DIR', 'pairs': 'PAIRS, or CACHE_DIR of rows of them,'}
 CYCLE = 1 << 20  # rows after which the pattern of tasks repeats
 
 
@@ -141,7 +141,8 @@ class Lengths:
   @classmethod
   def of(cls, lengths: dict[str, int]) -> Lengths:
     """Raises ValueError unless exactly `inputs` and `targets`, positive."""
-    if set(lengths) != {'inputs', 'targets'} or any(
+    named = isinstance(lengths, dict) and set(lengths) == {'inputs', 'targets'}
+    if not named or any(
       not isinstance(n, int) or n < 8 for n in lengths.values()
     ):
       raise ValueError(
@@ -209,13 +210,12 @@ def load(
         )
       )  # fmt: skip
   if not parts:
-    hint = '; it is too small for a share of it to be held out'
-    if name == 'pairs':
-      hint += ': use a folder with train.jsonl and validation.jsonl'
-    raise ValueError(
-      f'{name!r} has no rows in its {split!r} split'
-      + (hint if split == 'validation' else '')
-    )
+    hint, stored = '', [getattr(task.source, 'by_content', 0) for task in tasks]
+    if split == 'validation' and all(stored):
+      hint = '; it is too small for a share of it to be held out'
+      if name == 'pairs':
+        hint += ': use a folder with train.jsonl and validation.jsonl'
+    raise ValueError(f'{name!r} has no rows in its {split!r} split{hint}')
   return parts
 
 

@@ -11,6 +11,7 @@ is an import of a module that is not atm's, atm_tasks' or named by --import.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib
@@ -112,17 +113,18 @@ def next_steps(model_dir: str, steps: int) -> str:
   atm = sys.argv[0] if sys.argv[0].endswith('atm') else 'atm'
   atm = min(atm, os.path.relpath(atm), key=len) if '/' in atm else atm
   text = lambda name, value: f'--gin.{name}="\'{value}\'"'
-  mode = gin.query_parameter('%PAIRS_MODE')  # what `infer` frames prompts in
-  tuned = gin.query_parameter('%INIT_FROM') is not None
+  mode = setting('PAIRS_MODE')  # what `infer` frames prompts in
+  tuned = setting('INIT_FROM') is not None
   lines = [
-    ('train on', f'{atm} pretrain --gin_file={model_dir}/config.gin '
-     f'--gin.TRAIN_STEPS={steps * 2}'),
     ('prompt it', 'echo "All human beings are born" > prompts.txt'),
     ('', f'{atm} infer {text("MODEL_DIR", model_dir)} '
      f'{text("INPUT", "prompts.txt")}'
      + (f' {text("MODE", mode)}' if tuned and mode != 'clm' else '')),
   ]  # fmt: skip
-  if not tuned:
+  if not tuned:  # that one's learning rate has come to 0
+    config = f'--gin_file={model_dir}/config.gin'
+    train_on = f'{atm} pretrain {config} --gin.TRAIN_STEPS={steps * 2}'
+    lines = [('train on', train_on), *lines]
     lines += [
       ('your own pairs', f'{atm} finetune {text("INIT_FROM", model_dir)} '
        f'{text("MODEL_DIR", "runs/tuned")} \\'),
@@ -135,6 +137,11 @@ def next_steps(model_dir: str, steps: int) -> str:
   return '\n'.join(['next:', *(f'  {k:<16}{line}' for k, line in lines)])
 
 
+def setting(name: str):
+  """The value of a macro, through those that it refers to."""
+  return copy.deepcopy(gin.query_parameter(f'%{name}'))  # resolves references
+
+
 def take_model() -> None:
   """Binds what the model that a run starts from says of itself.
 
@@ -143,22 +150,26 @@ def take_model() -> None:
   """
   from atm import checkpoint, model, trained
 
-  source, own = map(gin.query_parameter, ('%INIT_FROM', '%MODEL_DIR'))
+  source, own = map(setting, ('INIT_FROM', 'MODEL_DIR'))
   if source is None:
     return
+  for name, value in (('INIT_FROM', source), ('MODEL_DIR', own)):
+    if not isinstance(value, str):
+      raise UserError(f'{name} = {value!r}: expected a folder, in quotes')
   if checkpoint.latest_step(own) is not None:
-    source = own  # where it has got to; INIT_FROM need not be there any more
-  try:
-    config = trained.find(source).config
-  except FileNotFoundError as e:
-    text = str(e).replace('MODEL_DIR', 'INIT_FROM')
-    raise UserError(text) from e
+    config = trained.config_of(own)  # INIT_FROM need not be there any more
+  else:
+    try:
+      config = trained.find(source).config
+    except FileNotFoundError as e:
+      text = str(e).replace('MODEL_DIR', 'INIT_FROM')
+      raise UserError(text) from e
   bound = gin.get_bindings(model.Config)
   with gin.unlock_config():
     for name, value in dataclasses.asdict(config).items():
       if name not in bound:
         gin.bind_parameter(f'model.Config.{name}', value)
-    if gin.query_parameter('%TASK_FEATURE_LENGTHS') is None:
+    if setting('TASK_FEATURE_LENGTHS') is None:
       lengths = dict.fromkeys(('inputs', 'targets'), config.positions)
       gin.bind_parameter('TASK_FEATURE_LENGTHS/gin.macro.value', lengths)
 

@@ -8,6 +8,7 @@ import os
 import jax
 
 from atm import checkpoint, hf, intact, layouts, step
+from atm.integrity import Damaged
 from atm.model import AlexaTM, Config
 from atm.sharding import Rules
 from atm.vocabulary import Vocabulary
@@ -85,6 +86,22 @@ def find(directory: str, at_step: int | None = None) -> Trained:
     path = path if os.path.isdir(path) else None
   words = Vocabulary(path) if path else None
   return Trained(directory, config, words, number, meta)
+
+
+def config_of(directory: str) -> Config:
+  """The configuration of a MODEL_DIR, of its newest step that tells it.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    integrity.Damaged: none tells it.
+  """
+  checkpoints, _ = checkpoint.open_step(directory, None)
+  for number in reversed(checkpoints.steps()):
+    try:
+      return Config(**checkpoints.meta(number)['model'])
+    except Damaged as e:
+      error = e
+  raise error
 
 
 def _is_hf(directory: str) -> bool:

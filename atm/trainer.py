@@ -186,7 +186,7 @@ def train(
       lambda: places.put_checkpoints(model_dir, checkpoint_dir)
     )
   latest = checkpoint.latest_step(model_dir)
-  checks.check_one_start(init_from, init_encoder)
+  checks.check_one_start(model_dir, init_from, init_encoder)
   source = None
   if latest is None and init_encoder is not None:
     warm_start.check(model_config, init_encoder)
@@ -264,6 +264,11 @@ def train(
       checks.check_resumable(then, meta)
       log.restore(then['log'])
       return number, tx, checkpoints.restore(number, abstract)
+    if init_from is not None:
+      raise ValueError(
+        f'INIT_FROM = {init_from!r}, but MODEL_DIR = {model_dir!r} has weights '
+        'to start from: leave out INIT_FROM, or use another MODEL_DIR'
+      )
     tx, abstract = begin(then, 0)  # imported weights
     state = step.init_state(net, tx, seed, abstract)
     params = checkpoints.restore_params(number, abstract.params)
@@ -345,11 +350,16 @@ def open_vocabulary(
     ValueError: the run has weights (of step `latest`, or the source's) but no
       vocabulary, or one that they were not trained with.
   """
+  own = os.path.join(model_dir, 'vocabulary')
   if source is not None:
     words = checks.vocabulary_of(source, path)
+    if os.path.exists(own) and Vocabulary(own).sha256 != words.sha256:
+      raise ValueError(
+        f'{own} is not the vocabulary that INIT_FROM = {source.directory!r} '
+        'was trained with: remove it, or use another MODEL_DIR'
+      )
     checks.check_vocabulary(words, config)
     return words
-  own = os.path.join(model_dir, 'vocabulary')
   if path is None and not os.path.exists(own):
     if latest is not None:
       raise ValueError(

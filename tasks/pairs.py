@@ -10,6 +10,7 @@ prompt, targets end in `</s>`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -44,13 +45,26 @@ class PairsSource(sources.Source):
   """
 
   def __init__(self, path: str, held_out: float, skip_bad: bool = False):
-    super().__init__(held_out)
-    self.by_content, self.skip_bad = not os.path.isdir(path), skip_bad
     self.units = {split: _units(path, split) for split in sources.SPLITS}
+    self.by_content, self.skip_bad = not os.path.isdir(path), skip_bad
+    super().__init__(held_out if self.by_content else 0.0)
     self._bad: dict[int, int] = {}
+
+  @functools.cached_property
+  def made_from(self) -> dict:
+    """What the rows depend on: how pairs are split, and all of them."""
+    paths = {unit.path: None for units in self.units.values() for unit in units}
+    digest = hashlib.sha256()
+    for path in paths:
+      with open(path, 'rb') as f:
+        digest.update(hashlib.file_digest(f, 'sha256').digest())
+    return {'held_out': self.held_out, 'pairs': digest.hexdigest()}
 
   def list_shards(self, split: str) -> list[str]:
     return [str(unit) for unit in self.units[split]]
+
+  def clean(self, document: str) -> str:
+    return document  # spaces may mean something, in code say
 
   def draw(self, text: str) -> float:
     # Inputs are often alike, and so would be their CRCs.
@@ -61,18 +75,38 @@ class PairsSource(sources.Source):
     return self._bad.get(shard, 0)
 
   def documents(self, split: str, shard: int) -> Iterator[str]:
-    unit, bad = self.units[split][shard], 0
+    unit, number, bad = self.units[split][shard], 0, 0
     self._bad[shard] = 0  # of the other split, perhaps
-    for number, raw in enumerate(records.raw(unit, FIELDS[0]), 1):
-      if not raw.strip():
-        continue
+    found = records.raw(unit, FIELDS[0])
+    while True:
+      number += 1
       try:
-        yield stored(*(records.parse(unit, raw, field) for field in FIELDS))
+        raw = next(found)
+        text = records.utf8(raw)
+        if text and not text.isspace():
+          yield stored(*(records.parse(unit, raw, field) for field in FIELDS))
+      except StopIteration:
+        return
       except records.Bad as e:
         if not self.skip_bad:
           raise ValueError(f'{records.place(unit, number)}: {e}') from e
         bad += 1
         self._bad[shard] = bad
+
+
+class PairRows(sources.RowsOnly):
+  """Pairs of which only a cache's rows are there, as on a training host."""
+
+  def __init__(self, manifest: str):
+    super().__init__('pairs', held_out=0.0)
+    self.named_by = 'PAIRS'
+    with tf.io.gfile.GFile(manifest) as f:
+      facts = json.load(f)['made_from']
+    self.rows = {name: facts[name] for name in ('held_out', 'pairs')}
+
+  @property
+  def made_from(self) -> dict:
+    return self.rows
 
 
 class Languages(sources.Source):
@@ -113,14 +147,16 @@ def _units(path: str, split: str) -> list[records.Unit]:
   Raises:
     FileNotFoundError, ValueError: see `PairsSource`.
   """
+  if not isinstance(path, str):
+    raise ValueError(f'PAIRS = {path!r}: expected a file or folder, in quotes')
   if not os.path.exists(path):
     raise FileNotFoundError(f'PAIRS = {path!r}: no such file or folder')
   paths = [path]
   if os.path.isdir(path):
     names = sorted(n for n in os.listdir(path) if n.startswith(split))
     paths = [os.path.join(path, name) for name in names]
-  kinds = [records.stored(path) for path in paths]
-  if not kinds or any(kind is None or kind[0] != 'jsonl' for kind in kinds):
+  paths = [p for p in paths if (records.stored(p) or ' ')[0] == 'jsonl']
+  if not paths:
     raise ValueError(
       f'PAIRS = {path!r}: expected a .jsonl file, or a folder with train.jsonl '
       'and validation.jsonl; each may end in .gz or .zst'
@@ -192,8 +228,10 @@ def register_pairs(
   _register('udhr_language', Languages(), mode)
   if path is not None:
     _register('pairs', PairsSource(path, HELD_OUT, skip_bad), mode)
-  elif cache_dir is not None and tf.io.gfile.exists(f'{cache_dir}/pairs-train'):
-    _register('pairs', sources.RowsOnly('pairs', HELD_OUT), mode)
+  elif cache_dir is not None:
+    manifest = f'{cache_dir.rstrip("/")}/pairs-train/manifest.json'
+    if tf.io.gfile.exists(manifest):
+      _register('pairs', PairRows(manifest), mode)
 
 
 def _register(name: str, source: sources.Source, mode: str) -> None:

@@ -68,6 +68,10 @@ class Source(seqio.DataSource):
       raise ValueError(f'shard = {shard}: expected 0 to {count - 1}')
     return self._chosen(split, shard)
 
+  def clean(self, document: str) -> str:
+    """The text of a document."""
+    return single_spaced(document)
+
   def draw(self, text: str) -> float:
     """A number in [0, 1) from a text; below `held_out` it is held out."""
     return zlib.crc32(text.encode()) / 2**32
@@ -79,7 +83,7 @@ class Source(seqio.DataSource):
   def _chosen(self, split: str, shard: int) -> Iterator[str]:
     held = split == 'validation'
     for document in self.documents(split, shard):
-      text = single_spaced(document)
+      text = self.clean(document)
       if text and self.by_content:
         if (self.draw(text) < self.held_out) != held:
           continue
@@ -152,12 +156,12 @@ class RowsOnly(Source):
 
   def __init__(self, name: str, held_out: float):
     super().__init__(held_out)
-    self.name = name
+    self.name, self.named_by = name, 'TEXT_DIR, or WIKIPEDIA and MC4'
 
   def list_shards(self, split: str) -> list[str]:
     raise ValueError(
       f'the text of {self.name!r} is not named, only its rows in CACHE_DIR: '
-      'set TEXT_DIR, or WIKIPEDIA and MC4'
+      f'set {self.named_by}'
     )
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -144,6 +145,43 @@ def test_rows_of_pairs_and_what_is_told_of_them(words, tmp_path):
   assert counted.tolist() == sorted(sum(wanted, []))
 
 
+def test_other_pairs_are_not_mixed_in(words, tmp_path, file):
+  """Faults seen: another text of the same size; a folder's rows for a file."""
+  atm_tasks.configure(words.path, pairs=file)
+  build(words, tmp_path / 'rows')
+  (tmp_path / 'pairs.jsonl').write_text(lines(PAIRS).replace('life', 'lies'))
+  atm_tasks.configure(words.path, pairs=file)
+  with pytest.raises(ValueError, match='was made with pairs = .*Remove'):
+    build(words, tmp_path / 'rows')
+  made = lambda path: pairs.PairsSource(str(path), 0.05).made_from
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  shutil.copy(file, folder / 'train.jsonl')
+  shutil.copy(file, folder / 'validation.jsonl')
+  assert made(folder)['held_out'] == 0 and made(file)['held_out'] == 0.05
+
+
+@pytest.mark.parametrize('content', ['cut', 'none'])
+def test_a_file_that_breaks_off(tmp_path, content):
+  """Fault seen: a traceback of TensorFlow's, and nothing skipped."""
+  path = tmp_path / 'pairs.jsonl.gz'
+  whole = gzip.compress(lines(PAIRS * 20).encode())
+  path.write_bytes(whole[:-100] if content == 'cut' else b'no gzip')
+  with pytest.raises(ValueError, match='pairs.jsonl.gz, line .*: expected'):
+    texts(pairs.PairsSource(str(path), 0.0), 'train')
+  source = pairs.PairsSource(str(path), 0.0, skip_bad=True)
+  found = texts(source, 'train')
+  assert (len(found) > 1000) == (content == 'cut') and source.bad(0) == 1
+
+
+def test_blank_lines_are_no_pairs_and_spaces_are_kept(tmp_path):
+  """Faults seen: a pair of nothing for a line of U+3000; code on one line."""
+  path = tmp_path / 'pairs.jsonl'
+  code = ('code', 'def f(x):\n    return  x')
+  path.write_text('\u3000\n' + lines([code]) + ' \u00a0 \n\n')
+  assert texts(pairs.PairsSource(str(path), 0.0), 'train') == [code]
+
+
 def test_too_few_to_hold_some_out(words, tmp_path):
   (tmp_path / 'a.jsonl').write_text(lines(PAIRS[:2]))
   atm_tasks.configure(words.path, pairs=str(tmp_path / 'a.jsonl'))
@@ -156,7 +194,7 @@ def test_a_host_needs_the_rows_alone(words, tmp_path, file):
   atm_tasks.configure(words.path, pairs=file)
   (made,), _ = build(words, tmp_path / 'rows')
   pairs.pretrain.remove(pairs.seqio.TaskRegistry, 'pairs')
-  with pytest.raises(ValueError, match='Set PAIRS to register it'):
+  with pytest.raises(ValueError, match='Set PAIRS, or CACHE_DIR of rows'):
     data.find('pairs')
   atm_tasks.configure(words.path, cache_dir=str(tmp_path / 'rows'))
   (part,) = data.load(

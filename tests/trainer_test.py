@@ -85,6 +85,7 @@ def train(words, runs):
     if not made.exists():
       call(f'{made}.begun', steps, make_mesh)
       os.rename(f'{made}.begun', made)
+      atm_tasks.configure(vocabulary=words.path)  # not that of its rows
     return made
 
   call.whole = whole
@@ -322,6 +323,8 @@ def test_training_goes_on_from_exported_and_imported_weights(train, tmp_path):
   before = train(a, 2, model_config=config)
   convert.export_weights(a, folder, say=lambda text: None)
   convert.import_weights(folder, b, ONE, say=lambda text: None)
+  with pytest.raises(ValueError, match='has weights to start from: leave out'):
+    train(b, 1, model_config=config, vocabulary=None, init_from=a)
   after = train(b, 1, model_config=config, vocabulary=None)
   assert any('starting from the weights in' in line for line in after.lines)
   last, first = before.history[-1], after.history[0]
@@ -374,6 +377,8 @@ def test_a_model_to_train_on(train, tmp_path):
     (dict(vocabulary='other'), 'is not the one that INIT_FROM = .* was tr'),
     (dict(vocabulary=None, lost=1), 'INIT_FROM = .* has no vocabulary: set VO'),
     (dict(init_encoder='x'), "INIT_ENCODER = 'x': expected one of them"),
+    (dict(init_from='run'), 'is MODEL_DIR: use another MODEL_DIR'),
+    (dict(vocabulary=None, left=1), 'run/vocabulary is not the vocabulary '),
     (dict(init_from='none'), 'no checkpoints/ in'),
   ],
 )  # fmt: skip
@@ -382,6 +387,12 @@ def test_a_model_to_train_on_must_fit(train, words, tmp_path, changes, message):
   shutil.copytree(train.whole(4), source)
   if changes.pop('lost', False):
     shutil.rmtree(source / 'vocabulary')
+  if changes.get('init_from') == 'run':
+    changes['init_from'] = str(tmp_path / 'run')
+  if changes.pop('left', False):  # by a run that died before it saved
+    folder = tmp_path / 'run' / 'vocabulary'
+    folder.mkdir(parents=True)
+    (folder / 'sentencepiece.model').write_bytes(words.model + b'\xa0\x1f\x01')
   if changes.get('vocabulary'):
     changes['vocabulary'] = str(tmp_path / 'other.model')
     other = words.model + b'\xa0\x1f\x01'  # a field that nobody reads
