@@ -352,6 +352,8 @@ def read(task, unit: Unit, job: Job, counts, unknown: int) -> Iterator:
   )
   if apply and direct:
     found = _read_direct(task, unit, steps, counts)
+  elif [hasattr(step, 'pair') for step in task.preprocessors] == [True]:
+    found = _read_pairs(task, unit, job, counts)
   else:
     found = _read_stream(task, unit, job, apply, counts)
   for document in found:
@@ -380,6 +382,16 @@ def _read_direct(task, unit: Unit, steps, counts) -> Iterator[np.ndarray]:
       counts['skipped'] += bad
 
 
+def _read_pairs(task, unit: Unit, job: Job, counts) -> Iterator[tuple]:
+  """Pairs of texts that one preprocessor frames, without tf.data."""
+  (frame,) = task.preprocessors
+  for shard in unit.shards:
+    for text in task.source.texts(unit.split, shard):
+      yield frame.pair(text, *job.lengths.both)
+    if bad := task.source.bad(shard):
+      counts['skipped'] += bad
+
+
 def _read_stream(task, unit: Unit, job: Job, apply, counts) -> Iterator:
   import seqio
 
@@ -399,6 +411,3 @@ def _read_stream(task, unit: Unit, job: Job, apply, counts) -> Iterator:
   )
   for example in dataset.as_numpy_iterator():
     yield example['inputs'], example['targets']
-  bad = getattr(task.source, 'bad', lambda shard: 0)
-  if skipped := sum(map(bad, unit.shards)):
-    counts['skipped'] += skipped

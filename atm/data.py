@@ -60,8 +60,11 @@ def find(name: str):
   if name not in known:
     raise ValueError(
       f'MIXTURE_OR_TASK_NAME = {name!r}: no such seqio task or mixture.'
-      + sharding.did_you_mean(name, known)
-      + (f' Set {NEEDS[name]} to register it.' if name in NEEDS else '')
+      + (
+        f' Set {NEEDS[name]} to register it.'
+        if name in NEEDS
+        else sharding.did_you_mean(name, known)
+      )
     )
   return seqio.get_mixture_or_task(name)
 

@@ -101,6 +101,7 @@ def pretrain() -> None:
 
   failure.hush()
   take_model()
+  check_pairs()
   run = gin.get_configurable('trainer.train')(config_text=config_text())
   if not hosts.is_first():
     return
@@ -142,6 +143,21 @@ def setting(name: str):
   return copy.deepcopy(gin.query_parameter(f'%{name}'))  # resolves references
 
 
+def check_pairs() -> None:
+  """Raises UserError where PAIRS are named, but not what is trained on."""
+  from atm import data
+
+  path, mixture = setting('PAIRS'), setting('MIXTURE_OR_TASK_NAME')
+  if path is None:
+    return
+  gin.get_configurable('atm_tasks.configure')()
+  if 'pairs' not in [task.name for task in data.tasks_of(mixture, 'train')]:
+    raise UserError(
+      f'PAIRS = {path!r}, but MIXTURE_OR_TASK_NAME = {mixture!r}: leave out '
+      "PAIRS, or set MIXTURE_OR_TASK_NAME = 'pairs'"
+    )
+
+
 def take_model() -> None:
   """Binds what the model that a run starts from says of itself.
 
@@ -162,8 +178,12 @@ def take_model() -> None:
     try:
       config = trained.find(source).config
     except FileNotFoundError as e:
-      text = str(e).replace('MODEL_DIR', 'INIT_FROM')
-      raise UserError(text) from e
+      parent = os.path.dirname(os.path.dirname(source.rstrip('/')))
+      known = [parent] if os.path.isdir(f'{parent}/checkpoints') else []
+      raise UserError(
+        f'INIT_FROM = {source!r}: expected a MODEL_DIR with a checkpoint, or a '
+        'Hugging Face folder' + ''.join(f'. Did you mean {p!r}?' for p in known)
+      ) from e
   bound = gin.get_bindings(model.Config)
   with gin.unlock_config():
     for name, value in dataclasses.asdict(config).items():

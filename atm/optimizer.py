@@ -92,6 +92,17 @@ class Config:
         f'optimizer.Config.factor_from = {self.factor_from!r}: expected a '
         'whole number from 2'
       )
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type in ('float', 'int') and not isinstance(value, int | float):
+        raise ValueError(
+          f'optimizer.Config.{field.name} = {value!r}: expected a number'
+        )
+    if self.decay_steps < 1:
+      raise ValueError(
+        f'optimizer.Config.decay_steps = {self.decay_steps}: expected at least '
+        '1 (DECAY_STEPS; of a fine-tuning TRAIN_STEPS)'
+      )
     for name in ('learning_rate', 'final_learning_rate', 'weight_decay', 'eps'):
       if getattr(self, name) < 0:
         raise ValueError(

@@ -178,8 +178,8 @@ class Frame:
     check_choice('PAIRS_MODE', mode, prompts.MODES)
     self.mode, self.made_from = mode, {'mode': mode}
 
-  def pair(self, raw: bytes, S: int, T: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 ids of input and target, at most S and T."""
+  def pair(self, text: str, S: int, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """int32 ids of the input and target of a `stored` text, at most S and T."""
     sp = pretrain.VOCABULARY.tokenizer
     begin = [sp.bos_id()]
     if self.mode == 'clm':
@@ -189,7 +189,7 @@ class Frame:
           f"the vocabulary has no {CLM}: set PAIRS_MODE = 'denoise'"
         )
       begin.append(marker)
-    source, target = map(sp.Encode, json.loads(raw))
+    source, target = map(sp.Encode, json.loads(text))
     source = [*begin, *source[: S - len(begin) - 1], sp.eos_id()]
     target = [*target, sp.eos_id()][:T]
     return np.array(source, np.int32), np.array(target, np.int32)
@@ -200,7 +200,7 @@ class Frame:
 
     def frame(example):
       made = tf.numpy_function(
-        lambda raw: self.pair(raw, S, T), (example['text'],),
+        lambda raw: self.pair(raw.decode(), S, T), (example['text'],),
         (tf.int32, tf.int32), stateful=False,
       )  # fmt: skip
       for ids in made:

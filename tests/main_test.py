@@ -199,6 +199,20 @@ def test_the_whole_way(tmp_path):
   assert done.returncode == 0, done.stderr
   lines = (tmp_path / 'prompts.out.jsonl').read_text().splitlines()
   assert len(lines) == 2 and '"output"' in lines[0]
+  for more, said in (
+    (['--gin.MIXTURE_OR_TASK_NAME="udhr"', '--gin.PAIRS="pairs.jsonl"'],
+     "leave out PAIRS, or set MIXTURE_OR_TASK_NAME = 'pairs'"),
+    (['--gin.INIT_FROM="run/checkpoints/3"'], "Did you mean 'run'?"),
+    (['--gin.PAIRS=["a", "b"]'], 'expected a file or folder, in quotes'),
+  ):  # fmt: skip
+    (tmp_path / 'pairs.jsonl').touch()
+    tuned = atm(
+      'finetune', '--gin.INIT_FROM="run"', '--gin.MODEL_DIR="tuned"', *more,
+      cwd=tmp_path,
+    )  # fmt: skip
+    assert tuned.returncode == 2 and said in tuned.stderr, tuned.stderr
+    assert len(tuned.stderr.splitlines()) == 1
+    assert not (tmp_path / 'tuned').exists()
   # And from it another, on pairs; its config.gin alone tells what it is.
   pairs = [
     {'input': f'everyone {a} {b}', 'target': b}

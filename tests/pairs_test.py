@@ -94,7 +94,7 @@ def test_inputs_are_framed_as_prompts_are(words, mode):
   model = infer.Model(None, {}, words, None, None, 0)
   frame = pairs.Frame(mode)
   for source, target in (PAIRS[0], ('é ' * 40, 'ü ' * 40), ('', '')):
-    raw = pairs.stored(source, target).encode()
+    raw = pairs.stored(source, target)
     ids, answer = frame.pair(raw, 1 << 30, 1 << 30)
     assert ids.tolist() == model.encode(source, mode)
     assert answer.tolist() == [*words.encode(target), words.eos_id]
@@ -180,6 +180,14 @@ def test_blank_lines_are_no_pairs_and_spaces_are_kept(tmp_path):
   code = ('code', 'def f(x):\n    return  x')
   path.write_text('\u3000\n' + lines([code]) + ' \u00a0 \n\n')
   assert texts(pairs.PairsSource(str(path), 0.0), 'train') == [code]
+
+
+def test_a_bad_line_stops_the_build(words, tmp_path):
+  """Fault seen: it was read by tf.data, which sometimes never ended then."""
+  (tmp_path / 'a.jsonl').write_text(lines(PAIRS) + '{"input": 5}\n')
+  atm_tasks.configure(words.path, pairs=str(tmp_path / 'a.jsonl'))
+  with pytest.raises(ValueError, match='^/.*a.jsonl, line 201: expected an'):
+    build(words, tmp_path / 'rows')
 
 
 def test_too_few_to_hold_some_out(words, tmp_path):

@@ -423,6 +423,36 @@ def test_an_encoder_to_start_from_frozen(train, tmp_path):
   assert not (tmp_path / 'c' / 'config.gin').exists()
 
 
+@pytest.mark.parametrize('resumes', [False, True])
+def test_what_a_model_says_of_itself_is_bound(train, tmp_path, resumes):
+  """Faults seen: a macro of a macro; a damaged step, an older one sound."""
+  import gin
+  from atm import main
+
+  model_dir = str(tmp_path / 'run')
+  if resumes:
+    shutil.copytree(train.whole(4), model_dir)
+    with open(f'{model_dir}/checkpoints/4/meta/metadata', 'r+') as f:
+      f.truncate(40)
+  source = 'gone' if resumes else str(train.whole(4))
+  bindings = [
+    f'BASE = {source!r}', 'INIT_FROM = %BASE', f'MODEL_DIR = {model_dir!r}',
+    'model.Config.dropout = 0.25',
+  ]  # fmt: skip
+  try:
+    with gin.unlock_config():
+      main.configure([main.find_file('runs/finetune.gin')], bindings, set())
+      main.take_model()
+      made = gin.get_configurable('model.Config')()
+      lengths = main.setting('TASK_FEATURE_LENGTHS')
+      assert main.setting('INIT_FROM') == source
+      assert 'finetune' not in main.next_steps(model_dir, 4)
+  finally:
+    gin.clear_config()
+  assert (made.d_model, made.encoder_ff, made.dropout) == (32, 64, 0.25)
+  assert lengths == {'inputs': 64, 'targets': 64}
+
+
 def test_a_torn_metrics_line_is_dropped(tmp_path):
   path = tmp_path / metrics.METRICS_FILE
   path.write_text(json.dumps({'step': 1, 'loss': 2.0}) + '\n{"step": 2, "lo')
