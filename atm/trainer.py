@@ -222,7 +222,11 @@ def train(
     parts = opened(split='train', passes=row_passes)
     batches = data.Batches(parts, words, sizes, batch_size, seed)
     tokens = sum(part.rows.tokens for part in parts)
-    say(f'{mixture}: {len(parts)} tasks, {tokens:,} tokens of training rows')
+    rows = sum(len(part.rows) for part in parts)
+    say(
+      f'{mixture}: {len(parts)} tasks, {tokens:,} tokens in {rows:,} training '
+      f'rows, read {train_steps * batch_size / rows:,.1f} times in all'
+    )
 
   # --- Model and state
   meta = {
