@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -47,9 +48,11 @@ def page(model_dir: str, rows: list[dict]) -> str:
   """The whole page, of a run's rows of metrics.jsonl."""
   name = os.path.basename(os.path.abspath(model_dir))
   spent = goodput.summary(goodput.read(model_dir))
+  begun = started_from(model_dir)
+  told = [*(('started from', path) for path in begun), *facts(rows)]
   body = (
     tag('h1', html.escape(name), tags('small', 'a training run')),
-    tag('dl', *(tag('div', *map(tags, ('dt', 'dd'), f)) for f in facts(rows))),
+    tag('dl', *(tag('div', *map(tags, ('dt', 'dd'), fact)) for fact in told)),
     tags('h2', 'Loss'),
     grid(loss_plots(rows), 'large'),
     *by_language(rows),
@@ -63,6 +66,15 @@ def page(model_dir: str, rows: list[dict]) -> str:
     *configuration(model_dir),
   )
   return document(f'{name}: a training run', body)
+
+
+def started_from(model_dir: str) -> list[str]:
+  """INIT_FROM of config.gin, where there is one."""
+  path = os.path.join(model_dir, 'config.gin')
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding='utf-8') as f:
+    return re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", f.read(), re.M)
 
 
 def facts(rows: list[dict]) -> list[tuple[str, str]]:
@@ -173,7 +185,7 @@ def languages(rows: list[dict]) -> list[str]:
 def by_language(rows: list[dict]) -> tuple[str, ...]:
   """Curves and a table of the held-out loss by language."""
   found = languages(rows)
-  if not found:
+  if found in ([], ['all']):  # pairs are of no language
     return ()
   plots = {}
   for language in found:

@@ -73,6 +73,16 @@ def test_what_the_page_holds(run):
   assert not re.search(r'(?:src|href)="(?!#)', page) and 'url(//' not in page
 
 
+@pytest.mark.parametrize('text', ["'a/b'", "\\\n    'a/b'", 'None'])
+def test_a_fine_tuning_says_what_it_started_from(run, text):
+  (run / 'config.gin').write_text(f'INIT_ENCODER = None\nINIT_FROM = {text}\n')
+  rows = [{'step': 4, 'eval/loss/pair': 1.0, 'eval/loss/pair/all': 1.0}]
+  page = run_page.page(str(run), rows)
+  said = '<dt>started from</dt><dd>a/b</dd>' in page
+  assert said == (text != 'None')
+  assert 'by language' not in page
+
+
 def test_samples_are_shown_where_the_run_has_ended(run):
   assert 'class="text"' not in run_page.page(str(run), [{'step': 0}])
   sample = {
