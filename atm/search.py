@@ -167,19 +167,23 @@ class Search:
     """The run's own, then the fastest by estimate, anew for each.
 
     Of those with headroom, if there are any. Plans that have ended correct the
-    estimates of what is not begun.
+    estimates of what is not begun; one whose remat is being planned waits for
+    that, where there is another.
     """
-    own = self.outlook.own
+    own, begun = self.outlook.own, []
     if self.rows.get(own, {}).get('fits'):
+      begun.append(own)
       yield self._job(own, fast=False)
     fit = [c for c, row in self.rows.items() if row['fits']]
     some = [c for c in fit if roomy(self.rows[c])] or fit
-    begun = set()
-    while some and len(begun) < BEST:
-      best = min(some, key=lambda c: middle(self.estimate(c)))
+    for _ in range(min(BEST, len(some))):
+      waiting = {c.remat for c in begun if c not in self.plans}
+      best = min(
+        some, key=lambda c: (c.remat in waiting, middle(self.estimate(c)))
+      )
       some.remove(best)
-      begun.add(best)
-      if best != own:
+      if best not in begun:
+        begun.append(best)
         yield self._job(best, fast=False)
 
   def estimate(self, candidate: Candidate) -> tuple[float, float]:

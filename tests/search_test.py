@@ -232,6 +232,28 @@ def test_a_search_tries_many_and_plans_the_best(planned, tmp_path):
   assert f'[{search.TRIES}/{search.TRIES}]' in ''.join(lines)
 
 
+def test_one_whose_remat_is_being_planned_waits(planned, monkeypatch):
+  """Fault seen: two of a remat at once, before the first had its cycles."""
+  begun = []
+
+  def two_at_a_time(jobs, workers):
+    running = []
+    for name, settings, fast in jobs:
+      if not fast:
+        begun.append((name.remat, {job[0].remat for job in running}))
+      running.append((name, quick_plan(settings, fast)))
+      if len(running) == 2:
+        yield running.pop(0)
+    yield from running
+
+  quick_plan = lambda settings, fast: next(one([(None, settings, fast)], 1))[1]
+  one = quick.planned
+  monkeypatch.setattr(quick, 'planned', two_at_a_time)
+  Search(run(say=lambda text: None)).done()
+  assert len(begun) >= 3
+  assert all(remat not in others for remat, others in begun)
+
+
 def test_headroom_is_wanted_where_there_is_any(planned):
   """Fault seen: the fastest taken, with a hundredth left."""
   for candidate in Outlook(run()).candidates():
