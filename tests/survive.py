@@ -464,10 +464,13 @@ class Campaign:
       step = int(said[0].split()[3])
       assert step == saved[-1], (said, saved)
       every = self.settings.get('save_every', SAVE_EVERY)
-      # A save that was due has begun, though no folder of it need be there yet.
-      begun = begun or (done // every * every if done > step + every else 0)
-      lost, in_flight = max(0, done - step), done - begun if begun else 0
-      assert lost - in_flight <= every, (step, before, begun)
+      lost = max(0, done - step)
+      # The next save had begun, though no folder of it need be there yet; the
+      # one behind it waits for it, and the steps behind that for both.
+      if begun <= step:  # or is of a process before, and was done since
+        begun = step + every if lost > every else 0
+      in_flight = done - begun if begun else 0
+      assert lost - in_flight <= every >= in_flight, (step, before, begun)
       self.begun = 0
       self.tally.resumes += 1
       self.tally.lost.append(lost)
