@@ -277,7 +277,6 @@ def losses(counted: Iterable[tuple]) -> list[str]:
   return [
     f'{source}: {LOSSES[kind].format(count=count, of=of)}'
     for (source, kind, of), count in sorted(sums.items())
-    if count
   ]
 
 
@@ -355,7 +354,7 @@ def read(task, unit: Unit, job: Job, counts, unknown: int) -> Iterator:
   elif [hasattr(step, 'pair') for step in task.preprocessors] == [True]:
     found = _read_pairs(task, unit, job, counts)
   else:
-    found = _read_stream(task, unit, job, apply, counts)
+    found = _read_stream(task, unit, job, apply)
   for document in found:
     counts['documents'] += 1
     if isinstance(document, tuple):
@@ -392,7 +391,7 @@ def _read_pairs(task, unit: Unit, job: Job, counts) -> Iterator[tuple]:
       counts['skipped'] += bad
 
 
-def _read_stream(task, unit: Unit, job: Job, apply, counts) -> Iterator:
+def _read_stream(task, unit: Unit, job: Job, apply) -> Iterator:
   import seqio
 
   one_each = len(unit.shards) == 1

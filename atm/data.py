@@ -213,8 +213,9 @@ def load(
         )
       )  # fmt: skip
   if not parts:
-    hint, stored = '', [getattr(task.source, 'by_content', 0) for task in tasks]
-    if split == 'validation' and all(stored):
+    drawn = [getattr(task.source, 'by_content', False) for task in tasks]
+    hint = ''
+    if split == 'validation' and all(drawn):
       hint = '; it is too small for a share of it to be held out'
       if name == 'pairs':
         hint += ': use a folder with train.jsonl and validation.jsonl'

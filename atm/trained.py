@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 
@@ -96,12 +97,13 @@ def config_of(directory: str) -> Config:
     integrity.Damaged: none tells it.
   """
   checkpoints, _ = checkpoint.open_step(directory, None)
-  for number in reversed(checkpoints.steps()):
-    try:
-      return Config(**checkpoints.meta(number)['model'])
-    except Damaged as e:
-      error = e
-  raise error
+  with contextlib.closing(checkpoints):
+    for number in reversed(checkpoints.steps()):
+      try:
+        return Config(**checkpoints.meta(number)['model'])
+      except Damaged as e:
+        error = e
+    raise error
 
 
 def _is_hf(directory: str) -> bool:

@@ -75,7 +75,7 @@ class PairsSource(sources.Source):
     return self._bad.get(shard, 0)
 
   def documents(self, split: str, shard: int) -> Iterator[str]:
-    unit, number, bad = self.units[split][shard], 0, 0
+    unit, number = self.units[split][shard], 0
     self._bad[shard] = 0  # of the other split, perhaps
     found = records.raw(unit, FIELDS[0])
     while True:
@@ -90,8 +90,7 @@ class PairsSource(sources.Source):
       except records.Bad as e:
         if not self.skip_bad:
           raise ValueError(f'{records.place(unit, number)}: {e}') from e
-        bad += 1
-        self._bad[shard] = bad
+        self._bad[shard] += 1
 
 
 class PairRows(sources.RowsOnly):

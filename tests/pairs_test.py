@@ -42,8 +42,7 @@ def file(tmp_path):
 
 
 def test_a_file_is_split_by_its_inputs(tmp_path, file):
-  """Faults seen: an input with two targets in both splits; CRCs of inputs so
-  alike that a fifth of 200 is 15."""
+  """Fault seen: CRCs of inputs so alike that a fifth of 200 is 15."""
   twice = tmp_path / 'twice.jsonl'
   twice.write_text(lines(PAIRS) + '\n' + lines((a, 'x') for a, _ in PAIRS))
   source = pairs.PairsSource(str(twice), 0.2)
@@ -82,15 +81,13 @@ def test_what_is_no_pair_is_named(tmp_path, name, content, message):
     texts(pairs.PairsSource(str(tmp_path / name), 0.0), 'train')
   with pytest.raises(FileNotFoundError, match='PAIRS = .*none'):
     pairs.PairsSource(str(tmp_path / 'none'), 0.0)
+  (tmp_path / 'empty').mkdir()
   with pytest.raises(ValueError, match='expected a .jsonl file, or a folder'):
-    pairs.PairsSource(str(tmp_path / 'empty'), 0.0) if (
-      tmp_path / 'empty'
-    ).mkdir() else pairs.PairsSource(str(tmp_path / 'empty'), 0.0)
+    pairs.PairsSource(str(tmp_path / 'empty'), 0.0)
 
 
 @pytest.mark.parametrize('mode', prompts.MODES)
 def test_inputs_are_framed_as_prompts_are(words, mode):
-  """Fault seen: no `</s>` behind an input that was cut."""
   model = infer.Model(None, {}, words, None, None, 0)
   frame = pairs.Frame(mode)
   for source, target in (PAIRS[0], ('é ' * 40, 'ü ' * 40), ('', '')):
@@ -123,7 +120,7 @@ def build(words, directory, said=None):
 
 
 def test_rows_of_pairs_and_what_is_told_of_them(words, tmp_path):
-  """Faults seen: the counts at a row's head taken for tokens by the unigram."""
+  """Fault seen: the counts at a row's head taken for tokens by the unigram."""
   folder = tmp_path / 'pairs'
   folder.mkdir()
   strange = [('a ' * 40, 'long'), ('卍', '卐卐')]

@@ -13,7 +13,6 @@ from flax.linen import partitioning
 
 import atm_tasks
 from atm import data, model, objectives, step, t5x
-from atm.data import Lengths
 
 from conftest import tiny
 
@@ -93,7 +92,7 @@ def test_in_t5x(words, optimizer):
   )
   batches = utils.get_dataset(
     utils.DatasetConfig(
-      'udhr_en_denoise', dict(Lengths(32, 32).__dict__), 'train', 8,
+      'udhr_en_denoise', {'inputs': 32, 'targets': 32}, 'train', 8,
       shuffle=True, seed=0, use_cached=False, pack=False,
     ), 0, 1, net.FEATURE_CONVERTER_CLS,
   ).as_numpy_iterator()  # fmt: skip

@@ -348,7 +348,6 @@ def metrics_at(run, step) -> dict:
 
 
 def test_a_model_to_train_on(train, tmp_path):
-  """Faults seen: fresh parameters; another vocabulary; INIT_FROM read again."""
   source = str(tmp_path / 'source')
   before = train(source, 4)
   settings = dict(init_from=source, vocabulary=None)
