@@ -88,6 +88,7 @@ def test_what_is_no_pair_is_named(tmp_path, name, content, message):
 
 @pytest.mark.parametrize('mode', prompts.MODES)
 def test_inputs_are_framed_as_prompts_are(words, mode):
+  """Fault seen: no `</s>` behind an input that was cut."""
   model = infer.Model(None, {}, words, None, None, 0)
   frame = pairs.Frame(mode)
   for source, target in (PAIRS[0], ('é ' * 40, 'ü ' * 40), ('', '')):

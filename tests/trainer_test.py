@@ -348,6 +348,7 @@ def metrics_at(run, step) -> dict:
 
 
 def test_a_model_to_train_on(train, tmp_path):
+  """Fault seen: the fresh parameters were kept."""
   source = str(tmp_path / 'source')
   before = train(source, 4)
   settings = dict(init_from=source, vocabulary=None)
