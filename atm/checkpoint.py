@@ -60,7 +60,11 @@ class Checkpoints:
     With `read_only` nothing is written or cleaned up: another process may be
     training there. `on_error` is one of ON_ERROR: a save that failed raises, or
     is said and counted.
+
+    Raises:
+      ValueError: see `check_keep`; nothing was opened.
     """
+    check_keep(keep)
     self.directory = places.checkpoints(model_dir)
     self.on_error, self.say = on_error, say
     self.failed, self.unsaved, self.pending = 0, None, None
@@ -401,6 +405,19 @@ def latest_step(model_dir: str) -> int | None:
 
 
 # --- Small things
+
+
+def check_keep(keep) -> None:
+  """Raises ValueError unless `keep` is None or a whole number above 0.
+
+  Orbax would take 0 as well, and remove every checkpoint there is.
+  """
+  if keep is None:
+    return
+  if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+    raise ValueError(
+      f'KEEP = {keep!r}: expected a whole number of at least 1, or None for all'
+    )
 
 
 def _manager(directory: str, keep: int | None, read_only: bool):

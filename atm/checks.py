@@ -106,7 +106,8 @@ FREE = (
 
 def check_one_start(model_dir: str, init_from, init_encoder) -> None:
   """Raises ValueError where a run is to start from two models, or itself."""
-  if init_from and os.path.realpath(init_from) == os.path.realpath(model_dir):
+  same = lambda other: os.path.realpath(other) == os.path.realpath(model_dir)
+  if init_from is not None and same(init_from):
     raise ValueError(
       f'INIT_FROM = {init_from!r} is MODEL_DIR: use another MODEL_DIR, or, to '
       'go on with that run, leave out INIT_FROM'

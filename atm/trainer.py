@@ -164,9 +164,10 @@ def train(
   # --- Check, before anything is written
   checks.check_numbers(
     BATCH_SIZE=batch_size, TRAIN_STEPS=train_steps, LOG_EVERY=log_every,
-    EVAL_EVERY=eval_every, SAVE_EVERY=save_every, KEEP=keep or 1,
-    ROW_PASSES=row_passes, ABORT_AFTER_NONFINITE=abort_after_nonfinite,
+    EVAL_EVERY=eval_every, SAVE_EVERY=save_every, ROW_PASSES=row_passes,
+    ABORT_AFTER_NONFINITE=abort_after_nonfinite,
   )  # fmt: skip
+  checkpoint.check_keep(keep)
   checks.check_freeze(freeze_encoder_steps)
   sharding.check_choice('ON_SAVE_ERROR', on_save_error, checkpoint.ON_ERROR)
   checks.check_skip_steps(skip_steps)
@@ -202,8 +203,9 @@ def train(
     source,
   ))  # fmt: skip
   configure_tasks(vocabulary=words.path)
-  rows_dir = cache_dir or os.path.join(model_dir, 'rows')
+  rows_dir = cache_dir
   if cache_dir is None:
+    rows_dir = os.path.join(model_dir, 'rows')
     hosts.first_then_all(lambda: cache.build(
       mixture, words.path, lengths, rows_dir,
       ('validation',) if stream else ('train', 'validation'), row_passes,
@@ -371,7 +373,7 @@ def open_vocabulary(
         'VOCABULARY to the one they were trained with'
       )
     train(mixture, own, config.vocab_size)
-  words = Vocabulary(path or own)
+  words = Vocabulary(own if path is None else path)
   checks.check_vocabulary(words, config)
   return words
 

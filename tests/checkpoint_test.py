@@ -48,6 +48,19 @@ def test_another_model_is_refused_by_name(tmp_path, change):
     checkpoints.restore(1, other)
 
 
+@pytest.mark.parametrize('keep', [0, -1, 1.5, True, '3'])
+def test_to_keep_none_is_refused_and_all_are_kept(tmp_path, keep):
+  """Fault seen: 0 removed every checkpoint, those of an earlier run too."""
+  config = tiny()
+  state = step.init_state(AlexaTM(config), TX, 0, abstract(config))
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=None)
+  checkpoints.save(1, state, {})
+  checkpoints.close()
+  with pytest.raises(ValueError, match=f'KEEP = {keep!r}: .* or None for all'):
+    checkpoint.Checkpoints(str(tmp_path), keep=keep)
+  assert checkpoint.Checkpoints(str(tmp_path)).steps() == [1]
+
+
 def test_a_bucket_is_no_folder(tmp_path, monkeypatch):
   """Fault seen: a folder named gs: made in the working directory."""
   monkeypatch.chdir(tmp_path)

@@ -186,6 +186,13 @@ def test_the_whole_way(tmp_path):
   for text in ('step 2/2', 'left', 'CLM:', 'Denoising:', 'loss.png', 'next:'):
     assert text in first.stdout
   assert (tmp_path / 'run' / 'loss.png').stat().st_size > 10_000
+  none = atm(
+    'pretrain', '--gin_file=run/config.gin', '--gin.TRAIN_STEPS=3',
+    '--gin.KEEP=0', cwd=tmp_path,
+  )  # fmt: skip
+  assert none.returncode == 2
+  assert 'KEEP = 0: expected a whole number of at least 1, or' in none.stderr
+  assert (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
   again = atm(
     'pretrain', '--gin_file=run/config.gin', '--gin.TRAIN_STEPS=3', cwd=tmp_path
   )

@@ -15,6 +15,7 @@ from atm import (
   checkpoint,
   checks,
   goodput,
+  lock,
   metrics,
   model,
   optimizer,
@@ -260,6 +261,35 @@ def test_all_of_the_time_is_of_some_kind(train, tmp_path):
 def test_keep_drops_old_checkpoints(train, tmp_path):
   train(tmp_path, 8, keep=2, save_every=2)
   assert checkpoint.Checkpoints(str(tmp_path)).steps() == [6, 8]
+
+
+@pytest.mark.parametrize('keep', [0, -1, 1.5, True, '3'])
+def test_to_keep_none_is_refused_and_touches_nothing(train, tmp_path, keep):
+  """Fault seen: with 0 the first save removed every checkpoint of the run."""
+  run = shutil.copytree(train.whole(4), tmp_path / 'run')
+  files = lambda: sorted(
+    (str(p), p.read_bytes())
+    for p in run.rglob('*')
+    if p.is_file() and p.name != lock.FILE
+  )
+  before = files()
+  with pytest.raises(ValueError, match=f'KEEP = {keep!r}: expected a whole nu'):
+    train(run, 5, keep=keep, save_every=1)
+  assert files() == before
+  assert 4 in checkpoint.Checkpoints(str(run)).steps()
+
+
+def test_an_empty_name_is_not_taken_for_none(train, tmp_path, monkeypatch):
+  """Faults seen: VOCABULARY = '' and CACHE_DIR = '' passed for the run's own;
+  INIT_FROM = '', the working directory, was not compared with MODEL_DIR."""
+  run = shutil.copytree(train.whole(4), tmp_path / 'run')
+  monkeypatch.chdir(run)
+  with pytest.raises(ValueError, match="INIT_FROM = '' is MODEL_DIR"):
+    train(run, 5, init_from='')
+  monkeypatch.chdir(tmp_path)
+  for name in ('vocabulary', 'cache_dir'):
+    with pytest.raises(FileNotFoundError):
+      train(run, 5, **{name: ''})
 
 
 def test_a_finished_run_only_reports(train, tmp_path):
