@@ -395,10 +395,35 @@ class _Names(config_parser.ParserDelegate):
     return f'%{macro_name}'
 
 
+def statements(text: str, where: str, delegate: config_parser.ParserDelegate):
+  """Yields each statement that gin reads in a text, and the line after it.
+
+  Lines count from 1.
+
+  Raises:
+    UserError: it is not gin.
+  """
+  try:
+    parser = config_parser.ConfigParser(io.StringIO(text), delegate)
+    for statement in parser:
+      yield statement, parser.current_token.start[0]
+  except (SyntaxError, tokenize.TokenError) as e:
+    what = getattr(e, 'msg', None) or e.args[0]
+    line = f', line {e.lineno}' if getattr(e, 'lineno', None) else ''
+    if where.startswith('--gin.'):
+      line, what = '', f'{what}. A string needs quotes: --gin.NAME="\'text\'"'
+    raise UserError(f'{where}{line}: not gin: {what}') from e
+
+
 class Scan:
   """What a configuration binds, imports and refers to.
 
+  A text is cut at its includes, and the parts of the files included lie between
+  its own parts. gin is to get these parts, each by itself as it was read here:
+  so it can read nothing in them that was not checked.
+
   Attributes:
+    parts: the texts that were read, without includes, in order.
     macros: name -> (last value, where it was bound).
     bindings: (selector, parameter, where).
     names: macros referred to.
@@ -406,32 +431,50 @@ class Scan:
   """
 
   def __init__(self):
+    self.parts: list[str] = []
     self.macros: dict[str, tuple] = {}
     self.bindings: list[tuple[str, str, str]] = []
     self.modules: list[tuple[str, str]] = []
     self.delegate = _Names()
+    self._open: list[str] = []  # being read, each included by the one before
 
   def file(self, path: str) -> None:
+    """Reads a gin file, and those that it includes.
+
+    Raises:
+      UserError: it is not gin, includes itself, or a file that is not there.
+    """
+    if (real := os.path.realpath(path)) in self._open:
+      raise UserError(f'{path} includes itself')
+    self._open.append(real)
     with open(path) as f:
       self.text(f.read(), path)
+    self._open.pop()
 
   def text(self, text: str, where: str) -> None:
-    parser = config_parser.ConfigParser(io.StringIO(text), self.delegate)
-    try:
-      for statement in parser:
-        self._statement(statement, where)
-    except (SyntaxError, tokenize.TokenError) as e:
-      what = getattr(e, 'msg', None) or e.args[0]
-      line = f', line {e.lineno}' if getattr(e, 'lineno', None) else ''
-      if where.startswith('--gin.'):
-        line, what = '', f'{what}. A string needs quotes: --gin.NAME="\'text\'"'
-      raise UserError(f'{where}{line}: not gin: {what}') from e
+    """Reads a text, and the files that it includes; see `file`."""
+    lines, begin = io.StringIO(text).readlines(), 0
+    # gin's own search for them would look for Python packages of that name.
+    for statement, after in statements(text, where, _Names()):
+      if isinstance(statement, config_parser.IncludeStatement):
+        self._part(lines, begin, statement.location.line_num - 1, where)
+        self.file(find_file(statement.filename))
+        begin = after - 1
+    self._part(lines, begin, len(lines), where)
+
+  def _part(self, lines: list[str], begin: int, end: int, where: str) -> None:
+    """Reads the lines from `begin` to before `end`, counted from 0."""
+    part = '\n' * begin + ''.join(lines[begin:end])  # its lines keep numbers
+    for statement, _ in statements(part, where, self.delegate):
+      self._statement(statement, where)
+    self.parts.append(part)
 
   def _statement(self, statement, where: str) -> None:
     if isinstance(statement, config_parser.ImportStatement):
       self.modules.append((statement.module, where))
     elif isinstance(statement, config_parser.IncludeStatement):
-      self.file(find_file(statement.filename))
+      line = statement.location.line_num
+      raise UserError(f'{where}, line {line}: this include is not on its own')
     elif isinstance(statement, config_parser.BindingStatement):
       scope, selector, parameter, value, _ = statement
       if parameter:
@@ -550,22 +593,9 @@ def configure(files: list[str], bindings: list[str], modules: set[str]) -> None:
   for function in configurables():
     register(function, function.__module__)
   check_bindings(scan)
-  texts = [flat(path) for path in files]
-  gin.parse_config_files_and_bindings([], [*texts, *bindings])
-
-
-def flat(path: str) -> str:
-  """A gin file's text with its includes in place.
-
-  gin's own search for them would look for Python packages of that name.
-  """
-  with open(path) as f:
-    return re.sub(
-      r"""^include\s+(['"])(.+)\1\s*$""",
-      lambda found: flat(find_file(found[2])),
-      f.read(),
-      flags=re.M,
-    )
+  for part in scan.parts:
+    gin.parse_config(part)
+  gin.finalize()
 
 
 # --- The command
