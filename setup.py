@@ -3,7 +3,7 @@
 import os
 import re
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -21,6 +21,12 @@ def gin_packages() -> dict[str, str]:
     if os.path.isdir(os.path.join(HERE, 'gin', name))
   )
   return {f'atm.configs.{name}': f'gin/{name}' for name in folders}
+
+
+def packages(name: str, folder: str) -> list[str]:
+  """Returns a package and its subpackages."""
+  found = find_packages(os.path.join(HERE, folder))
+  return [name, *(f'{name}.{inner}' for inner in found)]
 
 
 DEPENDENCIES = [
@@ -81,7 +87,11 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11,<3.14',
-  packages=['atm', 'atm_tasks', *gin_packages()],
+  packages=[
+    *packages('atm', 'atm'),
+    *packages('atm_tasks', 'tasks'),
+    *gin_packages(),
+  ],
   package_dir={'atm': 'atm', 'atm_tasks': 'tasks', **gin_packages()},
   package_data={
     'atm_tasks': ['udhr/*.tsv', 'udhr/LICENSE'],
@@ -89,5 +99,5 @@ setup(
   },
   install_requires=DEPENDENCIES,
   extras_require=EXTRAS,
-  entry_points={'console_scripts': ['atm = atm.main:main']},
+  entry_points={'console_scripts': ['atm = atm.cli.main:main']},
 )

@@ -10,6 +10,6 @@ __version__ = '0.1.0'
 
 def load(directory: str, **options):
   """A trained model from a MODEL_DIR, see `atm.infer.load`."""
-  from atm import infer  # imports JAX
+  from atm.inference import api  # imports JAX
 
-  return infer.load(directory, **options)
+  return api.load(directory, **options)

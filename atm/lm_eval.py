@@ -30,8 +30,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
-from atm import choosing, hosts, infer, stopping
-from atm.sharding import check_choice
+from atm.inference import api, sampling, stop_strings
+from atm.messages import check_choice
+from atm.parallel import distributed
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +84,14 @@ class Newlines:
 
   def cut(self, text: str, until: Sequence[str]) -> str:
     """A text of the model, with newlines, up to the first of `until`."""
-    text = stopping.cut(text, until)
+    text = stop_strings.cut(text, until)
     if not self.mark:
       return text
     ends = [self.read(self.written(s)) for s in until]
-    return stopping.cut(self.read(text), ends)
+    return stop_strings.cut(self.read(text), ends)
 
 
-def generation(options: dict) -> tuple[choosing.Config, list[str]]:
+def generation(options: dict) -> tuple[sampling.Config, list[str]]:
   """A task's `generation_kwargs` as (how tokens are chosen, where to stop).
 
   `do_sample` decides as in transformers: False is greedy whatever the
@@ -109,7 +110,7 @@ def generation(options: dict) -> tuple[choosing.Config, list[str]]:
     fields[OPTIONS[name]] = value
   if sample is False:
     fields['temperature'] = 0.0
-  return choosing.Config(**fields), [s for s in until if s]
+  return sampling.Config(**fields), [s for s in until if s]
 
 
 @register_model('atm')
@@ -129,7 +130,7 @@ class AtmLM(LM):
 
   def __init__(
     self,
-    model: infer.Model,
+    model: api.Model,
     mode: str = 'clm',
     newline: str = '<br>',
     batch_size: int = 32,
@@ -141,7 +142,7 @@ class AtmLM(LM):
         a batch size that is no whole number above 0.
     """
     super().__init__()
-    check_choice('mode', mode, infer.MODES)
+    check_choice('mode', mode, api.MODES)
     if model.vocabulary is None:
       raise ValueError('this model has no tokenizer: the harness asks in text')
     if not str(batch_size).isdecimal() or int(batch_size) < 1:
@@ -172,13 +173,13 @@ class AtmLM(LM):
     """The same as a dict: model_dir; mode, newline; step, weights.
 
     Args:
-      arg_dict: `step` and `weights` as in `infer.load`, the others as above.
+      arg_dict: `step` and `weights` as in `api.load`, the others as above.
       additional_config: of the harness: its batch_size counts where arg_dict
         has none; JAX itself finds devices.
 
     Raises:
       ValueError: an argument that is not known, or no model_dir.
-      FileNotFoundError: see `infer.load`.
+      FileNotFoundError: see `api.load`.
     """
     given = dict(arg_dict)
     if (size := (additional_config or {}).get('batch_size')) is not None:
@@ -188,7 +189,7 @@ class AtmLM(LM):
       check_choice('model_args', name, ('model_dir', *own, *loads))
     if 'model_dir' not in given:
       raise ValueError('model_args lack model_dir: give model_dir=FOLDER')
-    model = infer.load(
+    model = api.load(
       str(given['model_dir']), given.get('step'), weights=given.get('weights')
     )
     return cls(model, **{k: given[k] for k in own if k in given})
@@ -347,7 +348,7 @@ class AtmLM(LM):
     """Request numbers, batch_size at a time, the longest first: where memory
     does not suffice it shows at once."""
     order = sorted(numbers, key=size, reverse=True)
-    quiet = quiet or not hosts.is_first()
+    quiet = quiet or not distributed.is_first()
     with tqdm(total=len(order), desc=kind, disable=quiet) as bar:
       for start in range(0, len(order), self.batch_size):
         chosen = order[start : start + self.batch_size]
@@ -357,7 +358,7 @@ class AtmLM(LM):
   def _warn(self, cut) -> None:
     """Says how many contexts were cut; `cut` is True for each that was."""
     cut = list(cut)
-    if any(cut) and hosts.is_first():
+    if any(cut) and distributed.is_first():
       logger.warning(
         '%d of %d contexts have more tokens than Config.positions = %d has '
         'room for: their beginnings are left out',

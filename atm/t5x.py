@@ -1,7 +1,7 @@
 """AlexaTM for t5x, which is not needed to import this: see docs/t5x.md.
 
 t5x builds its own module, optimizer and loop; what it asks of a module is its
-calls, which `model.AlexaTM` has, and the logical axes of its parameters, in a
+calls, which the model has, and the logical axes of its parameters, in a
 collection of their own and by t5x's names.
 """
 
@@ -11,19 +11,19 @@ import flax.linen as nn
 import jax
 from flax.linen import partitioning
 
-from atm import model
+from atm.model import config, transformer
 
 # Our logical axes -> names that both of t5x's standard rules know, those of its
 # partitioner and those of its Adafactor.
 NAMES = {'position': 'relpos_buckets', 'vector': 'embed'}
 
 
-class AlexaTM(model.AlexaTM):
-  """`model.AlexaTM`, whose `init` gives t5x's `params_axes` beside `params`."""
+class AlexaTM(transformer.AlexaTM):
+  """The model, whose `init` gives t5x's `params_axes` beside `params`."""
 
   @nn.nowrap
   def init(self, *arguments, **named) -> dict:
-    """The variables of `model.AlexaTM.init`, their boxes as `params_axes`.
+    """Returns `transformer.AlexaTM.init`'s variables, boxes as `params_axes`.
 
     Returns:
       {'params': nested arrays, 'params_axes': nested AxisMetadata, by the
@@ -48,7 +48,7 @@ def axes(boxed: dict) -> dict:
   return found
 
 
-def feature_converter(*arguments, bos_id=model.Config.start_id, **named):
+def feature_converter(*arguments, bos_id=config.Config.start_id, **named):
   """seqio's `EncDecFeatureConverter`; decoder inputs begin with `<s>`, as ours.
 
   Args:

@@ -17,10 +17,13 @@ import time
 import jax
 import numpy as np
 
-from atm import model, optimizer, sharding, step
+from atm.model import config, transformer
+from atm.parallel import mesh as mesh_lib
+from atm.parallel import sharding
+from atm.train import optimizer, step
 
 NUMBERS, LENGTH = (1, 4, 8), 512
-CONFIG = model.Config(
+CONFIG = config.Config(
   vocab_size=32000,
   d_model=512,
   encoder_layers=6,
@@ -60,8 +63,8 @@ def main():
   parser.add_argument('--batch', type=int, default=16)
   parser.add_argument('--rounds', type=int, default=3)
   given = parser.parse_args()
-  mesh, rules = sharding.mesh(devices=jax.devices()[:1]), sharding.Rules()
-  net, tx = model.AlexaTM(CONFIG), optimizer.make(optimizer.Config())
+  mesh, rules = mesh_lib.mesh(devices=jax.devices()[:1]), sharding.Rules()
+  net, tx = transformer.AlexaTM(CONFIG), optimizer.make(optimizer.Config())
   abstract = step.abstract_state(net, tx, mesh, rules)
   state = step.init_state(net, tx, 0, abstract)
   seconds = {number: [] for number in NUMBERS}

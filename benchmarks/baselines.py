@@ -18,9 +18,9 @@ def pooled(folder: str, tasks, name: str, words) -> tuple:
   """(rows of the answers, rows of copies, or None) of all tasks of a set."""
   import numpy as np
 
-  from atm import scores
+  from atm.evals import metrics
 
-  metric, ours, copies = scores.get(name), [], []
+  metric, ours, copies = metrics.get(name), [], []
   for task in tasks:
     with open(f'{folder}/predictions/{task["name"]}.jsonl') as f:
       rows = list(map(json.loads, f))
@@ -37,20 +37,21 @@ def pooled(folder: str, tasks, name: str, words) -> tuple:
 
 
 def main(folder: str, vocabulary: str):
-  from atm import results_page, scores
-  from atm.vocabulary import Vocabulary
+  from atm.data.vocabulary import Vocabulary
+  from atm.evals import bootstrap
+  from atm.evals import results as results_lib
 
-  results, words = results_page.read(folder), Vocabulary(vocabulary)
+  results, words = results_lib.read(folder), Vocabulary(vocabulary)
   sets: dict[str, list] = {}
   for task in results['tasks']:
     sets.setdefault(task['set'], []).append(task)
   for name, tasks in sets.items():
     for key in dict.fromkeys(k for task in tasks for k in task['scores']):
       metric, ours, copies = pooled(folder, tasks, key, words)
-      value, low, high = scores.bootstrap(ours, metric.total)
+      value, low, high = bootstrap.bootstrap(ours, metric.total)
       line = f'{name}, {metric.title}: {value:.2f} [{low:.2f}, {high:.2f}]'
       if copies is not None:
-        more, low, high, p = scores.paired(copies, ours, metric.total)
+        more, low, high, p = bootstrap.paired(copies, ours, metric.total)
         copied = metric.total(copies.sum(0))
         line += f'; copies {copied:.2f}, difference {more:.2f} '
         line += f'[{low:.2f}, {high:.2f}], p = {p:.3f}'

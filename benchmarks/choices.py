@@ -37,11 +37,11 @@ def questions(rng, denoise: bool) -> tuple[list, list]:
 
 
 def apart(sources, targets, room: int):
-  """`scoring.packed`, but for a row for each pair."""
-  from atm import scoring
+  """`loglikelihood.packed`, but for a row for each pair."""
+  from atm.inference import loglikelihood
 
   rows = [
-    scoring.Row(source, [i], len(target))
+    loglikelihood.Row(source, [i], len(target))
     for i, (source, target) in enumerate(zip(sources, targets))
   ]
   return sorted(rows, key=lambda row: (len(row.source), row.length))
@@ -54,25 +54,31 @@ def main():
   import jax
   import numpy as np
 
-  from atm import infer, model, scoring, sharding, step, xla
+  from atm.inference import api, loglikelihood
+  from atm.model import config as config_lib
+  from atm.model import parameters, transformer
+  from atm.parallel import distributed, sharding, xla_options
+  from atm.parallel import mesh as mesh_lib
 
-  xla.set_compilation_cache()
-  sharding.start(cpu_devices=1)
-  config = model.Config(
+  xla_options.set_compilation_cache()
+  distributed.start(cpu_devices=1)
+  config = config_lib.Config(
     vocab_size=V, d_model=512, encoder_layers=6, decoder_layers=6,
     encoder_heads=8, decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
     positions=1024, dtype='float32',
   )  # fmt: skip
-  mesh, rules = sharding.mesh(), sharding.Rules()
-  net, ids = model.AlexaTM(config), jax.numpy.ones((1, 1), int)
-  shapes = step.abstract_params(net, mesh, rules)
+  mesh, rules = mesh_lib.mesh(), sharding.Rules()
+  net, ids = transformer.AlexaTM(config), jax.numpy.ones((1, 1), int)
+  shapes = parameters.abstract_params(net, mesh, rules)
   params = jax.jit(
     lambda: net.init(jax.random.key(0), ids, ids, enable_dropout=False)
   )()['params']
   params = jax.tree.map(
-    lambda x, to: jax.device_put(x, to.sharding), model.nn.unbox(params), shapes
+    lambda x, to: jax.device_put(x, to.sharding),
+    transformer.nn.unbox(params),
+    shapes,
   )
-  ours = infer.Model(config, params, None, mesh, rules, 0)
+  ours = api.Model(config, params, None, mesh, rules, 0)
   print(
     f'{"mode":10}{"shared s":>10}{"blind s":>10}{"ratio":>8}{"differs":>10}'
   )
@@ -81,8 +87,8 @@ def main():
     times: dict[str, list[float]] = {'shared': [], 'blind': []}
     sums = {}
     for repeat in range(args.repeats + 1):
-      for name, pack in (('shared', scoring.packed), ('blind', apart)):
-        with mock.patch.object(scoring, 'packed', pack):
+      for name, pack in (('shared', loglikelihood.packed), ('blind', apart)):
+        with mock.patch.object(loglikelihood, 'packed', pack):
           start = time.perf_counter()
           sums[name] = ours.likelihoods(*pairs)[0]
           if repeat:  # the first compiles

@@ -32,8 +32,18 @@ import seqio
 import tensorflow as tf
 
 import atm_tasks
-from atm import cache, data, noise, objectives, rows, units
-from atm.vocabulary import Vocabulary
+from atm.data import batches as batches_lib
+from atm.data import (
+  cache,
+  cache_shards,
+  counter_rng,
+  objectives,
+  registry,
+  token_store,
+  vocabulary_training,
+)
+from atm.data import packing as packing_lib
+from atm.data.vocabulary import Vocabulary
 
 B, ROUNDS = 64, 5
 AHEAD = 24  # batches that tf.data may have ready
@@ -84,9 +94,9 @@ def sample(folder: str, into: str, megabytes: float) -> None:
 
 
 def shipped(into: str) -> None:
-  for language in atm_tasks.pretrain.LANGUAGES:
+  for language in atm_tasks.pretraining.tasks.LANGUAGES:
     with open(os.path.join(into, f'{language}.txt'), 'w') as f:
-      texts = (text for _, text in data.texts(f'udhr_{language}_clm'))
+      texts = (text for _, text in registry.texts(f'udhr_{language}_clm'))
       f.writelines(f'{text}\n' for text in texts)
 
 
@@ -95,9 +105,9 @@ class Stages:
 
   def __init__(self, folder: str, words: Vocabulary, length: int):
     self.folder, self.words = folder, words
-    self.lengths = data.Lengths(length, length)
-    self.ids = objectives.Ids.of(words)
-    self.texts = [text for _, text in data.texts('text')]
+    self.lengths = registry.Lengths(length, length)
+    self.ids = packing_lib.Ids.of(words)
+    self.texts = [text for _, text in registry.texts('text')]
     self.documents = [words.encode(text) for text in self.texts]
     self.parts = self.load(packing=True)
     self.packed = self.load(packing=False)
@@ -107,7 +117,7 @@ class Stages:
     self.arrays = self.arrays_of('denoise'), self.arrays_of('clm')
     self.step = 0
 
-  def load(self, packing: bool) -> list[data.Part]:
+  def load(self, packing: bool) -> list[batches_lib.Part]:
     directory = f'{self.folder}/rows-{packing}'
     configure = functools.partial(
       atm_tasks.configure, text_dir=f'{self.folder}/text', paper_packing=packing
@@ -117,10 +127,12 @@ class Stages:
       dict(zip(('inputs', 'targets'), self.lengths.both)), directory,
       ('train',), configure_tasks=configure, say=lambda text: None,
     )  # fmt: skip
-    return data.load('text', 'train', self.words, self.lengths, directory)
+    return batches_lib.load(
+      'text', 'train', self.words, self.lengths, directory
+    )
 
-  def mix(self, parts) -> data.Batches:
-    return data.Batches(parts, self.words, self.lengths, B, 0)
+  def mix(self, parts) -> batches_lib.Batches:
+    return batches_lib.Batches(parts, self.words, self.lengths, B, 0)
 
   def arrays_of(self, objective: str) -> tuple:
     """[B, L] rows of an objective, and their lengths."""
@@ -138,12 +150,12 @@ class Stages:
   # --- Each returns how many tokens it made
 
   def bare(self) -> int:
-    sp = atm_tasks.pretrain.VOCABULARY.tokenizer
+    sp = atm_tasks.pretraining.tasks.VOCABULARY.tokenizer
     return sum(len(sp.Encode(t, out_type='numpy')) for t in self.texts)
 
   def tokenise(self) -> int:
     """The cache's own step: texts to ids."""
-    step, many = atm_tasks.pretrain.Tokenize(), cache.TEXTS_AT_ONCE
+    step, many = atm_tasks.pretraining.tasks.Tokenize(), cache.TEXTS_AT_ONCE
     return sum(
       sum(map(len, step.direct(self.texts[i : i + many], {})))
       for i in range(0, len(self.texts), many)
@@ -151,11 +163,11 @@ class Stages:
 
   def read(self) -> int:
     """All the cache does before rows: reads, counts sentences, tokenises."""
-    job = units.Job(self.words.path, self.lengths, '', 1)
+    job = cache_shards.Job(self.words.path, self.lengths, '', 1)
     total = 0
     # One task a text; its other objectives share the tokens.
     wanted = [(seqio.TaskRegistry.get(p.name), 'train') for p in self.parts]
-    for unit in units.units(wanted, job):
+    for unit in cache_shards.units(wanted, job):
       task = seqio.TaskRegistry.get(unit.tasks[0])
       counts = collections.Counter()
       total += sum(map(len, cache.read(task, unit, job, counts)))
@@ -164,7 +176,7 @@ class Stages:
   def write(self) -> int:
     length = self.denoise.row_length(*self.lengths.both)
     made = self.denoise.rows(self.documents, self.ids, length)
-    return rows.write(f'{self.folder}/written', made)['tokens']
+    return token_store.write(f'{self.folder}/written', made)['tokens']
 
   def pack(self) -> int:
     length = self.clm.row_length(*self.lengths.both)
@@ -175,7 +187,7 @@ class Stages:
     tokens, length = arrays
     total = 0
     for step in range(repeat):
-      key = noise.keys(step, np.arange(len(tokens)))
+      key = counter_rng.keys(step, np.arange(len(tokens)))
       batch = objective.examples(
         tokens, length, key, self.ids, *self.lengths.both
       )
@@ -193,7 +205,7 @@ class Stages:
 # --- The peers
 
 
-def converted(name: str, lengths: data.Lengths, seed: int):
+def converted(name: str, lengths: registry.Lengths, seed: int):
   """seqio's batches of a task or mixture, packed."""
   return (
     seqio.get_dataset(
@@ -231,7 +243,7 @@ def add_ready(stages: Stages, count: int = 2000) -> None:
   tokens, length = stages.arrays[0]
   pairs = {'inputs': [], 'targets': []}
   for step in range(-(-count // len(tokens))):
-    key = noise.keys(step, np.arange(len(tokens)))
+    key = counter_rng.keys(step, np.arange(len(tokens)))
     batch = stages.denoise.examples(
       tokens, length, key, stages.ids, *stages.lengths.both
     )
@@ -301,7 +313,7 @@ def main() -> None:
     words = (
       Vocabulary(given.vocabulary)
       if given.vocabulary
-      else data.vocab(
+      else vocabulary_training.vocab(
         'text', f'{folder}/v', given.vocabulary_size, say=lambda text: None
       )
     )

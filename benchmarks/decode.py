@@ -41,24 +41,33 @@ class Ours:
     import jax
     import optax
 
-    from atm import choosing, infer, model, sharding, step, xla
+    from atm.inference import api, sampling
+    from atm.model import config as config_lib
+    from atm.model import transformer
+    from atm.parallel import distributed, sharding, xla_options
+    from atm.parallel import mesh as mesh_lib
+    from atm.train import step
 
-    xla.set_compilation_cache()
-    sharding.start(cpu_devices=1)
-    config = model.Config(
+    xla_options.set_compilation_cache()
+    distributed.start(cpu_devices=1)
+    config = config_lib.Config(
       vocab_size=V, d_model=D, encoder_layers=L, decoder_layers=L,
       encoder_heads=H, decoder_heads=H, encoder_ff=F, decoder_ff=F,
       positions=S, dtype='float32', ties='all',
     )  # fmt: skip
-    net, mesh, rules = model.AlexaTM(config), sharding.mesh(), sharding.Rules()
+    net, mesh, rules = (
+      transformer.AlexaTM(config),
+      mesh_lib.mesh(),
+      sharding.Rules(),
+    )
     tx = optax.identity()
     abstract = step.abstract_state(net, tx, mesh, rules)
     params = step.init_state(net, tx, 0, abstract).params
-    self.model = infer.Model(config, params, None, mesh, rules, 0)
+    self.model = api.Model(config, params, None, mesh, rules, 0)
     if args.worker == 'atm_bf16':
-      self.model = infer.halved(self.model)
+      self.model = api.halved(self.model)
     jax.block_until_ready(self.model.params)
-    self.config, self.beams = choosing.Config, args.beams
+    self.config, self.beams = sampling.Config, args.beams
 
   def generate(self, rows, new: int):
     config = self.config(max_tokens=new, min_tokens=new, beams=self.beams)

@@ -1,6 +1,6 @@
 """GiB a chip of the 20B while it decodes, from its arrays' own shapes.
 
-Parameters and caches as `decode.prefill` makes them, by dtype, mesh and batch;
+Parameters and caches as `generate.prefill` makes them, by dtype, mesh, batch;
 what the programs need between is not in it. No array is made.
 
   python benchmarks/decode_memory.py
@@ -33,8 +33,8 @@ def caches(net, params, mesh, rules, batch: int):
   """Shapes and shardings of the caches of all layers."""
   import jax
 
-  from atm import sharding
-  from atm.model import AlexaTM
+  from atm.model.transformer import AlexaTM
+  from atm.parallel import sharding
 
   make = functools.partial(net.apply, length=T, method=AlexaTM.empty_cache)
   shape = (batch, S, net.config.d_model)
@@ -50,17 +50,19 @@ def caches(net, params, mesh, rules, batch: int):
 def main():
   import jax
 
-  from atm import model, sharding, step
+  from atm.model import config, parameters, transformer
+  from atm.parallel import distributed, sharding
+  from atm.parallel import mesh as mesh_lib
 
-  sharding.start(cpu_devices=16)
+  distributed.start(cpu_devices=16)
   rules = sharding.Rules()
   heads = ''.join(f'{f"B = {B}":>10}' for B in BATCHES)
   print(f'S = T = {S}\n{"":28}{"params":>10}{heads}')
   for chips, usable, name in MESHES:
-    mesh = sharding.mesh(data=1, tensor=chips, devices=jax.devices()[:chips])
+    mesh = mesh_lib.mesh(data=1, tensor=chips, devices=jax.devices()[:chips])
     for dtype, size in (('float32', 4), ('bfloat16', 2)):
-      net = model.AlexaTM(model.Config(dtype=dtype))
-      params = step.abstract_params(net, mesh, rules)
+      net = transformer.AlexaTM(config.Config(dtype=dtype))
+      params = parameters.abstract_params(net, mesh, rules)
       of_params = shards(params) * size / 2**30
       print(f'{f"{name}, {dtype}":28}{of_params:10.1f}', end='')
       for B in BATCHES:

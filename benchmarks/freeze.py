@@ -14,10 +14,14 @@ import time
 import jax
 import numpy as np
 
-from atm import metrics, model, optimizer, sharding, step
+from atm.model import config, transformer
+from atm.model import flops as flops_lib
+from atm.parallel import mesh as mesh_lib
+from atm.parallel import sharding
+from atm.train import optimizer, step
 
 PAIRS, B, S, T = 24, 8, 128, 128
-CONFIG = model.Config(
+CONFIG = config.Config(
   vocab_size=2000,
   d_model=256,
   encoder_layers=4,
@@ -50,7 +54,7 @@ class Steps:
   """One of the two programs, with a state of its own."""
 
   def __init__(self, mesh, frozen: bool):
-    net = model.AlexaTM(CONFIG)
+    net = transformer.AlexaTM(CONFIG)
     tx = optimizer.make(optimizer.Config(), encoder_apart=True)
     abstract = step.abstract_state(net, tx, mesh, sharding.Rules())
     self.state = step.init_state(net, tx, 0, abstract)
@@ -68,9 +72,9 @@ class Steps:
 
 
 def main():
-  mesh = sharding.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
   flops = [
-    metrics.train_flops(CONFIG, B, S, T, frozen=frozen)
+    flops_lib.train_flops(CONFIG, B, S, T, frozen=frozen)
     for frozen in (True, False)
   ]
   with sharding.use(mesh, sharding.Rules()):

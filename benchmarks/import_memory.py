@@ -19,8 +19,12 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import jax
 import numpy as np
 
-from atm import convert, hf, layouts, sharding, step
-from atm.model import AlexaTM, Config
+from atm.checkpoint import convert, hf_folder, hf_keys
+from atm.model import parameters
+from atm.model.config import Config
+from atm.model.transformer import AlexaTM
+from atm.parallel import mesh as mesh_lib
+from atm.parallel import sharding
 
 SIZES = dict(
   vocab_size=64000, d_model=1024, encoder_layers=36, encoder_ff=4096,
@@ -32,8 +36,10 @@ RELEASED = dict(
 
 
 def abstract(config: Config) -> dict:
-  mesh = sharding.mesh(devices=jax.devices()[:1])
-  return hf.flat(step.abstract_params(AlexaTM(config), mesh, sharding.Rules()))
+  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  return hf_folder.flat(
+    parameters.abstract_params(AlexaTM(config), mesh, sharding.Rules())
+  )
 
 
 def sizes_of(config: Config, bytes_each: int) -> dict:
@@ -43,15 +49,18 @@ def sizes_of(config: Config, bytes_each: int) -> dict:
 
 def write(folder: str, config: Config) -> None:
   with open(f'{folder}/config.json', 'w') as f:
-    json.dump(layouts.alexatm_json(config), f)
+    json.dump(hf_keys.alexatm_json(config), f)
   shapes = {}
   for path, x in abstract(config).items():
-    keys = layouts.ALEXATM.keys(path, x.shape)
+    keys = hf_keys.ALEXATM.keys(path, x.shape)
     for key in keys:
-      shapes[key] = (hf.their_shape(path, x.shape, len(keys)), np.float32)
+      shapes[key] = (
+        hf_folder.their_shape(path, x.shape, len(keys)),
+        np.float32,
+      )
   random = np.random.default_rng(0)
   read = lambda key: random.random(shapes[key][0], np.float32)
-  hf.write_shards(folder, shapes, read, 1 << 30)
+  hf_folder.write_shards(folder, shapes, read, 1 << 30)
 
 
 def main(root: str) -> None:
@@ -60,7 +69,7 @@ def main(root: str) -> None:
   os.makedirs(folder)
   write(folder, config)
   code = (
-    'from atm import convert; '
+    'from atm.checkpoint import convert; '
     f'convert.import_weights({folder!r}, {run!r}); '
     # Not ru_maxrss: a child's begins with its parent's.
     'print([int(line.split()[1]) / 2**20 for line in open("/proc/self/status") '

@@ -2,7 +2,7 @@
 
 GFLOP/s of A B, A B' and A' B, of A' B with A' written out first, and of A B
 with its result in A's dtype, for float32 and bfloat16; medians of 9, in turn.
-This is what atm/products.py stands on.
+This is what atm/model/matmul.py stands on.
 
   python benchmarks/products.py
 """
@@ -34,10 +34,11 @@ def main():
   import jax
   import jax.numpy as jnp
 
-  from atm import products, sharding
+  from atm.model import matmul
+  from atm.parallel import distributed
 
-  sharding.start(cpu_devices=1)
-  dot, heads = products.dot, ('A B', "A B'", "A' B", "A' written", 'own dtype')
+  distributed.start(cpu_devices=1)
+  dot, heads = matmul.dot, ('A B', "A B'", "A' B", "A' written", 'own dtype')
   print(f'{"N, A, B":28}' + ''.join(f'{head:>12}' for head in heads))
   for N, A, B in SHAPES:
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -49,7 +50,7 @@ def main():
         seconds(lambda x, w: dot(x, w, (1, 0)), x, w),
         seconds(lambda slope, w: dot(slope, w, (1, 1)), slope, w),
         seconds(lambda x, slope: dot(x, slope, (0, 0)), x, slope),
-        seconds(products.weight_gradient, x, slope),
+        seconds(matmul.weight_gradient, x, slope),
         seconds(lambda x, w: x @ w, x, w),
       )
       row = f'{N}, {A}, {B} {jnp.dtype(dtype).name}'

@@ -29,17 +29,13 @@ import numpy as np
 from absl import logging
 
 import atm_tasks
-from atm import (
-  cache,
-  checkpoint,
-  data,
-  failure,
-  integrity,
-  model,
-  optimizer,
-  sharding,
-  step,
-)
+from atm.checkpoint import checksums, manager
+from atm.data import cache, vocabulary_training
+from atm.model import config as config_lib
+from atm.model import transformer
+from atm.parallel import mesh as mesh_lib
+from atm.parallel import sharding
+from atm.train import crash_report, optimizer, step
 
 import conftest  # noqa: F401, devices are set before anything imports them
 import survive
@@ -52,7 +48,9 @@ quiet = lambda text: None
 
 def rows_in(folder: str) -> str:
   """Rows of tokens for all runs."""
-  words = data.vocab('udhr', f'{folder}/vocabulary', 2048, say=quiet)
+  words = vocabulary_training.vocab(
+    'udhr', f'{folder}/vocabulary', 2048, say=quiet
+  )
   cache.build(
     'udhr', words.path, {'inputs': 32, 'targets': 32}, f'{folder}/rows',
     configure_tasks=atm_tasks.configure, say=quiet,
@@ -86,17 +84,17 @@ def a_checkpoint(folder: str, nursery: survive.Nursery):
   """(checkpoints of a run, its last step, shapes, the state as it is)."""
   run = f'{folder}/damage'
   assert nursery.run(run, train_steps=6).code == 0
-  made = checkpoint.Checkpoints(run, read_only=True, say=quiet)
-  config = model.Config(**made.meta(6)['model'])
+  made = manager.Checkpoints(run, read_only=True, say=quiet)
+  config = config_lib.Config(**made.meta(6)['model'])
   tx = optimizer.make(optimizer.Config())
-  mesh = sharding.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
   shapes = step.abstract_state(
-    model.AlexaTM(config), tx, mesh, sharding.Rules()
+    transformer.AlexaTM(config), tx, mesh, sharding.Rules()
   )
   return run, shapes, bits(made, shapes)
 
 
-def bits(made: checkpoint.Checkpoints, shapes) -> list:
+def bits(made: manager.Checkpoints, shapes) -> list:
   state = made.restore(6, shapes)
   return [
     made.meta(6),
@@ -105,10 +103,10 @@ def bits(made: checkpoint.Checkpoints, shapes) -> list:
 
 
 def fate(run: str, shapes, whole: list) -> str:
-  made = checkpoint.Checkpoints(run, read_only=True, say=quiet)
+  made = manager.Checkpoints(run, read_only=True, say=quiet)
   try:
     found = bits(made, shapes)
-  except integrity.Damaged:
+  except checksums.Damaged:
     return 'detected'
   except ValueError:  # names or shapes differ, and nothing is sealed
     return 'taken for another model'
@@ -118,12 +116,12 @@ def fate(run: str, shapes, whole: list) -> str:
 def flips(folder: str, nursery: survive.Nursery) -> None:
   run, shapes, whole = a_checkpoint(folder, nursery)
   paths = files(f'{run}/checkpoints/6')
-  compare, unseal = integrity.compare, integrity.unseal
+  compare, unseal = checksums.compare, checksums.unseal
   for name in ('with checksums', 'Orbax alone'):
     draw, fates = random.Random(SEED), collections.Counter()
     if name == 'Orbax alone':
-      integrity.compare = lambda arrays, wanted: None
-      integrity.unseal = lambda sealed: (
+      checksums.compare = lambda arrays, wanted: None
+      checksums.unseal = lambda sealed: (
         {k: v for k, v in sealed.items() if k not in ('sha256', 'checksums')},
         sealed.get('checksums', {}),
       )
@@ -133,7 +131,7 @@ def flips(folder: str, nursery: survive.Nursery) -> None:
     print(
       f'{FLIPS} flips and cuts over {len(paths)} files, {name}: {dict(fates)}'
     )
-  integrity.compare, integrity.unseal = compare, unseal
+  checksums.compare, checksums.unseal = compare, unseal
 
 
 # --- Cost
@@ -150,24 +148,24 @@ def seconds(work, times: int = 3) -> float:
 
 
 def cost(folder: str) -> None:
-  config = model.Config(
+  config = config_lib.Config(
     vocab_size=32000, d_model=512, encoder_layers=6, decoder_layers=6,
     encoder_heads=8, decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
     dtype='float32',
   )  # fmt: skip
   tx = optimizer.make(optimizer.Config())
-  mesh = sharding.mesh(devices=jax.devices()[:1])
-  net = model.AlexaTM(config)
+  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  net = transformer.AlexaTM(config)
   shapes = step.abstract_state(net, tx, mesh, sharding.Rules())
   state = jax.block_until_ready(step.init_state(net, tx, 0, shapes))
-  arrays = integrity.named(state)
+  arrays = checksums.named(state)
   start = time.perf_counter()
-  integrity.checksums(arrays)
+  checksums.checksums(arrays)
   first = time.perf_counter() - start
-  sums = seconds(lambda: integrity.checksums(arrays))
+  sums = seconds(lambda: checksums.checksums(arrays))
   host = {k: np.asarray(x) for k, x in arrays.items()}
-  on_host = seconds(lambda: integrity.checksums(host))
-  made = checkpoint.Checkpoints(f'{folder}/cost', keep=1)
+  on_host = seconds(lambda: checksums.checksums(host))
+  made = manager.Checkpoints(f'{folder}/cost', keep=1)
   numbers = iter(range(1, 10))
   begin, whole = [], []
   for _ in range(3):
@@ -192,7 +190,7 @@ restore                     {restore:.2f} s, checksums included
 
 def main() -> None:
   logging.set_verbosity(logging.FATAL)
-  failure.hush()
+  crash_report.hush()
   wanted = sys.argv[1:] or ['kills', 'flips', 'cost']
   with tempfile.TemporaryDirectory() as folder:
     if 'cost' in wanted:

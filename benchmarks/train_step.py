@@ -73,10 +73,15 @@ class Ours:
   def __init__(self, args):
     import jax
 
-    from atm import metrics, model, optimizer, sharding, step, xla
+    from atm.model import config as config_lib
+    from atm.model import flops, transformer
+    from atm.parallel import devices, distributed, sharding, xla_options
+    from atm.parallel import mesh as mesh_lib
+    from atm.train import optimizer
+    from atm.train import step as step_lib
 
-    xla.set_compilation_cache()
-    sharding.start(cpu_devices=1)
+    xla_options.set_compilation_cache()
+    distributed.start(cpu_devices=1)
     ties = 'none' if args.worker == 'atm_untied' else 'all'
     dtype = 'bfloat16' if args.worker == 'atm_bf16' else 'float32'
     changes = dict(pair.split('=') for pair in args.set)
@@ -87,18 +92,18 @@ class Ours:
     )  # fmt: skip
     for name, value in changes.items():
       sizes[name] = int(value) if value.isdecimal() else value
-    config = model.Config(**sizes)
-    net, tx = model.AlexaTM(config), optimizer.make(optimizer.Config())
-    mesh, rules = sharding.mesh(), sharding.Rules()
-    abstract = step.abstract_state(net, tx, mesh, rules)
-    self.peak = metrics.peak_flops()
-    self.flops = metrics.train_flops(config, B, S, T)
-    self.state = step.init_state(net, tx, 0, abstract)
-    update = lambda state, batch: step.train_step(net, tx, state, batch)
+    config = config_lib.Config(**sizes)
+    net, tx = transformer.AlexaTM(config), optimizer.make(optimizer.Config())
+    mesh, rules = mesh_lib.mesh(), sharding.Rules()
+    abstract = step_lib.abstract_state(net, tx, mesh, rules)
+    self.peak = devices.peak_flops()
+    self.flops = flops.train_flops(config, B, S, T)
+    self.state = step_lib.init_state(net, tx, 0, abstract)
+    update = lambda state, batch: step_lib.train_step(net, tx, state, batch)
     with sharding.use(mesh, rules):
       self.batch = sharding.place(self.arrays(args.full), mesh, rules)
       lowered = jax.jit(update, donate_argnums=0).lower(self.state, self.batch)
-      self.update = xla.compiled(lowered, jax.devices()[0])
+      self.update = xla_options.compiled(lowered, jax.devices()[0])
     if args.hlo:
       with open(args.hlo, 'w') as f:
         f.write(self.update.as_text())

@@ -20,11 +20,12 @@ import json
 import seqio
 import tensorflow as tf
 
-from atm_tasks import decontaminate, pretrain
-from atm_tasks.evaluation import data_table, suite
-from atm_tasks.pairs import register_pairs
-from atm_tasks.pretrain import Mixing
-from atm_tasks.text import spoken
+from atm_tasks.evaluation.registry import data_table, suite
+from atm_tasks.pretraining import decontaminate as decontaminate_lib
+from atm_tasks.pretraining import tasks
+from atm_tasks.pretraining.pairs import register_pairs
+from atm_tasks.pretraining.tasks import Mixing
+from atm_tasks.pretraining.text_forms import spoken
 
 __all__ = [
   'Mixing', 'configure', 'configured', 'data_table', 'pretrain', 'spoken',
@@ -82,16 +83,16 @@ def configure(
     ValueError: no text there, or an argument out of range.
   """
   if vocabulary is not None:
-    pretrain.VOCABULARY.use(vocabulary)
+    tasks.VOCABULARY.use(vocabulary)
   index = late_index(tuple(sorted((decontaminate or {}).items())))
   register = functools.partial(
-    pretrain.register, paper_packing=paper_packing, index=index
+    tasks.register, paper_packing=paper_packing, index=index
   )
-  languages = pretrain.LANGUAGES
-  udhr = {('udhr', k): pretrain.Shipped(k) for k in languages}
-  register('udhr', udhr, pretrain.UDHR)
+  languages = tasks.LANGUAGES
+  udhr = {('udhr', k): tasks.Shipped(k) for k in languages}
+  register('udhr', udhr, tasks.UDHR)
   found = functools.partial(
-    pretrain.stored, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
+    tasks.stored, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
     cache_dir=cache_dir,
   )  # fmt: skip
   if paper := found('wikipedia', wikipedia) | found('mc4', mc4):
@@ -103,10 +104,10 @@ def configure(
     measure(cache_dir)
 
 
-def configured(**named) -> pretrain.LateVocabulary:
+def configured(**named) -> tasks.LateVocabulary:
   """`configure(**named)`, and the vocabulary of all tasks: for t5x's gin."""
   configure(**named)
-  return pretrain.VOCABULARY
+  return tasks.VOCABULARY
 
 
 @functools.cache
@@ -114,7 +115,7 @@ def late_index(sets: tuple[tuple[str, str], ...]):
   """Reads evaluation sets when called, once; None where there are none."""
   if not sets:
     return None
-  return functools.cache(lambda: decontaminate.Index.read(dict(sets)))
+  return functools.cache(lambda: decontaminate_lib.Index.read(dict(sets)))
 
 
 def measure(cache_dir: str) -> None:

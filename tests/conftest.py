@@ -41,14 +41,16 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from atm import model, sharding, vocabulary
+from atm.data import vocabulary
+from atm.model import config
+from atm.parallel import mesh
 
 # Hypothesis draws the same examples every time; no deadline on slow machines.
 hypothesis.settings.register_profile('atm', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('atm')
 
 
-def tiny(**changes) -> model.Config:
+def tiny(**changes) -> config.Config:
   """A model small enough to compile in a second."""
   sizes = dict(
     vocab_size=96,
@@ -63,7 +65,7 @@ def tiny(**changes) -> model.Config:
     init_std=0.2,
     dtype='float32',
   )
-  return model.Config(**{**sizes, **changes})
+  return config.Config(**{**sizes, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +84,7 @@ def kept():
 
 @pytest.fixture
 def one_device():
-  return sharding.mesh(devices=jax.devices()[:1])
+  return mesh.mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture
@@ -94,10 +96,10 @@ def rng():
 def words(tmp_path_factory) -> vocabulary.Vocabulary:
   """A 2048-piece vocabulary of the shipped text."""
   import atm_tasks
-  from atm import data
+  from atm.data import vocabulary_training
 
   folder = str(tmp_path_factory.mktemp('vocabulary'))
-  made = data.vocab('udhr', folder, 2048, say=lambda text: None)
+  made = vocabulary_training.vocab('udhr', folder, 2048, say=lambda text: None)
   atm_tasks.configure(vocabulary=made.path)
   return made
 
@@ -136,11 +138,11 @@ def batch(rng, B: int, S: int, T: int, vocab_size: int = 96, full=False):
 def configured():
   """Configures `atm plan` with more files; forgets it afterwards."""
   import gin
-  from atm import main
+  from atm.cli import gin_config
 
   def call(*files, bindings=()):
-    files = [main.find_file(f) for f in ('runs/plan.gin', *files)]
-    main.configure(files, list(bindings), set())
+    files = [gin_config.find_file(f) for f in ('runs/plan.gin', *files)]
+    gin_config.configure(files, list(bindings), set())
 
   with gin.unlock_config():
     yield call

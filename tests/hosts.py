@@ -16,8 +16,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from atm import checkpoint, intact, interrupts, sharding
-from atm.step import State
+from atm.checkpoint import manager, recovery
+from atm.parallel import mesh as mesh_lib
+from atm.train import preemption
+from atm.train.step import State
 
 
 def start(port: str, number: str) -> None:
@@ -38,20 +40,20 @@ def state_at(step: int, mesh) -> State:
 
 def main(port: str, number: str, directory: str) -> None:
   start(port, number)
-  mesh = sharding.mesh()
+  mesh = mesh_lib.mesh()
   total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))
   say = lambda text: print(text, flush=True)
-  made = checkpoint.Checkpoints(directory, say=say)
+  made = manager.Checkpoints(directory, say=say)
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     state_at(0, mesh),
   )
-  at, found = intact.newest_intact(made, lambda n: made.restore(n, shapes))
+  at, found = recovery.newest_intact(made, lambda n: made.restore(n, shapes))
   if found is not None:
     wanted = state_at(at, mesh)
     same = jax.tree.map(lambda x, y: bool((x == y).all()), found, wanted)
     say(f'restored {at} {all(jax.tree.leaves(same))}')
-  with interrupts.Signals() as signals:
+  with preemption.Signals() as signals:
     signals.listen()
     for step in range((at or 0) + 1, 10_000):
       state = state_at(step, mesh)

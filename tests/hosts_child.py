@@ -11,8 +11,9 @@ import time
 import jax
 import numpy as np
 
-from atm import hosts, sharding
-from atm.sharding import Rules
+from atm.parallel import distributed, sharding
+from atm.parallel import mesh as mesh_lib
+from atm.parallel.sharding import Rules
 
 MESHES = (
   dict(data=8),
@@ -26,7 +27,7 @@ ROWS = 16
 
 def fed(sizes: dict) -> dict:
   """Which rows this process feeds, and what of the batch arrives wrong."""
-  mesh, rules = sharding.mesh(**sizes), Rules()
+  mesh, rules = mesh_lib.mesh(**sizes), Rules()
   rows = sharding.host_rows(mesh, rules, ROWS)
   whole = 1.0 + np.arange(ROWS * 3).reshape(ROWS, 3)
   batch = sharding.place({'x': whole[rows]}, mesh, rules, ROWS)['x']
@@ -44,14 +45,14 @@ def files(folder: str) -> str:
   path = os.path.join(folder, 'made')
 
   def make():
-    if hosts.is_first():
+    if distributed.is_first():
       time.sleep(0.5)
       with open(path, 'w') as f:
         f.write('once')
     with open(path) as f:
       return f.read()
 
-  return hosts.first_then_all(make)
+  return distributed.first_then_all(make)
 
 
 def error(call, *args, **named) -> str:
@@ -69,17 +70,17 @@ def fails_in(process: int):
 
 
 if __name__ == '__main__':
-  sharding.start(cpu_devices=2, distributed='auto', timeout=60)
+  distributed.start(cpu_devices=2, distributed='auto', timeout=60)
   me, ran = jax.process_index(), []
   seen = {
     'me': me,
     'made': files(sys.argv[1]),
-    'share': hosts.share(),
-    'first_fails': error(hosts.first_then_all, lambda: fails_in(0)),
-    'third_fails': error(hosts.first_then_all, lambda: fails_in(2)),
+    'share': distributed.share(),
+    'first_fails': error(distributed.first_then_all, lambda: fails_in(0)),
+    'third_fails': error(distributed.first_then_all, lambda: fails_in(2)),
     'ran': ran,
-    'same': error(hosts.check_same, data=[1, 2], seed=0),
-    'another': error(hosts.check_same, data=[1, 2], seed=me == 3),
+    'same': error(distributed.check_same, data=[1, 2], seed=0),
+    'another': error(distributed.check_same, data=[1, 2], seed=me == 3),
     'fed': [fed(sizes) for sizes in MESHES],
   }
   with open(os.path.join(sys.argv[1], f'seen-{me}.json'), 'w') as f:

@@ -23,22 +23,18 @@ from lm_eval.api.model import CachingLM
 from lm_eval.tasks import TaskManager
 
 import gin
-from atm import (
-  checkpoint,
-  choosing,
-  harness,
-  infer,
-  main,
-  sharding,
-  trainer,
-  vocabulary,
-)
+from atm.checkpoint import manager
+from atm.cli import lm_eval_command, main
+from atm.data import vocabulary_training
+from atm.inference import api, sampling
 from atm.lm_eval import AtmLM, Newlines, generation
-from atm.model import Config
-from atm.sharding import Rules
-from atm.step import State
+from atm.model.config import Config
+from atm.parallel import mesh as mesh_lib
+from atm.parallel.sharding import Rules
+from atm.train import trainer
+from atm.train.step import State
 
-from model_test import init
+from transformer_test import init
 
 POSITIONS = 32
 SENTENCES = """
@@ -73,17 +69,19 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def model(tmp_path_factory) -> infer.Model:
+def model(tmp_path_factory) -> api.Model:
   """Untrained, on one device, with a vocabulary that spells '<br>'."""
   folder = str(tmp_path_factory.mktemp('words'))
-  words = vocabulary.train(SENTENCES * 4, folder, 118, character_coverage=1.0)
+  words = vocabulary_training.train(
+    SENTENCES * 4, folder, 118, character_coverage=1.0
+  )
   config = Config(
     vocab_size=words.size, d_model=32, encoder_layers=1, decoder_layers=2,
     encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
     positions=POSITIONS, dtype='float32', init_std=0.3,
   )  # fmt: skip
-  mesh = sharding.mesh(devices=jax.devices()[:1])
-  return infer.Model(config, init(config), words, mesh, Rules(), 7)
+  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  return api.Model(config, init(config), words, mesh, Rules(), 7)
 
 
 def asked(kind: str, *arguments) -> list[Instance]:
@@ -133,7 +131,7 @@ def free(model, mode, contexts, tokens) -> list[list[int]]:
   ids = [ids_of(model, context, ' x')[0][-room:] for context in contexts]
   made = model.complete(
     [model.framed(row, mode) for row in ids],
-    config=choosing.Config(max_tokens=tokens),
+    config=sampling.Config(max_tokens=tokens),
     prefixes=ids if mode == 'denoise' else None,
   )
   return [best.ids for best, *_ in made]
@@ -149,7 +147,7 @@ def same(got, want):
 # --- Scoring
 
 
-@pytest.mark.parametrize('mode', infer.MODES)
+@pytest.mark.parametrize('mode', api.MODES)
 def test_loglikelihood_is_the_sum_of_log_probabilities(model, mode):
   """Faults seen: an end token scored, a continuation always as behind a space,
   the context scored, too, `[CLM]` in denoising."""
@@ -160,7 +158,7 @@ def test_loglikelihood_is_the_sum_of_log_probabilities(model, mode):
   assert len({round(x, 4) for x, _ in got}) == len(got)
 
 
-@pytest.mark.parametrize('mode', infer.MODES)
+@pytest.mark.parametrize('mode', api.MODES)
 def test_greedy_is_what_generate_writes(model, mode):
   """Fault seen: of the context's tokens, too."""
   words, rows = model.vocabulary, []
@@ -186,7 +184,7 @@ def test_greedy_is_what_generate_writes(model, mode):
   assert len(pairs) > 2 and all(greedy for _, greedy in answers)
 
 
-@pytest.mark.parametrize('mode', infer.MODES)
+@pytest.mark.parametrize('mode', api.MODES)
 def test_no_answer_depends_on_the_others(model, mode, rng):
   """Nor on the size of batches, their order or the mesh."""
   pairs = [*CONTEXTS, (PASSAGE, ' no'), ('a', PASSAGE), ('b', '')]
@@ -198,12 +196,12 @@ def test_no_answer_depends_on_the_others(model, mode, rng):
       asked('loglikelihood', *(pairs[i] for i in order))
     )
     same(some, [whole[i] for i in order])
-  mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.mesh(data=2, fsdp=2, tensor=2)
   other = AtmLM(dataclasses.replace(model, mesh=mesh), mode)
   same(other.loglikelihood(asked('loglikelihood', *pairs)), whole)
 
 
-@pytest.mark.parametrize('mode', infer.MODES)
+@pytest.mark.parametrize('mode', api.MODES)
 def test_long_contexts_lose_their_beginning(model, mode, caplog):
   """Faults seen: cut at the end; the marker cut off."""
   pairs = [(PASSAGE, ' yes'), ('The sea', ' no'), (PASSAGE, ' is old')]
@@ -213,7 +211,7 @@ def test_long_contexts_lose_their_beginning(model, mode, caplog):
   assert '2 of 3 contexts have more tokens than Config.positions = 32' in said
 
 
-@pytest.mark.parametrize('mode', infer.MODES)
+@pytest.mark.parametrize('mode', api.MODES)
 def test_windows_of_a_long_text_sum_to_the_whole(model, mode):
   """Each token once, behind the text before it.
 
@@ -243,7 +241,7 @@ def test_windows_of_a_long_text_sum_to_the_whole(model, mode):
 # --- Generating
 
 
-@pytest.mark.parametrize('mode', infer.MODES)
+@pytest.mark.parametrize('mode', api.MODES)
 def test_generate_until(model, mode):
   """Greedy, up to a stop string, which the context may hold.
 
@@ -355,7 +353,7 @@ def test_sampling(model):
   ],
 )
 def test_generation_options(given, fields, until):
-  assert generation(given) == (choosing.Config(**fields), until)
+  assert generation(given) == (sampling.Config(**fields), until)
 
 
 def test_mistakes_are_named(model):
@@ -474,7 +472,7 @@ def no_defaults(monkeypatch):
 def run(model, tmp_path_factory) -> str:
   """A MODEL_DIR with the model's checkpoint."""
   directory = str(tmp_path_factory.mktemp('run'))
-  checkpoints = checkpoint.Checkpoints(directory)
+  checkpoints = manager.Checkpoints(directory)
   meta = {
     'model': dataclasses.asdict(model.config),
     'vocabulary': model.vocabulary.sha256,
@@ -524,7 +522,7 @@ def agrees(results, wanted):
       assert results[task][name] == pytest.approx(value, rel=1e-4), name
 
 
-@pytest.mark.parametrize('mode', infer.MODES)
+@pytest.mark.parametrize('mode', api.MODES)
 def test_simple_evaluate(model, run, tasks, mode):
   """Each metric is what Model.logits gives by hand."""
   out = lm_eval.simple_evaluate(
@@ -598,11 +596,11 @@ def test_atm_lm_eval(model, run, tasks, no_defaults, capsys, tmp_path):
 
 def test_this_folder_on_the_path_shadows_nothing(monkeypatch):
   """Fault seen: lm_eval.py taken for the harness."""
-  here = os.path.dirname(os.path.abspath(harness.__file__))
+  here = os.path.dirname(os.path.dirname(lm_eval_command.__file__))
   monkeypatch.syspath_prepend(here)
   for name in [*sys.modules]:
     if name.split('.')[0] in ('lm_eval', 'evaluate') or name == 'atm.lm_eval':
       monkeypatch.delitem(sys.modules, name)
   monkeypatch.delattr('atm.lm_eval')
-  found = harness._adapter()
+  found = lm_eval_command._adapter()
   assert found.LM.__module__ == 'lm_eval.api.model' and here not in sys.path

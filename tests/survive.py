@@ -89,7 +89,7 @@ def die_at(point: str, nth: int) -> None:
 
 
 def tear_metrics(nth: int) -> None:
-  from atm import metrics
+  from atm.train import metric_writer
 
   left = [nth]
 
@@ -101,7 +101,7 @@ def tear_metrics(nth: int) -> None:
       die()
     whole(self, step, values)
 
-  whole, metrics.Writer.write = metrics.Writer.write, write
+  whole, metric_writer.Writer.write = metric_writer.Writer.write, write
 
 
 def child(run: dict) -> None:
@@ -119,7 +119,7 @@ def child(run: dict) -> None:
   if run['point']:
     die_at(run['point'], run['nth'])
   if run['command']:
-    from atm import main
+    from atm.cli import main
 
     sys.argv = ['atm']
     raise SystemExit(main.main(run['command']))
@@ -130,9 +130,11 @@ def train(directory: str, rows: str, d_model: int = 32, **changes):
   import jax
 
   import atm_tasks
-  from atm import model, optimizer, sharding, trainer
+  from atm.model import config as config_lib
+  from atm.parallel import mesh
+  from atm.train import optimizer, trainer
 
-  config = model.Config(
+  config = config_lib.Config(
     vocab_size=2048, d_model=d_model, encoder_layers=1, decoder_layers=1,
     encoder_heads=2, decoder_heads=2, encoder_ff=64, decoder_ff=64,
     positions=64, dtype='float32', dropout=0.1,
@@ -142,7 +144,7 @@ def train(directory: str, rows: str, d_model: int = 32, **changes):
     lengths={'inputs': 32, 'targets': 32}, batch_size=8, train_steps=30,
     model_config=config,
     optimizer_config=optimizer.Config(learning_rate=1e-3, decay_steps=50),
-    make_mesh=lambda: sharding.mesh(devices=jax.devices()[:1]),
+    make_mesh=lambda: mesh.mesh(devices=jax.devices()[:1]),
     log_every=1, eval_every=4, eval_rows=2, save_every=SAVE_EVERY, keep=2,
     configure_tasks=atm_tasks.configure,
     say=lambda text: print(text, flush=True),
@@ -157,7 +159,7 @@ def nursery() -> None:
   from array_record.python import array_record_module  # noqa: F401
 
   import atm_tasks  # noqa: F401
-  from atm import main, report, trainer  # noqa: F401
+  from atm.train import trainer  # noqa: F401
 
   import conftest  # sets devices and the compilation cache
 
@@ -305,9 +307,11 @@ class Child:
 
 def last_step(directory) -> int:
   """The last step in a run's metrics.jsonl."""
-  from atm import metrics
+  from atm.train import metric_writer
 
-  return max((row['step'] for row in metrics.read(str(directory))), default=0)
+  return max(
+    (row['step'] for row in metric_writer.read(str(directory))), default=0
+  )
 
 
 def saved_steps(directory) -> list[int]:

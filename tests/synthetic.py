@@ -15,8 +15,10 @@ import sys
 
 import numpy as np
 
-from atm import compare, results_page, scores
-from atm.prompts import LANGUAGES
+from atm.data.languages import LANGUAGES
+from atm.evals import bootstrap
+from atm.evals import metrics as metrics_lib
+from atm.pages import compare_page, eval_page
 
 FEW = ('ar', 'en', 'ja', 'ta')
 UDHR = os.path.join(os.path.dirname(__file__), '../tasks/udhr')
@@ -50,10 +52,10 @@ def judged(name, lines, metrics, samples=200, **others):
   made, rows = {}, {}
   for metric in metrics:
     # BLEU stands for spBLEU, whose model may not be there; 13a for MeCab.
-    counted = scores.METRICS['bleu' if metric == 'spbleu' else metric]
+    counted = metrics_lib.METRICS['bleu' if metric == 'spbleu' else metric]
     code = 'en' if counted.name == 'bleu' else language
     rows[metric] = counted.rows(answers, truths, groups, code)
-    value, low, high = scores.bootstrap(
+    value, low, high = bootstrap.bootstrap(
       rows[metric], counted.total, samples=samples
     )
     made[metric] = {'value': value, 'low': low, 'high': high}
@@ -260,5 +262,5 @@ if __name__ == '__main__':
     synthetic(f'{here}/{name}', quality, seed, n=100)
     for name, quality, seed in (('small', 0.55, 1), ('large', 0.8, 2))
   )
-  print(results_page.write(first), results_page.write(other))
-  print(compare.compare((first, other)))
+  print(eval_page.write(first), eval_page.write(other))
+  print(compare_page.compare((first, other)))

@@ -12,7 +12,11 @@ from flax import traverse_util
 from flax.linen import partitioning
 
 import atm_tasks
-from atm import data, model, objectives, step, t5x
+from atm import t5x
+from atm.data import packing, registry
+from atm.model import config as config_lib
+from atm.model import transformer
+from atm.train import step as step_lib
 
 from conftest import tiny
 
@@ -28,7 +32,7 @@ def test_every_parameter_has_axes_that_t5x_knows(changes):
   ids = jnp.ones((2, 8), jnp.int32)
   config = tiny(**changes)
   init = lambda m: m.init(jax.random.key(0), ids, ids, enable_dropout=False)
-  made, plain = (init(m(config)) for m in (t5x.AlexaTM, model.AlexaTM))
+  made, plain = (init(m(config)) for m in (t5x.AlexaTM, transformer.AlexaTM))
   assert set(made) == {'params', 'params_axes'}
   flat = functools.partial(traverse_util.flatten_dict, sep='/')
   params, wanted = flat(made['params']), flat(nn.unbox(plain['params']))
@@ -43,7 +47,7 @@ def test_decoder_inputs_begin_as_ours(words):
   import seqio
 
   S, T = 40, 40
-  task = data.find('udhr_en_clm')
+  task = registry.find('udhr_en_clm')
   dataset = task.get_dataset(
     {'inputs': S, 'targets': T}, 'validation', shuffle=False, seed=0
   )
@@ -54,8 +58,8 @@ def test_decoder_inputs_begin_as_ours(words):
     ((), rows[rows > 0], (rows > 0).sum(1), ())
     for rows in (batch['encoder_input_tokens'], batch['decoder_target_tokens'])
   ]
-  ids = objectives.Ids.of(words)
-  ours = objectives.frame(np.arange(4), *runs, (4, S, T), ids)
+  ids = packing.Ids.of(words)
+  ours = packing.frame(np.arange(4), *runs, (4, S, T), ids)
   inside = ours['decoder_segment_ids'] > 0
   found = batch['decoder_input_tokens']
   assert (found[inside] == ours['decoder_input_tokens'][inside]).all()
@@ -73,7 +77,7 @@ def test_in_t5x(words, optimizer):
   """Trains on a mesh of t5x's, and computes the loss that we compute."""
   from t5x import adafactor, models, optimizers, partitioning, trainer, utils
 
-  config = model.Config(
+  config = config_lib.Config(
     vocab_size=2048, d_model=32, encoder_layers=2, decoder_layers=2,
     encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
     positions=32, dtype='float32',
@@ -125,7 +129,9 @@ def test_in_t5x(words, optimizer):
     ),
     'objective': np.zeros(8, np.int32),
   }
-  ours = step.eval_step(model.AlexaTM(config), params, {**batch, **segments})
+  ours = step_lib.eval_step(
+    transformer.AlexaTM(config), params, {**batch, **segments}
+  )
   assert abs(ours['loss'].sum() - theirs) < 1e-5 * theirs
   decoded, aux = net.predict_batch_with_aux(
     params, {k: jnp.asarray(v) for k, v in batch.items()}, num_decodes=2,

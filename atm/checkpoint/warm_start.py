@@ -1,0 +1,354 @@
+"""A fresh model whose encoder starts from a trained one.
+
+The paper starts its encoder from a trained encoder, and the decoder's embedding
+and the LM head from that one's embedding. The source is a MODEL_DIR, a Hugging
+Face folder of AlexaTM or Blenderbot, or one of XLM-R XL or XXL, whose layers
+are the same but whose tokenizer, positions and token types are not.
+
+Letters: V vocabulary, D d_model, P positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import tempfile
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atm.checkpoint import hf_folder, hf_keys, manager, paths
+from atm.data.vocabulary import SPECIALS, Vocabulary, from_xlmr
+from atm.messages import did_you_mean
+from atm.model import parameters
+from atm.model.config import Config
+from atm.model.transformer import AlexaTM
+from atm.parallel import mesh, sharding
+
+# What must be the same for the layers to compute the same.
+FIELDS = (
+  'encoder_layers',
+  'd_model',
+  'encoder_heads',
+  'encoder_ff',
+  'norm',
+  'norm_eps',
+  'embed_scale',
+)
+EMBEDDINGS = ('encoder_embedding', 'decoder_embedding', 'lm_head')
+OTHER_TOKENIZERS = ('tokenizer.json', 'vocab.json', 'vocab.txt')
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A trained encoder, read a parameter at a time.
+
+  Attributes:
+    directory: where it lies.
+    config: its sizes and numerics; what it says of a decoder does not matter.
+    read: path of a parameter -> array in the shape that `config` gives it.
+    pieces: piece -> row of the embedding, see `named`; None: no tokenizer.
+    sha256: of the vocabulary's file, where its rows are all of the embedding.
+  """
+
+  directory: str
+  config: Config
+  read: Callable[[tuple[str, ...]], np.ndarray]
+  pieces: dict[str, int] | None
+  sha256: str | None = None
+
+
+# --- Sources
+
+
+def open_source(directory: str) -> Source:
+  """Opens a folder; reads its descriptions, and no tensors.
+
+  Raises:
+    FileNotFoundError: there is no model.
+    ValueError: it is not sound, or of a kind that is not known.
+  """
+  path = os.path.join(directory, 'config.json')
+  if os.path.exists(path):
+    described = hf_folder.read_json(path)
+    name = str(described.get('model_type'))
+    if name == hf_keys.XLMR:
+      return _open_xlmr(directory, described)
+    if name in hf_keys.LAYOUTS:
+      return _open_hf(directory, described)
+    known = (*hf_keys.LAYOUTS, hf_keys.XLMR)
+    raise hf_keys.WeightsError(
+      f'{path}: model_type = {name!r}.' + did_you_mean(name, known)
+    )
+  if paths.checkpoints(directory).is_dir():
+    return _open_run(directory)
+  raise FileNotFoundError(
+    f'INIT_ENCODER = {directory!r}: expected checkpoints/ of a MODEL_DIR, or '
+    'a config.json with Hugging Face weights'
+  )
+
+
+def _shapes(config: Config) -> dict:
+  """A model's parameters by shape only, nested."""
+  one = mesh.mesh(devices=jax.devices()[:1])
+  return parameters.abstract_params(AlexaTM(config), one, sharding.Rules())
+
+
+def _open_run(directory: str) -> Source:
+  """A MODEL_DIR, at its newest checkpoint."""
+  checkpoints = manager.Checkpoints(directory, read_only=True)
+  number = checkpoints.latest()
+  if number is None:
+    checkpoints.close()
+    raise FileNotFoundError(f'no checkpoint in {checkpoints.directory}')
+  config = Config(**checkpoints.meta(number)['model'])
+  read = functools.partial(checkpoints.parameter, number)
+  folder = os.path.join(directory, 'vocabulary')
+  words = Vocabulary(folder) if os.path.isdir(folder) else None
+  return _source(directory, config, read, words)
+
+
+def _open_hf(directory: str, described: dict) -> Source:
+  """A Hugging Face folder of a class that we have whole."""
+  config = hf_keys.config_of(described)
+  layout = hf_keys.LAYOUTS[hf_keys.model_type(described)]
+  reader = hf_folder.Reader(
+    hf_folder.Folder(directory), layout, _shapes(config)
+  )
+  path = _tokenizer(directory)
+  words = Vocabulary(path) if path else None
+  return _source(directory, config, reader.read, words)
+
+
+def _source(directory, config, read, words: Vocabulary | None) -> Source:
+  if words is None:
+    return Source(directory, config, read, None)
+  pieces = named(words, config.vocab_size)
+  return Source(directory, config, read, pieces, words.sha256)
+
+
+def _open_xlmr(directory: str, described: dict) -> Source:
+  """A Hugging Face folder of XLM-R XL or XXL, bare or with a head."""
+  config = hf_keys.xlmr_config(described)
+  offset = described['pad_token_id'] + 1
+  names = ('encoder', 'encoder_embedding', 'encoder_types')
+  tree = _shapes(config)
+  tree = {name: tree[name] for name in names if name in tree}
+  rows = (config.positions + offset, config.d_model)
+  tree['encoder_positions'] = jax.ShapeDtypeStruct(rows, np.float32)
+  folder = hf_folder.Folder(directory)
+  reader = hf_folder.Reader(folder, hf_keys.xlmr_layout(folder.keys()), tree)
+
+  def read(path):
+    whole = reader.read(path)
+    # Rows of padding stand in front: position n is row n + offset.
+    return whole[offset:] if path == ('encoder_positions',) else whole
+
+  return Source(directory, config, read, _xlmr_pieces(directory, config))
+
+
+def _xlmr_pieces(directory: str, config: Config) -> dict[str, int] | None:
+  path = _tokenizer(directory)
+  if path is None:
+    return None
+  with tempfile.TemporaryDirectory() as scratch:
+    words = from_xlmr(path, scratch)
+  count = words.size - 2  # without our [CLM] and [DOC]
+  if count > config.vocab_size:
+    raise hf_keys.WeightsError(
+      f'{path} has {count} pieces with <pad> and <mask>, more than vocab_size '
+      f'= {config.vocab_size} in config.json'
+    )
+  # The embedding may have more rows, but they are nobody's.
+  return named(words, count)
+
+
+def _tokenizer(directory: str) -> str | None:
+  """The SentencePiece file of a Hugging Face folder.
+
+  Raises:
+    WeightsError: it has another tokenizer, whose rows would be taken for ours.
+  """
+  path = hf_folder.find_tokenizer(directory)
+  for name in OTHER_TOKENIZERS if path is None else ():
+    if os.path.exists(os.path.join(directory, name)):
+      raise hf_keys.WeightsError(
+        f'{directory!r} has {name}, but no SentencePiece model, by which alone '
+        'rows of the embedding can be matched: add it'
+      )
+  return path
+
+
+# --- Checks
+
+
+def check(config: Config, source: str) -> None:
+  """Raises ValueError where a source does not fit; reads no tensors."""
+  _check(config, open_source(source))
+
+
+def _check(config: Config, source: Source) -> None:
+  wrong = {
+    name: getattr(source.config, name)
+    for name in FIELDS
+    if getattr(source.config, name) != getattr(config, name)
+  }
+  if wrong:
+    here = ', '.join(f'Config.{k} = {getattr(config, k)!r}' for k in wrong)
+    there = ', '.join(map(repr, wrong.values()))
+    bindings = ', '.join(f'model.Config.{k} = {v!r}' for k, v in wrong.items())
+    raise ValueError(
+      f'{here}, but {there} in INIT_ENCODER = {source.directory!r}: set '
+      f'{bindings}, or take another encoder'
+    )
+  rows = source.config.vocab_size
+  if source.pieces is None and rows != config.vocab_size:
+    raise ValueError(
+      f'Config.vocab_size = {config.vocab_size}, but the embedding in '
+      f'INIT_ENCODER = {source.directory!r} has {rows} rows and no tokenizer '
+      f'to match them by: put its SentencePiece model there, or set '
+      f'model.Config.vocab_size = {rows}'
+    )
+
+
+# --- Rows of the embedding
+
+
+def named(vocabulary: Vocabulary, rows: int) -> dict[str, int]:
+  """Piece -> id, of ids below `rows`; special ones by SPECIALS' names."""
+  pieces = vocabulary.pieces(range(vocabulary.size))
+  ids = {piece: i for i, piece in enumerate(pieces)}
+  for name, i in vocabulary.special_ids().items():
+    del ids[pieces[i]]
+    ids[name] = i
+  return {piece: i for piece, i in ids.items() if i < rows}
+
+
+def match(
+  source: Source, config: Config, vocabulary: Vocabulary, say=print
+) -> np.ndarray:
+  """[V] int64: the source's row for each of ours, -1 where it has none."""
+  V = config.vocab_size
+  same = vocabulary.sha256 == source.sha256
+  if source.pieces is None or (same and source.config.vocab_size == V):
+    why = 'it has the same vocabulary' if same else 'it has no tokenizer'
+    say(f'embedding: {why}, all {V:,} rows copied as they stand')
+    return np.arange(V)
+  rows = np.full(V, -1)
+  special = 0
+  for piece, i in named(vocabulary, V).items():
+    rows[i] = source.pieces.get(piece, -1)
+    special += piece in SPECIALS and rows[i] >= 0
+  matched = (rows >= 0).sum()
+  say(
+    f'embedding: {matched:,} of {V:,} rows matched by piece, {special} of '
+    f'them special pieces by role; the other {V - matched:,} stay fresh'
+  )
+  return rows
+
+
+def _embedding(fresh: jax.Array, table: np.ndarray, rows: np.ndarray):
+  """[V, D], placed as `fresh`: `table[rows]`, and `fresh` where rows are -1."""
+  at = np.maximum(rows, 0)
+  cut = lambda i: np.array(table[:, i[1]][at[i[0]]], fresh.dtype)
+  taken = jax.make_array_from_callback(fresh.shape, fresh.sharding, cut)
+  merge = jax.jit(jnp.where, out_shardings=fresh.sharding)
+  return merge(rows[:, None] >= 0, taken, fresh)
+
+
+# --- Positions and token types
+
+
+def tiled(table: np.ndarray, rows: int) -> np.ndarray:
+  """[P, D] to [rows, D]: row n + k P repeats row n; fewer rows are cut.
+
+  Positions that the source knows stay exactly what they were, and beyond them
+  neighbours still differ as its layers have learned, where interpolation would
+  change every position. Training then tells the tiles apart, as Longformer
+  (arXiv:2004.05150, section 5) found when it extended RoBERTa this way.
+  """
+  return table[np.arange(rows) % len(table)]
+
+
+def _tables(source: Source, config: Config) -> dict[str, np.ndarray]:
+  """The encoder's positions, and token types where the model has them.
+
+  A model without types adds the source's type 0 to every position, which is
+  what the source does. A model with more types than the source starts them as
+  type 0, and as zeros where the source has none.
+  """
+  positions = source.read(('encoder_positions',)).astype(np.float32)
+  types = np.zeros((1, config.d_model), np.float32)
+  if source.config.token_types:
+    types = source.read(('encoder_types',)).astype(np.float32)
+  if not config.token_types:
+    return {'encoder_positions': tiled(positions + types[0], config.positions)}
+  at = np.arange(config.token_types)
+  return {
+    'encoder_positions': tiled(positions, config.positions),
+    'encoder_types': types[np.where(at < len(types), at, 0)],
+  }
+
+
+# --- All of it
+
+
+def _place(value: np.ndarray, like: jax.Array) -> jax.Array:
+  """A host array with the dtype and sharding of `like`."""
+  assert value.shape == like.shape, (value.shape, like.shape)
+  cut = lambda index: np.array(value[index], like.dtype)
+  return jax.make_array_from_callback(like.shape, like.sharding, cut)
+
+
+def encoder(
+  params: dict,
+  config: Config,
+  source: str,
+  vocabulary: Vocabulary,
+  say: Callable[[str], None] = print,
+) -> dict:
+  """Fresh parameters with the encoder of `source` in them.
+
+  The layers, the final norm, positions and token types of the encoder are
+  copied; its embedding piece by piece, see `match`. The decoder's embedding and
+  the LM head start equal to it, tied or not. All else stays as it is.
+
+  Args:
+    params: the fresh parameters, nested; arrays may be sharded.
+    config: of the fresh model.
+    source: a MODEL_DIR or a Hugging Face folder, see the head of this file.
+    vocabulary: of the fresh model.
+    say: prints a line.
+
+  Returns:
+    Parameters of the same shapes, dtypes and shardings. Arrays that are not
+    replaced are those of `params`.
+
+  Raises:
+    FileNotFoundError: there is no model at `source`.
+    ValueError: it is not sound, or does not fit; names the binding to set.
+  """
+  opened = open_source(source)
+  _check(config, opened)
+  say(f'encoder from {source}: {config.encoder_layers} layers')
+  out = hf_folder.flat(params)
+  rows = match(opened, config, vocabulary, say)
+  table = opened.read(('encoder_embedding',))
+  embedding = _embedding(out['encoder_embedding',], table, rows)
+  del table
+  for name in EMBEDDINGS:
+    if (name,) in out:  # a tied matrix is there once
+      # Equal, but not one buffer: an update donates each.
+      out[name,] = jnp.copy(embedding)
+  for name, value in _tables(opened, config).items():
+    out[name,] = _place(value, out[name,])
+  known, wanted = opened.config.positions, config.positions
+  if wanted > known:
+    say(f'positions: {known:,} known, repeated to fill {wanted:,}')
+  for path, like in out.items():
+    if path[0] == 'encoder':
+      out[path] = _place(opened.read(path), like)
+  return hf_folder.nested(out)

@@ -1,0 +1,258 @@
+"""`atm chat`: prompting a model line by line, its words as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable
+
+import rich.console
+import rich.markup
+import rich.table
+
+from atm.inference import api, prompts, sampling
+from atm.messages import check_choice
+from atm.parallel import mesh
+from atm.parallel.sharding import Rules
+
+HELP = {
+  '/mode clm|denoise': 'continue the text, or complete it',
+  '/set NAME VALUE': 'choose tokens by temperature, top_p, max_tokens, ...',
+  '/stop STRING ...': 'end an output at these; none: at the end token only',
+  '/template NAME': 'ask in a template of atm.prompts; none: plain text',
+  '/shots FILE': "examples to learn from, JSONL of the template's fields",
+  '/shots': 'forget them',
+  '/prompt TEXT': 'show what the encoder would read',
+  '/again': 'the last prompt once more, with another seed',
+  '/show': 'all settings',
+  '/help': 'this',
+  '/quit': 'or Ctrl-D',
+}
+# An isolate keeps a right-to-left text from turning what stands around it.
+ISOLATE, POP = '\u2068', '\u2069'
+
+
+@dataclasses.dataclass
+class Chat:
+  """What a conversation has set; each line is a prompt of its own.
+
+  Attributes:
+    model: the model.
+    console: where to write.
+    mode, config, stop: see `api.Model.complete`.
+    template: of `prompts`, or None.
+    shots: examples for the template.
+  """
+
+  model: api.Model
+  console: rich.console.Console
+  mode: str = 'clm'
+  config: sampling.Config = sampling.Config()
+  stop: tuple[str, ...] = ()
+  template: prompts.Template | None = None
+  shots: list[dict] = dataclasses.field(default_factory=list)
+  last: str = ''
+
+  def line(self, text: str) -> bool:
+    """Does what a line says; returns whether there is to be another."""
+    command, _, rest = text.strip().partition(' ')
+    if not command:
+      return True
+    if command == '/quit':
+      return False
+    try:
+      if command.startswith('/'):
+        self._command(command, rest.strip())
+      else:
+        self.last = self.prompt(text.strip())
+        self.answer()
+    except (ValueError, OSError) as e:
+      self.console.print(f'[red]{rich.markup.escape(str(e))}[/]')
+    except KeyboardInterrupt:
+      self.console.print(f'{POP} [dim]interrupted[/]')
+    return True
+
+  def _command(self, command: str, rest: str) -> None:
+    names = sorted({line.split()[0] for line in HELP})
+    check_choice('command', command, names)
+    getattr(self, '_' + command[1:])(rest)
+
+  def _help(self, rest: str) -> None:
+    self._table(HELP)
+
+  def _show(self, rest: str) -> None:
+    name = self.template and self.template.name
+    self._table({
+      'mode': self.mode, 'stop': ' '.join(map(repr, self.stop)) or 'none',
+      'template': name or 'none', 'shots': len(self.shots),
+      **dataclasses.asdict(self.config),
+    })  # fmt: skip
+
+  def _table(self, rows: dict) -> None:
+    table = rich.table.Table(box=None, show_header=False, padding=(0, 2))
+    for name, value in rows.items():
+      table.add_row(
+        f'[cyan]{rich.markup.escape(str(name))}[/]',
+        rich.markup.escape(str(value)),
+      )
+    self.console.print(table)
+
+  def _mode(self, rest: str) -> None:
+    check_choice('mode', rest, api.MODES)
+    self.mode = rest
+
+  def _set(self, rest: str) -> None:
+    name, _, value = rest.partition(' ')
+    fields = [f.name for f in dataclasses.fields(sampling.Config)]
+    check_choice('setting', name, fields)
+    try:
+      value = json.loads(value.lower())
+    except ValueError:
+      raise ValueError(f'{name} = {value!r}: expected a number') from None
+    self.config = dataclasses.replace(self.config, **{name: value})
+
+  def _stop(self, rest: str) -> None:
+    self.stop = tuple(shlex.split(rest))
+
+  def _template(self, rest: str) -> None:
+    self.shots = []
+    self.template = None
+    if rest not in ('', 'none'):
+      self.template = prompts.get(rest)
+      fields = ', '.join(self.template.fields)
+      self.console.print(
+        f'[dim]a line is {fields}'
+        + (', with | between[/]' if len(self.template.fields) > 1 else '[/]')
+      )
+
+  def _shots(self, rest: str) -> None:
+    if not rest:
+      self.shots = []
+      return
+    if self.template is None:
+      raise ValueError('/shots: choose a /template first')
+    with open(os.path.expanduser(rest), encoding='utf-8') as f:
+      shots = [json.loads(line) for line in f if line.strip()]
+    for shot in shots:  # so that a wrong one is named here
+      prompts.prompt(self.template, shot, [shot])
+    self.shots = shots
+    self.console.print(f'[dim]{len(shots)} shots[/]')
+
+  def _prompt(self, rest: str) -> None:
+    text = self.prompt(rest)
+    self.console.print(
+      f'{ISOLATE}{rich.markup.escape(text)}{POP}', soft_wrap=True
+    )
+    count = len(self.model.encode(text, self.mode))
+    self.console.print(f'[dim]{count} tokens[/]')
+
+  def _again(self, rest: str) -> None:
+    if not self.last:
+      raise ValueError('/again: there was no prompt yet')
+    self.config = dataclasses.replace(self.config, seed=self.config.seed + 1)
+    self.answer()
+
+  def prompt(self, text: str) -> str:
+    """What the encoder reads for a line."""
+    if self.template is None:
+      return text
+    fields = self.template.fields
+    values = [part.strip() for part in text.split('|', len(fields) - 1)]
+    if len(values) != len(fields):
+      raise ValueError(
+        f'expected {len(fields)} texts with | between: {", ".join(fields)}'
+      )
+    query = dict(zip(fields, values))
+    return prompts.prompt(self.template, query, self.shots)
+
+  def answer(self) -> None:
+    """Writes the output of the last prompt as it comes, and how fast it was."""
+    stop = self.stop
+    if self.template and self.mode == 'clm':
+      stop = (*stop, self.template.cut)
+    out = self.console
+    start, first, size = time.perf_counter(), None, 0
+    if self.config.beams > 1 or self.config.results > 1:
+      (made,) = self.model.complete(
+        [self.last], self.mode, self.config, stop=stop
+      )
+      for row in made:
+        text = rich.markup.escape(row.text)
+        out.print(
+          f'{ISOLATE}{text}{POP} [dim]{row.score:.2f}[/]', soft_wrap=True
+        )
+        size += len(row.ids)
+    else:
+      out.print(ISOLATE, end='')
+      for piece in self.model.stream(self.last, self.mode, self.config, stop):
+        first = first or time.perf_counter() - start
+        size += len(self.model.vocabulary.encode(piece))
+        out.print(piece, end='', markup=False, highlight=False, soft_wrap=True)
+      out.print(POP)
+    seconds = time.perf_counter() - start
+    out.print(
+      f'[dim]about {size} tokens in {seconds:.1f} s'
+      + (f', the first after {first:.1f} s[/]' if first else '[/]')
+    )
+
+
+def chat(
+  model_dir: str,
+  mode: str = 'clm',
+  config: sampling.Config = sampling.Config(),
+  at_step: int | None = None,
+  weights: str | None = None,
+  make_mesh: Callable = mesh.mesh,
+  rules: Rules = Rules(),
+  read: Callable[[str], str] = input,
+  console: rich.console.Console | None = None,
+) -> None:
+  """Reads prompts and commands until /quit or the end of the input.
+
+  Args:
+    model_dir: the trained model's, or a Hugging Face folder.
+    mode, config: what the conversation begins with.
+    at_step: which checkpoint; None takes the newest.
+    weights: see `api.load`.
+    make_mesh: called without arguments.
+    rules: logical to mesh axes.
+    read: reads a line, given the prompt to show; raises EOFError at the end.
+    console: where to write.
+  """
+  check_choice('MODE', mode, api.MODES)
+  console = console or rich.console.Console()
+  model = api.load(model_dir, at_step, make_mesh(), rules, weights=weights)
+  if model.vocabulary is None:
+    raise ValueError(f'{model_dir!r} has no tokenizer: expected one to chat')
+  _keep_history()
+  talk = Chat(model, console, mode, config)
+  console.print(
+    f'[bold]step {model.step:,} of {rich.markup.escape(model_dir)}[/]  '
+    f'[dim]mode {mode}, /help for commands[/]'
+  )
+  while True:
+    try:
+      text = read(f'{talk.mode}> ')
+    except (EOFError, KeyboardInterrupt):
+      console.print()
+      return
+    if not talk.line(text):
+      return
+
+
+def _keep_history() -> None:
+  """Earlier lines, of earlier conversations too, with the arrow keys."""
+  try:
+    import atexit
+    import readline
+  except ImportError:  # not on Windows
+    return
+  path = os.path.expanduser('~/.cache/atm/chat_history')
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  if os.path.exists(path):
+    readline.read_history_file(path)
+  readline.set_history_length(1000)
+  atexit.register(readline.write_history_file, path)

@@ -1,0 +1,353 @@
+"""Reads, checks and applies gin files. The only module that knows gin."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import inspect
+import io
+import os
+import re
+import sys
+import tokenize
+from collections.abc import Callable
+
+from absl import logging
+
+import gin
+from gin import config_parser
+
+
+class UserError(Exception):
+  """A mistake in what the user gave; printed without a traceback."""
+
+
+def configurables() -> dict[str, Callable]:
+  """Returns gin name -> what gin may bind, besides the GIN list of atm_tasks.
+
+  The names are those of the first version, so that no gin file breaks.
+  """
+  from atm.checkpoint import convert
+  from atm.cli import chat as chat_lib
+  from atm.cli import lm_eval_command
+  from atm.data import cache as cache_lib
+  from atm.data import mixture_stats, vocabulary_training
+  from atm.evals import during_training, runner
+  from atm.inference import batch, sampling
+  from atm.model import config as config_lib
+  from atm.pages import compare_page, inspect_data, train_page
+  from atm.parallel import distributed, mesh, sharding
+  from atm.plan import command, decode_plan, train_plan
+  from atm.train import optimizer, trainer
+
+  return {
+    'atm.cache.build': cache_lib.build,
+    'atm.chat.chat': chat_lib.chat,
+    'atm.compare.compare': compare_page.compare,
+    'atm.convert.export_weights': convert.export_weights,
+    'atm.convert.import_weights': convert.import_weights,
+    'atm.data.vocab': vocabulary_training.vocab,
+    'atm.choosing.Config': sampling.Config,
+    'atm.files.infer_file': batch.infer_file,
+    'atm.files.score_file': batch.score_file,
+    'atm.harness.evaluate': lm_eval_command.evaluate,
+    'atm.look.inspect': inspect_data.inspect,
+    'atm.mixture.show': mixture_stats.show,
+    'atm.model.Config': config_lib.Config,
+    'atm.optimizer.Config': optimizer.Config,
+    'atm.plan.plan': train_plan.plan,
+    'atm.plan_decode.plan_rows': decode_plan.plan_rows,
+    'atm.plan_decode.program': decode_plan.program,
+    'atm.planner.run': command.run,
+    'atm.run_page.write': train_page.write,
+    'atm.sharding.Rules': sharding.Rules,
+    'atm.sharding.mesh': mesh.mesh,
+    'atm.sharding.start': distributed.start,
+    'atm.suite.Asker': during_training.Asker,
+    'atm.suite.evaluate': runner.evaluate,
+    'atm.trainer.train': trainer.train,
+    'atm.vocabulary.train': vocabulary_training.train,
+  }
+
+
+def setting(name: str):
+  """The value of a macro, through those that it refers to."""
+  return copy.deepcopy(gin.query_parameter(f'%{name}'))  # resolves references
+
+
+def config_text() -> str:
+  """All that is bound, but for where a process of this launch stands.
+
+  So that the text starts the same run on other hosts, and all processes of a
+  run have the same.
+  """
+  place = r'^(sharding\.)?start\.(coordinator|processes|process) = .*\n'
+  return re.sub(place, '', gin.config_str(), flags=re.M)
+
+
+def prepare_process(files, bindings, modules) -> Callable:
+  """Configures another process of this run as this one is."""
+  logging.set_verbosity(logging.ERROR)
+  configure(files, bindings, modules)
+  return gin.get_configurable('atm_tasks.configure')
+
+
+# --- Where gin files are
+
+
+def gin_folders() -> list[str]:
+  """Where gin files are looked up: here, the checkout, the installed copy."""
+  package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  shipped = (
+    os.path.join(os.path.dirname(package), 'gin'),
+    os.path.join(package, 'configs'),
+  )
+  return ['.', *(d for d in shipped if os.path.isdir(os.path.join(d, 'runs')))]
+
+
+def find_file(name: str) -> str:
+  """The path of a gin file; raises UserError with the nearest name."""
+  from atm.messages import did_you_mean
+
+  for folder in gin_folders():
+    path = os.path.join(folder, name)
+    if os.path.isfile(path):
+      return path
+  raise UserError(
+    f'no gin file {name!r} in {", ".join(gin_folders())}.'
+    + did_you_mean(name, shipped_files())
+  )
+
+
+def shipped_files() -> list[str]:
+  """models/tiny.gin, ...: the gin files that come with atm."""
+  root = gin_folders()[1]
+  return sorted(
+    os.path.relpath(os.path.join(folder, name), root)
+    for folder, _, names in os.walk(root)
+    for name in names
+    if name.endswith('.gin')
+  )
+
+
+# --- Reading and checking a configuration before gin sees it
+
+
+class _Names(config_parser.ParserDelegate):
+  """Stands for references while a configuration is only looked at."""
+
+  def __init__(self):
+    self.macros: set[str] = set()
+
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    return f'@{scoped_configurable_name}'
+
+  def macro(self, macro_name):
+    self.macros.add(macro_name)
+    return f'%{macro_name}'
+
+
+def statements(text: str, where: str, delegate: config_parser.ParserDelegate):
+  """Yields each statement that gin reads in a text, and the line after it.
+
+  Lines count from 1.
+
+  Raises:
+    UserError: it is not gin.
+  """
+  try:
+    parser = config_parser.ConfigParser(io.StringIO(text), delegate)
+    for statement in parser:
+      yield statement, parser.current_token.start[0]
+  except (SyntaxError, tokenize.TokenError) as e:
+    what = getattr(e, 'msg', None) or e.args[0]
+    line = f', line {e.lineno}' if getattr(e, 'lineno', None) else ''
+    if where.startswith('--gin.'):
+      line, what = '', f'{what}. A string needs quotes: --gin.NAME="\'text\'"'
+    raise UserError(f'{where}{line}: not gin: {what}') from e
+
+
+class Scan:
+  """What a configuration binds, imports and refers to.
+
+  A text is cut at its includes, and the parts of the files included lie between
+  its own parts. gin is to get these parts, each by itself as it was read here:
+  so it can read nothing in them that was not checked.
+
+  Attributes:
+    parts: the texts that were read, without includes, in order.
+    macros: name -> (last value, where it was bound).
+    bindings: (selector, parameter, where).
+    names: macros referred to.
+    modules: imports, in order.
+  """
+
+  def __init__(self):
+    self.parts: list[str] = []
+    self.macros: dict[str, tuple] = {}
+    self.bindings: list[tuple[str, str, str]] = []
+    self.modules: list[tuple[str, str]] = []
+    self.delegate = _Names()
+    self._open: list[str] = []  # being read, each included by the one before
+
+  def file(self, path: str) -> None:
+    """Reads a gin file, and those that it includes.
+
+    Raises:
+      UserError: it is not gin, includes itself, or a file that is not there.
+    """
+    if (real := os.path.realpath(path)) in self._open:
+      raise UserError(f'{path} includes itself')
+    self._open.append(real)
+    with open(path) as f:
+      self.text(f.read(), path)
+    self._open.pop()
+
+  def text(self, text: str, where: str) -> None:
+    """Reads a text, and the files that it includes; see `file`."""
+    lines, begin = io.StringIO(text).readlines(), 0
+    # gin's own search for them would look for Python packages of that name.
+    for statement, after in statements(text, where, _Names()):
+      if isinstance(statement, config_parser.IncludeStatement):
+        self._part(lines, begin, statement.location.line_num - 1, where)
+        self.file(find_file(statement.filename))
+        begin = after - 1
+    self._part(lines, begin, len(lines), where)
+
+  def _part(self, lines: list[str], begin: int, end: int, where: str) -> None:
+    """Reads the lines from `begin` to before `end`, counted from 0."""
+    part = '\n' * begin + ''.join(lines[begin:end])  # its lines keep numbers
+    for statement, _ in statements(part, where, self.delegate):
+      self._statement(statement, where)
+    self.parts.append(part)
+
+  def _statement(self, statement, where: str) -> None:
+    if isinstance(statement, config_parser.ImportStatement):
+      self.modules.append((statement.module, where))
+    elif isinstance(statement, config_parser.IncludeStatement):
+      line = statement.location.line_num
+      raise UserError(f'{where}, line {line}: this include is not on its own')
+    elif isinstance(statement, config_parser.BindingStatement):
+      scope, selector, parameter, value, _ = statement
+      if parameter:
+        self.bindings.append((selector, parameter, where))
+      else:
+        self.macros['/'.join(filter(None, (scope, selector)))] = (value, where)
+
+
+def import_modules(modules, named: set[str]) -> None:
+  """Imports what a configuration asks for, and registers their GIN lists."""
+  for module, where in modules:
+    root = module.split('.')[0]
+    if root == '__gin__':
+      raise UserError(
+        f'{where}: dynamic registration is refused: it lets a gin file run '
+        'any code'
+      )
+    if root not in ('atm', 'atm_tasks') and module not in named:
+      raise UserError(
+        f'{where}: import of {module!r} is refused: a gin file may import '
+        f'atm and atm_tasks only. If you trust it, add --import={module}'
+      )
+  for module in (*named, *(m for m, _ in modules)):
+    try:
+      with quiet_stderr():
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as e:
+      raise UserError(f'no module {e.name!r} to import') from e
+    for function in getattr(loaded, 'GIN', ()):
+      register(function, f'{module}.{function.__name__}')
+
+
+@contextlib.contextmanager
+def quiet_stderr():
+  """Drops what C++ code prints meanwhile: importing TensorFlow, which no
+  setting of its own can silence, greets with eight lines."""
+  sys.stderr.flush()
+  kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)
+
+
+_registered: dict[str, Callable] = {}
+
+
+def register(function: Callable, name: str) -> None:
+  """Lets gin bind a function under a name, 'atm.model.Config' say."""
+  if name not in _registered:
+    module, _, short = name.rpartition('.')
+    gin.external_configurable(function, name=short, module=module)
+    _registered[name] = function
+
+
+def check_bindings(scan: Scan) -> None:
+  """Raises UserError for an unknown configurable, parameter or macro."""
+  from atm.messages import did_you_mean
+
+  short = {'.'.join(name.split('.')[-2:]) for name in _registered}
+  for selector, parameter, where in scan.bindings:
+    found = [
+      f
+      for name, f in _registered.items()
+      if f'.{name}'.endswith(f'.{selector}')
+    ]
+    if len(found) != 1:
+      what = 'is ambiguous' if found else 'is nothing gin may bind'
+      raise UserError(
+        f'{where}: {selector!r} {what}.' + did_you_mean(selector, short)
+      )
+    known = inspect.signature(found[0]).parameters
+    if parameter not in known:
+      raise UserError(
+        f'{where}: {selector} has no parameter {parameter!r}.'
+        + did_you_mean(parameter, known)
+      )
+  usable = shipped_macros() | scan.delegate.macros
+  for name, (_, where) in scan.macros.items():
+    if name not in usable:
+      raise UserError(
+        f'{where}: no setting is called {name!r}.' + did_you_mean(name, usable)
+      )
+  for name in sorted(scan.delegate.macros - {'gin.REQUIRED'}):
+    value, _ = scan.macros.get(name, ('%gin.REQUIRED', None))
+    if value == '%gin.REQUIRED':
+      raise UserError(
+        f'{name} is required: add --gin.{name}=VALUE (strings in quotes: '
+        f'--gin.{name}="\'text\'")'
+      )
+
+
+def shipped_macros() -> set[str]:
+  """Macros that any run knows: a models/ file may set those of another run."""
+  scan = Scan()
+  for name in shipped_files():
+    if name.startswith('runs/'):
+      scan.file(find_file(name))
+  return set(scan.macros)
+
+
+# What `configure` was given, for other processes of the same run.
+_given: list = []
+
+
+def configure(files: list[str], bindings: list[str], modules: set[str]) -> None:
+  """Checks a configuration whole, then hands it to gin."""
+  _given[:] = files, bindings, modules
+  scan = Scan()
+  for path in files:
+    scan.file(path)
+  for binding in bindings:
+    scan.text(binding, f'--gin.{binding}')
+  import_modules(scan.modules, modules)
+  for name, function in configurables().items():
+    register(function, name)
+  check_bindings(scan)
+  for part in scan.parts:
+    gin.parse_config(part)
+  gin.finalize()

@@ -1,0 +1,255 @@
+"""Batches as a pure function of (seed, step), over rows of tokens.
+
+seqio is the registry: a task gives the text, its tokens (the preprocessors in
+front of its cache placeholder) and, behind the placeholder, an `Apply` object
+whose attributes are read here; a mixture gives the rates. `atm.cache` builds
+rows from the tokens once, before step 0; from then on row number n of the run
+is found by arithmetic: which task, which of its rows, which noise. So the only
+state of the data is the step, and hosts agree without talking.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from atm.data import counter_rng, objectives, packing, registry
+from atm.data.token_store import Rows
+from atm.data.vocabulary import Vocabulary
+
+REMOTE_READS = 64  # rows of an object store that are read at a time
+CYCLE = 1 << 20  # rows after which the pattern of tasks repeats
+
+
+@dataclasses.dataclass
+class Part:
+  """One task: its rows, its objective, and its share of the examples."""
+
+  name: str
+  language: str
+  objective: objectives.Denoise | objectives.CLM | objectives.Pairs
+  rows: Rows
+  rate: float
+  source: str = ''
+  form: str = ''
+
+  @property
+  def id(self) -> int:
+    """Keys the task's shuffle and noise, whatever the mixture around it."""
+    return zlib.crc32(self.name.encode())
+
+
+def load(
+  name: str,
+  split: str,
+  vocabulary: Vocabulary,
+  lengths: registry.Lengths,
+  directory: str,
+  passes: int | None = 1,
+  verify: tuple[int, int] | None = (0, 1),
+) -> list[Part]:
+  """The parts of a task or mixture, from rows that `atm.cache` has built.
+
+  Args:
+    name: a seqio task or mixture.
+    split: its split, such as 'train'.
+    vocabulary: the vocabulary the tasks were configured with.
+    lengths: encoder and decoder lengths.
+    directory: has a folder of rows for each task and split.
+    passes: see `cache.build`; None: as they were made.
+    verify: see `token_store.Rows`.
+
+  Raises:
+    FileNotFoundError: there are no finished rows of a task.
+    ValueError: an unknown name, rows made otherwise or damaged, or no rows.
+  """
+  import seqio
+
+  mixture, tasks = registry.find(name), registry.tasks_of(name, split)
+  opened = []
+  for task in tasks:
+    folder = registry.rows_folder(directory, task.name, split)
+    made_from = registry.made_of(task, split, vocabulary, lengths, passes)
+    try:
+      opened.append(Rows(folder, made_from, verify))
+    except FileNotFoundError as e:
+      raise FileNotFoundError(
+        f'no finished rows of {task.name!r} ({split}) in {directory!r}: build '
+        f'them with `atm cache --gin.CACHE_DIR="\'{directory}\'"`'
+      ) from e
+    if split == 'train' and (apply := registry.apply_of(task)):
+      apply.measured = {**opened[-1].counts, 'rows': len(opened[-1])}
+  parts = []
+  for task, rows in zip(tasks, opened):
+    weighed = split == 'train' and not isinstance(mixture, seqio.Task)
+    rate = mixture.get_rate(task) if weighed else 1.0
+    if rate > 0 and len(rows):
+      apply = registry.apply_of(task)
+      parts.append(
+        Part(
+          task.name, getattr(apply, 'language', 'all'),
+          registry.objective_of(task),
+          rows, rate, getattr(apply, 'source', task.name),
+          getattr(apply, 'form', ''),
+        )
+      )  # fmt: skip
+  if not parts:
+    drawn = [getattr(task.source, 'by_content', False) for task in tasks]
+    hint = ''
+    if split == 'validation' and all(drawn):
+      hint = '; it is too small for a share of it to be held out'
+      if name == 'pairs':
+        hint += ': use a folder with train.jsonl and validation.jsonl'
+    raise ValueError(f'{name!r} has no rows in its {split!r} split{hint}')
+  return parts
+
+
+class Batches:
+  """Batch number `step` of an endless mix of parts.
+
+  Row n of the run belongs to the task that stands at n modulo CYCLE in a fixed
+  random pattern which holds each task in proportion to its rate; it is that
+  task's m-th row, m counted along the pattern. Which of the task's rows it is
+  follows from a random permutation, another one each epoch (m // rows), and its
+  noise is keyed by (seed, task, epoch, row).
+  """
+
+  def __init__(
+    self,
+    parts: list[Part],
+    vocabulary: Vocabulary,
+    lengths: registry.Lengths,
+    batch_size: int,
+    seed: int,
+  ):
+    self.parts, self.lengths = parts, lengths
+    self.batch_size, self.seed = batch_size, seed
+    self.ids = packing.Ids.of(vocabulary)
+    kinds = list(dict.fromkeys(part.objective for part in parts))
+    self.kinds = np.array([kinds.index(part.objective) for part in parts])
+    self.packs = any(kind.packs for kind in kinds)
+    self._sizes = np.array([len(part.rows) for part in parts])
+    self._task_ids = np.array([part.id for part in parts], np.int64)
+    rates = np.array([part.rate for part in parts])
+    exact = rates / rates.sum() * CYCLE
+    quota = np.floor(exact).astype(np.int64)
+    short = CYCLE - quota.sum()
+    quota[np.argsort(quota - exact, kind='stable')[:short]] += 1
+    for rare in np.flatnonzero(quota == 0):  # at least one in a cycle
+      quota[rare], quota[np.argmax(quota)] = 1, quota.max() - 1
+    draw = counter_rng.uniforms(counter_rng.keys(seed, 0x6D6978), CYCLE)[0]
+    pattern = np.repeat(np.arange(len(parts), dtype=np.int32), quota)
+    self.pattern = pattern[np.argsort(draw)]
+    by_part = np.argsort(self.pattern, kind='stable')
+    self.rank = np.empty(CYCLE, np.int32)
+    self.rank[by_part] = np.arange(CYCLE) - (np.cumsum(quota) - quota)[pattern]
+    self.quota = quota
+
+  def place(self, n: np.ndarray) -> tuple:
+    """Numbers of rows of the run [B] -> (part, epoch, row), each [B]."""
+    part = self.pattern[n % CYCLE]
+    m = n // CYCLE * self.quota[part] + self.rank[n % CYCLE]
+    size = self._sizes[part]
+    epoch = m // size
+    key = counter_rng.keys(self.seed, self._task_ids[part], epoch)
+    row = counter_rng.permute(m % size, size, key)
+    return part, epoch, row
+
+  def __call__(self, step: int, rows=slice(None)) -> dict:
+    """The arrays of batch `step`, or only some of its rows, for one host.
+
+    Args:
+      step: number of the batch.
+      rows: a slice, or the rows' numbers, see `sharding.host_rows`.
+
+    Returns:
+      t5x's names (see `packing.frame`), [B, S] and [B, T], and
+      `objective` [B] int32, indices into `objectives.NAMES`.
+    """
+    n = step * self.batch_size + np.arange(self.batch_size)[rows]
+    return self._make(*self.place(n))
+
+  def _make(self, part, epoch, row) -> dict:
+    batch: dict[str, np.ndarray] = {}
+    for mine in self._by_objective(part):
+      made = examples(
+        self.parts, part[mine], self.ids, self.lengths, self.seed, epoch[mine],
+        row[mine],
+      )  # fmt: skip
+      for name, value in made.items():
+        if name not in batch:
+          batch[name] = np.zeros((len(part), *value.shape[1:]), value.dtype)
+        batch[name][mine] = value
+    if not self.packs:
+      del batch['encoder_positions'], batch['decoder_positions']
+    return batch
+
+  def _by_objective(self, part: np.ndarray) -> Iterator[np.ndarray]:
+    """Places of a batch whose rows one call makes."""
+    kind = self.kinds[part]
+    for number in np.unique(kind):
+      yield np.flatnonzero(kind == number)
+
+
+def examples(parts, part, ids, lengths, seed, epoch, row) -> dict:
+  """The arrays of some rows of parts that have one objective.
+
+  Noise is keyed by (seed, task, epoch, row).
+
+  Args:
+    parts: all parts.
+    part, epoch, row: [B].
+  """
+  S, T = lengths.both
+  objective = parts[part[0]].objective
+  read = rows_of(parts, part, row)
+  length = np.array([len(tokens) for tokens in read], np.int64)
+  tokens = np.zeros((len(read), length.max()), np.int32)
+  for i, ids_read in enumerate(read):
+    tokens[i, : len(ids_read)] = ids_read
+  task = np.array([p.id for p in parts], np.int64)[part]
+  key = counter_rng.keys(seed, task, epoch, row)
+  batch = objective.examples(tokens, length, key, ids, S, T)
+  number = objectives.NAMES.index(objective.name)
+  batch['objective'] = np.full(len(row), number, np.int32)
+  return batch
+
+
+def rows_of(parts, part, row) -> list[np.ndarray]:
+  """The ids of some rows; those of an object store many at a time."""
+  each = [(parts[p].rows, int(r)) for p, r in zip(part, row)]
+  read = lambda pair: pair[0].row(pair[1])
+  if not any(rows.remote for rows, _ in each):
+    return [read(pair) for pair in each]
+  with ThreadPoolExecutor(REMOTE_READS) as pool:
+    return list(pool.map(read, each))
+
+
+def ahead(
+  make: Callable[[int], dict], first: int, last: int, depth: int = 2
+) -> Iterator[dict]:
+  """make(first), ..., make(last - 1), up to `depth` of them made beforehand.
+
+  They are made one after another in a thread, while the caller does something
+  else; what it raises is raised here, at its turn.
+  """
+  with ThreadPoolExecutor(1) as pool:
+    made = collections.deque()
+    for step in range(first, last):
+      made.append(pool.submit(make, step))
+      if len(made) > depth:
+        yield made.popleft().result()
+    while made:
+      yield made.popleft().result()
+
+
+def digest(parts: Iterable[Part]) -> str:
+  """What the parts' rows are: changes whenever one of their files does."""
+  told = [(part.name, part.rows.sha256) for part in parts]
+  return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -1,0 +1,68 @@
+"""Random numbers by counter: tokens to drop, orders to read in.
+
+The random numbers of a row come from a counter hashed with its key, so they
+depend on nothing but the key: neither on the batch nor on which host asks.
+
+Letters: B rows, K spans.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_U64 = np.uint64
+_GAMMA = _U64(0x9E3779B97F4A7C15)
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+  """The finaliser of SplitMix64 (Steele et al., 2014) on a uint64 array."""
+  x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
+  return x ^ (x >> _U64(31))
+
+
+def keys(*parts) -> np.ndarray:
+  """One uint64 key from integers or integer arrays that broadcast."""
+  key = np.zeros((), _U64)
+  with np.errstate(over='ignore'):  # NumPy warns of scalars only
+    for part in parts:
+      key = mix(key + _GAMMA + mix(np.asarray(part).astype(_U64) + _GAMMA))
+  return key
+
+
+def bits(key: np.ndarray, n: int) -> np.ndarray:
+  """[B] keys -> [B, n] uint64: a SplitMix64 stream a key."""
+  counter = np.arange(1, n + 1, dtype=_U64) * _GAMMA
+  return mix(np.atleast_1d(key)[:, None] + counter)
+
+
+def uniforms(key: np.ndarray, n: int) -> np.ndarray:
+  """[B] keys -> [B, n] float64 in [0, 1)."""
+  return (bits(key, n) >> _U64(11)).astype(np.float64) * 2.0**-53
+
+
+def permute(index: np.ndarray, n, key: np.ndarray) -> np.ndarray:
+  """A random permutation of range(n), evaluated at `index`, without a table.
+
+  A Feistel network over the smallest even number of bits that holds n, walked
+  until it falls below n (Black and Rogaway, 2002).
+
+  Args:
+    index: [B] integers in [0, n).
+    n: [B] or scalar: how many are permuted; below 2 ** 53.
+    key: [B] or scalar uint64; another key is another permutation.
+  """
+  x = np.asarray(index).astype(np.uint64)
+  n = np.broadcast_to(n, x.shape).astype(np.uint64)
+  width = np.frexp(np.maximum(n, 2).astype(np.float64) - 1)[1]  # bit length
+  half = np.maximum(1, (width + 1) // 2).astype(np.uint64)
+  low = (np.uint64(1) << half) - np.uint64(1)
+  rounds = [keys(key, number) for number in range(4)]
+  walking = np.ones(x.shape, bool)
+  while walking.any():
+    left, right = x >> half, x & low
+    for round_key in rounds:
+      left, right = right, left ^ (mix(right + round_key) & low)
+    x = np.where(walking, (left << half) | right, x)
+    walking = x >= n
+  return x.astype(np.int64)

@@ -1,0 +1,274 @@
+"""The two pre-training objectives of the paper (section 3), in numpy.
+
+Denoising: 15% of a row's tokens are dropped in spans of Poisson(3) length; the
+encoder reads what is left, with nothing where a span was; the decoder writes
+the whole row. CLM: the encoder reads `[CLM]` and the first 20% to 80% of one
+document; the decoder writes the rest.
+
+Everything is a function of its arguments: the random numbers of a row come
+from a counter hashed with (seed, epoch, row), so a row's noise depends neither
+on its batch nor on which host makes it. Two stages:
+
+  rows      ids of documents -> rows of ids, once, before training
+  examples  rows of ids and a key -> encoder inputs and decoder targets
+
+A row may hold several examples, packed: then each has a segment number, from 1,
+and its positions start at 0 again. What is packed together is planned when rows
+are made, by bounds that hold for every random split.
+
+Letters: B rows, L row length, S encoder length, T decoder length, N examples.
+
+The paper does not say where `<s>` and `</s>` stand. Here, as the released
+tokenizer does it: the encoder reads `<s> ... </s>` (with `[CLM]` right after
+`<s>`), the target ends in `</s>`, the decoder starts from `<s>`. A CLM
+document cut at the row length has no `</s>`: it does not end there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from atm.data import counter_rng, packing, span_corruption
+
+# A batch's `objective` is an index into these.
+NAMES = ('denoise', 'clm', 'pair')
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoise:
+  """Drop spans, write everything (paper section 3: 80% of examples).
+
+  Raises:
+    ValueError: the density is not in (0, 0.5], or the mean is not above 0.
+  """
+
+  density: float = 0.15
+  mean_span: float = 3.0
+  name = 'denoise'
+  joins = True  # documents into rows
+  packs = False
+
+  def __post_init__(self):
+    if not 0 < self.density <= 0.5:
+      raise ValueError(f'Denoise.density = {self.density}: expected (0, 0.5]')
+    if self.mean_span <= 0:
+      raise ValueError(f'Denoise.mean_span = {self.mean_span}: expected > 0')
+
+  def row_length(self, S: int, T: int) -> int:
+    """The longest row whose inputs fit in S and whose targets fit in T."""
+    kept = lambda length: (
+      length - span_corruption.noise_budget(length, self.density)
+    )
+    length = T - 1
+    while length > 0 and kept(length) > S - 2:
+      length -= 1
+    return _positive(length, S, T)
+
+  def rows(
+    self, documents: Iterable[Sequence[int]], ids: packing.Ids, length: int
+  ) -> Iterator[np.ndarray]:
+    """Concatenates documents with `[DOC]` between, cut every `length` ids."""
+    ids.need('doc')
+    parts, held = [], 0
+    for document in documents:
+      if not len(document):
+        continue
+      separator = [[ids.doc]] if held else []
+      for part in (*separator, document):
+        parts.append(np.asarray(part, np.int32))
+        held += len(parts[-1])
+      if held >= length:
+        flat = np.concatenate(parts)
+        for start in range(0, held - length + 1, length):
+          yield flat[start : start + length]
+        rest = flat[held - held % length :]
+        # A row need not begin with the separator of the row before it.
+        rest = rest[1:] if len(rest) and rest[0] == ids.doc else rest
+        parts, held = [rest], len(rest)
+    if held > 1:
+      yield np.concatenate(parts)
+
+  def examples(
+    self, tokens, length, key, ids: packing.Ids, S: int, T: int
+  ) -> dict:
+    """Rows [B, L] of `length` [B] ids to arrays of a batch, see `frame`."""
+    width = tokens.shape[1]
+    mask = span_corruption.keep_mask(
+      key, length, width, self.density, self.mean_span
+    )
+    inside = np.arange(width) < length[:, None]
+    return packing.frame(
+      np.arange(len(tokens)),
+      ((ids.bos,), tokens[mask], mask.sum(1), (ids.eos,)),
+      ((), tokens[inside], length, (ids.eos,)),
+      (len(tokens), S, T),
+      ids,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CLM:
+  """Read the beginning, write the rest (paper section 3: 20% of examples).
+
+  The paper has one document a row. With `packs` a row holds as many as fit
+  however they are split, with `[DOC]` between.
+
+  Raises:
+    ValueError: not 0 < low <= high < 1.
+  """
+
+  low: float = 0.2
+  high: float = 0.8
+  packs: bool = False
+  name = 'clm'
+  joins = False
+
+  def __post_init__(self):
+    if not 0 < self.low <= self.high < 1:
+      raise ValueError(
+        f'CLM.low = {self.low}, CLM.high = {self.high}: expected '
+        '0 < low <= high < 1'
+      )
+
+  def row_length(self, S: int, T: int) -> int:
+    """The longest row of which every split fits; at most T."""
+    by_prefix = math.floor((S - 3) / self.high)
+    return _positive(min(T, by_prefix), S, T)
+
+  def rows(
+    self, documents: Iterable[Sequence[int]], ids: packing.Ids, length: int
+  ) -> Iterator[np.ndarray]:
+    """One document a row, with `</s>` where it ends, cut at `length`."""
+    ids.need('clm', 'doc')
+    for document in documents:
+      if len(document) >= 2:
+        row = [*document[:length], ids.eos][:length]
+        yield np.asarray(row, np.int32)
+
+  def pack(
+    self, rows, ids: packing.Ids, S: int, T: int
+  ) -> Iterator[np.ndarray]:
+    """Joins rows of one document each into rows that every split fits."""
+
+    def most(row):
+      n = len(row) - (row[-1] == ids.eos)
+      least, greatest = self._cut(np.array([self.low, self.high]), n)
+      return greatest + 3, len(row) - least
+
+    for chosen in packing.pack(rows, most, S, T):
+      pieces = [piece for row in chosen for piece in ([ids.doc], row)]
+      yield np.concatenate(pieces[1:]).astype(np.int32)
+
+  def _cut(self, share, length):
+    return np.clip(np.rint(share * length), 1, length - 1).astype(np.int64)
+
+  def split(self, length, draw) -> np.ndarray:
+    """[N] lengths of the prefix: uniform in low..high of the document.
+
+    Args:
+      length: [N] tokens of each document, without `</s>`.
+      draw: [N] in [0, 1).
+    """
+    return self._cut(self.low + (self.high - self.low) * draw, length)
+
+  def examples(
+    self, tokens, length, key, ids: packing.Ids, S: int, T: int
+  ) -> dict:
+    """Rows [B, L] of `length` [B] ids to arrays of a batch, see `frame`."""
+    flat = tokens[np.arange(tokens.shape[1]) < length[:, None]]
+    row_end = np.cumsum(length)
+    between = np.flatnonzero(flat == ids.doc)
+    start = np.sort(np.concatenate([row_end - length, between + 1]))
+    end = np.sort(np.concatenate([row_end, between]))
+    row = np.searchsorted(row_end, start, side='right')
+    rank = packing._rank(row)
+    # The share is of the document's own tokens: its `</s>` is not one.
+    own = end - start - (flat[end - 1] == ids.eos)
+    draw = counter_rng.uniforms(key, rank.max() + 1)[row, rank]
+    prefix = self.split(own, draw)
+    rest = end - start - prefix
+    return packing.frame(
+      row,
+      (
+        (ids.bos, ids.clm),
+        flat[packing._ranges(start, prefix)],
+        prefix,
+        (ids.eos,),
+      ),
+      ((), flat[packing._ranges(start + prefix, rest)], rest, ()),
+      (len(tokens), S, T),
+      ids,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Inputs and targets as they are: fine-tuning data.
+
+  A row is `[k, n_1, m_1, ..., n_k, m_k]` and the ids of k pairs, n_i of inputs
+  and m_i of targets, end to end.
+  """
+
+  packs: bool = True
+  name = 'pair'
+  joins = False
+
+  def row_length(self, S: int, T: int) -> int:
+    """The longest pair."""
+    return _positive(min(S, T), S, T) and S + T
+
+  def rows(self, pairs, ids: packing.Ids, length: int) -> Iterator[np.ndarray]:
+    """One pair (inputs, targets) a row; a pair without targets is left out."""
+    for source, target in pairs:
+      if len(target):
+        head = [1, len(source), len(target)]
+        yield np.concatenate([head, source, target]).astype(np.int32)
+
+  def pack(
+    self, rows, ids: packing.Ids, S: int, T: int
+  ) -> Iterator[np.ndarray]:
+    """Joins rows of one pair each into rows of S and T at most."""
+    for chosen in packing.pack(rows, lambda row: (row[1], row[2]), S, T):
+      sizes = np.concatenate([row[1:3] for row in chosen])
+      bodies = [row[3:] for row in chosen]
+      head = np.array([len(chosen), *sizes], np.int32)
+      yield np.concatenate([head, *bodies]).astype(np.int32)
+
+  def targets(self, row: np.ndarray) -> np.ndarray:
+    """The ids of a row's targets, end to end."""
+    n, m = row[1 : 1 + 2 * row[0]].reshape(-1, 2).T
+    start = 1 + 2 * row[0] + np.cumsum(n + m) - m
+    return row[packing._ranges(start, m)]
+
+  def examples(
+    self, tokens, length, key, ids: packing.Ids, S: int, T: int
+  ) -> dict:
+    """Rows [B, L] to arrays of a batch, see `frame`; draws nothing."""
+    del length, key
+    count = tokens[:, 0].astype(np.int64)
+    row = np.repeat(np.arange(len(tokens)), count)
+    rank = packing._rank(row)
+    sizes = tokens[row[:, None], 1 + 2 * rank[:, None] + np.arange(2)]
+    n, m = sizes.T.astype(np.int64)
+    start = 1 + 2 * count[row] + packing._starts(n + m, row)
+    flat, start = tokens.reshape(-1), start + row * tokens.shape[1]
+    return packing.frame(
+      row,
+      ((), flat[packing._ranges(start, n)], n, ()),
+      ((), flat[packing._ranges(start + n, m)], m, ()),
+      (len(tokens), S, T),
+      ids,
+    )
+
+
+def _positive(length: int, S: int, T: int) -> int:
+  if length < 4:
+    raise ValueError(
+      f"TASK_FEATURE_LENGTHS {{'inputs': {S}, 'targets': {T}}} leave no room "
+      'for an example: expected at least 8 each'
+    )
+  return length

@@ -1,0 +1,170 @@
+"""Packs examples into rows and frames them for the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from atm.data import vocabulary as vocabulary_lib
+
+MARKS = (vocabulary_lib.CLM, vocabulary_lib.DOC)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+  """Ids of the special pieces that frame an example.
+
+  `clm` and `doc` are None where the vocabulary has no such piece; pairs need
+  neither.
+  """
+
+  pad: int
+  bos: int
+  eos: int
+  clm: int | None
+  doc: int | None
+
+  @classmethod
+  def of(cls, vocabulary) -> Ids:
+    v, found = vocabulary, vocabulary.special_ids()
+    marks = map(found.get, MARKS)
+    return cls(v.pad_id, v.bos_id, v.eos_id, *marks)
+
+  def need(self, *names: str) -> None:
+    """Raises ValueError where the vocabulary has not all of these pieces."""
+    for name in names:
+      if getattr(self, name) is None:
+        raise ValueError(
+          f'the vocabulary has no [{name.upper()}], which denoising and CLM '
+          'need: train on pairs, or from a vocabulary of `atm vocab`'
+        )
+
+
+def pack(items: Iterable, most, S: int, T: int, open_rows: int = 64):
+  """Lists of items that fit a row together: best fit, over some open rows.
+
+  Args:
+    items: what is packed, read once.
+    most: item -> the most places it takes, (encoder, decoder).
+    S: encoder places of a row.
+    T: decoder places of a row.
+    open_rows: how many rows are open at a time; the fullest leaves when none
+      has room.
+
+  Yields:
+    lists of items, each item in one of them; in an order that depends on the
+    items alone.
+  """
+  left = np.zeros((0, 2), np.int64)
+  rows: list[list] = []
+  for item in items:
+    need = np.array(most(item))
+    after = (left - need).min(axis=1) if rows else np.zeros(0)
+    fits = np.flatnonzero(after >= 0)
+    if len(fits):
+      best = fits[np.argmin((left[fits] - need).sum(axis=1))]
+      rows[best].append(item)
+      left[best] -= need
+      continue
+    if len(rows) == open_rows:
+      fullest = int(np.argmin(left.sum(axis=1)))
+      yield rows.pop(fullest)
+      left = np.delete(left, fullest, axis=0)
+    rows.append([item])
+    left = np.concatenate([left, [np.array([S, T]) - need]])
+  yield from rows
+
+
+# --- Runs of ids, and where they stand in a batch
+
+
+def _starts(length: np.ndarray, row: np.ndarray) -> np.ndarray:
+  """[N] where each run starts in its row, the runs of a row end to end."""
+  before = np.cumsum(length) - length
+  return before - before[np.searchsorted(row, row)]
+
+
+def _rank(row: np.ndarray) -> np.ndarray:
+  """[N] sorted rows -> how many of the same row stand before."""
+  return np.arange(len(row)) - np.searchsorted(row, row)
+
+
+def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+  """Indices of runs [start, start + length), end to end."""
+  before = np.cumsum(length) - length
+  return np.repeat(start - before, length) + np.arange(length.sum())
+
+
+def _lay(row, run: tuple, B: int, width: int, pad: int) -> tuple:
+  """Sets runs into [B, width].
+
+  Args:
+    row: [N], sorted: the row of each run.
+    run: (ids before each, all ids end to end, [N] how many, ids behind each).
+
+  Returns:
+    (tokens, segments, positions), int32 [B, width], and [N] indices into the
+    flat tokens where a run starts.
+  """
+  before, flat, count, behind = run
+  length = count + len(before) + len(behind)
+  start = _starts(length, row)
+  total = np.bincount(row, length, minlength=B)
+  assert total.max(initial=0) <= width
+  place = np.arange(width, dtype=np.int32)
+  inside = place < total[:, None]
+  at = start + row * width
+  framing = [(at + i, piece) for i, piece in enumerate(before)]
+  last = at + len(before) + count
+  framing += [(last + i, piece) for i, piece in enumerate(behind)]
+  tokens = np.full((B, width), pad, np.int32)
+  body = inside.copy()
+  for where, piece in framing:
+    tokens.reshape(-1)[where] = piece
+    body.reshape(-1)[where] = False
+  tokens[body] = flat
+  first = np.zeros((B, width), np.int32)
+  segments = inside.astype(np.int32)
+  if len(row) > len(np.unique(row)):
+    first.reshape(-1)[at] = start
+    first = np.maximum.accumulate(first, axis=1)
+    begun = np.zeros_like(first)
+    begun.reshape(-1)[at] = 1
+    segments *= np.cumsum(begun, axis=1, dtype=np.int32)
+  return tokens, segments, (place - first) * inside, at
+
+
+def frame(
+  row: np.ndarray, source: tuple, target: tuple, sizes: tuple, ids: Ids
+) -> dict[str, np.ndarray]:
+  """The arrays of a batch, by t5x's names.
+
+  Segment ids number the examples of a row from 1, 0 is padding; positions
+  start at 0 in each; loss weights are 1 on targets. None is read off the ids,
+  whatever the id of padding.
+
+  Args:
+    row: [N], sorted: the row of each example.
+    source: runs of encoder inputs, see `_lay`.
+    target: runs of decoder targets.
+    sizes: (B, S, T).
+    ids: the special ids.
+  """
+  B, S, T = sizes
+  inputs, input_segments, input_positions, _ = _lay(row, source, B, S, ids.pad)
+  targets, segments, positions, start = _lay(row, target, B, T, ids.pad)
+  shifted = np.roll(targets, 1, axis=1)
+  shifted.reshape(-1)[start] = ids.bos
+  shifted[segments == 0] = ids.pad
+  return {
+    'encoder_input_tokens': inputs,
+    'encoder_segment_ids': input_segments,
+    'encoder_positions': input_positions,
+    'decoder_input_tokens': shifted,
+    'decoder_target_tokens': targets,
+    'decoder_segment_ids': segments,
+    'decoder_positions': positions,
+    'decoder_loss_weights': (segments > 0).astype(np.float32),
+  }

@@ -1,0 +1,81 @@
+"""Batches of seqio's own stream of any task or mixture, without rows."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from atm.data import objectives, packing, registry
+from atm.data.registry import Lengths
+from atm.data.vocabulary import Vocabulary
+
+
+class Stream:
+  """Batch number `step` of seqio's own stream of a task or mixture.
+
+  For any seqio task, without rows: fine-tuning, or random preprocessors. Every
+  host reads the whole stream and keeps its part of each batch, so the batches
+  are the same for any number of hosts. A step other than the next starts the
+  stream again and skips to it: resuming costs reading what was read before.
+  """
+
+  packs = False
+
+  def __init__(
+    self,
+    name: str,
+    vocabulary: Vocabulary,
+    lengths: Lengths,
+    batch_size: int,
+    seed: int,
+    split: str = 'train',
+  ):
+    self.provider, self.split = registry.find(name), split
+    self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+    self.ids = packing.Ids.of(vocabulary)
+    self._next: int | None = None
+
+  def _begin(self, step: int) -> None:
+    import seqio
+
+    tasks = seqio.get_subtasks(self.provider)
+    labelled = (
+      {}
+      if isinstance(self.provider, seqio.Task)
+      else {'passthrough_features': ['objective']}
+    )
+    dataset = self.provider.get_dataset(
+      {'inputs': self.lengths.inputs, 'targets': self.lengths.targets},
+      self.split,
+      shuffle=True,
+      seed=self.seed,
+      num_epochs=None,
+      **(labelled if all(map(registry.apply_of, tasks)) else {}),
+    )
+    dataset = dataset.skip(step * self.batch_size)
+    self._examples, self._next = dataset.as_numpy_iterator(), step
+
+  def __call__(self, step: int, rows=slice(None)) -> dict:
+    """As `Batches`; raises ValueError where the stream ends."""
+    with registry.plain_errors(self.provider.name):
+      if step != self._next:
+        self._begin(step)
+      batch = list(itertools.islice(self._examples, self.batch_size))
+    if len(batch) < self.batch_size:
+      raise ValueError(f'{self.provider.name!r} has no {self.split!r} examples')
+    self._next += 1
+    batch = [batch[row] for row in np.arange(self.batch_size)[rows]]
+    runs = [
+      ((), np.concatenate([e[side] for e in batch]),
+       np.array([len(e[side]) for e in batch]), ())
+      for side in ('inputs', 'targets')
+    ]  # fmt: skip
+    sizes = (len(batch), *self.lengths.both)
+    made = packing.frame(np.arange(len(batch)), *runs, sizes, self.ids)
+    del made['encoder_positions'], made['decoder_positions']
+    other = objectives.NAMES.index('pair')
+    made['objective'] = np.array(
+      [e.get('objective', other) for e in batch], np.int32
+    )
+    return made

@@ -1,0 +1,226 @@
+"""Rows of token ids on disk: written once, verified, read by index.
+
+A folder holds array_record files, a row a record (little-endian int32), each
+with a .json of its facts, and at last `manifest.json`: what the rows were made
+from, counts, and every file's rows and checksum. Without a manifest a folder is
+not finished, and nobody reads it.
+
+array_record's own reader understands local paths and gs://; records carry
+hashes that it checks whenever one is read.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from etils import epath
+
+from atm import fileio
+
+MANIFEST = 'manifest.json'
+# One row a chunk, so that reading a row decodes no other.
+WRITER = 'group_size:1,zstd:3'
+OPEN_FILES = 512
+
+
+def write(path: str, rows: Iterable[np.ndarray]) -> dict:
+  """Writes rows of ids into one file, whole or not at all.
+
+  The bytes depend on the rows alone.
+
+  Args:
+    path: the file.
+    rows: int32 arrays [n], read once.
+
+  Returns:
+    its facts: name, rows, tokens, longest row, bytes, crc32.
+
+  Raises:
+    OSError: it could not be written, as where the disk is full.
+  """
+  from array_record.python import array_record_module
+
+  partial = f'{path}.partial-{os.getpid()}'
+  count = tokens = longest = 0
+  try:
+    writer = array_record_module.ArrayRecordWriter(partial, WRITER)
+    for row in rows:
+      writer.write(np.ascontiguousarray(row, '<i4').tobytes())
+      count, tokens = count + 1, tokens + len(row)
+      longest = max(longest, len(row))
+    writer.close()
+  except RuntimeError as e:
+    _remove(partial)
+    raise OSError(f'{path}: cannot be written: {e}') from e
+  except BaseException:
+    _remove(partial)
+    raise
+  with open(partial, 'rb') as f:
+    os.fsync(f.fileno())
+  facts = {
+    'name': os.path.basename(path),
+    'rows': count,
+    'tokens': tokens,
+    'longest': longest,
+    'bytes': os.path.getsize(partial),
+    'crc32': fileio.checksum(partial),
+  }
+  os.replace(partial, path)
+  return facts
+
+
+def _remove(path: str) -> None:
+  if os.path.exists(path):
+    os.remove(path)
+
+
+def finish(directory: str, made_from: dict, parts: list[dict]) -> None:
+  """Writes the manifest from the facts of all parts, in order."""
+  counts: dict[str, int] = {}
+  for part in parts:
+    for name, value in part['counts'].items():
+      counts[name] = counts.get(name, 0) + value
+  files = [part['file'] for part in parts]
+  manifest = {
+    'made_from': made_from,
+    'rows': sum(f['rows'] for f in files),
+    'tokens': sum(f['tokens'] for f in files),
+    'longest': max((f['longest'] for f in files), default=0),
+    'counts': counts,
+    'files': files,
+  }
+  fileio.write_json(os.path.join(directory, MANIFEST), manifest)
+
+
+def read_manifest(directory: str) -> dict:
+  """The manifest of a folder, local or of an object store.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged.
+  """
+  path = directory.rstrip('/') + '/' + MANIFEST
+  try:
+    return json.loads(epath.Path(path).read_text())
+  except json.JSONDecodeError as e:
+    raise ValueError(f'{path} is damaged: {e}') from e
+
+
+@functools.lru_cache(OPEN_FILES)
+def _reader(path: str, crc: int):
+  from array_record.python import array_record_module
+
+  del crc  # a file made anew is another
+  return array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0')
+
+
+class Rows:
+  """The rows of a finished folder.
+
+  Attributes:
+    made_from, counts: as in the manifest.
+    tokens: how many ids there are in all.
+    longest: ids of the longest row.
+    files: the facts of each file.
+    remote: whether they lie in an object store.
+    sha256: of the manifest; changes whenever a row does.
+  """
+
+  def __init__(
+    self,
+    directory: str,
+    made_from: dict | None = None,
+    verify: tuple[int, int] | None = (0, 1),
+  ):
+    """Opens a folder and verifies it.
+
+    Args:
+      directory: a local folder, or one of gs://.
+      made_from: facts it must have been made from.
+      verify: (i, n) compares the checksums of files i, i + n, ...; so n hosts
+        together verify all. None: only the sizes. Files of an object store are
+        not compared; each record's own hash is checked when it is read.
+
+    Raises:
+      FileNotFoundError: no finished rows there.
+      ValueError: it was made from something else than `made_from`, or a file
+        is damaged.
+    """
+    manifest = read_manifest(directory)
+    self.directory, self.made_from = directory, manifest['made_from']
+    for key, wanted in (made_from or {}).items():
+      found = self.made_from.get(key)
+      if found != wanted:
+        raise ValueError(
+          f'{directory} was made with {key} = {found!r}, but this run has '
+          f'{wanted!r}. Remove the folder to build it again, or name '
+          'another.'
+        )
+    text = json.dumps(manifest, sort_keys=True)
+    self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+    self.counts, self.files = manifest['counts'], manifest['files']
+    self.tokens, self.longest = manifest['tokens'], manifest['longest']
+    self._starts = np.cumsum([0, *(f['rows'] for f in self.files)])
+    if len(self) != manifest['rows']:
+      raise ValueError(f'{directory}/{MANIFEST} is damaged: its sums are wrong')
+    self.remote = '://' in directory
+    if not self.remote:
+      self._verify(verify)
+
+  def _verify(self, share: tuple[int, int] | None) -> None:
+    for file in self.files:
+      path = os.path.join(self.directory, file['name'])
+      if not os.path.exists(path):
+        raise ValueError(f'{path} is missing, though the manifest names it')
+      if os.path.getsize(path) != file['bytes']:
+        raise ValueError(f'{path} is damaged: expected {file["bytes"]:,} bytes')
+    if share is None:
+      return
+    mine = self.files[share[0] :: share[1]]
+    paths = [os.path.join(self.directory, f['name']) for f in mine]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+      for path, file, crc in zip(paths, mine, pool.map(fileio.checksum, paths)):
+        if crc != file['crc32']:
+          raise ValueError(
+            f'{path} is damaged: its checksum does not match the manifest. '
+            'Remove the folder to build it again.'
+          )
+
+  def __len__(self) -> int:
+    return int(self._starts[-1])
+
+  def head(self, n: int) -> np.ndarray:
+    """The first n ids of all rows, end to end."""
+    pieces, found = [np.zeros(0, np.int32)], 0
+    for row in range(len(self)):
+      if found >= n:
+        break
+      pieces.append(self.row(row))
+      found += len(pieces[-1])
+    return np.concatenate(pieces)[:n]
+
+  def row(self, index: int) -> np.ndarray:
+    """The ids of one row.
+
+    Raises:
+      IndexError: no such row.
+      ValueError: the record is damaged.
+    """
+    if not 0 <= index < len(self):
+      raise IndexError(f'row {index} of {len(self)}')
+    number = int(np.searchsorted(self._starts, index, side='right')) - 1
+    file = self.files[number]
+    path = f'{self.directory.rstrip("/")}/{file["name"]}'
+    try:
+      reader = _reader(path, file['crc32'])
+      # Singly: a list of a few goes through a thread pool, three times slower.
+      record = reader.read([int(index - self._starts[number])])[0]
+    except (RuntimeError, IndexError) as e:
+      raise ValueError(f'{path} is damaged: {e}') from e
+    return np.frombuffer(record, '<i4')

@@ -1,0 +1,216 @@
+"""SentencePiece vocabularies with the special pieces of the paper.
+
+Special pieces are SentencePiece *control* symbols: no text encodes to them, so
+a user's "[CLM]" cannot become a marker; code inserts their ids. `[PAD] <s>
+</s> <unk> [MASK]` are those of the released tokenizer, `[CLM]` and `[DOC]`
+those of the paper (section 3); `from_xlmr` adds these to XLM-R's tokenizer. No
+seqio and no TensorFlow here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import sentencepiece
+from etils import epath
+
+PAD, BOS, EOS, UNK, MASK, CLM, DOC = SPECIALS = (
+  '[PAD]',
+  '<s>',
+  '</s>',
+  '<unk>',
+  '[MASK]',
+  '[CLM]',
+  '[DOC]',
+)
+# XLM-R's names of what is otherwise the same.
+OTHER_NAMES = {PAD: '<pad>', MASK: '<mask>'}
+XLMR_FILE = 'sentencepiece.bpe.model'
+MODEL_FILE = 'sentencepiece.model'
+
+
+class Vocabulary:
+  """A SentencePiece model and the ids of its special pieces.
+
+  Attributes:
+    path: the model file.
+    size: number of pieces, V.
+    pad_id, bos_id, eos_id, unk_id, clm_id, doc_id: ids of special pieces.
+    sha256: hash of the model file, in hex.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Loads a model file, or `sentencepiece.model` in a folder, local or not.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a SentencePiece model, or lacks a special piece.
+    """
+    file = epath.Path(path)
+    if file.is_dir():
+      file = file / MODEL_FILE
+    self.path = path = os.fspath(file)
+    if not file.exists():
+      raise FileNotFoundError(
+        f'no vocabulary at {path!r}: expected a SentencePiece model or a '
+        f'folder with {MODEL_FILE}; `atm vocab` trains one.'
+      )
+    self.model = file.read_bytes()
+    self.sha256 = hashlib.sha256(self.model).hexdigest()
+    self._sp = sentencepiece.SentencePieceProcessor()
+    try:
+      self._sp.LoadFromSerializedProto(self.model)
+    except RuntimeError as e:
+      raise ValueError(f'{path!r} is not a SentencePiece model') from e
+    self.size = self._sp.GetPieceSize()
+    self.pad_id, self.bos_id, self.eos_id, self.unk_id = map(
+      self._special, (PAD, BOS, EOS, UNK)
+    )
+
+  def _special(self, piece: str) -> int:
+    for name in (piece, OTHER_NAMES.get(piece, piece)):
+      index = self._sp.PieceToId(name)
+      if self._sp.IdToPiece(index) == name:
+        return index
+    raise ValueError(f'vocabulary {self.path!r} has no piece {piece!r}')
+
+  def special_ids(self) -> dict[str, int]:
+    """Those of SPECIALS that there are, `<pad>` as `[PAD]`, with their ids."""
+    ids = {}
+    for piece in SPECIALS:
+      with contextlib.suppress(ValueError):
+        ids[piece] = self._special(piece)
+    return ids
+
+  @property
+  def clm_id(self) -> int:
+    """Raises ValueError where the vocabulary has no `[CLM]`."""
+    return self._special(CLM)
+
+  @property
+  def doc_id(self) -> int:
+    """Raises ValueError where the vocabulary has no `[DOC]`."""
+    return self._special(DOC)
+
+  @functools.cached_property
+  def _silent(self) -> np.ndarray:
+    """[V] bool: pieces that stand for no text."""
+    silent = np.array([self._sp.IsControl(i) for i in range(self.size)])
+    special = self.special_ids()
+    silent[[i for piece, i in special.items() if piece != UNK]] = True
+    return silent
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text, without special pieces."""
+    return self._sp.EncodeAsIds(text)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids; special pieces leave no trace."""
+    return self._sp.DecodeIds([int(i) for i in ids if not self._silent[i]])
+
+  def inside(self, text: str) -> list[int]:
+    """The ids of a text as it stands where no space is in front of it."""
+    mark = self._sp.EncodeAsIds('_')
+    whole = self._sp.EncodeAsIds('_' + text)
+    return whole[len(mark) :] if whole[: len(mark)] == mark else []
+
+  def spelling(self) -> list[str]:
+    """[V], what each id adds to a running text.
+
+    Of pieces that are bytes only those of ASCII are known by themselves.
+    """
+    out = []
+    for i in range(self.size):
+      piece = self._sp.IdToPiece(i).replace('\u2581', ' ')
+      if self._silent[i]:
+        piece = ''
+      elif self._sp.IsByte(i):
+        byte = int(piece[3:-1], 16)
+        piece = chr(byte) if byte < 128 else '\ufffd'
+      out.append(piece)
+    return out
+
+  def pieces(self, ids: Sequence[int]) -> list[str]:
+    """The pieces themselves, special ones included."""
+    return [self._sp.IdToPiece(int(i)) for i in ids]
+
+
+def _write(model: bytes, directory: str) -> Vocabulary:
+  os.makedirs(directory, exist_ok=True)
+  path = os.path.join(directory, MODEL_FILE)
+  with open(path + '.tmp', 'wb') as f:
+    f.write(model)
+  os.replace(path + '.tmp', path)
+  return Vocabulary(path)
+
+
+def from_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
+  """XLM-R's tokenizer as a vocabulary, ids as Hugging Face numbers them.
+
+  XLM-R's file begins `<unk> <s> </s>`, and Hugging Face shifts its ids when it
+  encodes. Here the pieces stand where those ids point: `<s> <pad> </s> <unk>`,
+  all ordinary pieces in order, `<mask>`; then, ours, `[CLM] [DOC]`. Unlike
+  there, a `<mask>` in a text is text.
+
+  Args:
+    path: `sentencepiece.bpe.model`, or a folder that holds it.
+    directory: gets `sentencepiece.model`; written whole or not at all.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is not a SentencePiece model, or not one of XLM-R's.
+  """
+  path = os.fspath(path)
+  path = os.path.join(path, XLMR_FILE) if os.path.isdir(path) else path
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'no tokenizer at {path!r}: expected {XLMR_FILE}')
+  with open(path, 'rb') as f:
+    model = _proto(f.read(), path)
+  first = [piece.piece for piece in model.pieces[:3]]
+  if first != [UNK, BOS, EOS]:
+    raise ValueError(
+      f"{path!r} is not XLM-R's: its pieces begin {' '.join(first)}, expected "
+      f'{UNK} {BOS} {EOS}'
+    )
+  pad, mask = OTHER_NAMES[PAD], OTHER_NAMES[MASK]
+  added = {pad, mask, CLM, DOC} & {piece.piece for piece in model.pieces}
+  if added:
+    raise ValueError(
+      f"{path!r} is not XLM-R's: it has {', '.join(sorted(added))} already"
+    )
+  _reorder(model, pad, [mask, CLM, DOC])
+  return _write(model.SerializeToString(deterministic=True), directory)
+
+
+def _proto(model: bytes, path: str):
+  """A SentencePiece ModelProto; raises ValueError where it is none."""
+  from google.protobuf.message import DecodeError
+  from sentencepiece import sentencepiece_model_pb2
+
+  try:
+    return sentencepiece_model_pb2.ModelProto.FromString(model)
+  except DecodeError as e:
+    raise ValueError(f'{path!r} is not a SentencePiece model') from e
+
+
+def _reorder(model, pad: str, behind: Sequence[str]) -> None:
+  """`<unk> <s> </s> ...` to `<s> <pad> </s> <unk> ...` and control symbols."""
+  Piece = type(model).SentencePiece
+  control = lambda name: Piece(piece=name, score=0.0, type=Piece.CONTROL)
+  unk, bos, eos, *rest = model.pieces
+  pieces = [bos, control(pad), eos, unk, *rest, *map(control, behind)]
+  pieces = [Piece.FromString(piece.SerializeToString()) for piece in pieces]
+  del model.pieces[:]
+  model.pieces.extend(pieces)
+  # Libraries look special ids up by these names, some by these numbers.
+  spec = model.trainer_spec
+  spec.bos_id, spec.pad_id, spec.eos_id, spec.unk_id = range(4)
+  spec.bos_piece, spec.pad_piece = BOS, pad
+  spec.eos_piece, spec.unk_piece = EOS, UNK
+  spec.control_symbols.extend(behind)
+  spec.vocab_size = len(model.pieces)

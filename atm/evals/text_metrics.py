@@ -1,0 +1,331 @@
+"""Texts against references: BLEU, spBLEU, chrF and ROUGE, as additive counts.
+
+What is counted comes from sacrebleu and rouge-score themselves; what a score is
+made of is summed here over any questions, so a bootstrap is a matrix product.
+Both libraries are `pip install 'atm[eval]'`, and are imported late.
+
+A function of counts takes N answers, N truths (a reference or several), the
+language they are in and the vocabulary, and gives float64 [N, M]. A total takes
+sums [..., M] and gives scores [...], 0 to 100.
+
+Languages matter twice. BLEU splits words by sacrebleu's default of the target
+language: 13a, and MeCab for Japanese. ROUGE of English has rouge-score's own
+tokenizer with the Porter stemmer, the habit for XSum. That tokenizer drops all
+that is not a-z and 0-9, so other languages have `words`, which drops only what
+is neither a letter, a mark nor a number, as the multilingual fork of XL-Sum
+does; but without its stemmers and its word segmenters, so that figures depend
+on no further package. Japanese, written without spaces, is cut into single
+characters of its scripts. Which tokenizers the paper used is not stated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import itertools
+import os
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from atm.evals.task import MissingData, Tokens
+
+# Of flores200_sacrebleu_tokenizer_spm.model, which is NLLB's vocabulary, in the
+# Git LFS pointers of facebook/nllb-200-distilled-600M and OpenNMT/nllb-200-onmt
+# at Hugging Face. None was found published of Flores-101's.
+FLORES200 = '14bb8dfb35c0ffdea7bc01e56cea38b9e3d5efcdcb9c251d6b40538e1aab555a'
+ORDER = 4  # of BLEU's n-grams
+CHRF_BETA = 2
+
+
+def library(name: str):
+  """An optional module.
+
+  Raises:
+    ModuleNotFoundError: it is not there; says what to install.
+  """
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f"{name.split('.')[0]} judges texts: pip install 'atm[eval]'"
+    ) from error
+
+
+def references(truth: str | Sequence[str]) -> list[str]:
+  """The accepted texts of a truth.
+
+  Raises:
+    ValueError: there is none.
+  """
+  found = [truth] if isinstance(truth, str) else list(truth)
+  if not found:
+    raise ValueError('truth = []: expected a reference text, or several')
+  return found
+
+
+# --- sacrebleu
+
+
+def spbleu_file() -> tuple[str, str]:
+  """Where spBLEU's SentencePiece model lies, and its address.
+
+  It is sacrebleu's place: $SACREBLEU/models, or ~/.sacrebleu/models.
+  """
+  spm = library('sacrebleu.tokenizers.tokenizer_spm')
+  url = spm.SPM_MODELS['flores101']['url']
+  return os.path.join(spm.SACREBLEU_DIR, 'models', os.path.basename(url)), url
+
+
+def _usable_spbleu():
+  """sacrebleu's spBLEU; raises MissingData where its model is out of reach."""
+  made = _spbleu(spbleu_file()[0])
+  if isinstance(made, MissingData):
+    raise made
+  return made
+
+
+@functools.lru_cache(maxsize=1)
+def _spbleu(path: str):
+  """spBLEU, its model downloaded to `path` where it is not there, or why not.
+
+  Tried once a process: of 132 directions each would wait for the network.
+  """
+  try:
+    return _opened_spbleu(path)
+  except MissingData as e:
+    return e
+
+
+def _opened_spbleu(path: str):
+  url = spbleu_file()[1]
+  place = f'download {url} and put it at {path}, or set SACREBLEU to a folder '
+  place += f'that has it as models/{os.path.basename(path)}'
+  try:
+    made = library('sacrebleu').BLEU(tokenize='flores101', force=True)
+  except (OSError, RuntimeError) as error:  # RuntimeError: a broken model
+    broken = os.path.exists(path)
+    what = f'{path} is no SentencePiece model' if broken else (
+      "spBLEU's SentencePiece model is neither there nor in reach"
+    )  # fmt: skip
+    raise MissingData(f'{what}: {place}') from error
+  if sha256(path) == FLORES200:
+    raise MissingData(f"{path} is Flores-200's model, not 101's: {place}")
+  _check_pinned(path, place)
+  return made
+
+
+def _check_pinned(path: str, place: str) -> None:
+  """Raises MissingData unless the file is the one that was first used.
+
+  No checksum of it is published that we know of. So that of the first use is
+  kept beside it, in sha256sum's format, and figures stay comparable on this
+  machine; who knows the right one writes it there.
+  """
+  kept, found = f'{path}.sha256', sha256(path)
+  if not os.path.exists(kept):
+    with contextlib.suppress(OSError), open(kept, 'w') as f:  # a shared folder
+      f.write(f'{found}  {os.path.basename(path)}\n')
+    return
+  with open(kept) as f:
+    first = f.read().split()[:1]
+  if first != [found]:
+    raise MissingData(
+      f'{path} has the SHA-256 {found}, but {kept} says '
+      f'{" ".join(first) or "nothing"}: {place}'
+    )
+
+
+def sha256(path: str) -> str:
+  """The checksum of a file, hexadecimal."""
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _bleu(language: str):
+  sacrebleu = library('sacrebleu')
+  try:
+    return sacrebleu.BLEU(trg_lang=language, force=True)
+  except (ImportError, RuntimeError) as error:
+    raise ModuleNotFoundError(
+      f'BLEU of language {language!r} splits words by another package: pip '
+      f"install 'sacrebleu[{language}]', or take chrf or spbleu"
+    ) from error
+
+
+def _counts(metric, answers, truths) -> np.ndarray:
+  """sacrebleu's statistics of each text, float64 [N, M]."""
+  texts = [references(truth) for truth in truths]
+  # sacrebleu takes the first references of all, the second of all, ...; a text
+  # with fewer has None there.
+  columns = [list(each) for each in itertools.zip_longest(*texts)]
+  made = metric._extract_corpus_statistics(list(answers), columns)
+  return np.array(made, np.float64)
+
+
+def spbleu(answers, truths, language: str, vocabulary: Tokens | None):
+  """Counts of BLEU over the pieces of the SentencePiece model of Flores-101.
+
+  sacrebleu downloads this model on first use, and it stays that one, see
+  `_check_pinned`; `version` gives its checksum, which stands in results.json,
+  and comparisons of two runs say where it differs.
+
+  Raises:
+    MissingData: the model is neither there nor in reach, or is another.
+  """
+  return _counts(_usable_spbleu(), answers, truths)
+
+
+def spbleu_own(answers, truths, language: str, vocabulary: Tokens | None):
+  """Counts of BLEU over the pieces of the model's own vocabulary.
+
+  A stand-in where spBLEU's model is out of reach: it compares steps of one
+  model, never figures of another vocabulary, and never with spBLEU.
+
+  Raises:
+    ValueError: there is no vocabulary.
+  """
+  if vocabulary is None:
+    raise ValueError('spbleu_own needs vocabulary: got None')
+  pieces = lambda text: ' '.join(map(str, vocabulary.encode(text)))
+  metric = library('sacrebleu').BLEU(tokenize='none', force=True)
+  cut = [[pieces(text) for text in references(truth)] for truth in truths]
+  return _counts(metric, [pieces(answer) for answer in answers], cut)
+
+
+def bleu(answers, truths, language: str, vocabulary: Tokens | None):
+  """Counts of BLEU with sacrebleu's tokenizer of the language.
+
+  Raises:
+    ModuleNotFoundError: Japanese, and MeCab is not there.
+  """
+  return _counts(_bleu(language), answers, truths)
+
+
+def chrf(answers, truths, language: str, vocabulary: Tokens | None):
+  """Counts of chrF: character n-grams to 6, beta 2, as chrF2 of sacrebleu."""
+  metric = library('sacrebleu').CHRF()
+  return _counts(metric, answers, truths)
+
+
+def bleu_total(sums: np.ndarray) -> np.ndarray:
+  """BLEU of summed counts: [..., 10] -> [...].
+
+  sacrebleu's `compute_bleu` with its default, exponential smoothing, over
+  leading axes. Counts: lengths of answers and references, then right n-grams
+  and all n-grams, n = 1 to 4.
+  """
+  length, wanted = sums[..., 0], sums[..., 1]
+  right, found = sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
+  none = right == 0
+  # The k-th order without a hit counts as 1/2^k hits.
+  smooth = np.where(none, 0.5 ** np.cumsum(none, axis=-1), right)
+  with np.errstate(divide='ignore', invalid='ignore'):
+    mean = np.log(100 * smooth / found).mean(-1)
+    short = np.where(length < wanted, 1 - wanted / length, 0)
+    score = np.exp(mean + short)
+  scored = (right > 0).any(-1) & (found > 0).all(-1)
+  return np.where(scored, score, 0.0)
+
+
+def chrf_total(sums: np.ndarray) -> np.ndarray:
+  """chrF of summed counts: [..., 18] -> [...].
+
+  Counts: n-grams of the answers, of the references and of both, n = 1 to 6.
+  Orders that one side lacks do not count.
+  """
+  answers, wanted, both = (sums[..., i::3] for i in range(3))
+  there = (answers > 0) & (wanted > 0)
+  orders = np.maximum(there.sum(-1), 1)
+  precision, recall = (
+    np.where(there, both / np.maximum(each, 1), 0).sum(-1) / orders
+    for each in (answers, wanted)
+  )
+  weight = CHRF_BETA**2
+  below = weight * precision + recall
+  above = (1 + weight) * precision * recall
+  return 100 * np.divide(above, below, np.zeros_like(above), where=below > 0)
+
+
+# --- rouge-score
+
+
+class Words:
+  """A tokenizer for rouge-score, in place of its own."""
+
+  def tokenize(self, text: str) -> list[str]:
+    return words(text)
+
+
+def words(text: str) -> list[str]:
+  """Lower-cased words of any script; see the head of this file.
+
+  The text is NFKC-normalised first, as outputs of the vocabulary are.
+  """
+  spaced = []
+  for c in unicodedata.normalize('NFKC', text).lower():
+    kept = unicodedata.category(c)[0] in 'LMN'
+    spaced.append((f' {c} ' if _unspaced(c) else c) if kept else ' ')
+  return ''.join(spaced).split()
+
+
+def _unspaced(character: str) -> bool:
+  """Is it of a script that Japanese is written in?"""
+  name = unicodedata.name(character, '')
+  return name.startswith(('CJK', 'HIRAGANA', 'KATAKANA'))
+
+
+def rouge(kind: str, answers, truths, language: str, vocabulary):
+  """(F-measure of 0 to 100, 1) of each text; of several references the best.
+
+  Args:
+    kind: 'rouge1', 'rouge2' or 'rougeL'.
+  """
+  scorer = library('rouge_score.rouge_scorer').RougeScorer(
+    [kind],
+    use_stemmer=language == 'en',
+    tokenizer=None if language == 'en' else Words(),
+  )
+  made = np.ones((len(answers), 2))
+  for i, (answer, truth) in enumerate(zip(answers, truths)):
+    found = scorer.score_multi(references(truth), answer)
+    made[i, 0] = 100 * found[kind].fmeasure
+  return made
+
+
+# --- What a figure depends on
+
+
+def check(name: str, language: str) -> None:
+  """Raises what counting would raise, before anything is generated.
+
+  Raises:
+    MissingData: spBLEU's model is neither there nor in reach.
+    ModuleNotFoundError: a library is not there.
+  """
+  if name == 'spbleu':
+    _usable_spbleu()
+  elif name == 'bleu':
+    _bleu(language)
+  elif name in ('chrf', 'spbleu_own'):
+    library('sacrebleu')
+  elif name.startswith('rouge'):
+    library('rouge_score.rouge_scorer')
+
+
+def version(name: str) -> str | None:
+  """What the figures of a metric depend on, None for metrics that are ours."""
+  if name.startswith('rouge'):
+    return f'rouge-score {importlib.metadata.version("rouge-score")}'
+  if name not in ('spbleu', 'spbleu_own', 'bleu', 'chrf'):
+    return None
+  text = f'sacrebleu {library("sacrebleu").__version__}'
+  path = spbleu_file()[0]
+  if name == 'spbleu' and os.path.exists(path):
+    text += f', {os.path.basename(path)} of SHA-256 {sha256(path)}'
+  return text

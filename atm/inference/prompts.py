@@ -1,0 +1,264 @@
+"""Prompts for in-context learning: templates as data, and answers cut out.
+
+A prompt is k shots, examples with their answers, and one query without:
+
+  query answer between ... query answer between query
+
+The formats are those of the paper's evaluation, as its authors' released script
+and notebook write them. The tokenizer drops newlines, so `;` or `<br>` stands
+between, and there a generated answer is cut. An answer which holds this
+delimiter itself is cut there too, as theirs is.
+
+A prompt has no `[CLM]`: text never encodes to it, so the caller inserts the id,
+as `Model.generate(..., mode='clm')` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from atm.data import languages
+from atm.messages import check_choice
+
+# In 'clm' the decoder continues the prompt; in 'denoise' it writes it again,
+# completed.
+MODES = ('clm', 'denoise')
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """How one task is written.
+
+  Attributes:
+    name: its key in TEMPLATES.
+    body: a query up to its cue, with `{field}` for the text of a field;
+      `{last_word}` is made of the field `context`.
+    cue: the end of a query, which asks for the answer.
+    answer: the field that holds an example's answer.
+    between: what stands between a shot and what follows.
+    cut: a generated answer ends where this begins.
+    choices: the answers to choose from, where a task is scored.
+  """
+
+  name: str
+  body: str
+  cue: str
+  answer: str
+  between: str
+  cut: str
+  choices: tuple[str, ...] = ()
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """The fields of a query, in order."""
+    parts = string.Formatter().parse(self.body + self.cue)
+    names = dict.fromkeys(name for _, name, _, _ in parts if name)
+    return tuple(name for name in names if name != 'last_word')
+
+
+SUMMARY = Template(
+  name='summary',
+  body='Article: {document} ==> ',
+  cue='Short summary:',
+  answer='summary',
+  between=' <br><br><br> ',
+  cut='<br>',
+)
+TRANSLATION = Template(
+  name='translation',
+  body='Sentence: {sentence}; ',
+  cue='Translation in {language}:',
+  answer='translation',
+  between='; ',
+  cut=';',
+)
+DATA_TO_TEXT = Template(
+  name='data_to_text',
+  body='{data} ==> ',
+  cue='sentence describing the place:',
+  answer='text',
+  between=' ; ',
+  cut=';',
+)
+# Zero-shot, with a dummy shot that any passage gives.
+SQUADV2 = Template(
+  name='squadv2',
+  body='Context: {context} Question: What is the last word in the passage? '
+  'Answer: {last_word}; Question: {question} ',
+  cue='Answer:',
+  answer='answer',
+  between='; ',
+  cut=';',
+)
+# CB and other inference, zero-shot, with two dummy shots.
+NLI = Template(
+  name='nli',
+  body='Context: {premise} <br> Question: Is this passage written in English? '
+  '<br> Answer (True, False, or Neither): True <br> Question: Is this passage '
+  'written in French? <br> Answer (True, False, or Neither): False <br> '
+  'Question: {hypothesis} <br> ',
+  cue='Answer (True, False, or Neither):',
+  answer='answer',
+  between=' <br> ',
+  cut='<br>',
+  choices=('True', 'False', 'Neither'),
+)
+TEMPLATES = {
+  t.name: t for t in (SUMMARY, TRANSLATION, DATA_TO_TEXT, SQUADV2, NLI)
+}
+
+
+def get(name: str) -> Template:
+  """The template of a name.
+
+  Raises:
+    ValueError: there is none; says the nearest.
+  """
+  check_choice('template', name, TEMPLATES)
+  return TEMPLATES[name]
+
+
+def prompt(
+  template: Template, query: Mapping[str, str], shots: Sequence[Mapping] = ()
+) -> str:
+  """The text the encoder reads, without `[CLM]`.
+
+  Whitespace in a field, newlines too, becomes single spaces, as in the
+  tokenizer; not `<br>`, which ends answers.
+
+  Args:
+    template: how the task is written.
+    query: a text for each of `template.fields`; a language is a code or a name.
+      It may hold the answer, which is not written.
+    shots: the same with answers, written in this order.
+
+  Raises:
+    ValueError: a field is unknown, missing or blank, or a language is unknown.
+  """
+  parts = [_write(template, shot, True) + template.between for shot in shots]
+  return ''.join([*parts, _write(template, query, False)])
+
+
+def _write(template: Template, example: Mapping, answered: bool) -> str:
+  known = (*template.fields, template.answer)
+  for name in example:
+    check_choice(f'a field of template {template.name!r}', name, known)
+  texts = {}
+  for name in known if answered else template.fields:
+    text = example.get(name)
+    if not isinstance(text, str) or not text.strip():
+      raise ValueError(
+        f'field {name!r} of template {template.name!r} is {text!r}: expected '
+        f'text. Its fields: {", ".join(known)}.'
+      )
+    texts[name] = _one_line(text)
+  if 'language' in texts:
+    texts['language'] = languages.language(texts['language'])
+  if 'context' in texts:  # stripped as in the authors' notebook
+    texts['last_word'] = texts['context'].split()[-1].strip('.').strip('?')
+  query = (template.body + template.cue).format(**texts)
+  return f'{query} {texts[template.answer]}' if answered else query
+
+
+def _one_line(text: str) -> str:
+  return ' '.join(text.split())
+
+
+def answer(
+  template: Template, output: str, mode: str = 'clm', prompt: str = ''
+) -> str:
+  """The answer in a generated text: up to the template's delimiter.
+
+  In 'denoise' the output repeats the prompt, shots and all, so the answer
+  stands behind as many cues as the prompt has. An output with fewer did not
+  come so far, or changed a cue: it has no answer, rather than that of a shot.
+
+  Args:
+    template: the template of the prompt.
+    output: what the decoder wrote.
+    mode: one of MODES, how it was generated.
+    prompt: the prompt; only 'denoise' needs it.
+
+  Returns:
+    The answer on one line, '' where there is none.
+
+  Raises:
+    ValueError: an unknown mode, or not a prompt of this template.
+  """
+  check_choice('mode', mode, MODES)
+  rest = _one_line(output)
+  if mode == 'denoise':
+    prompt = _one_line(prompt)
+    cue = _cue(template, prompt)
+    *before, rest = rest.split(cue, prompt.count(cue))
+    rest = rest if len(before) == prompt.count(cue) else ''
+  return rest.split(template.cut)[0].strip()
+
+
+def _cue(template: Template, prompt: str) -> str:
+  """The cue a prompt ends in, its language filled in."""
+  start = prompt.rfind(template.cue.split('{')[0])
+  if start < 0:
+    raise ValueError(
+      f'prompt = {prompt!r}: expected one of template {template.name!r}, which '
+      f'ends in {template.cue!r}'
+    )
+  return prompt[start:]
+
+
+# The tokenizer's NFKC makes a full-width ! or ? an ASCII one, so these need no
+# space behind them. A full stop does, else 3.14 would end a sentence; that of a
+# single capital (J. Smith) does not end one.
+_CLOSING = r'["\'”’»)\]」』]*'
+_SENTENCE_END = re.compile(
+  rf'(?:(?<!\b[A-Z])[.…]+(?={_CLOSING}(?:\s|$))|[!?！？。｡।॥؟۔]+){_CLOSING}'
+)
+
+
+def cut_document(
+  text: str,
+  encode: Callable[[str], Sequence[int]],
+  decode: Callable[[Sequence[int]], str],
+  limit: int = 550,
+) -> str:
+  """Cuts a long document as for 1-shot summaries: 550 tokens, whole sentences.
+
+  Args:
+    text: the document.
+    encode: text -> ids, without `<s>` and `</s>`.
+    decode: ids -> text.
+    limit: tokens kept at most, before the sentence that broke is dropped.
+
+  Returns:
+    The text as it is where it is short, else as `decode` gives it; to the last
+    token kept where no sentence ends.
+  """
+  ids = encode(text)
+  if len(ids) <= limit:
+    return text
+  kept = decode(ids[:limit])
+  ends = [found.end() for found in _SENTENCE_END.finditer(kept)]
+  return kept[: ends[-1]] if ends else kept
+
+
+def choose_shots(
+  examples: Iterable[Mapping], k: int = 1, field: str = 'document'
+) -> list[Mapping]:
+  """The first k examples under 192 words: the shots for summaries.
+
+  A word is what stands between spaces, so in Japanese all documents are short.
+
+  Raises:
+    ValueError: there are fewer than k.
+  """
+  short = (x for x in examples if len(x[field].split()) < 192)
+  shots = list(itertools.islice(short, k))
+  if len(shots) < k:
+    raise ValueError(
+      f'k = {k}: {len(shots)} of the examples have a {field!r} under 192 words'
+    )
+  return shots

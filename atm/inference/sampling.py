@@ -1,0 +1,252 @@
+"""Which token comes next: of logits, what is asked for and what was written.
+
+R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atm.messages import check_choice
+
+NEVER = -jnp.inf  # a log-probability
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How to choose tokens; checks itself. The paper's generation is greedy.
+
+  Names and meanings are those of Hugging Face's `generate`.
+
+  Attributes:
+    max_tokens: at most this many a generation, its end token included.
+    min_tokens: no end token before this many.
+    beams: beam search with so many; 1: none.
+    results: generations of each input, the best first; at most `beams`, or,
+      where tokens are sampled, any number.
+    length_penalty: a beam's score is its log-probability over its tokens to
+      this power.
+    early_stopping: of beams: True ends as soon as `beams` are finished, False
+      where no running one could be better at its length now, 'never' where
+      none could be at any length.
+    temperature: 0 takes the likeliest token; else tokens are sampled, with
+      logits divided by it.
+    top_k: sample among this many likeliest tokens only; 0: all.
+    top_p: among the likeliest that together have this probability.
+    min_p: among those with this share of the likeliest one's probability.
+    repetition_penalty: divides positive logits of tokens already written, and
+      multiplies negative ones.
+    seed: of sampling, together with the input's number.
+
+  Raises:
+    ValueError: a value out of its range, or results that cannot be.
+  """
+
+  max_tokens: int = 64
+  min_tokens: int = 0
+  beams: int = 1
+  results: int = 1
+  length_penalty: float = 1.0
+  early_stopping: bool | str = False
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  repetition_penalty: float = 1.0
+  seed: int = 0
+
+  def __post_init__(self):
+    whole = {'max_tokens': 1, 'min_tokens': 0, 'beams': 1, 'results': 1}
+    for name, least in {**whole, 'top_k': 0, 'seed': 0}.items():
+      value = getattr(self, name)
+      if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+          f'{name} = {value!r}: expected a whole number, {least} or more'
+        )
+    for name, right, range_ in (
+      ('temperature', self.temperature >= 0, '0 or more'),
+      ('top_p', 0 < self.top_p <= 1, 'above 0, at most 1'),
+      ('min_p', 0 <= self.min_p <= 1, '0 to 1'),
+      ('repetition_penalty', self.repetition_penalty > 0, 'above 0'),
+    ):
+      if not right:
+        raise ValueError(f'{name} = {getattr(self, name)!r}: expected {range_}')
+    if not isinstance(self.early_stopping, bool):
+      check_choice('early_stopping', self.early_stopping, ('never',))
+    if self.beams > 1 and self.temperature:
+      raise ValueError(
+        f'beams = {self.beams} and temperature = {self.temperature}: expected '
+        'beam search (temperature = 0) or sampling (beams = 1)'
+      )
+    most = self.results if self.temperature else self.beams
+    if self.results > most:
+      raise ValueError(
+        f'results = {self.results}: expected at most beams = {self.beams}, or '
+        'a temperature above 0'
+      )
+
+
+@flax.struct.dataclass
+class Choice:
+  """A Config as arrays, so that other values are no other program.
+
+  Attributes:
+    max_tokens, min_tokens, length_penalty, temperature, top_k, top_p, min_p,
+      repetition_penalty: scalars, see Config.
+    banned: [N, M] ids of sequences that are not written, -1 in front of those
+      shorter than M.
+    stops: [states, V] of `stop_strings.table`, or None.
+    sampled, cut, repeats: whether tokens are sampled, from a part of the
+      vocabulary, and whether repetition counts.
+    early_stopping: see Config.
+  """
+
+  max_tokens: jax.Array
+  min_tokens: jax.Array
+  length_penalty: jax.Array
+  temperature: jax.Array
+  top_k: jax.Array
+  top_p: jax.Array
+  min_p: jax.Array
+  repetition_penalty: jax.Array
+  banned: jax.Array
+  stops: jax.Array | None
+  sampled: bool = flax.struct.field(pytree_node=False)
+  cut: bool = flax.struct.field(pytree_node=False)
+  repeats: bool = flax.struct.field(pytree_node=False)
+  early_stopping: bool | str = flax.struct.field(pytree_node=False)
+
+  @classmethod
+  def of(cls, config: Config, banned=(), stops=None) -> Choice:
+    """Of a Config, sequences of ids not to write, and a table of stops."""
+    whole = ('max_tokens', 'min_tokens', 'top_k')
+    real = ('length_penalty', 'temperature', 'top_p', 'min_p')
+    kinds = {name: np.int32 for name in whole}
+    kinds |= {name: np.float32 for name in (*real, 'repetition_penalty')}
+    # Powers of two, so that few shapes compile.
+    size = lambda n: n and 1 << (n - 1).bit_length()
+    longest = max((len(row) for row in banned), default=1)
+    table = np.full((size(len(banned)), size(longest)), -1, np.int32)
+    for out, row in zip(table, banned):
+      out[-len(row) :] = row
+    return cls(
+      **{name: kind(getattr(config, name)) for name, kind in kinds.items()},
+      banned=table,
+      stops=stops,
+      sampled=config.temperature > 0,
+      cut=config.top_k > 0 or config.top_p < 1 or config.min_p > 0,
+      repeats=config.repetition_penalty != 1,
+      early_stopping=config.early_stopping,
+    )
+
+
+@flax.struct.dataclass
+class History:
+  """What choosing a token looks back on; R rows.
+
+  Attributes:
+    count: [R], tokens written.
+    tail: [R, M - 1], the decoder's last ids, -1 before its start.
+    written: [R, V] bool, ids that the decoder has read or will; or None.
+    state: [R] of the stops' table; or None.
+  """
+
+  count: jax.Array
+  tail: jax.Array
+  written: jax.Array | None
+  state: jax.Array | None
+
+
+def history(model, choice: Choice, prefix, lengths) -> History:
+  """Of rows that have read their prefix [R, n] and written nothing."""
+  R, n = prefix.shape
+  M = choice.banned.shape[1] - 1
+  at = lengths[:, None] - M + jnp.arange(M)
+  tail = jnp.take_along_axis(prefix, jnp.maximum(at, 0), axis=1)
+  written = None
+  if choice.repeats:
+    real = jnp.arange(n) < lengths[:, None]
+    blank = jnp.zeros((R, model.config.vocab_size), bool)
+    written = blank.at[jnp.arange(R)[:, None], prefix].max(real)
+  none = jnp.zeros(R, jnp.int32)
+  state = None if choice.stops is None else none
+  return History(none, jnp.where(at < 0, -1, tail), written, state)
+
+
+def followed(choice: Choice, past: History, token) -> History:
+  """The history with token [R] written."""
+  written, state = past.written, past.state
+  if written is not None:
+    written = written.at[jnp.arange(len(token)), token].set(True)
+  if state is not None:
+    state = choice.stops[state, token]
+  tail = jnp.concatenate([past.tail, token[:, None]], axis=1)[:, 1:]
+  return History(past.count + 1, tail, written, state)
+
+
+def stopped(choice: Choice, past: History) -> jax.Array:
+  """[R]: a stop string has been written, or there is no room for more."""
+  full = past.count >= choice.max_tokens
+  if past.state is None:
+    return full
+  return full | (past.state == len(choice.stops) - 1)
+
+
+def processed(choice: Choice, past: History, logits, end_id: int):
+  """Logits [R, V] as the choice wants them; log-probabilities do as well."""
+  if choice.repeats:
+    penalty = choice.repetition_penalty
+    other = jnp.where(logits < 0, logits * penalty, logits / penalty)
+    logits = jnp.where(past.written, other, logits)
+  if choice.banned.size:
+    before, last = choice.banned[:, :-1], choice.banned[:, -1]
+    same = (past.tail[:, None] == before) | (before < 0)
+    bans = same.all(-1) & (last >= 0)  # [R, N]
+    logits = logits.at[:, last].add(jnp.where(bans, NEVER, 0.0))
+  early = past.count < choice.min_tokens
+  ends = jnp.where(early, NEVER, logits[:, end_id])
+  return logits.at[:, end_id].set(ends)
+
+
+def cut(choice: Choice, logits):
+  """Logits [R, V], -inf on what top_k, top_p and min_p leave out, in turn."""
+  V = logits.shape[-1]
+  ascending = jnp.sort(logits, axis=-1)
+  k = jnp.where(choice.top_k > 0, jnp.minimum(choice.top_k, V), V)
+  least = jnp.take(ascending, V - k, axis=-1)[:, None]
+  ascending = jnp.where(ascending < least, NEVER, ascending)
+  share = jax.nn.softmax(ascending, axis=-1)
+  inside = jnp.cumsum(share, axis=-1) > 1 - choice.top_p
+  inside = (inside | (choice.top_p >= 1)).at[:, -1].set(True)
+  of_p = jnp.where(inside, ascending, jnp.inf).min(-1, keepdims=True)
+  top = ascending[:, -1:]
+  least = jnp.maximum(jnp.maximum(least, of_p), top + jnp.log(choice.min_p))
+  return jnp.where(logits < least, NEVER, logits)
+
+
+def adjusted(choice: Choice, past: History, logits, end_id: int):
+  """Logits [R, V] of which the choice takes the greatest, or a sample."""
+  logits = processed(choice, past, logits, end_id)
+  if choice.sampled:
+    logits /= choice.temperature
+    logits = cut(choice, logits) if choice.cut else logits
+  return logits
+
+
+def choose(choice: Choice, past: History, keys, logits, end_id: int):
+  """A token [R] for each row, and its log-probability [R] by the model."""
+  log_probabilities = jax.nn.log_softmax(logits)
+  logits = adjusted(choice, past, logits, end_id)
+  if choice.sampled:
+    keys = jax.vmap(jax.random.fold_in)(keys, past.count)
+    token = jax.vmap(jax.random.categorical)(keys, logits)
+  else:
+    token = jnp.argmax(logits, axis=-1)
+  token = token.astype(jnp.int32)
+  picked = jnp.take_along_axis(log_probabilities, token[:, None], axis=-1)
+  return token, picked[:, 0]

@@ -1,0 +1,130 @@
+"""Configuration of the encoder-decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from atm.messages import check_choice
+from atm.model.attention import IMPLEMENTATIONS
+from atm.model.remat import REMAT
+
+CHOICES = {
+  'dtype': ('float32', 'bfloat16'),
+  'remat': tuple(REMAT),
+  'attention': IMPLEMENTATIONS,
+  'norm': ('standard', 'uncentred'),
+  'ties': ('none', 'embeddings', 'decoder_head', 'encoder_head', 'all'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and numerics of a model; checks itself.
+
+  The paper gives the 20B's sizes. It is silent on dropout, the standard
+  deviation of the initialisation and the norm's epsilon; the defaults here are
+  none, 0.02 and 1e-5.
+
+  Attributes:
+    vocab_size: V, at least the vocabulary's size.
+    d_model: D.
+    encoder_layers, decoder_layers: L of each stack.
+    encoder_heads, decoder_heads: H of each stack; divide d_model.
+    encoder_ff, decoder_ff: F of each stack.
+    positions: longest sequence of either stack.
+    dropout: on embeddings and on the output of every sub-layer.
+    attention_dropout: on attention weights.
+    activation_dropout: behind the activation of the feed-forward.
+    ties: which of the three V x D matrices are one: 'none'; 'embeddings'
+      (encoder's and decoder's); 'decoder_head' (the LM head is the decoder's);
+      'encoder_head'; 'all'. A tied matrix is stored once.
+    embed_scale: multiply token embeddings by sqrt(d_model).
+    token_types: rows of a table of token types added in the encoder; 0: none.
+    position_offset: first row of the decoder's position table that is used.
+    logits_bias: a constant (untrained) bias on the logits.
+    norm: 'standard' layer norm, or 'uncentred', see `layers.LayerNorm`.
+    norm_eps: epsilon of layer norm.
+    norm_float32: compute layer norm in float32 whatever the dtype.
+    scores_float32: compute attention scores and softmax in float32.
+    init_std: of all matrices; biases start at 0, norms at 1.
+    dtype: of activations. Parameters are float32.
+    remat: what of each layer the backward pass computes again, but two numbers
+      a position of each norm. 'none': nothing; 'full': all; 'dots': all but
+      products of matrices and attention, so only what is cheap; 'outputs': all
+      but these and the results of norms and activations; 'save_attention': all
+      but attention, whose queries, keys, values, result and normalisers are
+      kept; 'save_attended': all but attention's result and normalisers and the
+      sum that the feed-forward's norm reads; 'save_widened': all but these and
+      the feed-forward's first product; 'offload_widened': all but attention's
+      result and normalisers and that product, which wait in the host's memory.
+    attention: how attention is computed: 'auto' (by platform), 'einsum',
+      'rows', 'splash' or 'cudnn', see attention.py.
+    loss_chunk: target positions of a row whose logits are in memory at a time
+      while the loss and its gradient are computed.
+    unroll: how many layers the compiled loop over layers does at a time.
+    pad_id, start_id, end_id: padding, the decoder's first input, and the end
+      of a sequence.
+
+  Raises:
+    ValueError: sizes that are not positive or do not divide, unknown names.
+  """
+
+  vocab_size: int = 153600
+  d_model: int = 4096
+  encoder_layers: int = 46
+  decoder_layers: int = 32
+  encoder_heads: int = 32
+  decoder_heads: int = 32
+  encoder_ff: int = 16384
+  decoder_ff: int = 16384
+  positions: int = 1024
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  activation_dropout: float = 0.0
+  ties: str = 'none'
+  embed_scale: bool = False
+  token_types: int = 0
+  position_offset: int = 0
+  logits_bias: bool = False
+  norm: str = 'standard'
+  norm_eps: float = 1e-5
+  norm_float32: bool = True
+  scores_float32: bool = True
+  init_std: float = 0.02
+  dtype: str = 'bfloat16'
+  remat: str = 'none'
+  attention: str = 'auto'
+  loss_chunk: int = 64
+  unroll: int = 1
+  pad_id: int = 0
+  start_id: int = 1
+  end_id: int = 2
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      zero = field.name in ('token_types', 'position_offset')
+      at_least = 0 if zero or field.name.endswith('_id') else 1
+      if field.type == 'int' and (
+        not isinstance(value, int) or value < at_least
+      ):
+        raise ValueError(
+          f'Config.{field.name} = {value!r}: expected a whole number, at '
+          f'least {at_least}'
+        )
+      if field.name.endswith('dropout') and not 0 <= value < 1:
+        raise ValueError(f'Config.{field.name} = {value!r}: expected [0, 1)')
+    for name in ('encoder_heads', 'decoder_heads'):
+      if self.d_model % getattr(self, name):
+        raise ValueError(
+          f'Config.{name} = {getattr(self, name)} does not divide '
+          f'Config.d_model = {self.d_model}'
+        )
+    for name, known in CHOICES.items():
+      check_choice(f'Config.{name}', getattr(self, name), known)
+    for name in ('pad_id', 'start_id', 'end_id'):
+      if getattr(self, name) >= self.vocab_size:
+        raise ValueError(
+          f'Config.{name} = {getattr(self, name)} is no id below '
+          f'Config.vocab_size = {self.vocab_size}'
+        )

@@ -1,0 +1,98 @@
+"""Model FLOPs of a training step, by formula and counted in a jaxpr."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+
+def train_flops(
+  config, batch: int, S: int, T: int, frozen: bool = False
+) -> float:
+  """Model FLOPs of a training step, forward and backward.
+
+  Three times the forward pass, whose matrix products of M x N by N x P count
+  2 M N P each. Everything else (norms, softmax, embeddings' look-up) is left
+  out, and padding and masked attention are counted as if they were real, as is
+  usual (PaLM, appendix B). With remat the hardware does more; that is not
+  counted.
+
+  Args:
+    config: a model.Config.
+    batch: B.
+    S: encoder length.
+    T: decoder length.
+    frozen: the step keeps the encoder as it is: the encoder runs forward only;
+      the cross-attention's keys and values have the gradient of their weights
+      but none of the encoder's states; an LM head that is the encoder's
+      embedding has only that of its inputs.
+  """
+  D, V = config.d_model, config.vocab_size
+  encoder = config.encoder_layers * (
+    S * (4 * D * D + 2 * D * config.encoder_ff) + 2 * S * S * D
+  )
+  decoder = config.decoder_layers * (
+    T * (6 * D * D + 2 * D * config.decoder_ff)  # self, cross q and out
+    + 2 * T * T * D
+    + 2 * T * S * D
+  )
+  cross = config.decoder_layers * S * 2 * D * D  # cross k and v
+  logits = T * D * V
+  # Products of each kind for one of the forward pass.
+  tied = config.ties in ('encoder_head', 'all')
+  of_encoder, of_cross, of_logits = (1, 2, 3 - tied) if frozen else (3, 3, 3)
+  products = (
+    of_encoder * encoder + of_cross * cross + 3 * decoder + of_logits * logits
+  )
+  return 2.0 * batch * products
+
+
+def matrix_flops(jaxpr, kernels: bool = True) -> float:
+  """FLOPs of a jaxpr's matrix products over all devices, loops multiplied out.
+
+  2 M N P a product, as `train_flops` has it, but of all that is computed: what
+  remat computes again counts again. Masked blocks of a Pallas kernel's grid
+  count like the others. A loop whose length the jaxpr does not say (`while`)
+  counts once, and of a `cond` the branch that has most.
+
+  Args:
+    jaxpr: a traced function's, its shapes those of the whole arrays.
+    kernels: count what is inside Pallas kernels.
+  """
+  return sum(_equation_flops(eqn, kernels) for eqn in jaxpr.eqns)
+
+
+def _equation_flops(eqn, kernels: bool) -> float:
+  name, params = eqn.primitive.name, eqn.params
+  if name == 'dot_general':
+    (contract, _), _ = params['dimension_numbers']
+    left = eqn.invars[0].aval.shape
+    inner = math.prod(left[i] for i in contract)
+    return 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
+  if name == 'pallas_call' and not kernels:
+    return 0.0
+  inside = [matrix_flops(inner, kernels) for inner in inner_jaxprs(params)]
+  if name == 'cond':
+    return max(inside)
+  return _repeats(name, params) * sum(inside)
+
+
+def _repeats(name: str, params: dict) -> int:
+  """How often what an equation holds is computed, on all devices together."""
+  if name == 'scan':
+    return params['length']
+  if name == 'pallas_call':
+    return math.prod(params['grid_mapping'].grid)
+  if name == 'shard_map':
+    names = ('newly_manual_axes', 'manual_axes')  # by JAX's version
+    axes = next(params[name] for name in names if name in params)
+    return math.prod(params['mesh'].shape[axis] for axis in axes)
+  return 1
+
+
+def inner_jaxprs(params: dict) -> list:
+  """The jaxprs among an equation's parameters, closed ones opened."""
+  inside = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+  found = jax.tree.leaves(list(params.values()), is_leaf=inside)
+  return [getattr(x, 'jaxpr', x) for x in found if inside(x)]

@@ -1,0 +1,366 @@
+"""Several processes as one run: how they meet, and what one does for all.
+
+Every host of a run is a process that runs the same program over its own
+devices (a GPU may have a process of its own). They meet at a coordinator, which
+process 0 serves; JAX's arrays then span all of them. What JAX does not do for a
+run is here: one process goes first where files are made, and all are sure to be
+the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+from atm import messages
+
+T = TypeVar('T')
+# Variables of launchers that tell how many processes they started.
+LAUNCHERS = {
+  'SLURM': ('SLURM_NTASKS', 'SLURM_STEP_NODELIST'),
+  'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'),
+}
+LOOK_MS = 5_000  # a wait is interrupted so often, for Ctrl-C to be heard
+LEAVE_S = 5
+_numbers = itertools.count()
+_stage: str | None = None  # of this process: 'joining', then 'met'
+
+
+class OtherFailed(ValueError):
+  """Another process failed, and says so itself."""
+
+
+# --- Meeting
+
+
+def launched() -> tuple[str, int]:
+  """(launcher, processes) that the environment tells of; ('', 1) if none."""
+  for name, (count, needed) in LAUNCHERS.items():
+    number = os.environ.get(count, '')
+    if needed in os.environ and number.isdigit() and int(number) > 1:
+      return name, int(number)
+  workers = os.environ.get('TPU_WORKER_HOSTNAMES', '').split(',')
+  return ('TPU', len(workers)) if len(workers) > 1 else ('', 1)
+
+
+def connect(
+  coordinator: str | None,
+  processes: int | None,
+  process: int | None,
+  timeout: int,
+) -> None:
+  """Joins the run; returns when all processes have.
+
+  Args:
+    coordinator: 'host:port'; None: all three are found by JAX.
+    processes: how many there are.
+    process: which of them this is, from 0.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    ValueError: not all came in time, or none can be found.
+  """
+  global _stage
+  if coordinator is not None:
+    check_address(coordinator, process)
+  method = None if coordinator is None else 'deactivate'
+  error = []
+
+  def join():
+    try:
+      jax.distributed.initialize(
+        coordinator, processes, process, cluster_detection_method=method,
+        # Past it JAX aborts the process with a stack trace; we are sooner.
+        initialization_timeout=timeout + 600,
+      )  # fmt: skip
+    except Exception as e:
+      error.append(e)
+
+  _stage = 'joining'
+  # In a thread: its wait could neither be interrupted nor end in an exception.
+  thread = threading.Thread(target=join, daemon=True)
+  thread.start()
+  thread.join(timeout)
+  if thread.is_alive():
+    raise ValueError(_not_met(coordinator, processes, process, timeout))
+  if error and coordinator is None:
+    raise ValueError(
+      "start.distributed = 'auto', but JAX finds no TPU pod slice, SLURM step "
+      f'or Open MPI here ({_line(error[0])}): set sharding.start.coordinator, '
+      'processes and process'
+    )
+  if error:
+    raise ValueError(
+      f'start.coordinator = {coordinator!r}: {_line(error[0])}'
+    ) from error[0]
+  _stage = 'met'
+
+
+def check_address(address: str, process: int) -> None:
+  """Raises ValueError unless it is 'host:port', free where we shall serve."""
+  host, colon, port = address.rpartition(':')
+  if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+    raise ValueError(
+      f"start.coordinator = {address!r}: expected 'host:port': process 0's "
+      'host, and a free port there'
+    )
+  if process:
+    return
+  with socket.socket(socket.AF_INET6 if socket.has_ipv6 else 0) as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      probe.bind(('', int(port)))
+    except OSError as e:
+      raise ValueError(
+        f'start.coordinator = {address!r}: port {port} is taken here '
+        f'({e.strerror}): is a run of before still alive? Else name another'
+      ) from e
+
+
+def _not_met(coordinator, processes, process, timeout: int) -> str:
+  """Says who is missing."""
+  if coordinator is None:
+    return (
+      f'the processes of this run did not meet within {timeout} s '
+      '(sharding.start.timeout): is the same command running on every host?'
+    )
+  if process == 0:
+    return (
+      f'start.coordinator = {coordinator!r}: not all of the {processes} '
+      f'processes came within {timeout} s (sharding.start.timeout)'
+    )
+  host, port = coordinator.rsplit(':', 1)
+  try:
+    socket.create_connection((host, int(port)), timeout=5).close()
+  except OSError as e:
+    why = f'cannot be reached ({e.strerror or e})'
+  else:
+    why = f'answers, but not all of the {processes} processes came'
+  return (
+    f'start.coordinator = {coordinator!r} {why}: process {process} gave up '
+    f'after {timeout} s (sharding.start.timeout)'
+  )
+
+
+def _line(error: Exception) -> str:
+  return ' '.join(str(error).split())[:200]
+
+
+def joined() -> bool:
+  """Whether this process has begun to join others."""
+  return _stage is not None
+
+
+def leave(status: int) -> None:
+  """Ends a process that has joined others without waiting for them for long.
+
+  The usual way would wait for all to come to the end, and for those that hang
+  in a collective it is minutes. Does nothing in a run of one process.
+  """
+  if not joined():
+    return
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if _stage == 'met':
+    # Together where all end for one reason, so that none sees another die.
+    last = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    last.start()
+    last.join(LEAVE_S)
+  os._exit(status)
+
+
+# --- Acting as one
+
+
+def is_first() -> bool:
+  """Whether this process prints and writes for all."""
+  return jax.process_index() == 0
+
+
+def share() -> tuple[int, int]:
+  """(i, n): this process's part of work that is dealt out."""
+  return jax.process_index(), jax.process_count()
+
+
+def first_then_all(make: Callable[[], T]) -> T:
+  """make(), in process 0 before the others begin it; all return together.
+
+  For files that are made once and that all then find; where processes do not
+  see the same files, each makes its own. Waits as long as it takes.
+
+  Raises:
+    OtherFailed: it raised in another process.
+  """
+  client = _client()
+  if client is None:
+    return make()
+  key, value, error = f'atm/first/{next(_numbers)}', None, None
+  if is_first() or _get(client, key) == 'done':
+    try:
+      value = make()
+    except Exception as e:
+      error = e
+  if is_first():
+    client.key_value_set(key, 'failed' if error else 'done')
+  told = error and _line(error)
+  outcomes = _exchange(client, f'{key}/outcome', told)
+  if error:
+    raise error
+  for process, outcome in enumerate(outcomes):
+    if outcome:
+      raise OtherFailed(f'process {process}: {outcome}')
+  return value
+
+
+def wait_for_all() -> None:
+  """Returns when all processes have come here, however long it takes."""
+  first_then_all(lambda: None)
+
+
+def check_same(**facts) -> None:
+  """Checks that all processes have the same `facts`, which JSON can hold.
+
+  Raises:
+    ValueError: in all processes; names which has what otherwise.
+  """
+  client = _client()
+  if client is None:
+    return
+  mine = {name: _digest(value) for name, value in facts.items()}
+  all_of_them = _exchange(client, f'atm/same/{next(_numbers)}', mine)
+  for process, theirs in enumerate(all_of_them):
+    differ = [n for n in facts if theirs[n] != all_of_them[0][n]]
+    if differ:
+      raise ValueError(
+        f'process {process} has another {" and ".join(differ)} than process '
+        '0: start all with the same files and the same settings'
+      )
+
+
+def _client():
+  """The coordination service's client; None for a run of one process.
+
+  Raises:
+    ValueError: there are several processes, which have not met.
+  """
+  from jax._src import distributed  # there is no public way to it
+
+  if jax.process_count() == 1:
+    return None
+  if distributed.global_state.client is None:
+    raise ValueError(
+      f'these are the devices of {jax.process_count()} hosts: set '
+      "sharding.start.distributed = 'auto', and run the same on all of them"
+    )
+  return distributed.global_state.client
+
+
+def _digest(value) -> str:
+  text = json.dumps(value, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _get(client, key: str) -> str:
+  """The value of a key, however long it takes to be set."""
+  while True:
+    try:
+      return client.blocking_key_value_get(key, LOOK_MS)
+    except jax.errors.JaxRuntimeError as e:
+      if 'DEADLINE_EXCEEDED' not in str(e):
+        raise
+
+
+def _exchange(client, key: str, value) -> list:
+  """The `value` of every process, in order; what JSON can hold."""
+  client.key_value_set(f'{key}/{jax.process_index()}', json.dumps(value))
+  return [
+    json.loads(_get(client, f'{key}/{n}')) for n in range(jax.process_count())
+  ]
+
+
+DISTRIBUTED = ('auto', 'off')
+
+
+def start(
+  cpu_devices: int | None = None,
+  distributed: str | None = None,
+  coordinator: str | None = None,
+  processes: int | None = None,
+  process: int | None = None,
+  timeout: int = 300,
+) -> None:
+  """Prepares JAX; to be called before anything touches a device.
+
+  Args:
+    cpu_devices: simulate this many devices on this process's CPU; None leaves
+      the platform's own.
+    distributed: 'auto' joins the processes of a TPU pod slice (or several), a
+      SLURM step or Open MPI, which JAX finds. 'off': this process is a run of
+      its own, though a launcher started several. None: as `coordinator` says.
+    coordinator: 'host:port' of process 0, to join the others by hand.
+    processes: how many processes the run has, with `coordinator`.
+    process: which of them this is, from 0, with `coordinator`.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    ValueError: settings that do not fit each other or the environment, devices
+      that exist already in another number, or others that did not come.
+  """
+  check_start(distributed, coordinator, processes, process, timeout)
+  if cpu_devices is not None:
+    try:
+      jax.config.update('jax_platforms', 'cpu')
+      jax.config.update('jax_num_cpu_devices', cpu_devices)
+    except RuntimeError:
+      pass  # the backend is up already: fine if it has that many
+  joins = distributed == 'auto' or coordinator is not None
+  if joins and not jax.distributed.is_initialized():
+    connect(coordinator, processes, process, timeout)
+  if cpu_devices is not None and jax.local_device_count() != cpu_devices:
+    raise ValueError(
+      f'start.cpu_devices = {cpu_devices}, but JAX has already started with '
+      f'{jax.local_device_count()} devices.'
+    )
+
+
+def check_start(distributed, coordinator, processes, process, timeout) -> None:
+  """Raises ValueError where `start`'s settings do not fit each other."""
+  if distributed not in (None, *DISTRIBUTED):
+    raise ValueError(
+      f'start.distributed = {distributed!r}: expected None or one of '
+      f'{DISTRIBUTED}.' + messages.did_you_mean(str(distributed), DISTRIBUTED)
+    )
+  by_hand = {'processes': processes, 'process': process}
+  given = [f'start.{k} = {v!r}' for k, v in by_hand.items() if v is not None]
+  if coordinator is not None:
+    if distributed is not None:
+      raise ValueError(
+        f'start.distributed = {distributed!r} and start.coordinator = '
+        f'{coordinator!r}: set one of them'
+      )
+    ints = all(isinstance(v, int) for v in by_hand.values())
+    if not ints or not 0 <= process < processes:
+      raise ValueError(
+        f'start.processes = {processes!r}, start.process = {process!r}: '
+        'start.coordinator needs both, and process from 0 to processes - 1'
+      )
+  elif given:
+    raise ValueError(f'{", ".join(given)} without start.coordinator')
+  if not isinstance(timeout, int) or timeout < 1:
+    raise ValueError(f'start.timeout = {timeout!r}: expected seconds, from 1')
+  launcher, count = launched()
+  if count > 1 and distributed is None and coordinator is None:
+    raise ValueError(
+      f'{launcher} started {count} processes, and each would be a run of its '
+      "own: set sharding.start.distributed = 'auto' to join them, 'off' if "
+      'that is meant'
+    )

@@ -1,0 +1,84 @@
+"""The device mesh."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType
+
+MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
+
+
+def mesh(
+  slice: int = 1, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None
+) -> jax.sharding.Mesh:
+  """A mesh over `devices` (default: all); -1 fills one axis with the rest.
+
+  On TPUs the axes follow the links between chips, the last axis the shortest,
+  and `slice` the slices (pods) that the network of the data centre joins.
+  Elsewhere devices stand in the order of their processes, the last axis the
+  fastest: `slice` then splits them into equal blocks.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices, or `slice`
+      is not the number of the TPU's slices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = filled(len(devices), slice=slice, data=data, fsdp=fsdp, tensor=tensor)
+  return jax.sharding.Mesh(
+    arranged(sizes, devices),
+    MESH_AXES,
+    axis_types=(AxisType.Auto,) * len(MESH_AXES),
+  )
+
+
+def filled(count: int, **sizes: int) -> tuple[int, ...]:
+  """The sizes of a mesh over `count` devices, the -1 among them filled.
+
+  Raises:
+    ValueError: see `mesh`.
+  """
+  shown = ', '.join(f'mesh.{name} = {size}' for name, size in sizes.items())
+  given = list(sizes.values())
+  if given.count(-1) > 1 or any(size < 1 and size != -1 for size in given):
+    raise ValueError(f'{shown}: sizes are positive, and one may be -1.')
+  known = math.prod(size for size in given if size != -1)
+  if -1 in given and count % known == 0:
+    return tuple(count // known if size == -1 else size for size in given)
+  if -1 in given or known != count:
+    what = 'must divide' if -1 in given else 'must be'
+    raise ValueError(
+      f'{shown}: their product {known} does not fit {count} devices: it {what} '
+      f'{count}. Set one of them to -1 to fill it.'
+    )
+  return tuple(given)
+
+
+def arranged(sizes: tuple[int, ...], devices: list) -> np.ndarray:
+  """Devices in the shape of a mesh, those that talk most close together.
+
+  Raises:
+    ValueError: `sizes` disagree with the TPU's slices.
+  """
+  if devices[0].platform != 'tpu':
+    order = sorted(devices, key=lambda d: (d.process_index, d.id))
+    return np.array(order).reshape(sizes)
+  slices, *inner = sizes
+  found = len({getattr(device, 'slice_index', 0) for device in devices})
+  if found > 1 and slices != found:
+    raise ValueError(
+      f'mesh.slice = {slices}, but the devices are {found} slices: set '
+      f'mesh.slice = {found}'
+    )
+  # jax.make_mesh knows no slices, and would not split a side of the pod, as
+  # 2 x 64 of 4 x 4 x 8 need.
+  if found > 1:
+    return mesh_utils.create_hybrid_device_mesh(
+      (1, *inner), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
+  return mesh_utils.create_device_mesh(
+    sizes, devices, allow_split_physical_axes=True
+  )

@@ -1,0 +1,118 @@
+"""How XLA compiles a training step: options by platform, and what it keeps."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+
+import jax
+
+from atm.messages import did_you_mean
+
+# Gathers of parameters and sums of gradients run beside the computation.
+# libtpu 0.0.42 and jaxlib 0.10.2 know the names; neither a TPU nor a GPU was
+# at hand to time them.
+OPTIONS = {
+  # A quarter less memory than side by side, in the same time on two cores.
+  'cpu': {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'},
+  'tpu': {
+    'xla_enable_async_all_gather': True,
+    'xla_tpu_enable_async_collective_fusion': True,
+    'xla_tpu_enable_async_collective_fusion_fuse_all_gather': True,
+    'xla_tpu_enable_async_collective_fusion_multiple_steps': True,
+    'xla_tpu_overlap_compute_collective_tc': True,
+    'xla_tpu_enable_data_parallel_all_reduce_opt': True,
+    'xla_tpu_data_parallel_opt_different_sized_ops': True,
+  },
+  'gpu': {
+    'xla_gpu_enable_latency_hiding_scheduler': True,
+    'xla_gpu_enable_pipelined_all_gather': True,
+    'xla_gpu_enable_pipelined_reduce_scatter': True,
+    'xla_gpu_enable_pipelined_all_reduce': True,
+    'xla_gpu_enable_while_loop_double_buffering': True,
+  },
+}
+LIMIT = 'xla_tpu_scoped_vmem_limit_kib'
+_VMEM = re.compile(
+  r'memory space vmem.*?%([\w.-]+) = .*size (\S+) and limit (\S+)', re.S
+)
+# By device kind, beside those: KiB of its vector memory that one fusion may
+# take. Products in larger tiles than libtpu's own limit allows take 84% to 90%
+# of the cycles, by its own count for 20b, and compile for minutes more; v5e's
+# take more again at 98304. There is room then for reduce-scatters inside of
+# products, too, which v4 has not: it compiles them to 16.3 of 16 MiB.
+OF_KIND = {
+  kind: {
+    LIMIT: kib,
+    'xla_enable_async_reduce_scatter_fusion': True,
+    'xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter': True,
+  }
+  for kind, kib in {
+    'TPU v5 lite': '65536', 'TPU v5e': '65536',
+    'TPU v5': '32768', 'TPU v5p': '32768',
+    'TPU v6 lite': '98304', 'TPU v6e': '98304',
+  }.items()
+}  # fmt: skip
+
+
+def jitted(update: Callable, state):
+  """`update` of (state, batch) as training runs it.
+
+  The state is donated and stays where it was.
+
+  Args:
+    update: gives (the next state, metrics).
+    state: a pytree of arrays, or of shapes with shardings.
+  """
+  placed = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
+
+
+def compiled(
+  lowered: jax.stages.Lowered, device, changes: Mapping | None = None
+) -> jax.stages.Compiled:
+  """The program, with the options of its devices.
+
+  Args:
+    lowered: of a jitted function.
+    device: one of those; only its platform and kind are read.
+    changes: options added to OPTIONS and OF_KIND, or in their place.
+
+  Raises:
+    ValueError: XLA does not know an option, or not this value of it; or an
+      operation takes more vector memory than the options let it.
+  """
+  known = OPTIONS.get(device.platform, {}) | OF_KIND.get(device.device_kind, {})
+  options = {**known, **(changes or {})}
+  try:
+    return lowered.compile(compiler_options=options or None)
+  except jax.errors.JaxRuntimeError as e:
+    if full := _VMEM.search(str(e)):
+      given = f' = {options[LIMIT]}' if LIMIT in options else ''
+      raise ValueError(
+        f"XLA_OPTIONS: {LIMIT}{given}: {full[1]} takes {full[2]} of a TPU's "
+        f'vector memory, and may have {full[3]}'
+      ) from None
+    said = str(e).partition('INVALID_ARGUMENT: ')[2]
+    unknown = re.match(r"No such compile option: '(\w+)'", said)
+    if not unknown and 'setting option' not in said:
+      raise
+    raise ValueError(
+      f'XLA_OPTIONS = {dict(changes or {})!r}: XLA says: {said}'
+      + (did_you_mean(unknown[1], known) if unknown and known else '')
+    ) from None
+
+
+def set_compilation_cache() -> None:
+  """Compiled programs are kept across runs, by default below ~/.cache/atm.
+
+  Those that took a tenth of a second, too: a start has dozens of them. JAX's
+  own environment variables come first.
+  """
+  for name, value in (
+    ('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atm/xla')),
+    ('jax_persistent_cache_min_compile_time_secs', 0.1),
+  ):
+    if not os.environ.get(name.upper()):
+      jax.config.update(name, value)

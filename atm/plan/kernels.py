@@ -1,0 +1,190 @@
+"""Cycles of Pallas kernels, which the compiler schedules but does not estimate.
+
+The compiler can write the schedule of every operation: bundles of instructions,
+one a cycle, `libtpu` 0.0.42. It has to be told before it is loaded, and takes
+minutes over those of a whole step. So the kernels of a program that is compiled
+are compiled again, each alone, in a process of their own.
+
+A kernel's bundles are those of one cell of its grid, with every branch and the
+loops that Mosaic unrolled; loops that it did not are counted once. Cores of a
+chip share the grid where a dimension of it is parallel and the chip's cores are
+one device. Waiting for memory is in none of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import glob
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import jax
+from jax._src.interpreters import mlir
+from jax._src.lib import tpu
+from jax.extend.core import Primitive
+from jaxlib.mlir import ir
+
+from atm.plan import hardware, hlo
+
+CALL = 'custom_call_target="tpu_custom_call"'
+WAIT = 1.3  # what waiting for memory may make of a kernel's time: assumed
+_LABEL = 'final_hlo-static'  # of the dump with schedules
+_FLAGS = (
+  '--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true '
+  f'--xla_jf_dump_llo_pass_label_regex={_LABEL}'
+)
+_BUNDLE = re.compile(r'^\d+( \d+)+\s*$', re.M)
+_CONFIG = '"custom_call_config":'
+_TAKES = re.compile(r'operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}')
+_GRID = re.compile(r'iteration_bounds = array<i64: ([\d, ]+)>')
+_PARALLEL = '#tpu.dimension_semantics<parallel>'
+_DTYPES = {
+  'pred': 'bool', 's8': 'int8', 'u8': 'uint8', 's16': 'int16', 'u16': 'uint16',
+  's32': 'int32', 'u32': 'uint32', 'bf16': 'bfloat16', 'f16': 'float16',
+  'f32': 'float32', 'f8e4m3fn': 'float8_e4m3fn', 'f8e5m2': 'float8_e5m2',
+}  # fmt: skip
+
+
+def cycles(program: hlo.Program, pod: hardware.Pod) -> dict[str, float]:
+  """Cycles of one run of each kernel by its instruction's name.
+
+  None where a kernel's schedule is not known.
+  """
+  calls = {
+    line.name: call(line) for line, _, _ in program.running() if is_call(line)
+  }
+  distinct = {c['config']: c for c in calls.values()}
+  bundles = dict(zip(distinct, schedules(list(distinct.values()), pod.kind)))
+  if not bundles:
+    return {}
+  each = {
+    config: bundles[config]
+    * cells(json.loads(config)['custom_call_config']['body'], pod.chip.cores)
+    for config in distinct
+  }
+  return {name: each[c['config']] for name, c in calls.items()}
+
+
+def is_call(line: hlo.Instruction) -> bool:
+  return line.opcode == 'custom-call' and CALL in line.rest
+
+
+def call(line: hlo.Instruction) -> dict:
+  """A kernel's call as it can be made again.
+
+  Returns:
+    `takes` and `makes`, (dtype, sides) of its operands and results; `config`,
+    its Mosaic module and what belongs to it, in JSON.
+  """
+  types = lambda text: [
+    (_DTYPES[dtype], [int(n) for n in sides.split(',') if n])
+    for dtype, sides in hlo.ARRAY.findall(text)
+  ]
+  at = line.rest.index(_CONFIG) + len(_CONFIG)
+  config, _ = json.JSONDecoder().raw_decode(line.rest, at)
+  return {
+    'takes': types(_TAKES.search(line.rest)[1]),
+    'makes': types(line.shape),
+    'config': json.dumps({'custom_call_config': config}),
+  }
+
+
+def schedules(calls: list[dict], kind: str) -> list[int]:
+  """Bundles of each of some calls of kernels; none if that fails.
+
+  Args:
+    calls: see `call`.
+    kind: of the chip, a name of chips.CHIPS.
+  """
+  if not calls:
+    return []
+  with tempfile.TemporaryDirectory(prefix='atm_kernels_') as folder:
+    asked = os.environ.get('LIBTPU_INIT_ARGS', '')
+    flags = f'{asked} {_FLAGS.format(folder=folder)}'.strip()
+    done = subprocess.run(
+      [sys.executable, '-m', 'atm.plan.kernels', kind, folder],
+      input=json.dumps(calls),
+      env={**os.environ, 'LIBTPU_INIT_ARGS': flags, 'JAX_PLATFORMS': 'cpu'},
+      capture_output=True,
+      text=True,
+    )
+  return json.loads(done.stdout) if done.returncode == 0 else []
+
+
+def alone(given: dict, kind: str, folder: str) -> int:
+  """Bundles of a call, compiled here; libtpu dumps to the folder."""
+  flat = hardware.CHIPS[kind].sides == 2
+  device = hardware.devices(
+    hardware.pod(f'{kind}:2x2' if flat else f'{kind}:2x2x1')
+  )
+  placed = jax.sharding.SingleDeviceSharding(device[0])
+  takes = [
+    jax.ShapeDtypeStruct(sides, dtype, sharding=placed)
+    for dtype, sides in given['takes']
+  ]
+  compiled = jax.jit(_again(given)).lower(*takes).compile()
+  program = hlo.Program(compiled.as_text())
+  (name,) = (line.name for line, _, _ in program.running() if is_call(line))
+  (path,) = glob.glob(os.path.join(folder, f'*-{name}-*-{_LABEL}*'))
+  with open(path) as f:
+    found = len(_BUNDLE.findall(f.read()))
+  for path in glob.glob(os.path.join(folder, '*')):
+    os.remove(path)
+  return found
+
+
+def _again(given: dict):
+  """A function that makes a call."""
+  made = [
+    jax.core.ShapedArray(sides, jax.numpy.dtype(dtype))
+    for dtype, sides in given['makes']
+  ]
+  rows = lambda avals: [tuple(range(x.ndim))[::-1] for x in avals]
+
+  def lower(ctx, *operands):
+    return mlir.custom_call(
+      'tpu_custom_call',
+      result_types=[
+        mlir.aval_to_ir_type(ctx.module_context, x) for x in ctx.avals_out
+      ],
+      operands=operands,
+      backend_config=given['config'],
+      operand_layouts=rows(ctx.avals_in),
+      result_layouts=rows(ctx.avals_out),
+    ).results
+
+  primitive = Primitive('kernel')
+  primitive.multiple_results = True
+  primitive.def_abstract_eval(lambda *_: made)
+  mlir.register_lowering(primitive, lower, platform='tpu')
+  return lambda *operands: primitive.bind(*operands)
+
+
+def cells(body: str, cores: int) -> float:
+  """Cells of a kernel's grid that one core computes.
+
+  Args:
+    body: its Mosaic module, as the custom call has it.
+    cores: of a device.
+  """
+  context = mlir.JaxIrContext()
+  context.append_dialect_registry(mlir.upstream_dialects)
+  context.load_all_available_dialects()
+  tpu.register_dialect(context)
+  context.allow_unregistered_dialects = True
+  with context:
+    module = str(ir.Module.parse(base64.b64decode(body)))
+  grid = _GRID.search(module)
+  total = math.prod(map(int, grid[1].split(','))) if grid else 1
+  return total / (cores if _PARALLEL in module else 1)
+
+
+if __name__ == '__main__':
+  kind, folder = sys.argv[1:]
+  calls = json.load(sys.stdin)
+  print(json.dumps([alone(given, kind, folder) for given in calls]))

@@ -1,0 +1,302 @@
+"""Refuses a run whose settings do not fit each other, before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+
+from atm.data.vocabulary import Vocabulary
+from atm.model import config as config_lib
+from atm.model import parameters
+from atm.parallel import sharding
+from atm.train import optimizer
+
+
+def check_numbers(**values) -> None:
+  """Raises ValueError unless all are whole numbers above 0."""
+  for name, value in values.items():
+    if not isinstance(value, int) or value < 1:
+      raise ValueError(f'{name} = {value!r}: expected a whole number above 0')
+
+
+def check_freeze(steps) -> None:
+  """Raises ValueError unless `steps` is a whole number, 0 or more."""
+  number = isinstance(steps, int | float) and not isinstance(steps, bool)
+  if not number or not isinstance(steps, int) or steps < 0:
+    text = f'FREEZE_ENCODER_STEPS = {steps!r}: expected a whole number from 0'
+    if number and math.isfinite(steps):
+      text += f'. Did you mean {max(0, round(steps))}?'
+    raise ValueError(text)
+
+
+def check_profile(steps) -> None:
+  """Raises ValueError unless None or (first, last) with 1 <= first <= last."""
+  if steps is None:
+    return
+  pair = isinstance(steps, tuple | list) and len(steps) == 2
+  if not pair or not all(type(n) is int for n in steps):
+    raise ValueError(f'PROFILE_STEPS = {steps!r}: expected (first, last)')
+  if not 1 <= steps[0] <= steps[1]:
+    raise ValueError(
+      f'PROFILE_STEPS = {steps!r}: expected 1 <= first <= last. Did you mean '
+      f'{(max(1, min(steps)), max(1, *steps))}?'
+    )
+
+
+def check_z_loss(z_loss) -> None:
+  """Raises ValueError unless the coefficient is a finite number from 0."""
+  if not isinstance(z_loss, int | float) or not 0 <= z_loss < math.inf:
+    raise ValueError(
+      f'Z_LOSS = {z_loss!r}: expected a number from 0 (PaLM: 1e-4)'
+    )
+
+
+def check_micro_batches(mesh, rules, batch_size: int, number: int) -> None:
+  """Raises ValueError unless each data shard's rows divide by `number`."""
+  check_numbers(MICRO_BATCHES=number)
+  shards = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
+  rows = batch_size // shards
+  if rows % number:
+    fit = [n for n in range(1, rows + 1) if rows % n == 0]
+    off = min(abs(n - number) for n in fit)
+    nearest = ' or '.join(str(n) for n in fit if abs(n - number) == off)
+    raise ValueError(
+      f'MICRO_BATCHES = {number} does not divide the {rows} rows that each of '
+      f'{shards} data shards has of BATCH_SIZE = {batch_size}; the nearest '
+      f'that does: {nearest}.'
+    )
+
+
+def check_skip_steps(ranges) -> None:
+  """Raises ValueError unless `ranges` holds pairs (first, last), 1 or more."""
+  whole = lambda n: isinstance(n, int) and not isinstance(n, bool)
+  pair = lambda r: (
+    isinstance(r, tuple | list) and len(r) == 2 and all(map(whole, r))
+  )
+  if pair(ranges):
+    raise ValueError(
+      f'SKIP_STEPS = {ranges!r}: expected pairs of a first and a last step. '
+      f'Did you mean ({tuple(ranges)},)?'
+    )
+  if not isinstance(ranges, tuple | list) or not all(map(pair, ranges)):
+    raise ValueError(
+      f'SKIP_STEPS = {ranges!r}: expected pairs of a first and a last step, '
+      'such as ((120, 140),), or () for none'
+    )
+  for first, last in ranges:
+    if not 1 <= first <= last:
+      nearest = tuple(sorted((max(1, first), max(1, last))))
+      raise ValueError(
+        f'SKIP_STEPS: {(first, last)}: expected 1 <= first <= last. Did you '
+        f'mean {nearest}?'
+      )
+
+
+def skipped(ranges, step: int) -> bool:
+  """Whether a step lies in one of SKIP_STEPS' ranges."""
+  return any(first <= step <= last for first, last in ranges)
+
+
+# What may differ between a model and the one that its parameters come from:
+# how it computes and what it drops, not what.
+FREE = (
+  'dropout', 'attention_dropout', 'activation_dropout', 'norm_float32',
+  'scores_float32', 'init_std', 'dtype', 'remat', 'attention', 'loss_chunk',
+  'unroll',
+)  # fmt: skip
+
+
+def check_one_start(model_dir: str, init_from, init_encoder) -> None:
+  """Raises ValueError where a run is to start from two models, or itself."""
+  same = lambda other: os.path.realpath(other) == os.path.realpath(model_dir)
+  if init_from is not None and same(init_from):
+    raise ValueError(
+      f'INIT_FROM = {init_from!r} is MODEL_DIR: use another MODEL_DIR, or, to '
+      'go on with that run, leave out INIT_FROM'
+    )
+  if init_from is not None and init_encoder is not None:
+    raise ValueError(
+      f'INIT_FROM = {init_from!r} and INIT_ENCODER = {init_encoder!r}: '
+      'expected one of them; INIT_FROM brings an encoder'
+    )
+
+
+def check_same_model(config: config_lib.Config, source) -> None:
+  """Raises ValueError unless the parameters of `source` are this model's.
+
+  Args:
+    config: of the model; what FREE names may be another.
+    source: a `pretrained.Trained`.
+  """
+  there = dataclasses.asdict(source.config)
+  here = dataclasses.asdict(config)
+  wrong = [k for k in there if k not in FREE and here[k] != there[k]]
+  if wrong:
+    name = wrong[0]
+    raise ValueError(
+      f'Config.{name} = {here[name]!r}, but {there[name]!r} in INIT_FROM = '
+      f'{source.directory!r}: leave out what binds '
+      f'{", ".join(f"model.Config.{k}" for k in wrong)}'
+    )
+
+
+def vocabulary_of(source, path: str | None) -> Vocabulary:
+  """The vocabulary of a run that starts from `source`, a `pretrained.Trained`.
+
+  Raises:
+    ValueError: the one at `path` is another, or there is none.
+  """
+  own = source.vocabulary
+  if path is None and own is None:
+    raise ValueError(
+      f'INIT_FROM = {source.directory!r} has no vocabulary: set VOCABULARY to '
+      'the one it was trained with'
+    )
+  words = own if path is None else Vocabulary(path)
+  if own is not None and words.sha256 != own.sha256:
+    raise ValueError(
+      f'the vocabulary {words.path} is not the one that INIT_FROM = '
+      f'{source.directory!r} was trained with: leave out VOCABULARY, or build '
+      f'CACHE_DIR with VOCABULARY = {own.path!r}'
+    )
+  return words
+
+
+def encoder_apart(start: int, then: dict, freeze: int) -> bool:
+  """Whether the optimizer keeps the encoder's state apart; as the run began.
+
+  Args:
+    start: the checkpoint's step; 0: there is none.
+    then: its meta.
+    freeze: FREEZE_ENCODER_STEPS.
+
+  Raises:
+    ValueError: a run that keeps it with the rest's is to freeze the encoder.
+  """
+  if not start:
+    return freeze > 0
+  apart = then.get('encoder_apart', False)
+  if freeze > start and not apart:
+    raise ValueError(
+      f'FREEZE_ENCODER_STEPS = {freeze}, but this MODEL_DIR began with 0 and '
+      f'has trained its encoder for {start} steps: use 0, or another MODEL_DIR'
+    )
+  return apart
+
+
+def check_sizes(
+  mesh, rules, config: config_lib.Config, lengths, batch_size: int
+):
+  """Raises ValueError for sizes that the mesh or the model cannot hold."""
+  for name, n in (('inputs', lengths.inputs), ('targets', lengths.targets)):
+    if n > config.positions:
+      raise ValueError(
+        f'TASK_FEATURE_LENGTHS[{name!r}] = {n} is more than '
+        f'Config.positions = {config.positions}'
+      )
+  for name, n in (('inputs', lengths.inputs), ('targets', lengths.targets)):
+    bound = (f'TASK_FEATURE_LENGTHS[{name!r}]', n)
+    sharding.check_divides(mesh, rules, {'length': bound})
+  batch = {'batch': ('BATCH_SIZE', batch_size)}
+  sharding.check_divides(mesh, rules, batch)
+  parameters.check_mesh(mesh, rules, config)
+
+
+def check_vocabulary(words: Vocabulary, config: config_lib.Config) -> None:
+  """Raises ValueError where the model does not fit the vocabulary."""
+  if words.size > config.vocab_size:
+    raise ValueError(
+      f'the vocabulary {words.path} has {words.size} pieces, more than '
+      f'Config.vocab_size = {config.vocab_size}'
+    )
+  for name, piece in (
+    ('pad_id', words.pad_id),
+    ('start_id', words.bos_id),
+    ('end_id', words.eos_id),
+  ):
+    if getattr(config, name) != piece:
+      raise ValueError(
+        f'Config.{name} = {getattr(config, name)}, but it is {piece} in the '
+        f'vocabulary {words.path}'
+      )
+
+
+def check_resumable(then: dict, now: dict) -> None:
+  """Raises ValueError where the data would not go on as it began."""
+  names = {'mixture': 'MIXTURE_OR_TASK_NAME'}
+  for key, value in now['data'].items():
+    before = then['data'].get(key, value)
+    if before != value and key == 'rows':
+      raise ValueError(
+        'the rows of tokens are not those that this MODEL_DIR was trained on '
+        'so far: use the same CACHE_DIR, ROW_PASSES and STREAM, or another '
+        'MODEL_DIR'
+      )
+    if before != value:
+      raise ValueError(
+        f'{names.get(key, key.upper())} = {value!r}, but this MODEL_DIR was '
+        f'trained with {before!r}: use that, or another MODEL_DIR'
+      )
+  _check_same_optimizer(then.get('optimizer'), now.get('optimizer'))
+  _check_same_skips(
+    then['data'].get('step', 0),
+    then.get('skip_steps', ()),
+    now.get('skip_steps', ()),
+  )
+  if then['vocabulary'] != now['vocabulary']:
+    raise ValueError(
+      'the checkpoint was trained with another vocabulary than this run has: '
+      'use the one in MODEL_DIR/vocabulary, or another MODEL_DIR'
+    )
+
+
+def _check_same_optimizer(then: dict | None, now: dict | None) -> None:
+  """Raises ValueError where `optimizer.kind` is another than it was."""
+  then, now = (
+    {**optimizer.kind(optimizer.Config()), **(x or {})} for x in (then, now)
+  )
+  for name in now:
+    if then.get(name) != now[name]:
+      raise ValueError(
+        f'optimizer.Config.{name} = {now[name]!r}, but this MODEL_DIR was '
+        f'trained with {then.get(name)!r}: use that, or another MODEL_DIR'
+      )
+
+
+def _check_same_skips(start: int, then, now) -> None:
+  """Raises ValueError where the steps up to `start` were other ones.
+
+  What lies ahead may be skipped or not; what was trained on, or was not,
+  cannot be changed any more.
+  """
+  done = lambda ranges: {
+    n for first, last in ranges for n in range(first, min(last, start) + 1)
+  }
+  other = done(then) ^ done(now)
+  if not other:
+    return
+  first = min(other)
+  was = 'was skipped' if first in done(then) else 'was trained on'
+  past = [(a, min(b, start)) for a, b in then if a <= start]
+  ahead = [(max(a, start + 1), b) for a, b in now if b > start]
+  raise ValueError(
+    f'SKIP_STEPS = {tuple(map(tuple, now))}, but step {first} {was}, and the '
+    f'newest checkpoint is of step {start}: take the checkpoints of step '
+    f'{first} and later out of MODEL_DIR/checkpoints, or use SKIP_STEPS = '
+    f'{(*past, *ahead)}'
+  )
+
+
+def check_ask_every(ask_every: int | None, eval_every: int) -> None:
+  """Raises ValueError unless questions are asked in evaluations."""
+  if ask_every is None:
+    return
+  whole = isinstance(ask_every, int) and ask_every > 0
+  if not whole or ask_every % eval_every:
+    near = eval_every * max(1, round(ask_every / eval_every)) if whole else None
+    hint = f'. Did you mean {near}?' if near else ''
+    raise ValueError(
+      f'ASK_EVERY = {ask_every!r}: expected a multiple of EVAL_EVERY = '
+      f'{eval_every}, or None{hint}'
+    )

@@ -1,0 +1,153 @@
+"""Held-out loss by objective and language, and the unigram to beat."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+
+from atm.data import batches, packing
+from atm.data.batches import Part
+from atm.data.registry import Lengths
+from atm.data.vocabulary import Vocabulary
+from atm.parallel import sharding
+from atm.train.step import eval_step
+
+
+def _groups(parts: list[Part]) -> list[tuple[str, ...]]:
+  """For each part the metrics it counts towards."""
+  return [(p.objective.name, f'{p.objective.name}/{p.language}') for p in parts]
+
+
+def evaluation_batches(
+  parts: Iterable[Part],
+  vocabulary: Vocabulary,
+  lengths: Lengths,
+  batch_size: int,
+  seed: int,
+  rows_each: int,
+) -> Iterator[tuple[np.ndarray, dict]]:
+  """The first rows of every part once, with the noise of epoch 0.
+
+  Yields:
+    (owner, batch): `owner` [B] is an index into parts, or -1 for the rows that
+    fill up the last batch, whose loss weights and segment ids are 0.
+  """
+  parts = list(parts)
+  ids = packing.Ids.of(vocabulary)
+  made, owners = [], []
+  for i, part in enumerate(parts):
+    row = np.arange(min(rows_each, len(part.rows)))
+    which = np.full(len(row), i)
+    made.append(
+      batches.examples(parts, which, ids, lengths, seed, 0 * row, row)
+    )
+    owners.append(np.full(len(row), i))
+  owner = np.concatenate(owners)
+  whole = {k: np.concatenate([m[k] for m in made]) for k in made[0]}
+  if not any(part.objective.packs for part in parts):
+    del whole['encoder_positions'], whole['decoder_positions']
+  fill = -len(owner) % batch_size
+  owner = np.concatenate([owner, np.full(fill, -1)])
+  for name, value in whole.items():
+    blank = np.zeros((fill, *value.shape[1:]), value.dtype)
+    if name.endswith('_tokens'):
+      blank += ids.pad
+    whole[name] = np.concatenate([value, blank])
+  for start in range(0, len(owner), batch_size):
+    part = slice(start, start + batch_size)
+    yield owner[part], {name: value[part] for name, value in whole.items()}
+
+
+class HeldOut:
+  """Teacher-forced loss over the first rows of a split's parts.
+
+  The noise is that of epoch 0, so every evaluation of a run sees the same.
+  """
+
+  def __init__(
+    self, model, parts, vocabulary, lengths, batch_size, seed, rows_each,
+    mesh, rules,
+  ):  # fmt: skip
+    self.parts, self.eos_id = parts, vocabulary.eos_id
+    self.mesh, self.rules = mesh, rules
+    self.batches = list(
+      evaluation_batches(
+        parts, vocabulary, lengths, batch_size, seed, rows_each
+      )
+    )
+    # Sums of every row on every device: each process can read them all.
+    self.step = jax.jit(
+      functools.partial(eval_step, model),
+      out_shardings=sharding.NamedSharding(mesh, sharding.PartitionSpec()),
+    )
+
+  def __call__(self, params) -> dict[str, float]:
+    """`eval/loss/denoise`, `eval/loss/denoise/en`, `eval/accuracy/...`."""
+    sums: dict[str, float] = {}
+    for owner, batch in self.batches:
+      placed = sharding.place(batch, self.mesh, self.rules)
+      rows = {k: np.asarray(v) for k, v in self.step(params, placed).items()}
+      for i, names in enumerate(_groups(self.parts)):
+        for kind, value in rows.items():
+          for name in names:
+            key = f'{kind}/{name}'
+            sums[key] = sums.get(key, 0.0) + float(value[owner == i].sum())
+    out = {}
+    for name in sorted({n for names in _groups(self.parts) for n in names}):
+      weight = max(1.0, sums[f'weight/{name}'])
+      out[f'eval/loss/{name}'] = sums[f'loss/{name}'] / weight
+      out[f'eval/accuracy/{name}'] = sums[f'correct/{name}'] / weight
+    return out
+
+
+def _written(part: Part) -> np.ndarray:
+  """Ids that a part's decoder writes, of its first rows."""
+  if part.objective.name != 'pair':
+    return part.rows.head(10_000_000)
+  rows = map(part.rows.row, range(min(len(part.rows), 10_000)))
+  return np.concatenate([part.objective.targets(row) for row in rows])
+
+
+def unigram(
+  train: list[Part], held_out: HeldOut, size: int
+) -> dict[str, float]:
+  """The loss of unigram models on the same held-out targets.
+
+  Counts, plus one, of the ids of the training rows (the first 10 million of a
+  task; of pairs, the targets of 10,000 rows), the end of a row included.
+  `eval/unigram/OBJECTIVE` is one model for all languages;
+  `eval/unigram/OBJECTIVE/LANG` one for that language alone, a harder mark.
+
+  Args:
+    train: the training parts.
+    held_out: the evaluation to compare with.
+    size: V.
+  """
+  counts: dict[str, np.ndarray] = {}
+  for part, names in zip(train, _groups(train)):
+    ids = _written(part)
+    seen = np.bincount(ids, minlength=size).astype(np.float64)
+    # A row's target ends in `</s>`; the rows of CLM hold it already.
+    if part.objective.name == 'denoise':
+      seen[held_out.eos_id] += len(part.rows)
+    for name in names:
+      counts[name] = counts.get(name, 1.0) + seen
+  sums: dict[str, list[float]] = {}
+  for owner, batch in held_out.batches:
+    weights = batch['decoder_loss_weights']
+    for i, names in enumerate(_groups(held_out.parts)):
+      mine = (owner == i)[:, None] & (weights > 0)
+      ids = batch['decoder_target_tokens'][mine]
+      for name in names:
+        if name in counts:
+          p = counts[name][ids] / counts[name].sum()
+          total = sums.setdefault(name, [0.0, 0])
+          total[0] -= np.log(p).sum()
+          total[1] += len(ids)
+  return {
+    f'eval/unigram/{name}': float(loss / max(1, n))
+    for name, (loss, n) in sorted(sums.items())
+  }

@@ -1,0 +1,200 @@
+"""What is said and kept of the steps between two log lines."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+import time
+from collections.abc import Callable
+
+import jax
+
+from atm import messages
+from atm.data import objectives
+from atm.parallel import devices
+
+LATEST = ('grad_norm', 'param_norm', 'learning_rate')  # of the last update
+
+
+class Log:
+  """Sums metrics between log lines, with rates and time left.
+
+  Keeps at most one step unread: adding a step's metrics waits for the step
+  before it.
+  """
+
+  def __init__(
+    self,
+    say: Callable[[str], None],
+    last: int,
+    batch_size: int,
+    lengths,
+    flops: Callable[[int, int], float],
+    abort_after: int = 10,
+  ):
+    """Takes the run's last step, its `flops_between`, and how many skipped
+    updates in a row end it."""
+    self.say, self.last, self.flops = say, last, flops
+    self.places = {
+      'input': batch_size * lengths.inputs,
+      'target': batch_size * lengths.targets,
+    }
+    self.unread, self.latest = None, {}
+    self.abort_after, self.in_a_row, self.since = abort_after, 0, 0
+    self.sums, self.steps = collections.Counter(), 0
+    self.earlier = (0, 0.0)  # steps and tokens that this process did not do
+
+  def begin(self, done: int) -> None:
+    """Starts the clock, `done` steps into the run."""
+    self.first, self.clock, self.spent = done, time.perf_counter(), 0.0
+
+  @contextlib.contextmanager
+  def pause(self):
+    """Leaves what happens inside out of the rates."""
+    start = time.perf_counter()
+    yield
+    self.clock += time.perf_counter() - start
+
+  def add(self, done: int, values: dict) -> None:
+    """Takes the metrics of step `done`, as dispatched; waits for the step
+    before it.
+
+    Raises:
+      FloatingPointError: the run is to end, see `_skip`.
+    """
+    self._read()
+    self.unread = done, values
+
+  def leap(self) -> None:
+    """Takes note of a step that is not trained on, for the time left."""
+    self._read()
+    self.first += 1
+
+  def _read(self) -> None:
+    if self.unread is None:
+      return
+    (done, values), self.unread = self.unread, None
+    values = {k: float(v) for k, v in jax.device_get(values).items()}
+    if values['skipped']:
+      self._skip(done, values)
+      return
+    self.in_a_row = 0
+    self.latest = {name: values[name] for name in LATEST}
+    self.sums.update(values)
+    self.steps += 1
+
+  def _skip(self, done: int, values: dict) -> None:
+    """Counts a step whose update was skipped, and nothing else of it.
+
+    Raises:
+      FloatingPointError: it is the `abort_after`-th in a row.
+    """
+    self.sums['skipped'] += 1
+    self.in_a_row += 1
+    if self.in_a_row == 1:
+      self.since = done
+      self.say(f'step {done:,}: {_not_finite(values)}: update skipped')
+    if self.in_a_row >= self.abort_after:
+      raise FloatingPointError(
+        f'steps {self.since} to {done}: no finite loss and gradient '
+        f'{self.in_a_row} times in a row (ABORT_AFTER_NONFINITE = '
+        f'{self.abort_after}; at last {_not_finite(values)}); these updates '
+        'were skipped. To go on: take the checkpoints from where the trouble '
+        f'began, step {self.since} or earlier, out of MODEL_DIR/checkpoints, '
+        f'add ({self.since}, {done}), or a longer range, to SKIP_STEPS, and '
+        'run again; or lower LEARNING_RATE'
+      )
+
+  def partial(self) -> dict:
+    """What a checkpoint keeps, so that a resumed log goes on exactly."""
+    self._read()
+    return {
+      'sums': dict(self.sums),
+      'steps': self.steps,
+      'latest': self.latest,
+      'in_a_row': self.in_a_row,
+      'since': self.since,
+    }
+
+  def restore(self, partial: dict) -> None:
+    self.sums = collections.Counter(partial['sums'])
+    self.steps = partial['steps']
+    self.latest = partial.get('latest', {})
+    self.in_a_row = partial.get('in_a_row', 0)
+    self.since = partial.get('since', 0)
+    self.earlier = (self._steps(), self._tokens())
+
+  def _tokens(self) -> float:
+    return self.sums['tokens/input'] + self.sums['tokens/target']
+
+  def _steps(self) -> int:
+    """Steps since the last line, those included whose update was skipped."""
+    return self.steps + int(self.sums['skipped'])
+
+  def emit(self, done: int) -> dict[str, float]:
+    """Prints a line, returns the row for metrics.jsonl, and starts anew.
+
+    The row is empty, and nothing is printed, where no step was done.
+    """
+    self._read()
+    if not self._steps():
+      return {}
+    seconds = time.perf_counter() - self.clock
+    self.clock += seconds
+    self.spent += seconds
+    row = self._row(done, seconds)
+    speed = self.flops(self.first, done) / self.spent
+    left = self.flops(done, self.last) / speed if speed else 0.0
+    by_name = ', '.join(
+      f'{k[5:]} {v:.3f}' for k, v in row.items() if k.startswith('loss/')
+    )
+    skipped = int(row['skipped'])
+    self.say(
+      f'step {done:,}/{self.last:,}  '
+      + (f'loss {row["loss"]:.3f} ({by_name})  ' if 'loss' in row else '')
+      + (f'skipped {skipped:,}  ' if skipped else '')
+      + f'{row.get("tokens_per_second", 0.0):,.0f} tokens/s  '
+      + (f'mfu {row["mfu"]:.0%}  ' if 'mfu' in row else '')
+      + f'{messages.clock_text(left)} left'
+    )
+    self.sums, self.steps, self.earlier = collections.Counter(), 0, (0, 0.0)
+    return row
+
+  def _row(self, done: int, seconds: float) -> dict[str, float]:
+    row = {'skipped': self.sums['skipped'], **self._means(), **self.latest}
+    steps = self._steps() - self.earlier[0]
+    if steps:  # of this process
+      row['tokens_per_second'] = (self._tokens() - self.earlier[1]) / seconds
+      row['seconds_per_step'] = seconds / steps
+      if peak := devices.peak_flops():
+        row['mfu'] = self.flops(done - steps, done) / seconds / peak
+    return row
+
+  def _means(self) -> dict[str, float]:
+    """Over the targets, and tokens, of all steps that were not skipped."""
+    if not self.steps:
+      return {}
+    s, targets = self.sums, max(1.0, self.sums['tokens/target'])
+    row = {
+      'loss': s['sum/loss'] / targets,
+      'accuracy': s['sum/accuracy'] / targets,
+      'z_loss': s['sum/z_loss'] / targets,
+    }
+    for name in objectives.NAMES:
+      if s[f'weight/loss/{name}']:
+        total = s[f'sum/loss/{name}']
+        row[f'loss/{name}'] = total / s[f'weight/loss/{name}']
+    for side, places in self.places.items():
+      row[f'tokens/{side}'] = s[f'tokens/{side}']
+      row[f'padding/{side}'] = 1 - s[f'tokens/{side}'] / (places * self.steps)
+    return row
+
+
+def _not_finite(values: dict) -> str:
+  """Of a step's metrics, what was not finite: 'the loss is nan', ..."""
+  loss = values['sum/loss'] + values['sum/z_loss']
+  found = {'loss': loss, "gradient's norm": values['grad_norm']}
+  return ' and '.join(
+    f'the {name} is {x}' for name, x in found.items() if not math.isfinite(x)
+  )

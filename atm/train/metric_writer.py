@@ -1,0 +1,64 @@
+"""Numbers about a run: FLOPs, utilisation, and where they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+class Silent:
+  """A `Writer` that writes nothing: all hosts but the first."""
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
+class Writer:
+  """metrics.jsonl, one object a line, and a TensorBoard log beside it."""
+
+  def __init__(self, directory: str, rewind_to: int):
+    """Opens the log of a run; drops what it holds beyond step `rewind_to`."""
+    self.path = os.path.join(directory, METRICS_FILE)
+    rows = [r for r in read(directory) if r['step'] <= rewind_to]
+    with open(self.path + '.tmp', 'w') as f:
+      f.writelines(json.dumps(row) + '\n' for row in rows)
+    os.replace(self.path + '.tmp', self.path)
+    from clu.metric_writers.summary_writer import SummaryWriter  # TensorFlow
+
+    self.tensorboard = SummaryWriter(os.path.join(directory, 'tensorboard'))
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    with open(self.path, 'a') as f:
+      f.write(json.dumps({'step': step, **values}) + '\n')
+    self.tensorboard.write_scalars(step, values)
+
+  def close(self) -> None:
+    self.tensorboard.flush()
+    self.tensorboard.close()
+
+
+def read(directory: str) -> list[dict]:
+  """The rows of a run's metrics.jsonl; a torn last line is left out."""
+  path = os.path.join(directory, METRICS_FILE)
+  rows = []
+  if os.path.exists(path):
+    with open(path) as f:
+      for line in f:
+        try:
+          rows.append(json.loads(line))
+        except json.JSONDecodeError:
+          break
+  return rows
+
+
+def was_evaluated(directory: str, step: int) -> bool:
+  """Whether the held-out losses of a step are in a run's metrics.jsonl."""
+  return any(
+    row['step'] == step and any(key.startswith('eval/') for key in row)
+    for row in read(directory)
+  )

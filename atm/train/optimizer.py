@@ -1,0 +1,322 @@
+"""The optax chains and the paper's schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from atm.messages import check_choice
+
+CHOICES = {
+  'name': ('adamw', 'adafactor'),
+  'moments_dtype': ('float32', 'bfloat16'),
+}
+
+# The model's parameters that are the encoder's. Where an embedding is tied the
+# shared matrix is stored under the encoder's name, and is the encoder's.
+ENCODER = (
+  'encoder',
+  'encoder_embedding',
+  'encoder_positions',
+  'encoder_types',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """AdamW or Adafactor with the paper's linear schedule (section 2.3).
+
+  The paper's is Adam; it gives learning rates, steps and weight decay. It is
+  silent on the betas, epsilon and clipping, and mentions no warm-up.
+
+  What is stored for a parameter of n numbers, with sides R and C:
+
+    adamw, float32     8 n bytes: both moments in float32
+    adamw, bfloat16    4 n bytes: the first rounded to the nearest, the second
+                       stochastically, see `halved`
+    adafactor          4 (R + C) bytes a matrix, 4 n a vector: no first moment,
+                       the second as means of rows and of columns (Shazeer and
+                       Stern, 2018)
+
+  Adafactor here differs from the paper of that name in what the other settings
+  mean: the step is the learning rate's, not relative to the parameter's size,
+  and weight decay is times the learning rate, so that schedule, clipping and
+  decay are those of AdamW.
+
+  Attributes:
+    name: 'adamw' or 'adafactor'.
+    moments_dtype: 'float32' or, of AdamW only, 'bfloat16'; computed in float32.
+    learning_rate: at the end of the warm-up.
+    final_learning_rate: reached at `decay_steps`, and kept.
+    decay_steps: length of the linear fall, the warm-up included.
+    warmup_steps: linear rise from 0.
+    weight_decay: times the learning rate; not on biases and norms.
+    b1, b2, eps: Adam's.
+    clip_norm: greatest global norm of a gradient; None does not clip.
+    factor_from: Adafactor factors the two greatest sides of a parameter where
+      both are at least this.
+
+  Raises:
+    ValueError: a value out of its range.
+  """
+
+  learning_rate: float = 1e-4
+  final_learning_rate: float = 5e-6
+  decay_steps: int = 500_000
+  warmup_steps: int = 0
+  weight_decay: float = 0.1
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  clip_norm: float | None = 1.0
+  name: str = 'adamw'
+  moments_dtype: str = 'float32'
+  factor_from: int = 128
+
+  def __post_init__(self):
+    for name, known in CHOICES.items():
+      check_choice(f'optimizer.Config.{name}', getattr(self, name), known)
+    if self.name == 'adafactor' and self.moments_dtype != 'float32':
+      raise ValueError(
+        f'optimizer.Config.moments_dtype = {self.moments_dtype!r}: Adafactor '
+        "has no first moment, and of the second only vectors: use 'float32', "
+        "or optimizer.Config.name = 'adamw'"
+      )
+    if not isinstance(self.factor_from, int) or self.factor_from < 2:
+      raise ValueError(
+        f'optimizer.Config.factor_from = {self.factor_from!r}: expected a '
+        'whole number from 2'
+      )
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type in ('float', 'int') and not isinstance(value, int | float):
+        raise ValueError(
+          f'optimizer.Config.{field.name} = {value!r}: expected a number'
+        )
+    if self.decay_steps < 1:
+      raise ValueError(
+        f'optimizer.Config.decay_steps = {self.decay_steps}: expected at least '
+        '1 (DECAY_STEPS; of a fine-tuning TRAIN_STEPS)'
+      )
+    for name in ('learning_rate', 'final_learning_rate', 'weight_decay', 'eps'):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f'optimizer.Config.{name} = {getattr(self, name)}: expected >= 0'
+        )
+    for name in ('b1', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(
+          f'optimizer.Config.{name} = {getattr(self, name)}: expected [0, 1)'
+        )
+    if self.clip_norm is not None and self.clip_norm <= 0:
+      raise ValueError(
+        f'optimizer.Config.clip_norm = {self.clip_norm}: expected > 0 or None'
+      )
+    if not 0 <= self.warmup_steps < self.decay_steps:
+      raise ValueError(
+        f'optimizer.Config.warmup_steps = {self.warmup_steps}: expected '
+        f'0 <= warmup_steps < decay_steps = {self.decay_steps}'
+      )
+
+
+def schedule(config: Config) -> optax.Schedule:
+  """Update number (from 0) to learning rate."""
+  fall = optax.linear_schedule(
+    config.learning_rate,
+    config.final_learning_rate,
+    config.decay_steps - config.warmup_steps,
+  )
+  if not config.warmup_steps:
+    return fall
+  rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+  return optax.join_schedules([rise, fall], [config.warmup_steps])
+
+
+def decayed(params):
+  """Tree of bools: True where weight decay applies (paper section 2.3)."""
+
+  def matrix(path, _):
+    names = {getattr(key, 'key', None) for key in path}
+    return not names & {'bias', 'scale', 'logits_bias'}
+
+  return jax.tree_util.tree_map_with_path(matrix, params)
+
+
+class Parts(NamedTuple):
+  """Something of the encoder, and the same of everything else."""
+
+  encoder: Any
+  rest: Any
+
+
+def split(tree: dict) -> Parts:
+  """Parameters (or gradients) to those under ENCODER and the others."""
+  return Parts(
+    {name: x for name, x in tree.items() if name in ENCODER},
+    {name: x for name, x in tree.items() if name not in ENCODER},
+  )
+
+
+def apart(each: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`each` for the encoder and for the rest, with a state of its own for each.
+
+  Gradients may come without the encoder's: its state then stays as it is, and
+  so the encoder counts only the updates that it had. With one count for all,
+  Adam would take the zero moments of an encoder that starts late for settled
+  ones, and make its first updates 3 to 6 times as long as the learning rate.
+  """
+
+  def init(params):
+    return Parts(*map(each.init, split(params)))
+
+  def update(updates, state, params=None):
+    done, states = {}, []
+    params = Parts({}, {}) if params is None else split(params)
+    for mine, old, now in zip(split(updates), state, params, strict=True):
+      if mine:
+        mine, old = each.update(mine, old, now or None)
+      done |= mine
+      states.append(old)
+    return done, Parts(*states)
+
+  return optax.GradientTransformation(init, update)
+
+
+def halved(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Adam whose moments are stored in bfloat16 and computed in float32.
+
+  The first moment is rounded to the nearest. The second moves by 1 - b2 =
+  0.001 of itself a step, less than half of bfloat16's spacing (1/256 to 1/128):
+  rounded to the nearest it would stand still. So it is rounded up or down at
+  random, in proportion, and is right in the mean; the key is the number of the
+  update, so that a resumed run, or one on another mesh, draws the same.
+  """
+
+  def stored(state):
+    key = jax.random.fold_in(jax.random.key(0), state.count)
+    leaves, tree = jax.tree.flatten(state.nu)
+    nu = [
+      round_randomly(x, jax.random.fold_in(key, i))
+      for i, x in enumerate(leaves)
+    ]
+    mu = optax.tree.cast(state.mu, jnp.bfloat16)
+    return state._replace(mu=mu, nu=tree.unflatten(nu))
+
+  def init(params):
+    return stored(adam.init(params))
+
+  def update(updates, state, params=None):
+    whole = state._replace(
+      mu=optax.tree.cast(state.mu, jnp.float32),
+      nu=optax.tree.cast(state.nu, jnp.float32),
+    )
+    updates, state = adam.update(updates, whole, params)
+    return updates, stored(state)
+
+  return optax.GradientTransformation(init, update)
+
+
+def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
+  """float32 to a neighbour in bfloat16, such that the mean over keys is x."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  draw = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+  bits = (bits + draw) & jnp.uint32(0xFFFF0000)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)
+
+
+def clip_blocks(threshold: float) -> optax.GradientTransformation:
+  """Adafactor's clipping: the RMS of each parameter's update, layer by layer.
+
+  optax's takes an array for a block; arrays below 'layers' hold one of every
+  layer of a stack.
+  """
+  clip = optax.clip_by_block_rms(threshold)
+
+  def block(path, x):
+    each = lambda x: clip.update(x, optax.EmptyState())[0]
+    stacked = any(getattr(key, 'key', None) == 'layers' for key in path)
+    return jax.vmap(each)(x) if stacked else each(x)
+
+  def update(updates, state, params=None):
+    return jax.tree_util.tree_map_with_path(block, updates), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def axes_left(path: tuple, shape: tuple, left: tuple) -> tuple[int, ...]:
+  """The axes of a parameter that an array of its Adafactor state still has.
+
+  optax means away the greatest axis for `v_row`, the second greatest for
+  `v_col`, and keeps arrays of one number where there is nothing to keep.
+
+  Args:
+    path: of the array in the state.
+    shape: the parameter's.
+    left: the array's.
+  """
+  if len(shape) < 2:
+    return ()
+  column = any(getattr(key, 'name', None) == 'v_col' for key in path)
+  gone = np.argsort(shape)[-2 if column else -1]  # as optax finds it
+  kept = tuple(axis for axis in range(len(shape)) if axis != gone)
+  return kept if left == tuple(shape[axis] for axis in kept) else ()
+
+
+def direction(config: Config) -> tuple[optax.GradientTransformation, ...]:
+  """Gradients to steps of about 1, before decay and learning rate."""
+  if config.name == 'adafactor':
+    rms = optax.scale_by_factored_rms(min_dim_size_to_factor=config.factor_from)
+    return rms, clip_blocks(1.0)
+  adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+  return (halved(adam) if config.moments_dtype == 'bfloat16' else adam,)
+
+
+def make(
+  config: Config, encoder_apart: bool = False
+) -> optax.GradientTransformation:
+  """Clip, Adam or Adafactor, decay, learning rate; the state holds the rate.
+
+  Args:
+    config: the optimizer.
+    encoder_apart: the moments are `Parts`, see `apart`; a frozen step needs
+      it. The gradients there are are clipped together, and the schedule is the
+      same for all. As long as no step was frozen this changes no update.
+  """
+  clip = (
+    optax.identity()
+    if config.clip_norm is None
+    else optax.clip_by_global_norm(config.clip_norm)
+  )
+  rate = optax.inject_hyperparams(optax.scale_by_learning_rate)
+  steps = (
+    *direction(config),
+    optax.add_decayed_weights(config.weight_decay, mask=decayed),
+  )
+  if encoder_apart:
+    steps = (apart(optax.chain(*steps)),)
+  return optax.chain(clip, *steps, rate(learning_rate=schedule(config)))
+
+
+def kind(config: Config) -> dict:
+  """What decides the shapes and dtypes of the state; kept in checkpoints."""
+  of_factors = {'factor_from': config.factor_from}
+  return {
+    'name': config.name,
+    'moments_dtype': config.moments_dtype,
+    **(of_factors if config.name == 'adafactor' else {}),
+  }
+
+
+def is_apart(state) -> bool:
+  """Whether a state is one of `make(..., encoder_apart=True)`."""
+  return any(isinstance(part, Parts) for part in state)
+
+
+def applied_rate(state) -> jax.Array:
+  """The learning rate that the update which made this state applied."""
+  return optax.tree_utils.tree_get(state, 'hyperparams')['learning_rate']

@@ -1,0 +1,47 @@
+"""Records a range of steps with JAX's profiler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import jax
+
+
+class Profile:
+  """Records some steps with JAX's profiler, into MODEL_DIR/profile."""
+
+  def __init__(
+    self,
+    model_dir: str,
+    steps: tuple[int, int] | None,
+    say: Callable[[str], None],
+  ):
+    """Takes (first, last) steps, or None."""
+    self.folder, self.say = os.path.join(model_dir, 'profile'), say
+    self.first, self.last = steps or (0, 0)
+    self.running = False
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    if self.running:
+      jax.profiler.stop_trace()
+
+  def before(self, done: int) -> None:
+    """To be called before step `done` is dispatched."""
+    if done == self.first:
+      jax.profiler.start_trace(self.folder)
+      self.running = True
+
+  def after(self, done: int, values) -> None:
+    """To be called with what the step made."""
+    if self.running and done >= self.last:
+      jax.block_until_ready(values)
+      jax.profiler.stop_trace()
+      self.running = False
+      self.say(
+        f'profile of steps {self.first:,} to {done:,}: {self.folder} '
+        '(TensorBoard; Perfetto opens its trace.json.gz)'
+      )

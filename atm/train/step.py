@@ -1,0 +1,256 @@
+"""The state of training and the pure functions over it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from atm.data import objectives
+from atm.parallel.sharding import NamedSharding, Rules, constrain
+from atm.train import optimizer
+
+
+@flax.struct.dataclass
+class State:
+  """Everything an update changes.
+
+  Attributes:
+    step: int32 scalar, steps done; those count whose update was skipped.
+    params: the model's, float32.
+    opt_state: optax's.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def _init(model, tx, seed: int) -> State:
+  ids = jnp.ones((1, 1), jnp.int32)
+  variables = model.init(jax.random.key(seed), ids, ids, enable_dropout=False)
+  params = variables['params']
+  return State(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def abstract_state(model, tx, mesh, rules: Rules) -> State:
+  """The state's shapes, dtypes and shardings, without making it.
+
+  Args:
+    model: an AlexaTM.
+    tx: an optax transformation.
+    mesh: the mesh.
+    rules: from the parameters' logical axes to the mesh's.
+
+  Returns:
+    A State of jax.ShapeDtypeStruct with shardings.
+  """
+  boxed = jax.eval_shape(lambda: _init(model, tx, 0))
+  return _placed(boxed, mesh, rules)
+
+
+def _placed(boxed: State, mesh, rules: Rules) -> State:
+  """Boxes of logical axes to shapes with shardings.
+
+  What an optimizer keeps of a parameter is placed like it, Adafactor's means
+  of rows and columns like the axes that they have left; all else is on every
+  device.
+  """
+  is_box = lambda x: isinstance(x, nn.Partitioned)
+  flat = jax.tree_util.tree_flatten_with_path(boxed.params, is_box)[0]
+  name = lambda path: tuple(
+    key.key for key in path if isinstance(key, jax.tree_util.DictKey)
+  )
+  shapes = {name(path): nn.unbox(x).shape for path, x in flat}
+
+  def leaf(path, x):
+    logical = ()
+    if is_box(x):
+      whole, logical, x = shapes[name(path)], x.names, nn.unbox(x)
+      if x.shape != whole:
+        kept = optimizer.axes_left(path, whole, x.shape)
+        logical = [logical[axis] for axis in kept]
+    sharding = NamedSharding(mesh, rules.spec(*logical))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=is_box)
+
+
+def init_state(model, tx, seed: int, abstract: State) -> State:
+  """A fresh state, born sharded; the same for every mesh."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  make = lambda: nn.unbox(_init(model, tx, seed))
+  return jax.jit(make, out_shardings=shardings)()
+
+
+def forward(model, params, batch, dropout_key=None, z_loss=0.0) -> dict:
+  """Per-row sums of `loss.cross_entropy` for a batch."""
+  return model.apply(
+    {'params': params},
+    batch,
+    dropout_key is not None,
+    z_loss,
+    rngs=None if dropout_key is None else {'dropout': dropout_key},
+    method=model.loss,
+  )
+
+
+def train_step(
+  model,
+  tx,
+  state: State,
+  batch: dict,
+  seed: int = 0,
+  z_loss: float = 0.0,
+  frozen: bool = False,
+  micro_batches: int = 1,
+) -> tuple[State, dict]:
+  """One update by the mean loss over the batch's targets.
+
+  A frozen step runs the encoder forward only, dropout included: it
+  differentiates by the other parameters alone, so that the encoder has no
+  backward pass, and leaves the encoder's parameters (`optimizer.ENCODER`) and
+  their optimizer state bit for bit. A matrix tied to the encoder's embedding
+  is frozen with it: with `ties` 'embeddings' the decoder's embedding, with
+  'encoder_head' the LM head, with 'all' both.
+
+  Where the loss or the norm of the gradients is not finite the update is
+  skipped: parameters and optimizer state, its counts and schedule included,
+  stay bit for bit. The step is counted all the same: it numbers the batches.
+
+  Args:
+    model: an AlexaTM (static).
+    tx: an optax transformation (static).
+    state: the state.
+    batch: arrays of `batches.Batches`.
+    seed: dropout's key is this seed's, folded with the step.
+    z_loss: see `loss.cross_entropy`.
+    frozen: keep the encoder as it is (static); `tx` must be one of
+      `optimizer.make(..., encoder_apart=True)`.
+    micro_batches: N, how many parts of the batch are run one after another, to
+      hold the activations of B / N rows (static), see `accumulated`.
+
+  Returns:
+    (the next state, metrics). Metrics are float32 scalars: sums named
+    `sum/...` with their weights `weight/...`, to be divided by whoever logs
+    them, and `grad_norm` (before clipping, of the gradients there are),
+    `param_norm`, `learning_rate` (of the last update that was not skipped),
+    and `skipped`, 1 or 0.
+
+  Raises:
+    ValueError: `frozen`, and the optimizer does not keep the encoder apart;
+      the batch does not divide.
+  """
+  if frozen and not optimizer.is_apart(state.opt_state):
+    raise ValueError(
+      'frozen = True: expected an optimizer that keeps the encoder apart, '
+      'optimizer.make(config, encoder_apart=True)'
+    )
+  kept, trained = {}, state.params
+  if frozen:
+    kept, trained = optimizer.split(state.params)
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  targets = jnp.maximum(batch['decoder_loss_weights'].sum(-1).sum(), 1.0)
+
+  def share_of_loss(trained, part, key):
+    sums = forward(model, {**kept, **trained}, part, key, z_loss)
+    return (sums['loss'] + sums['z_loss']).sum() / targets, sums
+
+  gradient = jax.grad(share_of_loss, has_aux=True)
+  if micro_batches == 1:
+    grads, sums = gradient(trained, batch, key)
+  else:
+    grads, sums = accumulated(gradient, trained, batch, key, micro_batches)
+  return updated(tx, state, trained, grads, sums, batch)
+
+
+def updated(tx, state: State, trained, grads, sums: dict, batch: dict):
+  """What `train_step` returns, from its gradients by `trained` and its sums."""
+  loss = (sums['loss'] + sums['z_loss']).sum()
+  norm = optax.global_norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = {**state.params, **optax.apply_updates(trained, updates)}
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old),
+    (params, opt_state),
+    (state.params, state.opt_state),
+  )
+  metrics = {
+    **summed(sums, batch),
+    'grad_norm': norm,
+    'param_norm': optax.global_norm(params),
+    'learning_rate': optimizer.applied_rate(opt_state),
+    'skipped': 1.0 - finite,
+  }
+  return State(state.step + 1, params, opt_state), metrics
+
+
+def accumulated(gradient, trained, batch: dict, key, number: int):
+  """Gradients and per-row sums of a batch, `number` micro-batches in a scan.
+
+  The gradients are sums of shares of one loss, the mean over all targets of
+  the batch, so micro-batches weigh by their targets and N changes nothing but
+  the order of additions.
+
+  Micro-batch i has the rows i, i + N, i + 2 N, ...: of the same rows on every
+  mesh, and of every device an equal part of its own, so none moves.
+
+  Args:
+    gradient: called with (trained, micro-batch, key); returns (gradients,
+      per-row sums).
+    trained: the parameters to differentiate by.
+    batch: arrays [B, ...].
+    key: of dropout; folded with the micro-batch's number.
+    number: N; divides the rows of each device.
+
+  Returns:
+    (gradients, added in float32; sums [B], rows in the batch's order).
+
+  Raises:
+    ValueError: N does not divide B.
+  """
+  B = len(batch['objective'])
+  if B % number:
+    raise ValueError(f'micro_batches = {number} does not divide {B} rows')
+
+  def dealt(x):
+    x = x.reshape(B // number, number, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(x, None, 'batch')
+
+  def add(total, numbered):
+    i, part = numbered
+    part = {name: constrain(x, 'batch') for name, x in part.items()}
+    grads, sums = gradient(trained, part, jax.random.fold_in(key, i))
+    total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
+    return total, sums
+
+  parts = {name: dealt(x) for name, x in batch.items()}
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
+  total, sums = jax.lax.scan(add, zeros, (jnp.arange(number), parts))
+  return total, {name: x.swapaxes(0, 1).reshape(B) for name, x in sums.items()}
+
+
+def summed(sums: dict, batch: dict) -> dict:
+  """Per-row sums to `sum/...` and `weight/...` scalars, by objective too."""
+  out = {
+    'sum/loss': sums['loss'].sum(),
+    'sum/accuracy': sums['correct'].sum(),
+    'sum/z_loss': sums['z_loss'].sum(),
+    'tokens/target': sums['weight'].sum(),
+    'tokens/input': (batch['encoder_segment_ids'] > 0).sum(dtype=jnp.float32),
+  }
+  for number, name in enumerate(objectives.NAMES):
+    mine = batch['objective'] == number
+    out[f'sum/loss/{name}'] = jnp.where(mine, sums['loss'], 0).sum()
+    out[f'weight/loss/{name}'] = jnp.where(mine, sums['weight'], 0).sum()
+  return out
+
+
+def eval_step(model, params, batch: dict) -> dict:
+  """Per-row sums [B] of `loss.cross_entropy`, without dropout."""
+  return forward(model, params, batch)

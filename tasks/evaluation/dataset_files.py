@@ -1,0 +1,148 @@
+"""How an evaluation set is found and read; `releases` is the list of them.
+
+A set is looked for in DATA_DIR first, as the files of its release, then as a
+TFDS data set that is already prepared. Nothing is downloaded. A part of a set
+is a language, or a direction such as 'en_de'; splits are called train,
+validation and test, whatever the release calls them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import glob
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from atm.evals.task import MissingData
+from atm_tasks.evaluation.readers import Example
+from atm_tasks.pretraining import sources
+
+Paths = Sequence[str]
+# Which files a part's split has: alternatives, each of paths or globs.
+Files = Callable[[str, str], Sequence[Paths]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """One evaluation set.
+
+  Attributes:
+    name: 'xnli'.
+    folder: in DATA_DIR, or of the package.
+    url, licence: where to get it, and what its release says.
+    splits: our split -> the release's name of it.
+    files: (part, release's split) -> alternatives, the first the usual one.
+    read: (paths, part, release's split) -> examples.
+    tfds: part -> the name of the TFDS data set, '' where there is none.
+    convert: (TFDS example, part) -> examples as `read` gives them.
+  """
+
+  name: str
+  folder: str
+  url: str
+  licence: str
+  splits: Mapping[str, str]
+  files: Files
+  read: Callable[[Paths, str, str], Iterator[Example]]
+  tfds: Callable[[str], str] = lambda part: ''
+  convert: Callable[[Mapping, str], Sequence[Example]] = lambda e, part: [e]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A split that is there.
+
+  Attributes:
+    paths: its files, or its one TFDS folder.
+    examples: reads it anew.
+  """
+
+  paths: Paths
+  examples: Callable[[], Iterator[Example]]
+
+  @property
+  def places(self) -> Paths:
+    """The paths, or the folder of many."""
+    if len(self.paths) <= 3:
+      return self.paths
+    return [os.path.join(os.path.commonpath(self.paths), '...')]
+
+
+class Missing(MissingData):
+  """A split that is nowhere.
+
+  Attributes:
+    why, where: what is missing; where to get it and where to put it.
+    files: the files that are missing, of the usual layout.
+  """
+
+  def __init__(self, why: str, where: str, files: Paths):
+    super().__init__(f'{why}\n{where}')
+    self.why, self.where, self.files = why, where, files
+
+
+def find(
+  data: DataSet, part: str, split: str, data_dir: str, tfds_dir: str | None
+) -> Found:
+  """Where a split is; reads none of it.
+
+  Raises:
+    Missing: it is neither in `data_dir` nor prepared in `tfds_dir`.
+  """
+  named = data.splits[split]
+  root = os.path.join(data_dir, data.folder)
+  layouts = data.files(part, named)
+  for patterns in layouts:
+    found = [matches(root, pattern) for pattern in patterns]
+    if all(found):
+      paths = sum(found, [])
+      read = functools.partial(data.read, paths, part, named)
+      return Found(paths, read)
+  where = f'Get it from {data.url} ({data.licence}) and put it in {root}/.'
+  if name := data.tfds(part):
+    folder, hint = sources.prepared_folder(name, tfds_dir)
+    if folder:
+      read = functools.partial(_tfds, data, folder, part, split)
+      return Found([folder], read)
+    where += f' Or as TFDS {name!r}: {hint}.'
+  files = [os.path.join(root, p) for p in layouts[0] if not matches(root, p)]
+  why = f'{data.name} ({part}, {split}): not there: {", ".join(files)}'
+  raise Missing(why, where, files)
+
+
+def matches(root: str, pattern: str) -> list[str]:
+  """The paths of a file, folder or glob, sorted."""
+  return sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
+
+
+def _tfds(data: DataSet, folder: str, part: str, split: str):
+  """The examples of a prepared TFDS data set, in its own order."""
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(folder)
+  if split not in builder.info.splits:
+    raise ValueError(
+      f'TFDS {folder}: no split {split!r}. Known: '
+      f'{", ".join(builder.info.splits)}.'
+    )
+  rows = builder.as_dataset(split=split, shuffle_files=False)
+  for number, row in enumerate(rows.as_numpy_iterator()):
+    row = _plain(row, builder.info.features)
+    yield from data.convert({'id': str(number), **row}, part)
+
+
+def _plain(value, feature):
+  """A TFDS value with str for bytes, lists for arrays, names for labels."""
+  if isinstance(value, dict):
+    inner = dict(feature.items()) if hasattr(feature, 'items') else {}
+    return {k: _plain(v, inner.get(k)) for k, v in value.items()}
+  if hasattr(feature, 'int2str'):
+    return feature.int2str(value) if value >= 0 else None
+  if isinstance(value, np.ndarray):
+    return [_plain(v, None) for v in value.tolist()]
+  if isinstance(value, bytes):
+    return value.decode('utf-8')
+  return value.item() if isinstance(value, np.generic) else value

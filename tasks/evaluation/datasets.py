@@ -1,0 +1,438 @@
+"""The evaluation sets: where to get each, its licence, files and TFDS name.
+
+docs/evaluation_data.md says the same in prose. The layout of a folder is that
+of the release, with or without the folder it unpacks to.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from atm_tasks.evaluation import readers, superglue
+from atm_tasks.evaluation.dataset_files import DataSet, Paths
+from atm_tasks.evaluation.readers import Example
+from atm_tasks.pretraining import pairs, tasks
+
+
+def either(folder: str, *paths: str) -> list[list[str]]:
+  """The release's files, in the folder it unpacks to or without it."""
+  return [[os.path.join(folder, path) for path in paths], [*paths]]
+
+
+# --- Translation
+
+# Our codes -> those of Flores-101 and of Flores-200.
+FLORES = {
+  'ar': ('ara', 'arb_Arab'), 'de': ('deu', 'deu_Latn'),
+  'en': ('eng', 'eng_Latn'), 'es': ('spa', 'spa_Latn'),
+  'fr': ('fra', 'fra_Latn'), 'hi': ('hin', 'hin_Deva'),
+  'it': ('ita', 'ita_Latn'), 'ja': ('jpn', 'jpn_Jpan'),
+  'mr': ('mar', 'mar_Deva'), 'pt': ('por', 'por_Latn'),
+  'ta': ('tam', 'tam_Taml'), 'te': ('tel', 'tel_Telu'),
+}  # fmt: skip
+
+
+def _flores_files(part: str, split: str) -> list[list[str]]:
+  languages = part.split('_')
+  made = []
+  for i, folder in enumerate(('flores101_dataset', 'flores200_dataset')):
+    paths = [f'{split}/{FLORES[k][i]}.{split}' for k in languages]
+    made += either(folder, *paths)
+  return made
+
+
+def _read(reader) -> Callable:
+  """A reader that needs neither part nor split."""
+  return lambda paths, part, split: reader(paths)
+
+
+def _always(name: str) -> Callable[[str], str]:
+  return lambda part: name
+
+
+DATASETS: dict[str, DataSet] = {}
+
+
+def _add(name: str, folder: str = '', **fields) -> None:
+  DATASETS[name] = DataSet(name, folder or name, **fields)
+
+
+_add(
+  'flores101',
+  url='https://dl.fbaipublicfiles.com/flores101/dataset/'
+  'flores101_dataset.tar.gz',
+  licence='CC BY-SA 4.0',
+  splits={'validation': 'dev', 'test': 'devtest'},
+  files=_flores_files,
+  read=_read(readers.sentence_pairs),
+)
+
+# --- Summaries
+
+ENGLISH_NAMES = {
+  'ar': 'arabic', 'de': 'german', 'en': 'english', 'es': 'spanish',
+  'fr': 'french', 'hi': 'hindi', 'it': 'italian', 'ja': 'japanese',
+  'mr': 'marathi', 'pt': 'portuguese', 'ta': 'tamil', 'te': 'telugu',
+}  # fmt: skip
+SAME = {'train': 'train', 'validation': 'validation', 'test': 'test'}
+VAL = {'train': 'train', 'validation': 'val', 'test': 'test'}
+
+
+def _summaries(document: str, summary: str) -> Callable:
+  """A TFDS example with these fields; without either it is left out."""
+
+  def convert(e: Mapping, part: str) -> list[Example]:
+    texts = {'document': e[document], 'summary': e[summary]}
+    blank = not all(text.strip() for text in texts.values())
+    return [] if blank else [{'id': e['id'], **texts}]
+
+  return convert
+
+
+def _aligned(e: Mapping, part: str) -> list[Example]:
+  texts = e['source_aligned'][part], e['target_aligned'][part]
+  if not all(text.strip() for text in texts):
+    return []
+  return [{'id': e['id'], 'document': texts[0], 'summary': texts[1]}]
+
+
+_add(
+  'xsum',
+  url='http://bollin.inf.ed.ac.uk/public/direct/'
+  'XSUM-EMNLP18-Summary-Data-Original.tar.gz and the file of splits from '
+  'https://github.com/EdinburghNLP/XSum',
+  licence='articles of the BBC; the code MIT',
+  splits=SAME,
+  files=lambda part, split: [
+    ['XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json', 'bbc-summary-data']
+  ],
+  read=lambda paths, part, split: readers.xsum(paths, split),
+  tfds=lambda part: 'xsum',
+  convert=_summaries('document', 'summary'),
+)
+_add(
+  'mlsum',
+  url='https://gitlab.lip6.fr/scialom/mlsum_data',
+  licence='for research only',
+  splits=VAL,
+  files=lambda part, split: either('MLSUM', f'{part}_{split}.jsonl'),
+  read=_read(readers.text_and_summary),
+  tfds=lambda part: f'gem/mlsum_{part}' if part in ('de', 'es') else '',
+  convert=_summaries('text', 'target'),
+)
+_add(
+  'xlsum',
+  url='https://github.com/csebuetnlp/xl-sum',
+  licence='CC BY-NC-SA 4.0',
+  splits=VAL,
+  files=lambda part, split: either(
+    'XLSum_complete_v2.0', f'{ENGLISH_NAMES[part]}_{split}.jsonl'
+  ),
+  read=_read(readers.text_and_summary),
+)
+_add(
+  'cnn_dailymail',
+  url='https://cs.nyu.edu/~kcho/DMQA/ (the stories) and url_lists/ of '
+  'https://github.com/abisee/cnn-dailymail',
+  licence='articles of CNN and the Daily Mail',
+  splits=VAL,
+  files=lambda part, split: [
+    [f'url_lists/all_{split}.txt', 'cnn/stories', 'dailymail/stories']
+  ],
+  read=_read(readers.cnn_dailymail),
+  tfds=lambda part: 'cnn_dailymail',
+  convert=_summaries('article', 'highlights'),
+)
+_add(
+  'wikilingua',
+  url='https://storage.googleapis.com/huggingface-nlp/datasets/gem/'
+  'gem_wikilingua_full/LANGUAGE.zip',
+  licence='CC BY-NC-SA 3.0 (wikiHow)',
+  splits=VAL,
+  files=lambda part, split: [
+    [f'{ENGLISH_NAMES[part]}/{split}.{side}.{part}' for side in ('src', 'tgt')]
+  ],
+  read=_read(readers.document_pairs),
+  tfds=lambda part: f'gem/wiki_lingua_{ENGLISH_NAMES[part]}_{part}',
+  convert=_aligned,
+)
+
+# --- Data to text
+
+
+def _webnlg_files(part: str, split: str) -> list[list[str]]:
+  paths = f'en/{split}/*triples/*.xml'
+  if split == 'test':
+    paths = 'en/test/rdf-to-text-generation-test-data-with-refs-en.xml'
+  return either('release_v3.0', paths)
+
+
+def _webnlg_tfds(e: Mapping, part: str) -> list[Example]:
+  texts = e['references'] or [e['target']]
+  data = readers.triples_text(e['input'])
+  return [{'id': e['id'], 'data': data, 'texts': texts}]
+
+
+_add(
+  'webnlg',
+  url='https://gitlab.com/shimorina/webnlg-dataset',
+  licence='CC BY-NC-SA 4.0',
+  splits={'train': 'train', 'validation': 'dev', 'test': 'test'},
+  files=_webnlg_files,
+  read=_read(readers.webnlg),
+  tfds=lambda part: 'gem/web_nlg_en',
+  convert=_webnlg_tfds,
+)
+_add(
+  'e2e_nlg',
+  url='https://github.com/tuetschek/e2e-dataset/archive/v1.0.0.zip',
+  licence='CC BY-SA 4.0',
+  splits={'train': 'trainset', 'validation': 'devset',
+          'test': 'testset_w_refs'},
+  files=lambda part, split: either('e2e-dataset-1.0.0', f'{split}.csv'),
+  read=_read(readers.e2e),
+)  # fmt: skip
+
+# --- Questions
+
+
+def _squad_tfds(e: Mapping, part: str) -> list[Example]:
+  answers = [] if e['is_impossible'] else e['answers']['text']
+  texts = {k: e[k] for k in ('id', 'context', 'question')}
+  return [{**texts, 'answers': [*dict.fromkeys(answers)]}]
+
+
+_add(
+  'squadv2',
+  url='https://rajpurkar.github.io/SQuAD-explorer/',
+  licence='CC BY-SA 4.0',
+  splits={'train': 'train', 'validation': 'dev'},
+  files=lambda part, split: [[f'{split}-v2.0.json']],
+  read=_read(readers.squad),
+  tfds=lambda part: 'squad/v2.0',
+  convert=_squad_tfds,
+)
+
+
+def _super_tfds(task: str) -> Callable:
+  """A TFDS example of SuperGLUE as the release's files have it."""
+
+  def convert(e: Mapping, part: str) -> list[Example]:
+    e = dict(e)
+    if isinstance(e['idx'], dict):
+      names = ('paragraph', 'question', 'answer', 'passage', 'query')
+      number = [str(e['idx'][k]) for k in names if k in e['idx']]
+      e['id'], e['group'] = '/'.join(number), '/'.join(number[:-1])
+    else:
+      e['id'] = str(e['idx'])
+    if task == 'multirc':
+      e['passage'], e['candidate'] = e['paragraph'], e['answer']
+    if task == 'copa':
+      e['label'] = ('choice1', 'choice2').index(e['label'])
+    elif e.get('label') in ('False', 'True'):
+      e['label'] = e['label'] == 'True'
+    return [e]
+
+  return convert
+
+
+SUPERGLUE = {
+  'boolq': ('BoolQ', superglue.boolq),
+  'cb': ('CB', functools.partial(
+    superglue.entailment, labels=('entailment', 'contradiction', 'neutral'))),
+  'copa': ('COPA', readers.copa),
+  'multirc': ('MultiRC', superglue.multirc),
+  'record': ('ReCoRD', superglue.record),
+  'rte': ('RTE', functools.partial(
+    superglue.entailment, labels=('entailment', 'not_entailment'))),
+  'wic': ('WiC', superglue.wic),
+  'wsc': ('WSC', superglue.wsc),
+}  # fmt: skip
+for _task, (_name, _reader) in SUPERGLUE.items():
+  _add(
+    f'superglue_{_task}',
+    f'superglue/{_name}',
+    url=f'https://dl.fbaipublicfiles.com/glue/superglue/data/v2/{_name}.zip',
+    licence='see https://super.gluebenchmark.com/tasks',
+    # The labels of `test` are not published.
+    splits={'train': 'train', 'validation': 'val'},
+    files=lambda part, split: [[f'{split}.jsonl']],
+    read=_read(_reader),
+    tfds=_always(f'super_glue/{_task}' + '.fixed' * (_task == 'wsc')),
+    convert=_super_tfds(_task),
+  )
+
+
+def _xnli_tfds(e: Mapping, part: str) -> list[Example]:
+  at = e['hypothesis']['language'].index(part)
+  hypothesis = e['hypothesis']['translation'][at]
+  premise = e['premise'][part]
+  return [{'id': e['id'], 'premise': premise, 'hypothesis': hypothesis,
+           'label': e['label']}]  # fmt: skip
+
+
+_add(
+  'xnli',
+  url='https://dl.fbaipublicfiles.com/XNLI/XNLI-1.0.zip',
+  licence='CC BY-NC 4.0',
+  splits={'validation': 'dev', 'test': 'test'},
+  files=lambda part, split: either('XNLI-1.0', f'xnli.{split}.tsv'),
+  read=lambda paths, part, split: readers.xnli(paths, part),
+  tfds=lambda part: 'xnli',
+  convert=_xnli_tfds,
+)
+_add(
+  'xcopa',
+  url='https://github.com/cambridgeltl/xcopa',
+  licence='CC BY 4.0',
+  splits={'validation': 'val', 'test': 'test'},
+  files=lambda part, split: either('data', f'{part}/{split}.{part}.jsonl'),
+  read=_read(readers.copa),
+)
+
+
+def _pawsx_files(part: str, split: str) -> list[list[str]]:
+  name = 'train' if (part, split) == ('en', 'translated_train') else split
+  return either('x-final', f'{part}/{name}.tsv')
+
+
+def _pawsx_tfds(e: Mapping, part: str) -> list[Example]:
+  return [{**e, 'label': int(e['label'] == 'paraphrase')}]
+
+
+_add(
+  'pawsx',
+  url='https://storage.googleapis.com/paws/pawsx/x-final.tar.gz',
+  licence='may be freely used, see https://github.com/google-research-datasets/'
+  'paws',
+  splits={'train': 'translated_train', 'validation': 'dev_2k',
+          'test': 'test_2k'},
+  files=_pawsx_files,
+  read=_read(readers.pawsx),
+  tfds=lambda part: f'paws_x_wiki/{part}',
+  convert=_pawsx_tfds,
+)  # fmt: skip
+_add(
+  'xwinograd',
+  url='https://github.com/yandex-research/crosslingual_winograd',
+  licence='see the sets it is made of, listed there',
+  splits={'test': 'test'},
+  files=lambda part, split: [['dataset.tsv']],
+  read=lambda paths, part, split: readers.xwinograd(paths, part),
+)
+
+# --- The shipped Declaration
+
+
+def _articles(path: str, held_out: bool) -> list[tuple[str, str]]:
+  """(article, paragraph) of one side; the preamble is not aligned."""
+  rows = (line.partition('\t') for _, line in readers.lines(path))
+  return [
+    (article, text)
+    for article, _, text in rows
+    if article.isdigit() and tasks.held_out(article) == held_out
+  ]
+
+
+def _declaration(paths: Paths, part: str, split: str) -> Iterator[Example]:
+  """Paragraphs in two languages: articles have as many in all twelve."""
+  source, target = (_articles(path, split == 'validation') for path in paths)
+  for i, ((article, one), (other, two)) in enumerate(zip(source, target)):
+    assert article == other
+    yield {'id': f'{article}/{i}', 'source': one, 'target': two}
+
+
+# Of either half, so that a question fits the 48 positions of models/tiny.gin.
+HALF = 40
+
+
+_BREAK = re.compile(r'\s+|(?<=、)')
+
+
+def _halves(text: str) -> tuple[str, str, str]:
+  """(beginning, space or '', end), divided next to the middle; of either, what
+  is next to the division: HALF characters at most, and whole words."""
+  breaks = [m.span() for m in _BREAK.finditer(text)]
+  a, b = min(breaks, key=lambda s: abs(sum(s) - len(text)))
+  begun, end = text[:a], text[b:]
+  if len(begun) > HALF:
+    begun = begun[-HALF - 1 :]
+    begun = begun.partition(' ')[2] or begun[1:]
+  if len(end) > HALF:
+    end = end[: HALF + 1]
+    end = end.rpartition(' ')[0] or end[:-1]
+  return begun, text[a:b], end
+
+
+def _continuations(paths: Paths, part: str, split: str) -> Iterator[Example]:
+  """The end of each paragraph, among three of other articles of the split.
+
+  `train` is for models that were trained on other text.
+  """
+  held_out = split == 'validation'
+  rows = [
+    (article, *_halves(text))
+    for article, text in _articles(paths[0], held_out)
+    if _BREAK.search(text)
+  ]
+  # Drawn by the language alone: the same for everyone. Each place has the right
+  # end as often as the others, as nearly as may be.
+  rng = np.random.default_rng(zlib.crc32(part.encode()))
+  labels = rng.permutation(len(rows)) % 4
+  for i, (article, begun, space, end) in enumerate(rows):
+    others = [row[-1] for row in rows if row[0] != article]
+    ends = [others[j] for j in rng.choice(len(others), 3, replace=False)]
+    label = int(labels[i])
+    ends.insert(label, end)
+    yield {'id': f'{article}/{i}', 'begun': begun, 'space': space, 'ends': ends,
+           'label': label}  # fmt: skip
+
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_UDHR = os.path.join(_ROOT, 'udhr')
+for _name, _reader, _splits in (
+  ('udhr_translate', _declaration, ('train', 'validation')),
+  ('udhr_next', _continuations, ('train', 'validation')),
+):
+  _add(
+    _name,
+    _UDHR,
+    url='atm',
+    licence='tasks/udhr/LICENSE',
+    splits={split: split for split in _splits},
+    files=lambda part, split: [[f'{k}.tsv' for k in part.split('_')]],
+    read=_reader,
+  )
+
+
+def _languages(paths: Paths, part: str, split: str) -> Iterator[Example]:
+  source = pairs.Languages()
+  for shard in range(len(paths)):
+    for number, stored in enumerate(source.texts(split, shard)):
+      yield {'id': f'{shard}/{number}', **pairs.read(stored)}
+
+
+_add(
+  'udhr_language',
+  _UDHR,
+  url='atm',
+  licence='tasks/udhr/LICENSE',
+  splits={split: split for split in ('train', 'validation')},
+  files=lambda part, split: [[f'{k}.tsv' for k in tasks.LANGUAGES]],
+  read=_languages,
+)
+# One's own, to fine-tune on with PAIRS = 'DATA_DIR/pairs'.
+_add(
+  'pairs',
+  url='your own: a line {"input": ..., "target": ...} each',
+  licence='your own',
+  splits={split: split for split in ('train', 'validation')},
+  files=lambda part, split: [[f'{split}.jsonl']],
+  read=_read(readers.pairs),
+)

@@ -1,0 +1,245 @@
+"""Fine-tuning tasks: pairs of input and target.
+
+A pair is stored as a text, the JSON of [input, target], so that its source has
+what all sources of `sources` have. Inputs are framed as `atm infer` frames a
+prompt, targets end in `</s>`.
+
+  pairs           JSONL with `input` and `target`, after `configure(pairs=...)`
+  udhr_language   the shipped text: a sentence, and the language it is in
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from atm.data import languages
+from atm.data.vocabulary import CLM
+from atm.inference import prompts
+from atm.messages import check_choice
+from atm_tasks.pretraining import records, sources, tasks, text_forms
+
+FIELDS = ('input', 'target')
+HELD_OUT = 0.05  # share of a single file
+
+
+class PairsSource(sources.Source):
+  """Pairs of a JSONL file, or of a folder with a file or more for each split.
+
+  Args:
+    path: a file, of whose pairs `held_out` are `validation`, chosen by their
+      input; or a folder with train*.jsonl and validation*.jsonl. Either may
+      end in .gz or .zst.
+    held_out: a share; without effect on a folder.
+    skip_bad: skip and count lines that cannot be read.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is of another kind, or `held_out` is no share.
+  """
+
+  def __init__(self, path: str, held_out: float, skip_bad: bool = False):
+    self.units = {split: _units(path, split) for split in sources.SPLITS}
+    self.by_content, self.skip_bad = not os.path.isdir(path), skip_bad
+    super().__init__(held_out if self.by_content else 0.0)
+    self._bad: dict[int, int] = {}
+
+  @functools.cached_property
+  def made_from(self) -> dict:
+    """What the rows depend on: how pairs are split, and all of them."""
+    paths = {unit.path: None for units in self.units.values() for unit in units}
+    digest = hashlib.sha256()
+    for path in paths:
+      with open(path, 'rb') as f:
+        digest.update(hashlib.file_digest(f, 'sha256').digest())
+    return {'held_out': self.held_out, 'pairs': digest.hexdigest()}
+
+  def list_shards(self, split: str) -> list[str]:
+    return [str(unit) for unit in self.units[split]]
+
+  def clean(self, document: str) -> str:
+    return document  # spaces may mean something, in code say
+
+  def draw(self, text: str) -> float:
+    # Inputs are often alike, and so would be their CRCs.
+    digest = hashlib.blake2b(json.loads(text)[0].encode(), digest_size=4)
+    return int.from_bytes(digest.digest(), 'big') / 2**32
+
+  def bad(self, shard: int) -> int:
+    return self._bad.get(shard, 0)
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    unit, number = self.units[split][shard], 0
+    self._bad[shard] = 0  # of the other split, perhaps
+    found = records.raw(unit, FIELDS[0])
+    while True:
+      number += 1
+      try:
+        raw = next(found)
+        text = records.utf8(raw)
+        if text and not text.isspace():
+          yield stored(*(records.parse(unit, raw, field) for field in FIELDS))
+      except StopIteration:
+        return
+      except records.Bad as e:
+        if not self.skip_bad:
+          raise ValueError(f'{records.place(unit, number)}: {e}') from e
+        self._bad[shard] += 1
+
+
+class PairRows(sources.RowsOnly):
+  """Pairs of which only a cache's rows are there, as on a training host."""
+
+  def __init__(self, manifest: str):
+    super().__init__('pairs', held_out=0.0)
+    self.named_by = 'PAIRS'
+    with tf.io.gfile.GFile(manifest) as f:
+      facts = json.load(f)['made_from']
+    self.rows = {name: facts[name] for name in ('held_out', 'pairs')}
+
+  @property
+  def made_from(self) -> dict:
+    return self.rows
+
+
+class Languages(sources.Source):
+  """Sentences of the Declaration, each with the English name of its language.
+
+  Splits are by article, as in `pretrain.Shipped`.
+  """
+
+  by_content = False
+
+  def __init__(self):
+    super().__init__(held_out=0.0)
+    self.texts_of = {k: tasks.Shipped(k) for k in tasks.LANGUAGES}
+
+  def list_shards(self, split: str) -> list[str]:
+    return [s.list_shards(split)[0] for s in self.texts_of.values()]
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    language = tasks.LANGUAGES[shard]
+    for article in self.texts_of[language].documents(split, 0):
+      for sentence in text_forms.sentences(article):
+        yield stored(sentence.strip(), languages.LANGUAGES[language])
+
+
+def stored(source: str, target: str) -> str:
+  """A pair as the text that sources give."""
+  return json.dumps([source, target], ensure_ascii=False)
+
+
+def read(text: str) -> dict[str, str]:
+  """A text of `stored` as the {input, target} it is of."""
+  return dict(zip(FIELDS, json.loads(text)))
+
+
+def _units(path: str, split: str) -> list[records.Unit]:
+  """The files of a split.
+
+  Raises:
+    FileNotFoundError, ValueError: see `PairsSource`.
+  """
+  if not isinstance(path, str):
+    raise ValueError(f'PAIRS = {path!r}: expected a file or folder, in quotes')
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'PAIRS = {path!r}: no such file or folder')
+  paths = [path]
+  if os.path.isdir(path):
+    names = sorted(n for n in os.listdir(path) if n.startswith(split))
+    paths = [os.path.join(path, name) for name in names]
+  paths = [p for p in paths if (records.stored(p) or ' ')[0] == 'jsonl']
+  if not paths:
+    raise ValueError(
+      f'PAIRS = {path!r}: expected a .jsonl file, or a folder with train.jsonl '
+      'and validation.jsonl; each may end in .gz or .zst'
+    )
+  return [unit for path in paths for unit in records.pieces(path, 64 << 20)]
+
+
+class Frame:
+  """The preprocessor that makes ids of pairs, as many as there is room for.
+
+  A text that is too long loses its end, an input not its `</s>`.
+
+  Attributes:
+    made_from: what the result depends on, besides the text.
+  """
+
+  def __init__(self, mode: str):
+    """Takes one of `prompts.MODES`."""
+    check_choice('PAIRS_MODE', mode, prompts.MODES)
+    self.mode, self.made_from = mode, {'mode': mode}
+
+  def pair(self, text: str, S: int, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """int32 ids of the input and target of a `stored` text, at most S and T."""
+    sp = tasks.VOCABULARY.tokenizer
+    begin = [sp.bos_id()]
+    if self.mode == 'clm':
+      marker = sp.PieceToId(CLM)
+      if sp.IdToPiece(marker) != CLM:
+        raise ValueError(
+          f"the vocabulary has no {CLM}: set PAIRS_MODE = 'denoise'"
+        )
+      begin.append(marker)
+    source, target = map(sp.Encode, json.loads(text))
+    source = [*begin, *source[: S - len(begin) - 1], sp.eos_id()]
+    target = [*target, sp.eos_id()][:T]
+    return np.array(source, np.int32), np.array(target, np.int32)
+
+  def __call__(self, dataset: tf.data.Dataset, sequence_length=None):
+    sizes = sequence_length or {}
+    S, T = (sizes.get(side) or 1 << 30 for side in ('inputs', 'targets'))
+
+    def frame(example):
+      made = tf.numpy_function(
+        lambda raw: self.pair(raw.decode(), S, T), (example['text'],),
+        (tf.int32, tf.int32), stateful=False,
+      )  # fmt: skip
+      for ids in made:
+        ids.set_shape([None])
+      return dict(zip(('inputs', 'targets'), made))
+
+    return dataset.map(frame)
+
+
+def register_pairs(
+  path: str | None,
+  mode: str = 'clm',
+  skip_bad: bool = False,
+  cache_dir: str | None = None,
+) -> None:
+  """Registers the tasks of this file.
+
+  Args:
+    path: see `PairsSource`; None registers `pairs` only where `cache_dir` has
+      rows of it.
+    mode: see `Frame`.
+    skip_bad: see `PairsSource`.
+    cache_dir: a cache.
+  """
+  _register('udhr_language', Languages(), mode)
+  if path is not None:
+    _register('pairs', PairsSource(path, HELD_OUT, skip_bad), mode)
+  elif cache_dir is not None:
+    manifest = f'{cache_dir.rstrip("/")}/pairs-train/manifest.json'
+    if tf.io.gfile.exists(manifest):
+      _register('pairs', PairRows(manifest), mode)
+
+
+def _register(name: str, source: sources.Source, mode: str) -> None:
+  feature = seqio.Feature(tasks.VOCABULARY, add_eos=False)
+  tasks.remove(seqio.TaskRegistry, name)
+  seqio.TaskRegistry.add(
+    name,
+    source=source,
+    preprocessors=[Frame(mode)],
+    output_features={'inputs': feature, 'targets': feature},
+  )

@@ -1,0 +1,428 @@
+"""Text by language, in the same shape whatever it is stored as.
+
+A source lists units of work, `list_shards(split)`, and reads one of them in
+plain Python, `texts(split, shard)`; `get_dataset` is the same texts as seqio
+wants them. A text comes with its runs of whitespace made single spaces; blank
+ones are left out.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import glob
+import itertools
+import os
+import re
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from atm_tasks.pretraining import records
+
+SPLITS = ('train', 'validation')
+SHUFFLE = 1 << 14  # texts of the shuffle buffer
+_LANGUAGE = r'[a-z]{2,3}(?:_[A-Za-z]+)?'
+
+
+class Source(seqio.DataSource):
+  """What the sources share: splits by content, and the tf.data side.
+
+  Args:
+    held_out: share of the texts in the `validation` split, chosen by content,
+      so that a repeated text stays on one side.
+
+  Raises:
+    ValueError: `held_out` is no share.
+  """
+
+  supports_arbitrary_sharding = False
+  by_content = True  # False where `validation` is stored apart
+
+  def __init__(self, held_out: float):
+    if not 0 <= held_out < 1:
+      raise ValueError(f'held_out = {held_out}: expected a share in [0, 1)')
+    self.held_out = held_out
+    super().__init__(splits=SPLITS)
+
+  @property
+  def made_from(self) -> dict:
+    """What the rows of a split depend on, besides the text."""
+    return {'held_out': self.held_out}
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    """The documents as stored of one unit, whichever split they belong to."""
+    raise NotImplementedError
+
+  def texts(self, split: str, shard: int) -> Iterator[str]:
+    """The texts of unit number `shard` of `list_shards(split)`, in order.
+
+    Raises:
+      ValueError: no such split or unit; while reading, a bad record.
+    """
+    count = len(self.list_shards(split))
+    if not 0 <= shard < count:
+      raise ValueError(f'shard = {shard}: expected 0 to {count - 1}')
+    return self._chosen(split, shard)
+
+  def clean(self, document: str) -> str:
+    """The text of a document."""
+    return single_spaced(document)
+
+  def draw(self, text: str) -> float:
+    """A number in [0, 1) from a text; below `held_out` it is held out."""
+    return zlib.crc32(text.encode()) / 2**32
+
+  def bad(self, shard: int) -> int:
+    """How many records of a unit were skipped, once it has been read."""
+    return 0
+
+  def _chosen(self, split: str, shard: int) -> Iterator[str]:
+    held = split == 'validation'
+    for document in self.documents(split, shard):
+      text = self.clean(document)
+      if text and self.by_content:
+        if (self.draw(text) < self.held_out) != held:
+          continue
+      if text:
+        yield text
+
+  def _batches(self, split: str, shard: int) -> Iterator[np.ndarray]:
+    texts = self.texts(split, int(shard))
+    while batch := [t.encode() for t in itertools.islice(texts, records.BATCH)]:
+      # Of objects: NumPy's own strings lose a NUL at the end.
+      yield np.array(batch, dtype=object)
+
+  def get_dataset(
+    self,
+    split: str = 'train',
+    shuffle: bool = False,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+    *,
+    sequence_length=None,
+    use_cached: bool = False,
+    num_epochs: int | None = 1,
+  ) -> tf.data.Dataset:
+    """A dataset of {'text': scalar string}, of this host's units.
+
+    Raises:
+      ValueError: there are fewer units than shards asked for.
+    """
+    del sequence_length, use_cached  # seqio passes them to every provider
+    count = len(self.list_shards(split))
+    units = tf.data.Dataset.range(count)
+    if shard_info:
+      if count < shard_info.num_shards:
+        raise ValueError(
+          f'num_shards = {shard_info.num_shards}: expected at most {count}, '
+          f'the units of {split!r}'
+        )
+      units = units.shard(shard_info.num_shards, shard_info.index)
+    if shuffle:
+      units = units.shuffle(max(1, count), seed=seed)
+    dataset = units.interleave(
+      lambda unit: tf.data.Dataset.from_generator(
+        functools.partial(self._batches, split),
+        args=(unit,),
+        output_signature=tf.TensorSpec([None], tf.string),
+      ).unbatch(),
+      cycle_length=8 if shuffle else 1,
+      block_length=16,
+    ).map(lambda text: {'text': text})
+    if shuffle:
+      dataset = dataset.shuffle(SHUFFLE, seed=seed)
+    return dataset if num_epochs == 1 else dataset.repeat(num_epochs)
+
+
+def single_spaced(text: str) -> str:
+  """The text with single spaces for its runs of white space."""
+  text = text.strip()
+  # No white space but ' ' is printable; asking is faster than splitting.
+  plain = '  ' not in text and text.isprintable()
+  return text if plain else ' '.join(text.split())
+
+
+def _check_split(split: str) -> None:
+  if split not in SPLITS:
+    raise ValueError(f'split = {split!r}: expected one of {SPLITS}')
+
+
+class RowsOnly(Source):
+  """A text of which only a cache's rows are there, as on a training host."""
+
+  def __init__(self, name: str, held_out: float):
+    super().__init__(held_out)
+    self.name, self.named_by = name, 'TEXT_DIR, or WIKIPEDIA and MC4'
+
+  def list_shards(self, split: str) -> list[str]:
+    raise ValueError(
+      f'the text of {self.name!r} is not named, only its rows in CACHE_DIR: '
+      f'set {self.named_by}'
+    )
+
+
+# --- A folder
+
+
+def _files(folder: str, language: str = '*') -> dict[str, list[str]]:
+  """language -> its files, sorted; hidden ones are left out."""
+  found = collections.defaultdict(list)
+  for pattern in (f'{language}[.-]*', f'{language}/**'):
+    for name in glob.glob(pattern, root_dir=folder, recursive=True):
+      match = re.fullmatch(rf'({_LANGUAGE})(?:/.+|[.-][^/]+)', name)
+      path = os.path.join(folder, name)
+      if match and records.stored(name) and os.path.isfile(path):
+        found[match[1]].append(path)
+  return {k: sorted(found[k]) for k in sorted(found)}
+
+
+def languages(folder: str) -> list[str]:
+  """The languages a folder has text of, sorted.
+
+  Raises:
+    ValueError: there are none.
+  """
+  found = list(_files(folder))
+  if not found:
+    raise ValueError(
+      f'TEXT_DIR = {folder!r}: no LANG.txt, LANG.jsonl[.gz|.zst], '
+      'LANG.parquet or LANG.tfrecord there'
+    )
+  return found
+
+
+class FolderSource(Source):
+  """The documents of one language in a local folder.
+
+  They are in LANG.EXT, LANG-anything.EXT, LANG.anything.EXT and LANG/**.EXT;
+  EXT is txt (a document a line), jsonl or json (an object a line), each also
+  with .gz or .zst, parquet, or tfrecord (of tf.train.Example), also with
+  -00000-of-00012 or .gz.
+
+  Args:
+    folder: the folder.
+    language: LANG.
+    held_out: share of the texts in the `validation` split.
+    text_field: the field, column or feature that holds the text.
+    skip_bad: skip what cannot be read, and count it in `skipped`; a file that
+      breaks in the middle keeps what came before.
+    piece_bytes: plain text and Parquet beyond this size is several units.
+
+  Raises:
+    ValueError: no such text, or an argument out of range.
+  """
+
+  def __init__(
+    self,
+    folder: str,
+    language: str,
+    held_out: float = 0.01,
+    text_field: str = 'text',
+    skip_bad: bool = False,
+    piece_bytes: int = 64 << 20,
+  ):
+    super().__init__(held_out)
+    if piece_bytes < 1:
+      raise ValueError(f'piece_bytes = {piece_bytes}: expected at least 1')
+    self.files = _files(folder, glob.escape(language)).get(language)
+    if not self.files:
+      known = ', '.join(languages(folder))
+      raise ValueError(
+        f'TEXT_DIR = {folder!r}: no text of {language!r} there. Known: {known}.'
+      )
+    if any(records.stored(path)[1] == 'zst' for path in self.files):
+      records.zstandard_module()
+    self.text_field, self.skip_bad = text_field, skip_bad
+    self.piece_bytes = piece_bytes
+    self._bad: dict[int, int] = {}
+
+  @functools.cached_property
+  def units(self) -> list[records.Unit]:
+    made = (records.pieces(path, self.piece_bytes) for path in self.files)
+    return list(itertools.chain.from_iterable(made))
+
+  @property
+  def skipped(self) -> collections.Counter:
+    """path -> records skipped so far, however often they were read."""
+    counts = collections.Counter()
+    for shard, count in self._bad.items():
+      counts[self.units[shard].path] += count
+    return counts
+
+  def bad(self, shard: int) -> int:
+    return self._bad.get(shard, 0)
+
+  def list_shards(self, split: str) -> list[str]:
+    """The units: a file, or 'path#k/n'. The same for both splits."""
+    _check_split(split)
+    return [str(unit) for unit in self.units]
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    del split  # chosen by content
+    unit, number, bad = self.units[shard], 0, 0
+    found = records.raw(unit, self.text_field)
+    while True:
+      number += 1
+      try:
+        yield records.parse(unit, next(found), self.text_field)
+      except StopIteration:
+        return
+      except records.Bad as e:
+        if not self.skip_bad:
+          raise ValueError(f'{records.place(unit, number)}: {e}') from e
+        bad += 1
+        self._bad[shard] = max(bad, self._bad.get(shard, 0))
+
+
+# --- TFDS
+
+
+class TfdsSource(Source):
+  """The documents of one language in a TFDS data set prepared on disk.
+
+  Where the data set has no validation split, it is a share by content of
+  `train`, not a slice such as train[:1%]: as with folders, a repeated text
+  stays on one side and the share does not depend on the order of the files.
+  Reading `validation` then costs a pass over all of it, once.
+
+  Args:
+    name: such as 'wikipedia/20230601.{language}', a config for each language,
+      or 'c4/multilingual', whose splits are 'en', 'en-validation', ...; the
+      newest version is read unless ':1.0.0' ends the name.
+    language: the language.
+    held_out: share in `validation`, where that is not stored apart.
+    data_dir: where data sets are; TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+  Reading raises ValueError where the data set is not there, or has no such
+  language or no text.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    language: str,
+    held_out: float = 0.01,
+    data_dir: str | None = None,
+  ):
+    super().__init__(held_out)
+    self.pattern, self.language, self.data_dir = name, language, data_dir
+    self.name = name.replace('{language}', language)
+
+  @functools.cached_property
+  def _builder(self):
+    """Opened when first read: naming a data set costs nothing."""
+    return _prepared(self.name, self.data_dir)
+
+  @functools.cached_property
+  def _stored(self) -> dict[str, str]:
+    """Our splits -> the data set's."""
+    splits = self._builder.info.splits
+    train, held = self.language, f'{self.language}-validation'
+    if '{language}' in self.pattern and train not in splits:
+      train, held = 'train', 'validation'
+    if train not in splits:
+      raise ValueError(
+        f'TFDS {self.pattern!r}: no split {train!r}. Known: '
+        f'{", ".join(splits)}. A config for each language is written like '
+        'wikipedia/20230601.{language}'
+      )
+    return {'train': train, 'validation': held if held in splits else train}
+
+  @property
+  def by_content(self) -> bool:
+    return len(set(self._stored.values())) == 1
+
+  def _numbers(self, split: str) -> list[int]:
+    """The numbers of the split's files that are not empty."""
+    _check_split(split)
+    lengths = self._builder.info.splits[self._stored[split]].shard_lengths
+    return [i for i, length in enumerate(lengths) if length]
+
+  def list_shards(self, split: str) -> list[str]:
+    """The split's files that are not empty."""
+    numbers = self._numbers(split)
+    paths = self._builder.info.splits[self._stored[split]].filepaths
+    return [str(paths[i]) for i in numbers]
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    number, done = self._numbers(split)[shard], 0
+    info = self._builder.info.splits[self._stored[split]]
+    length = info.shard_lengths[number]
+    try:
+      for raw in self._examples(split, number):
+        yield records.example(raw, 'text')
+        done += 1
+      if done < length:
+        raise records.Bad(f'{length} records', done)
+    except (OSError, RuntimeError, LookupError, ValueError, records.Bad) as e:
+      if not isinstance(e, records.Bad):
+        e = records.Bad('a whole record', records.reason(e))
+      path = info.filepaths[number]
+      raise ValueError(f'{path}, record {done + 1}: {e}') from e
+
+  def _examples(self, split: str, number: int) -> Iterator[bytes]:
+    """The serialized tf.train.Examples of file `number` of a split.
+
+    Parsing them here, not one by one in tf.data, is several times as fast.
+    """
+    from tensorflow_datasets import decode
+
+    name = self._stored[split]
+    info = self._builder.info
+    if info.file_format.value == 'tfrecord':
+      yield from records.examples(str(info.splits[name].filepaths[number]))
+      return
+    source = self._builder.as_data_source(
+      split=f'{name}[{number}shard:{number + 1}shard]',
+      deserialize_method=decode.DeserializeMethod.RAW_BYTES,
+    )
+    for start in range(0, len(source), records.BATCH):
+      end = min(start + records.BATCH, len(source))
+      yield from source.__getitems__(range(start, end))
+
+
+def prepared_folder(name: str, data_dir: str | None) -> tuple[str | None, str]:
+  """(folder of the newest version prepared, or None; where it was looked for).
+
+  Args:
+    name: 'wikipedia/20230601.en'; ':1.0.0' behind it names the version.
+    data_dir: where TFDS data is; TFDS_DATA_DIR or ~/tensorflow_datasets.
+  """
+  data_dir = data_dir or os.environ.get('TFDS_DATA_DIR')
+  data_dir = os.path.expanduser(data_dir or '~/tensorflow_datasets')
+  name, _, version = name.partition(':')
+  pattern = os.path.join(data_dir, name, version or '*.*.*', 'features.json')
+  folders = [os.path.dirname(path) for path in tf.io.gfile.glob(pattern)]
+  numbers = lambda path: [int(n) for n in re.findall(r'\d+', path)[-3:]]
+  folders = [f for f in folders if re.search(r'\d+\.\d+\.\d+$', f)]
+  hint = (
+    f'looked for {pattern}. Prepare it with '
+    f'`tfds build {name} --data_dir={data_dir}`'
+  )
+  return max(folders, key=numbers, default=None), hint
+
+
+def _prepared(name: str, data_dir: str | None):
+  """The builder of the files on disk; neither downloads nor prepares.
+
+  Raises:
+    ValueError: there are none, and says where it looked and how to make them,
+      or they are of another kind.
+  """
+  import tensorflow_datasets as tfds
+
+  folder, hint = prepared_folder(name, data_dir)
+  if folder is None:
+    raise ValueError(f'TFDS {name.split(":")[0]!r}: not prepared, {hint}')
+  builder = tfds.builder_from_directory(folder)
+  kind, features = builder.info.file_format.value, builder.info.features
+  if kind not in ('tfrecord', 'array_record') or 'text' not in features:
+    raise ValueError(
+      f'TFDS {name!r}: expected tfrecord or array_record with a feature '
+      f'`text`; got {kind} with {sorted(features)}'
+    )
+  return builder

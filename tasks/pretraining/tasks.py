@@ -1,0 +1,436 @@
+"""Pre-training tasks: denoising and CLM over text, and their mixtures.
+
+A task's preprocessors up to the cache placeholder are deterministic: text to
+its form, text to ids, one document an example. Each also works on some texts in
+plain Python, `direct`, which is how `atm.cache` reads; the ids become rows
+once, and the objective is applied to them by index. What stands behind the
+placeholder applies the same objective as a stream, for seqio's own readers and
+for t5x.
+
+Tasks are named SOURCE_LANG[_spoken]_OBJECTIVE: `mc4_te_spoken_denoise`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from atm.data import counter_rng, packing
+from atm.data import objectives as objectives_lib
+from atm_tasks.pretraining import sources, text_forms
+
+LANGUAGES = (
+  'ar', 'de', 'en', 'es', 'fr', 'hi', 'it', 'ja', 'mr', 'pt', 'ta', 'te',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+  """How sources, languages, forms and objectives mix.
+
+  Defaults are the paper's: each source in spoken and written form, so many
+  times each (section 2.1; Wikipedia thereby weighs ten times its size);
+  languages by q ~ p ** 0.5, p from sentence counts; 80% denoising, 20% CLM
+  (section 3). That p counts a source's sentences as often as the source is
+  repeated is our reading; the paper is silent.
+
+  Raises:
+    ValueError: a negative number, or a source with no form at all.
+  """
+
+  wikipedia_spoken: float = 7.0
+  wikipedia_written: float = 3.0
+  mc4_spoken: float = 0.7
+  mc4_written: float = 0.3
+  text_spoken: float = 0.0
+  text_written: float = 1.0
+  language_power: float = 0.5
+  denoise: float = 0.8
+  clm: float = 0.2
+  density: float = 0.15
+  mean_span: float = 3.0
+  clm_low: float = 0.2
+  clm_high: float = 0.8
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if value < 0:
+        raise ValueError(f'Mixing.{name} = {value}: expected 0 or more')
+    if self.denoise + self.clm <= 0:
+      raise ValueError('Mixing.denoise and Mixing.clm are both 0')
+
+  def forms(self, source: str) -> dict[str, float]:
+    """form -> how often a source is repeated in it."""
+    made = {
+      form: getattr(self, f'{source}_{form}') for form in ('written', 'spoken')
+    }
+    if not any(made.values()):
+      raise ValueError(
+        f'Mixing.{source}_spoken and Mixing.{source}_written are both 0'
+      )
+    return {form: repeat for form, repeat in made.items() if repeat}
+
+  def objectives(self, packs: bool) -> list[tuple]:
+    """(objective, share) of those with a share; CLM packs rows or does not."""
+    made = (
+      (objectives_lib.Denoise(self.density, self.mean_span), self.denoise),
+      (objectives_lib.CLM(self.clm_low, self.clm_high, packs), self.clm),
+    )
+    total = self.denoise + self.clm
+    return [(objective, share / total) for objective, share in made if share]
+
+
+# Equal languages, written form: the shipped text is the same in all.
+UDHR = Mixing(language_power=0.0)
+
+
+class LateVocabulary(seqio.SentencePieceVocabulary):
+  """A SentencePiece vocabulary whose file is named after registration."""
+
+  def __init__(self):
+    super().__init__('')
+
+  def use(self, path: str) -> None:
+    self._sentencepiece_model_file = path
+    self._model = None
+
+  def _model_context(self):
+    if not self._sentencepiece_model_file:
+      raise ValueError(
+        'no vocabulary is named yet: call atm_tasks.configure(vocabulary=...)'
+      )
+    return super()._model_context()
+
+  @property
+  def pad_id(self) -> int:
+    return self.tokenizer.pad_id()
+
+  def __str__(self) -> str:
+    return f'LateVocabulary({self._sentencepiece_model_file!r})'
+
+
+VOCABULARY = LateVocabulary()
+
+
+# --- Preprocessors
+
+
+class Prepare:
+  """The preprocessor that cleans a text and gives it its form.
+
+  Attributes:
+    made_from: what the result depends on, besides the text.
+  """
+
+  def __init__(self, form: str, index=None):
+    """Takes 'written' or 'spoken', and a function that gives an `Index`."""
+    self.form, self.index = form, index
+
+  @property
+  def made_from(self) -> dict:
+    found = {'form': self.form}
+    if self.index is not None:
+      found['decontaminated'] = self.index().sha256
+    return found
+
+  def direct(self, texts: list[str], counts: collections.Counter) -> list[str]:
+    """The texts as they are trained on; adds to `counts`.
+
+    `sentences` of what stays, and `dropped/SET` where sentences are dropped
+    that share an n-gram with evaluation set SET.
+    """
+    if self.index is not None:
+      texts = [self._clean(written, counts) for written in texts]
+    counts['sentences'] += sum(map(text_forms.count_sentences, texts))
+    return [*map(text_forms.spoken, texts)] if self.form == 'spoken' else texts
+
+  def _clean(self, written: str, counts: collections.Counter) -> str:
+    kept, dropped = self.index().clean(written)
+    for name, count in dropped.items():
+      counts[f'dropped/{name}'] += count
+    return kept
+
+  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    if self.form == 'written' and self.index is None:
+      return dataset
+
+    def prepare(raw):
+      return self.direct([raw.decode()], collections.Counter())[0].encode()
+
+    def each(example):
+      made = tf.numpy_function(
+        prepare, (example['text'],), tf.string, stateful=False
+      )
+      made.set_shape([])
+      return {**example, 'text': made}
+
+    return dataset.map(each)
+
+
+class Tokenize:
+  """{text} -> {text, targets}: ids without special pieces."""
+
+  made_from: dict = {}
+
+  def direct(self, texts: list[str], counts) -> list[np.ndarray]:
+    """int32 ids of each; in one call, which is a tenth faster."""
+    del counts
+    encode = VOCABULARY.tokenizer.Encode
+    return encode(texts, out_type='numpy', num_threads=1)
+
+  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.map(
+      lambda e: {'text': e['text'], 'targets': VOCABULARY.encode_tf(e['text'])},
+      num_parallel_calls=tf.data.AUTOTUNE,
+    )
+
+
+class Apply:
+  """The preprocessor that applies an objective to a stream of documents.
+
+  `atm.data` reads the attributes off it and works by index. (Not a dataclass:
+  seqio would want to set `sequence_length` on it.)
+
+  Attributes:
+    objective, language, source, form: what the task is.
+    measured: {'rows', 'sentences', ...} of the task's training rows, set by
+      who opens them; mixtures weigh by it.
+  """
+
+  def __init__(self, objective, language: str, source: str, form: str):
+    self.objective, self.language = objective, language
+    self.source, self.form = source, form
+    self.measured: dict | None = None
+
+  def __call__(self, dataset, sequence_length):
+    S, T = sequence_length['inputs'], sequence_length['targets']
+    sp = VOCABULARY.tokenizer
+    piece = sp.PieceToId
+    ids = packing.Ids(
+      sp.pad_id(), sp.bos_id(), sp.eos_id(), piece('[CLM]'), piece('[DOC]')
+    )
+    length = self.objective.row_length(S, T)
+
+    def rows():
+      documents = (e['targets'] for e in dataset.as_numpy_iterator())
+      yield from self.objective.rows(documents, ids, length)
+
+    def example(row, seed):
+      batch = self.objective.examples(
+        row[None],
+        np.array([len(row)]),
+        counter_rng.keys(*seed)[None],
+        ids,
+        S,
+        T,
+      )
+      inputs = batch['encoder_input_tokens'][batch['encoder_segment_ids'] > 0]
+      targets = batch['decoder_target_tokens'][batch['decoder_segment_ids'] > 0]
+      return inputs, targets
+
+    number = objectives_lib.NAMES.index(self.objective.name)
+
+    @functools.partial(seqio.map_over_dataset, num_seeds=1)
+    def noised(row, seed):
+      inputs, targets = tf.numpy_function(
+        example, (row, seed), (tf.int32, tf.int32), stateful=False
+      )
+      inputs.set_shape([None])
+      targets.set_shape([None])
+      return {'inputs': inputs, 'targets': targets, 'objective': number}
+
+    spec = tf.TensorSpec([None], tf.int32)
+    return noised(tf.data.Dataset.from_generator(rows, output_signature=spec))
+
+
+# --- Rates
+
+
+class Rate:
+  """The rate of each task of a mixture, from measured counts.
+
+  Of examples of one objective a language gets q ~ p ** power, p its share of
+  sentences; within a language a source and form gets its part of rows, each
+  counted as often as the source is repeated in that form.
+  """
+
+  def __init__(self, name: str, power: float):
+    self.name, self.power = name, power
+    self.tasks: dict[str, tuple[Apply, float, float]] = {}
+
+  def add(self, task: str, apply: Apply, share: float, repeat: float) -> None:
+    self.tasks[task] = (apply, share, repeat)
+
+  def __call__(self, task) -> float:
+    return self.rates()[task.name]
+
+  def rates(self) -> dict[str, float]:
+    """task -> rate; they sum to 1.
+
+    Raises:
+      ValueError: a task's text was not measured yet.
+    """
+    for task, (apply, *_) in self.tasks.items():
+      if apply.measured is None and not self._needs_no_counts():
+        raise ValueError(
+          f'the rates of {self.name!r} follow from counts of its text, and '
+          f'{task!r} was not counted yet: run `atm cache`, then name its '
+          'folder: atm_tasks.configure(cache_dir=...)'
+        )
+    known = self._needs_no_counts() and {'rows': 1, 'sentences': 1}
+    return weigh(
+      {
+        task: {
+          'objective': apply.objective.name, 'language': apply.language,
+          'share': share, 'repeat': repeat, **(known or apply.measured),
+        }
+        for task, (apply, share, repeat) in self.tasks.items()
+      },
+      self.power,
+    )  # fmt: skip
+
+  def _needs_no_counts(self) -> bool:
+    """Whether languages are equal, and each has one source in one form."""
+    groups = {(a.objective.name, a.language) for a, *_ in self.tasks.values()}
+    return self.power == 0 and len(groups) == len(self.tasks)
+
+
+def weigh(tasks: dict[str, dict], power: float) -> dict[str, float]:
+  """task -> rate, from {objective, language, share, repeat, rows, sentences}.
+
+  A language without rows in an objective has no part in it.
+  """
+  sentences, rows = {}, {}
+  for t in tasks.values():
+    key = t['objective'], t['language']
+    rows[key] = rows.get(key, 0.0) + t['repeat'] * t['rows']
+    sentences[key] = sentences.get(key, 0.0) + t['repeat'] * t['sentences']
+  q = {key: sentences[key] ** power if rows[key] else 0.0 for key in rows}
+  total: dict[str, float] = {}
+  for (objective, _), value in q.items():
+    total[objective] = total.get(objective, 0.0) + value
+  rates = {}
+  for name, t in tasks.items():
+    key = t['objective'], t['language']
+    part = t['repeat'] * t['rows'] / rows[key] if rows[key] else 0.0
+    of_all = q[key] / total[key[0]] if total[key[0]] else 0.0
+    rates[name] = t['share'] * of_all * part
+  return rates
+
+
+# --- Registration
+
+
+def register(
+  name: str,
+  found: dict[tuple[str, str], sources.Source],
+  mixing: Mixing,
+  paper_packing: bool = True,
+  index=None,
+) -> None:
+  """Registers the tasks of some sources, and the mixture NAME of them.
+
+  Args:
+    name: of the mixture.
+    found: (source, language) -> its text; the source's name begins its tasks'.
+    mixing: how they mix.
+    paper_packing: one document a CLM row; else several, see `objectives.CLM`.
+    index: see `Prepare`.
+  """
+  remove(seqio.MixtureRegistry, name)
+  rate = Rate(name, mixing.language_power)
+  feature = seqio.Feature(VOCABULARY, add_eos=False)
+  for (source, language), texts in found.items():
+    kind = source if hasattr(mixing, f'{source}_written') else 'text'
+    for form, repeat in mixing.forms(kind).items():
+      before = [Prepare(form, index), Tokenize()]
+      for objective, share in mixing.objectives(not paper_packing):
+        middle = '_' if form == 'written' else f'_{form}_'
+        task = f'{source}_{language}{middle}{objective.name}'
+        apply = Apply(objective, language, source, form)
+        remove(seqio.TaskRegistry, task)
+        seqio.TaskRegistry.add(
+          task,
+          source=texts,
+          preprocessors=[*before, seqio.CacheDatasetPlaceholder(), apply],
+          output_features={'inputs': feature, 'targets': feature},
+        )
+        rate.add(task, apply, share, repeat)
+  seqio.MixtureRegistry.add(name, [(task, rate) for task in rate.tasks])
+
+
+def remove(registry, name: str) -> None:
+  """Makes a name of a seqio registry free."""
+  if name in registry.names():
+    registry.remove(name)
+
+
+def held_out(article: str) -> bool:
+  """Whether an article of the Declaration is `validation`."""
+  return article.isdigit() and int(article) % 10 == 3
+
+
+class Shipped(sources.Source):
+  """The Declaration of Human Rights; articles 3, 13, 23 are `validation`."""
+
+  by_content = False
+
+  def __init__(self, language: str):
+    super().__init__(held_out=0.0)
+    folder = os.path.join(os.path.dirname(__file__), '../udhr')
+    self.path = os.path.join(folder, f'{language}.tsv')
+
+  def list_shards(self, split: str) -> list[str]:
+    return [self.path]
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    with open(self.path, encoding='utf-8') as f:
+      for line in f:
+        article, _, written = line.rstrip('\n').partition('\t')
+        if held_out(article) == (split == 'validation'):
+          yield written
+
+
+def stored(
+  source: str,
+  place: str | None,
+  held_out: float,
+  skip_bad: bool,
+  data_dir: str | None,
+  cache_dir: str | None,
+) -> dict[tuple[str, str], sources.Source]:
+  """(source, language) -> text, of a folder or of a TFDS data set.
+
+  A place that holds `{language}`, or is TFDS' c4/multilingual, is TFDS', and
+  has all LANGUAGES; any other is a folder, and has those found there. Without
+  a place it is what `cache_dir` has rows of.
+  """
+  if place is None:
+    made = {k: sources.RowsOnly(source, held_out)
+            for k in cached_languages(cache_dir, source)}  # fmt: skip
+  elif '{language}' in place or place.startswith('c4/multilingual'):
+    made = {k: sources.TfdsSource(place, k, held_out, data_dir)
+            for k in LANGUAGES}  # fmt: skip
+  else:
+    made = {k: sources.FolderSource(place, k, held_out, skip_bad=skip_bad)
+            for k in sources.languages(place)}  # fmt: skip
+  return {(source, k): found for k, found in made.items()}
+
+
+def cached_languages(cache_dir: str | None, source: str) -> list[str]:
+  """The languages of a source that a cache has rows of, sorted."""
+  if cache_dir is None or not tf.io.gfile.exists(cache_dir):
+    return []
+  pattern = re.compile(
+    rf'{source}_(.+?)(?:_spoken)?_(?:{"|".join(objectives_lib.NAMES)})-train/?'
+  )
+  found = map(pattern.fullmatch, tf.io.gfile.listdir(cache_dir))
+  return sorted({match[1] for match in found if match})

@@ -1,0 +1,405 @@
+"""Import and export: identities, faults that are named, memory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import atm
+from atm.checkpoint import convert, hf_folder, hf_keys
+from atm.parallel import mesh as mesh_lib
+from atm.parallel import sharding
+
+from conftest import tiny
+from hf_folder_test import ALEXATM, BLENDERBOT, HERE, folder_of, golden
+from torch_reader_test import Call, Global, archive, program, storage, tensor
+
+
+def quiet(text):
+  pass
+
+
+def tensors(folder):
+  opened = hf_folder.Folder(str(folder))
+  return {key: opened.read(key) for key in opened.keys()}
+
+
+def one():
+  return mesh_lib.mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture
+def source(tmp_path):
+  """A writable copy of the `untied` folder."""
+  return folder_of('untied', tmp_path / 'source')
+
+
+def rewrite(folder, change):
+  """Applies `change` to the dict of tensors of a folder."""
+  path = os.path.join(folder, 'model.safetensors')
+  weights = safetensors.numpy.load_file(path)
+  change(weights)
+  safetensors.numpy.save_file(weights, path)
+
+
+@pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_import_after_export_is_the_identity(tmp_path, name, dtype):
+  """Folder, checkpoint, folder, checkpoint: bit for bit."""
+  folder = str(tmp_path / 'a')
+  shutil.copytree(folder_of(name, tmp_path / 'source'), folder)
+
+  def to_bfloat16(weights):
+    for key, value in weights.items():
+      if value.dtype == np.float32:
+        weights[key] = value.astype(ml_dtypes.bfloat16)
+
+  if dtype == 'bfloat16':
+    rewrite(folder, to_bfloat16)
+  runs = [str(tmp_path / f'run{i}') for i in range(2)]
+  convert.import_weights(folder, runs[0], one, say=quiet)
+  out = str(tmp_path / 'b')
+  convert.export_weights(runs[0], out, shard_gib=1e-4, say=quiet)
+  assert os.path.exists(f'{out}/model.safetensors.index.json')
+  theirs, ours = tensors(folder), tensors(out)
+  for key in set(theirs) - {'model.shared.weight'}:
+    np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    assert ours[key].dtype == theirs[key].dtype
+  convert.import_weights(out, runs[1], one, say=quiet)
+  a, b = (atm.load(run, mesh=one()) for run in runs)
+  assert a.config == b.config and a.config.dtype == dtype
+  a, b = hf_folder.flat(a.params), hf_folder.flat(b.params)
+  assert a.keys() == b.keys()
+  for path in a:
+    assert a[path].dtype == dtype or path == ('logits_bias',)
+    np.testing.assert_array_equal(np.asarray(a[path]), np.asarray(b[path]))
+
+
+@pytest.mark.parametrize('name', ['untied', 'blenderbot_c'])
+def test_an_imported_model_runs_like_the_folder(tmp_path, name):
+  folder, run = folder_of(name, tmp_path / 'source'), str(tmp_path / 'run')
+  mesh = lambda: mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  convert.import_weights(folder, run, mesh, say=quiet)
+  g = golden(name)
+  model = atm.load(run, mesh=one())
+  ours = model.logits(
+    g['input_ids'], g['decoder_input_ids'], g['attention_mask']
+  )
+  np.testing.assert_allclose(ours, g['logits'], atol=1e-5)
+  with open(f'{run}/config.gin') as f:
+    assert 'model.Config.norm_eps = 1e-' in f.read()
+
+
+def test_a_model_trained_here_can_be_handed_back(tmp_path):
+  """A config of our own in the released format, read again."""
+  import dataclasses
+
+  from atm.checkpoint import manager
+  from atm.train.step import State
+
+  from transformer_test import init
+
+  config = tiny(norm='uncentred', position_offset=2, ties='decoder_head')
+  params = init(config)
+  run, out = str(tmp_path / 'run'), str(tmp_path / 'out')
+  checkpoints = manager.Checkpoints(run)
+  state = State(np.zeros((), np.int32), params, {'x': np.zeros(1)})
+  checkpoints.save(3, state, {'model': dataclasses.asdict(config)})
+  checkpoints.close()
+  convert.export_weights(run, out, say=quiet)
+  with open(os.path.join(HERE, 'state_dict_keys.txt')) as f:
+    released = {line.split('\t')[0] for line in f if '\t' in line}
+  ours = set(tensors(out))
+  names = {key.replace('layers.2', 'layers.1') for key in ours}
+  known = {key.replace('layer.2', 'layer.1') for key in released}
+  assert names == known
+  again, model = atm.load(out, mesh=one()), atm.load(run, mesh=one())
+  ids = np.arange(10, 22).reshape(2, 6)
+  np.testing.assert_array_equal(
+    again.logits(ids, ids[:, :4]), model.logits(ids, ids[:, :4])
+  )
+
+
+def test_a_standard_norm_is_not_exported_as_something_else(tmp_path):
+  import dataclasses
+
+  from atm.checkpoint import manager
+  from atm.train.step import State
+
+  from transformer_test import init
+
+  run = str(tmp_path / 'run')
+  checkpoints = manager.Checkpoints(run)
+  state = State(np.zeros((), np.int32), init(tiny()), {'x': np.zeros(1)})
+  checkpoints.save(0, state, {'model': dataclasses.asdict(tiny())})
+  checkpoints.close()
+  with pytest.raises(ValueError, match="norm = 'standard'.*uncentred"):
+    convert.export_weights(run, str(tmp_path / 'out'), say=quiet)
+  assert not (tmp_path / 'out').exists()
+
+
+# --- Faults: each names the key and leaves nothing behind
+
+KEY = 'model.decoder.layers.1.fc1.weight'
+
+
+def wrong_shape(w):
+  w[KEY] = w[KEY][:, :-1].copy()
+
+
+def wrong_dtype(w):
+  w[KEY] = w[KEY].astype(np.int64)
+
+
+def other_dtype(w):
+  w[KEY] = w[KEY].astype(np.float16)
+
+
+def missing(w):
+  del w[KEY]
+
+
+def left_over(w):
+  w['model.decoder.layers.7.fc1.weight'] = w[KEY]
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (wrong_shape, r"fc1.weight' has shape \(192, 63\), expected \(192, 64\)"),
+    (wrong_dtype, "fc1.weight' is I64, expected float32"),
+    (other_dtype, "fc1.weight' is float16, but .* is float32"),
+    (missing, "lacks 'model.decoder.layers.1.fc1.weight'"),
+    (left_over, "no place for, such as 'model.decoder.layers.7.fc1"),
+  ],
+)
+def test_faults_in_the_weights(tmp_path, source, change, message):
+  rewrite(source, change)
+  run = tmp_path / 'run'
+  with pytest.raises(hf_keys.WeightsError, match=message):
+    convert.import_weights(source, str(run), one, say=quiet)
+  assert not run.exists() and not (tmp_path / 'run.importing').exists()
+
+
+def test_a_tied_copy_that_differs_is_refused(tmp_path):
+  folder = folder_of('tied', tmp_path / 'source')
+
+  def change(w):
+    w['lm_head.weight'] = w['lm_head.weight'] + 1
+
+  rewrite(folder, change)
+  with pytest.raises(
+    hf_keys.WeightsError, match="'lm_head.weight' differs from"
+  ):
+    convert.import_weights(folder, str(tmp_path / 'run'), one, say=quiet)
+
+
+def test_a_truncated_file(tmp_path, source):
+  path = os.path.join(source, 'model.safetensors')
+  with open(path, 'r+b') as f:
+    f.truncate(os.path.getsize(path) - 100)
+  with pytest.raises(
+    hf_keys.WeightsError, match='model.safetensors is damaged'
+  ):
+    convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
+
+
+def as_bin(source, parts=1):
+  """Turns a folder's weights into pytorch_model.bin, perhaps in shards."""
+  weights = safetensors.numpy.load_file(f'{source}/model.safetensors')
+  os.remove(f'{source}/model.safetensors')
+  where = {}
+  for i in range(parts):
+    kinds = {'float32': 'torch FloatStorage', 'int64': 'torch LongStorage'}
+    state, storages = {}, {}
+    for n, key in enumerate(sorted(weights)[i::parts]):
+      value = weights[key]
+      storages[str(n)] = value.tobytes()
+      held = storage(kinds[str(value.dtype)], str(n), value.size)
+      stride = tuple(s // value.itemsize for s in value.strides)
+      state[key] = tensor(held, 0, value.shape, stride)
+    name = f'part-{i}.bin' if parts > 1 else hf_folder.WHOLE[1]
+    archive(f'{source}/{name}', program(state), storages)
+    where.update(dict.fromkeys(state, name))
+  if parts > 1:
+    with open(f'{source}/{hf_folder.INDEXES[1]}', 'w') as f:
+      json.dump({'weight_map': where}, f)
+
+
+@pytest.mark.parametrize('parts', [1, 3])
+def test_bin_files_are_read_without_torch(tmp_path, source, parts):
+  expected = tensors(source)
+  as_bin(source, parts)
+  ours = tensors(source)
+  assert ours.keys() == expected.keys()
+  for key in expected:
+    np.testing.assert_array_equal(ours[key], expected[key])
+  convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
+  assert 'torch' not in sys.modules
+
+
+def test_a_malicious_bin_is_refused_and_not_run(tmp_path, source):
+  as_bin(source)
+  witness = tmp_path / 'witness'
+  call = Call(Global('os system'), (f'touch {witness}',))
+  archive(f'{source}/{hf_folder.WHOLE[1]}', program({'x': call}))
+  with pytest.raises(ValueError, match='pytorch_model.bin.*os.system'):
+    convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
+  assert not witness.exists() and not (tmp_path / 'run').exists()
+
+
+def test_a_truncated_bin_is_refused(tmp_path, source):
+  as_bin(source)
+  path = f'{source}/{hf_folder.WHOLE[1]}'
+  with open(path, 'r+b') as f:
+    f.truncate(os.path.getsize(path) // 2)
+  with pytest.raises(ValueError, match='pytorch_model.bin'):
+    convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
+  assert not (tmp_path / 'run').exists()
+
+
+def split(source):
+  """Splits a folder into two shards with an index."""
+  weights = safetensors.numpy.load_file(f'{source}/model.safetensors')
+  keys = sorted(weights)
+  where = {}
+  for i, part in enumerate((keys[:50], keys[50:])):
+    name = f'model-{i}.safetensors'
+    safetensors.numpy.save_file(
+      {k: weights[k] for k in part}, f'{source}/{name}'
+    )
+    where.update(dict.fromkeys(part, name))
+  os.remove(f'{source}/model.safetensors')
+  with open(f'{source}/{hf_folder.INDEXES[0]}', 'w') as f:
+    json.dump({'weight_map': where}, f)
+  return weights, where
+
+
+def test_shards(tmp_path, source):
+  weights, where = split(source)
+  convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
+  # The same key in two shards
+  extra = {KEY: weights[KEY], **{
+    k: weights[k] for k, f in where.items() if f == 'model-1.safetensors'
+  }}  # fmt: skip
+  safetensors.numpy.save_file(extra, f'{source}/model-1.safetensors')
+  with pytest.raises(hf_keys.WeightsError, match="fc1.weight' is in two files"):
+    convert.import_weights(source, str(tmp_path / 'r2'), one, say=quiet)
+  os.remove(f'{source}/model-1.safetensors')
+  with pytest.raises(FileNotFoundError, match='model-1.*the index names it'):
+    convert.import_weights(source, str(tmp_path / 'r3'), one, say=quiet)
+  with open(f'{source}/{hf_folder.INDEXES[0]}', 'w') as f:
+    json.dump({'weight_map': {'x': '../../etc/passwd'}}, f)
+  with pytest.raises(hf_keys.WeightsError, match='is not a file of the folder'):
+    convert.import_weights(source, str(tmp_path / 'r4'), one, say=quiet)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (dict(model_type='alexatmm'), "Did you mean 'alexatm'"),
+    (dict(hidden_act='gelu_new'), "hidden_act = 'gelu_new'"),
+    (dict(d_model=None), 'd_model is None, expected int'),
+    (dict(encoder_layers=2), 'num_hidden_layers = 3, but encoder_layers = 2'),
+    (dict(num_hidden_layers=4, encoder_layers=4), r'lacks .*layer\.3\.'),
+  ],
+)
+def test_faults_in_the_config(tmp_path, source, change, message):
+  described = hf_folder.read_json(f'{source}/config.json') | change
+  with open(f'{source}/config.json', 'w') as f:
+    json.dump(described, f)
+  with pytest.raises(hf_keys.WeightsError, match=message):
+    convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_interrupted_import_leaves_nothing(tmp_path, source, monkeypatch):
+  def broken(self, path):
+    if path[-1] == 'scale':
+      raise KeyboardInterrupt
+    return read(self, path)
+
+  read = hf_folder.Reader.read
+  monkeypatch.setattr(hf_folder.Reader, 'read', broken)
+  with pytest.raises(KeyboardInterrupt):
+    convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
+  assert os.listdir(tmp_path) == ['source']
+
+
+def test_nothing_is_overwritten(tmp_path, source):
+  run, out = str(tmp_path / 'run'), str(tmp_path / 'out')
+  convert.import_weights(source, run, one, say=quiet)
+  with pytest.raises(ValueError, match='has checkpoints already'):
+    convert.import_weights(source, run, one, say=quiet)
+  convert.export_weights(run, out, say=quiet)
+  with pytest.raises(ValueError, match='exists already'):
+    convert.export_weights(run, out, say=quiet)
+
+
+def test_token_ids_outside_the_vocabulary_are_named(source):
+  model = atm.load(source, mesh=one())
+  with pytest.raises(
+    ValueError, match='input 0 has the id 96: expected 0 to 95'
+  ):
+    model.generate([[96]])
+  with pytest.raises(ValueError, match='has no tokenizer'):
+    model.generate(['text'])
+  with pytest.raises(ValueError, match='2 inputs, but 1 targets'):
+    model.score([[1], [2]], [[3]])
+
+
+def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
+  """1.4 GiB, in a process that must stay below 2x its largest + 1 GiB."""
+  described = hf_folder.read_json(f'{HERE}/untied.config.json')
+  described |= dict(
+    d_model=512, encoder_ffn_dim=2048, intermediate_size=2048,
+    decoder_ffn_dim=2048, encoder_layers=48, num_hidden_layers=48,
+    decoder_layers=54, vocab_size=8000, torch_dtype='float32',
+  )  # fmt: skip
+  from atm.model import parameters
+  from atm.model.transformer import AlexaTM
+
+  config = hf_keys.config_of(described)
+  folder = tmp_path / 'big'
+  folder.mkdir()
+  with open(folder / 'config.json', 'w') as f:
+    json.dump(described, f)
+  like = parameters.abstract_params(AlexaTM(config), one(), sharding.Rules())
+  shapes = {}
+  for path, x in hf_folder.flat(like).items():
+    keys = hf_keys.ALEXATM.keys(path, x.shape)
+    for key in keys:
+      shapes[key] = (
+        hf_folder.their_shape(path, x.shape, len(keys)),
+        np.float32,
+      )
+  hf_folder.write_shards(
+    str(folder), shapes, lambda k: np.zeros(*shapes[k]), shard_bytes=1 << 27
+  )
+  code = f"""
+from atm.checkpoint import convert
+lines = []
+convert.import_weights(
+  {str(folder)!r}, {str(tmp_path / 'run')!r}, say=lines.append
+)
+with open('/proc/self/status') as f:  # ru_maxrss begins with the parent's
+  print([int(x.split()[1]) / 2**20 for x in f if x.startswith('VmHWM')][0])
+print(lines[0])
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  peak, said = done.stdout.splitlines()[:2]
+  total = sum(4 * np.prod(s) for s, _ in shapes.values()) / 2**30
+  largest = 54 * 4 * 512 * 2048 / 2**30
+  assert total > 1.3 and 'GiB to read' in said
+  assert float(peak) < 2 * largest + 1

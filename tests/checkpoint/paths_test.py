@@ -1,0 +1,36 @@
+"""Checkpoints beside MODEL_DIR: trained, resumed, read and refused there."""
+
+import pytest
+
+from atm.checkpoint import manager, paths
+from atm.inference import api
+from atm.train import metric_writer
+
+from trainer_test import comparable, train  # noqa: F401, a fixture
+
+
+def test_checkpoints_may_lie_elsewhere(train, tmp_path):  # noqa: F811
+  """Resumed from there, also by a new MODEL_DIR; inference finds them.
+
+  Fault seen: the file not read.
+  """
+  run, bucket = tmp_path / 'run', tmp_path / 'bucket'
+  train(run, 4, checkpoint_dir=str(bucket))
+  assert (run / paths.FOLDER).read_text() == f'{bucket}\n'
+  assert (bucket / '4' / 'params').is_dir()
+  again = train(run, 8)  # the folder is remembered
+  assert any(line == f'resumed from step 4 in {bucket}' for line in again.lines)
+  assert comparable(run) == comparable(train.whole(8))
+  assert api.load(str(run)).step == 8
+  with pytest.raises(ValueError, match=f'CHECKPOINT_DIR = .*are in {bucket}'):
+    train(run, 9, checkpoint_dir=str(tmp_path / 'other'))
+  new = train(tmp_path / 'new', 9, checkpoint_dir=str(bucket))
+  assert any(line.startswith('resumed from step 8') for line in new.lines)
+  assert metric_writer.read(str(tmp_path / 'new'))[-1]['step'] == 9
+  assert manager.latest_step(str(run)) == 9
+
+
+def test_a_place_of_object_storage_keeps_its_name(tmp_path):
+  run = tmp_path / 'run'
+  paths.put_checkpoints(str(run), 'gs://bucket/run')
+  assert str(paths.checkpoints(str(run))) == 'gs://bucket/run'

@@ -1,0 +1,429 @@
+"""Rows are the same bytes, whoever makes them and however often it is killed.
+
+Faults seen: units shared out after leaving out those that are there; a file
+renamed before its facts are complete; text that changed taken for the same;
+skipped lines not counted; passes given to held-out rows.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from atm.data import batches, cache, registry, vocabulary_training
+
+LENGTHS = {'inputs': 64, 'targets': 64}
+SIZES = registry.Lengths(64, 64)
+quiet = lambda text: None
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Text of three languages in several files and formats."""
+  import atm_tasks
+
+  udhr = os.path.join(os.path.dirname(atm_tasks.__file__), 'udhr')
+  made = tmp_path_factory.mktemp('text')
+  for language in ('en', 'ja', 'te'):
+    with open(f'{udhr}/{language}.tsv', encoding='utf-8') as f:
+      texts = [line.rstrip('\n').partition('\t')[2] for line in f]
+    for part in range(3):
+      if part == 2:
+        lines = [json.dumps({'text': t}) for t in texts[part::3]]
+        path = made / f'{language}-{part}.jsonl'
+      else:
+        lines, path = texts[part::3], made / f'{language}-{part}.txt'
+      path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  return made
+
+
+@pytest.fixture
+def configure(words):
+  """Configures the tasks, and as they were again afterwards."""
+  import atm_tasks
+
+  yield lambda **named: atm_tasks.configure(vocabulary=words.path, **named)
+  atm_tasks.configure(vocabulary=words.path)
+
+
+def build(directory, words, configure, text_dir, name='text', **changes):
+  settings = dict(
+    mixture=name, vocabulary=words.path, lengths=LENGTHS,
+    directory=str(directory), say=quiet,
+    configure_tasks=lambda vocabulary: configure(text_dir=str(text_dir)),
+  )  # fmt: skip
+  return cache.build(**{**settings, **changes})
+
+
+def contents(directory) -> dict[str, str]:
+  """Every file below a folder -> a hash of it."""
+  found = {}
+  for where, _, names in os.walk(directory):
+    for name in names:
+      path = os.path.join(where, name)
+      with open(path, 'rb') as f:
+        found[os.path.relpath(path, directory)] = hashlib.sha256(
+          f.read()
+        ).hexdigest()
+  return found
+
+
+@pytest.fixture(scope='module')
+def whole(folder, words, tmp_path_factory):
+  """What an undisturbed build makes."""
+  import atm_tasks
+
+  directory = tmp_path_factory.mktemp('whole')
+  configure = functools.partial(atm_tasks.configure, vocabulary=words.path)
+  assert build(directory, words, configure, folder)
+  return contents(directory)
+
+
+def test_what_there_is(whole):
+  files = [name for name in whole if name.endswith('.array_record')]
+  # 3 languages x 2 objectives x 2 splits x 3 files of text
+  assert len(files) == 36
+  assert sum(name.endswith('manifest.json') for name in whole) == 12
+  assert sum(name.endswith('sentencepiece.model') for name in whole) == 1
+
+
+def test_nothing_is_made_twice(folder, words, configure, whole, tmp_path):
+  assert build(tmp_path, words, configure, folder)
+  assert contents(tmp_path) == whole
+  made = {p: os.stat(tmp_path / p).st_mtime_ns for p in whole}
+  assert build(tmp_path, words, configure, folder)
+  assert made == {p: os.stat(tmp_path / p).st_mtime_ns for p in whole}
+
+
+# A child dies at its n-th step of writing, n random: in a row, between a file
+# and its facts, before a file is renamed, in a manifest.
+KILLED = """
+import json, os, random, signal, sys
+import atm_tasks
+from atm import fileio
+from atm.data import cache, token_store
+
+directory, vocabulary, text_dir, kills = sys.argv[1:]
+draw = random.Random(0)
+
+def build():
+  cache.build(
+    'text', vocabulary, {'inputs': 64, 'targets': 64}, directory,
+    configure_tasks=lambda vocabulary: atm_tasks.configure(
+      vocabulary=vocabulary, text_dir=text_dir),
+    say=lambda text: None)
+
+def mortal(function, left):
+  def call(*arguments, **named):
+    left[0] -= 1
+    if left[0] < 0:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return function(*arguments, **named)
+  return call
+
+seen, killed = set(), 0
+for number in range(int(kills)):
+  child = os.fork()
+  if not child:
+    left = [draw.randrange(25)]
+    for module, name in ((os, 'replace'), (os, 'fsync'), (fileio, 'checksum'),
+                         (json, 'dump'), (token_store.np, 'ascontiguousarray')):
+      setattr(module, name, mortal(getattr(module, name), left))
+    build()
+    os._exit(0)
+  draw.random()
+  killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+  seen.add(sum(len(names) for _, _, names in os.walk(directory)))
+build()
+print(json.dumps([killed, sorted(seen)]))
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+  folder, words, whole, tmp_path
+):
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED, tmp_path, words.path, folder, '100'],
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  killed, seen = json.loads(done.stdout)
+  assert killed >= 30 and len(seen) >= 20  # it was at many places
+  assert contents(tmp_path) == whole
+
+
+def test_machines_that_start_at_different_times(
+  folder, words, configure, whole, tmp_path
+):
+  said = []
+  make = functools.partial(build, tmp_path, words, configure, folder)
+  assert not make(share=(2, 3), say=said.append)
+  assert 'still missing' in said[-1]
+  assert not make(share=(0, 3))
+  assert make(share=(1, 3))
+  assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize('share', [(3, 3), (-1, 2), 2, (0.5, 1), (1,)])
+def test_bad_shares(words, configure, folder, tmp_path, share):
+  with pytest.raises(ValueError, match=r'SHARE = .*: expected \(i, n\)'):
+    build(tmp_path, words, configure, folder, share=share)
+
+
+def atm(*arguments, first='pass'):
+  """Runs the command, and before it some Python in the same process."""
+  code = f'{first}\nimport sys; from atm.cli.main import main; sys.exit(main())'
+  return subprocess.run(
+    [sys.executable, '-c', code, *map(str, arguments)],
+    capture_output=True, text=True,
+  )  # fmt: skip
+
+
+def command(directory, words, folder, *more):
+  return (
+    'cache', '--gin.MIXTURE_OR_TASK_NAME="text"',
+    f'--gin.TEXT_DIR="{folder}"', f'--gin.VOCABULARY="{words.path}"',
+    f'--gin.CACHE_DIR="{directory}"',
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 64}", *more,
+  )  # fmt: skip
+
+
+def test_the_command_and_several_processes(folder, words, whole, tmp_path):
+  done = atm(*command(tmp_path, words, folder, '--gin.PROCESSES=2'))
+  assert done.returncode == 0, done.stderr
+  assert 'tokens/s' in done.stdout and 'left' in done.stdout
+  assert contents(tmp_path) == whole
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+  folder, words, configure, whole, tmp_path
+):
+  """The limit on a file's size stands for the disk's."""
+  limit = (
+    'import resource, signal\n'
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+    'resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))'
+  )
+  largest = max(
+    os.path.getsize(os.path.join(where, name))
+    for where, _, names in os.walk(folder)
+    for name in names
+  )
+  os.makedirs(tmp_path / 'vocabulary')  # larger than the limit
+  with open(words.path, 'rb') as f:
+    (tmp_path / 'vocabulary' / 'sentencepiece.model').write_bytes(f.read())
+  big = tmp_path / 'big'
+  big.mkdir()
+  line = 'a text that takes some room ' * 20
+  with open(big / 'en.txt', 'w') as f:
+    f.writelines(f'{line} {i} {i * i}\n' for i in range(largest // 20))
+  arguments = command(tmp_path, words, big, '--gin.PROCESSES=1')
+  done = atm(*arguments, first=limit)
+  assert done.returncode == 2
+  assert (
+    done.stderr.startswith('atm: error:') and 'Traceback' not in done.stderr
+  )
+  assert 'cannot be written' in done.stderr
+  assert not os.path.exists(tmp_path / 'text_en_denoise-train/manifest.json')
+  assert not any('.partial-' in name for name in contents(tmp_path))
+  assert atm(*arguments).returncode == 0
+  fresh = tmp_path / 'fresh'
+  build(fresh, words, configure, big)
+  again = contents(tmp_path)
+  assert all(again[name] == value for name, value in contents(fresh).items())
+
+
+# --- Bad text
+
+
+def test_a_bad_line_stops_the_build_and_keeps_what_is_done(
+  words, configure, tmp_path
+):
+  text = tmp_path / 'text'
+  text.mkdir()
+  (text / 'de.txt').write_text('gut\n' * 50)
+  (text / 'fr.txt').write_bytes(
+    b'bon\n' * 50 + 'fran\xe7ais\n'.encode('latin-1')
+  )
+  directory = tmp_path / 'rows'
+  with pytest.raises(ValueError, match='fr.txt, line 51: expected UTF-8'):
+    build(directory, words, configure, text, splits=('train',))
+  assert not list(directory.glob('*/manifest.json'))
+  kept = contents(directory)
+  assert any('text_de_clm-train' in name for name in kept)
+  (text / 'fr.txt').write_bytes('bon\nfrançais\n'.encode() * 50)
+  assert build(directory, words, configure, text, splits=('train',))
+  assert kept.items() <= contents(directory).items()
+
+
+def test_bad_lines_may_be_skipped_and_are_counted(words, configure, tmp_path):
+  text = tmp_path / 'text'
+  text.mkdir()
+  lines = [json.dumps({'text': f'a line {i}'}) for i in range(90)]
+  lines[3], lines[50] = '{', '[1]'
+  (text / 'en.jsonl').write_text('\n'.join(lines))
+  skip = lambda **named: configure(held_out=0.0, skip_bad=True, **named)
+  said = []
+  build(
+    tmp_path / 'rows', words, skip, text, splits=('train',), say=said.append
+  )
+  assert said[-1] == 'text (train): 2 lines or records skipped'
+  parts = batches.load('text', 'train', words, SIZES, str(tmp_path / 'rows'))
+  for part in parts:
+    assert part.rows.counts['skipped'] == 2
+    assert part.rows.counts['documents'] == 88
+
+
+def test_empty_text_is_named(words, configure, tmp_path):
+  text = tmp_path / 'text'
+  text.mkdir()
+  (text / 'en.txt').write_text(' \n\n')
+  with pytest.raises(
+    ValueError, match="'text_en_.*' has no text in its 'train'"
+  ):
+    build(tmp_path / 'rows', words, configure, text)
+
+
+# --- Never another's rows
+
+
+def test_text_that_changed_is_refused(words, configure, tmp_path):
+  text = tmp_path / 'text'
+  text.mkdir()
+  (text / 'en.txt').write_text('a line\n' * 50)
+  build(tmp_path / 'rows', words, configure, text)
+  (text / 'en.txt').write_text('a line\n' * 51)
+  with pytest.raises(ValueError, match='text = .*350 bytes.*has .*357 bytes'):
+    build(tmp_path / 'rows', words, configure, text)
+  (text / 'en.txt').write_text('a line\n' * 50)
+  (text / 'en-more.txt').write_text('a line\n')
+  with pytest.raises(ValueError, match='1 pieces of text, but there are 2 now'):
+    build(tmp_path / 'rows', words, configure, text)
+
+
+@pytest.mark.parametrize(
+  'changes, tasks, message',
+  [
+    ({'lengths': {'inputs': 32, 'targets': 64}}, {}, r'lengths = \[64, 64\]'),
+    ({'passes': 3}, {}, 'passes = 1, but this run has 3'),
+    ({}, {'held_out': 0.5}, 'held_out = 0.01, but this run has 0.5'),
+    ({}, {'paper_packing': False}, 'objective = .*packs=False.*packs=True'),
+  ],
+)
+def test_rows_made_otherwise_are_refused(
+  folder, words, configure, tmp_path, changes, tasks, message
+):
+  build(tmp_path, words, configure, folder, splits=('train',))
+  before = contents(tmp_path)
+  other = lambda **named: configure(**tasks, **named)
+  with pytest.raises(ValueError, match=message):
+    build(tmp_path, words, other, folder, splits=('train',), **changes)
+  assert contents(tmp_path) == before
+
+
+def test_another_vocabulary_is_refused(folder, words, configure, tmp_path):
+  build(tmp_path / 'rows', words, configure, folder, splits=('train',))
+  made = vocabulary_training.vocab('udhr', str(tmp_path / 'v'), 900, say=quiet)
+  with pytest.raises(ValueError, match='made with another vocabulary'):
+    build(tmp_path / 'rows', made, configure, folder, splits=('train',))
+  with pytest.raises(ValueError, match='made with vocabulary = '):
+    batches.load('text', 'train', made, SIZES, str(tmp_path / 'rows'))
+
+
+def test_an_object_store_is_no_place_to_build_in(folder, words, configure):
+  with pytest.raises(ValueError, match="CACHE_DIR = 'gs://bucket/rows'"):
+    build('gs://bucket/rows', words, configure, folder)
+
+
+# --- What the rows hold
+
+
+def test_held_out_rows_are_made_once(folder, words, configure, tmp_path):
+  some = lambda **named: configure(held_out=0.3, **named)
+  build(tmp_path, words, some, folder, name='text_en_denoise', passes=3)
+  load = functools.partial(
+    batches.load, 'text_en_denoise', vocabulary=words, lengths=SIZES,
+    directory=str(tmp_path),
+  )  # fmt: skip
+  (train,), (held,) = load(split='train', passes=3), load(split='validation')
+  assert train.rows.tokens > 2.9 * train.rows.counts['tokens']
+  assert held.rows.tokens < 1.1 * held.rows.counts['tokens'] + 9
+
+
+def test_rows_hold_the_text_in_its_forms(folder, words, configure, tmp_path):
+  import atm_tasks
+
+  mixing = atm_tasks.Mixing(text_spoken=1.0)
+  both = lambda **named: configure(mixing=mixing, held_out=0.0, **named)
+  build(tmp_path, words, both, folder, splits=('train',))
+  parts = batches.load('text', 'train', words, SIZES, str(tmp_path))
+  texts = [
+    text for language, text in registry.texts('text') if language == 'te'
+  ]
+  for part in parts:
+    if part.language != 'te':
+      continue
+    form = atm_tasks.spoken if part.form == 'spoken' else str
+    ids = [i for text in texts for i in words.encode(form(text))]
+    made = part.rows.head(1 << 30)
+    if part.objective.name == 'denoise':
+      assert [i for i in made if i != words.doc_id] == ids
+    else:  # a document a row, cut at 64
+      encoded = (words.encode(form(text)) for text in texts)
+      rows = ([*e, words.eos_id][:64] for e in encoded if len(e) > 1)
+      assert list(made) == [i for row in rows for i in row]
+  assert len(parts) == 12 and {p.form for p in parts} == {'written', 'spoken'}
+
+
+def test_dropped_sentences_are_counted_by_set(words, configure, tmp_path):
+  text = tmp_path / 'text'
+  text.mkdir()
+  asked = ' '.join(f'word{i}' for i in range(15))
+  kept = 'This stays. '
+  (text / 'en.txt').write_text(
+    ''.join(f'{kept}{asked if i < 3 else "So does this"} {i}.\n'
+            for i in range(30))
+  )  # fmt: skip
+  (tmp_path / 'asked.txt').write_text(f'Is it: {asked.upper()}?\n')
+  clean = lambda **named: configure(
+    held_out=0.0, decontaminate={'quiz': str(tmp_path / 'asked.txt')}, **named
+  )
+  said = []
+  build(
+    tmp_path / 'rows', words, clean, text, splits=('train',), say=said.append
+  )
+  assert said[-1] == 'text (train): 3 sentences dropped that quiz holds'
+  for part in batches.load(
+    'text', 'train', words, SIZES, str(tmp_path / 'rows')
+  ):
+    assert part.rows.counts['dropped/quiz'] == 3
+    assert part.rows.counts['sentences'] == 57
+    decoded = words.decode(part.rows.head(1 << 30))
+    assert 'word7' not in decoded and decoded.count('This stays.') == 30
+
+
+def test_training_needs_the_rows_alone(folder, words, configure, tmp_path):
+  """On a training host the text is not there, only its rows."""
+  build(tmp_path, words, configure, folder)
+  text = lambda: batches.load('text', 'train', words, SIZES, str(tmp_path))
+  first = batches.Batches(text(), words, SIZES, 8, 0)(5)
+  configure(cache_dir=str(tmp_path))
+  second = batches.Batches(text(), words, SIZES, 8, 0)(5)
+  assert all((first[k] == second[k]).all() for k in first)
+  assert {p.language for p in text()} == {'en', 'ja', 'te'}
+  with pytest.raises(ValueError, match='not named, only its rows'):
+    list(registry.texts('text'))
+
+
+def test_what_lies_beside_the_rows(folder, words, configure, tmp_path):
+  with pytest.raises(FileNotFoundError, match='no finished rows'):
+    cache.beside(str(tmp_path))
+  build(tmp_path, words, configure, folder, splits=('validation',))
+  made, lengths = cache.beside(str(tmp_path))
+  assert made.sha256 == words.sha256 and lengths == SIZES
+  with pytest.raises(FileNotFoundError, match='no finished rows of .text_en'):
+    batches.load('text', 'train', words, lengths, str(tmp_path))

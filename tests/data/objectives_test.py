@@ -1,0 +1,271 @@
+"""The objectives are those of the paper, whatever the row."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atm.data import counter_rng, packing, span_corruption
+from atm.data.objectives import CLM, Denoise
+from atm.data.packing import Ids
+
+IDS = Ids(pad=0, bos=1, eos=2, clm=5, doc=6)
+seeds = st.integers(0, 2**63)
+
+
+def row_of(n, width=None):
+  """[1, width] of distinct ids from 100, and its length."""
+  tokens = np.zeros((1, width or n), np.int32)
+  tokens[0, :n] = np.arange(100, 100 + n)
+  return tokens, np.array([n])
+
+
+def unframe(batch, i=0):
+  source = batch['encoder_input_tokens'][i][batch['encoder_segment_ids'][i] > 0]
+  target = batch['decoder_target_tokens'][i][
+    batch['decoder_loss_weights'][i] > 0
+  ]
+  return source, target
+
+
+@given(n=st.integers(2, 200), density=st.floats(0.01, 0.5), seed=seeds)
+def test_denoising_drops_an_exact_budget_and_inserts_nothing(n, density, seed):
+  tokens, length = row_of(n)
+  objective = Denoise(density=density)
+  key = counter_rng.keys(seed)[None]
+  batch = objective.examples(tokens, length, key, IDS, n + 2, n + 1)
+  source, target = unframe(batch)
+  assert list(target) == [*tokens[0], IDS.eos]
+  assert source[0] == IDS.bos and source[-1] == IDS.eos
+  kept = source[1:-1]
+  assert len(kept) == n - int(np.floor(n * density + 0.5))
+  assert (np.diff(kept) > 0).all()  # a subsequence, in order
+  assert set(kept) <= set(tokens[0])
+
+
+@given(seed=seeds, others=st.integers(0, 3), width=st.integers(40, 60))
+def test_noise_of_a_row_depends_on_its_key_alone(seed, others, width):
+  tokens, length = row_of(40, width)
+  key = counter_rng.keys(seed)[None]
+  alone = span_corruption.keep_mask(key, length, width, 0.15, 3.0)[0]
+  lengths = np.concatenate([np.full(others, 7), length])
+  keys = counter_rng.keys(np.arange(others + 1) + 9)
+  keys[-1] = key[0]
+  among = span_corruption.keep_mask(keys, lengths, width, 0.15, 3.0)[-1]
+  np.testing.assert_array_equal(alone, among)
+
+
+def spans_of(mask):
+  """Lengths of the runs of False within each row of a mask."""
+  edges = np.diff(np.pad((~mask).astype(int), ((0, 0), (1, 1))), axis=1)
+  starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
+  return starts, ends[:, 1] - starts[:, 1]
+
+
+def test_spans_are_poisson_and_uniform_over_the_row():
+  B, n = 20_000, 100
+  keys = counter_rng.keys(7, np.arange(B))
+  mask = span_corruption.keep_mask(keys, np.full(B, n), n, 0.15, 3.0)
+  assert ((~mask).sum(1) == 15).all()
+  # Every place is dropped equally often, but for the first and last few, which
+  # fewer whole spans can cover, alike at both ends.
+  share = (~mask).mean(0)
+  assert abs(share[8:-8] - share[8:-8].mean()).max() < 0.01
+  assert abs(share - share[::-1]).max() < 0.01
+  starts, lengths = spans_of(mask)
+  assert 2.2 < lengths.mean() < 3.2  # Poisson(3) without 0, and one cut a row
+  # The cut span (here: the last drawn) is anywhere: the last span of a row is
+  # not shorter than the first.
+  first = lengths[np.r_[True, np.diff(starts[:, 0]) > 0]]
+  last = lengths[np.r_[np.diff(starts[:, 0]) > 0, True]]
+  assert abs(first.mean() - last.mean()) < 0.05
+
+
+def test_span_lengths_follow_the_zero_truncated_poisson():
+  budget = np.full(2000, 1000)
+  drawn = span_corruption.span_lengths(
+    counter_rng.keys(3, np.arange(2000)), budget, 3.0
+  )
+  assert (drawn.sum(1) == budget).all()
+  seen = np.bincount(drawn[:, :100].ravel(), minlength=12)[1:12]
+  k = np.arange(1, 12)
+  factorial = np.cumprod(k.astype(float))
+  expected = np.exp(-3.0) * 3.0**k / factorial / (1 - np.exp(-3.0))
+  np.testing.assert_allclose(seen / seen.sum(), expected, atol=0.005)
+
+
+@given(n=st.integers(2, 300), seed=seeds, ends=st.booleans())
+def test_clm_splits_one_document_at_20_to_80_percent(n, seed, ends):
+  tokens, length = row_of(n)
+  if ends:
+    tokens = np.concatenate([tokens, [[IDS.eos]]], axis=1)
+    length = length + 1
+  key = counter_rng.keys(seed)[None]
+  batch = CLM().examples(tokens, length, key, IDS, n + 3, n + 1)
+  source, target = unframe(batch)
+  assert list(source[:2]) == [IDS.bos, IDS.clm] and source[-1] == IDS.eos
+  prefix = source[2:-1]
+  assert list(prefix) + list(target) == list(tokens[0])
+  assert 1 <= len(prefix) <= n - 1
+  assert 0.2 * n - 0.5 <= len(prefix) <= max(1, 0.8 * n + 0.5)
+
+
+def test_clm_splits_are_uniform():
+  tokens, _ = row_of(1000)
+  B = 5000
+  draw = counter_rng.uniforms(counter_rng.keys(1, np.arange(B)), 1)[:, 0]
+  cut = CLM().split(np.full(B, 1000), draw)
+  counts, _ = np.histogram(cut, bins=6, range=(200, 800))
+  assert abs(counts / B - 1 / 6).max() < 0.02
+
+
+@given(
+  sizes=st.lists(st.integers(0, 30), min_size=1, max_size=12),
+  length=st.integers(4, 25),
+)
+def test_denoising_rows_hold_all_tokens_with_doc_between(sizes, length):
+  start = np.cumsum([100, *sizes])
+  documents = [np.arange(s, s + n) for s, n in zip(start, sizes)]
+  rows = list(Denoise().rows(documents, IDS, length))
+  assert all(len(row) == length for row in rows[:-1])
+  flat = np.concatenate(rows) if rows else np.array([])
+  text = flat[flat != IDS.doc]
+  everything = np.concatenate(documents)
+  # Nothing is lost but a rest of one token at the very end.
+  assert len(everything) - len(text) <= 1
+  np.testing.assert_array_equal(text, everything[: len(text)])
+  for row in rows:  # [DOC] stands exactly where a document ends
+    for i in np.flatnonzero(row == IDS.doc):
+      assert i > 0
+      if i + 1 < len(row):
+        assert row[i + 1] in start
+
+
+def test_clm_rows_are_one_document_each_and_end_only_where_it_does():
+  documents = [np.arange(100, 110), np.arange(200, 203), np.array([7])]
+  rows = [list(row) for row in CLM().rows(documents, IDS, 8)]
+  assert rows == [list(range(100, 108)), [200, 201, 202, IDS.eos]]
+
+
+@given(S=st.integers(8, 300), T=st.integers(8, 300), seed=seeds)
+def test_every_row_of_the_greatest_length_fits(S, T, seed):
+  for objective in (Denoise(), CLM(), Denoise(density=0.4), CLM(0.5, 0.9)):
+    n = objective.row_length(S, T)
+    tokens, length = row_of(n)
+    batch = objective.examples(
+      tokens, length, counter_rng.keys(seed)[None], IDS, S, T
+    )
+    assert batch['encoder_input_tokens'].shape == (1, S)
+    assert batch['decoder_target_tokens'].shape == (1, T)
+
+
+def test_the_papers_lengths():
+  assert Denoise().row_length(1024, 1024) == 1023
+  assert CLM().row_length(1024, 1024) == 1024
+
+
+def test_weights_do_not_depend_on_the_id_of_padding():
+  """Fault seen: weights read off `target != 0`."""
+  ids = Ids(pad=3, bos=1, eos=2, clm=5, doc=6)
+  tokens = np.array([[0, 0, 3, 8]], np.int32)
+  batch = Denoise(density=0.01).examples(
+    tokens, np.array([4]), counter_rng.keys(0)[None], ids, 8, 8
+  )
+  assert batch['decoder_loss_weights'].sum() == 5
+  assert batch['encoder_segment_ids'].sum() == 6
+  assert list(batch['decoder_target_tokens'][0]) == [0, 0, 3, 8, 2, 3, 3, 3]
+  assert list(batch['decoder_input_tokens'][0]) == [1, 0, 0, 3, 8, 3, 3, 3]
+
+
+def test_bad_settings_are_refused():
+  with pytest.raises(ValueError, match=r'density = 0.7: expected \(0, 0.5\]'):
+    Denoise(density=0.7)
+  with pytest.raises(ValueError, match='low = 0.9'):
+    CLM(low=0.9)
+  with pytest.raises(ValueError, match='leave no room'):
+    Denoise().row_length(4, 4)
+
+
+# --- Several examples a row
+
+
+def documents_of(rng, count, most):
+  """Documents of distinct ids, so that each token names its document."""
+  sizes = rng.integers(2, most, count)
+  ends = np.cumsum(sizes) + 100
+  return [np.arange(e - n, e) for n, e in zip(sizes, ends)]
+
+
+def test_packed_clm_fits_for_every_split_and_loses_nothing(rng):
+  S, T = 96, 80
+  objective = CLM(packs=True)
+  documents = documents_of(rng, 400, 60)
+  single = objective.rows(documents, IDS, objective.row_length(S, T))
+  rows = list(objective.pack(single, IDS, S, T))
+  assert len(rows) < 300
+  text = [list(d) for d in documents]
+  packed = [
+    [i for i in piece if i != IDS.eos]
+    for row in rows
+    for piece in np.split(row, np.flatnonzero(row == IDS.doc))
+  ]
+  packed = [[i for i in piece if i != IDS.doc] for piece in packed]
+  assert sorted(packed) == sorted(text)
+  width = max(map(len, rows))
+  tokens = np.zeros((len(rows), width), np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row)] = row
+  length = np.array([len(row) for row in rows])
+  seen = set()
+  for seed in range(20):  # `frame` refuses what does not fit
+    key = counter_rng.keys(seed, np.arange(len(rows)))
+    batch = objective.examples(tokens, length, key, IDS, S, T)
+    for r in range(0, len(rows), 7):
+      seen |= check_segments(batch, r, documents)
+  assert len(seen) > 50
+
+
+def check_segments(batch, r, documents) -> set:
+  """Each segment is one document, split; returns the documents' numbers."""
+  start = {int(d[0]): d for d in documents}
+  found = set()
+  for k in range(1, batch['decoder_segment_ids'][r].max() + 1):
+    source = batch['encoder_segment_ids'][r] == k
+    target = batch['decoder_segment_ids'][r] == k
+    ids = batch['encoder_input_tokens'][r][source]
+    rest = batch['decoder_target_tokens'][r][target]
+    assert list(ids[:2]) == [IDS.bos, IDS.clm] and ids[-1] == IDS.eos
+    document = start[int(ids[2])]
+    assert [*ids[2:-1], *rest] == [*document, IDS.eos]
+    for side, inside in (('encoder', source), ('decoder', target)):
+      positions = batch[f'{side}_positions'][r][inside]
+      np.testing.assert_array_equal(positions, np.arange(len(positions)))
+    shifted = batch['decoder_input_tokens'][r][target]
+    assert list(shifted) == [IDS.bos, *rest[:-1]]
+    found.add(int(ids[2]))
+  assert batch['encoder_segment_ids'][r].max() == k
+  return found
+
+
+def test_one_document_a_row_is_the_same_packed_or_not(rng):
+  (row,) = documents_of(rng, 1, 50)
+  tokens, length = row[None].astype(np.int32), np.array([len(row)])
+  key = counter_rng.keys(5)[None]
+  a, b = (
+    CLM(packs=packs).examples(tokens, length, key, IDS, 64, 64)
+    for packs in (False, True)
+  )
+  assert all((a[k] == b[k]).all() for k in a)
+
+
+def test_packing_is_a_function_of_its_items(rng):
+  sizes = [tuple(s) for s in rng.integers(1, 30, (500, 2))]
+  once, twice = (
+    list(packing.pack(iter(sizes), lambda s: s, 64, 64)) for _ in range(2)
+  )
+  assert once == twice
+  assert sorted(s for row in once for s in row) == sorted(sizes)
+  fill = np.array([np.sum(row, axis=0) for row in once])
+  assert fill.max() <= 64
+  least = np.sum(sizes, axis=0).max() / 64
+  assert len(once) < 1.15 * least  # best fit wastes little

@@ -1,0 +1,161 @@
+"""Rows on disk: read back as written, and never a damaged one."""
+
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from atm.data import token_store
+
+MADE = {'task': 't', 'vocabulary': 'abc'}
+ROWS = [np.array(r, np.int32) for r in ([5, 6, 7], [8], [9, 10])]
+
+
+def folder_of(tmp_path, files=(ROWS,), made_from=MADE) -> str:
+  """A finished folder with these rows in each of its files."""
+  folder = tmp_path / 'rows'
+  folder.mkdir()
+  parts = [
+    {
+      'counts': {'documents': len(r)},
+      'file': token_store.write(str(folder / f'{i}'), r),
+    }
+    for i, r in enumerate(files)
+  ]
+  token_store.finish(str(folder), made_from, parts)
+  return str(folder)
+
+
+def test_reads_back_by_index_over_files(tmp_path):
+  made = token_store.Rows(folder_of(tmp_path, (ROWS, [], ROWS[:1])), MADE)
+  assert len(made) == 4 and made.tokens == 9 and made.longest == 3
+  assert made.counts == {'documents': 4}
+  for index, want in enumerate([*ROWS, ROWS[0]]):
+    np.testing.assert_array_equal(made.row(index), want)
+  np.testing.assert_array_equal(made.head(5), [5, 6, 7, 8, 9])
+  for index in (4, -1):
+    with pytest.raises(IndexError):
+      made.row(index)
+
+
+def test_empty_rows(tmp_path):
+  made = token_store.Rows(folder_of(tmp_path, ([],)))
+  assert len(made) == 0 and len(made.head(3)) == 0
+
+
+def test_refuses_rows_made_from_something_else(tmp_path):
+  with pytest.raises(ValueError, match="vocabulary = 'abc'.*'xyz'"):
+    token_store.Rows(folder_of(tmp_path), {'vocabulary': 'xyz'})
+
+
+def test_bytes_depend_on_the_rows_alone(tmp_path):
+  read = lambda name: (tmp_path / name).read_bytes()
+  rng = np.random.default_rng(0)
+  many = [rng.integers(0, 1 << 17, n) for n in rng.integers(1, 900, 300)]
+  for name in 'ab':
+    token_store.write(str(tmp_path / name), iter(many))
+  assert read('a') == read('b')
+
+
+def damaged(path, rng, count):
+  """Yields once for each of `count` flipped bits of a file."""
+  with open(path, 'rb') as f:
+    content = f.read()
+  for at in rng.sample(range(len(content)), count):
+    flipped = content[at] ^ 1 << rng.randrange(8)
+    with open(path, 'wb') as f:
+      f.write(content[:at] + bytes([flipped]) + content[at + 1 :])
+    yield at
+  with open(path, 'wb') as f:
+    f.write(content)
+
+
+def test_every_flipped_bit_is_noticed_at_the_start(tmp_path):
+  folder = folder_of(tmp_path)
+  for _ in damaged(os.path.join(folder, '0'), random.Random(0), 300):
+    with pytest.raises(ValueError, match='0 is damaged'):
+      token_store.Rows(folder)
+  token_store.Rows(folder)
+
+
+def test_no_flipped_bit_gives_a_wrong_row_even_unverified(tmp_path):
+  rng = np.random.default_rng(0)
+  many = [rng.integers(0, 1 << 17, n).astype(np.int32) for n in (900, 3, 40)]
+  folder = folder_of(tmp_path, (many,))
+  for _ in damaged(os.path.join(folder, '0'), random.Random(0), 300):
+    token_store._reader.cache_clear()
+    made = token_store.Rows(folder, verify=None)
+    for i, want in enumerate(many):
+      try:
+        np.testing.assert_array_equal(made.row(i), want)
+      except ValueError as e:
+        assert 'is damaged' in str(e)
+
+
+def test_hosts_verify_a_share_each(tmp_path):
+  folder = folder_of(tmp_path, (ROWS, ROWS))
+  path = os.path.join(folder, '1')
+  with open(path, 'r+b') as f:
+    f.seek(-1, os.SEEK_END)
+    f.write(b'x')
+  token_store.Rows(folder, verify=(0, 2))
+  with pytest.raises(ValueError, match='1 is damaged'):
+    token_store.Rows(folder, verify=(1, 2))
+
+
+@pytest.mark.parametrize('change', ['cut', 'gone', 'manifest'])
+def test_missing_and_cut_files_are_named(tmp_path, change):
+  folder = folder_of(tmp_path)
+  path = os.path.join(
+    folder, token_store.MANIFEST if change == 'manifest' else '0'
+  )
+  if change == 'gone':
+    os.remove(path)
+  else:
+    os.truncate(path, os.path.getsize(path) - 9)
+  expected = 'missing' if change == 'gone' else 'damaged'
+  with pytest.raises(
+    ValueError, match=f'{os.path.basename(path)} is {expected}'
+  ):
+    token_store.Rows(folder, verify=None)
+
+
+def test_without_a_manifest_there_are_no_rows(tmp_path):
+  token_store.write(str(tmp_path / '0'), ROWS)
+  with pytest.raises(FileNotFoundError):
+    token_store.Rows(str(tmp_path))
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path):
+  def broken():
+    yield ROWS[0]
+    raise RuntimeError('no more')
+
+  with pytest.raises((RuntimeError, OSError), match='no more'):
+    token_store.write(str(tmp_path / '0'), broken())
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path):
+  """The limit on a file's size stands for the disk's."""
+  code = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+import numpy as np
+from atm.data import token_store
+try:
+  many = (np.arange(i, i + 999) for i in range(500))
+  token_store.write({str(tmp_path / 'rows')!r}, many)
+except OSError as e:
+  print('said:', e)
+"""
+
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True
+  )
+  assert done.stdout.startswith('said:') and 'cannot be written' in done.stdout
+  assert os.listdir(tmp_path) == []

@@ -1,0 +1,170 @@
+"""Files in and out: order, kills, several hosts' settings, scores."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from atm.inference import api, batch, sampling
+
+from api_test import model  # noqa: F401 (a fixture)
+
+QUIET = dict(say=lambda text: None)
+TEXTS = [
+  'Everyone has',
+  'Jeder',
+  'सभी',
+  'よって',
+  'All human beings',
+  'a',
+  'b c',
+]
+
+
+@pytest.fixture
+def loaded(model, monkeypatch):  # noqa: F811
+  monkeypatch.setattr(api, 'load', lambda *args, **options: model)
+  return model
+
+
+def written(path) -> list[dict]:
+  with open(path, encoding='utf-8') as f:
+    return [json.loads(line) for line in f]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+  path = tmp_path / 'in.jsonl'
+  rows = [{'id': i, 'input': text} for i, text in enumerate(TEXTS)]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+SHORT = sampling.Config(max_tokens=6)
+
+
+def run(path, **options):
+  options = {'config': SHORT, 'batch_size': 2, **QUIET, **options}
+  return batch.infer_file('run', str(path), **options)
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_rows_keep_their_order_and_fields(loaded, prompts, temperature):
+  """Fault seen: sampling by place in the batch."""
+  config = dataclasses.replace(SHORT, temperature=temperature)
+  rows = written(run(prompts, config=config))
+  want = [x.text for (x,) in loaded.complete(TEXTS, config=config)]
+  assert [row['output'] for row in rows] == want
+  assert [row['id'] for row in rows] == list(range(len(TEXTS)))
+  assert not prompts.with_name('in.out.jsonl.part').exists()
+
+
+@pytest.mark.parametrize('torn', [False, True])
+@pytest.mark.parametrize('after', [1, 2, 3])
+def test_a_killed_run_goes_on(loaded, prompts, monkeypatch, after, torn):
+  """No row is lost, doubled or made again, a half-written one is made anew.
+
+  Fault seen: the torn line kept.
+  """
+  config = dataclasses.replace(SHORT, temperature=1.0)
+  whole = written(run(prompts, config=config, output=str(prompts) + '.whole'))
+  complete, calls = api.Model.complete, []
+
+  def dies(self, inputs, *args, **options):
+    if len(calls) == after:
+      raise KeyboardInterrupt
+    calls.append(list(inputs))
+    return complete(self, inputs, *args, **options)
+
+  monkeypatch.setattr(api.Model, 'complete', dies)
+  with pytest.raises(KeyboardInterrupt):
+    run(prompts, config=config)
+  part = prompts.with_name('in.out.jsonl.part')
+  if torn:
+    with open(part, 'ab') as f:
+      f.write(b'{"row": 3, "outp')
+  calls.clear()
+  monkeypatch.setattr(api.Model, 'complete', complete)
+  seen = []
+  monkeypatch.setattr(
+    api.Model,
+    'complete',
+    lambda self, inputs, *a, **k: (
+      seen.extend(inputs),
+      complete(self, inputs, *a, **k),
+    )[1],
+  )
+  assert written(run(prompts, config=config)) == whole
+  assert len(seen) == len(TEXTS) - 2 * after
+
+
+def test_other_settings_do_not_go_on(loaded, prompts, monkeypatch):
+  complete = api.Model.complete
+
+  def dies(self, inputs, *args, **options):
+    monkeypatch.setattr(api.Model, 'complete', complete)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(api.Model, 'complete', dies)
+  with pytest.raises(KeyboardInterrupt):
+    run(prompts)
+  with pytest.raises(ValueError, match='in.out.jsonl.part is of a run with'):
+    run(prompts, mode='denoise')
+  assert len(written(run(prompts))) == len(TEXTS)
+
+
+def test_results_stops_and_prefixes(loaded, tmp_path):
+  path = tmp_path / 'in.jsonl'
+  path.write_text('{"input": "Everyone has", "prefix": "Every"}\n')
+  config = sampling.Config(max_tokens=6, beams=3, results=2)
+  (row,) = written(run(path, config=config))
+  assert len(row['output']) == 2
+  assert all(text.startswith('Every') for text in row['output'])
+
+
+def test_scores_are_those_of_the_model(loaded, tmp_path):
+  path = tmp_path / 'pairs.jsonl'
+  rows = [{'input': text, 'target': text[::-1]} for text in TEXTS]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  out = batch.score_file('run', str(path), batch_size=3, **QUIET)
+  assert out.endswith('pairs.scores.jsonl')
+  total, counts = loaded.score(TEXTS, [text[::-1] for text in TEXTS])
+  made = written(out)
+  np.testing.assert_allclose(
+    [row['log_probability'] for row in made], total, rtol=1e-5
+  )
+  assert [row['tokens'] for row in made] == counts.tolist()
+  path.write_text('{"input": "a"}\n')
+  with pytest.raises(ValueError, match='string `input` and `target`'):
+    batch.score_file('run', str(path), **QUIET)
+
+
+def test_an_input_without_room_is_named_before_anything_is_written(
+  loaded, tmp_path
+):
+  path = tmp_path / 'in.txt'
+  path.write_text('a\n' + 'b ' * 200 + '\n')
+  with pytest.raises(ValueError, match='input 1 has'):
+    run(path)
+  with pytest.raises(ValueError, match='one of INPUT'):
+    batch.infer_file('run', **QUIET)
+
+
+def test_a_seqio_task_is_read(loaded, words, tmp_path):
+  """As its pipeline makes it: the ids are what the model reads."""
+  lengths = {'inputs': 48, 'targets': 48}
+  rows = batch.read_task('udhr_en_clm', 'validation', lengths)[:3]
+  assert rows[0]['input_ids'][:2] == [words.bos_id, words.clm_id]
+  out = batch.infer_file(
+    'run',
+    output=str(tmp_path / 'out'),
+    task='udhr_en_clm',
+    lengths=lengths,
+    config=SHORT,
+    **QUIET,
+  )
+  made = written(out)
+  want = loaded.complete([row['input_ids'] for row in rows], config=SHORT)
+  assert [row['output'] for row in made[:3]] == [x.text for (x,) in want]
+  assert set(made[0]) == {'input', 'target', 'output'}

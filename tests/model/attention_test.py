@@ -1,0 +1,300 @@
+"""Ways to compute attention: all as einsum, and what remat keeps of a layer."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atm.model import attention, parameters
+from atm.model import remat as remat_lib
+from atm.model.attention import Sight
+from atm.model.transformer import AlexaTM
+from atm.parallel import mesh as mesh_lib
+from atm.parallel import sharding as sharding_lib
+from atm.parallel.sharding import Rules
+from atm.plan import hardware, hlo
+from atm.train import step
+
+from conftest import batch, tiny
+
+SIGHTS = ('encoder', 'decoder', 'cross')
+splash_interpreted = functools.partial(attention.splash, interpret=True)
+WAYS = {
+  'rows': attention.rows,
+  'splash': splash_interpreted,
+  'cudnn': functools.partial(attention.cudnn, kernel='xla'),
+}
+
+
+def segments(rng, B, n):
+  """[B, n]: two packed segments and padding, by row of other lengths."""
+  cuts = np.sort(rng.integers(1, n, (B, 2)), axis=1)
+  at = np.arange(n)[None]
+  return np.where(at < cuts[:, :1], 1, np.where(at < cuts[:, 1:], 2, 0))
+
+
+def inputs(rng, kind, B=4, T=9, S=13, H=2, K=8, dtype=jnp.float32):
+  """(query, key, value, sight); in the decoder and the encoder S is T."""
+  S = S if kind == 'cross' else T
+  draw = lambda n: jnp.asarray(rng.standard_normal((B, n, H, K)), dtype)
+  queries, keys = segments(rng, B, T), segments(rng, B, S)
+  keys = keys if kind == 'cross' else queries
+  sight = Sight(queries, keys, causal=kind == 'decoder')
+  return draw(T), draw(S), draw(S), sight
+
+
+def value_and_slopes(compute, query, key, value, sight):
+  """Of queries that may look somewhere: the others are nobody's input."""
+  inside = np.asarray(sight.mask()).any(-1)[:, 0, :, None, None]
+  pull = jnp.asarray(
+    np.random.default_rng(5).standard_normal(query.shape), jnp.float32
+  )
+
+  def total(*given):
+    out = jnp.where(inside, compute(*given, sight), 0)
+    return (out * pull).sum(), out
+
+  slopes, out = jax.jit(
+    jax.grad(total, argnums=(0, 1, 2), has_aux=True)
+  )(query, key, value)  # fmt: skip
+  return out, *slopes
+
+
+@pytest.mark.parametrize('kind', SIGHTS)
+@pytest.mark.parametrize('way', WAYS)
+def test_every_way_equals_einsum(rng, monkeypatch, way, kind):
+  """Packed rows and padding; rows: two at a time; splash: padded to blocks."""
+  monkeypatch.setattr(attention, 'ROWS_BYTES', 2 * 4 * 2 * 9 * 13)
+  given = inputs(rng, kind)
+  got = value_and_slopes(WAYS[way], *given)
+  want = value_and_slopes(attention.einsum, *given)
+  for x, y in zip(got, want, strict=True):
+    np.testing.assert_allclose(x, y, atol=3e-6)
+
+
+def over_keys(B: int, t: int, S: int, H: int, K: int, dtype, sharding=None):
+  """Shapes of what `over_cache` takes, t queries to a row of B."""
+  like = lambda dtype, *shape: jax.ShapeDtypeStruct(
+    shape, dtype, sharding=sharding
+  )
+  return (
+    like(dtype, B, t, H, K),
+    like(dtype, B, H, K, S),
+    like(dtype, B, H, S, K),
+    like(bool, B, t, S),
+  )
+
+
+@pytest.mark.parametrize('tpu', [False, True])
+@pytest.mark.parametrize('t', [1, 3])
+def test_queries_that_share_keys_are_answered_apart(rng, monkeypatch, t, tpu):
+  """Each by its own row of the mask.
+
+  Fault seen: the row that fills up a TPU's product given for the query's.
+  """
+  monkeypatch.setattr(attention, 'on_tpu', lambda: tpu)
+  B, S = 4, 13
+  query, keys, values, _ = (
+    jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+    for x in over_keys(B, t, S, 2, 8, jnp.float32)
+  )
+  mask = jnp.asarray(rng.random((B, t, S)) < 0.5).at[:, :, 0].set(True)
+  got = attention.over_cache(query, keys, values, mask)
+  assert got.shape == query.shape
+  for row, i in np.ndindex(B, t):
+    scores = jnp.einsum('hk,hks->hs', query[row, i], keys[row]) / 8**0.5
+    scores = jnp.where(mask[row, i], scores, -jnp.inf)
+    want = jnp.einsum('hs,hsk->hk', jax.nn.softmax(scores), values[row])
+    np.testing.assert_allclose(got[row, i], want, atol=2e-6)
+
+
+@pytest.mark.libtpu
+def test_one_query_a_row_is_a_product_of_the_matrix_unit():
+  """Most of its cycles are. Fault seen: the vector unit's, nine tenths."""
+  mesh = mesh_lib.mesh(devices=hardware.devices(hardware.pod('v5e:2x2'))[:1])
+  placed = sharding_lib.NamedSharding(mesh, jax.P())
+  given = over_keys(32, 1, 2048, 4, 128, jnp.bfloat16, placed)
+  with sharding_lib.use(mesh, Rules()):
+    compiled = jax.jit(attention.over_cache).lower(*given).compile()
+  cycles = hlo.Program(compiled.as_text()).cycles()
+  assert cycles['matrix products'] > cycles['elementwise']
+
+
+def test_splash_over_several_blocks(rng):
+  """1100 queries, 1030 keys: three blocks of 384 each, the last not full."""
+  given = inputs(rng, 'cross', B=1, T=1100, S=1030, H=1)
+  got = value_and_slopes(splash_interpreted, *given)
+  want = value_and_slopes(attention.einsum, *given)
+  for x, y in zip(got, want, strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', SIGHTS)
+def test_splash_lowers_for_tpus(rng, kind):
+  """Forward and backward become TPU kernels here; none was run on one."""
+  given = inputs(rng, kind, T=200, S=300, H=4, K=64, dtype=jnp.bfloat16)
+
+  def total(query, key, value):
+    out = attention.splash(query, key, value, given[3])
+    return out.astype(jnp.float32).sum()
+
+  program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*given[:3])
+  text = program.lower(lowering_platforms=('tpu',)).as_text()
+  assert text.count('tpu_custom_call') == 2  # forward; dq, dk and dv
+
+
+@pytest.mark.parametrize('kind', SIGHTS)
+def test_rows_in_bfloat16_are_as_near_as_einsum(rng, kind):
+  """Distance from float32 on the same inputs, relative."""
+  given = inputs(rng, kind, T=24, S=32, dtype=jnp.bfloat16)
+  exact = [x.astype(jnp.float32) for x in given[:3]]
+  exact = value_and_slopes(attention.einsum, *exact, given[3])
+  for way in (attention.rows, attention.einsum):
+    for got, want in zip(value_and_slopes(way, *given), exact, strict=True):
+      error = np.linalg.norm(np.asarray(got, np.float32) - want)
+      assert error < 0.01 * np.linalg.norm(want)
+
+
+def test_rows_hold_no_scores_of_all_rows(rng, monkeypatch):
+  given = inputs(rng, 'cross')
+  some = 2 * 2 * 9 * 13  # of two rows of the four
+  monkeypatch.setattr(attention, 'ROWS_BYTES', 4 * some)
+
+  def largest(compute):
+    total = lambda q, k, v: compute(q, k, v, given[3]).sum()
+    jitted = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    text = jitted.lower(*given[:3]).as_text()
+    shapes = re.findall(r'tensor<([\dx]+)x[fb]\d', text)
+    shapes = [list(map(int, x.split('x'))) for x in shapes]
+    return max(np.prod(x) for x in shapes if x[-1] == 13 and 9 in x)
+
+  assert largest(attention.rows) == some
+  assert largest(attention.einsum) == 2 * some
+
+
+TARGETS = [
+  ('tpu', 1, jnp.bfloat16, 64, 'splash'),
+  ('tpu', 8, jnp.float32, 64, 'splash'),
+  ('gpu', 4, jnp.bfloat16, 64, 'cudnn'),
+  ('gpu', 4, jnp.float32, 64, 'einsum'),
+  ('cpu', 1, jnp.float32, 512, 'rows'),
+  ('cpu', 1, jnp.bfloat16, 64, 'rows'),
+  ('cpu', 8, jnp.float32, 512, 'einsum'),
+]
+
+
+@pytest.mark.parametrize('platform, devices, dtype, length, want', TARGETS)
+def test_auto_is_by_platform(
+  monkeypatch, platform, devices, dtype, length, want
+):
+  monkeypatch.setattr(sharding_lib, 'target', lambda: (platform, devices))
+  x = jax.ShapeDtypeStruct((8, length, 8, 64), dtype)
+  assert attention.choose(x, x) == want
+
+
+def test_what_only_einsum_can_is_einsums(rng, monkeypatch):
+  def refuse(*args):
+    raise AssertionError('not by einsum')
+
+  monkeypatch.setattr(attention, 'rows', refuse)
+  query, key, value, sight = inputs(rng, 'encoder')
+  attend = functools.partial(attention.attention, implementation='rows')
+  attend(query, key, value, sight, dropout=lambda x: x)
+  half = [x.astype(jnp.bfloat16) for x in (query, key, value)]
+  attend(*half, sight, scores_float32=False)
+  with pytest.raises(AssertionError, match='not by einsum'):
+    attend(query, key, value, sight)
+
+
+# --- In a model
+
+
+def slopes_of(mesh, rows, run=True, **changes):
+  """Loss and gradients of a fresh model on a mesh; or the jaxpr of that."""
+  net = AlexaTM(tiny(**changes))
+  abstract = parameters.abstract_params(net, mesh, Rules())
+
+  def mean(params, rows):
+    sums = step.forward(net, params, rows)
+    return sums['loss'].sum() / sums['weight'].sum()
+
+  compute = jax.value_and_grad(mean)
+  with sharding_lib.use(mesh, Rules()):
+    rows = sharding_lib.place(rows, mesh, Rules())
+    if not run:
+      return jax.make_jaxpr(compute)(abstract, rows)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(
+      lambda x: jax.device_put(
+        0.2 * draw.standard_normal(x.shape).astype(np.float32), x.sharding
+      ),
+      abstract,
+    )
+    return jax.device_get(jax.jit(compute)(params, rows))
+
+
+def assert_close(got, want):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+    got,
+    want,
+  )
+
+
+SMALL = dict(encoder_layers=2, decoder_layers=2)
+
+
+@pytest.mark.parametrize('way', ['rows', 'splash'])
+def test_over_devices_every_one_attends_on_its_rows_and_heads(
+  rng, monkeypatch, one_device, way
+):
+  monkeypatch.setattr(attention, 'splash', splash_interpreted)
+  rows = batch(rng, 8, 12, 10)
+  mesh = mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  got = slopes_of(mesh, rows, attention=way, **SMALL)
+  assert_close(got, slopes_of(one_device, rows, attention='einsum', **SMALL))
+
+
+@pytest.mark.parametrize('way', ['einsum', 'rows', 'splash'])
+def test_remat_changes_nothing_but_what_is_kept(
+  rng, monkeypatch, one_device, way
+):
+  """Products, counted in the program; 'full' keeps no feed-forward's inside."""
+  monkeypatch.setattr(attention, 'splash', splash_interpreted)
+  rows = batch(rng, 2, 12, 10)
+  products, inside = {}, {}
+  for remat in remat_lib.REMAT:
+    program = slopes_of(
+      one_device, rows, run=False, remat=remat, attention=way, **SMALL
+    )
+    text = str(program)
+    products[remat] = text.count('dot_general')
+    # [L, B, S, F] or [L, B S, F], kept by layer
+    inside[remat] = any(f'f32[2,{n},64]' in text for n in ('2,12', '24'))
+    offloaded = any(f'f32<host>[2,{n},64]' in text for n in ('2,12', '24'))
+    assert offloaded == (remat == 'offload_widened')
+  scores = 3 if way == 'einsum' else 0  # of three attentions, not kept
+  assert products['outputs'] == products['dots'] == products['none'] + scores
+  assert products['dots'] < products['save_attention'] < products['full']
+  # Queries, keys and values of each attention, and the first of the encoder's
+  # and the decoder's feed-forward.
+  more = products['offload_widened'] - products['save_attention']
+  assert more == 3 * 3 - 2
+  assert products['save_attended'] == products['save_widened'] + 2
+  # Less attention's last product, before each feed-forward.
+  assert products['save_widened'] == products['offload_widened'] - 2
+  kept = ('none', 'outputs', 'dots', 'save_widened')
+  assert inside == {remat: remat in kept for remat in inside}
+
+
+@pytest.mark.parametrize(
+  'remat', [name for name in remat_lib.REMAT if name != 'none']
+)
+def test_remat_changes_neither_loss_nor_gradient(rng, one_device, remat):
+  rows = batch(rng, 2, 12, 10)
+  changes = dict(attention='rows', **SMALL)
+  got = slopes_of(one_device, rows, remat=remat, **changes)
+  assert_close(got, slopes_of(one_device, rows, **changes))

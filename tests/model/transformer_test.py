@@ -1,0 +1,422 @@
+"""Equivalences that hold for the architecture, not copies of its output."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atm.model import layers
+from atm.model.transformer import AlexaTM
+
+from conftest import FUSED_AS_USERS, batch, tiny
+
+CALL = (
+  'encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens',
+)  # fmt: skip
+
+
+def init(config, seed=0):
+  ids = jnp.ones((1, 1), jnp.int32)
+  make = jax.jit(
+    lambda key: AlexaTM(config).init(key, ids, ids, enable_dropout=False)
+  )
+  params = nn.unbox(make(jax.random.key(seed)))['params']
+  # Biases and norms start at constants; tests must see them.
+  leaves, tree = jax.tree.flatten(params)
+  draws = np.random.default_rng(seed)
+  leaves = [x + 0.1 * draws.standard_normal(x.shape) for x in leaves]
+  return jax.tree.unflatten(tree, [x.astype(jnp.float32) for x in leaves])
+
+
+@pytest.fixture(scope='module')
+def net():
+  config = tiny()
+  return AlexaTM(config), init(config)
+
+
+@functools.partial(
+  jax.jit, static_argnums=0, static_argnames=('method', 'enable_dropout')
+)
+def apply(module, params, *args, **named):
+  """module.apply, compiled: op by op it takes seconds."""
+  return module.apply({'params': params}, *args, **named)
+
+
+def logits(net, b):
+  module, params = net
+  named = {
+    k: b[k]
+    for k in ('encoder_segment_ids', 'decoder_segment_ids',
+              'encoder_positions', 'decoder_positions')
+    if k in b
+  }  # fmt: skip
+  given = (b[name] for name in CALL)
+  return apply(module, params, *given, **named, enable_dropout=False)
+
+
+def test_packed_equals_unpacked(net, rng):
+  """Faults seen: no segments in cross-attention; positions not restarted."""
+  lengths = [(7, 5), (4, 6), (9, 3)]
+  pieces = [batch(rng, 1, s, t, full=True) for s, t in lengths]
+  packed = {}
+  for key in pieces[0]:
+    if key.endswith('tokens'):
+      packed[key] = np.concatenate([p[key] for p in pieces], axis=1)
+  for side, k in (('encoder', 0), ('decoder', 1)):
+    n = [pair[k] for pair in lengths]
+    packed[f'{side}_segment_ids'] = np.repeat([1, 2, 3], n)[None]
+    packed[f'{side}_positions'] = np.concatenate([np.arange(m) for m in n])[
+      None
+    ]
+  together = logits(net, packed)[0]
+  alone = np.concatenate([logits(net, p)[0] for p in pieces])
+  np.testing.assert_allclose(together, alone, atol=2e-5)
+
+
+def test_no_logit_depends_on_later_decoder_tokens(net, rng):
+  """Causality by gradient, with respect to the decoder's embeddings."""
+  module, params = net
+  b = batch(rng, 1, 6, 8, full=True)
+  b['decoder_input_tokens'] = np.arange(20, 28)[None]  # all different
+
+  def at(table):
+    changed = {**params, 'decoder_embedding': table}
+    return logits((module, changed), b)[0].sum(-1)
+
+  slopes = jax.jacobian(at)(params['decoder_embedding'])  # [T, V, D]
+  reach = np.abs(slopes).sum(-1)[:, 20:28] > 0
+  np.testing.assert_array_equal(reach, np.tril(np.ones((8, 8), bool)))
+
+
+def test_every_logit_depends_on_every_encoder_token(net, rng):
+  module, params = net
+  b = batch(rng, 1, 6, 4, full=True)
+  b['encoder_input_tokens'] = np.arange(30, 36)[None]
+
+  def at(table):
+    changed = {**params, 'encoder_embedding': table}
+    return logits((module, changed), b)[0].sum(-1)
+
+  slopes = jax.jacobian(at)(params['encoder_embedding'])
+  assert (np.abs(slopes).sum(-1)[:, 30:36] > 0).all()
+
+
+def test_padding_changes_nothing(net, rng):
+  b = batch(rng, 2, 6, 5, full=True)
+  wide = {k: np.pad(v, ((0, 0), (0, 7))) for k, v in b.items() if v.ndim == 2}
+  np.testing.assert_allclose(
+    logits(net, wide)[:, :5], logits(net, b), atol=2e-5
+  )
+  # Nor does what stands in the padding.
+  wide['encoder_input_tokens'][:, 6:] = 50
+  wide['decoder_input_tokens'][:, 5:] = 51
+  np.testing.assert_allclose(
+    logits(net, wide)[:, :5], logits(net, b), atol=2e-5
+  )
+
+
+def test_segment_ids_default_to_where_ids_are_not_padding(rng):
+  config = tiny(pad_id=7)
+  net = AlexaTM(config), init(config)
+  b = batch(rng, 2, 6, 5, full=True)
+  b['encoder_input_tokens'][0, 4:] = 7
+  b['encoder_segment_ids'][0, 4:] = 0
+  explicit = logits(net, b)
+  del b['encoder_segment_ids'], b['decoder_segment_ids']
+  np.testing.assert_allclose(logits(net, b), explicit, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  'changes', [dict(remat='full'), dict(unroll=3), dict(remat='full', unroll=3)]
+)
+def test_remat_and_unrolling_change_neither_loss_nor_gradient(
+  net, rng, changes
+):
+  module, params = net
+  b = batch(rng, 2, 6, 5)
+
+  def value(config):
+    return jax.value_and_grad(lambda p: logits((AlexaTM(config), p), b).std())(
+      params
+    )
+
+  plain = value(module.config)
+  other = value(dataclasses.replace(module.config, **changes))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), plain, other
+  )
+
+
+def test_gelu_is_exact_and_so_is_its_gradient():
+  """Faults seen: tanh's approximation; x phi(x) left out of the gradient."""
+  x = jnp.concatenate([jnp.linspace(-12, 12, 4801), jnp.array([0.0, 1e-30])])
+  value = lambda f: jax.jit(jax.vmap(jax.value_and_grad(f)))(x)
+  got = value(layers.gelu)
+  for ours, theirs in zip(got, value(lambda x: jax.nn.gelu(x, False))):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+  half = x.astype(jnp.bfloat16)
+  out, back = jax.vjp(layers.gelu, half)
+  assert out.dtype == back(out)[0].dtype == jnp.bfloat16
+  exact = jax.nn.gelu(half.astype(jnp.float32), False)
+  np.testing.assert_allclose(out.astype(jnp.float32), exact, 2**-8, 1e-6)
+
+
+def test_gelu_and_the_product_behind_it_are_so_on_tpus_too(rng):
+  """Faults seen: the rise left out of the gradient; the bias's gradient of the
+  wrong slope."""
+  x, w, b, pull = (
+    jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    for shape in [(2, 3, 8), (8, 4), (4,), (2, 3, 4)]
+  )
+  plain = lambda x, w, b: jax.nn.gelu(x, False) @ w + b
+  (ours, back), (theirs, plain_back) = (
+    jax.vjp(f, x, w, b) for f in (layers.gelu_product, plain)
+  )
+  close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+  jax.tree.map(close, (ours, back(pull)), (theirs, plain_back(pull)))
+
+
+@pytest.mark.parametrize('norm', ['standard', 'uncentred'])
+def test_the_norms_gradient_is_that_of_its_formula(rng, norm):
+  """Against JAX's own, of moments about the mean; some rows far from 0.
+
+  Faults seen: 'uncentred' taken for the variance in the gradient; the mean of
+  the slope left out, or the spread in front of all; a variance below 0 where
+  a row is nearly constant.
+  """
+  x, pull = (jnp.asarray(rng.standard_normal((2, 5, 16)), 'f4') for _ in 'xy')
+  x = x.at[0].add(7)
+  scale, bias = (jnp.asarray(rng.standard_normal(16), 'f4') for _ in 'xy')
+
+  def plain(x, scale, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    spread = centred if norm == 'standard' else x
+    second = jnp.square(spread).mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(second + 1e-2) * scale + bias
+
+  def ours(x, scale, bias, eps=1e-2):
+    known = layers.moments(x, tiny(norm=norm, norm_eps=eps))
+    return layers.normalised(x, known, scale, bias, norm)
+
+  (got, back), (want, plain_back) = (
+    jax.vjp(f, x, scale, bias) for f in (ours, plain)
+  )
+  close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=3e-5)
+  jax.tree.map(close, (got, back(pull)), (want, plain_back(pull)))
+  x = 1000 + 1e-3 * x
+  assert not jnp.isnan(ours(x, scale, bias, eps=1e-6)).any()
+
+
+@pytest.mark.parametrize('kind, apart', [('TPU v5 lite', 1), ('TPU v5p', 2)])
+def test_a_norms_sums_are_made_inside_products_where_that_is_fast(kind, apart):
+  """Elsewhere its gradient is apart from the product in front, as what it gives
+  is everywhere from those behind.
+
+  Faults seen: apart on all, as JAX transposes a barrier; on none.
+  """
+  module, x = layers.LayerNorm(tiny()), jnp.ones((8, 5, 16))
+  params = module.init(jax.random.key(0), x)
+  norm = lambda x: module.apply(params, x)
+  device = jax.sharding.AbstractDevice(kind, num_cores=1, platform='tpu')
+  mesh = jax.sharding.AbstractMesh((8,), ('data',), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    forward = jax.make_jaxpr(norm)(x)
+    both = jax.make_jaxpr(jax.grad(lambda x: norm(x).sum()))(x)
+  assert str(forward).count('optimization_barrier') == 1
+  assert str(both).count('optimization_barrier') == apart
+
+
+def test_remat_holds_where_layers_are_unrolled(net, rng):
+  """Fault seen: XLA finds what is made again in the forward pass, and keeps
+  that instead."""
+  module, params = net
+  b = batch(rng, 2, 6, 5)
+
+  def flops(remat):
+    config = dataclasses.replace(module.config, remat=remat, unroll=3)
+    loss = lambda p: logits((AlexaTM(config), p), b).std()
+    lowered = jax.jit(jax.grad(loss)).lower(params)
+    return lowered.compile(FUSED_AS_USERS).cost_analysis()['flops']
+
+  assert flops('full') > 1.1 * flops('none')  # 1.0003 with the fault
+
+
+def test_cached_equals_uncached(net, rng):
+  """Faults seen: cache written one place off; cross keys of another layer."""
+  module, params = net
+  b = batch(rng, 3, 6, 7)
+  del b['decoder_segment_ids']
+  whole = logits(net, b)
+  source = b['encoder_segment_ids']
+  encoded = apply(
+    module, params, b['encoder_input_tokens'], source,
+    enable_dropout=False, method=AlexaTM.encode,
+  )  # fmt: skip
+  caches = module.apply(
+    {'params': params}, encoded, 7, method=AlexaTM.empty_cache
+  )
+  for t in range(7):
+    out, caches = apply(
+      module, params, b['decoder_input_tokens'][:, t : t + 1],
+      jnp.full((3, 1), t), caches, source, method=AlexaTM.decode_cached,
+    )  # fmt: skip
+    np.testing.assert_allclose(out[:, 0], whole[:, t], atol=2e-5)
+
+
+def test_a_prefix_may_be_read_at_once(net, rng):
+  module, params = net
+  b = batch(rng, 2, 6, 7, full=True)
+  source = b['encoder_segment_ids']
+  encoded = apply(
+    module, params, b['encoder_input_tokens'], source,
+    enable_dropout=False, method=AlexaTM.encode,
+  )  # fmt: skip
+  caches = module.apply(
+    {'params': params}, encoded, 7, method=AlexaTM.empty_cache
+  )
+  positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+  out, _ = apply(
+    module, params, b['decoder_input_tokens'], positions, caches, source,
+    method=AlexaTM.decode_cached,
+  )  # fmt: skip
+  np.testing.assert_allclose(out, logits(net, b), atol=2e-5)
+
+
+def test_three_matrices_start_equal_and_are_not_tied():
+  ids = jnp.ones((1, 1), jnp.int32)
+  module = AlexaTM(tiny())
+  make = functools.partial(module.init, enable_dropout=False)
+  params = nn.unbox(jax.jit(make)(jax.random.key(0), ids, ids))['params']
+  first = params['encoder_embedding']
+  for name in ('decoder_embedding', 'lm_head'):
+    np.testing.assert_array_equal(params[name], first)
+  grads = jax.grad(
+    lambda p: apply(module, p, ids, ids, enable_dropout=False)[0, 0, 5]
+  )(params)
+  names = ('encoder_embedding', 'decoder_embedding', 'lm_head')
+  a, b, c = (np.asarray(grads[name]) for name in names)
+  assert (a != b).any() and (b != c).any() and (a != c).any()
+
+
+def test_dropout_follows_its_key(rng):
+  config = tiny(dropout=0.2, attention_dropout=0.2, activation_dropout=0.2)
+  module, params = AlexaTM(config), init(config)
+  b = batch(rng, 2, 6, 5)
+
+  def draw(seed):
+    given = (b[name] for name in CALL)
+    return apply(module, params, *given, rngs={'dropout': jax.random.key(seed)})
+
+  np.testing.assert_array_equal(draw(1), draw(1))
+  assert (draw(1) != draw(2)).any()
+
+
+@pytest.mark.parametrize(
+  'name', ['dropout', 'attention_dropout', 'activation_dropout']
+)
+def test_each_dropout_rate_is_used(rng, name):
+  config = tiny(**{name: 0.5})
+  module, params = AlexaTM(config), init(config)
+  b = batch(rng, 2, 6, 5)
+  args = [b[k] for k in CALL]
+  key = {'dropout': jax.random.key(0)}
+  with_ = apply(module, params, *args, rngs=key)
+  without = apply(module, params, *args, enable_dropout=False)
+  assert (with_ != without).any()
+
+
+def test_bfloat16_is_near_float32(net, rng):
+  module, params = net
+  b = batch(rng, 2, 6, 5)
+  half = AlexaTM(dataclasses.replace(module.config, dtype='bfloat16'))
+  out, exact = logits((half, params), b), logits(net, b)
+  assert out.dtype == exact.dtype == jnp.float32
+  assert np.abs(out.astype(np.float32) - exact).max() < 3e-2 * exact.max()
+
+
+def test_t5x_calls(net, rng):
+  """The calls of t5x's EncoderDecoderModel, argument for argument."""
+  module, params = net
+  b = batch(rng, 2, 6, 5)
+  shapes = {k: b[k].shape for k in CALL}
+  made = module.init(
+    jax.random.key(0),
+    *(jnp.ones(shapes[k], jnp.int32) for k in CALL),
+    encoder_positions=None,
+    decoder_positions=None,
+    encoder_segment_ids=None,
+    decoder_segment_ids=None,
+    decode=False,
+    enable_dropout=False,
+  )
+  assert set(made) == {'params'}
+  whole = module.apply(
+    {'params': params},
+    *(b[k] for k in CALL),
+    encoder_segment_ids=b.get('encoder_segment_ids'),
+    decoder_segment_ids=None,
+    encoder_positions=None,
+    decoder_positions=None,
+    decode=False,
+    enable_dropout=False,
+    rngs=None,
+    mutable=False,
+  )
+  # As its predict_batch does: encode, make a cache, decode token by token.
+  source = b['encoder_input_tokens']
+  encoded = module.apply(
+    {'params': params}, source, enable_dropout=False, method=module.encode
+  )
+  ones = jnp.ones_like(b['decoder_input_tokens'])
+  _, variables = module.apply(
+    {'params': params},
+    encoder_input_tokens=jnp.ones_like(source),
+    decoder_input_tokens=ones,
+    decoder_target_tokens=ones,
+    mutable=['cache'],
+    decode=True,
+    enable_dropout=False,
+  )
+  cache = variables['cache']
+  for t in range(5):
+    token = b['decoder_input_tokens'][:, t : t + 1]
+    out, changed = module.apply(
+      {'params': params, 'cache': cache},
+      encoded,
+      source,
+      token,
+      token,
+      enable_dropout=False,
+      decode=True,
+      max_decode_length=5,
+      mutable=['cache'],
+      method=module.decode,
+    )
+    cache = changed['cache']
+    np.testing.assert_allclose(out[:, 0], whole[:, t], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(d_model=30), 'encoder_heads = 4 does not divide Config.d_model'),
+    (dict(vocab_size=0), 'vocab_size = 0: expected a whole number'),
+    (dict(d_model=32.0), 'd_model = 32.0'),
+    (dict(dropout=1.5), r'dropout = 1.5: expected \[0, 1\)'),
+    (dict(dtype='bfloat61'), "Did you mean 'bfloat16'"),
+    (dict(remat='ful'), "Did you mean 'full'"),
+    (dict(end_id=96), 'end_id = 96 is no id below'),
+  ],
+)
+def test_config_errors(changes, message):
+  with pytest.raises(ValueError, match=message):
+    tiny(**changes)
+
+
+def test_too_long_a_sequence_is_refused(net, rng):
+  with pytest.raises(ValueError, match='49 tokens is longer than .* = 48'):
+    logits(net, batch(rng, 1, 49, 5))

@@ -1,0 +1,250 @@
+"""The page of an evaluation, of synthetic results: what it holds.
+
+Faults seen: texts, choices, prompts or attributes not escaped; sources and
+targets of the heat map swapped, and the means of its rows; no names of
+languages; wrong answers ranked as right; sums of log-probabilities ranked for
+means; the worst shown as the best; chance beside every metric; counts of whole
+sets; an average of seven tasks of SuperGLUE.
+"""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from atm.evals import compare, published
+from atm.evals import metrics as metrics_lib
+from atm.evals import results as results_lib
+from atm.pages import answer_cards, charts, compare_page, eval_page
+
+from synthetic import EVIL, FEW, Page, choice, generated, judged, synthetic
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return synthetic(tmp_path_factory.mktemp('a') / 'runs', n=12, languages=FEW)
+
+
+@pytest.fixture(scope='module')
+def results(folder):
+  return results_lib.read(folder)
+
+
+@pytest.fixture(scope='module')
+def page(folder):
+  path = eval_page.write(folder)
+  assert path == f'{folder}/report.html'
+  with open(path, encoding='utf-8') as f:
+    return Page(f.read())
+
+
+def score_of(results, task, metric):
+  (entry,) = [t for t in results['tasks'] if t['name'] == task]
+  return entry['scores'][metric]
+
+
+def shown(score):
+  return (
+    f'{score["value"]:.1f}', f'{score["low"]:.1f} to {score["high"]:.1f}'
+  )  # fmt: skip
+
+
+def test_scores_stand_with_interval_chance_and_count(page, results):
+  row = page.row('Tamil')
+  accuracy = score_of(results, 'xnli_ta', 'accuracy')
+  assert row == ['Tamil', *shown(accuracy), '', '33.3', '12 of 5,010']
+  row = page.row('multirc')
+  f1 = score_of(results, 'superglue_multirc', 'multirc_f1a')
+  assert row[:4] == ['multirc', 'F1 over answers', *shown(f1)]
+  assert row[5:] == ['50.0', '59.6 medium', '12']
+  below = page.rows[page.rows.index(row) + 1]
+  em = score_of(results, 'superglue_multirc', 'multirc_em')
+  assert below[:4] == ['', 'exact match of questions', *shown(em)]
+  assert not any(below[4:])
+
+
+def test_the_average_of_superglue_stands_beside_theirs(page, results):
+  values = [
+    score_of(results, task, metric)['value']
+    for task, metric in published.PUBLISHED
+    if task.startswith('superglue_')
+  ]
+  assert len(values) == 8
+  row = page.row('mean', 'average of the eight tasks')
+  assert row[2] == f'{np.mean(values):.1f}' and '69.16 medium' in row
+  assert page.row('superglue', '8')[2:4] == row[1:3]
+
+
+def test_no_average_of_seven(folder, results):
+  few = [t for t in results['tasks'] if t['name'] != 'superglue_wic']
+  made = Page(eval_page.page(folder, results | {'tasks': few}))
+  assert not [row for row in made.rows if '69.16 medium' in row]
+  assert made.row('superglue', '7')[3] == charts.NONE
+
+
+def test_directions_are_a_heat_map(page, results):
+  head = page.row('from')
+  assert head == ['from', *FEW, 'mean']
+  cells = page.row('ar Arabic')
+  value = lambda a, b: score_of(results, f'flores101_{a}_{b}', 'spbleu')[
+    'value'
+  ]
+  assert cells[1] == '' and cells[4] == f'{value("ar", "ta"):.1f}'
+  assert cells[5] == f'{np.mean([value("ar", b) for b in FEW[1:]]):.1f}'
+  bottom = page.rows[page.rows.index(cells) + 4]
+  assert (
+    bottom[2] == f'{np.mean([value(a, "en") for a in FEW if a != "en"]):.1f}'
+  )
+  assert (
+    f'Arabic to Tamil: spBLEU {cells[4]}' in page.text and '21.8' in page.text
+  )
+  titles = [a['title'] for _, a in page.elements if 'title' in a]
+  low = score_of(results, 'flores101_ar_ta', 'spbleu')['low']
+  assert any(f'ar to ta: {cells[4]} ({low:.1f} to' in title for title in titles)
+
+
+def test_bars_say_their_numbers(page, results):
+  labels = [a['aria-label'] for tag, a in page.elements if tag == 'svg']
+  score = score_of(results, 'superglue_boolq', 'accuracy')
+  value, interval = shown(score)
+  wanted = f'{value}, 95% interval {interval}, chance 50.0, published 69.4'
+  assert wanted in labels
+
+
+def test_a_bar_is_to_scale():
+  score = {'value': 25.0, 'low': 20.0, 'high': 30.0}
+  drawn = Page(charts.bar(score, 50, 10, published.Published(40, 'medium', '')))
+  of = lambda kind: next(a for _, a in drawn.elements if a.get('class') == kind)
+  assert of('value')['width'] == '100.0' and of('published')['cx'] == '160.0'
+  assert (of('interval')['x1'], of('interval')['x2']) == ('80.0', '120.0')
+  assert of('chance')['x1'] == '40.0'
+  nothing = {'value': None, 'low': None, 'high': None}
+  assert (
+    Page(charts.bar(nothing, 50)).elements[0][1]['aria-label'] == charts.NONE
+  )
+  assert [charts.top_of(x) for x in ([3.1, None], [41, 100.2], [])] == [
+    10,
+    100,
+    100,
+  ]
+
+
+def test_what_is_missing_says_where_to_get_it(page):
+  assert 'Not there: 1 of the tasks' in page.text
+  assert 'Get x-final.tar.gz of PAWS-X' in page.text
+
+
+def test_the_page_needs_no_other_and_runs_nothing(page):
+  assert not {'script', 'link', 'img', 'iframe'} & {t for t, _ in page.elements}
+  for _, attributes in page.elements:
+    assert not {'src', 'onclick', 'onload'} & set(attributes)
+    assert attributes.get('href', '#').startswith('#')
+  assert EVIL in page.text  # of the configuration, escaped
+  assert len(page.ids) == len(set(page.ids))
+  assert {'xnli', 'superglue', 'flores101'} <= set(page.ids)
+
+
+def test_texts_run_their_own_way(page):
+  texts = [a for t, a in page.elements if a.get('class') == 'text']
+  assert texts and all(a['dir'] == 'auto' for a in texts if 'lang' in a)
+  assert {'ar', 'ja'} <= {a.get('lang') for a in texts}
+
+
+def test_writing_again_gives_the_same(folder, page):
+  read = lambda: open(f'{folder}/report.html', encoding='utf-8').read()
+  before = read()
+  eval_page.write(folder)
+  assert read() == before
+
+
+def test_answers_and_names_are_escaped(tmp_path):
+  lines = [generated(i, EVIL, EVIL, EVIL, {EVIL: EVIL}) for i in range(4)]
+  pairs = [[EVIL, EVIL], [EVIL, 'no']]
+  picked = choice(np.random.default_rng(0), 0, 1, pairs, 0, {EVIL: EVIL})
+  tasks = []
+  for name, metrics, some in (
+    ('squadv2', ['rouge1'], lines), ('xnli_en', ['accuracy'], [picked])
+  ):  # fmt: skip
+    kind = 'score' if some[0]['pairs'] else 'generate'
+    tasks.append(
+      judged(name, some, metrics, set=EVIL, language='en', kind=kind)
+    )
+    os.makedirs(tmp_path / 'predictions', exist_ok=True)
+    with open(tmp_path / f'predictions/{name}.jsonl', 'w') as f:
+      f.writelines(json.dumps(line) + '\n' for line in some)
+  texts = dict.fromkeys(('suite', 'model_dir', 'config'), EVIL)
+  results = texts | {
+    'tasks': tasks, 'step': 1, 'parameters': 1, 'seconds': 1,
+    'versions': {EVIL: EVIL}, 'settings': {EVIL: EVIL},
+    'missing': [{'name': EVIL, 'why': EVIL, 'where': EVIL}],
+  }  # fmt: skip
+  made = Page(eval_page.page(str(tmp_path), results))
+  assert 'script' not in {tag for tag, _ in made.elements}
+  assert made.text.count(EVIL) > 20 and EVIL in made.ids
+  labels = [EVIL, EVIL + '2']
+  found, _ = compare.comparisons([results, results], labels)
+  made = Page(compare_page.page(labels, [results, results], found, [EVIL]))
+  assert 'script' not in {tag for tag, _ in made.elements}
+
+
+def test_scores_that_are_none_are_dashes(folder, results):
+  task = dict(results['tasks'][0])
+  nothing = {'value': float('nan'), 'low': None, 'high': None}
+  task['scores'] = {'accuracy': nothing}
+  made = Page(eval_page.page(folder, results | {'tasks': [task]}))
+  assert made.row('Arabic')[1:3] == [charts.NONE, charts.NONE]
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match='results.json'):
+    eval_page.write(str(tmp_path))
+
+
+# --- Which answers are read
+
+
+def test_the_worst_are_wrong_by_most_and_the_best_right_by_most(
+  folder, results
+):
+  (task,) = [t for t in results['tasks'] if t['name'] == 'xnli_en']
+  lines = answer_cards.read(folder, 'xnli_en')
+  found = answer_cards.chosen(task, lines)
+  assert [why for why, _, _ in found] == [
+    'worst', 'worst', 'in the middle', 'best', 'best'
+  ]  # fmt: skip
+  worths = [worth for _, worth, _ in found]
+  assert worths == sorted(worths)
+  for _, worth, line in found:
+    per_token = np.divide(line['log_probabilities'], line['tokens'])
+    first, second = np.sort(per_token)[::-1][:2]
+    assert abs(worth) == pytest.approx(first - second, abs=1e-6)
+    assert (worth > 0) == (line['answer'] == line['truth'])
+
+
+def test_of_texts_the_metric_decides(folder, results):
+  (task,) = [t for t in results['tasks'] if t['name'] == 'flores101_ar_en']
+  assert answer_cards.ranking_metric(task) == 'chrf'
+  lines = answer_cards.read(folder, 'flores101_ar_en')
+  _, worst, line = answer_cards.chosen(task, lines)[0]
+  rows = metrics_lib.METRICS['chrf'].rows(
+    [line['answer']], [line['truth']], ['']
+  )
+  assert worst == pytest.approx(metrics_lib.METRICS['chrf'].total(rows[0]))
+  assert worst == min(answer_cards.worths(task, lines))
+
+
+def test_few_answers_are_not_shown_twice(results):
+  (task,) = [t for t in results['tasks'] if t['name'] == 'squadv2']
+  task = task | {'statistics': {'squad_f1': [[100, 1], [0, 1]]}}
+  lines = [generated(i, '', 'x', ['x'], {}) for i in range(2)]
+  found = answer_cards.chosen(task, lines)
+  assert [line['id'] for _, _, line in found] == ['1', '0']
+
+
+def test_a_long_beginning_of_all_choices_is_left_out():
+  start = 'The committee met on Monday and decided that '
+  assert answer_cards.differing([start + 'it rains', start + 'it pours']) == [
+    '… rains', '… pours'
+  ]  # fmt: skip
+  assert answer_cards.differing(['True', 'False']) == ['True', 'False']

@@ -1,0 +1,131 @@
+"""The page of a run, from what lies in its folder.
+
+Faults seen: text not escaped; a torn last line of metrics.jsonl taken; the
+first loss of a language shown as the last; points beyond POINTS dropped instead
+of averaged; a page asked for of an empty folder made anyway.
+"""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+import gin
+from atm.cli import main
+from atm.pages import train_page
+from atm.train import goodput, metric_writer
+
+
+class Cells(html.parser.HTMLParser):
+  """The text of table rows."""
+
+  def __init__(self, page):
+    super().__init__()
+    self.rows, self.inside = [], False
+    self.feed(page)
+
+  def handle_starttag(self, tag, attributes):
+    if tag == 'tr':
+      self.rows.append([])
+    self.inside = tag in ('td', 'th')
+
+  def handle_data(self, text):
+    if self.inside:
+      self.rows[-1].append(text)
+
+  def handle_endtag(self, tag):
+    self.inside = False
+
+
+@pytest.fixture
+def run(tmp_path):
+  """A run's folder as training leaves it."""
+  with open(tmp_path / metric_writer.METRICS_FILE, 'w') as f:
+    for step in range(0, 30, 10):
+      row = {'step': step}
+      for name in ('denoise', 'clm'):
+        for language in ('ar', 'te'):
+          row[f'eval/loss/{name}/{language}'] = 8 - step / 10
+        row[f'eval/loss/{name}'] = 8 - step / 10
+      if step:
+        row |= {
+          'loss': 5.0, 'loss/denoise': 4.5, 'loss/clm': 5.5, 'mfu': 0.25,
+          'tokens/input': 100.0, 'tokens/target': 150.0, 'goodput': 0.9,
+          'tokens_per_second': 1000.0, 'learning_rate': 1e-3,
+        }  # fmt: skip
+      else:
+        row['eval/unigram/denoise/te'] = 5.25
+      f.write(json.dumps(row) + '\n')
+    f.write('{"step": 30, "loss": ')
+  (tmp_path / 'config.gin').write_text('A = "<script>"\n')
+  return tmp_path
+
+
+def test_what_the_page_holds(run):
+  page = train_page.page(str(run), metric_writer.read(str(run)))
+  assert '<dt>step</dt><dd>20</dd>' in page
+  assert '<dt>tokens read</dt><dd>500</dd>' in page
+  assert '<dt>held out, clm</dt><dd>6.000</dd>' in page
+  rows = {row[0]: row[1:] for row in Cells(page).rows if row}
+  assert rows['Telugu'] == ['8.00', '6.00', '5.25', '8.00', '6.00']
+  assert page.count('<svg') == 2 + 2 + 4  # loss, languages, rate and speed
+  assert '&lt;script&gt;' in page and '<script' not in page
+  assert not re.search(r'(?:src|href)="(?!#)', page) and 'url(//' not in page
+
+
+@pytest.mark.parametrize('text', ["'a/b'", "\\\n    'a/b'", 'None'])
+def test_a_fine_tuning_says_what_it_started_from(run, text):
+  (run / 'config.gin').write_text(f'INIT_ENCODER = None\nINIT_FROM = {text}\n')
+  rows = [{'step': 4, 'eval/loss/pair': 1.0, 'eval/loss/pair/all': 1.0}]
+  page = train_page.page(str(run), rows)
+  said = '<dt>started from</dt><dd>a/b</dd>' in page
+  assert said == (text != 'None')
+  assert 'by language' not in page
+
+
+def test_samples_are_shown_where_the_run_has_ended(run):
+  assert 'class="text"' not in train_page.page(str(run), [{'step': 0}])
+  sample = {
+    'objective': 'denoise', 'language': 'ar', 'input': 'لكل <b>',
+    'output': 'x & y', 'truth': 'z',
+  }  # fmt: skip
+  with open(run / train_page.SAMPLES, 'w', encoding='utf-8') as f:
+    json.dump({'step': 20, 'samples': [sample]}, f)
+  page = train_page.page(str(run), [{'step': 0}])
+  assert '<p lang="ar" dir="auto" class="text">لكل &lt;b&gt;</p>' in page
+  assert 'x &amp; y' in page and 'read by step 20' in page
+
+
+def test_where_the_time_went(run):
+  line = {
+    'began': 0.0, 'now': 100.0, 'first': 0, 'step': 20,
+    'seconds': {**dict.fromkeys(goodput.MEASURED, 0.0), 'compile': 25.0},
+  }  # fmt: skip
+  (run / goodput.FILE).write_text(json.dumps(line) + '\n')
+  page = train_page.page(str(run), metric_writer.read(str(run)))
+  rows = {row[0]: row[1:] for row in Cells(page).rows if row}
+  assert rows['steps that count'][:2] == ['1:15', '75.0%']
+  assert rows['compiling'][:2] == ['0:25', '25.0%']
+  assert 'evaluating' not in rows
+
+
+def test_long_curves_are_averaged():
+  rows = [{'step': i, 'x': float(i % 2)} for i in range(10_000)]
+  steps, values = train_page.curve(rows, 'x')
+  assert len(steps) == train_page.POINTS and steps[-1] > 9_900
+  np.testing.assert_allclose(values, 0.5, atol=0.03)
+  short = train_page.curve([{'step': 3, 'x': 1.0}, {'step': 4}], 'x')
+  assert [a.tolist() for a in short] == [[3.0], [1.0]]
+
+
+def test_the_command(run, tmp_path, capsys):
+  gin.clear_config()
+  assert main.main(['report', f'--gin.MODEL_DIR="{run}"']) == 0
+  assert (run / train_page.PAGE).exists()
+  assert str(run / train_page.PAGE) in capsys.readouterr().out
+  nothing = tmp_path / 'nothing'
+  gin.clear_config()
+  assert main.main(['report', f'--gin.MODEL_DIR="{nothing}"']) == 2
+  assert 'expected a folder with metrics.jsonl' in capsys.readouterr().err

@@ -1,0 +1,45 @@
+import io
+import json
+
+import pytest
+import rich.console
+
+from atm.pages import train_summary
+from atm.train import metric_writer, trainer
+
+
+@pytest.fixture
+def run(tmp_path):
+  rows = [{'step': 0}, {'step': 10}, {'step': 20}]
+  for i, row in enumerate(rows):
+    for name in ('denoise', 'clm', 'denoise/en', 'clm/en', 'clm/ta'):
+      row[f'eval/loss/{name}'] = 7.0 - i
+      if i == 0:
+        row[f'eval/unigram/{name}'] = 5.5
+    row['loss/denoise'] = row['loss/clm'] = 6.0 - i
+  with open(tmp_path / metric_writer.METRICS_FILE, 'w') as f:
+    f.writelines(json.dumps(row) + '\n' for row in rows)
+  return trainer.Run(str(tmp_path), 20, rows, None, None)
+
+
+def test_losses_set_the_last_beside_the_first_and_the_unigram(run):
+  out = rich.console.Console(file=io.StringIO(), width=100)
+  for table in train_summary.losses(run):
+    out.print(table)
+  text = out.file.getvalue()
+  assert 'step 0 -> 20' in ' '.join(text.split())
+  assert text.count('7.00 -> 5.00 (5.50)') == 5
+
+
+def test_the_verdict_says_so_either_way(run):
+  assert train_summary.verdict(run) == [
+    'denoise: held-out loss 5.000 is below the 5.500 of a unigram model',
+    'clm: held-out loss 5.000 is below the 5.500 of a unigram model',
+  ]
+  run.history[-1]['eval/loss/clm'] = 5.6
+  assert 'NOT below' in train_summary.verdict(run)[1]
+
+
+def test_the_curve_is_a_picture(run):
+  with open(train_summary.loss_curve(run.model_dir), 'rb') as f:
+    assert f.read(8) == b'\x89PNG\r\n\x1a\n'

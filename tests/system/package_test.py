@@ -1,0 +1,72 @@
+"""A wheel holds the gin files and the text, and works from anywhere."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import atm
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+  if not os.path.exists(os.path.join(ROOT, 'setup.py')):
+    pytest.skip('not a checkout')
+  out = tmp_path_factory.mktemp('wheel')
+  subprocess.run(
+    [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps',
+     '--no-build-isolation', '--wheel-dir', str(out), ROOT],
+    check=True,
+    cwd=out,
+  )  # fmt: skip
+  return next(out.glob('atm-*.whl'))
+
+
+def test_a_checkout_imports_tasks_as_atm_tasks():
+  import atm_tasks
+
+  assert os.path.dirname(atm_tasks.__file__) == os.path.join(ROOT, 'tasks')
+
+
+def test_the_wheel_ships_what_the_checkout_has(wheel):
+  names = set(zipfile.ZipFile(wheel).namelist())
+  for folder, inside in (('gin', 'atm/configs'), ('tasks', 'atm_tasks')):
+    for where, _, files in os.walk(os.path.join(ROOT, folder)):
+      for file in files:
+        if file.endswith(('.gin', '.py', '.tsv')) or file == 'LICENSE':
+          path = os.path.relpath(os.path.join(where, file), f'{ROOT}/{folder}')
+          assert f'{inside}/{path}' in names
+  tops = {name.split('/')[0] for name in names}
+  assert tops == {'atm', 'atm_tasks', f'atm-{atm.__version__}.dist-info'}
+
+
+def test_an_installed_copy_runs_from_any_directory(wheel, tmp_path):
+  """Installed beside this environment's packages, in front of the checkout."""
+  target, elsewhere = tmp_path / 'target', tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  subprocess.run(
+    [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps',
+     '--target', str(target), str(wheel)],
+    check=True,
+  )  # fmt: skip
+  env = {**os.environ, 'PYTHONPATH': str(target), 'JAX_PLATFORMS': 'cpu'}
+  run = lambda *command: subprocess.run(
+    [sys.executable, *command], capture_output=True, text=True, env=env,
+    cwd=elsewhere,
+  )  # fmt: skip
+  listed = run('-m', 'atm.cli.main')
+  assert 'models/tiny.gin' in listed.stdout, listed.stderr
+  where = run(
+    '-c', 'import atm, atm_tasks; print(atm.__file__, atm_tasks.__file__)'
+  )
+  assert where.stdout.count(str(target)) == 2, where.stderr
+  made = run(
+    '-m', 'atm.cli.main', 'vocab', '--gin.VOCABULARY_DIR="v"',
+    '--gin.VOCABULARY_SIZE=1500',
+  )  # fmt: skip
+  assert made.returncode == 0, made.stderr
+  assert (elsewhere / 'v' / 'sentencepiece.model').exists()

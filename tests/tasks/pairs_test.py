@@ -1,0 +1,235 @@
+"""Pairs to fine-tune on: where they lie, how they are framed, what is told."""
+
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import atm_tasks
+from atm.data import batches, cache, languages, objectives, packing, registry
+from atm.data.registry import Lengths
+from atm.inference import api, prompts
+from atm.train import held_out_loss
+from atm_tasks.pretraining import pairs
+
+LENGTHS = {'inputs': 24, 'targets': 16}
+PAIRS = [
+  (f'everyone {a} {b}', f'to life {b} {a}')
+  for a in 'abcdefghijklmnopqrst'
+  for b in 'abcdefghij'
+]
+
+
+def lines(rows) -> str:
+  return ''.join(
+    json.dumps({'input': a, 'target': b, 'more': 1}) + '\n' for a, b in rows
+  )
+
+
+def texts(source, split):
+  return [
+    tuple(json.loads(text))
+    for shard in range(len(source.list_shards(split)))
+    for text in source.texts(split, shard)
+  ]
+
+
+@pytest.fixture
+def file(tmp_path):
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(lines(PAIRS))
+  return str(path)
+
+
+def test_a_file_is_split_by_its_inputs(tmp_path, file):
+  """Fault seen: CRCs of inputs so alike that a fifth of 200 is 15."""
+  twice = tmp_path / 'twice.jsonl'
+  twice.write_text(lines(PAIRS) + '\n' + lines((a, 'x') for a, _ in PAIRS))
+  source = pairs.PairsSource(str(twice), 0.2)
+  train, held = (texts(source, split) for split in ('train', 'validation'))
+  assert len(train) + len(held) == 400
+  assert 60 < len(held) < 100 and len({a for a, _ in held}) == len(held) // 2
+  assert not {a for a, _ in train} & {a for a, _ in held}
+  assert set(texts(pairs.PairsSource(file, 0.2), 'validation')) < set(held)
+
+
+def test_a_folder_has_its_own_splits(tmp_path):
+  for name, rows in (
+    ('train-a.jsonl', PAIRS[:3]), ('train-b.jsonl.gz', PAIRS[3:5]),
+    ('validation.jsonl', PAIRS[5:6]),
+  ):  # fmt: skip
+    write = gzip.open if name.endswith('gz') else open
+    with write(tmp_path / name, 'wt') as f:
+      f.write(lines(rows))
+  source = pairs.PairsSource(str(tmp_path), 0.5)
+  assert texts(source, 'train') == PAIRS[:5]
+  assert texts(source, 'validation') == PAIRS[5:6]
+
+
+@pytest.mark.parametrize(
+  'name, content, message',
+  [
+    ('a.tsv', 'x', r'a.tsv.: expected a .jsonl file, or a folder with train'),
+    ('a.jsonl', '{"input": "x"}\n', 'line 1: expected an object with a string '
+     '`target`'),
+    ('a.jsonl', lines(PAIRS[:2]) + 'x\n', 'line 3: expected an object'),
+  ],
+)  # fmt: skip
+def test_what_is_no_pair_is_named(tmp_path, name, content, message):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(ValueError, match=message):
+    texts(pairs.PairsSource(str(tmp_path / name), 0.0), 'train')
+  with pytest.raises(FileNotFoundError, match='PAIRS = .*none'):
+    pairs.PairsSource(str(tmp_path / 'none'), 0.0)
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(ValueError, match='expected a .jsonl file, or a folder'):
+    pairs.PairsSource(str(tmp_path / 'empty'), 0.0)
+
+
+@pytest.mark.parametrize('mode', prompts.MODES)
+def test_inputs_are_framed_as_prompts_are(words, mode):
+  """Fault seen: no `</s>` behind an input that was cut."""
+  model = api.Model(None, {}, words, None, None, 0)
+  frame = pairs.Frame(mode)
+  for source, target in (PAIRS[0], ('é ' * 40, 'ü ' * 40), ('', '')):
+    raw = pairs.stored(source, target)
+    ids, answer = frame.pair(raw, 1 << 30, 1 << 30)
+    assert ids.tolist() == model.encode(source, mode)
+    assert answer.tolist() == [*words.encode(target), words.eos_id]
+    cut, part = frame.pair(raw, 12, 10)
+    head = 1 + (mode == 'clm')
+    assert len(cut) == min(12, len(ids)) and cut[-1] == words.eos_id
+    assert (cut[:-1] == ids[: len(cut) - 1]).all() and head <= len(cut)
+    assert part.tolist() == answer[:10].tolist()
+
+
+def test_mode_is_checked():
+  with pytest.raises(ValueError, match="PAIRS_MODE = 'cml'.*'clm'"):
+    pairs.Frame('cml')
+
+
+def build(words, directory, said=None):
+  configure = atm_tasks.configure
+  cache.build(
+    'pairs', words.path, LENGTHS, str(directory), configure_tasks=configure,
+    say=(said if said is not None else []).append, processes=1,
+  )  # fmt: skip
+  load = lambda split: batches.load(
+    'pairs', split, words, Lengths.of(LENGTHS), str(directory)
+  )
+  return load('train'), load('validation')
+
+
+def test_rows_of_pairs_and_what_is_told_of_them(words, tmp_path):
+  """Fault seen: the counts at a row's head taken for tokens by the unigram."""
+  folder = tmp_path / 'pairs'
+  folder.mkdir()
+  strange = [('a ' * 40, 'long'), ('卍', '卐卐')]
+  (folder / 'train.jsonl').write_text(lines(PAIRS + strange) + 'no JSON\n')
+  (folder / 'validation.jsonl').write_text(lines(PAIRS[:5]))
+  said = []
+  atm_tasks.configure(words.path, pairs=str(folder), skip_bad=True)
+  (train,), (held,) = build(words, tmp_path / 'rows', said)
+  assert train.objective == objectives.Pairs() and train.language == 'all'
+  told = '\n'.join(said)
+  assert 'pairs (train): 1 pairs fill TASK_FEATURE_LENGTHS; what is' in told
+  assert 'pairs (train): 2 tokens are <unk>' in told
+  assert 'pairs (validation)' not in told
+  assert 'pairs (train): 1 lines or records skipped' in told
+  assert len(train.rows) < 202  # packed
+  # Every target, and nothing else, counts for the unigram.
+  counted = np.sort(held_out_loss._written(train))
+  wanted = [[*words.encode(b), words.eos_id][:16] for _, b in PAIRS + strange]
+  assert counted.tolist() == sorted(sum(wanted, []))
+
+
+def test_other_pairs_are_not_mixed_in(words, tmp_path, file):
+  """Faults seen: another text of the same size; a folder's rows for a file."""
+  atm_tasks.configure(words.path, pairs=file)
+  build(words, tmp_path / 'rows')
+  (tmp_path / 'pairs.jsonl').write_text(lines(PAIRS).replace('life', 'lies'))
+  atm_tasks.configure(words.path, pairs=file)
+  with pytest.raises(ValueError, match='was made with pairs = .*Remove'):
+    build(words, tmp_path / 'rows')
+  made = lambda path: pairs.PairsSource(str(path), 0.05).made_from
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  shutil.copy(file, folder / 'train.jsonl')
+  shutil.copy(file, folder / 'validation.jsonl')
+  assert made(folder)['held_out'] == 0 and made(file)['held_out'] == 0.05
+
+
+@pytest.mark.parametrize('content', ['cut', 'none'])
+def test_a_file_that_breaks_off(tmp_path, content):
+  """Fault seen: a traceback of TensorFlow's, and nothing skipped."""
+  path = tmp_path / 'pairs.jsonl.gz'
+  whole = gzip.compress(lines(PAIRS * 20).encode())
+  path.write_bytes(whole[:-100] if content == 'cut' else b'no gzip')
+  with pytest.raises(ValueError, match='pairs.jsonl.gz, line .*: expected'):
+    texts(pairs.PairsSource(str(path), 0.0), 'train')
+  source = pairs.PairsSource(str(path), 0.0, skip_bad=True)
+  found = texts(source, 'train')
+  assert (len(found) > 1000) == (content == 'cut') and source.bad(0) == 1
+
+
+def test_blank_lines_are_no_pairs_and_spaces_are_kept(tmp_path):
+  """Faults seen: a pair of nothing for a line of U+3000; code on one line."""
+  path = tmp_path / 'pairs.jsonl'
+  code = ('code', 'def f(x):\n    return  x')
+  path.write_text('\u3000\n' + lines([code]) + ' \u00a0 \n\n')
+  assert texts(pairs.PairsSource(str(path), 0.0), 'train') == [code]
+
+
+def test_a_bad_line_stops_the_build(words, tmp_path):
+  """Fault seen: it was read by tf.data, which sometimes never ended then."""
+  (tmp_path / 'a.jsonl').write_text(lines(PAIRS) + '{"input": 5}\n')
+  atm_tasks.configure(words.path, pairs=str(tmp_path / 'a.jsonl'))
+  with pytest.raises(ValueError, match='^/.*a.jsonl, line 201: expected an'):
+    build(words, tmp_path / 'rows')
+
+
+def test_too_few_to_hold_some_out(words, tmp_path):
+  (tmp_path / 'a.jsonl').write_text(lines(PAIRS[:2]))
+  atm_tasks.configure(words.path, pairs=str(tmp_path / 'a.jsonl'))
+  with pytest.raises(ValueError, match='validation. split; it is too small.*'
+                     'use a folder with train.jsonl'):  # fmt: skip
+    build(words, tmp_path / 'rows')
+
+
+def test_a_host_needs_the_rows_alone(words, tmp_path, file):
+  atm_tasks.configure(words.path, pairs=file)
+  (made,), _ = build(words, tmp_path / 'rows')
+  pairs.pretrain.remove(pairs.seqio.TaskRegistry, 'pairs')
+  with pytest.raises(ValueError, match='Set PAIRS, or CACHE_DIR of rows'):
+    registry.find('pairs')
+  atm_tasks.configure(words.path, cache_dir=str(tmp_path / 'rows'))
+  (part,) = batches.load(
+    'pairs', 'train', words, Lengths.of(LENGTHS), str(tmp_path / 'rows')
+  )
+  assert len(part.rows) == len(made.rows)
+
+
+def test_other_pieces_are_needed_by_text_alone(words):
+  """A tokenizer without [CLM] and [DOC] is good for pairs."""
+
+  class Bare:
+    pad_id, bos_id, eos_id = words.pad_id, words.bos_id, words.eos_id
+    special_ids = staticmethod(dict)
+
+  ids = packing.Ids.of(Bare)
+  assert list(objectives.Pairs().rows([([1], [2])], ids, 9))
+  for objective in (objectives.Denoise(), objectives.CLM()):
+    with pytest.raises(ValueError, match=r'no \[(DOC|CLM)\]'):
+      list(objective.rows([[1, 2, 3]], ids, 9))
+
+
+def test_sentences_with_the_names_of_their_languages():
+  source = pairs.Languages()
+  held, train = (texts(source, split) for split in ('validation', 'train'))
+  assert {b for _, b in train} == set(languages.LANGUAGES.values())
+  assert {b for _, b in held} == {b for _, b in train}
+  assert not set(held) & set(train)
+  assert ('Everyone has the right to life, liberty and the security of person.',
+          'English') in held  # fmt: skip

@@ -1,0 +1,366 @@
+"""Evaluation tasks by name, and their data: found, missing and broken."""
+
+import ast
+import glob
+import os
+import re
+import shutil
+
+import pytest
+
+from atm.data import languages
+from atm.evals.task import MissingData
+from atm_tasks.evaluation import datasets, multiple_choice, registry
+from atm_tasks.pretraining import tasks
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DATA = os.path.join(HERE, 'testdata', 'evaluation')
+ROOT = os.path.dirname(HERE)
+METRICS = (
+  'accuracy cb_f1 multirc_f1a multirc_em record_f1 record_em squad_f1 squad_em '
+  'squad_has_answer_f1 squad_no_answer_f1 rouge1 rouge2 rougeL spbleu chrf '
+  'bleu exact_match'
+).split()
+
+
+def ask(name: str, data_dir=DATA, **options):
+  (task,) = registry.suite(name, str(data_dir), **options)
+  return task.ask(None)
+
+
+# --- Names
+
+
+def test_globs_choose_each_task_once():
+  names = registry.choose(['xnli_d*', 'xnli_*', 'squadv2'])
+  assert names == [
+    'xnli_de', 'xnli_ar', 'xnli_en', 'xnli_es', 'xnli_fr', 'xnli_hi', 'squadv2',
+  ]  # fmt: skip
+  assert len(registry.choose('flores101_*')) == 132
+  assert len(registry.choose('flores101_en_*')) == 11
+  assert [task.name for task in registry.suite(['squadv2'])] == ['squadv2']
+
+
+@pytest.mark.parametrize('options, message', [
+  (dict(names='xnli_dee'), r"TASKS = 'xnli_dee'. Did you mean 'xnli_de'\?"),
+  (dict(names='superglu_*'), "TASKS = 'superglu_*'."),
+  (dict(names='squadv2', split='test'), "SPLIT of squadv2 = 'test'"),
+  (dict(names='squadv2', mode='cml'), "MODE = 'cml'. Did you mean 'clm'?"),
+  (dict(names='squadv2', normalize='means'), "Did you mean 'mean'?"),
+  (dict(names='squadv2', shots=-1), 'SHOTS = -1'),
+])  # fmt: skip
+def test_a_mistake_says_the_nearest(options, message):
+  with pytest.raises(ValueError) as e:
+    registry.suite(**options)
+  assert re.search(message, str(e.value)) or message in str(e.value)
+
+
+def test_tasks_are_whole():
+  for task in registry.suite('*', DATA):
+    assert set(task.metrics) <= set(METRICS) and task.metrics
+    assert task.language in languages.LANGUAGES
+    assert task.source_language in (*languages.LANGUAGES, None)
+    assert (task.answer is None) == (task.max_tokens == 64 and not task.stop)
+    entry = registry.REGISTRY[task.name]
+    data = datasets.DATASETS[entry.data]
+    assert entry.split in data.splits
+    if entry.shots or not entry.data.startswith('udhr'):
+      assert entry.shots_from in data.splits
+
+
+def test_chance_is_one_of_the_choices():
+  for task in registry.suite('*', DATA):
+    if task.chance is not None:
+      try:
+        questions = task.ask(None)
+      except MissingData:
+        continue
+      assert {len(q.pairs) for q in questions} == {round(100 / task.chance)}
+
+
+def test_ids_are_unique():
+  for task in registry.suite('*', DATA):
+    try:
+      questions = task.ask(None)
+    except MissingData:
+      continue
+    assert questions
+    assert len({q.id for q in questions}) == len(questions), task.name
+
+
+# --- Suites
+
+
+def parsed(text: str) -> dict:
+  """A gin file of nothing but macros is Python."""
+  return {
+    node.targets[0].id: ast.literal_eval(node.value)
+    for node in ast.parse(text).body
+  }
+
+
+SUITES = sorted(glob.glob(f'{ROOT}/gin/suites/*.gin'))
+
+
+@pytest.mark.parametrize('path', SUITES, ids=os.path.basename)
+def test_suites_name_tasks_and_how_to_run_them(path):
+  with open(path) as f:
+    text = f.read()
+  name = os.path.basename(path)
+  bound = parsed(text)
+  assert list(bound) == ['SUITE', 'TASKS']
+  assert bound['SUITE'] == name.removesuffix('.gin')
+  assert text.startswith('# ') and f'--gin_file=suites/{name}' in text
+  assert registry.choose(bound['TASKS'])
+
+
+def test_the_papers_suite_has_every_other():
+  chosen = {}
+  for path in SUITES:
+    with open(path) as f:
+      bound = parsed(f.read())
+    chosen[bound['SUITE']] = set(registry.choose(bound['TASKS']))
+  paper, shipped = chosen.pop('paper'), chosen.pop('shipped')
+  assert paper == set().union(*chosen.values())
+  tuned_for = {'udhr_language', 'pairs'}
+  assert paper | shipped | tuned_for == set(registry.REGISTRY)
+  assert not paper & shipped
+
+
+def test_docs_list_every_set():
+  with open(f'{ROOT}/docs/evaluation_data.md') as f:
+    text = f.read()
+  for data in datasets.DATASETS.values():
+    if not data.name.startswith('udhr'):
+      assert f'| `{data.folder}` |' in text
+      for url in re.findall(r'https?://\S+', data.url):
+        assert url.rstrip(')') in text, url
+  for name, entry in registry.REGISTRY.items():
+    known = {f'{entry.data}_LANG', f'{entry.data}_SRC_TGT', name}
+    assert any(f'`{one}`' in text for one in known), name
+
+
+# --- Pairs, as a model is fine-tuned on them
+
+
+def test_pairs_are_asked_as_they_are(tmp_path):
+  (tmp_path / 'pairs').mkdir()
+  (tmp_path / 'pairs' / 'validation.jsonl').write_text(
+    '{"input": "2 + 2 =", "target": "4"}\n\n{"input": "", "target": ""}\n'
+  )
+  one, two = ask('pairs', tmp_path)
+  assert (one.prompt, one.truth, one.id) == ('2 + 2 =', '4', '1')
+  assert (two.prompt, two.truth, two.id) == ('', '', '3')
+  (task,) = registry.suite('pairs', str(tmp_path), mode='denoise')
+  assert task.stop == () and task.keeps == 'beginning'
+  assert task.answer(' 4 ', one) == '4'
+  (tmp_path / 'pairs' / 'train.jsonl').write_text('{"input": "a"}\n')
+  with pytest.raises(ValueError, match="line 1: expected a field 'target'"):
+    ask('pairs', tmp_path, split='train')
+  rows = (tmp_path / 'pairs' / 'validation.jsonl').read_text()
+  (tmp_path / 'pairs' / 'train.jsonl').write_text(rows)
+  with pytest.raises(ValueError, match='SHOTS: pairs are asked as they are'):
+    ask('pairs', tmp_path, shots=1, split='validation')
+
+
+def test_languages_are_asked_of_held_out_sentences():
+  questions = ask('udhr_language', 'nowhere')
+  assert len(questions) == 85
+  assert {q.truth for q in questions} == set(languages.LANGUAGES.values())
+  text = 'Everyone has the right to life, liberty and the security of person.'
+  assert text in {q.prompt for q in questions}
+
+
+# --- The shipped Declaration
+
+
+def held_out(language: str) -> list[str]:
+  return list(tasks.Shipped(language).texts('validation', 0))
+
+
+def test_translations_of_held_out_articles():
+  for source, target in (('en', 'te'), ('ja', 'ar')):
+    questions = ask(f'udhr_translate_{source}_{target}', 'nowhere')
+    sentences = [q.shown['sentence'] for q in questions]
+    assert [*map(one_line, sentences)] == held_out(source)
+    assert [one_line(q.truth) for q in questions] == held_out(target)
+    trained = set(tasks.Shipped(source).texts('train', 0))
+    shot = questions[0].prompt.split('; Translation in')[0]
+    assert shot.removeprefix('Sentence: ') in trained
+
+
+def one_line(text: str) -> str:
+  return ' '.join(text.split())
+
+
+@pytest.mark.parametrize('language', languages.LANGUAGES)
+def test_one_of_four_ends_is_the_paragraphs(language):
+  questions = ask(f'udhr_next_{language}', 'nowhere')
+  paragraphs = held_out(language)
+  assert len(questions) == len(paragraphs) == 7
+  for question, paragraph in zip(questions, paragraphs, strict=True):
+    ends = [end for _, end in question.pairs]
+    assert len(set(ends)) == 4
+    whole = [
+      any(begun + space + end in paragraph for space in ('', ' '))
+      for begun, end in question.pairs
+    ]
+    assert [i for i, right in enumerate(whole) if right] == [question.truth]
+    others = [text for text in paragraphs if text != paragraph]
+    for i, end in enumerate(ends):
+      assert i == question.truth or any(end in t for t in others)
+  assert sorted(q.truth for q in questions) == [0, 0, 1, 1, 2, 2, 3]
+
+
+# --- Files
+
+
+def test_flores_200_is_taken_too(tmp_path):
+  for split in ('dev', 'devtest'):
+    for old, new in (('eng', 'eng_Latn'), ('deu', 'deu_Latn')):
+      source = f'{DATA}/flores101/flores101_dataset/{split}/{old}.{split}'
+      target = tmp_path / 'flores101' / split / f'{new}.{split}'
+      target.parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy(source, target)
+  assert ask('flores101_en_de', tmp_path) == ask('flores101_en_de')
+
+
+def test_contradictory_is_a_contradiction():
+  """As XNLI-MT, the training set, writes it; our file has it in `dev`."""
+  assert [q.truth for q in ask('xnli_de', split='validation')] == [1, 2]
+
+
+def test_what_is_left_out():
+  assert len(ask('pawsx_de')) == 2  # of three rows, one without a label
+  assert len(ask('mlsum_de')) == 1  # of two, one empty
+  assert len(ask('xsum')) == 1  # of two, one without a body
+  assert ask('squadv2')[0].truth == ['Ada Finch', 'Ada']
+  assert 'Share this' not in ask('xsum')[0].prompt
+
+
+def test_entities_end_where_the_file_says():
+  (question,) = ask('superglue_record')
+  assert question.truth == {
+    'candidates': ['Hillham', 'Ada Finch', 'Bo Lind'], 'answers': ['Bo Lind'],
+  }  # fmt: skip
+
+
+def test_groups_of_multirc():
+  questions = ask('superglue_multirc')
+  assert [q.group for q in questions] == ['0/0', '0/0', '0/1']
+  assert [q.truth for q in questions] == [0, 1, 0]  # 0: true
+  assert [[d for _, d in q.pairs] for q in questions] == [['yes', 'no']] * 3
+
+
+@pytest.mark.parametrize('text, index, span, marked', [
+  ('Bo saw him, too.', 2, 'him', 'Bo saw *him*, too.'),
+  ('It is what it is.', 3, 'it', 'It is what *it* is.'),
+  ('It is what it is.', 0, 'It', '*It* is what it is.'),
+  ('He ran. He fell.', 3, 'He', 'He ran. *He* fell.'),  # one word too far
+  ('Bo saw the dog.', 1, 'her', 'Bo saw the dog.'),
+])  # fmt: skip
+def test_pronouns_are_marked(text, index, span, marked):
+  assert multiple_choice.mark(text, index, span) == marked
+
+
+BROKEN = {
+  'superglue/BoolQ/val.jsonl': [
+    ('{', 'line 2: expected a JSON object'),
+    ('[1]', 'line 2: expected a JSON object'),
+    ('{"question": "a", "passage": "b", "idx": 1, "label": 1}',
+     "line 2: expected a field 'label', bool; got 1"),
+    ('{"question": "a", "idx": 1, "label": true}',
+     "line 2: expected a field 'passage', str"),
+    (b'\xff', 'line 2: expected UTF-8'),
+  ],
+  'superglue/CB/val.jsonl': [
+    ('{"premise": "a", "hypothesis": "b", "label": "contradictory", "idx": 1}',
+     "line 2: expected a label, one of 'entailment', 'contradiction', "
+     "'neutral'; got 'contradictory'"),
+  ],
+  'superglue/COPA/val.jsonl': [
+    ('{"premise": "a", "choice1": "b", "choice2": "c", "question": "why", '
+     '"label": 0, "idx": 1}', "line 2: expected a question, one of 'cause'"),
+    ('{"premise": "a", "choice1": "b", "choice2": "c", "question": "cause", '
+     '"label": 2, "idx": 1}', 'line 2: expected a label, one of 0, 1; got 2'),
+  ],
+  'xnli/XNLI-1.0/xnli.test.tsv': [('de\tneutral', 'line 2: expected 19 col')],
+  'pawsx/x-final/de/test_2k.tsv': [('4\ta\tb', 'line 2: expected 4 columns')],
+  'xwinograd/dataset.tsv': [
+    ('fr\ta', 'line 2: expected 7 columns, language'),
+    ('fr\ts\t?\tIl dort.\t["Il"]\t["Elle", [0, 1]]\t[["A", 0, 0, true]]',
+     'line 2: expected language, source'),
+    ('fr\ts\t?\tIl dort.\t["Il"]\t["Il", [0, 1]]\t[["A", 0, 0, false]]',
+     'line 2: expected language, source'),
+  ],
+  'e2e_nlg/e2e-dataset-1.0.0/testset_w_refs.csv': [
+    ('name[A],', 'line 2: expected mr and ref')
+  ],
+  'mlsum/MLSUM/de_test.jsonl': [('{"text": "a"}', "a field 'summary', str")],
+  'flores101/flores101_dataset/devtest/deu.devtest': [
+    (None, 'deu.devtest: expected as many lines as in'),
+  ],
+}  # fmt: skip
+TASK_OF = {'superglue/BoolQ': 'superglue_boolq', 'superglue/CB': 'superglue_cb',
+           'superglue/COPA': 'superglue_copa', 'xnli': 'xnli_de',
+           'pawsx': 'pawsx_de', 'xwinograd': 'xwinograd_fr',
+           'mlsum': 'mlsum_de', 'flores101': 'flores101_en_de',
+           'e2e_nlg': 'e2e_nlg'}  # fmt: skip
+
+
+@pytest.mark.parametrize('file, line, message', [
+  (file, line, message) for file, cases in BROKEN.items()
+  for line, message in cases
+])  # fmt: skip
+def test_broken_files_are_named(tmp_path, file, line, message):
+  """Line 2 is replaced; the first stays, for it may be a header."""
+  shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / file
+  first, *_ = path.read_bytes().splitlines(keepends=True)
+  line = line.encode() if isinstance(line, str) else line
+  path.write_bytes(first + (line + b'\n' if line is not None else b''))
+  name = next(v for k, v in TASK_OF.items() if file.startswith(k))
+  with pytest.raises(ValueError) as e:
+    ask(name, tmp_path)
+  assert message in str(e.value) and str(path) in str(e.value)
+  rows = registry.check(name, str(tmp_path))
+  assert any(row.problem == str(e.value) for row in rows)
+
+
+@pytest.mark.parametrize('file, text, message', [
+  ('squadv2/dev-v2.0.json', '{"version": "v2.0"}', "a field 'data', list"),
+  ('squadv2/dev-v2.0.json', '{\n"data": [}', 'line 2: expected JSON'),
+  ('webnlg/release_v3.0/en/test/'
+   'rdf-to-text-generation-test-data-with-refs-en.xml',
+   '<benchmark>\n<entry>', 'line 2: expected XML'),
+  ('xsum/bbc-summary-data/90000003.summary', '[SN]URL[SN]\nx\n',
+   'expected a line [SN]FIRST-SENTENCE[SN]'),
+])  # fmt: skip
+def test_broken_documents_are_named(tmp_path, file, text, message):
+  shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
+  (tmp_path / file).write_text(text)
+  with pytest.raises(ValueError) as e:
+    ask(file.split('/')[0], tmp_path)
+  assert message in str(e.value) and str(tmp_path / file) in str(e.value)
+
+
+def test_check_says_what_is_there_and_what_is_not(tmp_path):
+  shutil.copytree(f'{DATA}/xnli', tmp_path / 'xnli')
+  names = ['xnli_*', 'flores101_en_de', 'udhr_next_en']
+  rows = registry.check(names, str(tmp_path), tfds_dir=str(tmp_path))
+  found = [
+    (r.set, os.path.basename(r.file), r.examples, r.problem) for r in rows
+  ]
+  assert found == [
+    ('xnli', 'xnli.test.tsv', 3, ''),  # the most, in German
+    ('flores101', 'eng.devtest', None, 'missing'),
+    ('flores101', 'deu.devtest', None, 'missing'),
+    ('flores101', 'eng.dev', None, 'missing'),
+    ('flores101', 'deu.dev', None, 'missing'),
+    ('udhr_next', 'en.tsv', 7, ''),
+  ]
+  text = registry.table(rows).splitlines()
+  assert text[0].split() == ['set', 'examples', 'file']
+  assert text[2].endswith('eng.devtest  missing')
+  assert len([line for line in text if 'flores101_dataset.tar.gz' in line]) == 1
+  assert not any('None' in line for line in text)
