@@ -1,12 +1,13 @@
-"""Texts shared by all rooms: nearest names, one-line errors, clock times."""
+"""Errors and texts that all rooms share: checks of settings, nearest names."""
 
 from __future__ import annotations
 
 import difflib
+import numbers
 
 
 def one_line(error: BaseException | str, width: int = 300) -> str:
-  """The head and the tail of an error's text; TensorStore's are pages long."""
+  """Returns head and tail of an error's text; TensorStore's are pages long."""
   text = ' '.join(str(error).split()) or type(error).__name__
   text = text.partition(' [tensorstore_spec')[0]
   if len(text) <= width:
@@ -15,7 +16,7 @@ def one_line(error: BaseException | str, width: int = 300) -> str:
 
 
 def clock_text(seconds: float) -> str:
-  """m:ss, or h:mm:ss."""
+  """Formats seconds as m:ss, or as h:mm:ss."""
   minutes, seconds = divmod(int(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:
@@ -24,7 +25,7 @@ def clock_text(seconds: float) -> str:
 
 
 def did_you_mean(name: str, known) -> str:
-  """' Did you mean X?' for the nearest of `known`, else the whole choice."""
+  """Returns ' Did you mean X?' for the nearest of `known`, else all of them."""
   known = sorted(known)
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
   if close:
@@ -36,3 +37,35 @@ def check_choice(name: str, value, known) -> None:
   """Raises ValueError unless `value` is one of `known`."""
   if value not in known:
     raise ValueError(f'{name} = {value!r}.' + did_you_mean(str(value), known))
+
+
+def check_number(
+  name: str, value, least=None, most=None, whole: bool = True, optional=False
+) -> None:
+  """Raises ValueError unless `value` is a number of a range.
+
+  Args:
+    name: of the setting, as a user writes it.
+    value: what was given; a bool is no number, numpy's numbers are.
+    least, most: the bounds, both included; None: unbounded.
+    whole: take whole numbers only.
+    optional: take None, too.
+  """
+  if optional and value is None:
+    return
+  kind = numbers.Integral if whole else numbers.Real
+  fits = isinstance(value, kind) and not isinstance(value, bool)
+  if fits and least is not None:
+    fits = value >= least
+  if fits and most is not None:
+    fits = value <= most
+  if fits and value == value and abs(value) != float('inf'):
+    return
+  span = '' if least is None else f' of at least {least}'
+  if most is not None:
+    span = (
+      f' of at most {most}' if least is None else f' from {least} to {most}'
+    )
+  also = ', or None' if optional else ''
+  what = 'whole number' if whole else 'number'
+  raise ValueError(f'{name} = {value!r}: expected a {what}{span}{also}')

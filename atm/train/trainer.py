@@ -395,8 +395,10 @@ def keep_beside(model_dir: str, words: Vocabulary, meta: dict) -> None:
   """Puts config.gin and the vocabulary into model_dir, for all hosts."""
   if not distributed.is_first():
     return
-  fileio.whole(os.path.join(model_dir, 'config.gin'), meta['config'].encode())
+  fileio.write_atomically(
+    os.path.join(model_dir, 'config.gin'), meta['config'].encode()
+  )
   path = os.path.join(model_dir, 'vocabulary', vocabulary_lib.MODEL_FILE)
   if not os.path.exists(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    fileio.whole(path, words.model)
+    fileio.write_atomically(path, words.model)
