@@ -29,6 +29,19 @@ class State:
   params: Any
   opt_state: Any
 
+  def to_trees(self) -> dict:
+    """Returns the trees of a checkpoint, under the names of its items."""
+    return {
+      'params': self.params,
+      'optimizer': {'step': self.step, 'state': self.opt_state},
+    }
+
+  @classmethod
+  def from_trees(cls, trees: dict) -> State:
+    """Makes a state of what `to_trees` returned."""
+    optimizer = trees['optimizer']
+    return cls(optimizer['step'], trees['params'], optimizer['state'])
+
 
 def _init(model, tx, seed: int) -> State:
   ids = jnp.ones((1, 1), jnp.int32)

@@ -198,3 +198,13 @@ def test_init_is_the_same_on_every_mesh(one_device):
     a.params,
     b.params,
   )
+
+
+def test_a_state_is_the_trees_of_its_checkpoint():
+  """Faults seen: the step left out; parameters and optimizer swapped."""
+  state = step.State(3, {'w': 1}, ({'mu': 2},))
+  trees = state.to_trees()
+  assert trees == {
+    'params': {'w': 1}, 'optimizer': {'step': 3, 'state': ({'mu': 2},)}
+  }  # fmt: skip
+  assert step.State.from_trees(trees) == state
