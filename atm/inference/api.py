@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -614,6 +614,40 @@ def load(
   params = found.params(mesh, rules)
   model = Model(config, params, found.vocabulary, mesh, rules, found.step)
   return halved(model) if weights == 'bfloat16' else model
+
+
+@dataclasses.dataclass
+class ModelSource:
+  """Names a trained model and where its parameters are to live.
+
+  The commands infer, score, chat, eval and lm_eval inherit these fields, so a
+  user sets them alike on each.
+
+  Attributes:
+    model_dir: a run's MODEL_DIR, or a Hugging Face folder.
+    at_step: the checkpoint to read; None: the newest.
+    weights: 'bfloat16' halves the memory of parameters; None: as saved.
+    make_mesh: builds the mesh. A function, because a mesh needs devices, which
+      are not asked for before a command runs.
+    rules: logical to mesh axes.
+  """
+
+  model_dir: str
+  _: dataclasses.KW_ONLY
+  at_step: int | None = None
+  weights: str | None = None
+  make_mesh: Callable[[], jax.sharding.Mesh] = mesh_lib.mesh
+  rules: Rules = Rules()
+
+  def load(self) -> Model:
+    """Reads the model; raises what `load` raises."""
+    return load(
+      self.model_dir,
+      self.at_step,
+      self.make_mesh(),
+      self.rules,
+      weights=self.weights,
+    )
 
 
 def halved(model: Model) -> Model:
