@@ -41,7 +41,7 @@ def main(folder: str, vocabulary: str):
   from atm.evals import bootstrap
   from atm.evals import results as results_lib
 
-  results, words = results_lib.read(folder), Vocabulary(vocabulary)
+  results, words = results_lib.read_results(folder), Vocabulary(vocabulary)
   sets: dict[str, list] = {}
   for task in results['tasks']:
     sets.setdefault(task['set'], []).append(task)

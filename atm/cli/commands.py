@@ -198,7 +198,15 @@ def chat() -> None:
 
 
 def eval_() -> None:
-  gin.get_configurable('suite.evaluate')(config_text=gin_config.config_text())
+  from atm.evals.results import RESULTS_FILE
+  from atm.pages import eval_page
+  from atm.parallel import distributed
+
+  evaluate = gin.get_configurable('suite.evaluate')
+  folder = evaluate(config_text=gin_config.config_text())
+  if folder is not None and distributed.is_first():
+    page = eval_page.write(folder)
+    print(f'wrote {os.path.join(folder, RESULTS_FILE)}\n      {page}')
 
 
 def compare() -> None:

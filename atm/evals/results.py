@@ -1,4 +1,4 @@
-"""Reads results.json."""
+"""Reads and writes results.json, all that an evaluation found."""
 
 from __future__ import annotations
 
@@ -6,20 +6,31 @@ import json
 import os
 from typing import Any
 
-RESULTS = 'results.json'
+from atm import fileio
+from atm.parallel import distributed
+
+RESULTS_FILE = 'results.json'
 
 
-def read(folder: str) -> dict[str, Any]:
-  """results.json of a folder.
+def read_results(folder: str) -> dict[str, Any]:
+  """Reads results.json of a folder.
 
   Raises:
     FileNotFoundError: there is none.
   """
-  path = os.path.join(folder, RESULTS)
+  path = os.path.join(folder, RESULTS_FILE)
   if not os.path.exists(path):
     raise FileNotFoundError(
-      f'folder = {folder!r}: expected a folder with {RESULTS}, which '
+      f'folder = {folder!r}: expected a folder with {RESULTS_FILE}, which '
       '`atm eval` writes'
     )
   with open(path, encoding='utf-8') as f:
     return json.load(f)
+
+
+def write_results(folder: str, results: dict[str, Any]) -> None:
+  """Writes results.json; on process 0 only."""
+  if distributed.is_first():
+    os.makedirs(folder, exist_ok=True)
+    text = json.dumps(results, ensure_ascii=False)
+    fileio.write_atomically(os.path.join(folder, RESULTS_FILE), text)

@@ -20,7 +20,6 @@ from atm.evals import results as results_lib
 from atm.evals.predict import fingerprint, sample, texts
 from atm.evals.task import MissingData, Task
 from atm.inference import api, batch
-from atm.pages import eval_page
 from atm.parallel import distributed
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
@@ -48,7 +47,7 @@ def evaluate(
   config_text: str = '',
   say: Callable[[str], None] = print,
 ) -> str | None:
-  """Runs a suite and writes results.json, predictions/ and report.html.
+  """Runs a suite and writes its results.json and predictions/.
 
   Args:
     make_tasks: called without arguments.
@@ -71,7 +70,7 @@ def evaluate(
     say: prints a line.
 
   Returns:
-    results.json's path; None where nothing was asked.
+    The folder with the results; None where nothing was asked.
 
   Raises:
     FileNotFoundError: there is no model.
@@ -102,7 +101,7 @@ def evaluate(
                   weights=weights)  # fmt: skip
   start = time.perf_counter()
   found, missing = run(model, tasks, output, settings, model_dir, say)
-  path = write(
+  results_lib.write_results(
     output,
     dict(
       suite=suite, model_dir=model_dir, step=model.step,
@@ -114,8 +113,7 @@ def evaluate(
   )  # fmt: skip
   for line in summary(found):
     say(line)
-  say(f'wrote {path}\n      {os.path.join(output, eval_page.PAGE)}')
-  return path
+  return output
 
 
 def run(model, tasks, output, settings, model_dir, say) -> tuple[list, list]:
@@ -220,18 +218,6 @@ def versions(tasks: Iterable[Task]) -> dict[str, str]:
   names = dict.fromkeys(name for task in tasks for name in task.metrics)
   own = {'atm': atm.__version__, 'jax': importlib.metadata.version('jax')}
   return own | metrics.versions(names)
-
-
-def write(output: str, results: dict) -> str:
-  """Writes results.json and report.html; returns the former's path."""
-  path = os.path.join(output, results_lib.RESULTS)
-  if distributed.is_first():
-    os.makedirs(output, exist_ok=True)
-    with open(path + '.tmp', 'w', encoding='utf-8') as f:
-      json.dump(results, f, ensure_ascii=False)
-    os.replace(path + '.tmp', path)
-    eval_page.write(output)
-  return path
 
 
 def summary(found: Sequence[dict]) -> Iterator[str]:

@@ -49,7 +49,7 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
       f'RUNS = {runs!r}: expected two or more folders, '
       "('runs/a/eval/xnli', 'runs/b/eval/xnli')"
     )
-  every = [results.read(run) for run in runs]
+  every = [results.read_results(run) for run in runs]
   made, notes = compare_lib.comparisons(every, compare_lib.names(runs))
   if not made:
     raise ValueError(

@@ -30,7 +30,7 @@ def write(folder: str) -> str:
   Raises:
     FileNotFoundError: there is no results.json.
   """
-  text = page(folder, results_lib.read(folder))
+  text = page(folder, results_lib.read_results(folder))
   path = os.path.join(folder, PAGE)
   with open(path, 'w', encoding='utf-8') as f:
     f.write(text)

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def results(folder):
-  return results_lib.read(folder)
+  return results_lib.read_results(folder)
 
 
 def score_of(results, task, metric):
@@ -43,7 +43,7 @@ def test_compare(folder, other, results, tmp_path, capsys):
   path = compare_page.compare((folder, other), str(tmp_path / 'c.html'))
   made = Page(open(path, encoding='utf-8').read())
   assert 'xnli_ta' in capsys.readouterr().out
-  second = results_lib.read(other)
+  second = results_lib.read_results(other)
   mine, theirs = (
     score_of(r, 'superglue_cb', 'accuracy')['value'] for r in (results, second)
   )

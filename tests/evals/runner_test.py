@@ -287,7 +287,7 @@ def test_a_suite_from_the_command_line(model, model_dir, tmp_path, capsys):
   assert command(*arguments) == 0
   said = capsys.readouterr().out
   assert 'flores101_en_fr' in said and 'left out: ' in said
-  results = results_lib.read(output)
+  results = results_lib.read_results(output)
   assert {t['name'] for t in results['tasks']} >= {
     'superglue_boolq', 'superglue_record', 'squadv2', 'flores101_en_de',
     'xnli_hi',

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def results(folder):
-  return results_lib.read(folder)
+  return results_lib.read_results(folder)
 
 
 @pytest.fixture(scope='module')

@@ -29,7 +29,6 @@ ROWS = (
 UP = {
   ('atm.checkpoint.manager', 'atm.train.step'),
   ('atm.model.parameters', 'atm.train.step'),
-  ('atm.evals.runner', 'atm.pages.eval_page'),
 }
 STRANGERS = {  # a room -> rooms of earlier rows that it knows nothing of
   'data': {'parallel'},
