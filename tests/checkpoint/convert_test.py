@@ -18,8 +18,8 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
 
 from conftest import tiny
-from hf_folder_test import ALEXATM, BLENDERBOT, HERE, folder_of, golden
-from torch_reader_test import Call, Global, archive, program, storage, tensor
+from goldens import ALEXATM, BLENDERBOT, HERE, folder_of, golden
+from torch_archives import Call, Global, archive, program, storage, tensor
 
 
 def quiet(text):

@@ -5,14 +5,11 @@ AlexaTM 20B, `blenderbot_*` of transformers' Blenderbot, see golden/README.md.
 """
 
 import functools
-import os
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 import atm
 from atm.checkpoint import hf_folder, hf_keys
@@ -21,22 +18,7 @@ from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.train import step
 
-HERE = os.path.join(os.path.dirname(__file__), '../golden')
-ALEXATM = ('untied', 'tied')
-BLENDERBOT = ('blenderbot_a', 'blenderbot_b', 'blenderbot_c')
-
-
-def folder_of(name, root):
-  """A Hugging Face folder of a golden, below `root`."""
-  if os.path.isdir(f'{HERE}/{name}'):
-    return f'{HERE}/{name}'
-  folder = root / name
-  if not folder.exists():
-    folder.mkdir(parents=True)
-    shutil.copy(f'{HERE}/{name}.config.json', folder / 'config.json')
-    weights = dict(np.load(f'{HERE}/{name}.weights.npz'))
-    safetensors.numpy.save_file(weights, str(folder / 'model.safetensors'))
-  return str(folder)
+from goldens import ALEXATM, BLENDERBOT, HERE, folder_of, golden
 
 
 @pytest.fixture(scope='module')
@@ -50,10 +32,6 @@ def load(root):
   return lambda name, **more: atm.load(
     folder_of(name, root), **{'mesh': one, **more}
   )
-
-
-def golden(name):
-  return dict(np.load(f'{HERE}/{name}.io.npz'))
 
 
 def close(ours, theirs, atol=1e-5):

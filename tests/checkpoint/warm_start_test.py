@@ -23,8 +23,8 @@ from atm.parallel import sharding
 from atm.train import step
 
 from conftest import tiny
+from goldens import HERE, folder_of, golden
 
-HERE = os.path.join(os.path.dirname(__file__), '../golden')
 XLMR = f'{HERE}/xlmr_xl'
 EIGHT = functools.partial(mesh_lib.mesh, data=2, fsdp=2, tensor=2)
 SENTENCES = [
@@ -304,28 +304,18 @@ def test_the_newest_checkpoint_is_taken(tmp_path):
   jax.tree.map(same, after['encoder'], later.params['encoder'])
 
 
-def released(folder) -> str:
-  """golden/untied as a Hugging Face folder."""
-  os.makedirs(folder)
-  shutil.copy(f'{HERE}/untied.config.json', f'{folder}/config.json')
-  weights = dict(np.load(f'{HERE}/untied.weights.npz'))
-  safetensors.numpy.save_file(weights, f'{folder}/model.safetensors')
-  return str(folder)
-
-
 @pytest.mark.parametrize('name', ['untied', 'blenderbot_a', 'blenderbot_b'])
 @pytest.mark.parametrize('types', [0, 4])
 def test_from_hugging_face(name, types, tmp_path):
   """The encoder's states are the reference's, types folded or not."""
-  golden = f'{HERE}/{name}'
-  folder = golden if os.path.isdir(golden) else released(tmp_path / name)
+  folder = folder_of(name, tmp_path)
   theirs = hf_keys.config_of(hf_folder.read_json(f'{folder}/config.json'))
   changes = dict(token_types=types, decoder_layers=1, ties='none')
   config = dataclasses.replace(theirs, **changes)
   words = train_words(tmp_path / 'words')
   _, params, lines = warm(config, folder, words)
   assert any('it has no tokenizer, all' in line for line in lines)
-  g = np.load(f'{golden}.io.npz')
+  g = golden(name)
   real = g['attention_mask'].astype(bool)
   states = encode(config, params, g['input_ids'], g['attention_mask'])
   close(np.asarray(states)[real], g['encoder_last_hidden_state'][real])

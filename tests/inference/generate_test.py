@@ -13,7 +13,7 @@ from atm.inference import sampling
 from atm.inference.sampling import Choice, Config
 
 from api_test import model  # noqa: F401 (a fixture)
-from hf_folder_test import HERE
+from goldens import HERE
 
 with open(os.path.join(HERE, 'generate.json'), encoding='utf-8') as f:
   SETTINGS = json.load(f)
