@@ -15,8 +15,6 @@ import rich.table
 
 from atm.inference import api, prompts, sampling
 from atm.messages import check_choice
-from atm.parallel import mesh
-from atm.parallel.sharding import Rules
 
 HELP = {
   '/mode clm|denoise': 'continue the text, or complete it',
@@ -199,48 +197,48 @@ class Chat:
     )
 
 
-def chat(
-  model_dir: str,
-  mode: str = 'clm',
-  config: sampling.Config = sampling.Config(),
-  at_step: int | None = None,
-  weights: str | None = None,
-  make_mesh: Callable = mesh.mesh,
-  rules: Rules = Rules(),
-  read: Callable[[str], str] = input,
-  console: rich.console.Console | None = None,
-) -> None:
-  """Reads prompts and commands until /quit or the end of the input.
+@dataclasses.dataclass
+class ChatCommand(api.ModelSource):
+  """`atm chat`: reads prompts and commands until /quit or the input's end.
 
-  Args:
-    model_dir: the trained model's, or a Hugging Face folder.
+  Attributes:
     mode, config: what the conversation begins with.
-    at_step: which checkpoint; None takes the newest.
-    weights: see `api.load`.
-    make_mesh: called without arguments.
-    rules: logical to mesh axes.
     read: reads a line, given the prompt to show; raises EOFError at the end.
-    console: where to write.
+    console: where to write; None: standard output.
   """
-  check_choice('MODE', mode, api.MODES)
-  console = console or rich.console.Console()
-  model = api.load(model_dir, at_step, make_mesh(), rules, weights=weights)
-  if model.vocabulary is None:
-    raise ValueError(f'{model_dir!r} has no tokenizer: expected one to chat')
-  _keep_history()
-  talk = Chat(model, console, mode, config)
-  console.print(
-    f'[bold]step {model.step:,} of {rich.markup.escape(model_dir)}[/]  '
-    f'[dim]mode {mode}, /help for commands[/]'
-  )
-  while True:
-    try:
-      text = read(f'{talk.mode}> ')
-    except (EOFError, KeyboardInterrupt):
-      console.print()
-      return
-    if not talk.line(text):
-      return
+
+  mode: str = 'clm'
+  config: sampling.Config = sampling.Config()
+  read: Callable[[str], str] = input
+  console: rich.console.Console | None = None
+
+  def run(self) -> None:
+    """Loads the model and talks.
+
+    Raises:
+      ValueError: the model has no tokenizer, or see `api.load`.
+    """
+    check_choice('MODE', self.mode, api.MODES)
+    console = self.console or rich.console.Console()
+    model = self.load()
+    if model.vocabulary is None:
+      raise ValueError(
+        f'{self.model_dir!r} has no tokenizer: expected one to chat'
+      )
+    _keep_history()
+    chat = Chat(model, console, self.mode, self.config)
+    console.print(
+      f'[bold]step {model.step:,} of {rich.markup.escape(self.model_dir)}[/]  '
+      f'[dim]mode {self.mode}, /help for commands[/]'
+    )
+    while True:
+      try:
+        text = self.read(f'{chat.mode}> ')
+      except (EOFError, KeyboardInterrupt):
+        console.print()
+        return
+      if not chat.line(text):
+        return
 
 
 def _keep_history() -> None:

@@ -186,15 +186,15 @@ def inspect_() -> None:
 
 
 def infer() -> None:
-  gin.get_configurable('files.infer_file')()
+  gin.get_configurable('files.infer_file')().run()
 
 
 def score() -> None:
-  gin.get_configurable('files.score_file')()
+  gin.get_configurable('files.score_file')().run()
 
 
 def chat() -> None:
-  gin.get_configurable('chat.chat')()
+  gin.get_configurable('chat.chat')().run()
 
 
 def eval_() -> None:

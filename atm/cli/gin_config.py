@@ -43,14 +43,14 @@ def configurables() -> dict[str, Callable]:
 
   return {
     'atm.cache.build': cache_lib.build,
-    'atm.chat.chat': chat_lib.chat,
+    'atm.chat.chat': chat_lib.ChatCommand,
     'atm.compare.compare': compare_page.compare,
     'atm.convert.export_weights': convert.export_weights,
     'atm.convert.import_weights': convert.import_weights,
     'atm.data.vocab': vocabulary_training.vocab,
     'atm.choosing.Config': sampling.Config,
-    'atm.files.infer_file': batch.infer_file,
-    'atm.files.score_file': batch.score_file,
+    'atm.files.infer_file': batch.InferJob,
+    'atm.files.score_file': batch.ScoreJob,
     'atm.harness.evaluate': lm_eval_command.evaluate,
     'atm.look.inspect': inspect_data.inspect,
     'atm.mixture.show': mixture_stats.show,

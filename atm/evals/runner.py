@@ -183,13 +183,15 @@ def answered(model, task, asked, output, settings, model_dir, say) -> list:
     stop=task.stop, weights=settings['weights'],
   )  # fmt: skip
   marks = _marks(folder)
-  if marks.get(task.name) == batch.mark(depends) and os.path.exists(path):
+  if marks.get(task.name) == batch.hash_settings(depends) and os.path.exists(
+    path
+  ):
     say('  answered before')
     with open(path, encoding='utf-8') as f:
       return list(map(json.loads, f))
   size = settings['batch_size']
-  progress = batch.Progress(path, depends, len(rows))
-  batch.work(
+  progress = batch.PartialResults(path, depends, len(rows))
+  batch.compute_missing(
     rows,
     [len(str(s)) for s in sent],
     progress,
@@ -198,7 +200,7 @@ def answered(model, task, asked, output, settings, model_dir, say) -> list:
     lambda text: say(f'  {text}'),
   )
   if distributed.is_first():
-    marks[task.name] = batch.mark(depends)
+    marks[task.name] = batch.hash_settings(depends)
     with open(os.path.join(folder, MARKS), 'w') as f:
       json.dump(marks, f)
   return [progress.done[i] for i in range(len(rows))]

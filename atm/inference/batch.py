@@ -7,19 +7,20 @@ the input, at the end.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from atm import messages
+from atm import fileio, messages
 from atm.data import registry
 from atm.inference import api, sampling
-from atm.parallel import distributed, mesh
-from atm.parallel.sharding import Rules
+from atm.parallel import distributed
 
 
 def read_inputs(path: str, fields: Sequence[str] = ('input',)) -> list[dict]:
@@ -96,38 +97,43 @@ def read_task(name: str, split: str, lengths: dict) -> list[dict]:
   return rows
 
 
-def mark(settings: dict) -> str:
-  """Tells settings apart: a hash."""
+def hash_settings(settings: dict) -> str:
+  """Returns the SHA-256 of settings, which tells runs apart.
+
+  What JSON does not know is hashed as `str` has it, so the names of
+  `sampling.Config` and of its fields are part of every .part file.
+  """
   text = json.dumps(settings, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Progress:
-  """Results by row number, kept in a file from the moment they are there.
+class PartialResults:
+  """Results by row number, appended to a .part file as they are computed.
 
   Attributes:
-    done: row number -> the fields that were added to it.
+    done: row number -> the fields that are added to the row.
+    left: numbers of the rows without results.
   """
 
   def __init__(self, output: str, settings: dict, count: int):
     """Reads what an earlier run of the same settings left.
 
     Args:
-      output: the file that there will be; `output`.part is written until then.
+      output: the final file; `output`.part is written until then.
       settings: all that the results depend on.
       count: rows in all.
 
     Raises:
-      ValueError: what is there was made with other settings.
+      ValueError: the .part file is of other settings.
     """
     self.output, self.part = output, output + '.part'
     self.done: dict[int, dict] = {}
-    self.mark = {'settings': mark(settings)}
+    mark = {'settings': hash_settings(settings)}
     lines = []
     if os.path.exists(self.part):
       with open(self.part, 'rb') as f:
-        lines = f.read().split(b'\n')[:-1]  # the last one may be torn
-    if lines and json.loads(lines[0]) != self.mark:
+        lines = f.read().split(b'\n')[:-1]  # a kill may have torn the last
+    if lines and json.loads(lines[0]) != mark:
       raise ValueError(
         f'{self.part} is of a run with other settings or inputs: delete it, or '
         'give another OUTPUT'
@@ -136,222 +142,225 @@ class Progress:
       row = json.loads(line)
       self.done[row.pop('row')] = row
     self.left = [i for i in range(count) if i not in self.done]
-    distributed.wait_for_all()  # all have read it before one writes
+    distributed.wait_for_all()  # all hosts have read it before one writes
     if distributed.is_first():
       with open(self.part, 'wb') as f:
-        f.writelines(line + b'\n' for line in lines or [self._line(self.mark)])
-
-  @staticmethod
-  def _line(row: dict) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode('utf-8')
+        f.writelines(line + b'\n' for line in lines or [_json_bytes(mark)])
 
   def add(self, results: dict[int, dict]) -> None:
-    """Keeps the results of some rows."""
+    """Keeps the results of some rows, on disk when this returns."""
     self.done |= results
     if distributed.is_first():
       with open(self.part, 'ab') as f:
         for number, row in results.items():
-          f.write(self._line({'row': number, **row}) + b'\n')
+          f.write(_json_bytes({'row': number, **row}) + b'\n')
         f.flush()
         os.fsync(f.fileno())
 
   def finish(self, rows: Sequence[dict]) -> None:
-    """Writes all rows with their results, in order, and removes the part."""
+    """Writes all rows with their results, in order, and removes the .part."""
     if not distributed.is_first():
       return
-    with open(self.output + '.tmp', 'wb') as f:
+    with fileio.replacing(self.output, 'wb') as f:
       for number, row in enumerate(rows):
         kept = {k: v for k, v in row.items() if not k.endswith('_ids')}
-        f.write(self._line({**kept, **self.done[number]}) + b'\n')
-    os.replace(self.output + '.tmp', self.output)
+        f.write(_json_bytes({**kept, **self.done[number]}) + b'\n')
     os.remove(self.part)
 
 
-def work(rows, lengths, progress: Progress, chunk: int, compute, say) -> None:
-  """Does what is left, rows of a like length together; writes the output.
+def _json_bytes(row: dict) -> bytes:
+  return json.dumps(row, ensure_ascii=False).encode('utf-8')
+
+
+def compute_missing(
+  rows, lengths, results: PartialResults, chunk: int, compute, log
+) -> None:
+  """Computes the rows without results, then writes the output.
 
   Args:
     rows: dicts, which the output holds with their results.
-    lengths: of their inputs, in any unit.
-    progress: what is done.
+    lengths: of the rows' inputs, in any unit: like lengths go together.
+    results: what is done.
     chunk: rows at a time.
     compute: row numbers -> (results by number, tokens).
-    say: prints a line.
+    log: prints a line.
   """
-  order = sorted(progress.left, key=lambda i: lengths[i])
+  order = sorted(results.left, key=lambda i: lengths[i])
   if len(order) < len(rows):
-    say(f'{len(rows) - len(order):,} of {len(rows):,} were done before')
+    log(f'{len(rows) - len(order):,} of {len(rows):,} were done before')
   start, tokens = time.perf_counter(), 0
   for at in range(0, len(order), chunk):
-    results, count = compute(order[at : at + chunk])
-    progress.add(results)
+    new, count = compute(order[at : at + chunk])
+    results.add(new)
     tokens += count
     done = min(at + chunk, len(order))
     seconds = time.perf_counter() - start
     left = seconds / done * (len(order) - done)
-    say(
+    log(
       f'{done:,}/{len(order):,}  {tokens / seconds:,.0f} tokens/s  '
       f'{messages.clock_text(left)} left'
     )
-  progress.finish(rows)
+  results.finish(rows)
 
 
-def _one_of(input, task) -> str:
-  """What the output is named after."""
-  if (input is None) == (task is None):
-    raise ValueError('expected one of INPUT, a file, and TASK, a seqio task')
-  if input is not None and not os.path.exists(input):  # before a model is read
-    raise FileNotFoundError(f'INPUT = {input!r}: no such file')
-  return os.path.splitext(input)[0] if task is None else task
+@dataclasses.dataclass
+class FileJob(api.ModelSource):
+  """Runs the rows of a file, or of a seqio task, through a model; JSONL out.
+
+  Attributes:
+    input: a text file, a prompt a line, or .jsonl with the fields of
+      `required` a line; other fields are kept.
+    output: default: the input's name with `suffix`.
+    task, split, lengths: a seqio task instead of a file, see `read_task`.
+    configure_tasks: called with vocabulary=FILE before the task is looked up.
+    mode: how texts are framed, one of `prompts.MODES`.
+    batch_size: rows at a time.
+    say: prints a line.
+    suffix, required: of the kind of job.
+    counted: what the rows are called in what is printed.
+  """
+
+  input: str | None = None
+  output: str | None = None
+  task: str | None = None
+  split: str = 'validation'
+  lengths: dict | None = None
+  configure_tasks: Callable = lambda **named: None
+  mode: str = 'clm'
+  batch_size: int = 32
+  say: Callable[[str], None] = print
+
+  suffix: ClassVar[str]
+  required: ClassVar[tuple[str, ...]]
+  counted: ClassVar[str]
+
+  def run(self) -> str:
+    """Writes the output and returns its path; goes on where a run was killed.
+
+    Raises:
+      FileNotFoundError: there is no input or no model.
+      ValueError: a row is not as expected, or has no room in the model.
+    """
+    name = self._input_name()
+    model = self.load()
+    rows = self._read_rows(model)
+    inputs = model.ids(
+      [x.get('input_ids') or x['input'] for x in rows], self.mode
+    )
+    compute = self._prepare(model, rows, inputs)
+    results = PartialResults(
+      self.output or name + self.suffix, self._settings(model, rows), len(rows)
+    )
+    log = self.say if distributed.is_first() else lambda text: None
+    log(
+      f'step {model.step:,} of {self.model_dir}: {len(rows):,} {self.counted}, '
+      f'mode {self.mode}'
+    )
+    lengths = list(map(len, inputs))
+    compute_missing(rows, lengths, results, self.batch_size, compute, log)
+    log(f'wrote {results.output}')
+    return results.output
+
+  def _input_name(self) -> str:
+    """Checks what is read, before a model is; returns a name for the output."""
+    if (self.input is None) == (self.task is None):
+      raise ValueError('expected one of INPUT, a file, and TASK, a seqio task')
+    if self.task is not None:
+      return self.task
+    if not os.path.exists(self.input):
+      raise FileNotFoundError(f'INPUT = {self.input!r}: no such file')
+    return os.path.splitext(self.input)[0]
+
+  def _read_rows(self, model: api.Model) -> list[dict]:
+    if self.task is None:
+      return read_inputs(self.input, self.required)
+    self.configure_tasks(vocabulary=model.vocabulary.path)
+    return read_task(self.task, self.split, self.lengths)
+
+  def _settings(self, model: api.Model, rows: list[dict]) -> dict:
+    """Returns all that the results depend on."""
+    return dict(
+      rows=rows, model=os.path.abspath(self.model_dir), step=model.step,
+      mode=self.mode, weights=self.weights,
+    )  # fmt: skip
+
+  def _prepare(self, model: api.Model, rows: list[dict], inputs) -> Callable:
+    """Returns the `compute` of `compute_missing`, given encoder ids of rows."""
+    raise NotImplementedError
 
 
-def _read(input, task, split, lengths, configure_tasks, model, fields):
-  """The rows of a file or of a seqio task."""
-  if task is None:
-    return read_inputs(input, fields)
-  configure_tasks(vocabulary=model.vocabulary.path)
-  return read_task(task, split, lengths)
-
-
-def infer_file(
-  model_dir: str,
-  input: str | None = None,
-  output: str | None = None,
-  task: str | None = None,
-  split: str = 'validation',
-  lengths: dict | None = None,
-  configure_tasks: Callable = lambda **named: None,
-  mode: str = 'clm',
-  config: sampling.Config = sampling.Config(),
-  stop: Sequence[str] = (),
-  banned: Sequence[str] = (),
-  batch_size: int = 32,
-  at_step: int | None = None,
-  weights: str | None = None,
-  make_mesh: Callable = mesh.mesh,
-  rules: Rules = Rules(),
-  say: Callable[[str], None] = print,
-) -> str:
-  """A file of prompts in, JSONL out: each row with its `output` added.
+@dataclasses.dataclass
+class InferJob(FileJob):
+  """`atm infer`: each row of prompts with its `output` added.
 
   With config.results above 1 `output` is a list, the best first. A row's
   `prefix`, where it has one, begins its output.
 
-  Args:
-    model_dir: the trained model's, or a Hugging Face folder.
-    input: a text file, a prompt a line, or .jsonl with an `input` a line;
-      other fields are kept.
-    output: default: the input's name with `.out.jsonl`.
-    task, split, lengths: a seqio task instead of a file, see `read_task`.
-    configure_tasks: called with vocabulary=FILE before the task is looked up.
-    mode, stop, banned, batch_size: see `api.Model.complete`.
-    config: how tokens are chosen.
-    at_step: which checkpoint; None takes the newest.
-    weights: 'bfloat16' halves the parameters' memory; None: as they are.
-    make_mesh: called without arguments.
-    rules: logical to mesh axes.
-    say: prints a line.
-
-  Returns:
-    The path written.
-
-  Raises:
-    FileNotFoundError: there is no input or no model.
-    ValueError: a row is not as expected, or has no room in the model.
+  Attributes:
+    config, stop, banned: see `api.Model.complete`.
   """
-  source = _one_of(input, task)
-  model = api.load(model_dir, at_step, make_mesh(), rules, weights=weights)
-  rows = _read(input, task, split, lengths, configure_tasks, model, ('input',))
-  settings = dict(
-    rows=rows, model=os.path.abspath(model_dir), step=model.step, mode=mode,
-    config=config, stop=stop, banned=banned, weights=weights,
-  )  # fmt: skip
-  inputs = model.ids([x.get('input_ids') or x['input'] for x in rows], mode)
-  progress = Progress(output or f'{source}.out.jsonl', settings, len(rows))
-  say = say if distributed.is_first() else lambda text: None
-  say(f'step {model.step:,} of {model_dir}: {len(rows):,} inputs, mode {mode}')
 
-  def compute(numbers):
-    some = [rows[i] for i in numbers]
-    made = model.complete(
-      [inputs[i] for i in numbers],
-      mode,
-      config,
-      [row.get('prefix', '') for row in some],
-      stop,
-      banned,
-      batch_size,
-      numbers,
+  config: sampling.Config = sampling.Config()
+  stop: Sequence[str] = ()
+  banned: Sequence[str] = ()
+
+  suffix = '.out.jsonl'
+  required = ('input',)
+  counted = 'inputs'
+
+  def _settings(self, model, rows):
+    return super()._settings(model, rows) | dict(
+      config=self.config, stop=self.stop, banned=self.banned
     )
-    texts = [[x.text for x in of_row] for of_row in made]
-    results = {
-      i: {'output': text if config.results > 1 else text[0]}
-      for i, text in zip(numbers, texts)
-    }
-    return results, sum(len(x.ids) for of_row in made for x in of_row)
 
-  work(rows, list(map(len, inputs)), progress, batch_size, compute, say)
-  say(f'wrote {progress.output}')
-  return progress.output
+  def _prepare(self, model, rows, inputs):
+    def compute(numbers):
+      generations = model.complete(
+        [inputs[i] for i in numbers],
+        self.mode,
+        self.config,
+        [rows[i].get('prefix', '') for i in numbers],
+        self.stop,
+        self.banned,
+        self.batch_size,
+        numbers,
+      )
+      results = {}
+      for i, row in zip(numbers, generations):
+        texts = [x.text for x in row]
+        results[i] = {'output': texts if self.config.results > 1 else texts[0]}
+      return results, sum(len(x.ids) for row in generations for x in row)
+
+    return compute
 
 
-def score_file(
-  model_dir: str,
-  input: str | None = None,
-  output: str | None = None,
-  task: str | None = None,
-  split: str = 'validation',
-  lengths: dict | None = None,
-  configure_tasks: Callable = lambda **named: None,
-  mode: str = 'clm',
-  batch_size: int = 32,
-  at_step: int | None = None,
-  weights: str | None = None,
-  make_mesh: Callable = mesh.mesh,
-  rules: Rules = Rules(),
-  say: Callable[[str], None] = print,
-) -> str:
-  """Log-probabilities of given targets: JSONL in, JSONL out.
+@dataclasses.dataclass
+class ScoreJob(FileJob):
+  """`atm score`: log-probabilities of given targets.
 
   Each row gets `log_probability`, in nats, the sum over the target's tokens,
   its end included, and `tokens`, how many these are.
-
-  Args:
-    input: .jsonl with an `input` and a `target` a line.
-    output: default: the input's name with `.scores.jsonl`.
-    model_dir, task, split, lengths, configure_tasks, mode, batch_size, at_step,
-      weights, make_mesh, rules, say: see `infer_file`.
-
-  Returns, raises: see `infer_file`.
   """
-  source = _one_of(input, task)
-  model = api.load(model_dir, at_step, make_mesh(), rules, weights=weights)
-  rows = _read(
-    input, task, split, lengths, configure_tasks, model, ('input', 'target')
-  )
-  settings = dict(
-    rows=rows, model=os.path.abspath(model_dir), step=model.step, mode=mode,
-    weights=weights,
-  )  # fmt: skip
-  inputs = model.ids([x.get('input_ids') or x['input'] for x in rows], mode)
-  targets = model.ids([x.get('target_ids') or x['target'] for x in rows], None)
-  progress = Progress(output or f'{source}.scores.jsonl', settings, len(rows))
-  say = say if distributed.is_first() else lambda text: None
-  say(f'step {model.step:,} of {model_dir}: {len(rows):,} targets, mode {mode}')
 
-  def compute(numbers):
-    total, counts = model.score(
-      [inputs[i] for i in numbers],
-      [targets[i] for i in numbers],
-      mode,
-      batch_size,
-    )
-    results = {
-      i: {'log_probability': float(x), 'tokens': int(n)}
-      for i, x, n in zip(numbers, total, counts)
-    }
-    return results, int(np.sum(counts))
+  suffix = '.scores.jsonl'
+  required = ('input', 'target')
+  counted = 'targets'
 
-  work(rows, list(map(len, inputs)), progress, batch_size, compute, say)
-  say(f'wrote {progress.output}')
-  return progress.output
+  def _prepare(self, model, rows, inputs):
+    targets = [x.get('target_ids') or x['target'] for x in rows]
+    targets = model.ids(targets, None)
+
+    def compute(numbers):
+      totals, counts = model.score(
+        [inputs[i] for i in numbers],
+        [targets[i] for i in numbers],
+        self.mode,
+        self.batch_size,
+      )
+      results = {
+        i: {'log_probability': float(total), 'tokens': int(count)}
+        for i, total, count in zip(numbers, totals, counts)
+      }
+      return results, int(np.sum(counts))
+
+    return compute

@@ -101,7 +101,9 @@ def test_until_the_end_of_the_input(model, monkeypatch):  # noqa: F811
   monkeypatch.setattr(chat, '_keep_history', lambda: None)
   lines = iter(['/help', '', 'a', '/quit', 'never read'])
   console = rich.console.Console(file=io.StringIO(), width=200)
-  chat.chat('run', read=lambda prompt: next(lines), console=console)
+  chat.ChatCommand(
+    'run', read=lambda prompt: next(lines), console=console
+  ).run()
   text = console.file.getvalue()
   assert '/shots FILE' in text and 'tokens in' in text
   assert next(lines) == 'never read'
@@ -109,4 +111,4 @@ def test_until_the_end_of_the_input(model, monkeypatch):  # noqa: F811
   def end(prompt):
     raise EOFError
 
-  chat.chat('run', read=end, console=console)
+  chat.ChatCommand('run', read=end, console=console).run()

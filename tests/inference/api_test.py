@@ -224,9 +224,9 @@ def test_from_checkpoint_to_jsonl(model, words, tmp_path):
   checkpoints.close()
   trainer.keep_beside(directory, words, meta)
   (tmp_path / 'in.jsonl').write_text('{"input": "Everyone", "id": 1}\n' * 3)
-  out = batch.infer_file(
+  out = batch.InferJob(
     directory, str(tmp_path / 'in.jsonl'), say=lambda t: None
-  )
+  ).run()
   with open(out, encoding='utf-8') as f:
     rows = [json.loads(line) for line in f]
   assert len(rows) == 3 and rows[0]['id'] == 1

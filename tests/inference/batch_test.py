@@ -46,7 +46,7 @@ SHORT = sampling.Config(max_tokens=6)
 
 def run(path, **options):
   options = {'config': SHORT, 'batch_size': 2, **QUIET, **options}
-  return batch.infer_file('run', str(path), **options)
+  return batch.InferJob('run', str(path), **options).run()
 
 
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
@@ -127,7 +127,7 @@ def test_scores_are_those_of_the_model(loaded, tmp_path):
   path = tmp_path / 'pairs.jsonl'
   rows = [{'input': text, 'target': text[::-1]} for text in TEXTS]
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  out = batch.score_file('run', str(path), batch_size=3, **QUIET)
+  out = batch.ScoreJob('run', str(path), batch_size=3, **QUIET).run()
   assert out.endswith('pairs.scores.jsonl')
   total, counts = loaded.score(TEXTS, [text[::-1] for text in TEXTS])
   made = written(out)
@@ -137,7 +137,7 @@ def test_scores_are_those_of_the_model(loaded, tmp_path):
   assert [row['tokens'] for row in made] == counts.tolist()
   path.write_text('{"input": "a"}\n')
   with pytest.raises(ValueError, match='string `input` and `target`'):
-    batch.score_file('run', str(path), **QUIET)
+    batch.ScoreJob('run', str(path), **QUIET).run()
 
 
 def test_an_input_without_room_is_named_before_anything_is_written(
@@ -148,7 +148,7 @@ def test_an_input_without_room_is_named_before_anything_is_written(
   with pytest.raises(ValueError, match='input 1 has'):
     run(path)
   with pytest.raises(ValueError, match='one of INPUT'):
-    batch.infer_file('run', **QUIET)
+    batch.InferJob('run', **QUIET).run()
 
 
 def test_a_seqio_task_is_read(loaded, words, tmp_path):
@@ -156,15 +156,44 @@ def test_a_seqio_task_is_read(loaded, words, tmp_path):
   lengths = {'inputs': 48, 'targets': 48}
   rows = batch.read_task('udhr_en_clm', 'validation', lengths)[:3]
   assert rows[0]['input_ids'][:2] == [words.bos_id, words.clm_id]
-  out = batch.infer_file(
+  out = batch.InferJob(
     'run',
     output=str(tmp_path / 'out'),
     task='udhr_en_clm',
     lengths=lengths,
     config=SHORT,
     **QUIET,
-  )
+  ).run()
   made = written(out)
   want = loaded.complete([row['input_ids'] for row in rows], config=SHORT)
   assert [row['output'] for row in made[:3]] == [x.text for (x,) in want]
   assert set(made[0]) == {'input', 'target', 'output'}
+
+
+@pytest.mark.parametrize(
+  'job, options, mark',
+  [
+    (
+      batch.InferJob,
+      dict(config=sampling.Config(beams=2), stop=('x',)),
+      '1e63b08f27bfa5f0f00bd3021e02b7c54b4562c3272d506d55a6cf0d855a423c',
+    ),
+    (
+      batch.ScoreJob,
+      dict(weights='bfloat16'),
+      '01ac40db4ad4ff7c996504d82b35b28cdaefe0cf339de201154b76af9b112bd8',
+    ),
+  ],
+)
+def test_part_files_of_the_first_version_are_continued(job, options, mark):
+  """The marks were written by the code of version 0.1.0.
+
+  Fault seen: the fields of `sampling.Config` in another order.
+  """
+
+  class Trained:
+    step = 7
+
+  rows = [{'input': 'a', 'target': 'b'}]
+  settings = job('/run', **options)._settings(Trained, rows)
+  assert batch.hash_settings(settings) == mark
