@@ -20,7 +20,7 @@ def pooled(folder: str, tasks, name: str, words) -> tuple:
 
   from atm.evals import metrics
 
-  metric, ours, copies = metrics.get(name), [], []
+  metric, ours, copies = metrics.get_metric(name), [], []
   for task in tasks:
     with open(f'{folder}/predictions/{task["name"]}.jsonl') as f:
       rows = list(map(json.loads, f))
@@ -48,10 +48,12 @@ def main(folder: str, vocabulary: str):
   for name, tasks in sets.items():
     for key in dict.fromkeys(k for task in tasks for k in task['scores']):
       metric, ours, copies = pooled(folder, tasks, key, words)
-      value, low, high = bootstrap.bootstrap(ours, metric.total)
+      value, low, high = bootstrap.bootstrap_interval(ours, metric.total)
       line = f'{name}, {metric.title}: {value:.2f} [{low:.2f}, {high:.2f}]'
       if copies is not None:
-        more, low, high, p = bootstrap.paired(copies, ours, metric.total)
+        more, low, high, p = bootstrap.paired_bootstrap(
+          copies, ours, metric.total
+        )
         copied = metric.total(copies.sum(0))
         line += f'; copies {copied:.2f}, difference {more:.2f} '
         line += f'[{low:.2f}, {high:.2f}], p = {p:.3f}'

@@ -55,7 +55,7 @@ def judged(name, lines, metrics, samples=200, **others):
     counted = metrics_lib.METRICS['bleu' if metric == 'spbleu' else metric]
     code = 'en' if counted.name == 'bleu' else language
     rows[metric] = counted.rows(answers, truths, groups, code)
-    value, low, high = bootstrap.bootstrap(
+    value, low, high = bootstrap.bootstrap_interval(
       rows[metric], counted.total, samples=samples
     )
     made[metric] = {'value': value, 'low': low, 'high': high}

@@ -64,7 +64,7 @@ def configurables() -> dict[str, Callable]:
     'atm.sharding.Rules': sharding.Rules,
     'atm.sharding.mesh': mesh.mesh,
     'atm.sharding.start': distributed.start,
-    'atm.suite.Asker': during_training.Asker,
+    'atm.suite.Asker': during_training.FewShotEvaluator,
     'atm.suite.evaluate': runner.evaluate,
     'atm.trainer.train': trainer.train,
     'atm.vocabulary.train': vocabulary_training.train,

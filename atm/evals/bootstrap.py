@@ -11,7 +11,7 @@ import numpy as np
 
 
 @functools.lru_cache(maxsize=1)  # tasks of a suite have often as many questions
-def _draws(G: int, seed: int, samples: int) -> np.ndarray:
+def _draw_counts(G: int, seed: int, samples: int) -> np.ndarray:
   """How often each group is drawn, of G draws: uint8 [samples, G].
 
   256 draws of one group among more than 255 do not happen (1 in 10^500).
@@ -38,13 +38,13 @@ def resample(
   """
   if not len(rows):
     raise ValueError('no rows: expected those of one group or more')
-  drawn = _draws(len(rows), seed, samples)
+  drawn = _draw_counts(len(rows), seed, samples)
   at_once = max(1, 2**20 // len(rows))
   parts = (drawn[i : i + at_once] for i in range(0, samples, at_once))
   return np.concatenate([part.astype(np.float64) @ rows for part in parts])
 
 
-def bootstrap(
+def bootstrap_interval(
   rows: np.ndarray,
   total: Callable[[np.ndarray], np.ndarray],
   seed: int = 0,
@@ -57,11 +57,11 @@ def bootstrap(
   Of a few dozen groups it is somewhat too narrow. nan where nothing is judged.
   """
   rows = np.asarray(rows, np.float64)
-  low, high = _percentiles(total(resample(rows, seed, samples)))
+  low, high = _percentile_interval(total(resample(rows, seed, samples)))
   return float(total(rows.sum(0))), low, high
 
 
-def paired(
+def paired_bootstrap(
   rows_a: np.ndarray,
   rows_b: np.ndarray,
   total: Callable[[np.ndarray], np.ndarray],
@@ -91,10 +91,10 @@ def paired(
   rarer = min((each <= 0).sum(), (each >= 0).sum())
   p = min(1.0, 2 * (rarer + 1) / (len(each) + 1))
   difference = float(total(b.sum(0)) - total(a.sum(0)))
-  return difference, *_percentiles(each), float(p)
+  return difference, *_percentile_interval(each), float(p)
 
 
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
+def _percentile_interval(values: np.ndarray) -> tuple[float, float]:
   values = values[~np.isnan(values)]
   if not len(values):
     return float('nan'), float('nan')
@@ -102,7 +102,7 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
   return float(low), float(high)
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm_adjust(p: Sequence[float]) -> np.ndarray:
   """p of several comparisons, adjusted so that all hold together (Holm, 1979).
 
   The k-th smallest of n is multiplied by n - k + 1, never below one before it.

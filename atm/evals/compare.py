@@ -13,8 +13,8 @@ import numpy as np
 
 from atm.evals import bootstrap, metrics
 
-SAMPLES = 10_000  # of a paired bootstrap, or more; see `samples_for`
-SURE = 0.05
+MIN_RESAMPLES = 10_000  # of a paired bootstrap, or more; see `count_resamples`
+SIGNIFICANCE = 0.05
 
 
 @dataclasses.dataclass
@@ -35,8 +35,8 @@ class Difference:
   adjusted: float = 1.0
 
   @property
-  def sure(self) -> bool:
-    return self.adjusted < SURE
+  def significant(self) -> bool:
+    return self.adjusted < SIGNIFICANCE
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class Comparison:
   differences: list[Difference]
 
 
-def names(runs: Sequence[str]) -> list[str]:
+def distinguish_paths(runs: Sequence[str]) -> list[str]:
   """What tells folders apart: 'a' and 'b' of runs/a/eval/x and runs/b/eval/x.
 
   Whole paths where this is nothing.
@@ -76,7 +76,7 @@ def names(runs: Sequence[str]) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class QuestionGroup:
   """Questions that are judged together: one row of statistics."""
 
   row: int
@@ -85,22 +85,26 @@ class Group:
   prompts: tuple[str, ...]
 
 
-def groups_of(task: Mapping[str, Any]) -> dict[tuple[str, ...], Group]:
+def index_groups(
+  task: Mapping[str, Any],
+) -> dict[tuple[str, ...], QuestionGroup]:
   """The groups of a task by the ids of their questions."""
   lines = task['predictions']
   members = collections.defaultdict(list)
-  for row, line in zip(metrics.grouping([x['group'] for x in lines]), lines):
+  for row, line in zip(
+    metrics.group_indices([x['group'] for x in lines]), lines
+  ):
     members[int(row)].append(line)
   found = {}
   for row, mine in members.items():
     column = lambda key, mine=mine: tuple(str(line[key]) for line in mine)
     truths = json.dumps([line['truth'] for line in mine], sort_keys=True)
-    group = Group(row, column('id'), truths, column('prompt_hash'))
+    group = QuestionGroup(row, column('id'), truths, column('prompt_hash'))
     found[group.ids] = group
   return found
 
 
-def comparisons(
+def compare_runs(
   every: Sequence[Mapping[str, Any]], labels: Sequence[str]
 ) -> tuple[list[Comparison], list[str]]:
   """All tasks of the first run that the others have, and what differs."""
@@ -108,7 +112,7 @@ def comparisons(
   said: dict[str, list[str]] = {}
   made = []
   common = [name for name in found[0] if all(name in t for t in found)]
-  samples = samples_for(len(common) * (len(every) - 1))
+  samples = count_resamples(len(common) * (len(every) - 1))
   for name in dict.fromkeys(name for tasks in found for name in tasks):
     lacking = [label for label, t in zip(labels, found) if name not in t]
     if lacking:
@@ -121,18 +125,20 @@ def comparisons(
     for note in differs:
       said.setdefault(note, []).append(name)
   every_one = [each for one in made for each in one.differences]
-  for each, p in zip(every_one, bootstrap.holm([d.p for d in every_one])):
+  for each, p in zip(
+    every_one, bootstrap.holm_adjust([d.p for d in every_one])
+  ):
     each.adjusted = float(p)
-  notes = [f'{listed(tasks)}: {note}' for note, tasks in said.items()]
-  return made, [*notes, *versions_differ(every, labels)]
+  notes = [f'{abbreviate(tasks)}: {note}' for note, tasks in said.items()]
+  return made, [*notes, *compare_versions(every, labels)]
 
 
-def samples_for(differences: int) -> int:
+def count_resamples(differences: int) -> int:
   """Draws enough for Holm's correction: p is at least 2 / draws, times all."""
-  return max(SAMPLES, 100 * differences)
+  return max(MIN_RESAMPLES, 100 * differences)
 
 
-def listed(tasks: Sequence[str], most: int = 5) -> str:
+def abbreviate(tasks: Sequence[str], most: int = 5) -> str:
   """Names, of many the first."""
   rest = f' and {len(tasks) - most} more' if len(tasks) > most else ''
   return ', '.join(tasks[:most]) + rest
@@ -145,7 +151,7 @@ def compare_task(
   metric = next(iter(tasks[0]['scores']))
   if any(metric not in task['statistics'] for task in tasks):
     return None, [f'{metric} is not in all runs']
-  groups = [groups_of(task) for task in tasks]
+  groups = [index_groups(task) for task in tasks]
   common = [
     ids
     for ids in groups[0]
@@ -154,7 +160,7 @@ def compare_task(
       for other in groups
     )
   ]
-  notes = differing(tasks, groups, common, labels)
+  notes = describe_differences(tasks, groups, common, labels)
   if not common:
     return None, notes
   rows = [
@@ -163,9 +169,11 @@ def compare_task(
     ]
     for task, mine in zip(tasks, groups)
   ]
-  total = metrics.get(metric).total
+  total = metrics.get_metric(metric).total
   differences = [
-    Difference(*bootstrap.paired(rows[0], other, total, samples=samples))
+    Difference(
+      *bootstrap.paired_bootstrap(rows[0], other, total, samples=samples)
+    )
     for other in rows[1:]
   ]
   values = [float(total(each.sum(0))) for each in rows]
@@ -173,7 +181,7 @@ def compare_task(
   return Comparison(tasks[0], metric, count, values, differences), notes
 
 
-def differing(tasks, groups, common, labels) -> list[str]:
+def describe_differences(tasks, groups, common, labels) -> list[str]:
   """How the runs asked differently, in words."""
   notes = []
   for key in ('mode', 'shots', 'normalize', 'source'):
@@ -192,7 +200,7 @@ def differing(tasks, groups, common, labels) -> list[str]:
   return notes
 
 
-def versions_differ(every, labels) -> list[str]:
+def compare_versions(every, labels) -> list[str]:
   """Versions of what figures depend on, where runs have others."""
   notes = []
   keys = dict.fromkeys(key for run in every for key in run['versions'])

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from atm.data.vocabulary import Vocabulary
-from atm.evals import judge, metrics, predict
-from atm.evals.predict import sample
+from atm.evals import metrics, predict, scoring
+from atm.evals.predict import sample_questions
 from atm.evals.task import MissingData, Task
 from atm.inference import api
 from atm.model.config import Config
@@ -18,7 +18,7 @@ from atm.parallel.sharding import Rules
 # --- While a model trains
 
 
-class Asker:
+class FewShotEvaluator:
   """Asks samples of tasks of a model that trains."""
 
   def __init__(
@@ -46,9 +46,9 @@ class Asker:
     self.model = api.Model(config, {}, vocabulary, mesh, rules, 0)
     self.batch_size, self.asked = batch_size, []
     for task in make_tasks():
-      (main, *_), _ = judge.usable(task)
+      (main, *_), _ = scoring.resolve_metrics(task)
       try:
-        asked = sample(task.ask(vocabulary), limit, seed)
+        asked = sample_questions(task.ask(vocabulary), limit, seed)
       except MissingData as e:
         say(f'{task.name} is not asked: {e}')
         continue
@@ -64,10 +64,12 @@ class Asker:
     sets: dict[str, list[float]] = {}
     for task, asked, name in self.asked:
       numbers = range(len(asked))
-      found, _ = predict.ask(model, task, asked, numbers, self.batch_size)
+      found, _ = predict.predict(model, task, asked, numbers, self.batch_size)
       answers = [found[i]['answer'] for i in range(len(asked))]
-      made = judge.counted(name, task, asked, answers, model.vocabulary)
-      value = float(metrics.get(name).total(made.sum(0)))
+      made = scoring.compute_statistics(
+        name, task, asked, answers, model.vocabulary
+      )
+      value = float(metrics.get_metric(name).total(made.sum(0)))
       row[f'few_shot/{task.set}/{task.name}'] = value
       sets.setdefault(task.set, []).append(value)
     means = {f'few_shot/{k}': float(np.mean(v)) for k, v in sets.items()}

@@ -49,14 +49,16 @@ class Metric:
   note: str = ''
 
 
-def grouping(groups: Sequence[str]) -> np.ndarray:
+def group_indices(groups: Sequence[str]) -> np.ndarray:
   """The row of each question: int [N], in the order of first occurrence."""
   found: dict = {}
   keys = (group or (i,) for i, group in enumerate(groups))
   return np.array([found.setdefault(key, len(found)) for key in keys], int)
 
 
-def _summed(counts: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+def _sum_by_group(
+  counts: Callable[..., np.ndarray],
+) -> Callable[..., np.ndarray]:
   """`rows` of a metric whose counts of a group are the sum of its questions."""
 
   def rows(
@@ -72,7 +74,7 @@ def _summed(counts: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         'groups: expected as many of each, and at least one'
       )
     each = counts(answers, truths, language, vocabulary)
-    where = grouping(groups)
+    where = group_indices(groups)
     made = np.zeros((where.max() + 1, each.shape[1]))
     np.add.at(made, where, each)
     return made
@@ -80,7 +82,7 @@ def _summed(counts: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
   return rows
 
 
-def mean(sums: np.ndarray) -> np.ndarray:
+def weighted_mean(sums: np.ndarray) -> np.ndarray:
   """The mean of summed (value, weight): [..., 2] -> [...]; nan without any."""
   value, weight = sums[..., 0], sums[..., 1]
   empty = np.full(np.shape(value), np.nan)
@@ -134,7 +136,7 @@ def _all_right(
   answers, truths, groups, language='en', vocabulary=None
 ) -> np.ndarray:
   """(100 where all answers of the group are right, 1)."""
-  sums = _summed(_accuracy)(answers, truths, groups)
+  sums = _sum_by_group(_accuracy)(answers, truths, groups)
   whole = sums[:, 0] == 100 * sums[:, 1]
   return np.stack([100.0 * whole, np.ones(len(whole))], 1)
 
@@ -203,7 +205,7 @@ def _exact(answers, truths, language, vocabulary) -> np.ndarray:
   """Is it one of the references, but for runs of whitespace?"""
   one = lambda text: ' '.join(text.split())
   hits = [
-    100.0 * (one(answer) in map(one, text_metrics.references(truth)))
+    100.0 * (one(answer) in map(one, text_metrics.reference_texts(truth)))
     for answer, truth in zip(answers, truths)
   ]
   return np.stack([hits, np.ones(len(hits))], 1)
@@ -216,16 +218,16 @@ STAND_IN = (
 
 
 def _metrics() -> list[Metric]:
-  make = lambda name, title, counts, total=mean, note='': Metric(
-    name, title, _summed(counts), total, note=note
+  make = lambda name, title, counts, total=weighted_mean, note='': Metric(
+    name, title, _sum_by_group(counts), total, note=note
   )
-  rouge = lambda kind: functools.partial(text_metrics.rouge, kind)
+  rouge = lambda kind: functools.partial(text_metrics.rouge_counts, kind)
   return [
     make('accuracy', 'accuracy', _accuracy),
     make('exact_match', 'exact match', _exact),
     make('cb_f1', 'macro F1', _cb, _cb_total),
     make('multirc_f1a', 'F1 over answers', _multirc, _multirc_total),
-    Metric('multirc_em', 'exact match of questions', _all_right, mean),
+    Metric('multirc_em', 'exact match of questions', _all_right, weighted_mean),
     make('record_f1', 'F1', _record(squad_f1)),
     make('record_em', 'exact match', _record(squad_em)),
     make('squad_f1', 'F1', _squad(squad_f1, None)),
@@ -235,18 +237,19 @@ def _metrics() -> list[Metric]:
     make('rouge1', 'ROUGE-1', rouge('rouge1')),
     make('rouge2', 'ROUGE-2', rouge('rouge2')),
     make('rougeL', 'ROUGE-L', rouge('rougeL')),
-    make('spbleu', 'spBLEU', text_metrics.spbleu, text_metrics.bleu_total),
-    make('spbleu_own', 'BLEU of own pieces', text_metrics.spbleu_own,
+    make('spbleu', 'spBLEU', text_metrics.spbleu_counts,
+         text_metrics.bleu_total),
+    make('spbleu_own', 'BLEU of own pieces', text_metrics.own_bleu_counts,
          text_metrics.bleu_total, STAND_IN),
-    make('bleu', 'BLEU', text_metrics.bleu, text_metrics.bleu_total),
-    make('chrf', 'chrF', text_metrics.chrf, text_metrics.chrf_total),
+    make('bleu', 'BLEU', text_metrics.bleu_counts, text_metrics.bleu_total),
+    make('chrf', 'chrF', text_metrics.chrf_counts, text_metrics.chrf_total),
   ]  # fmt: skip
 
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _metrics()}
 
 
-def get(name: str) -> Metric:
+def get_metric(name: str) -> Metric:
   """The metric of a name.
 
   Raises:
@@ -256,7 +259,7 @@ def get(name: str) -> Metric:
   return METRICS[name]
 
 
-def check(names: Iterable[str], language: str = 'en') -> None:
+def check_metrics(names: Iterable[str], language: str = 'en') -> None:
   """Raises what these metrics would raise, before anything is generated.
 
   Raises:
@@ -265,10 +268,10 @@ def check(names: Iterable[str], language: str = 'en') -> None:
     ModuleNotFoundError: an extra is not installed; says which.
   """
   for name in names:
-    text_metrics.check(get(name).name, language)
+    text_metrics.check_installed(get_metric(name).name, language)
 
 
-def versions(names: Iterable[str]) -> dict[str, str]:
+def metric_versions(names: Iterable[str]) -> dict[str, str]:
   """What figures of these metrics depend on, for results.json's versions."""
-  found = {name: text_metrics.version(name) for name in names}
+  found = {name: text_metrics.library_version(name) for name in names}
   return {name: text for name, text in found.items() if text}

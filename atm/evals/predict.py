@@ -17,10 +17,10 @@ from atm.evals import metrics
 from atm.evals.task import Question, Task
 from atm.inference import api, sampling
 
-ALIKE = 1e-6  # log-probabilities within this, relative, are a tie
+TIE_TOLERANCE = 1e-6  # log-probabilities within this, relative, are a tie
 
 
-def sample(
+def sample_questions(
   asked: Sequence[Question], limit: int | None, seed: int
 ) -> list[Question]:
   """`limit` questions drawn by the seed, in their order; groups stay whole.
@@ -32,7 +32,7 @@ def sample(
     raise ValueError(f'LIMIT = {limit}: expected 1 or more, or None for all')
   if not asked:
     raise ValueError('a task asks nothing: its file has no examples')
-  groups = metrics.grouping([q.group for q in asked])
+  groups = metrics.group_indices([q.group for q in asked])
   count = groups.max() + 1
   if limit is None or limit >= count:
     return list(asked)
@@ -44,14 +44,14 @@ def sample(
 # --- What is sent
 
 
-def texts(question: Question) -> dict:
+def request_of(question: Question) -> dict:
   """What of a question is sent: its prompt or pairs."""
   if question.prompt is not None:
     return {'prompt': question.prompt}
   return {'pairs': [list(pair) for pair in question.pairs]}
 
 
-def fingerprint(sent) -> str:
+def hash_json(sent) -> str:
   """SHA-256 of JSON."""
   text = json.dumps(sent, ensure_ascii=False, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
@@ -61,7 +61,7 @@ def fingerprint(sent) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class EncodedPair:
   """Ids of an encoder and a decoder text.
 
   Attributes:
@@ -74,7 +74,7 @@ class Pair:
   cut: bool
 
 
-def prompt_ids(
+def encode_prompt(
   model: api.Model, text: str, mode: str, keeps: str = 'end'
 ) -> tuple[list, bool]:
   """(encoder ids, whether some were left out for want of room)."""
@@ -84,7 +84,9 @@ def prompt_ids(
   return model.framed(kept, mode), len(ids) > room
 
 
-def pair_ids(model: api.Model, pair: tuple[str, str], mode: str) -> Pair:
+def encode_pair(
+  model: api.Model, pair: tuple[str, str], mode: str
+) -> EncodedPair:
   """A choice as ids. No end token is scored, as in lm-evaluation-harness.
 
   Where there is no room the encoder's beginning is left out. In 'denoise' the
@@ -98,13 +100,13 @@ def pair_ids(model: api.Model, pair: tuple[str, str], mode: str) -> Pair:
     target = target[max(0, over) :]
   cut = over > 0 or len(target) > positions
   framed = model.framed(source[max(0, over) :], mode)
-  return Pair(framed, target[-positions:], cut)
+  return EncodedPair(framed, target[-positions:], cut)
 
 
 # --- Answers
 
 
-def ask(
+def predict(
   model: api.Model,
   task: Task,
   asked: Sequence[Question],
@@ -117,14 +119,15 @@ def ask(
     {output, answer, log_probabilities, tokens, cut} by number, and how many
     tokens were read and written.
   """
-  of_kind = _chosen if asked[0].prompt is None else _written
+  of_kind = _choose_answers if asked[0].prompt is None else _generate_answers
   return of_kind(model, task, asked, numbers, batch_size)
 
 
-def _written(model, task, asked, numbers, batch_size: int) -> tuple:
+def _generate_answers(model, task, asked, numbers, batch_size: int) -> tuple:
   """({number: answer}, tokens) of questions whose answers are written."""
   given = [
-    prompt_ids(model, asked[i].prompt, task.mode, task.keeps) for i in numbers
+    encode_prompt(model, asked[i].prompt, task.mode, task.keeps)
+    for i in numbers
   ]
   made = model.complete(
     [ids for ids, _ in given],
@@ -146,10 +149,10 @@ def _written(model, task, asked, numbers, batch_size: int) -> tuple:
   return results, tokens
 
 
-def _chosen(model, task, asked, numbers, batch_size: int) -> tuple:
+def _choose_answers(model, task, asked, numbers, batch_size: int) -> tuple:
   """({number: answer}, tokens) of questions with choices."""
   pairs = {
-    i: [pair_ids(model, pair, task.mode) for pair in asked[i].pairs]
+    i: [encode_pair(model, pair, task.mode) for pair in asked[i].pairs]
     for i in numbers
   }
   every = [pair for i in numbers for pair in pairs[i]]
@@ -163,7 +166,7 @@ def _chosen(model, task, asked, numbers, batch_size: int) -> tuple:
     mine = slice(at, at := at + len(pairs[i]))
     results[i] = {
       'output': None,
-      'answer': choice(sums[mine], counts[mine], task.normalize),
+      'answer': choose_likeliest(sums[mine], counts[mine], task.normalize),
       'log_probabilities': sums[mine].tolist(),
       'tokens': counts[mine].tolist(),
       'cut': any(pair.cut for pair in pairs[i]),
@@ -171,10 +174,14 @@ def _chosen(model, task, asked, numbers, batch_size: int) -> tuple:
   return results, sum(len(p.source) + len(p.target) for p in every)
 
 
-def choice(sums: np.ndarray, counts: np.ndarray, normalize: str) -> int:
+def choose_likeliest(
+  sums: np.ndarray, counts: np.ndarray, normalize: str
+) -> int:
   """The index of the likeliest choice, by token ('mean') or whole ('sum').
 
   The first of those that differ by no more than rounding does.
   """
   values = sums / counts if normalize == 'mean' else sums
-  return int(np.argmax(np.isclose(values, values.max(), rtol=ALIKE, atol=0)))
+  return int(
+    np.argmax(np.isclose(values, values.max(), rtol=TIE_TOLERANCE, atol=0))
+  )

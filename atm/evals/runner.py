@@ -15,17 +15,17 @@ import jax
 
 import atm
 from atm.data.vocabulary import Vocabulary
-from atm.evals import judge, metrics, predict
+from atm.evals import metrics, predict, scoring
 from atm.evals import results as results_lib
-from atm.evals.predict import fingerprint, sample, texts
+from atm.evals.predict import hash_json, request_of, sample_questions
 from atm.evals.task import MissingData, Task
 from atm.inference import api, batch
 from atm.parallel import distributed
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 
-MARKS = 'answered.json'  # in predictions/
-CHUNK = 8  # batches between two times that answers are kept
+COMPLETED_FILE = 'answered.json'  # in predictions/
+BATCHES_PER_CHUNK = 8  # batches between two times that answers are kept
 
 
 def evaluate(
@@ -84,14 +84,14 @@ def evaluate(
   if dry_run:
     folder = vocabulary or model_dir and os.path.join(model_dir, 'vocabulary')
     words = Vocabulary(folder) if folder else None
-    for line in prompts(tasks, words, limit, seed):
+    for line in format_requests(tasks, words, limit, seed):
       say(line)
     return None
   if model_dir is None:
     raise ValueError('MODEL_DIR is required, but for a dry run')
   mesh = make_mesh()
   for task in tasks:
-    judge.usable(task)  # before hours of work
+    scoring.resolve_metrics(task)  # before hours of work
   model = api.load(model_dir, at_step, mesh, rules, weights=weights)
   if model.vocabulary is None:
     raise ValueError(f'{model_dir} has no tokenizer: suites ask in text')
@@ -100,23 +100,25 @@ def evaluate(
   settings = dict(limit=limit, seed=seed, batch_size=batch_size,
                   weights=weights)  # fmt: skip
   start = time.perf_counter()
-  found, missing = run(model, tasks, output, settings, model_dir, say)
+  found, missing = run_tasks(model, tasks, output, settings, model_dir, say)
   results_lib.write_results(
     output,
     dict(
       suite=suite, model_dir=model_dir, step=model.step,
       parameters=sum(x.size for x in jax.tree.leaves(model.params)),
-      config=config_text, versions=versions(tasks), settings=settings,
+      config=config_text, versions=collect_versions(tasks), settings=settings,
       seconds=round(time.perf_counter() - start, 1),
       tasks=found, missing=missing,
     ),
   )  # fmt: skip
-  for line in summary(found):
+  for line in format_scores(found):
     say(line)
   return output
 
 
-def run(model, tasks, output, settings, model_dir, say) -> tuple[list, list]:
+def run_tasks(
+  model, tasks, output, settings, model_dir, say
+) -> tuple[list, list]:
   """(results of each task, what is missing), as results.json has them."""
   found, missing = [], []
   for number, task in enumerate(tasks, 1):
@@ -128,22 +130,24 @@ def run(model, tasks, output, settings, model_dir, say) -> tuple[list, list]:
       missing.append(dict(name=task.name, why=why, where=where))
       say(f'  left out: {why}')
       continue
-    chosen = sample(asked, settings['limit'], settings['seed'])
-    rows = answered(model, task, chosen, output, settings, model_dir, say)
+    chosen = sample_questions(asked, settings['limit'], settings['seed'])
+    rows = predict_task(model, task, chosen, output, settings, model_dir, say)
     if cut := sum(row['cut'] for row in rows):
       lost = {'end': 'beginnings', 'beginning': 'ends'}[task.keeps]
       say(
         f'  {cut:,} of {len(rows):,} texts had no room: their {lost} are left '
         f'out (Config.positions = {model.config.positions})'
       )
-    found.append(judge.judged(task, chosen, rows, len(asked), model, settings))
+    found.append(
+      scoring.score_task(task, chosen, rows, len(asked), model, settings)
+    )
   return found, missing
 
 
 # --- Without a model
 
 
-def prompts(tasks, vocabulary, limit, seed) -> Iterator[str]:
+def format_requests(tasks, vocabulary, limit, seed) -> Iterator[str]:
   """All that tasks would send, a JSON object a question."""
   for task in tasks:
     try:
@@ -151,24 +155,24 @@ def prompts(tasks, vocabulary, limit, seed) -> Iterator[str]:
     except MissingData as e:
       yield json.dumps({'task': task.name, 'missing': str(e)})
       continue
-    for question in sample(asked, limit, seed):
-      row = {'task': task.name, 'id': question.id, **texts(question)}
+    for question in sample_questions(asked, limit, seed):
+      row = {'task': task.name, 'id': question.id, **request_of(question)}
       yield json.dumps(row, ensure_ascii=False)
 
 
 # --- Answers
 
 
-def answered(model, task, asked, output, settings, model_dir, say) -> list:
+def predict_task(model, task, asked, output, settings, model_dir, say) -> list:
   """The answer to each question, kept in predictions/TASK.jsonl.
 
   Returns:
     {output, answer, log_probabilities, tokens, cut} for each.
   """
-  sent = [texts(question) for question in asked]
+  sent = [request_of(question) for question in asked]
   rows = [
     {
-      'id': q.id, 'prompt_hash': fingerprint(s)[:16], 'group': q.group,
+      'id': q.id, 'prompt_hash': hash_json(s)[:16], 'group': q.group,
       'truth': q.truth, 'shown': dict(q.shown), 'prompt': q.prompt,
       'pairs': s.get('pairs', []),
     }
@@ -182,7 +186,7 @@ def answered(model, task, asked, output, settings, model_dir, say) -> list:
     mode=task.mode, normalize=task.normalize, max_tokens=task.max_tokens,
     stop=task.stop, weights=settings['weights'],
   )  # fmt: skip
-  marks = _marks(folder)
+  marks = _read_completed(folder)
   if marks.get(task.name) == batch.hash_settings(depends) and os.path.exists(
     path
   ):
@@ -195,34 +199,34 @@ def answered(model, task, asked, output, settings, model_dir, say) -> list:
     rows,
     [len(str(s)) for s in sent],
     progress,
-    CHUNK * size,
-    lambda numbers: predict.ask(model, task, asked, numbers, size),
+    BATCHES_PER_CHUNK * size,
+    lambda numbers: predict.predict(model, task, asked, numbers, size),
     lambda text: say(f'  {text}'),
   )
   if distributed.is_first():
     marks[task.name] = batch.hash_settings(depends)
-    with open(os.path.join(folder, MARKS), 'w') as f:
+    with open(os.path.join(folder, COMPLETED_FILE), 'w') as f:
       json.dump(marks, f)
   return [progress.done[i] for i in range(len(rows))]
 
 
-def _marks(folder: str) -> dict[str, str]:
+def _read_completed(folder: str) -> dict[str, str]:
   """Of tasks that are answered: what the answers depend on."""
   try:
-    with open(os.path.join(folder, MARKS)) as f:
+    with open(os.path.join(folder, COMPLETED_FILE)) as f:
       return json.load(f)
   except (FileNotFoundError, ValueError):
     return {}
 
 
-def versions(tasks: Iterable[Task]) -> dict[str, str]:
+def collect_versions(tasks: Iterable[Task]) -> dict[str, str]:
   """Of what the figures depend on."""
   names = dict.fromkeys(name for task in tasks for name in task.metrics)
   own = {'atm': atm.__version__, 'jax': importlib.metadata.version('jax')}
-  return own | metrics.versions(names)
+  return own | metrics.metric_versions(names)
 
 
-def summary(found: Sequence[dict]) -> Iterator[str]:
+def format_scores(found: Sequence[dict]) -> Iterator[str]:
   """A line a task: its main figure with its interval."""
   wide = max((len(task['name']) for task in found), default=0)
   for task in found:
@@ -233,6 +237,6 @@ def summary(found: Sequence[dict]) -> Iterator[str]:
       yield (
         f'{task["name"]:<{wide}}  {figure["value"]:6.2f}  '
         f'[{figure["low"]:.2f}, {figure["high"]:.2f}]  '
-        f'{metrics.get(name).title}, {task["questions"]:,} questions'
+        f'{metrics.get_metric(name).title}, {task["questions"]:,} questions'
         + ('' if chance is None else f', chance {chance:.1f}')
       )

@@ -11,8 +11,8 @@ sums [..., M] and gives scores [...], 0 to 100.
 Languages matter twice. BLEU splits words by sacrebleu's default of the target
 language: 13a, and MeCab for Japanese. ROUGE of English has rouge-score's own
 tokenizer with the Porter stemmer, the habit for XSum. That tokenizer drops all
-that is not a-z and 0-9, so other languages have `words`, which drops only what
-is neither a letter, a mark nor a number, as the multilingual fork of XL-Sum
+that is not a-z and 0-9, so other languages have `rouge_words`, which drops only
+what is no letter, no mark and no number, as the multilingual fork of XL-Sum
 does; but without its stemmers and its word segmenters, so that figures depend
 on no further package. Japanese, written without spaces, is cut into single
 characters of its scripts. Which tokenizers the paper used is not stated.
@@ -38,11 +38,11 @@ from atm.evals.task import MissingData, Tokens
 # Git LFS pointers of facebook/nllb-200-distilled-600M and OpenNMT/nllb-200-onmt
 # at Hugging Face. None was found published of Flores-101's.
 FLORES200 = '14bb8dfb35c0ffdea7bc01e56cea38b9e3d5efcdcb9c251d6b40538e1aab555a'
-ORDER = 4  # of BLEU's n-grams
+MAX_NGRAM = 4  # of BLEU's n-grams
 CHRF_BETA = 2
 
 
-def library(name: str):
+def import_library(name: str):
   """An optional module.
 
   Raises:
@@ -56,7 +56,7 @@ def library(name: str):
     ) from error
 
 
-def references(truth: str | Sequence[str]) -> list[str]:
+def reference_texts(truth: str | Sequence[str]) -> list[str]:
   """The accepted texts of a truth.
 
   Raises:
@@ -76,12 +76,12 @@ def spbleu_file() -> tuple[str, str]:
 
   It is sacrebleu's place: $SACREBLEU/models, or ~/.sacrebleu/models.
   """
-  spm = library('sacrebleu.tokenizers.tokenizer_spm')
+  spm = import_library('sacrebleu.tokenizers.tokenizer_spm')
   url = spm.SPM_MODELS['flores101']['url']
   return os.path.join(spm.SACREBLEU_DIR, 'models', os.path.basename(url)), url
 
 
-def _usable_spbleu():
+def _require_spbleu():
   """sacrebleu's spBLEU; raises MissingData where its model is out of reach."""
   made = _spbleu(spbleu_file()[0])
   if isinstance(made, MissingData):
@@ -96,24 +96,24 @@ def _spbleu(path: str):
   Tried once a process: of 132 directions each would wait for the network.
   """
   try:
-    return _opened_spbleu(path)
+    return _load_spbleu(path)
   except MissingData as e:
     return e
 
 
-def _opened_spbleu(path: str):
+def _load_spbleu(path: str):
   url = spbleu_file()[1]
   place = f'download {url} and put it at {path}, or set SACREBLEU to a folder '
   place += f'that has it as models/{os.path.basename(path)}'
   try:
-    made = library('sacrebleu').BLEU(tokenize='flores101', force=True)
+    made = import_library('sacrebleu').BLEU(tokenize='flores101', force=True)
   except (OSError, RuntimeError) as error:  # RuntimeError: a broken model
     broken = os.path.exists(path)
     what = f'{path} is no SentencePiece model' if broken else (
       "spBLEU's SentencePiece model is neither there nor in reach"
     )  # fmt: skip
     raise MissingData(f'{what}: {place}') from error
-  if sha256(path) == FLORES200:
+  if sha256_of_file(path) == FLORES200:
     raise MissingData(f"{path} is Flores-200's model, not 101's: {place}")
   _check_pinned(path, place)
   return made
@@ -126,7 +126,7 @@ def _check_pinned(path: str, place: str) -> None:
   kept beside it, in sha256sum's format, and figures stay comparable on this
   machine; who knows the right one writes it there.
   """
-  kept, found = f'{path}.sha256', sha256(path)
+  kept, found = f'{path}.sha256', sha256_of_file(path)
   if not os.path.exists(kept):
     with contextlib.suppress(OSError), open(kept, 'w') as f:  # a shared folder
       f.write(f'{found}  {os.path.basename(path)}\n')
@@ -140,15 +140,15 @@ def _check_pinned(path: str, place: str) -> None:
     )
 
 
-def sha256(path: str) -> str:
+def sha256_of_file(path: str) -> str:
   """The checksum of a file, hexadecimal."""
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 @functools.lru_cache(maxsize=16)
-def _bleu(language: str):
-  sacrebleu = library('sacrebleu')
+def _bleu_of_language(language: str):
+  sacrebleu = import_library('sacrebleu')
   try:
     return sacrebleu.BLEU(trg_lang=language, force=True)
   except (ImportError, RuntimeError) as error:
@@ -158,9 +158,9 @@ def _bleu(language: str):
     ) from error
 
 
-def _counts(metric, answers, truths) -> np.ndarray:
+def _sacrebleu_counts(metric, answers, truths) -> np.ndarray:
   """sacrebleu's statistics of each text, float64 [N, M]."""
-  texts = [references(truth) for truth in truths]
+  texts = [reference_texts(truth) for truth in truths]
   # sacrebleu takes the first references of all, the second of all, ...; a text
   # with fewer has None there.
   columns = [list(each) for each in itertools.zip_longest(*texts)]
@@ -168,20 +168,20 @@ def _counts(metric, answers, truths) -> np.ndarray:
   return np.array(made, np.float64)
 
 
-def spbleu(answers, truths, language: str, vocabulary: Tokens | None):
+def spbleu_counts(answers, truths, language: str, vocabulary: Tokens | None):
   """Counts of BLEU over the pieces of the SentencePiece model of Flores-101.
 
   sacrebleu downloads this model on first use, and it stays that one, see
-  `_check_pinned`; `version` gives its checksum, which stands in results.json,
+  `_check_pinned`. Its checksum stands in results.json, see `library_version`,
   and comparisons of two runs say where it differs.
 
   Raises:
     MissingData: the model is neither there nor in reach, or is another.
   """
-  return _counts(_usable_spbleu(), answers, truths)
+  return _sacrebleu_counts(_require_spbleu(), answers, truths)
 
 
-def spbleu_own(answers, truths, language: str, vocabulary: Tokens | None):
+def own_bleu_counts(answers, truths, language: str, vocabulary: Tokens | None):
   """Counts of BLEU over the pieces of the model's own vocabulary.
 
   A stand-in where spBLEU's model is out of reach: it compares steps of one
@@ -193,24 +193,24 @@ def spbleu_own(answers, truths, language: str, vocabulary: Tokens | None):
   if vocabulary is None:
     raise ValueError('spbleu_own needs vocabulary: got None')
   pieces = lambda text: ' '.join(map(str, vocabulary.encode(text)))
-  metric = library('sacrebleu').BLEU(tokenize='none', force=True)
-  cut = [[pieces(text) for text in references(truth)] for truth in truths]
-  return _counts(metric, [pieces(answer) for answer in answers], cut)
+  metric = import_library('sacrebleu').BLEU(tokenize='none', force=True)
+  cut = [[pieces(text) for text in reference_texts(truth)] for truth in truths]
+  return _sacrebleu_counts(metric, [pieces(answer) for answer in answers], cut)
 
 
-def bleu(answers, truths, language: str, vocabulary: Tokens | None):
+def bleu_counts(answers, truths, language: str, vocabulary: Tokens | None):
   """Counts of BLEU with sacrebleu's tokenizer of the language.
 
   Raises:
     ModuleNotFoundError: Japanese, and MeCab is not there.
   """
-  return _counts(_bleu(language), answers, truths)
+  return _sacrebleu_counts(_bleu_of_language(language), answers, truths)
 
 
-def chrf(answers, truths, language: str, vocabulary: Tokens | None):
+def chrf_counts(answers, truths, language: str, vocabulary: Tokens | None):
   """Counts of chrF: character n-grams to 6, beta 2, as chrF2 of sacrebleu."""
-  metric = library('sacrebleu').CHRF()
-  return _counts(metric, answers, truths)
+  metric = import_library('sacrebleu').CHRF()
+  return _sacrebleu_counts(metric, answers, truths)
 
 
 def bleu_total(sums: np.ndarray) -> np.ndarray:
@@ -221,7 +221,7 @@ def bleu_total(sums: np.ndarray) -> np.ndarray:
   and all n-grams, n = 1 to 4.
   """
   length, wanted = sums[..., 0], sums[..., 1]
-  right, found = sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
+  right, found = sums[..., 2 : 2 + MAX_NGRAM], sums[..., 2 + MAX_NGRAM :]
   none = right == 0
   # The k-th order without a hit counts as 1/2^k hits.
   smooth = np.where(none, 0.5 ** np.cumsum(none, axis=-1), right)
@@ -255,14 +255,14 @@ def chrf_total(sums: np.ndarray) -> np.ndarray:
 # --- rouge-score
 
 
-class Words:
+class UnicodeTokenizer:
   """A tokenizer for rouge-score, in place of its own."""
 
   def tokenize(self, text: str) -> list[str]:
-    return words(text)
+    return rouge_words(text)
 
 
-def words(text: str) -> list[str]:
+def rouge_words(text: str) -> list[str]:
   """Lower-cased words of any script; see the head of this file.
 
   The text is NFKC-normalised first, as outputs of the vocabulary are.
@@ -280,20 +280,20 @@ def _unspaced(character: str) -> bool:
   return name.startswith(('CJK', 'HIRAGANA', 'KATAKANA'))
 
 
-def rouge(kind: str, answers, truths, language: str, vocabulary):
+def rouge_counts(kind: str, answers, truths, language: str, vocabulary):
   """(F-measure of 0 to 100, 1) of each text; of several references the best.
 
   Args:
     kind: 'rouge1', 'rouge2' or 'rougeL'.
   """
-  scorer = library('rouge_score.rouge_scorer').RougeScorer(
+  scorer = import_library('rouge_score.rouge_scorer').RougeScorer(
     [kind],
     use_stemmer=language == 'en',
-    tokenizer=None if language == 'en' else Words(),
+    tokenizer=None if language == 'en' else UnicodeTokenizer(),
   )
   made = np.ones((len(answers), 2))
   for i, (answer, truth) in enumerate(zip(answers, truths)):
-    found = scorer.score_multi(references(truth), answer)
+    found = scorer.score_multi(reference_texts(truth), answer)
     made[i, 0] = 100 * found[kind].fmeasure
   return made
 
@@ -301,7 +301,7 @@ def rouge(kind: str, answers, truths, language: str, vocabulary):
 # --- What a figure depends on
 
 
-def check(name: str, language: str) -> None:
+def check_installed(name: str, language: str) -> None:
   """Raises what counting would raise, before anything is generated.
 
   Raises:
@@ -309,23 +309,23 @@ def check(name: str, language: str) -> None:
     ModuleNotFoundError: a library is not there.
   """
   if name == 'spbleu':
-    _usable_spbleu()
+    _require_spbleu()
   elif name == 'bleu':
-    _bleu(language)
+    _bleu_of_language(language)
   elif name in ('chrf', 'spbleu_own'):
-    library('sacrebleu')
+    import_library('sacrebleu')
   elif name.startswith('rouge'):
-    library('rouge_score.rouge_scorer')
+    import_library('rouge_score.rouge_scorer')
 
 
-def version(name: str) -> str | None:
+def library_version(name: str) -> str | None:
   """What the figures of a metric depend on, None for metrics that are ours."""
   if name.startswith('rouge'):
     return f'rouge-score {importlib.metadata.version("rouge-score")}'
   if name not in ('spbleu', 'spbleu_own', 'bleu', 'chrf'):
     return None
-  text = f'sacrebleu {library("sacrebleu").__version__}'
+  text = f'sacrebleu {import_library("sacrebleu").__version__}'
   path = spbleu_file()[0]
   if name == 'spbleu' and os.path.exists(path):
-    text += f', {os.path.basename(path)} of SHA-256 {sha256(path)}'
+    text += f', {os.path.basename(path)} of SHA-256 {sha256_of_file(path)}'
   return text

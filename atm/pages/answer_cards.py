@@ -74,8 +74,8 @@ def worths(task: Mapping, lines: Sequence[Mapping]) -> np.ndarray:
     return np.array(made)
   name = ranking_metric(task)
   rows = np.array(task['statistics'][name], np.float64)
-  where = metrics.grouping([line['group'] for line in lines])
-  return metrics.get(name).total(rows)[where]
+  where = metrics.group_indices([line['group'] for line in lines])
+  return metrics.get_metric(name).total(rows)[where]
 
 
 def chosen(
@@ -114,7 +114,7 @@ def card(task: Mapping, why: str, worth: float, line: Mapping) -> str:
     said = f'{"right" if good else "wrong"} by {abs(worth):.2f}'
     kind = 'good' if good else 'bad'
   else:
-    metric = metrics.get(ranking_metric(task))
+    metric = metrics.get_metric(ranking_metric(task))
     kind = {'worst': 'bad', 'best': 'good'}.get(why, 'middle')
     said = f'{metric.title} {worth:.1f}'
   made = [tags('header', f'{why}: {said} · question {line["id"]}')]

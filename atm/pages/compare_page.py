@@ -50,16 +50,20 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
       "('runs/a/eval/xnli', 'runs/b/eval/xnli')"
     )
   every = [results.read_results(run) for run in runs]
-  made, notes = compare_lib.comparisons(every, compare_lib.names(runs))
+  made, notes = compare_lib.compare_runs(
+    every, compare_lib.distinguish_paths(runs)
+  )
   if not made:
     raise ValueError(
       f'RUNS = {runs!r}: no question in common. '
       + ' '.join(f'{note}.' for note in notes)
     )
-  rich.console.Console().print(console_table(compare_lib.names(runs), made))
+  rich.console.Console().print(
+    console_table(compare_lib.distinguish_paths(runs), made)
+  )
   path = output or os.path.join(runs[0], PAGE)
   with open(path, 'w', encoding='utf-8') as f:
-    f.write(page(compare_lib.names(runs), every, made, notes))
+    f.write(page(compare_lib.distinguish_paths(runs), every, made, notes))
   return path
 
 
@@ -78,7 +82,7 @@ def console_table(
   table = rich.table.Table(
     title=f'Against {escape(labels[0])}; p after Holm over '
     f'{sum(len(one.differences) for one in made)} differences, '
-    f'bold below {compare_lib.SURE:g}'
+    f'bold below {compare_lib.SIGNIFICANCE:g}'
   )
   table.add_column('task')
   table.add_column('metric')
@@ -89,8 +93,8 @@ def console_table(
     for value, each in zip(one.values[1:], one.differences):
       text = f'{number(value)} ({number(each.value, "+.1f")}, '
       text += f'p {p_text(each.adjusted)})'
-      cells.append(f'[bold]{text}[/bold]' if each.sure else text)
-    title = metrics.get(one.metric).title
+      cells.append(f'[bold]{text}[/bold]' if each.significant else text)
+    title = metrics.get_metric(one.metric).title
     table.add_row(escape(one.task['name']), title, *cells)
   return table
 
@@ -146,11 +150,11 @@ def how(labels: Sequence[str], made: Sequence[compare_lib.Comparison]) -> str:
     f'A difference is that to {labels[0]}, by the main metric of a task, on '
     'the questions all runs have. Its interval holds 95% of the draws of a '
     'paired bootstrap over questions (Koehn, 2004), '
-    f'{compare_lib.samples_for(count):,} of them, and p is two-sided. '
+    f'{compare_lib.count_resamples(count):,} of them, and p is two-sided. '
     f"Holm's correction is over all {count} differences on this page: where "
-    f'it leaves p below {compare_lib.SURE:g} the difference is bold, and the '
-    'chance that any bold one is none is at most as much. Other seeds and '
-    'other prompts are not covered.'
+    f'it leaves p below {compare_lib.SIGNIFICANCE:g} the difference is bold, '
+    'and the chance that any bold one is none is at most as much. Other seeds '
+    'and other prompts are not covered.'
   )
 
 
@@ -159,8 +163,8 @@ def summary(labels, made: Sequence[compare_lib.Comparison]) -> list[str]:
   lines = []
   for i, label in enumerate(labels[1:]):
     mine = [one.differences[i] for one in made]
-    up = sum(each.sure and each.value > 0 for each in mine)
-    down = sum(each.sure and each.value < 0 for each in mine)
+    up = sum(each.significant and each.value > 0 for each in mine)
+    down = sum(each.significant and each.value < 0 for each in mine)
     rest = len(mine) - up - down
     lines.append(
       f'{label} is better than {labels[0]} in {up} of {len(mine)} tasks, worse '
@@ -189,11 +193,13 @@ def section(
     cells = {
       (one.task['source_language'], one.task['language']): {
         **dataclasses.asdict(one.differences[i]),
-        'sure': one.differences[i].sure,
+        'sure': one.differences[i].significant,
       }
       for one in made
     }
-    title = f'{metrics.get(made[0].metric).title}: {label} against {labels[0]}'
+    title = (
+      f'{metrics.get_metric(made[0].metric).title}: {label} against {labels[0]}'
+    )
     maps += [tags('h4', title), charts.heat_map(cells, signed=True)]
   folded = tags('summary', f'all {len(made)} directions')
   return head, *maps, tag('details', folded, every)
@@ -221,7 +227,7 @@ def table(made: Sequence[compare_lib.Comparison], labels: Sequence[str]) -> str:
 def row(
   one: compare_lib.Comparison, tasks: Iterable[Mapping], end: float
 ) -> str:
-  title = metrics.get(one.metric).title
+  title = metrics.get_metric(one.metric).title
   cells = [tags('th', eval_page.label(one.task, list(tasks)))]
   cells.append(tags('td', title, number(one.values[0])))
   for value, each in zip(one.values[1:], one.differences):
@@ -230,7 +236,7 @@ def row(
     drawn = difference_bar(score, end) if each.value == each.value else ''
     cells += [
       tags('td', number(value)),
-      tag('td', tags('strong', text) if each.sure else text),
+      tag('td', tags('strong', text) if each.significant else text),
       tag('td', drawn),
       tags('td', charts.interval(score), p_text(each.p), p_text(each.adjusted)),
     ]

@@ -116,7 +116,7 @@ def set_mean(name: str, tasks: Sequence[Mapping]) -> tuple[str, float | None]:
   values = [task['scores'][main_of(task)]['value'] for task in tasks]
   there = [value for value in values if number(value) != NONE]
   mean = sum(there) / len(there) if there else None
-  return metrics_lib.get(mains.pop()).title, mean
+  return metrics_lib.get_metric(mains.pop()).title, mean
 
 
 def overview(sets: Mapping[str, list[Mapping]]) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ def section(folder: str, name: str, tasks: list[Mapping]) -> tuple[str, ...]:
     maps(tasks) if len(directions) == len(tasks) > MANY else (table(tasks),)
   )
   names = dict.fromkeys(metric for task in tasks for metric in task['scores'])
-  metrics = [metrics_lib.get(metric) for metric in names]
+  metrics = [metrics_lib.get_metric(metric) for metric in names]
   notes = [
     f'{metric.title}: {metric.note}.' for metric in metrics if metric.note
   ]
@@ -225,7 +225,7 @@ def table(tasks: Sequence[Mapping]) -> str:
 def one_metric(tasks: Iterable[Mapping]) -> str | None:
   """The title of the only metric of all tasks, None where there are more."""
   names = {metric for task in tasks for metric in task['scores']}
-  return metrics_lib.get(names.pop()).title if len(names) == 1 else None
+  return metrics_lib.get_metric(names.pop()).title if len(names) == 1 else None
 
 
 def in_columns(row: Mapping[str, str], names: Sequence[str]) -> str:
@@ -268,7 +268,7 @@ def task_rows(
     main = {'class_': 'main'} if i == 0 else {}
     row = {
       'task': tags('th', '' if i else label(task, tasks)),
-      'metric': tags('td', metrics_lib.get(metric).title),
+      'metric': tags('td', metrics_lib.get_metric(metric).title),
       'score': tag('td', number(score['value']), **main),
       '95% interval': tags('td', interval(score)),
       'bar': tag('td', bar(score, top, chance, theirs)),
@@ -303,7 +303,7 @@ def maps(tasks: Sequence[Mapping]) -> tuple[str, ...]:
       for task in tasks
       if metric in task['scores']
     }
-    title, drawn = metrics_lib.get(metric).title, charts.heat_map(cells)
+    title, drawn = metrics_lib.get_metric(metric).title, charts.heat_map(cells)
     if i == 0:
       made += [tags('h4', title), drawn, *beside_published(tasks)]
     else:
@@ -320,7 +320,7 @@ def beside_published(tasks: Sequence[Mapping]) -> list[str]:
       theirs = published.PUBLISHED.get((task['name'], metric))
       if theirs:
         text = (
-          f'{label(task, tasks)}: {metrics_lib.get(metric).title} '
+          f'{label(task, tasks)}: {metrics_lib.get_metric(metric).title} '
           f'{number(score["value"])}, that of AlexaTM 20B {theirs.value:g} '
           f'({theirs.certainty}).'
         )

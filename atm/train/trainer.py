@@ -135,7 +135,7 @@ def train(
     ask_every: evaluations of so many steps, and the last, ask the questions of
       a suite, too; a multiple of eval_every; None asks none.
     make_asker: called with (model_config, vocabulary, mesh, rules, say), gives
-      what asks, see `during_training.Asker`.
+      what asks, see `during_training.FewShotEvaluator`.
     profile_steps: (first, last) steps that JAX's profiler records into
       model_dir/profile, for TensorBoard or Perfetto.
     xla_options: `changes` of `xla_options.compiled`, for the step.

@@ -56,7 +56,7 @@ def test_compare(folder, other, results, tmp_path, capsys):
 
 
 def test_a_run_against_itself_differs_in_nothing(results):
-  made, notes = compare.comparisons([results, results], ['a', 'b'])
+  made, notes = compare.compare_runs([results, results], ['a', 'b'])
   assert len(made) == len(results['tasks']) and not notes
   for one in made:
     (difference,) = one.differences
@@ -83,7 +83,7 @@ def task_with(hits, ids=None, prompts='p', truths=None, **others):
 def test_only_common_questions_count_whatever_their_order():
   a = task_with([1, 1, 0, 0, 1], ['a', 'b', 'c', 'd', 'e'])
   b = task_with([0, 1, 1, 0], ['d', 'c', 'a', 'x'])
-  (one,), notes = compare.comparisons([a, b], ['A', 'B'])
+  (one,), notes = compare.compare_runs([a, b], ['A', 'B'])
   assert one.questions == 3
   # a, c and d: 1, 0, 0 against 1, 1, 0.
   np.testing.assert_allclose(one.values, [100 / 3, 200 / 3])
@@ -96,12 +96,12 @@ def test_only_common_questions_count_whatever_their_order():
 def test_other_truths_are_other_questions_and_other_prompts_are_said():
   a = task_with([1, 0, 1], prompts='p', shots=0)
   b = task_with([1, 1, 1], prompts='q', truths=[1, 0, 1], shots=1)
-  (one,), notes = compare.comparisons([a, b], ['A', 'B'])
+  (one,), notes = compare.compare_runs([a, b], ['A', 'B'])
   assert one.questions == 2
   assert 'xnli_de: shots: 0 in A, 1 in B' in notes
   assert 'xnli_de: B has other prompts than A' in notes
   b['tasks'][0]['name'] = 'xnli_fr'
-  made, notes = compare.comparisons([a, b], ['A', 'B'])
+  made, notes = compare.compare_runs([a, b], ['A', 'B'])
   assert not made and 'xnli_de: not in B' in notes
 
 
@@ -109,7 +109,7 @@ def test_versions_of_metrics_that_differ_are_said():
   a, b = (
     task_with([1]) | {'versions': {'spbleu': v, 'atm': '0.1'}} for v in 'xy'
   )
-  notes = compare.comparisons([a, b], ['A', 'B'])[1]
+  notes = compare.compare_runs([a, b], ['A', 'B'])[1]
   assert notes == ['version of spbleu: x in A, y in B']
 
 
@@ -118,13 +118,13 @@ def test_holm_is_over_all_differences():
   a = random.random(300) < 0.5
   b = a | (random.random(300) < 0.06)
   one, two = task_with(a), task_with(b)
-  alone = compare.comparisons([one, two], 'ab')[0][0].differences[0]
+  alone = compare.compare_runs([one, two], 'ab')[0][0].differences[0]
   every = [one, two, *([one] * 40)]
   names = [str(i) for i in range(42)]
-  among = compare.comparisons(every, names)[0][0].differences[0]
-  assert alone.p == alone.adjusted and alone.sure
+  among = compare.compare_runs(every, names)[0][0].differences[0]
+  assert alone.p == alone.adjusted and alone.significant
   assert among.adjusted == pytest.approx(41 * among.p)
-  assert compare.samples_for(5) == 10_000 < compare.samples_for(132)
+  assert compare.count_resamples(5) == 10_000 < compare.count_resamples(132)
 
 
 def test_groups_are_compared_whole():
@@ -137,12 +137,12 @@ def test_groups_are_compared_whole():
       judged('m', some, ['multirc_f1a'], set='m', language='en', kind='score')
     ],
   }  # fmt: skip
-  (one,), notes = compare.comparisons([made(lines), made(lines[:5])], 'ab')
+  (one,), notes = compare.compare_runs([made(lines), made(lines[:5])], 'ab')
   assert one.questions == 4 and len(notes) == 2
 
 
 def test_names_are_what_tells_folders_apart():
-  names = lambda *runs: compare.names(runs)
+  names = lambda *runs: compare.distinguish_paths(runs)
   assert names('runs/a/eval/xnli', 'runs/b/eval/xnli/') == ['a', 'b']
   assert names('runs/a/eval/xnli', 'runs/a/eval/xcopa') == ['xnli', 'xcopa']
   assert names('runs/a', 'runs/a/eval') == ['runs/a', 'runs/a/eval']

@@ -159,7 +159,7 @@ def test_without_the_model_it_says_what_to_put_where(tmp_path, monkeypatch):
   text_metrics._spbleu.cache_clear()
   path = tmp_path / 'models' / 'sacrebleu_tokenizer_spm.model'
   for judge in (
-    lambda: metrics.check(['chrf', 'spbleu']),
+    lambda: metrics.check_metrics(['chrf', 'spbleu']),
     lambda: score('spbleu', ['a'], ['a']),
   ):
     with pytest.raises(MissingData, match='https://.*put it at') as error:
@@ -170,8 +170,8 @@ def test_without_the_model_it_says_what_to_put_where(tmp_path, monkeypatch):
   path.write_bytes(b'<html>404</html>')
   text_metrics._spbleu.cache_clear()
   with pytest.raises(MissingData, match='is no SentencePiece model'):
-    metrics.check(['spbleu'])
-  assert 'spbleu' in metrics.versions(['spbleu', 'accuracy'])
+    metrics.check_metrics(['spbleu'])
+  assert 'spbleu' in metrics.metric_versions(['spbleu', 'accuracy'])
 
 
 def test_the_model_of_flores_200_is_refused(spm, monkeypatch):
@@ -179,29 +179,29 @@ def test_the_model_of_flores_200_is_refused(spm, monkeypatch):
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   monkeypatch.setattr(text_metrics, 'FLORES200', digest)
   with pytest.raises(MissingData, match="Flores-200's model"):
-    metrics.check(['spbleu'])
+    metrics.check_metrics(['spbleu'])
 
 
 def test_the_file_first_used_is_the_one_for_good(spm):
   """Fault seen: another file taken, and its checksum written over."""
   path = spm / 'models' / 'sacrebleu_tokenizer_spm.model'
   kept, whole = path.with_name(path.name + '.sha256'), path.read_bytes()
-  metrics.check(['spbleu'])
+  metrics.check_metrics(['spbleu'])
   digest = hashlib.sha256(whole).hexdigest()
   assert kept.read_text() == f'{digest}  {path.name}\n'
   text_metrics._spbleu.cache_clear()
-  metrics.check(['spbleu'])
+  metrics.check_metrics(['spbleu'])
   kept.write_text('0' * 64 + f'  {path.name}\n')
   for _ in range(2):
     text_metrics._spbleu.cache_clear()
     with pytest.raises(MissingData, match=f'SHA-256 {digest}, but .* says 000'):
-      metrics.check(['spbleu'])
+      metrics.check_metrics(['spbleu'])
 
 
 def test_the_file_in_use_is_on_record(spm):
   path = spm / 'models' / 'sacrebleu_tokenizer_spm.model'
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  found = metrics.versions(['spbleu', 'chrf', 'rouge2', 'squad_f1'])
+  found = metrics.metric_versions(['spbleu', 'chrf', 'rouge2', 'squad_f1'])
   assert digest in found['spbleu'] and set(found) == {
     'spbleu',
     'chrf',
@@ -260,11 +260,11 @@ def test_rouge_of_any_script_is_that_of_its_words_in_ascii(name, rng):
 
 
 def test_words():
-  assert text_metrics.words('Die Straße, 3x Über-Mut') == [
+  assert text_metrics.rouge_words('Die Straße, 3x Über-Mut') == [
     'die', 'straße', '3x', 'über', 'mut'
   ]  # fmt: skip
-  assert text_metrics.words('हिन्दी में।') == ['हिन्दी', 'में']
-  assert text_metrics.words('東京タワーは高い。ABC') == [
+  assert text_metrics.rouge_words('हिन्दी में।') == ['हिन्दी', 'में']
+  assert text_metrics.rouge_words('東京タワーは高い。ABC') == [
     *'東京タワーは高い',
     'abc',
   ]
@@ -394,7 +394,7 @@ def everything(rng):
 
 def test_parts_add_up_and_totals_take_leading_axes(rng, spm):
   groups = [['', 'a', 'b', 'a'][i % 4] for i in range(24)]
-  order = list(metrics.grouping(groups))
+  order = list(metrics.group_indices(groups))
   assert order[:6] == [0, 1, 2, 1, 3, 1]
   for name, answers, truths in everything(rng):
     metric = metrics.METRICS[name]
@@ -427,7 +427,7 @@ def test_perfect_answers_score_100(spm):
 
 def test_what_is_asked_wrongly_is_refused():
   with pytest.raises(ValueError, match='accuracy'):
-    metrics.get('acuracy')
+    metrics.get_metric('acuracy')
   with pytest.raises(ValueError, match='2 answers, 1 truths'):
     metrics.METRICS['accuracy'].rows([1, 2], [1], [''])
   with pytest.raises(ValueError, match='at least one'):
@@ -444,7 +444,9 @@ def test_the_interval_holds_the_truth_19_times_of_20():
   for _ in range(300):
     hits = 100.0 * (random.random(250) < 0.7)
     rows = np.stack([hits, np.ones(250)], 1)
-    value, low, high = bootstrap.bootstrap(rows, metrics.mean, samples=500)
+    value, low, high = bootstrap.bootstrap_interval(
+      rows, metrics.weighted_mean, samples=500
+    )
     assert low <= value <= high and value == hits.mean()
     held += low <= 70 <= high
   assert 0.91 <= held / 300 <= 0.98
@@ -452,7 +454,9 @@ def test_the_interval_holds_the_truth_19_times_of_20():
 
 def test_a_mean_has_the_interval_of_its_standard_error(rng):
   rows = np.stack([rng.normal(50, 10, 400), np.ones(400)], 1)
-  value, low, high = bootstrap.bootstrap(rows, metrics.mean, samples=4000)
+  value, low, high = bootstrap.bootstrap_interval(
+    rows, metrics.weighted_mean, samples=4000
+  )
   error = rows[:, 0].std() / np.sqrt(400)
   assert high - low == pytest.approx(2 * 1.96 * error, rel=0.06)
 
@@ -461,9 +465,9 @@ def test_groups_are_drawn_whole(rng):
   """Ten equal answers a group: the interval of 40 answers, not of 400."""
   hits = np.repeat(rng.integers(0, 2, 40), 10)
   width = lambda groups: np.ptp(
-    bootstrap.bootstrap(
+    bootstrap.bootstrap_interval(
       metrics.METRICS['accuracy'].rows(list(hits), [1] * 400, groups),
-      metrics.mean,
+      metrics.weighted_mean,
     )[1:]
   )
   grouped = width([str(i // 10) for i in range(400)])
@@ -482,12 +486,15 @@ def test_draws_hang_on_the_seed_alone(rng):
   np.testing.assert_array_equal(drawn.sum(1), 7)
   np.testing.assert_allclose(drawn.mean(0), 1, atol=0.1)
   with pytest.raises(ValueError, match='no rows'):
-    bootstrap.bootstrap(np.zeros((0, 2)), metrics.mean)
+    bootstrap.bootstrap_interval(np.zeros((0, 2)), metrics.weighted_mean)
 
 
 def test_nothing_judged_has_no_interval():
   assert all(
-    map(math.isnan, bootstrap.bootstrap(np.zeros((3, 2)), metrics.mean))
+    map(
+      math.isnan,
+      bootstrap.bootstrap_interval(np.zeros((3, 2)), metrics.weighted_mean),
+    )
   )
 
 
@@ -497,16 +504,21 @@ def test_paired_finds_a_difference_and_no_other():
   a = rows(0.6)
   better = a.copy()
   better[np.flatnonzero(a[:, 0] == 0)[:40], 0] = 100  # on the same questions
-  difference, low, high, p = bootstrap.paired(a, better, metrics.mean)
+  difference, low, high, p = bootstrap.paired_bootstrap(
+    a, better, metrics.weighted_mean
+  )
   assert difference == pytest.approx(8) and low > 0 and p < 0.01
-  assert bootstrap.paired(better, a, metrics.mean)[0] == pytest.approx(-8)
-  assert bootstrap.paired(a, a, metrics.mean) == (0, 0, 0, 1)
+  assert bootstrap.paired_bootstrap(better, a, metrics.weighted_mean)[
+    0
+  ] == pytest.approx(-8)
+  assert bootstrap.paired_bootstrap(a, a, metrics.weighted_mean) == (0, 0, 0, 1)
   found = [
-    bootstrap.paired(rows(0.6), rows(0.6), metrics.mean)[3] for _ in range(200)
+    bootstrap.paired_bootstrap(rows(0.6), rows(0.6), metrics.weighted_mean)[3]
+    for _ in range(200)
   ]
   assert 0.01 <= np.mean(np.array(found) < 0.05) <= 0.1
   with pytest.raises(ValueError, match='same groups'):
-    bootstrap.paired(a, a[:10], metrics.mean)
+    bootstrap.paired_bootstrap(a, a[:10], metrics.weighted_mean)
 
 
 def test_p_is_two_sided():
@@ -517,7 +529,7 @@ def test_p_is_two_sided():
     change += z / 20 * change.std() - change.mean()
     a = np.stack([random.normal(50, 9, 400), np.ones(400)], 1)
     b = a + np.stack([change, np.zeros(400)], 1)
-    p = bootstrap.paired(a, b, metrics.mean, samples=8000)[3]
+    p = bootstrap.paired_bootstrap(a, b, metrics.weighted_mean, samples=8000)[3]
     assert p == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.02)
 
 
@@ -530,16 +542,18 @@ def test_pairs_see_more_than_two_intervals_do():
   )
   a, b = rows(0), rows(1)
   assert (
-    bootstrap.bootstrap(b, metrics.mean)[1]
-    < bootstrap.bootstrap(a, metrics.mean)[2]
+    bootstrap.bootstrap_interval(b, metrics.weighted_mean)[1]
+    < bootstrap.bootstrap_interval(a, metrics.weighted_mean)[2]
   )
-  assert bootstrap.paired(a, b, metrics.mean)[3] < 0.01
+  assert bootstrap.paired_bootstrap(a, b, metrics.weighted_mean)[3] < 0.01
 
 
 def test_holm():
-  found = bootstrap.holm([0.01, 0.04, 0.03, 0.005])
+  found = bootstrap.holm_adjust([0.01, 0.04, 0.03, 0.005])
   np.testing.assert_allclose(found, [0.03, 0.06, 0.06, 0.02])
-  assert bootstrap.holm([0.9, 0.8]).max() == 1 and not len(bootstrap.holm([]))
+  assert bootstrap.holm_adjust([0.9, 0.8]).max() == 1 and not len(
+    bootstrap.holm_adjust([])
+  )
 
 
 def test_132_directions_take_seconds(rng):
@@ -547,7 +561,7 @@ def test_132_directions_take_seconds(rng):
   rows[:, 2:6] = np.minimum(rows[:, 2:6], rows[:, 6:])
   start = time.perf_counter()
   for _ in range(13):
-    bootstrap.bootstrap(rows, text_metrics.bleu_total)
+    bootstrap.bootstrap_interval(rows, text_metrics.bleu_total)
   assert time.perf_counter() - start < 3  # of a tenth of the directions
 
 

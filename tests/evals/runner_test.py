@@ -68,7 +68,7 @@ def tasks(*names, **options):
 
 
 def run(model, some, folder, **changes):
-  found, missing = runner.run(
+  found, missing = runner.run_tasks(
     model, some, str(folder), {**SETTINGS, **changes}, 'model', quiet
   )
   assert not missing
@@ -108,7 +108,7 @@ def test_the_likeliest_choice_by_logits_alone(model, tmp_path, mode):
         np.testing.assert_allclose(total, mine.sum(), rtol=1e-5)
         means.append(mine.mean())
       # Texts that the vocabulary cannot tell apart are alike.
-      alike = np.isclose(means, max(means), rtol=predict.ALIKE, atol=0)
+      alike = np.isclose(means, max(means), rtol=predict.TIE_TOLERANCE, atol=0)
       assert row['answer'] == np.argmax(alike)
 
 
@@ -148,23 +148,23 @@ def test_the_harness_sums_alike(model, tmp_path):
 def test_long_texts_lose_their_beginning(model):
   words, P = model.vocabulary, model.config.positions
   long = 'All human beings are born free. ' * 60
-  ids, cut = predict.prompt_ids(model, long + 'And so', 'clm')
+  ids, cut = predict.encode_prompt(model, long + 'And so', 'clm')
   assert cut and len(ids) == P and ids[1] == words.clm_id
   assert words.decode(ids[2:-1]).endswith('free. And so')
-  kept, cut = predict.prompt_ids(model, 'And so' + long, 'clm', 'beginning')
+  kept, cut = predict.encode_prompt(model, 'And so' + long, 'clm', 'beginning')
   assert cut and len(kept) == len(ids)
   assert kept[:4] == model.encode('And so', 'clm')[:4]
-  assert predict.prompt_ids(model, 'And so', 'clm') == (
+  assert predict.encode_prompt(model, 'And so', 'clm') == (
     model.encode('And so'),
     False,
   )
   texts = long + 'And so', long + 'And so No'
-  pair = predict.pair_ids(model, texts, 'denoise')
+  pair = predict.encode_pair(model, texts, 'denoise')
   assert pair.cut and len(pair.source) <= P and len(pair.target) <= P
   ours, theirs = words.decode(pair.source[1:-1]), words.decode(pair.target)
   assert theirs.startswith(ours[:100])  # both begin at the same place
   assert theirs.endswith('And so No')
-  short = predict.pair_ids(model, ('a', 'b'), 'denoise')
+  short = predict.encode_pair(model, ('a', 'b'), 'denoise')
   assert not short.cut and short.target == words.encode('b')
 
 
@@ -213,9 +213,9 @@ def test_what_is_answered_is_not_asked_again(
 
   Faults seen: answers of another step taken; a finished task asked again.
   """
-  monkeypatch.setattr(runner, 'CHUNK', 1)
+  monkeypatch.setattr(runner, 'BATCHES_PER_CHUNK', 1)
   whole = run(model, tasks(name), tmp_path / 'whole', batch_size=1)
-  asked, ask = [], predict.ask
+  asked, ask = [], predict.predict
 
   def counted(model, task, questions, numbers, size):
     if len(asked) == 1:
@@ -224,7 +224,7 @@ def test_what_is_answered_is_not_asked_again(
     asked.extend(numbers)
     return ask(model, task, questions, numbers, size)
 
-  monkeypatch.setattr(predict, 'ask', counted)
+  monkeypatch.setattr(predict, 'predict', counted)
   parts = tmp_path / 'parts'
   with pytest.raises(Stop):
     run(model, tasks(name), parts, batch_size=1)
@@ -240,13 +240,13 @@ def test_what_is_answered_is_not_asked_again(
 
 def test_a_sample_keeps_groups_whole_and_order():
   asked = [Question(str(i), 0, group=f'g{i // 3}') for i in range(30)]
-  made = predict.sample(asked, 4, 1)
-  assert len(made) == 12 and made == predict.sample(asked, 4, 1)
+  made = predict.sample_questions(asked, 4, 1)
+  assert len(made) == 12 and made == predict.sample_questions(asked, 4, 1)
   assert [int(q.id) for q in made] == sorted(int(q.id) for q in made)
-  assert made != predict.sample(asked, 4, 2)
-  assert predict.sample(asked, 10, 0) == asked
+  assert made != predict.sample_questions(asked, 4, 2)
+  assert predict.sample_questions(asked, 10, 0) == asked
   with pytest.raises(ValueError, match='LIMIT = 0: expected 1 or more'):
-    predict.sample(asked, 0, 0)
+    predict.sample_questions(asked, 0, 0)
 
 
 # --- The command
@@ -302,7 +302,7 @@ def test_a_suite_from_the_command_line(model, model_dir, tmp_path, capsys):
   for task in results['tasks']:
     for name, figure in task['scores'].items():
       if figure['value'] is not None:
-        metric, made = metrics.get(name), task['statistics'][name]
+        metric, made = metrics.get_metric(name), task['statistics'][name]
         assert metric.total(np.sum(made, 0)) == pytest.approx(figure['value'])
         assert figure['low'] <= figure['value'] <= figure['high']
   with open(f'{output}/report.html') as f:

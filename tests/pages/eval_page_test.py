@@ -183,7 +183,7 @@ def test_answers_and_names_are_escaped(tmp_path):
   assert 'script' not in {tag for tag, _ in made.elements}
   assert made.text.count(EVIL) > 20 and EVIL in made.ids
   labels = [EVIL, EVIL + '2']
-  found, _ = compare.comparisons([results, results], labels)
+  found, _ = compare.compare_runs([results, results], labels)
   made = Page(compare_page.page(labels, [results, results], found, [EVIL]))
   assert 'script' not in {tag for tag, _ in made.elements}
 

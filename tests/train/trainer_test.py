@@ -522,7 +522,9 @@ def test_questions_are_asked_while_it_trains(train, tmp_path):
   from atm.inference import api
 
   tasks = lambda: atm_tasks.suite(['udhr_next_d*', 'udhr_next_en'])
-  make = functools.partial(during_training.Asker, make_tasks=tasks, limit=4)
+  make = functools.partial(
+    during_training.FewShotEvaluator, make_tasks=tasks, limit=4
+  )
   asks = dict(ask_every=8, make_asker=make)
   whole, parts, none = (tmp_path / name for name in ('whole', 'parts', 'none'))
   train(whole, 9, **asks)
@@ -542,7 +544,7 @@ def test_questions_are_asked_while_it_trains(train, tmp_path):
   assert without(comparable(whole)) == comparable(none)
   tail = lambda d: [row for row in comparable(d) if row['step'] > 5]
   assert tail(parts) == tail(whole)
-  found, _ = runner.run(
+  found, _ = runner.run_tasks(
     api.load(str(whole), mesh=ONE()), tasks(), str(tmp_path / 'out'),
     dict(limit=4, seed=0, batch_size=32, weights=None), str(whole),
     lambda text: None,

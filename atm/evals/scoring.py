@@ -5,40 +5,44 @@ from __future__ import annotations
 import numpy as np
 
 from atm.evals import bootstrap, metrics
-from atm.evals.predict import fingerprint, texts
+from atm.evals.predict import hash_json, request_of
 from atm.evals.task import MissingData, Task
 
 # --- Figures
 
 
-def counted(name: str, task: Task, asked, answers, vocabulary) -> np.ndarray:
+def compute_statistics(
+  name: str, task: Task, asked, answers, vocabulary
+) -> np.ndarray:
   """The rows of a metric of a task's answers, see `metrics.Metric`."""
   truths, groups = ([getattr(q, x) for q in asked] for x in ('truth', 'group'))
-  metric = metrics.get(name)
+  metric = metrics.get_metric(name)
   return metric.rows(answers, truths, groups, task.language, vocabulary)
 
 
-def judged(task: Task, asked, rows, of: int, model, settings) -> dict:
+def score_task(task: Task, asked, rows, of: int, model, settings) -> dict:
   """What results.json says of a task."""
   answers = [row['answer'] for row in rows]
   figures, statistics = {}, {}
-  names, notes = usable(task)
+  names, notes = resolve_metrics(task)
   for name in names:
-    made = counted(name, task, asked, answers, model.vocabulary)
-    total = metrics.get(name).total
-    value, low, high = bootstrap.bootstrap(made, total, settings['seed'])
+    made = compute_statistics(name, task, asked, answers, model.vocabulary)
+    total = metrics.get_metric(name).total
+    value, low, high = bootstrap.bootstrap_interval(
+      made, total, settings['seed']
+    )
     figures[name] = {
       k: None if np.isnan(x) else x
       for k, x in (('value', value), ('low', low), ('high', high))
     }
     statistics[name] = made.tolist()
-  hashes = [fingerprint(texts(q)) for q in asked]
+  hashes = [hash_json(request_of(q)) for q in asked]
   return dict(
     name=task.name, set=task.set, language=task.language,
     source_language=task.source_language,
     kind='score' if asked[0].prompt is None else 'generate',
     mode=task.mode, shots=task.shots, normalize=task.normalize,
-    source=task.source, prompt_hash=fingerprint(hashes), questions=len(asked),
+    source=task.source, prompt_hash=hash_json(hashes), questions=len(asked),
     of=of, cut=sum(row['cut'] for row in rows), chance=task.chance,
     notes=notes, scores=figures, statistics=statistics,
     predictions=[
@@ -49,7 +53,7 @@ def judged(task: Task, asked, rows, of: int, model, settings) -> dict:
   )  # fmt: skip
 
 
-def usable(task: Task) -> tuple[list[str], list[str]]:
+def resolve_metrics(task: Task) -> tuple[list[str], list[str]]:
   """(metrics, notes): those a task names, or what stands in for spBLEU.
 
   Raises:
@@ -58,7 +62,7 @@ def usable(task: Task) -> tuple[list[str], list[str]]:
   names, notes = [], []
   for name in task.metrics:
     try:
-      metrics.check([name], task.language)
+      metrics.check_metrics([name], task.language)
       names.append(name)
     except MissingData as e:
       notes.append(str(e))
