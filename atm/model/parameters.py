@@ -1,27 +1,84 @@
-"""Abstract parameters and checks of their sizes against the mesh."""
+"""The model's parameters: made, described without arrays, fitted to a mesh."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import flax.linen as nn
 import jax
-import optax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from atm.parallel.sharding import Rules, check_divides
-from atm.train import step as step_lib
+
+
+def init_params(model, seed: int) -> dict:
+  """Initialises the parameters of an AlexaTM.
+
+  Args:
+    model: an AlexaTM.
+    seed: of the random numbers.
+
+  Returns:
+    A tree of float32 arrays, each in an `nn.Partitioned` box of its logical
+    axes.
+  """
+  ids = jnp.ones((1, 1), jnp.int32)  # shapes of inputs change no parameter
+  variables = model.init(jax.random.key(seed), ids, ids, enable_dropout=False)
+  return variables['params']
 
 
 def abstract_params(model, mesh, rules: Rules) -> dict:
-  """`abstract_state(...).params`, without an optimizer.
+  """Returns the parameters' shapes, dtypes and shardings, without arrays.
+
+  Args:
+    model: an AlexaTM.
+    mesh: the mesh.
+    rules: from the parameters' logical axes to the mesh's.
+
+  Returns:
+    A tree of jax.ShapeDtypeStruct with shardings.
 
   Raises:
     ValueError: a size does not divide by the mesh.
   """
   check_mesh(mesh, rules, model.config)
-  boxed = jax.eval_shape(lambda: step_lib._init(model, optax.identity(), 0))
-  return step_lib._placed(boxed, mesh, rules).params
+  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  return with_shardings(boxed, mesh, rules)
+
+
+def is_box(x) -> bool:
+  """Tells whether a leaf is an array in a box of logical axes."""
+  return isinstance(x, nn.Partitioned)
+
+
+def with_shardings(
+  boxed,
+  mesh,
+  rules: Rules,
+  axes_of: Callable = lambda path, box: box.names,
+):
+  """Turns abstract arrays in boxes into jax.ShapeDtypeStruct with shardings.
+
+  Args:
+    boxed: a tree of abstract arrays, some in boxes; those without a box are
+      replicated.
+    mesh: the mesh.
+    rules: from logical axes to the mesh's.
+    axes_of: called with (path, box), returns the logical axes of its array.
+  """
+
+  def leaf(path, x):
+    logical = axes_of(path, x) if is_box(x) else ()
+    x = nn.unbox(x)
+    sharding = NamedSharding(mesh, rules.spec(*logical))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=is_box)
 
 
 def check_mesh(mesh, rules: Rules, config) -> None:
-  """Raises ValueError where a model.Config's size does not divide."""
+  """Raises ValueError where a size of a model.Config does not divide."""
   bound = lambda name: (f'Config.{name}', getattr(config, name))
   width = bound('d_model')
   sizes = {'embed': width, 'hidden': width, 'vector': width}

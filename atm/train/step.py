@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from atm.data import objectives
-from atm.parallel.sharding import NamedSharding, Rules, constrain
+from atm.model import parameters
+from atm.parallel.sharding import Rules, constrain
 from atm.train import optimizer
 
 
@@ -44,9 +46,7 @@ class State:
 
 
 def _init(model, tx, seed: int) -> State:
-  ids = jnp.ones((1, 1), jnp.int32)
-  variables = model.init(jax.random.key(seed), ids, ids, enable_dropout=False)
-  params = variables['params']
+  params = parameters.init_params(model, seed)
   return State(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
@@ -63,34 +63,30 @@ def abstract_state(model, tx, mesh, rules: Rules) -> State:
     A State of jax.ShapeDtypeStruct with shardings.
   """
   boxed = jax.eval_shape(lambda: _init(model, tx, 0))
-  return _placed(boxed, mesh, rules)
+  return parameters.with_shardings(boxed, mesh, rules, _axes_of(boxed.params))
 
 
-def _placed(boxed: State, mesh, rules: Rules) -> State:
-  """Boxes of logical axes to shapes with shardings.
+def _axes_of(params) -> Callable:
+  """Returns a function: the logical axes of an array in a box, of a State.
 
   What an optimizer keeps of a parameter is placed like it, Adafactor's means
-  of rows and columns like the axes that they have left; all else is on every
-  device.
+  of rows and columns like the axes that they have left.
   """
-  is_box = lambda x: isinstance(x, nn.Partitioned)
-  flat = jax.tree_util.tree_flatten_with_path(boxed.params, is_box)[0]
+  is_box = parameters.is_box
+  flat = jax.tree_util.tree_flatten_with_path(params, is_box)[0]
   name = lambda path: tuple(
     key.key for key in path if isinstance(key, jax.tree_util.DictKey)
   )
   shapes = {name(path): nn.unbox(x).shape for path, x in flat}
 
-  def leaf(path, x):
-    logical = ()
-    if is_box(x):
-      whole, logical, x = shapes[name(path)], x.names, nn.unbox(x)
-      if x.shape != whole:
-        kept = optimizer.axes_left(path, whole, x.shape)
-        logical = [logical[axis] for axis in kept]
-    sharding = NamedSharding(mesh, rules.spec(*logical))
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  def axes(path, box):
+    whole, left = shapes[name(path)], nn.unbox(box).shape
+    if left == whole:
+      return box.names
+    kept = optimizer.axes_left(path, whole, left)
+    return [box.names[axis] for axis in kept]
 
-  return jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=is_box)
+  return axes
 
 
 def init_state(model, tx, seed: int, abstract: State) -> State:
