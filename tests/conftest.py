@@ -110,6 +110,14 @@ def runs(tmp_path_factory):
   return tmp_path_factory.mktemp('runs')
 
 
+@pytest.fixture(scope='session')
+def train(words, runs):
+  """Trains small runs, see `tiny_runs.Trainer`."""
+  import tiny_runs
+
+  return tiny_runs.Trainer(words, runs)
+
+
 def batch(rng, B: int, S: int, T: int, vocab_size: int = 96, full=False):
   """A random batch with ragged lengths."""
 

@@ -482,7 +482,7 @@ class Campaign:
 
   def _compare(self) -> None:
     """Every row of the log and every bit of the last states."""
-    from trainer_test import comparable
+    from tiny_runs import comparable
 
     assert comparable(self.directory) == comparable(self.whole)
     assert saved_steps(self.directory) == self.steps

@@ -1,15 +1,14 @@
 """Checkpoints beside MODEL_DIR: trained, resumed, read and refused there."""
 
 import pytest
+from tiny_runs import comparable
 
 from atm.checkpoint import manager, paths
 from atm.inference import api
 from atm.train import metric_writer
 
-from trainer_test import comparable, train  # noqa: F401, a fixture
 
-
-def test_checkpoints_may_lie_elsewhere(train, tmp_path):  # noqa: F811
+def test_checkpoints_may_lie_elsewhere(train, tmp_path):
   """Resumed from there, also by a new MODEL_DIR; inference finds them.
 
   Fault seen: the file not read.

@@ -8,6 +8,13 @@ import numpy as np
 import optax
 import pytest
 from jax.interpreters import partial_eval
+from tiny_runs import (
+  EIGHT,
+  ONE,
+  Stop,
+  comparable,
+  parameters,
+)
 
 from atm.checkpoint import manager
 from atm.model import config as config_lib
@@ -18,14 +25,6 @@ from atm.parallel.sharding import Rules
 from atm.train import optimizer, step, trainer
 
 from conftest import batch, tiny
-from trainer_test import (
-  EIGHT,
-  ONE,
-  Stop,
-  comparable,
-  parameters,
-  train,  # noqa: F401, a fixture
-)
 
 RATE = 1e-2
 TIES = config_lib.CHOICES['ties']
@@ -249,7 +248,7 @@ def test_a_frozen_step_has_no_gradient_of_the_encoders_embedding():
   ],
   ids=['before', 'at', 'after', 'before-8'],
 )
-def test_resumed_equals_uninterrupted(train, tmp_path, freeze, make_mesh):  # noqa: F811
+def test_resumed_equals_uninterrupted(train, tmp_path, freeze, make_mesh):
   """Stopped at step 5, resumed from 3: before, at and after the boundary.
 
   Faults seen: the program of the first step kept; the switch one step late.
@@ -285,13 +284,13 @@ def encoder_changes(directory, first: int, last: int) -> set[bool]:
   return {bool((a[name] != b[name]).any()) for name in mine}
 
 
-def test_the_trainer_freezes_exactly_so_long(train, tmp_path):  # noqa: F811
+def test_the_trainer_freezes_exactly_so_long(train, tmp_path):
   train(tmp_path, 6, save_every=1, freeze_encoder_steps=3)
   assert encoder_changes(tmp_path, 1, 3) == {False}
   assert encoder_changes(tmp_path, 3, 4) == {True}
 
 
-def test_the_number_may_change_between_runs(train, tmp_path):  # noqa: F811
+def test_the_number_may_change_between_runs(train, tmp_path):
   """Shorter, longer (frozen once more) and 0, in one MODEL_DIR."""
   go = functools.partial(train, tmp_path, save_every=1)
   go(2, freeze_encoder_steps=9)
@@ -305,13 +304,13 @@ def test_the_number_may_change_between_runs(train, tmp_path):  # noqa: F811
   assert manager.Checkpoints(str(tmp_path)).meta(7)['encoder_apart']
 
 
-def test_the_boundary_is_saved_before_it_compiles(train, tmp_path):  # noqa: F811
+def test_the_boundary_is_saved_before_it_compiles(train, tmp_path):
   """A signal may then end a compilation of any length."""
   train(tmp_path, 6, save_every=6, freeze_encoder_steps=2)
   assert manager.Checkpoints(str(tmp_path)).steps() == [2, 6]
 
 
-def test_a_run_that_began_unfrozen_does_not_freeze(train, tmp_path):  # noqa: F811
+def test_a_run_that_began_unfrozen_does_not_freeze(train, tmp_path):
   train(tmp_path, 2)
   message = 'FREEZE_ENCODER_STEPS = 3, but this MODEL_DIR began with 0.* use 0'
   with pytest.raises(ValueError, match=message):
@@ -330,7 +329,7 @@ def test_a_run_that_began_unfrozen_does_not_freeze(train, tmp_path):  # noqa: F8
     (float('inf'), 'inf: expected a whole number from 0$'),
   ],
 )
-def test_errors(train, tmp_path, value, message):  # noqa: F811
+def test_errors(train, tmp_path, value, message):
   with pytest.raises(ValueError, match=f'FREEZE_ENCODER_STEPS = {message}'):
     train(tmp_path / 'run', 2, freeze_encoder_steps=value)
   assert not (tmp_path / 'run' / 'config.gin').exists()

@@ -10,18 +10,16 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny_runs import (
+  EIGHT,
+  comparable,
+  parameters,
+)
 
 from atm.checkpoint import manager, paths
 from atm.data import batches, registry
 from atm.train import config_checks, metric_writer
 from atm.train.metric_logger import Log
-
-from trainer_test import (
-  EIGHT,
-  comparable,
-  parameters,
-  train,  # noqa: F401, a fixture
-)
 
 NAN = "the loss is nan and the gradient's norm is nan"
 
@@ -56,7 +54,7 @@ def assert_same_run(a, b, step: int):
 
 
 def test_a_range_gives_the_same_run_however_interrupted(
-  train, tmp_path, spoil  # noqa: F811
+  train, tmp_path, spoil
 ):  # fmt: skip
   """Stopped and resumed within a range, on eight devices; with a bad step.
 
@@ -89,7 +87,7 @@ def test_a_range_gives_the_same_run_however_interrupted(
 
 
 def test_many_in_a_row_end_the_run_and_how_it_goes_on(
-  train, tmp_path, spoil  # noqa: F811
+  train, tmp_path, spoil
 ):  # fmt: skip
   """Resumed in between; then from an earlier checkpoint, with a range: as a
   run that had the range from the start.
@@ -170,7 +168,7 @@ def test_the_log_leaves_bad_steps_out_of_its_means():
     log.partial()
 
 
-def test_a_frozen_encoder_starts_behind_a_range(train, tmp_path):  # noqa: F811
+def test_a_frozen_encoder_starts_behind_a_range(train, tmp_path):
   """The boundary lies in the range. Fault seen: the full step never made."""
   lines = train(
     tmp_path, 5, freeze_encoder_steps=3, skip_steps=((2, 4),), save_every=1

@@ -10,6 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_runs import (
+  EIGHT,
+  ONE,
+  parameters,
+)
 
 from atm.checkpoint import manager
 from atm.model.transformer import AlexaTM
@@ -19,12 +24,6 @@ from atm.train import optimizer
 from atm.train import step as step_lib
 
 from conftest import batch, tiny
-from trainer_test import (
-  EIGHT,
-  ONE,
-  parameters,
-  train,  # noqa: F401, a fixture
-)
 
 KINDS = {
   'adamw': {},
@@ -286,7 +285,7 @@ def test_a_frozen_encoder_keeps_its_state(kind):
   np.testing.assert_allclose(step, 1.0, rtol=5e-3)
 
 
-def test_adafactor_resumed_equals_uninterrupted(train, tmp_path):  # noqa: F811
+def test_adafactor_resumed_equals_uninterrupted(train, tmp_path):
   """Fault seen: its state not restored."""
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   chosen = optimizer.Config(

@@ -8,14 +8,12 @@ import sys
 import time
 
 import pytest
-
-from atm.train import held_out_loss, preemption, run_lock
-
-from trainer_test import (
+from tiny_runs import (
   comparable,
   parameters,
-  train,  # noqa: F401, a fixture
 )
+
+from atm.train import held_out_loss, preemption, run_lock
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ def test_work_is_given_up_for_a_signal(heard):
   assert done == [None, signal.SIGINT] and not heard
 
 
-def test_an_evaluation_given_up_is_made_up(train, tmp_path, monkeypatch):  # noqa: F811
+def test_an_evaluation_given_up_is_made_up(train, tmp_path, monkeypatch):
   """Fault seen: the next process leaves the evaluation out."""
   whole, parts = train.whole(8), tmp_path / 'parts'
   evaluated, call = [], held_out_loss.HeldOut.__call__
@@ -109,7 +107,7 @@ def test_an_evaluation_given_up_is_made_up(train, tmp_path, monkeypatch):  # noq
   assert all((a[name] == b[name]).all() for name in a)
 
 
-def test_a_wrong_choice_is_named(train, tmp_path):  # noqa: F811
+def test_a_wrong_choice_is_named(train, tmp_path):
   with pytest.raises(ValueError, match="'stpo'. Did you mean 'stop'"):
     train(tmp_path / 'run', 2, on_save_error='stpo')
 
@@ -145,7 +143,7 @@ def free_port() -> int:
 
 def two_hosts(directory, number):
   """Lines of both hosts of a run; the second gets a signal."""
-  here = os.path.dirname(os.path.abspath(__file__))
+  here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   root = os.path.dirname(here)
   port, hosts = free_port(), []
   for host in range(2):

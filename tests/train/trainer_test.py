@@ -9,12 +9,20 @@ import signal
 import jax
 import numpy as np
 import pytest
+from tiny_runs import (
+  EIGHT,
+  ONE,
+  Stop,
+  comparable,
+  metrics_at,
+  parameters,
+  small_model,
+)
 
-from atm.checkpoint import manager, paths, pretrained
+from atm.checkpoint import manager, pretrained
 from atm.data import cache
 from atm.model import config as config_lib
 from atm.model import flops, transformer
-from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
 from atm.train import (
   config_checks,
@@ -22,96 +30,10 @@ from atm.train import (
   metric_writer,
   optimizer,
   run_lock,
-  trainer,
 )
 from atm.train import step as step_lib
 
 from conftest import batch
-
-ONE = lambda: mesh_lib.mesh(devices=jax.devices()[:1])
-EIGHT = functools.partial(mesh_lib.mesh, data=2, fsdp=2, tensor=2)
-
-
-class Stop(Exception):
-  """Raised where a run is to be cut off."""
-
-
-@pytest.fixture(scope='module')
-def train(words, runs):
-  """Calls trainer.train with small settings; rows are built once.
-
-  `train.whole(steps, ...)` is the MODEL_DIR of a run that nothing happened to,
-  the same for all who ask for it; nobody changes it.
-  """
-  import atm_tasks
-
-  rows = runs
-  config = config_lib.Config(
-    vocab_size=2048, d_model=32, encoder_layers=2, decoder_layers=2,
-    encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
-    positions=64, dtype='float32', dropout=0.1,
-  )  # fmt: skip
-
-  def call(directory, steps, make_mesh=ONE, stop_at=None, **changes):
-    directory = str(directory)
-    if os.path.exists(rows / 'rows'):
-      shutil.copytree(rows / 'rows', f'{directory}/rows', dirs_exist_ok=True)
-    lines = []
-
-    def say(text):
-      lines.append(text)
-      if stop_at is not None and text.startswith(f'step {stop_at}/'):
-        raise Stop
-
-    settings = dict(
-      model_dir=directory, mixture='udhr',
-      lengths={'inputs': 32, 'targets': 32}, batch_size=16, train_steps=steps,
-      model_config=config,
-      optimizer_config=optimizer.Config(learning_rate=1e-3, decay_steps=20),
-      vocabulary=words.path, make_mesh=make_mesh, log_every=1, eval_every=4,
-      eval_rows=2, save_every=3, keep=None,
-      configure_tasks=atm_tasks.configure, say=say,
-    )  # fmt: skip
-    try:
-      run = trainer.train(**{**settings, **changes})
-    finally:
-      made = os.path.exists(f'{directory}/rows')
-      if made and not os.path.exists(rows / 'rows'):
-        shutil.copytree(f'{directory}/rows', rows / 'rows')
-    run.lines = lines
-    return run
-
-  def whole(steps, make_mesh=ONE):
-    made = runs / f'{steps}-{make_mesh().size}'
-    if not made.exists():
-      call(f'{made}.begun', steps, make_mesh)
-      os.rename(f'{made}.begun', made)
-      atm_tasks.configure(vocabulary=words.path)  # not that of its rows
-    return made
-
-  call.whole = whole
-  return call
-
-
-def parameters(directory, step, item='params'):
-  import orbax.checkpoint as ocp
-
-  path = os.path.join(directory, paths.FOLDER, str(step), item)
-  with ocp.StandardCheckpointer() as reader:
-    tree = reader.restore(path)
-  return {
-    jax.tree_util.keystr(k): np.asarray(v)
-    for k, v in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
-
-
-def comparable(directory):
-  """Metrics without those that tell the time."""
-  clocks = ('tokens_per_second', 'seconds_per_step', 'mfu', 'goodput')
-  return [
-    {k: v for k, v in row.items() if k not in clocks}
-    for row in metric_writer.read(str(directory))
-  ]
 
 
 @pytest.mark.parametrize('make_mesh', [ONE, EIGHT], ids=['1', '8'])
@@ -333,11 +255,7 @@ def test_settings_that_do_not_fit_change_nothing(
 def test_resuming_something_else_is_refused(train, tmp_path, changes, message):
   run = shutil.copytree(train.whole(8), tmp_path / 'run')
   if 'd_model' in changes:
-    changes = dict(model_config=config_lib.Config(
-      vocab_size=2048, d_model=64, encoder_layers=2, decoder_layers=2,
-      encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
-      positions=64, dtype='float32',
-    ))  # fmt: skip
+    changes = dict(model_config=small_model(**changes))
   with pytest.raises(ValueError, match=message):
     train(run, 9, **changes)
 
@@ -345,12 +263,9 @@ def test_resuming_something_else_is_refused(train, tmp_path, changes, message):
 def test_training_goes_on_from_exported_and_imported_weights(train, tmp_path):
   from atm.checkpoint import convert
 
-  config = config_lib.Config(
-    vocab_size=2048, d_model=32, encoder_layers=2, decoder_layers=2,
-    encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
-    positions=64, dtype='float32', norm='uncentred', position_offset=2,
-    token_types=1, logits_bias=True,
-  )  # fmt: skip
+  config = small_model(
+    norm='uncentred', position_offset=2, token_types=1, logits_bias=True
+  )
   a, b, folder = (str(tmp_path / name) for name in ('a', 'b', 'folder'))
   before = train(a, 2, model_config=config)
   convert.export_weights(a, folder, say=lambda text: None)
@@ -371,12 +286,6 @@ def test_training_goes_on_from_exported_and_imported_weights(train, tmp_path):
   tuned = train(c, 1, model_config=config, vocabulary=None, init_from=folder)
   assert metrics_at(tuned, 0) == metrics_at(before, 2)
   convert.export_weights(c, f'{folder}-2', say=lambda text: None)
-
-
-def metrics_at(run, step) -> dict:
-  """What was held out at a step, but for the unigram's."""
-  row = [r for r in run.history if r['step'] == step][-1]
-  return {k: v for k, v in row.items() if k.startswith('eval/loss')}
 
 
 def test_a_model_to_train_on(train, tmp_path):
@@ -430,11 +339,7 @@ def test_a_model_to_train_on_must_fit(train, words, tmp_path, changes, message):
     other = words.model + b'\xa0\x1f\x01'  # a field that nobody reads
     (tmp_path / 'other.model').write_bytes(other)
   if changes.pop('d_ff', False):
-    changes['model_config'] = config_lib.Config(
-      vocab_size=2048, d_model=32, encoder_layers=2, decoder_layers=2,
-      encoder_heads=4, decoder_heads=4, encoder_ff=32, decoder_ff=64,
-      positions=64, dtype='float32', remat='full',
-    )  # fmt: skip
+    changes['model_config'] = small_model(encoder_ff=32, remat='full')
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     train(tmp_path / 'run', 1, **{'init_from': str(source), **changes})
   assert not (tmp_path / 'run' / 'config.gin').exists()
