@@ -1,11 +1,12 @@
 """Checkpoints beside MODEL_DIR: trained, resumed, read and refused there."""
 
 import pytest
-from tiny_runs import comparable
 
 from atm.checkpoint import manager, paths
 from atm.inference import api
 from atm.train import metric_writer
+
+from tiny_runs import comparable
 
 
 def test_checkpoints_may_lie_elsewhere(train, tmp_path):

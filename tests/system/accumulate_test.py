@@ -10,7 +10,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny_runs import EIGHT, ONE
 
 from atm.model.transformer import AlexaTM
 from atm.parallel import sharding
@@ -18,6 +17,7 @@ from atm.parallel.sharding import Rules
 from atm.train import config_checks, optimizer, step
 
 from conftest import batch, tiny
+from tiny_runs import EIGHT, ONE
 
 S, T = 12, 10
 DRY = tiny(encoder_layers=1, decoder_layers=1)

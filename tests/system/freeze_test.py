@@ -8,13 +8,6 @@ import numpy as np
 import optax
 import pytest
 from jax.interpreters import partial_eval
-from tiny_runs import (
-  EIGHT,
-  ONE,
-  Stop,
-  comparable,
-  parameters,
-)
 
 from atm.checkpoint import manager
 from atm.model import config as config_lib
@@ -25,6 +18,13 @@ from atm.parallel.sharding import Rules
 from atm.train import optimizer, step, trainer
 
 from conftest import batch, tiny
+from tiny_runs import (
+  EIGHT,
+  ONE,
+  Stop,
+  comparable,
+  parameters,
+)
 
 RATE = 1e-2
 TIES = config_lib.CHOICES['ties']

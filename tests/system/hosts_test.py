@@ -15,13 +15,14 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny_runs import comparable
 
 import gin
 from atm.checkpoint import manager, paths
 from atm.cli import gin_config, main
 from atm.inference import api
 from atm.parallel import mesh as mesh_lib
+
+from tiny_runs import comparable
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ENV = {

@@ -10,16 +10,17 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_runs import (
-  EIGHT,
-  comparable,
-  parameters,
-)
 
 from atm.checkpoint import manager, paths
 from atm.data import batches, registry
 from atm.train import config_checks, metric_writer
 from atm.train.metric_logger import Log
+
+from tiny_runs import (
+  EIGHT,
+  comparable,
+  parameters,
+)
 
 NAN = "the loss is nan and the gradient's norm is nan"
 

@@ -6,7 +6,6 @@ import signal
 import time
 
 import pytest
-from tiny_runs import comparable
 
 from atm.checkpoint import manager
 from atm.data import cache
@@ -14,6 +13,7 @@ from atm.train import crash_report, metric_writer
 
 import survive
 from damage_test import break_values
+from tiny_runs import comparable
 
 STEPS = 20
 # As on a full disk: a file of the vocabulary fits, one of an embedding of WIDE

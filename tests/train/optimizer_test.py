@@ -10,11 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import (
-  EIGHT,
-  ONE,
-  parameters,
-)
 
 from atm.checkpoint import manager
 from atm.model.transformer import AlexaTM
@@ -24,6 +19,11 @@ from atm.train import optimizer
 from atm.train import step as step_lib
 
 from conftest import batch, tiny
+from tiny_runs import (
+  EIGHT,
+  ONE,
+  parameters,
+)
 
 KINDS = {
   'adamw': {},

@@ -8,12 +8,13 @@ import sys
 import time
 
 import pytest
+
+from atm.train import held_out_loss, preemption, run_lock
+
 from tiny_runs import (
   comparable,
   parameters,
 )
-
-from atm.train import held_out_loss, preemption, run_lock
 
 
 @pytest.fixture

@@ -9,15 +9,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-from tiny_runs import (
-  EIGHT,
-  ONE,
-  Stop,
-  comparable,
-  metrics_at,
-  parameters,
-  small_model,
-)
 
 from atm.checkpoint import manager, pretrained
 from atm.data import cache
@@ -34,6 +25,15 @@ from atm.train import (
 from atm.train import step as step_lib
 
 from conftest import batch
+from tiny_runs import (
+  EIGHT,
+  ONE,
+  Stop,
+  comparable,
+  metrics_at,
+  parameters,
+  small_model,
+)
 
 
 @pytest.mark.parametrize('make_mesh', [ONE, EIGHT], ids=['1', '8'])
