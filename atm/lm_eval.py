@@ -30,7 +30,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
-from atm.inference import api, sampling, stop_strings
+from atm.inference import api, prompts, sampling, stop_strings
 from atm.messages import check_choice
 from atm.parallel import distributed
 
@@ -84,11 +84,11 @@ class Newlines:
 
   def cut(self, text: str, until: Sequence[str]) -> str:
     """A text of the model, with newlines, up to the first of `until`."""
-    text = stop_strings.cut(text, until)
+    text = stop_strings.cut_at_stop(text, until)
     if not self.mark:
       return text
     ends = [self.read(self.written(s)) for s in until]
-    return stop_strings.cut(self.read(text), ends)
+    return stop_strings.cut_at_stop(self.read(text), ends)
 
 
 def generation(options: dict) -> tuple[sampling.Config, list[str]]:
@@ -121,7 +121,7 @@ class AtmLM(LM):
 
   Attributes:
     model: what answers.
-    mode: one of infer.MODES.
+    mode: one of `prompts.MODES`.
     newlines: see Newlines.
     batch_size: requests answered at a time, long ones first.
     room: tokens of text that the encoder has room for.
@@ -142,7 +142,7 @@ class AtmLM(LM):
         a batch size that is no whole number above 0.
     """
     super().__init__()
-    check_choice('mode', mode, api.MODES)
+    check_choice('mode', mode, prompts.MODES)
     if model.vocabulary is None:
       raise ValueError('this model has no tokenizer: the harness asks in text')
     if not str(batch_size).isdecimal() or int(batch_size) < 1:

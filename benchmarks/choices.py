@@ -37,11 +37,11 @@ def questions(rng, denoise: bool) -> tuple[list, list]:
 
 
 def apart(sources, targets, room: int):
-  """`loglikelihood.packed`, but for a row for each pair."""
+  """`loglikelihood.pack_targets`, but for a row for each pair."""
   from atm.inference import loglikelihood
 
   rows = [
-    loglikelihood.Row(source, [i], len(target))
+    loglikelihood.TargetsRow(source, [i], len(target))
     for i, (source, target) in enumerate(zip(sources, targets))
   ]
   return sorted(rows, key=lambda row: (len(row.source), row.length))
@@ -87,8 +87,11 @@ def main():
     times: dict[str, list[float]] = {'shared': [], 'blind': []}
     sums = {}
     for repeat in range(args.repeats + 1):
-      for name, pack in (('shared', loglikelihood.packed), ('blind', apart)):
-        with mock.patch.object(loglikelihood, 'packed', pack):
+      for name, pack in (
+        ('shared', loglikelihood.pack_targets),
+        ('blind', apart),
+      ):
+        with mock.patch.object(loglikelihood, 'pack_targets', pack):
           start = time.perf_counter()
           sums[name] = ours.likelihoods(*pairs)[0]
           if repeat:  # the first compiles

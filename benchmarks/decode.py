@@ -65,7 +65,7 @@ class Ours:
     params = step.init_state(net, tx, 0, abstract).params
     self.model = api.Model(config, params, None, mesh, rules, 0)
     if args.worker == 'atm_bf16':
-      self.model = api.halved(self.model)
+      self.model = api.cast_to_bfloat16(self.model)
     jax.block_until_ready(self.model.params)
     self.config, self.beams = sampling.Config, args.beams
 

@@ -26,7 +26,7 @@ import gin
 from atm.checkpoint import manager
 from atm.cli import lm_eval_command, main
 from atm.data import vocabulary_training
-from atm.inference import api, sampling
+from atm.inference import api, prompts, sampling
 from atm.lm_eval import AtmLM, Newlines, generation
 from atm.model.config import Config
 from atm.parallel import mesh as mesh_lib
@@ -147,7 +147,7 @@ def same(got, want):
 # --- Scoring
 
 
-@pytest.mark.parametrize('mode', api.MODES)
+@pytest.mark.parametrize('mode', prompts.MODES)
 def test_loglikelihood_is_the_sum_of_log_probabilities(model, mode):
   """Faults seen: an end token scored, a continuation always as behind a space,
   the context scored, too, `[CLM]` in denoising."""
@@ -158,7 +158,7 @@ def test_loglikelihood_is_the_sum_of_log_probabilities(model, mode):
   assert len({round(x, 4) for x, _ in got}) == len(got)
 
 
-@pytest.mark.parametrize('mode', api.MODES)
+@pytest.mark.parametrize('mode', prompts.MODES)
 def test_greedy_is_what_generate_writes(model, mode):
   """Fault seen: of the context's tokens, too."""
   words, rows = model.vocabulary, []
@@ -184,7 +184,7 @@ def test_greedy_is_what_generate_writes(model, mode):
   assert len(pairs) > 2 and all(greedy for _, greedy in answers)
 
 
-@pytest.mark.parametrize('mode', api.MODES)
+@pytest.mark.parametrize('mode', prompts.MODES)
 def test_no_answer_depends_on_the_others(model, mode, rng):
   """Nor on the size of batches, their order or the mesh."""
   pairs = [*CONTEXTS, (PASSAGE, ' no'), ('a', PASSAGE), ('b', '')]
@@ -201,7 +201,7 @@ def test_no_answer_depends_on_the_others(model, mode, rng):
   same(other.loglikelihood(asked('loglikelihood', *pairs)), whole)
 
 
-@pytest.mark.parametrize('mode', api.MODES)
+@pytest.mark.parametrize('mode', prompts.MODES)
 def test_long_contexts_lose_their_beginning(model, mode, caplog):
   """Faults seen: cut at the end; the marker cut off."""
   pairs = [(PASSAGE, ' yes'), ('The sea', ' no'), (PASSAGE, ' is old')]
@@ -211,7 +211,7 @@ def test_long_contexts_lose_their_beginning(model, mode, caplog):
   assert '2 of 3 contexts have more tokens than Config.positions = 32' in said
 
 
-@pytest.mark.parametrize('mode', api.MODES)
+@pytest.mark.parametrize('mode', prompts.MODES)
 def test_windows_of_a_long_text_sum_to_the_whole(model, mode):
   """Each token once, behind the text before it.
 
@@ -241,7 +241,7 @@ def test_windows_of_a_long_text_sum_to_the_whole(model, mode):
 # --- Generating
 
 
-@pytest.mark.parametrize('mode', api.MODES)
+@pytest.mark.parametrize('mode', prompts.MODES)
 def test_generate_until(model, mode):
   """Greedy, up to a stop string, which the context may hold.
 
@@ -522,7 +522,7 @@ def agrees(results, wanted):
       assert results[task][name] == pytest.approx(value, rel=1e-4), name
 
 
-@pytest.mark.parametrize('mode', api.MODES)
+@pytest.mark.parametrize('mode', prompts.MODES)
 def test_simple_evaluate(model, run, tasks, mode):
   """Each metric is what Model.logits gives by hand."""
   out = lm_eval.simple_evaluate(

@@ -99,7 +99,7 @@ class Chat:
     self.console.print(table)
 
   def _mode(self, rest: str) -> None:
-    check_choice('mode', rest, api.MODES)
+    check_choice('mode', rest, prompts.MODES)
     self.mode = rest
 
   def _set(self, rest: str) -> None:
@@ -119,7 +119,7 @@ class Chat:
     self.shots = []
     self.template = None
     if rest not in ('', 'none'):
-      self.template = prompts.get(rest)
+      self.template = prompts.find_template(rest)
       fields = ', '.join(self.template.fields)
       self.console.print(
         f'[dim]a line is {fields}'
@@ -135,7 +135,7 @@ class Chat:
     with open(os.path.expanduser(rest), encoding='utf-8') as f:
       shots = [json.loads(line) for line in f if line.strip()]
     for shot in shots:  # so that a wrong one is named here
-      prompts.prompt(self.template, shot, [shot])
+      prompts.build_prompt(self.template, shot, [shot])
     self.shots = shots
     self.console.print(f'[dim]{len(shots)} shots[/]')
 
@@ -164,7 +164,7 @@ class Chat:
         f'expected {len(fields)} texts with | between: {", ".join(fields)}'
       )
     query = dict(zip(fields, values))
-    return prompts.prompt(self.template, query, self.shots)
+    return prompts.build_prompt(self.template, query, self.shots)
 
   def answer(self) -> None:
     """Writes the output of the last prompt as it comes, and how fast it was."""
@@ -218,7 +218,7 @@ class ChatCommand(api.ModelSource):
     Raises:
       ValueError: the model has no tokenizer, or see `api.load`.
     """
-    check_choice('MODE', self.mode, api.MODES)
+    check_choice('MODE', self.mode, prompts.MODES)
     console = self.console or rich.console.Console()
     model = self.load()
     if model.vocabulary is None:

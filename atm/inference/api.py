@@ -28,8 +28,6 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
 from atm.parallel.sharding import Rules
 
-MODES = prompts.MODES
-
 
 @dataclasses.dataclass
 class Generation:
@@ -72,7 +70,7 @@ class Model:
   @functools.cached_property
   def _ready(self) -> dict:
     with sharding.use(self.mesh, self.rules):
-      return generate_lib.ready(AlexaTM(self.config), self.params)
+      return generate_lib.prepare_params(AlexaTM(self.config), self.params)
 
   def logits(self, encoder_ids, decoder_ids, encoder_mask=None) -> np.ndarray:
     """Logits of every next token, teacher-forced.
@@ -152,12 +150,14 @@ class Model:
       if not 0 <= n < len(row):
         raise ValueError(f'given[{i}] = {n}: expected 0 to {len(row) - 1}')
     total, greedy = np.zeros(len(source)), np.zeros(len(source), bool)
-    rows = loglikelihood.packed(source, target, self.config.positions)
+    rows = loglikelihood.pack_targets(source, target, self.config.positions)
     for start in range(0, len(rows), batch_size):
       some = rows[start : start + batch_size]
       found = self._by_token(some, target, batch_size)
       for row, logs, likeliest in zip(some, *found):
-        for i, *sums in loglikelihood.sums(row, target, given, logs, likeliest):
+        for i, *sums in loglikelihood.sum_targets(
+          row, target, given, logs, likeliest
+        ):
           total[i], greedy[i] = sums
     return total, counts, greedy
 
@@ -168,15 +168,15 @@ class Model:
       [row.source for row in rows], len(rows), batch_size
     )
     longest = max(row.length for row in rows)
-    T = loglikelihood.room_for(longest)
+    T = loglikelihood.padded_length(longest)
     batch = {
       'encoder_input_tokens': tokens,
       'encoder_segment_ids': segments,
-      **loglikelihood.decoder_side(rows, targets, (len(tokens), T), c),
+      **loglikelihood.decoder_batch(rows, targets, (len(tokens), T), c),
     }
     batch = sharding.place(batch, self.mesh, self.rules)
     with sharding.use(self.mesh, self.rules):
-      made = loglikelihood.by_token(AlexaTM(c), self.params, batch)
+      made = loglikelihood.score_tokens(AlexaTM(c), self.params, batch)
     return list(map(_fetched, made))
 
   def ids(self, inputs, mode: str | None) -> list[list[int]]:
@@ -186,7 +186,7 @@ class Model:
       ValueError: see `complete`.
     """
     if mode is not None:
-      check_choice('mode', mode, MODES)
+      check_choice('mode', mode, prompts.MODES)
     if isinstance(inputs, str):
       raise ValueError('inputs is one string: expected a list of strings')
     ids = []
@@ -304,7 +304,9 @@ class Model:
     """
     ids = self.ids(inputs, mode)
     begun = self._prefixes(prefixes, len(ids))
-    choice = sampling.Choice.of(config, self._banned(banned), self._stops(stop))
+    sampler = sampling.Sampler.from_config(
+      config, self._banned(banned), self._stops(stop)
+    )
     numbers = range(len(ids)) if numbers is None else numbers
     out: list[list[Generation]] = [[]] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -312,7 +314,7 @@ class Model:
       chosen = order[start : start + batch_size]
       made = self._batch(
         *([rows[i] for i in chosen] for rows in (ids, begun, numbers)),
-        config, choice, batch_size,
+        config, sampler, batch_size,
       )  # fmt: skip
       for i, rows in zip(chosen, made):
         out[i] = [self._generation(begun[i], *row, stop) for row in rows]
@@ -333,7 +335,7 @@ class Model:
       to: the target's language, a code or an English name of
         `languages.LANGUAGES`.
       shots: (sentence, translation) pairs to learn from; the paper has one.
-      mode: one of MODES.
+      mode: one of `prompts.MODES`.
       options: see `generate`.
     """
     example = lambda text: {'sentence': text, 'language': to}
@@ -358,7 +360,7 @@ class Model:
     Args:
       documents: texts.
       shots: (document, summary) pairs to learn from; the paper has one.
-      mode: one of MODES.
+      mode: one of `prompts.MODES`.
       options: see `generate`.
     """
     short = lambda text: prompts.cut_document(
@@ -381,18 +383,18 @@ class Model:
       template: one of `prompts.TEMPLATES`, or another.
       queries: a dict of the template's fields each.
       shots: the same, with answers.
-      mode: one of MODES.
+      mode: one of `prompts.MODES`.
       options: see `generate`; `stop` is the template's delimiter where the
         decoder writes nothing but the answer.
     """
     if self.vocabulary is None:
       raise ValueError('this model has no tokenizer: prompts are texts')
-    texts = [prompts.prompt(template, query, shots) for query in queries]
+    texts = [prompts.build_prompt(template, query, shots) for query in queries]
     if mode == 'clm':
       options = {'stop': [template.cut], **options}
     made = self.generate(texts, mode, **options)
     return [
-      prompts.answer(template, output, mode, text)
+      prompts.extract_answer(template, output, mode, text)
       for text, output in zip(texts, made)
     ]
 
@@ -425,14 +427,14 @@ class Model:
     for token in self._tokens(self.ids([text], mode)[0], config, stop, number):
       ids.append(token)
       made = self.vocabulary.decode(ids)
-      whole = stop_strings.cut(made, stop)
+      whole = stop_strings.cut_at_stop(made, stop)
       if whole != made:
         break
-      sure = stop_strings.held(made, stop)
+      sure = stop_strings.hold_back(made, stop)
       if sure.startswith(shown) and len(sure) > len(shown):
         yield sure[len(shown) :]
         shown = sure
-    whole = stop_strings.cut(self.vocabulary.decode(ids), stop)
+    whole = stop_strings.cut_at_stop(self.vocabulary.decode(ids), stop)
     if len(whole) > len(shown):
       yield whole[len(shown) :]
 
@@ -441,8 +443,8 @@ class Model:
     c = self.config
     net = AlexaTM(c)
     room = min(config.max_tokens, c.positions - 1)
-    choice = sampling.Choice.of(config, (), self._stops(stop))
-    choice = choice.replace(max_tokens=np.int32(room))
+    sampler = sampling.Sampler.from_config(config, (), self._stops(stop))
+    sampler = sampler.replace(max_tokens=np.int32(room))
     tokens, segments = self._pad([row], 1, 1)
     B = len(tokens)
     batch = dict(
@@ -450,10 +452,10 @@ class Model:
     )
     batch = sharding.place(batch, self.mesh, self.rules)
     with sharding.use(self.mesh, self.rules):
-      rows = generate_lib.begin(
-        net, self._ready, choice, batch['tokens'], batch['segments'],
+      rows = generate_lib.start_decoding(
+        net, self._ready, sampler, batch['tokens'], batch['segments'],
         np.full((B, 1), c.start_id, np.int32), np.ones(B, np.int32),
-        batch['number'], config.seed, T=bucketing.power_of_two(room),
+        batch['number'], config.seed, T=bucketing.next_power_of_two(room),
       )  # fmt: skip
       length = 0
       while True:
@@ -463,12 +465,14 @@ class Model:
         length = new
         if _fetched(rows.done)[0]:
           return
-        rows = generate_lib.one_more(net, self._ready, choice, rows)
+        rows = generate_lib.decode_step(net, self._ready, sampler, rows)
 
   def _generation(self, prefix, ids, log_probabilities, score, stop):
     text = None
     if self.vocabulary is not None:
-      text = stop_strings.cut(self.vocabulary.decode([*prefix[1:], *ids]), stop)
+      text = stop_strings.cut_at_stop(
+        self.vocabulary.decode([*prefix[1:], *ids]), stop
+      )
     return Generation(text, ids, log_probabilities, score)
 
   def _prefixes(self, prefixes, count: int) -> list[list[int]]:
@@ -508,15 +512,17 @@ class Model:
 
   @functools.cached_property
   def _stop_table(self):
-    """`stop_strings.table` of stop strings, kept for the next batch."""
+    """`stop_strings.build_table` of stop strings, kept for the next batch."""
     pieces = self.vocabulary.spelling()
     pieces += [''] * (self.config.vocab_size - len(pieces))
-    return functools.lru_cache(8)(functools.partial(stop_strings.table, pieces))
+    return functools.lru_cache(8)(
+      functools.partial(stop_strings.build_table, pieces)
+    )
 
   def _pad(self, rows, count: int, batch_size: int) -> tuple:
-    """Rows of ids to (tokens, segments) [B, S] of `bucketing.source`."""
+    """Rows of ids to (tokens, segments) [B, S] of `bucketing.encoder_shape`."""
     c, longest = self.config, max(map(len, rows))
-    B, S = bucketing.source(c, self.mesh, longest, count, batch_size)
+    B, S = bucketing.encoder_shape(c, self.mesh, longest, count, batch_size)
     tokens = np.full((B, S), c.pad_id, np.int32)
     segments = np.zeros((B, S), np.int32)
     for i, row in enumerate(rows):
@@ -524,12 +530,12 @@ class Model:
       segments[i, : len(row)] = 1
     return tokens, segments
 
-  def _batch(self, rows, prefixes, numbers, config, choice, batch_size: int):
+  def _batch(self, rows, prefixes, numbers, config, sampler, batch_size: int):
     """(ids, log-probabilities, score) of each result of a few inputs."""
     c = self.config
     longest = max(map(len, prefixes))
-    n, T, room = bucketing.target(c, longest, config.max_tokens)
-    choice = choice.replace(max_tokens=np.int32(room))
+    n, T, room = bucketing.decoder_shape(c, longest, config.max_tokens)
+    sampler = sampler.replace(max_tokens=np.int32(room))
     tokens, segments = self._pad(rows, len(rows), batch_size)
     B = len(tokens)
     prefix = np.full((B, n), c.pad_id, np.int32)
@@ -542,8 +548,8 @@ class Model:
                  lengths=lengths, number=number)  # fmt: skip
     batch = sharding.place(batch, self.mesh, self.rules)
     with sharding.use(self.mesh, self.rules):
-      run, given, named = bucketing.call(
-        AlexaTM(c), self._ready, choice, batch, config, T
+      run, given, named = bucketing.select_program(
+        AlexaTM(c), self._ready, sampler, batch, config, T
       )
       made = run(*given, **named)
     return _results(made, len(rows))
@@ -613,7 +619,7 @@ def load(
   config = dataclasses.replace(found.config, dtype=dtype or found.config.dtype)
   params = found.params(mesh, rules)
   model = Model(config, params, found.vocabulary, mesh, rules, found.step)
-  return halved(model) if weights == 'bfloat16' else model
+  return cast_to_bfloat16(model) if weights == 'bfloat16' else model
 
 
 @dataclasses.dataclass
@@ -650,7 +656,7 @@ class ModelSource:
     )
 
 
-def halved(model: Model) -> Model:
+def cast_to_bfloat16(model: Model) -> Model:
   """The model with weights and activations in bfloat16; it keeps no others."""
 
   def half(x):

@@ -16,20 +16,20 @@ import jax.numpy as jnp
 
 from atm.inference.generate import prefill
 from atm.inference.sampling import (
-  Choice,
   History,
-  followed,
-  history,
-  processed,
-  stopped,
+  Sampler,
+  append_token,
+  has_stopped,
+  initial_history,
+  process_logits,
 )
 from atm.model.transformer import AlexaTM
 
-UNSET = -1e9  # the score of what is no candidate
+NO_SCORE = -1e9  # the score of what is no candidate
 
 
 @flax.struct.dataclass
-class Beams:
+class BeamState:
   """k beams that are being written, and the k best that are finished.
 
   Attributes:
@@ -55,23 +55,25 @@ class Beams:
   open: jax.Array
 
 
-def _taken(tree, index):
+def _gather_beams(tree, index):
   """Leaves [B, m, ...] by index [B, k] to [B, k, ...]."""
   row = jnp.arange(len(index))[:, None]
   return jax.tree.map(lambda x: x[row, index], tree)
 
 
-def _unflat(tree, k: int):
+def _unflatten_beams(tree, k: int):
   return jax.tree.map(lambda x: x.reshape(len(x) // k, k, *x.shape[1:]), tree)
 
 
-def _flat(tree):
+def _flatten_beams(tree):
   return jax.tree.map(
     lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree
   )
 
 
-def _extended(model, choice: Choice, beams: Beams, logits) -> Beams:
+def _extend_beams(
+  model, sampler: Sampler, beams: BeamState, logits
+) -> BeamState:
   """Beams with one more token each, of logits [B, k, V].
 
   The 2 k best continuations are looked at: were k of them ends, as many would
@@ -80,17 +82,19 @@ def _extended(model, choice: Choice, beams: Beams, logits) -> Beams:
   B, k, V = logits.shape
   end_id = model.config.end_id
   each = jax.nn.log_softmax(logits)
-  scores = processed(choice, beams.history, _flat(each), end_id)
-  scores = _unflat(scores, k) + beams.running['score'][..., None]
+  scores = process_logits(sampler, beams.history, _flatten_beams(each), end_id)
+  scores = _unflatten_beams(scores, k) + beams.running['score'][..., None]
   score, index = jax.lax.top_k(scores.reshape(B, -1), 2 * k)
   beam, token = index // V, (index % V).astype(jnp.int32)
 
-  made = _taken(beams.running, beam)
-  past = followed(
-    choice, _flat(_taken(_unflat(beams.history, k), beam)), _flat(token)
+  made = _gather_beams(beams.running, beam)
+  past = append_token(
+    sampler,
+    _flatten_beams(_gather_beams(_unflatten_beams(beams.history, k), beam)),
+    _flatten_beams(token),
   )
   ended = token == end_id
-  hits = ended | _unflat(stopped(choice, past), 2 * k)
+  hits = ended | _unflatten_beams(has_stopped(sampler, past), 2 * k)
   count = past.count[0]
   at = (jnp.arange(made['ids'].shape[-1]) == count - 1)[None, None]
   picked = each[jnp.arange(B)[:, None], beam, token]
@@ -104,34 +108,34 @@ def _extended(model, choice: Choice, beams: Beams, logits) -> Beams:
     'score': score,
   }
 
-  going = jnp.where(hits, score + UNSET, score)
+  going = jnp.where(hits, score + NO_SCORE, score)
   going, kept = jax.lax.top_k(going, k)
-  running = {**_taken(made, kept), 'score': going}
+  running = {**_gather_beams(made, kept), 'score': going}
 
-  eager = choice.early_stopping is True
+  eager = sampler.early_stopping is True
   shut = ~beams.open | (beams.full.all(1) & eager)
   new = hits & (jnp.arange(2 * k) < k)
-  ends = score / count.astype(jnp.float32) ** choice.length_penalty
-  ends = jnp.where(new & ~shut[:, None], ends, UNSET)
+  ends = score / count.astype(jnp.float32) ** sampler.length_penalty
+  ends = jnp.where(new & ~shut[:, None], ends, NO_SCORE)
   both = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b], axis=1),
     (beams.finished, beams.full),
     ({**made, 'score': ends}, new & ~shut[:, None]),
   )
   _, best = jax.lax.top_k(both[0]['score'], k)
-  finished, full = _taken(both, best)
+  finished, full = _gather_beams(both, best)
 
-  reach = choice.max_tokens if choice.early_stopping == 'never' else count
-  reach = jnp.where(choice.length_penalty > 0, reach, count)
-  hope = running['score'][:, :1] / reach**choice.length_penalty
-  worst = jnp.where(full, finished['score'].min(1, keepdims=True), UNSET)
+  reach = sampler.max_tokens if sampler.early_stopping == 'never' else count
+  reach = jnp.where(sampler.length_penalty > 0, reach, count)
+  hope = running['score'][:, :1] / reach**sampler.length_penalty
+  worst = jnp.where(full, finished['score'].min(1, keepdims=True), NO_SCORE)
   open_ = beams.open & (hope > worst).any(1) & ~hits.all(1)
   if eager:
     open_ &= ~full.all(1)
   return beams.replace(
-    seen=_taken(beams.seen, _taken(beam, kept)),
-    token=_taken(token, kept),
-    history=_flat(_taken(_unflat(past, 2 * k), kept)),
+    seen=_gather_beams(beams.seen, _gather_beams(beam, kept)),
+    token=_gather_beams(token, kept),
+    history=_flatten_beams(_gather_beams(_unflatten_beams(past, 2 * k), kept)),
     running=running,
     finished=finished,
     full=full,
@@ -141,7 +145,7 @@ def _extended(model, choice: Choice, beams: Beams, logits) -> Beams:
 
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'k', 'results'))
 def beam_search(
-  model, params, choice, tokens, segments, prefix, lengths, T, k, results=1
+  model, params, sampler, tokens, segments, prefix, lengths, T, k, results=1
 ):  # fmt: skip
   """The best of k beams by log-probability / tokens ** length_penalty.
 
@@ -149,17 +153,19 @@ def beam_search(
   `generate`, but for an input by itself: another in the batch changes nothing.
 
   Args:
-    model, params, choice, tokens, segments, prefix, lengths, T, results: see
+    model, params, sampler, tokens, segments, prefix, lengths, T, results: see
       `generate`.
     k: beams.
 
   Returns:
     `generate`'s, and the scores [B, results].
   """
-  beams = begin(model, params, choice, tokens, segments, prefix, lengths, T, k)
+  beams = start_beams(
+    model, params, sampler, tokens, segments, prefix, lengths, T, k
+  )
   beams = jax.lax.while_loop(
     lambda beams: beams.open.any(),
-    lambda beams: _advance(model, params, choice, beams, lengths),
+    lambda beams: _advance(model, params, sampler, beams, lengths),
     beams,
   )
   best = jax.tree.map(lambda x: x[:, :results], beams.finished)
@@ -167,9 +173,9 @@ def beam_search(
   return tuple(best[name] for name in names)
 
 
-def begin(
-  model, params, choice, tokens, segments, prefix, lengths, T, k
-) -> Beams:
+def start_beams(
+  model, params, sampler, tokens, segments, prefix, lengths, T, k
+) -> BeamState:
   """Beams with their first token; see `beam_search`."""
   B, n = prefix.shape
   room = n + k * (T - 1)  # nobody reads the last tokens
@@ -183,27 +189,31 @@ def begin(
     'log_probabilities': jnp.zeros((B, k, T), jnp.float32),
     'length': jnp.zeros((B, k), jnp.int32),
     'count': jnp.zeros((B, k), jnp.int32),
-    'score': jnp.full((B, k), UNSET),
+    'score': jnp.full((B, k), NO_SCORE),
   }
-  only = jnp.where(jnp.arange(k) == 0, 0.0, UNSET)  # all k are one as yet
-  beams = Beams(
+  only = jnp.where(jnp.arange(k) == 0, 0.0, NO_SCORE)  # all k are one as yet
+  beams = BeamState(
     caches=caches,
     source=segments,
     seen=jnp.broadcast_to(read, (B, k, room)),
     token=jnp.zeros((B, k), jnp.int32),
-    history=history(model, choice, repeat(prefix), repeat(lengths)),
+    history=initial_history(model, sampler, repeat(prefix), repeat(lengths)),
     running={**blank, 'score': jnp.broadcast_to(only, (B, k))},
     finished=blank,
     full=jnp.zeros((B, k), bool),
     open=segments.max(1) > 0,
   )
-  return _extended(model, choice, beams, _unflat(repeat(logits), k))
+  return _extend_beams(
+    model, sampler, beams, _unflatten_beams(repeat(logits), k)
+  )
 
 
-def _advance(model, params, choice: Choice, beams: Beams, lengths) -> Beams:
+def _advance(
+  model, params, sampler: Sampler, beams: BeamState, lengths
+) -> BeamState:
   """Every beam reads its token, and has one more."""
   B, k, room = beams.seen.shape
-  step = _unflat(beams.history.count, k) - 1
+  step = _unflatten_beams(beams.history.count, k) - 1
   n = room - k * (beams.running['ids'].shape[-1] - 1)
   slots = n + step * k + jnp.arange(k)
   seen = beams.seen | (jnp.arange(room) == slots[..., None])
@@ -217,6 +227,6 @@ def _advance(model, params, choice: Choice, beams: Beams, lengths) -> Beams:
     seen=seen,
     method=AlexaTM.decode_cached,
   )
-  return _extended(
-    model, choice, beams.replace(caches=caches, seen=seen), logits
+  return _extend_beams(
+    model, sampler, beams.replace(caches=caches, seen=seen), logits
   )

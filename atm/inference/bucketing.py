@@ -8,35 +8,39 @@ from __future__ import annotations
 from atm.inference import beam_search, generate
 
 
-def power_of_two(n: int) -> int:
+def next_power_of_two(n: int) -> int:
   """The least one that is not below n."""
   return 1 << (n - 1).bit_length()
 
 
-def source(config, mesh, longest: int, rows: int, batch_size: int) -> tuple:
+def encoder_shape(
+  config, mesh, longest: int, rows: int, batch_size: int
+) -> tuple:
   """(B, S) of encoder inputs: what is behind them is padding.
 
   A batch that is not full grows in powers of two up to one that is, and all
   divide by the data shards.
 
   Args:
-    config: a model.Config.
+    config: a `model.config.Config`.
     mesh: where they are decoded.
     longest: ids of the longest.
     rows: how many they are.
     batch_size: of a full batch.
   """
   shards = mesh.size // mesh.shape['tensor']
-  B = min(power_of_two(rows), batch_size)
-  S = min(config.positions, power_of_two(max(16, longest)))
+  B = min(next_power_of_two(rows), batch_size)
+  S = min(config.positions, next_power_of_two(max(16, longest)))
   return -(-B // shards) * shards, S
 
 
-def target(config, longest: int, max_tokens: int) -> tuple[int, int, int]:
+def decoder_shape(
+  config, longest: int, max_tokens: int
+) -> tuple[int, int, int]:
   """(n, T, room) of the decoder: its prefix, what is written behind it.
 
   Args:
-    config: a model.Config.
+    config: a `model.config.Config`.
     longest: ids of the longest prefix, its start token included.
     max_tokens: asked for.
 
@@ -53,19 +57,19 @@ def target(config, longest: int, max_tokens: int) -> tuple[int, int, int]:
       f'{config.positions - 2}, for Config.positions = {config.positions}'
     )
   room = min(max_tokens, room)
-  return power_of_two(longest), power_of_two(room), room
+  return next_power_of_two(longest), next_power_of_two(room), room
 
 
-def call(net, params, choice, batch: dict, config, T: int) -> tuple:
+def select_program(net, params, sampler, batch: dict, config, T: int) -> tuple:
   """(jitted function, arguments, named arguments) that decode a batch.
 
   Args:
     net: the model.
-    params: of `generate.ready`.
-    choice: a choosing.Choice of config.
+    params: of `generate.prepare_params`.
+    sampler: the `sampling.Sampler` of config.
     batch: `tokens`, `segments`, `prefix`, `lengths` and `number`, see
       `generate.generate`; arrays, or shapes with shardings.
-    config: a choosing.Config.
+    config: a `sampling.Config`.
     T: room for tokens.
   """
   batch = dict(batch)
@@ -73,6 +77,6 @@ def call(net, params, choice, batch: dict, config, T: int) -> tuple:
   named = dict(batch, T=T, results=config.results)
   if config.beams > 1:
     named |= dict(k=config.beams)
-    return beam_search.beam_search, (net, params, choice), named
+    return beam_search.beam_search, (net, params, sampler), named
   named |= dict(numbers=numbers, seed=config.seed)
-  return generate.generate, (net, params, choice), named
+  return generate.generate, (net, params, sampler), named

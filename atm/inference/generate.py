@@ -1,12 +1,13 @@
 """Generation, greedy or sampled, over an explicit cache.
 
-Pure functions of arrays of which the row is the unit: `prefill` reads prompts,
-`first` chooses each row's first token, `advance` reads it and chooses the next,
-`insert` puts a prefilled row in another's place; `generate` is a loop of them
-in one program, which ends when all rows are done. beams.py has another.
+Pure functions of arrays whose unit is the row: `prefill` reads prompts,
+`choose_first_tokens` begins the outputs, `advance` writes one more token, and
+`insert_row` puts a prefilled row in another's place, for continuous batching.
+`generate` is a loop of them in one program, which ends when all rows are done.
+Beam search has its own loop, in `beam_search`.
 
-Letters as in model.py; R rows, of which an encoder input has R / B; n the
-decoder's prefix, its start token included.
+Letters as in `atm.model.transformer`; R rows, of which an encoder input has
+R / B; n the length of the decoder's prefix, its start token included.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ import jax
 import jax.numpy as jnp
 
 from atm.inference.sampling import (
-  Choice,
   History,
-  choose,
-  followed,
-  history,
-  stopped,
+  Sampler,
+  append_token,
+  choose_tokens,
+  has_stopped,
+  initial_history,
 )
 from atm.model.transformer import AlexaTM, unstacked
 from atm.parallel import sharding
 
 
 @flax.struct.dataclass
-class Rows:
+class DecodeState:
   """Rows that are being written; R rows, of T tokens at most.
 
   Attributes:
@@ -39,8 +40,8 @@ class Rows:
     token: [R], the decoder's next input.
     position: [R], where it stands.
     ids: [R, T] written so far, padding behind; the end token is not among them.
-    log_probabilities: float32 [R, T] of ids, by the model, before `Choice`; the
-      end token's is behind the last.
+    log_probabilities: float32 [R, T] of ids, by the model itself, before the
+      sampler's penalties; the end token's is behind the last.
     length: [R], ids written.
     done: [R].
     history: see History.
@@ -62,10 +63,10 @@ class Rows:
 # --- Reading
 
 
-apart = jax.jit(unstacked, static_argnames='count')
+unstack_layers = jax.jit(unstacked, static_argnames='count')
 
 
-def ready(model: AlexaTM, params, unstack=apart) -> dict:
+def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   """Parameters as decoding on a CPU is fastest with: layers apart.
 
   XLA's CPU backend copies a layer out of the stack for each token. The
@@ -118,7 +119,7 @@ def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
   )
 
 
-def read(model: AlexaTM, params, token, position, caches, source):
+def decode_token(model: AlexaTM, params, token, position, caches, source):
   """Reads one token [R] at `position` [R]; returns (logits [R, V], caches)."""
   return model.apply(
     {'params': params},
@@ -131,7 +132,7 @@ def read(model: AlexaTM, params, token, position, caches, source):
   )
 
 
-def spread(caches: list, times: int) -> list:
+def repeat_caches(caches: list, times: int) -> list:
   """Caches of B rows for B x times, which share the encoder's part."""
   repeat = lambda x: jnp.repeat(x, times, axis=0)
   return [
@@ -143,12 +144,14 @@ def spread(caches: list, times: int) -> list:
 # --- Rows
 
 
-def first(model, choice, logits, caches, source, prefix, lengths, keys, T):
+def choose_first_tokens(
+  model, sampler, logits, caches, source, prefix, lengths, keys, T
+):
   """Rows with their first token chosen, of what `prefill` returned.
 
   Args:
     model: the model.
-    choice: a Choice.
+    sampler: a `Sampler`.
     logits: [R, V].
     caches: for R rows.
     source: [B, S]; an input of zeros is done before it begins.
@@ -157,7 +160,7 @@ def first(model, choice, logits, caches, source, prefix, lengths, keys, T):
     T: room for tokens.
   """
   R = len(logits)
-  rows = Rows(
+  rows = DecodeState(
     caches=caches,
     source=source,
     token=jnp.zeros(R, jnp.int32),
@@ -166,23 +169,25 @@ def first(model, choice, logits, caches, source, prefix, lengths, keys, T):
     log_probabilities=jnp.zeros((R, T), jnp.float32),
     length=jnp.zeros(R, jnp.int32),
     done=jnp.repeat(source.max(1) == 0, R // len(source)),
-    history=history(model, choice, prefix, lengths),
+    history=initial_history(model, sampler, prefix, lengths),
     keys=keys,
   )
-  return _chosen(model, choice, rows, logits)
+  return _chosen(model, sampler, rows, logits)
 
 
-def advance(model, params, choice: Choice, rows: Rows) -> Rows:
+def advance(model, params, sampler: Sampler, rows: DecodeState) -> DecodeState:
   """One more token for every row that is not done."""
   at = jnp.minimum(rows.position, rows.caches[0].self_values.shape[2] - 1)
-  logits, caches = read(model, params, rows.token, at, rows.caches, rows.source)
-  return _chosen(model, choice, rows.replace(caches=caches), logits)
+  logits, caches = decode_token(
+    model, params, rows.token, at, rows.caches, rows.source
+  )
+  return _chosen(model, sampler, rows.replace(caches=caches), logits)
 
 
-def _chosen(model, choice, rows: Rows, logits) -> Rows:
+def _chosen(model, sampler, rows: DecodeState, logits) -> DecodeState:
   end_id = model.config.end_id
-  token, log_probability = choose(
-    choice, rows.history, rows.keys, logits, end_id
+  token, log_probability = choose_tokens(
+    sampler, rows.history, rows.keys, logits, end_id
   )
   row, at, open_ = jnp.arange(len(token)), rows.length, ~rows.done
   ended = token == end_id
@@ -193,7 +198,7 @@ def _chosen(model, choice, rows: Rows, logits) -> Rows:
     lambda new, old: jnp.where(
       open_[(...,) + (None,) * (new.ndim - 1)], new, old
     ),
-    followed(choice, rows.history, token),
+    append_token(sampler, rows.history, token),
     rows.history,
   )
   return rows.replace(
@@ -202,21 +207,21 @@ def _chosen(model, choice, rows: Rows, logits) -> Rows:
     ids=put(rows.ids, token, open_ & ~ended),
     log_probabilities=put(rows.log_probabilities, log_probability, open_),
     length=at + (open_ & ~ended),
-    done=rows.done | ended | stopped(choice, past),
+    done=rows.done | ended | has_stopped(sampler, past),
     history=past,
   )
 
 
-def insert(rows: Rows, row: Rows, at) -> Rows:
+def insert_row(rows: DecodeState, row: DecodeState, at) -> DecodeState:
   """`rows` with the one row of `row` in place `at`; R = B in both."""
   return jax.tree.map(lambda x, new: x.at[at].set(new[0]), rows, row)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'results'))
-def begin(
-  model, params, choice, tokens, segments, prefix, lengths, numbers, seed, T,
+def start_decoding(
+  model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
   results=1,
-) -> Rows:  # fmt: skip
+) -> DecodeState:  # fmt: skip
   """Rows with their first token, see `generate`."""
   room = prefix.shape[1] + T - 1  # nobody reads the last token
   logits, caches = prefill(
@@ -228,18 +233,18 @@ def begin(
   keys = jax.vmap(fold)(
     repeat(keys), jnp.tile(jnp.arange(results), len(tokens))
   )
-  return first(
-    model, choice, repeat(logits), spread(caches, results), segments,
+  return choose_first_tokens(
+    model, sampler, repeat(logits), repeat_caches(caches, results), segments,
     repeat(prefix), repeat(lengths), keys, T,
   )  # fmt: skip
 
 
-one_more = jax.jit(advance, static_argnames='model', donate_argnames='rows')
+decode_step = jax.jit(advance, static_argnames='model', donate_argnames='rows')
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'results'))
 def generate(
-  model, params, choice, tokens, segments, prefix, lengths, numbers, seed, T,
+  model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
   results=1,
 ):  # fmt: skip
   """Greedy or sampled tokens until every row is done.
@@ -247,11 +252,11 @@ def generate(
   Args:
     model: the model.
     params: its parameters.
-    choice: a Choice.
+    sampler: a `Sampler`.
     tokens, segments, prefix, lengths: see `prefill`.
     numbers: [B] of the inputs, for sampling.
     seed: scalar.
-    T: room for tokens, choice.max_tokens or more.
+    T: room for tokens, sampler.max_tokens or more.
     results: generations of each input.
 
   Returns:
@@ -259,13 +264,13 @@ def generate(
     how many ids and how many log-probabilities there are, [B, results]: where
     the end token was chosen, one more of these).
   """
-  rows = begin(
-    model, params, choice, tokens, segments, prefix, lengths, numbers, seed, T,
+  rows = start_decoding(
+    model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
     results,
   )  # fmt: skip
   rows = jax.lax.while_loop(
     lambda rows: ~rows.done.all(),
-    lambda rows: advance(model, params, choice, rows),
+    lambda rows: advance(model, params, sampler, rows),
     rows,
   )
   out = rows.ids, rows.log_probabilities, rows.length, rows.history.count

@@ -19,7 +19,7 @@ from atm.model.transformer import AlexaTM
 
 
 @dataclasses.dataclass
-class Row:
+class TargetsRow:
   """One encoder input, and targets of it.
 
   Attributes:
@@ -33,7 +33,7 @@ class Row:
   length: int
 
 
-def packed(sources, targets, room: int) -> list[Row]:
+def pack_targets(sources, targets, room: int) -> list[TargetsRow]:
   """Pairs of ids in as few rows as there are inputs; long rows are the last.
 
   Args:
@@ -41,26 +41,26 @@ def packed(sources, targets, room: int) -> list[Row]:
     targets: decoder ids of each pair.
     room: tokens of targets that a row has, unless one alone has more.
   """
-  rows: list[Row] = []
-  newest: dict[tuple, Row] = {}
+  rows: list[TargetsRow] = []
+  newest: dict[tuple, TargetsRow] = {}
   for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
     row = newest.get(tuple(source))
     if row is None or row.length + len(target) > room:
-      row = newest[tuple(source)] = Row(source, [], 0)
+      row = newest[tuple(source)] = TargetsRow(source, [], 0)
       rows.append(row)
     row.numbers.append(number)
     row.length += len(target)
   return sorted(rows, key=lambda row: (len(row.source), row.length))
 
 
-def room_for(length: int) -> int:
+def padded_length(length: int) -> int:
   """T of a batch: at most an eighth more, or 15; so few shapes compile."""
   step = max(16, 1 << max(0, (length - 1).bit_length() - 4))
   return -(-length // step) * step
 
 
-def decoder_side(
-  rows: Sequence[Row], targets, shape: tuple[int, int], config: Config
+def decoder_batch(
+  rows: Sequence[TargetsRow], targets, shape: tuple[int, int], config: Config
 ) -> dict[str, np.ndarray]:
   """The decoder's part of a batch, int32 [B, T] each; 0 is no segment."""
   names = 'input_tokens', 'target_tokens', 'segment_ids', 'positions'
@@ -79,13 +79,13 @@ def decoder_side(
   return made
 
 
-def sums(
-  row: Row, targets, given, logs: np.ndarray, likeliest: np.ndarray
+def sum_targets(
+  row: TargetsRow, targets, given, logs: np.ndarray, likeliest: np.ndarray
 ) -> list[tuple[int, float, bool]]:
   """(number, summed log-probability, whether greedy) of a row's targets.
 
   Args:
-    row: of `packed`.
+    row: of `pack_targets`.
     targets: decoder ids of each pair.
     given: how many of each target's first tokens do not count.
     logs, likeliest: [T], of the row's tokens.
@@ -101,7 +101,7 @@ def sums(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def by_token(model: AlexaTM, params, batch: dict):
+def score_tokens(model: AlexaTM, params, batch: dict):
   """See `AlexaTM.log_probabilities`."""
   return model.apply(
     {'params': params}, batch, method=AlexaTM.log_probabilities

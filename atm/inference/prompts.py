@@ -112,7 +112,7 @@ TEMPLATES = {
 }
 
 
-def get(name: str) -> Template:
+def find_template(name: str) -> Template:
   """The template of a name.
 
   Raises:
@@ -122,7 +122,7 @@ def get(name: str) -> Template:
   return TEMPLATES[name]
 
 
-def prompt(
+def build_prompt(
   template: Template, query: Mapping[str, str], shots: Sequence[Mapping] = ()
 ) -> str:
   """The text the encoder reads, without `[CLM]`.
@@ -168,7 +168,7 @@ def _one_line(text: str) -> str:
   return ' '.join(text.split())
 
 
-def answer(
+def extract_answer(
   template: Template, output: str, mode: str = 'clm', prompt: str = ''
 ) -> str:
   """The answer in a generated text: up to the template's delimiter.
@@ -193,13 +193,13 @@ def answer(
   rest = _one_line(output)
   if mode == 'denoise':
     prompt = _one_line(prompt)
-    cue = _cue(template, prompt)
+    cue = _filled_cue(template, prompt)
     *before, rest = rest.split(cue, prompt.count(cue))
     rest = rest if len(before) == prompt.count(cue) else ''
   return rest.split(template.cut)[0].strip()
 
 
-def _cue(template: Template, prompt: str) -> str:
+def _filled_cue(template: Template, prompt: str) -> str:
   """The cue a prompt ends in, its language filled in."""
   start = prompt.rfind(template.cue.split('{')[0])
   if start < 0:

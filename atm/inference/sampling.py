@@ -14,7 +14,7 @@ import numpy as np
 
 from atm.messages import check_choice
 
-NEVER = -jnp.inf  # a log-probability
+NEG_INF = -jnp.inf  # a log-probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Config:
 
 
 @flax.struct.dataclass
-class Choice:
+class Sampler:
   """A Config as arrays, so that other values are no other program.
 
   Attributes:
@@ -100,7 +100,7 @@ class Choice:
       repetition_penalty: scalars, see Config.
     banned: [N, M] ids of sequences that are not written, -1 in front of those
       shorter than M.
-    stops: [states, V] of `stop_strings.table`, or None.
+    stops: [states, V] of `stop_strings.build_table`, or None.
     sampled, cut, repeats: whether tokens are sampled, from a part of the
       vocabulary, and whether repetition counts.
     early_stopping: see Config.
@@ -122,7 +122,7 @@ class Choice:
   early_stopping: bool | str = flax.struct.field(pytree_node=False)
 
   @classmethod
-  def of(cls, config: Config, banned=(), stops=None) -> Choice:
+  def from_config(cls, config: Config, banned=(), stops=None) -> Sampler:
     """Of a Config, sequences of ids not to write, and a table of stops."""
     whole = ('max_tokens', 'min_tokens', 'top_k')
     real = ('length_penalty', 'temperature', 'top_p', 'min_p')
@@ -162,87 +162,87 @@ class History:
   state: jax.Array | None
 
 
-def history(model, choice: Choice, prefix, lengths) -> History:
+def initial_history(model, sampler: Sampler, prefix, lengths) -> History:
   """Of rows that have read their prefix [R, n] and written nothing."""
   R, n = prefix.shape
-  M = choice.banned.shape[1] - 1
+  M = sampler.banned.shape[1] - 1
   at = lengths[:, None] - M + jnp.arange(M)
   tail = jnp.take_along_axis(prefix, jnp.maximum(at, 0), axis=1)
   written = None
-  if choice.repeats:
+  if sampler.repeats:
     real = jnp.arange(n) < lengths[:, None]
     blank = jnp.zeros((R, model.config.vocab_size), bool)
     written = blank.at[jnp.arange(R)[:, None], prefix].max(real)
   none = jnp.zeros(R, jnp.int32)
-  state = None if choice.stops is None else none
+  state = None if sampler.stops is None else none
   return History(none, jnp.where(at < 0, -1, tail), written, state)
 
 
-def followed(choice: Choice, past: History, token) -> History:
+def append_token(sampler: Sampler, past: History, token) -> History:
   """The history with token [R] written."""
   written, state = past.written, past.state
   if written is not None:
     written = written.at[jnp.arange(len(token)), token].set(True)
   if state is not None:
-    state = choice.stops[state, token]
+    state = sampler.stops[state, token]
   tail = jnp.concatenate([past.tail, token[:, None]], axis=1)[:, 1:]
   return History(past.count + 1, tail, written, state)
 
 
-def stopped(choice: Choice, past: History) -> jax.Array:
+def has_stopped(sampler: Sampler, past: History) -> jax.Array:
   """[R]: a stop string has been written, or there is no room for more."""
-  full = past.count >= choice.max_tokens
+  full = past.count >= sampler.max_tokens
   if past.state is None:
     return full
-  return full | (past.state == len(choice.stops) - 1)
+  return full | (past.state == len(sampler.stops) - 1)
 
 
-def processed(choice: Choice, past: History, logits, end_id: int):
-  """Logits [R, V] as the choice wants them; log-probabilities do as well."""
-  if choice.repeats:
-    penalty = choice.repetition_penalty
+def process_logits(sampler: Sampler, past: History, logits, end_id: int):
+  """Logits [R, V] as the sampler wants them; log-probabilities do as well."""
+  if sampler.repeats:
+    penalty = sampler.repetition_penalty
     other = jnp.where(logits < 0, logits * penalty, logits / penalty)
     logits = jnp.where(past.written, other, logits)
-  if choice.banned.size:
-    before, last = choice.banned[:, :-1], choice.banned[:, -1]
+  if sampler.banned.size:
+    before, last = sampler.banned[:, :-1], sampler.banned[:, -1]
     same = (past.tail[:, None] == before) | (before < 0)
     bans = same.all(-1) & (last >= 0)  # [R, N]
-    logits = logits.at[:, last].add(jnp.where(bans, NEVER, 0.0))
-  early = past.count < choice.min_tokens
-  ends = jnp.where(early, NEVER, logits[:, end_id])
+    logits = logits.at[:, last].add(jnp.where(bans, NEG_INF, 0.0))
+  early = past.count < sampler.min_tokens
+  ends = jnp.where(early, NEG_INF, logits[:, end_id])
   return logits.at[:, end_id].set(ends)
 
 
-def cut(choice: Choice, logits):
+def truncate_logits(sampler: Sampler, logits):
   """Logits [R, V], -inf on what top_k, top_p and min_p leave out, in turn."""
   V = logits.shape[-1]
   ascending = jnp.sort(logits, axis=-1)
-  k = jnp.where(choice.top_k > 0, jnp.minimum(choice.top_k, V), V)
+  k = jnp.where(sampler.top_k > 0, jnp.minimum(sampler.top_k, V), V)
   least = jnp.take(ascending, V - k, axis=-1)[:, None]
-  ascending = jnp.where(ascending < least, NEVER, ascending)
+  ascending = jnp.where(ascending < least, NEG_INF, ascending)
   share = jax.nn.softmax(ascending, axis=-1)
-  inside = jnp.cumsum(share, axis=-1) > 1 - choice.top_p
-  inside = (inside | (choice.top_p >= 1)).at[:, -1].set(True)
+  inside = jnp.cumsum(share, axis=-1) > 1 - sampler.top_p
+  inside = (inside | (sampler.top_p >= 1)).at[:, -1].set(True)
   of_p = jnp.where(inside, ascending, jnp.inf).min(-1, keepdims=True)
   top = ascending[:, -1:]
-  least = jnp.maximum(jnp.maximum(least, of_p), top + jnp.log(choice.min_p))
-  return jnp.where(logits < least, NEVER, logits)
+  least = jnp.maximum(jnp.maximum(least, of_p), top + jnp.log(sampler.min_p))
+  return jnp.where(logits < least, NEG_INF, logits)
 
 
-def adjusted(choice: Choice, past: History, logits, end_id: int):
-  """Logits [R, V] of which the choice takes the greatest, or a sample."""
-  logits = processed(choice, past, logits, end_id)
-  if choice.sampled:
-    logits /= choice.temperature
-    logits = cut(choice, logits) if choice.cut else logits
+def adjust_logits(sampler: Sampler, past: History, logits, end_id: int):
+  """Logits [R, V] of which the sampler takes the greatest, or a sample."""
+  logits = process_logits(sampler, past, logits, end_id)
+  if sampler.sampled:
+    logits /= sampler.temperature
+    logits = truncate_logits(sampler, logits) if sampler.cut else logits
   return logits
 
 
-def choose(choice: Choice, past: History, keys, logits, end_id: int):
+def choose_tokens(sampler: Sampler, past: History, keys, logits, end_id: int):
   """A token [R] for each row, and its log-probability [R] by the model."""
   log_probabilities = jax.nn.log_softmax(logits)
-  logits = adjusted(choice, past, logits, end_id)
-  if choice.sampled:
+  logits = adjust_logits(sampler, past, logits, end_id)
+  if sampler.sampled:
     keys = jax.vmap(jax.random.fold_in)(keys, past.count)
     token = jax.vmap(jax.random.categorical)(keys, logits)
   else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def table(pieces: Sequence[str], stops: Sequence[str]) -> np.ndarray:
+def build_table(pieces: Sequence[str], stops: Sequence[str]) -> np.ndarray:
   """Where each piece leads from each state of having read a part of a stop.
 
   The automaton of Aho and Corasick (1975) over characters, followed over whole
@@ -64,13 +64,13 @@ def _automaton(stops, letters) -> np.ndarray:
   return steps
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
   """The text up to the first stop string in it."""
   found = [at for stop in stops if (at := text.find(stop)) >= 0]
   return text[: min(found)] if found else text
 
 
-def held(text: str, stops: Sequence[str]) -> str:
+def hold_back(text: str, stops: Sequence[str]) -> str:
   """The part of an unfinished text that is sure to stay.
 
   Without an end that could begin a stop string or is half a character.

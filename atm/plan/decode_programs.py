@@ -63,8 +63,8 @@ class Job:
   def batch(self, rows: int) -> dict:
     """Shapes of `api.Model`'s batch of so many rows, all of them full."""
     mesh, config = self.target.mesh, self.net.config
-    B, S = bucketing.source(config, mesh, self.longest, rows, rows)
-    n, _, _ = bucketing.target(config, 1, self.config.max_tokens)
+    B, S = bucketing.encoder_shape(config, mesh, self.longest, rows, rows)
+    n, _, _ = bucketing.decoder_shape(config, 1, self.config.max_tokens)
     placed = NamedSharding(mesh, self.rules.spec('batch'))
     like = lambda *shape: jax.ShapeDtypeStruct(
       shape, jnp.int32, sharding=placed
@@ -77,7 +77,9 @@ class Job:
   @property
   def room(self) -> tuple[int, int]:
     """(T, tokens that are written at most)."""
-    return bucketing.target(self.net.config, 1, self.config.max_tokens)[1:]
+    return bucketing.decoder_shape(self.net.config, 1, self.config.max_tokens)[
+      1:
+    ]
 
   def traced(self, batch: dict):
     """The program that runs for a batch."""
@@ -87,10 +89,12 @@ class Job:
         run = jax.jit(generate.encode, static_argnums=0, keep_unused=True)
         return run.trace(*given, batch['tokens'], batch['segments'])
       T, room = self.room
-      choice = sampling.Choice.of(self.config).replace(
+      choice = sampling.Sampler.from_config(self.config).replace(
         max_tokens=np.int32(room)
       )
-      run, args, named = bucketing.call(*given, choice, batch, self.config, T)
+      run, args, named = bucketing.select_program(
+        *given, choice, batch, self.config, T
+      )
       return run.trace(*args, **named)
 
   def caches(self, batch: dict) -> list:
@@ -99,13 +103,15 @@ class Job:
       return []
     c, named = self.config, {k: bare(v) for k, v in batch.items()}
     numbers = named.pop('number')
-    begin = functools.partial(beam_search.begin, k=c.beams)
+    begin = functools.partial(beam_search.start_beams, k=c.beams)
     if c.beams == 1:
-      begin = functools.partial(generate.begin, results=c.results, seed=0)
+      begin = functools.partial(
+        generate.start_decoding, results=c.results, seed=0
+      )
       named |= dict(numbers=numbers)
     rows = jax.eval_shape(
       functools.partial(begin, self.net, T=self.room[0]),
-      jax.tree.map(bare, self.params), sampling.Choice.of(c), **named,
+      jax.tree.map(bare, self.params), sampling.Sampler.from_config(c), **named,
     )  # fmt: skip
     placed = NamedSharding(
       self.target.mesh, self.rules.spec('batch', 'heads', None, None)
@@ -135,12 +141,12 @@ def abstract_model(config: config_lib.Config, weights, mesh, rules: Rules):
     )
   net = transformer.AlexaTM(config)
   with sharding.use(mesh, rules):
-    return net, generate.ready(net, params, abstractly_apart)
+    return net, generate.prepare_params(net, params, abstractly_apart)
 
 
 def abstractly_apart(layers: dict, count: int) -> dict:
-  """`generate.apart` of abstract arrays, with the shardings JAX chooses."""
-  lowered = generate.apart.lower(layers, count)
+  """Unstacks abstract layers, with the shardings that JAX chooses."""
+  lowered = generate.unstack_layers.lower(layers, count)
   return jax.tree.map(
     lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
     lowered.out_info,

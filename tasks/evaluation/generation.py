@@ -58,7 +58,7 @@ class Kind:
         fields[self.long] = cut(fields[self.long], tokens)
       return fields
 
-    prompt = prompts.prompt(
+    prompt = prompts.build_prompt(
       self.template,
       written(example, self.tokens),
       [written(shot, self.shot_tokens) for shot in shots],
@@ -71,7 +71,7 @@ class Kind:
   def answer(self, output: str, question: Question, mode: str) -> str:
     """The answer in what was generated."""
     return self.read(
-      prompts.answer(self.template, output, mode, question.prompt)
+      prompts.extract_answer(self.template, output, mode, question.prompt)
     )
 
 

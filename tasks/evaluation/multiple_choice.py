@@ -113,7 +113,7 @@ def ending(question: str, answers: Sequence[str]) -> list[Choice]:
 
 def fill(template: Template, **texts: str) -> str:
   """The query of a template; a blank text is written as `-`."""
-  return prompts.prompt(
+  return prompts.build_prompt(
     template, {k: v if v.strip() else '-' for k, v in texts.items()}
   )
 

@@ -17,7 +17,7 @@ from atm.cli import main
 from atm.evals import metrics, predict, runner, text_metrics
 from atm.evals import results as results_lib
 from atm.evals.task import Question
-from atm.inference import api, loglikelihood
+from atm.inference import api, loglikelihood, prompts
 from atm.model import parameters
 from atm.model.config import Config
 from atm.model.transformer import AlexaTM
@@ -83,7 +83,7 @@ def rows(folder, name: str) -> list[dict]:
 # --- Choices
 
 
-@pytest.mark.parametrize('mode', api.MODES)
+@pytest.mark.parametrize('mode', prompts.MODES)
 def test_the_likeliest_choice_by_logits_alone(model, tmp_path, mode):
   """Sums over Model.logits, a pair at a time. Faults seen: positions that go
   on from choice to choice; a choice that sees the one before it; the mean's
@@ -116,7 +116,7 @@ def test_choices_of_one_question_share_their_encoder_input(model):
   """Fault seen: rows opened for each pair."""
   sources = [[5, 6], [7], [5, 6], [5, 6], [7]]
   targets = [[1], [2, 2], [3], [4] * 9, [5]]
-  made = loglikelihood.packed(sources, targets, 8)
+  made = loglikelihood.pack_targets(sources, targets, 8)
   assert [row.source for row in made] == [[7], [5, 6], [5, 6]]
   assert [row.numbers for row in made] == [[1, 4], [0, 2], [3]]
   together = model.likelihoods(sources, targets, [0, 1, 0, 3, 0])

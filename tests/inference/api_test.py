@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import atm
-from atm.inference import api, batch, sampling, stop_strings
+from atm.inference import api, batch, prompts, sampling, stop_strings
 from atm.inference import generate as generate_lib
 from atm.model.config import Config
 from atm.model.transformer import AlexaTM
@@ -49,7 +49,7 @@ def slow_greedy(net, params, tokens, segments, max_tokens):
 def greedy(net, params, tokens, segments, max_tokens):
   """(ids [B, T], lengths [B])."""
   B, c = len(tokens), net.config
-  choice = sampling.Choice.of(sampling.Config(max_tokens=max_tokens))
+  choice = sampling.Sampler.from_config(sampling.Config(max_tokens=max_tokens))
   made = generate_lib.generate(
     net, params, choice, tokens, segments, np.full((B, 1), c.start_id),
     np.ones(B, np.int32), np.arange(B), 0, T=max_tokens,
@@ -151,7 +151,7 @@ def test_modes_put_the_marker(model):
   text = 'born free'
   assert model.encode(text, 'denoise') == [v.bos_id, *v.encode(text), v.eos_id]
   assert model.encode(text, 'clm')[:2] == [v.bos_id, v.clm_id]
-  for mode in api.MODES:
+  for mode in prompts.MODES:
     by_ids = model.generate([model.encode(text, mode)])[0]
     assert model.generate([text], mode=mode) == [v.decode(by_ids)]
 
@@ -253,7 +253,7 @@ def test_stop_strings_end_an_output(model):
   )
   shorter = 0
   for text, (one,), (before,) in zip(whole, made, free, strict=True):
-    assert one.text == stop_strings.cut(text, stops)
+    assert one.text == stop_strings.cut_at_stop(text, stops)
     assert before.ids[: len(one.ids)] == one.ids
     if one.text != text:
       shorter += 1
@@ -357,7 +357,7 @@ def test_a_row_can_join_a_running_batch(model):
   """What `insert` puts in another's place is written as if alone."""
   c = model.config
   net, params = AlexaTM(c), model.params
-  choice = sampling.Choice.of(sampling.Config(max_tokens=16))
+  choice = sampling.Sampler.from_config(sampling.Config(max_tokens=16))
 
   def begun(*texts):
     tokens, segments = np.zeros((2, len(texts), 16), np.int32)
@@ -365,24 +365,24 @@ def test_a_row_can_join_a_running_batch(model):
       ids = model.encode(text)
       tokens[i, : len(ids)], segments[i, : len(ids)] = ids, 1
     R = len(texts)
-    return generate_lib.begin(
+    return generate_lib.start_decoding(
       net, params, choice, tokens, segments, np.full((R, 1), c.start_id),
       np.ones(R, np.int32), np.arange(R), 0, T=16,
     )  # fmt: skip
 
   def ended(rows):
     while not rows.done.all():
-      rows = generate_lib.one_more(net, params, choice, rows)
+      rows = generate_lib.decode_step(net, params, choice, rows)
     return [row[:n].tolist() for row, n in zip(rows.ids, rows.length)]
 
   texts = 'Everyone has', 'Jeder', 'All human beings'
   alone = [ended(begun(text))[0] for text in texts]
   rows = begun(*texts[:2])
   for _ in range(5):
-    rows = generate_lib.one_more(net, params, choice, rows)
+    rows = generate_lib.decode_step(net, params, choice, rows)
   first = rows.ids[0, : rows.length[0]].tolist()
   assert alone[0][: len(first)] == first
-  rows = generate_lib.insert(rows, begun(texts[2]), 0)
+  rows = generate_lib.insert_row(rows, begun(texts[2]), 0)
   assert ended(rows) == [alone[2], alone[1]]
 
 

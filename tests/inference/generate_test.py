@@ -10,7 +10,7 @@ import pytest
 
 import atm
 from atm.inference import sampling
-from atm.inference.sampling import Choice, Config
+from atm.inference.sampling import Config, Sampler
 
 from api_test import model  # noqa: F401 (a fixture)
 from goldens import HERE
@@ -124,14 +124,14 @@ PROCESSORS['all'] = dict(
 def as_sampled(config, logits, previous):
   """Logits as `decode.choose` samples from them."""
   V = logits.shape[1]
-  choice = Choice.of(config)
+  choice = Sampler.from_config(config)
   written = jnp.zeros(logits.shape, bool)
   written = written.at[jnp.arange(len(logits))[:, None], previous].set(True)
   none = jnp.zeros(len(logits), jnp.int32)
   past = sampling.History(
     none, jnp.zeros((len(logits), 0), jnp.int32), written, None
   )
-  return sampling.adjusted(choice, past, jnp.asarray(logits), V - 1)
+  return sampling.adjust_logits(choice, past, jnp.asarray(logits), V - 1)
 
 
 @pytest.mark.parametrize('name', PROCESSORS)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from atm.data import languages
 from atm.inference import prompts
-from atm.inference.prompts import TEMPLATES, answer, prompt
+from atm.inference.prompts import TEMPLATES, build_prompt, extract_answer
 
 # For each template: two examples, the query of each as it must be written, and
 # what stands between shots.
@@ -86,17 +86,17 @@ def test_prompts_are_written_as_the_authors_write_them(name):
   with its question mark; a code not made a name.
   """
   first, second, query, other, between = GOLDEN[name]
-  template = prompts.get(name)
+  template = prompts.find_template(name)
   answers = first[template.answer], second[template.answer]
-  assert prompt(template, first) == query
+  assert build_prompt(template, first) == query
   one = f'{query} {answers[0]}{between}{other}'
-  assert prompt(template, second, [first]) == one
+  assert build_prompt(template, second, [first]) == one
   two = f'{query} {answers[0]}{between}{other} {answers[1]}{between}{query}'
-  assert prompt(template, first, [first, second]) == two
+  assert build_prompt(template, first, [first, second]) == two
 
 
 def test_the_papers_shapes():
-  summary = prompt(
+  summary = build_prompt(
     prompts.SUMMARY,
     {'document': 'B'},
     [{'document': 'A', 'summary': 'a'}],
@@ -106,7 +106,7 @@ def test_the_papers_shapes():
   )
   shot = {'sentence': 'Un', 'language': 'de', 'translation': 'Eins'}
   query = {'sentence': 'Deux', 'language': 'German'}
-  assert prompt(prompts.TRANSLATION, query, [shot]) == (
+  assert build_prompt(prompts.TRANSLATION, query, [shot]) == (
     'Sentence: Un; Translation in German: Eins; '
     'Sentence: Deux; Translation in German:'
   )
@@ -117,41 +117,43 @@ def test_fields_are_on_one_line():
   """Fault seen: only the ends stripped."""
   query = {'document': ' One.\n\n Two\tthree. \u3000四。\n'}
   written = 'Article: One. Two three. 四。 ==> Short summary:'
-  assert prompt(prompts.SUMMARY, query) == written
+  assert build_prompt(prompts.SUMMARY, query) == written
 
 
 def test_an_answer_given_with_a_query_is_not_written():
   """Fault seen: written where there is one."""
   query = {'document': 'It rained.', 'summary': 'secret'}
-  assert 'secret' not in prompt(prompts.SUMMARY, query)
+  assert 'secret' not in build_prompt(prompts.SUMMARY, query)
 
 
 def test_what_is_wrong_with_an_example_is_said():
   """Faults seen: unknown fields pass; blank ones; bytes."""
   summary = prompts.SUMMARY
   with pytest.raises(ValueError, match="'documnt'. Did you mean 'document'?"):
-    prompt(summary, {'documnt': 'x'})
+    build_prompt(summary, {'documnt': 'x'})
   lacks = "'summary' of template 'summary' is None.* fields: document, summary"
   with pytest.raises(ValueError, match=lacks):
-    prompt(summary, {'document': 'x'}, [{'document': 'x'}])
+    build_prompt(summary, {'document': 'x'}, [{'document': 'x'}])
   for blank in ('', ' \n', None, b'x', 3):
     with pytest.raises(ValueError, match="field 'document'.*: expected text"):
-      prompt(summary, {'document': blank})
+      build_prompt(summary, {'document': blank})
   with pytest.raises(ValueError, match="'last_word'"):
-    prompt(prompts.SQUADV2, {'context': 'x', 'question': 'y', 'last_word': 'z'})
+    build_prompt(
+      prompts.SQUADV2, {'context': 'x', 'question': 'y', 'last_word': 'z'}
+    )
 
 
 def test_unknown_names_get_the_nearest():
   """Faults seen: the name, the mode or the language unchecked."""
   with pytest.raises(ValueError, match="'sumary'. Did you mean 'summary'?"):
-    prompts.get('sumary')
+    prompts.find_template('sumary')
   with pytest.raises(ValueError, match="'german'. Did you mean 'German'?"):
     languages.language('german')
   with pytest.raises(ValueError, match="'denoising'. Did you mean 'denoise'?"):
-    answer(prompts.SUMMARY, '', 'denoising')
+    extract_answer(prompts.SUMMARY, '', 'denoising')
   query = {'sentence': 'x', 'language': 'Klingon'}
   with pytest.raises(ValueError, match="language = 'Klingon'"):
-    prompt(prompts.TRANSLATION, query)
+    build_prompt(prompts.TRANSLATION, query)
 
 
 def test_the_twelve_languages():
@@ -188,19 +190,23 @@ def test_an_answer_is_found_again_in_both_modes(name, data, k):
   its language; not cut, cut at the last delimiter, at another template's; not
   stripped; the output's or the prompt's whitespace kept.
   """
-  template = prompts.get(name)
+  template = prompts.find_template(name)
   shots = [
     {**example(template, data.draw), template.answer: data.draw(texts)}
     for _ in range(k)
   ]
   query = example(template, data.draw)
   text = data.draw(texts)
-  asked = prompt(template, query, shots)
-  behind = template.between + prompt(template, query)  # a model that goes on
-  assert answer(template, f' {text}{behind}') == expected(template, text)
+  asked = build_prompt(template, query, shots)
+  behind = template.between + build_prompt(
+    template, query
+  )  # a model that goes on
+  assert extract_answer(template, f' {text}{behind}') == expected(
+    template, text
+  )
   whole = f'{asked} {text}{behind}'.replace(' ', '  ')
   for same in (asked, asked.replace(' ', ' \n')):
-    found = answer(template, whole, 'denoise', same)
+    found = extract_answer(template, whole, 'denoise', same)
     assert found == expected(template, text)
 
 
@@ -208,37 +214,43 @@ def test_an_answer_is_found_again_in_both_modes(name, data, k):
 def test_the_answer_of_a_shot_is_not_taken_for_the_querys(name):
   """Fault seen: what stands behind the last of too few cues is taken."""
   first, second, *_ = GOLDEN[name]
-  template = prompts.get(name)
+  template = prompts.find_template(name)
   # Both in one language, so that both have the same cue.
   shot = {**first, **({'language': 'mr'} if 'language' in first else {})}
-  asked = prompt(template, second, [shot])
-  good = answer(template, asked + ' good', 'denoise', asked)
+  asked = build_prompt(template, second, [shot])
+  good = extract_answer(template, asked + ' good', 'denoise', asked)
   assert good == 'good'
-  assert answer(template, asked, 'denoise', asked) == ''
-  assert answer(template, asked[:-1], 'denoise', asked) == ''
-  assert answer(template, '', 'denoise', asked) == ''
+  assert extract_answer(template, asked, 'denoise', asked) == ''
+  assert extract_answer(template, asked[:-1], 'denoise', asked) == ''
+  assert extract_answer(template, '', 'denoise', asked) == ''
 
 
 def test_an_answer_is_cut_out_of_a_prompt_that_changed_a_little():
-  asked = prompt(prompts.TRANSLATION, {'sentence': 'Un deux', 'language': 'en'})
+  asked = build_prompt(
+    prompts.TRANSLATION, {'sentence': 'Un deux', 'language': 'en'}
+  )
   output = 'Sentence: Un, deux ; Translation in English: One two; Sentence: x'
-  assert answer(prompts.TRANSLATION, output, 'denoise', asked) == 'One two'
+  assert (
+    extract_answer(prompts.TRANSLATION, output, 'denoise', asked) == 'One two'
+  )
   other = output.replace('English', 'French')
-  assert answer(prompts.TRANSLATION, other, 'denoise', asked) == ''
+  assert extract_answer(prompts.TRANSLATION, other, 'denoise', asked) == ''
 
 
 def test_denoising_needs_the_prompt():
   """Fault seen: a prompt of another template passes."""
   with pytest.raises(ValueError, match="expected one of template 'summary'"):
-    answer(prompts.SUMMARY, 'x', 'denoise')
+    extract_answer(prompts.SUMMARY, 'x', 'denoise')
 
 
 def test_an_answer_ends_at_the_delimiter():
-  assert answer(prompts.TRANSLATION, ' a; b; c') == 'a'
-  assert answer(prompts.TRANSLATION, ' ein Satz.\n') == 'ein Satz.'
-  assert answer(prompts.SUMMARY, ' a; b <br><br><br> Article:') == 'a; b'
-  assert answer(prompts.NLI, ' True <br> Question: x') == 'True'
-  assert answer(prompts.SUMMARY, '<br> a') == ''
+  assert extract_answer(prompts.TRANSLATION, ' a; b; c') == 'a'
+  assert extract_answer(prompts.TRANSLATION, ' ein Satz.\n') == 'ein Satz.'
+  assert (
+    extract_answer(prompts.SUMMARY, ' a; b <br><br><br> Article:') == 'a; b'
+  )
+  assert extract_answer(prompts.NLI, ' True <br> Question: x') == 'True'
+  assert extract_answer(prompts.SUMMARY, '<br> a') == ''
 
 
 # --- Documents and shots

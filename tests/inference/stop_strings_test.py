@@ -8,7 +8,7 @@ from atm.inference import stop_strings
 
 def end_of(pieces, stops, ids) -> int:
   """After how many ids the table says that a stop is read; -1: never."""
-  steps, state = stop_strings.table(pieces, stops), 0
+  steps, state = stop_strings.build_table(pieces, stops), 0
   for n, i in enumerate(ids, 1):
     state = steps[state, i]
     if state == len(steps) - 1:
@@ -45,17 +45,17 @@ def test_a_stop_is_found_where_the_text_has_it(rng, stops):
 
 
 def test_the_last_state_is_never_left(rng):
-  steps = stop_strings.table(['a', 'b', 'ab'], ['ab', 'bba'])
+  steps = stop_strings.build_table(['a', 'b', 'ab'], ['ab', 'bba'])
   assert (steps[-1] == len(steps) - 1).all()
   assert len(steps) & (len(steps) - 1) == 0 and steps.dtype == np.int32
 
 
 def test_cut_takes_what_stands_before_the_first_stop():
-  assert stop_strings.cut('one; two <br> three', ['<br>', ';']) == 'one'
-  assert stop_strings.cut('one', [';']) == 'one'
-  assert stop_strings.cut(';', [';']) == ''
+  assert stop_strings.cut_at_stop('one; two <br> three', ['<br>', ';']) == 'one'
+  assert stop_strings.cut_at_stop('one', [';']) == 'one'
+  assert stop_strings.cut_at_stop(';', [';']) == ''
 
 
 def test_an_empty_stop_is_refused():
   with pytest.raises(ValueError, match='expected no empty string'):
-    stop_strings.table(['a'], ['a', ''])
+    stop_strings.build_table(['a'], ['a', ''])

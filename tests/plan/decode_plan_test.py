@@ -59,19 +59,19 @@ def loaded():
 def halved(loaded):
   """In bfloat16; the fixture's own parameters stay."""
   params = jax.tree.map(lambda x: x + 0, loaded.params)
-  return api.halved(dataclasses.replace(loaded, params=params))
+  return api.cast_to_bfloat16(dataclasses.replace(loaded, params=params))
 
 
 def run_of(loaded, config, monkeypatch, rows: int = 8):
   """(function, arguments, named ones) that decoding a batch would call."""
   seen = []
 
-  def call(*given, real=bucketing.call):
+  def call(*given, real=bucketing.select_program):
     seen.append(real(*given))
     raise InterruptedError
 
   with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-    patch.setattr(bucketing, 'call', call)
+    patch.setattr(bucketing, 'select_program', call)
     inputs = [[3 + i] * S for i in range(rows)]
     loaded.complete(inputs, config=config, batch_size=rows)
   return seen[0]
@@ -134,7 +134,7 @@ def test_bytes_are_those_of_the_real_shards(loaded, monkeypatch):
   """Faults seen: whole arrays counted; one result of each input."""
   _, (net, params, choice), named = run_of(loaded, SAMPLED, monkeypatch)
   with sharding.use(MESH(), Rules()):
-    rows = generate.begin(net, params, choice, **named)
+    rows = generate.start_decoding(net, params, choice, **named)
   said = planned(config=SAMPLED)
   assert said['memory']['parameters'] == on_device(params)
   assert said['memory']['cache'] == on_device(rows.caches)
@@ -147,11 +147,11 @@ def test_bytes_are_those_of_the_real_shards(loaded, monkeypatch):
 
 def test_a_batch_of_any_size_is_one_that_infer_runs():
   """Fault seen: full batches filled up to a power of two."""
-  source = functools.partial(bucketing.source, tiny(), MESH(), 9)
+  source = functools.partial(bucketing.encoder_shape, tiny(), MESH(), 9)
   assert source(24, 24) == (24, 16)
   assert source(5, 24) == (8, 16) and source(17, 24) == (24, 16)
   assert source(1, 1) == (2, 16)  # two data shards
-  assert bucketing.target(tiny(), 1, 100) == (1, 64, 47)
+  assert bucketing.decoder_shape(tiny(), 1, 100) == (1, 64, 47)
 
 
 def test_flops_of_the_encoder_are_those_of_a_count_by_hand():
@@ -219,7 +219,7 @@ def test_a_cache_is_written_in_place_or_said_to_be_copied(programs):
     assert figures['read_bytes']['copies'] == 0
     written = BEAMS.beams if name == 'beams' else 1
     # The start token's, and those of all tokens but the last.
-    slots = 1 + written * (bucketing.power_of_two(T) - 1)
+    slots = 1 + written * (bucketing.next_power_of_two(T) - 1)
     assert {x.self_values.shape[2] for x in caches} == {slots}
     assert {len(x.self_values) for x in caches} == {8}
 
