@@ -96,7 +96,7 @@ def sample(folder: str, into: str, megabytes: float) -> None:
 def shipped(into: str) -> None:
   for language in atm_tasks.pretraining.tasks.LANGUAGES:
     with open(os.path.join(into, f'{language}.txt'), 'w') as f:
-      texts = (text for _, text in registry.texts(f'udhr_{language}_clm'))
+      texts = (text for _, text in registry.read_texts(f'udhr_{language}_clm'))
       f.writelines(f'{text}\n' for text in texts)
 
 
@@ -106,8 +106,8 @@ class Stages:
   def __init__(self, folder: str, words: Vocabulary, length: int):
     self.folder, self.words = folder, words
     self.lengths = registry.Lengths(length, length)
-    self.ids = packing_lib.Ids.of(words)
-    self.texts = [text for _, text in registry.texts('text')]
+    self.ids = packing_lib.SpecialIds.of(words)
+    self.texts = [text for _, text in registry.read_texts('text')]
     self.documents = [words.encode(text) for text in self.texts]
     self.parts = self.load(packing=True)
     self.packed = self.load(packing=False)
@@ -117,7 +117,7 @@ class Stages:
     self.arrays = self.arrays_of('denoise'), self.arrays_of('clm')
     self.step = 0
 
-  def load(self, packing: bool) -> list[batches_lib.Part]:
+  def load(self, packing: bool) -> list[batches_lib.MixturePart]:
     directory = f'{self.folder}/rows-{packing}'
     configure = functools.partial(
       atm_tasks.configure, text_dir=f'{self.folder}/text', paper_packing=packing
@@ -127,7 +127,7 @@ class Stages:
       dict(zip(('inputs', 'targets'), self.lengths.both)), directory,
       ('train',), configure_tasks=configure, say=lambda text: None,
     )  # fmt: skip
-    return batches_lib.load(
+    return batches_lib.load_parts(
       'text', 'train', self.words, self.lengths, directory
     )
 
@@ -163,20 +163,20 @@ class Stages:
 
   def read(self) -> int:
     """All the cache does before rows: reads, counts sentences, tokenises."""
-    job = cache_shards.Job(self.words.path, self.lengths, '', 1)
+    job = cache_shards.CacheJob(self.words.path, self.lengths, '', 1)
     total = 0
     # One task a text; its other objectives share the tokens.
     wanted = [(seqio.TaskRegistry.get(p.name), 'train') for p in self.parts]
-    for unit in cache_shards.units(wanted, job):
+    for unit in cache_shards.list_units(wanted, job):
       task = seqio.TaskRegistry.get(unit.tasks[0])
       counts = collections.Counter()
-      total += sum(map(len, cache.read(task, unit, job, counts)))
+      total += sum(map(len, cache.read_documents(task, unit, job, counts)))
     return total
 
   def write(self) -> int:
     length = self.denoise.row_length(*self.lengths.both)
     made = self.denoise.rows(self.documents, self.ids, length)
-    return token_store.write(f'{self.folder}/written', made)['tokens']
+    return token_store.write_rows(f'{self.folder}/written', made)['tokens']
 
   def pack(self) -> int:
     length = self.clm.row_length(*self.lengths.both)
@@ -187,7 +187,7 @@ class Stages:
     tokens, length = arrays
     total = 0
     for step in range(repeat):
-      key = counter_rng.keys(step, np.arange(len(tokens)))
+      key = counter_rng.make_key(step, np.arange(len(tokens)))
       batch = objective.examples(
         tokens, length, key, self.ids, *self.lengths.both
       )
@@ -243,7 +243,7 @@ def add_ready(stages: Stages, count: int = 2000) -> None:
   tokens, length = stages.arrays[0]
   pairs = {'inputs': [], 'targets': []}
   for step in range(-(-count // len(tokens))):
-    key = counter_rng.keys(step, np.arange(len(tokens)))
+    key = counter_rng.make_key(step, np.arange(len(tokens)))
     batch = stages.denoise.examples(
       tokens, length, key, stages.ids, *stages.lengths.both
     )
@@ -313,7 +313,7 @@ def main() -> None:
     words = (
       Vocabulary(given.vocabulary)
       if given.vocabulary
-      else vocabulary_training.vocab(
+      else vocabulary_training.train_vocabulary(
         'text', f'{folder}/v', given.vocabulary_size, say=lambda text: None
       )
     )

@@ -48,7 +48,7 @@ quiet = lambda text: None
 
 def rows_in(folder: str) -> str:
   """Rows of tokens for all runs."""
-  words = vocabulary_training.vocab(
+  words = vocabulary_training.train_vocabulary(
     'udhr', f'{folder}/vocabulary', 2048, say=quiet
   )
   cache.build(

@@ -20,6 +20,7 @@ import json
 import seqio
 import tensorflow as tf
 
+from atm.data.languages import LANGUAGE_CODES
 from atm_tasks.evaluation.registry import data_table, suite
 from atm_tasks.pretraining import decontaminate as decontaminate_lib
 from atm_tasks.pretraining import tasks
@@ -88,7 +89,7 @@ def configure(
   register = functools.partial(
     tasks.register, paper_packing=paper_packing, index=index
   )
-  languages = tasks.LANGUAGES
+  languages = LANGUAGE_CODES
   udhr = {('udhr', k): tasks.Shipped(k) for k in languages}
   register('udhr', udhr, tasks.UDHR)
   found = functools.partial(

@@ -99,7 +99,9 @@ def words(tmp_path_factory) -> vocabulary.Vocabulary:
   from atm.data import vocabulary_training
 
   folder = str(tmp_path_factory.mktemp('vocabulary'))
-  made = vocabulary_training.vocab('udhr', folder, 2048, say=lambda text: None)
+  made = vocabulary_training.train_vocabulary(
+    'udhr', folder, 2048, say=lambda text: None
+  )
   atm_tasks.configure(vocabulary=made.path)
   return made
 

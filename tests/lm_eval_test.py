@@ -72,7 +72,7 @@ def elsewhere(tmp_path, monkeypatch):
 def model(tmp_path_factory) -> api.Model:
   """Untrained, on one device, with a vocabulary that spells '<br>'."""
   folder = str(tmp_path_factory.mktemp('words'))
-  words = vocabulary_training.train(
+  words = vocabulary_training.train_sentencepiece(
     SENTENCES * 4, folder, 118, character_coverage=1.0
   )
   config = Config(

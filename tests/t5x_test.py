@@ -47,7 +47,7 @@ def test_decoder_inputs_begin_as_ours(words):
   import seqio
 
   S, T = 40, 40
-  task = registry.find('udhr_en_clm')
+  task = registry.find_task('udhr_en_clm')
   dataset = task.get_dataset(
     {'inputs': S, 'targets': T}, 'validation', shuffle=False, seed=0
   )
@@ -58,8 +58,8 @@ def test_decoder_inputs_begin_as_ours(words):
     ((), rows[rows > 0], (rows > 0).sum(1), ())
     for rows in (batch['encoder_input_tokens'], batch['decoder_target_tokens'])
   ]
-  ids = packing.Ids.of(words)
-  ours = packing.frame(np.arange(4), *runs, (4, S, T), ids)
+  ids = packing.SpecialIds.of(words)
+  ours = packing.frame_batch(np.arange(4), *runs, (4, S, T), ids)
   inside = ours['decoder_segment_ids'] > 0
   found = batch['decoder_input_tokens']
   assert (found[inside] == ours['decoder_input_tokens'][inside]).all()

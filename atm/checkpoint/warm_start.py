@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atm.checkpoint import hf_folder, hf_keys, manager, paths
-from atm.data.vocabulary import SPECIALS, Vocabulary, from_xlmr
+from atm.data.vocabulary import SPECIAL_TOKENS, Vocabulary, convert_xlmr
 from atm.messages import did_you_mean
 from atm.model import parameters
 from atm.model.config import Config
@@ -155,7 +155,7 @@ def _xlmr_pieces(directory: str, config: Config) -> dict[str, int] | None:
   if path is None:
     return None
   with tempfile.TemporaryDirectory() as scratch:
-    words = from_xlmr(path, scratch)
+    words = convert_xlmr(path, scratch)
   count = words.size - 2  # without our [CLM] and [DOC]
   if count > config.vocab_size:
     raise hf_keys.WeightsError(
@@ -241,7 +241,7 @@ def match(
   special = 0
   for piece, i in named(vocabulary, V).items():
     rows[i] = source.pieces.get(piece, -1)
-    special += piece in SPECIALS and rows[i] >= 0
+    special += piece in SPECIAL_TOKENS and rows[i] >= 0
   matched = (rows >= 0).sum()
   say(
     f'embedding: {matched:,} of {V:,} rows matched by piece, {special} of '

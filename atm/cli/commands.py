@@ -73,7 +73,9 @@ def check_pairs() -> None:
   if path is None:
     return
   gin.get_configurable('atm_tasks.configure')()
-  if 'pairs' not in [task.name for task in registry.tasks_of(mixture, 'train')]:
+  if 'pairs' not in [
+    task.name for task in registry.list_tasks(mixture, 'train')
+  ]:
     raise gin_config.UserError(
       f'PAIRS = {path!r}, but MIXTURE_OR_TASK_NAME = {mixture!r}: leave out '
       "PAIRS, or set MIXTURE_OR_TASK_NAME = 'pairs'"

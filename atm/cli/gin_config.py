@@ -47,13 +47,13 @@ def configurables() -> dict[str, Callable]:
     'atm.compare.compare': compare_page.compare,
     'atm.convert.export_weights': convert.export_weights,
     'atm.convert.import_weights': convert.import_weights,
-    'atm.data.vocab': vocabulary_training.vocab,
+    'atm.data.vocab': vocabulary_training.train_vocabulary,
     'atm.choosing.Config': sampling.Config,
     'atm.files.infer_file': batch.InferJob,
     'atm.files.score_file': batch.ScoreJob,
     'atm.harness.evaluate': lm_eval_command.evaluate,
     'atm.look.inspect': inspect_data.inspect,
-    'atm.mixture.show': mixture_stats.show,
+    'atm.mixture.show': mixture_stats.show_mixture,
     'atm.model.Config': config_lib.Config,
     'atm.optimizer.Config': optimizer.Config,
     'atm.plan.plan': train_plan.plan,
@@ -67,7 +67,7 @@ def configurables() -> dict[str, Callable]:
     'atm.suite.Asker': during_training.FewShotEvaluator,
     'atm.suite.evaluate': runner.evaluate,
     'atm.trainer.train': trainer.train,
-    'atm.vocabulary.train': vocabulary_training.train,
+    'atm.vocabulary.train': vocabulary_training.train_sentencepiece,
   }
 
 

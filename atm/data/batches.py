@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from atm.data import counter_rng, objectives, packing, registry
-from atm.data.token_store import Rows
+from atm.data.token_store import TokenRows
 from atm.data.vocabulary import Vocabulary
 
 REMOTE_READS = 64  # rows of an object store that are read at a time
@@ -28,13 +28,13 @@ CYCLE = 1 << 20  # rows after which the pattern of tasks repeats
 
 
 @dataclasses.dataclass
-class Part:
+class MixturePart:
   """One task: its rows, its objective, and its share of the examples."""
 
   name: str
   language: str
   objective: objectives.Denoise | objectives.CLM | objectives.Pairs
-  rows: Rows
+  rows: TokenRows
   rate: float
   source: str = ''
   form: str = ''
@@ -45,7 +45,7 @@ class Part:
     return zlib.crc32(self.name.encode())
 
 
-def load(
+def load_parts(
   name: str,
   split: str,
   vocabulary: Vocabulary,
@@ -53,7 +53,7 @@ def load(
   directory: str,
   passes: int | None = 1,
   verify: tuple[int, int] | None = (0, 1),
-) -> list[Part]:
+) -> list[MixturePart]:
   """The parts of a task or mixture, from rows that `atm.cache` has built.
 
   Args:
@@ -63,7 +63,7 @@ def load(
     lengths: encoder and decoder lengths.
     directory: has a folder of rows for each task and split.
     passes: see `cache.build`; None: as they were made.
-    verify: see `token_store.Rows`.
+    verify: see `token_store.TokenRows`.
 
   Raises:
     FileNotFoundError: there are no finished rows of a task.
@@ -71,30 +71,32 @@ def load(
   """
   import seqio
 
-  mixture, tasks = registry.find(name), registry.tasks_of(name, split)
+  mixture, tasks = registry.find_task(name), registry.list_tasks(name, split)
   opened = []
   for task in tasks:
-    folder = registry.rows_folder(directory, task.name, split)
-    made_from = registry.made_of(task, split, vocabulary, lengths, passes)
+    folder = registry.get_rows_folder(directory, task.name, split)
+    made_from = registry.get_provenance(
+      task, split, vocabulary, lengths, passes
+    )
     try:
-      opened.append(Rows(folder, made_from, verify))
+      opened.append(TokenRows(folder, made_from, verify))
     except FileNotFoundError as e:
       raise FileNotFoundError(
         f'no finished rows of {task.name!r} ({split}) in {directory!r}: build '
         f'them with `atm cache --gin.CACHE_DIR="\'{directory}\'"`'
       ) from e
-    if split == 'train' and (apply := registry.apply_of(task)):
+    if split == 'train' and (apply := registry.get_apply(task)):
       apply.measured = {**opened[-1].counts, 'rows': len(opened[-1])}
   parts = []
   for task, rows in zip(tasks, opened):
     weighed = split == 'train' and not isinstance(mixture, seqio.Task)
     rate = mixture.get_rate(task) if weighed else 1.0
     if rate > 0 and len(rows):
-      apply = registry.apply_of(task)
+      apply = registry.get_apply(task)
       parts.append(
-        Part(
+        MixturePart(
           task.name, getattr(apply, 'language', 'all'),
-          registry.objective_of(task),
+          registry.get_objective(task),
           rows, rate, getattr(apply, 'source', task.name),
           getattr(apply, 'form', ''),
         )
@@ -122,7 +124,7 @@ class Batches:
 
   def __init__(
     self,
-    parts: list[Part],
+    parts: list[MixturePart],
     vocabulary: Vocabulary,
     lengths: registry.Lengths,
     batch_size: int,
@@ -130,7 +132,7 @@ class Batches:
   ):
     self.parts, self.lengths = parts, lengths
     self.batch_size, self.seed = batch_size, seed
-    self.ids = packing.Ids.of(vocabulary)
+    self.ids = packing.SpecialIds.of(vocabulary)
     kinds = list(dict.fromkeys(part.objective for part in parts))
     self.kinds = np.array([kinds.index(part.objective) for part in parts])
     self.packs = any(kind.packs for kind in kinds)
@@ -143,7 +145,7 @@ class Batches:
     quota[np.argsort(quota - exact, kind='stable')[:short]] += 1
     for rare in np.flatnonzero(quota == 0):  # at least one in a cycle
       quota[rare], quota[np.argmax(quota)] = 1, quota.max() - 1
-    draw = counter_rng.uniforms(counter_rng.keys(seed, 0x6D6978), CYCLE)[0]
+    draw = counter_rng.uniform(counter_rng.make_key(seed, 0x6D6978), CYCLE)[0]
     pattern = np.repeat(np.arange(len(parts), dtype=np.int32), quota)
     self.pattern = pattern[np.argsort(draw)]
     by_part = np.argsort(self.pattern, kind='stable')
@@ -157,7 +159,7 @@ class Batches:
     m = n // CYCLE * self.quota[part] + self.rank[n % CYCLE]
     size = self._sizes[part]
     epoch = m // size
-    key = counter_rng.keys(self.seed, self._task_ids[part], epoch)
+    key = counter_rng.make_key(self.seed, self._task_ids[part], epoch)
     row = counter_rng.permute(m % size, size, key)
     return part, epoch, row
 
@@ -169,8 +171,8 @@ class Batches:
       rows: a slice, or the rows' numbers, see `sharding.host_rows`.
 
     Returns:
-      t5x's names (see `packing.frame`), [B, S] and [B, T], and
-      `objective` [B] int32, indices into `objectives.NAMES`.
+      t5x's names (see `packing.frame_batch`), [B, S] and [B, T], and
+      `objective` [B] int32, indices into `objectives.OBJECTIVE_NAMES`.
     """
     n = step * self.batch_size + np.arange(self.batch_size)[rows]
     return self._make(*self.place(n))
@@ -178,7 +180,7 @@ class Batches:
   def _make(self, part, epoch, row) -> dict:
     batch: dict[str, np.ndarray] = {}
     for mine in self._by_objective(part):
-      made = examples(
+      made = make_examples(
         self.parts, part[mine], self.ids, self.lengths, self.seed, epoch[mine],
         row[mine],
       )  # fmt: skip
@@ -197,7 +199,7 @@ class Batches:
       yield np.flatnonzero(kind == number)
 
 
-def examples(parts, part, ids, lengths, seed, epoch, row) -> dict:
+def make_examples(parts, part, ids, lengths, seed, epoch, row) -> dict:
   """The arrays of some rows of parts that have one objective.
 
   Noise is keyed by (seed, task, epoch, row).
@@ -208,20 +210,20 @@ def examples(parts, part, ids, lengths, seed, epoch, row) -> dict:
   """
   S, T = lengths.both
   objective = parts[part[0]].objective
-  read = rows_of(parts, part, row)
+  read = read_rows(parts, part, row)
   length = np.array([len(tokens) for tokens in read], np.int64)
   tokens = np.zeros((len(read), length.max()), np.int32)
   for i, ids_read in enumerate(read):
     tokens[i, : len(ids_read)] = ids_read
   task = np.array([p.id for p in parts], np.int64)[part]
-  key = counter_rng.keys(seed, task, epoch, row)
+  key = counter_rng.make_key(seed, task, epoch, row)
   batch = objective.examples(tokens, length, key, ids, S, T)
-  number = objectives.NAMES.index(objective.name)
+  number = objectives.OBJECTIVE_NAMES.index(objective.name)
   batch['objective'] = np.full(len(row), number, np.int32)
   return batch
 
 
-def rows_of(parts, part, row) -> list[np.ndarray]:
+def read_rows(parts, part, row) -> list[np.ndarray]:
   """The ids of some rows; those of an object store many at a time."""
   each = [(parts[p].rows, int(r)) for p, r in zip(part, row)]
   read = lambda pair: pair[0].row(pair[1])
@@ -231,7 +233,7 @@ def rows_of(parts, part, row) -> list[np.ndarray]:
     return list(pool.map(read, each))
 
 
-def ahead(
+def prefetch(
   make: Callable[[int], dict], first: int, last: int, depth: int = 2
 ) -> Iterator[dict]:
   """make(first), ..., make(last - 1), up to `depth` of them made beforehand.
@@ -249,7 +251,7 @@ def ahead(
       yield made.popleft().result()
 
 
-def digest(parts: Iterable[Part]) -> str:
+def hash_parts(parts: Iterable[MixturePart]) -> str:
   """What the parts' rows are: changes whenever one of their files does."""
   told = [(part.name, part.rows.sha256) for part in parts]
   return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -27,7 +27,7 @@ from etils import epath
 
 from atm import fileio
 from atm.data import cache_shards, counter_rng, packing, registry, token_store
-from atm.data.cache_shards import Job, Unit
+from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.registry import Lengths
 from atm.data.vocabulary import MODEL_FILE, Vocabulary
 from atm.messages import clock_text
@@ -81,18 +81,18 @@ def build(
       'to the object store then, training reads it there'
     )
   words, sizes = Vocabulary(vocabulary), Lengths.of(lengths)
-  words = keep_vocabulary(words, directory)
+  words = store_vocabulary(words, directory)
   configure_tasks(vocabulary=words.path)
-  job = Job(words.path, sizes, directory, passes)
+  job = CacheJob(words.path, sizes, directory, passes)
   wanted = [
     (task, split)
     for split in splits
-    for task in registry.tasks_of(mixture, split)
+    for task in registry.list_tasks(mixture, split)
   ]
   if not wanted:
     raise ValueError(f'{mixture!r} has none of the splits {tuple(splits)}')
-  every = cache_shards.units(wanted, job)
-  cache_shards.refuse_others(every, words, job)
+  every = cache_shards.list_units(wanted, job)
+  cache_shards.check_finished_rows(every, words, job)
   # Shared out before looking which are there: machines do not start together.
   mine = [
     u for u in every[index::machines] if not cache_shards.is_done(u, words, job)
@@ -101,16 +101,16 @@ def build(
     say(f'building rows of tokens: {mixture}, {len(mine)} units, {directory}')
     count = processes or os.cpu_count() or 1
     run = _alone if prepare is None or count == 1 else _together
-    progress = Progress(mine, say)
+    progress = BuildProgress(mine, say)
     for unit, tokens in run(mine, job, count, prepare):
       progress.add(unit, tokens)
-  done = finish(every, words, job, say)
-  for line in losses(told(every, job)) if done else ():
+  done = write_manifests(every, words, job, say)
+  for line in describe_omissions(read_counts(every, job)) if done else ():
     say(line)
   return done
 
 
-def keep_vocabulary(words: Vocabulary, directory: str) -> Vocabulary:
+def store_vocabulary(words: Vocabulary, directory: str) -> Vocabulary:
   """The vocabulary as it lies beside the rows; copies it where there is none.
 
   Raises:
@@ -144,7 +144,7 @@ def check_share(share) -> tuple[int, int]:
 
 def _alone(mine, job, count, prepare):
   for unit in mine:
-    yield unit, make(unit, job)
+    yield unit, make_unit(unit, job)
 
 
 def _together(mine, job, count, prepare):
@@ -155,7 +155,7 @@ def _together(mine, job, count, prepare):
   )
   with pool:
     order = sorted(mine, key=lambda unit: -unit.size)
-    running = {pool.submit(make, unit, job): unit for unit in order}
+    running = {pool.submit(make_unit, unit, job): unit for unit in order}
     try:
       for done in concurrent.futures.as_completed(running):
         yield running[done], done.result()
@@ -168,16 +168,16 @@ def _start(prepare: Callable, vocabulary: str) -> None:
   prepare()(vocabulary=vocabulary)
 
 
-class Progress:
+class BuildProgress:
   """Says how far a build is, at most every ten seconds."""
 
-  def __init__(self, mine: list[Unit], say: Callable[[str], None]):
+  def __init__(self, mine: list[CacheUnit], say: Callable[[str], None]):
     self.say, self.count = say, len(mine)
     self.size = sum(unit.size for unit in mine)
     self.start = self.told = time.perf_counter()
     self.done = self.made = self.tokens = 0
 
-  def add(self, unit: Unit, tokens: int) -> None:
+  def add(self, unit: CacheUnit, tokens: int) -> None:
     self.done, self.made = self.done + 1, self.made + unit.size
     self.tokens += tokens
     now = time.perf_counter()
@@ -194,7 +194,7 @@ class Progress:
 # --- What there is, and what there is to do
 
 
-def beside(directory: str) -> tuple[Vocabulary, Lengths]:
+def open_cache(directory: str) -> tuple[Vocabulary, Lengths]:
   """The vocabulary and lengths that a cache was made with.
 
   Raises:
@@ -210,7 +210,9 @@ def beside(directory: str) -> tuple[Vocabulary, Lengths]:
   )
 
 
-def finish(every: list[Unit], words: Vocabulary, job: Job, say) -> bool:
+def write_manifests(
+  every: list[CacheUnit], words: Vocabulary, job: CacheJob, say
+) -> bool:
   """Writes the manifests of tasks whose files are all there.
 
   Returns:
@@ -220,18 +222,18 @@ def finish(every: list[Unit], words: Vocabulary, job: Job, say) -> bool:
     ValueError: a task has no text to train on; or as `facts_of`.
   """
   missing = 0
-  for task, split, mine in cache_shards.by_task(every):
-    parts = [cache_shards.facts_of(task, unit, words, job) for unit in mine]
+  for task, split, mine in cache_shards.group_by_task(every):
+    parts = [cache_shards.read_facts(task, unit, words, job) for unit in mine]
     absent = sum(part is None for part in parts)
     missing += absent
     if absent:
       continue
     if split == 'train' and not any(p['counts']['documents'] for p in parts):
       raise ValueError(f'task {task.name!r} has no text in its {split!r} split')
-    folder = registry.rows_folder(job.directory, task.name, split)
+    folder = registry.get_rows_folder(job.directory, task.name, split)
     if not os.path.exists(os.path.join(folder, token_store.MANIFEST)):
       made_from = job.made_of(task, split, words)
-      token_store.finish(folder, made_from, parts)
+      token_store.write_manifest(folder, made_from, parts)
     for left_over in glob.glob(
       os.path.join(glob.escape(folder), '*.partial-*')
     ):
@@ -244,13 +246,13 @@ def finish(every: list[Unit], words: Vocabulary, job: Job, say) -> bool:
   return not missing
 
 
-def told(every: list[Unit], job: Job) -> Iterator[tuple]:
+def read_counts(every: list[CacheUnit], job: CacheJob) -> Iterator[tuple]:
   """(source, language, counts) of every task's finished rows."""
-  for task, split, _ in cache_shards.by_task(every):
+  for task, split, _ in cache_shards.group_by_task(every):
     manifest = token_store.read_manifest(
-      registry.rows_folder(job.directory, task.name, split)
+      registry.get_rows_folder(job.directory, task.name, split)
     )
-    apply = registry.apply_of(task)
+    apply = registry.get_apply(task)
     source = getattr(apply, 'source', task.name)
     yield (
       f'{source} ({split})',
@@ -259,7 +261,7 @@ def told(every: list[Unit], job: Job) -> Iterator[tuple]:
     )
 
 
-LOSSES = {
+OMISSIONS = {
   'dropped': '{count:,} sentences dropped that {of} holds',
   'skipped': '{count:,} lines or records skipped',
   'full': '{count:,} pairs fill TASK_FEATURE_LENGTHS; what is longer is cut',
@@ -267,7 +269,7 @@ LOSSES = {
 }
 
 
-def losses(counted: Iterable[tuple]) -> list[str]:
+def describe_omissions(counted: Iterable[tuple]) -> list[str]:
   """What was left out: sentences met in evaluation sets, bad lines, long ends.
 
   Args:
@@ -278,11 +280,11 @@ def losses(counted: Iterable[tuple]) -> list[str]:
   for source, language, counts in counted:
     for name, count in counts.items():
       kind, _, of = name.partition('/')
-      if kind in LOSSES and (source, language, name) not in seen:
+      if kind in OMISSIONS and (source, language, name) not in seen:
         seen.add((source, language, name))
         sums[source, kind, of] += count
   return [
-    f'{source}: {LOSSES[kind].format(count=count, of=of)}'
+    f'{source}: {OMISSIONS[kind].format(count=count, of=of)}'
     for (source, kind, of), count in sorted(sums.items())
   ]
 
@@ -290,22 +292,22 @@ def losses(counted: Iterable[tuple]) -> list[str]:
 # --- Making a unit
 
 
-def make(unit: Unit, job: Job) -> int:
+def make_unit(unit: CacheUnit, job: CacheJob) -> int:
   """Makes the rows of one unit for all its tasks; returns how many tokens."""
   import seqio
 
   words = Vocabulary(job.vocabulary)
-  ids = packing.Ids.of(words)
+  ids = packing.SpecialIds.of(words)
   tasks = [seqio.TaskRegistry.get(name) for name in unit.tasks]
   counts = collections.Counter(documents=0, sentences=0, tokens=0)
-  with registry.plain_errors(tasks[0].name):
-    documents = list(read(tasks[0], unit, job, counts, words.unk_id))
+  with registry.shorten_tf_errors(tasks[0].name):
+    documents = list(read_documents(tasks[0], unit, job, counts, words.unk_id))
   for task in tasks:
     path = unit.path(job.directory, task.name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     mine = collections.Counter(counts)
-    file = token_store.write(
-      path, rows_of(task, unit, documents, ids, job, mine)
+    file = token_store.write_rows(
+      path, make_rows(task, unit, documents, ids, job, mine)
     )
     made_from = job.made_of(task, unit.split, words)
     facts = {
@@ -314,18 +316,20 @@ def make(unit: Unit, job: Job) -> int:
       'counts': dict(mine),
       'file': file,
     }
-    fileio.write_json(cache_shards.facts_path(path), facts)
+    fileio.write_json(cache_shards.get_facts_path(path), facts)
   return counts['tokens']
 
 
-def rows_of(task, unit, documents: list, ids, job: Job, counts) -> Iterator:
+def make_rows(
+  task, unit, documents: list, ids, job: CacheJob, counts
+) -> Iterator:
   """The rows of a task; counts `examples` before they are packed."""
-  objective = registry.objective_of(task)
+  objective = registry.get_objective(task)
   length = objective.row_length(*job.lengths.both)
   passes = job.passes_of(unit.split)
   if passes > 1 and objective.joins:
     key = zlib.crc32(task.name.encode())
-    documents = shuffled(documents, passes, key)
+    documents = repeat_shuffled(documents, passes, key)
   made = counted(objective.rows(documents, ids, length), counts)
   return (
     objective.pack(made, ids, *job.lengths.both) if objective.packs else made
@@ -338,23 +342,25 @@ def counted(made: Iterator[np.ndarray], counts) -> Iterator[np.ndarray]:
     yield row
 
 
-def shuffled(items: list, passes: int, key: int) -> Iterator:
+def repeat_shuffled(items: list, passes: int, key: int) -> Iterator:
   """All items, `passes` times, each time in another order."""
   for number in range(passes):
-    order = counter_rng.keys(key, number)
+    order = counter_rng.make_key(key, number)
     index = counter_rng.permute(np.arange(len(items)), len(items), order)
     yield from (items[i] for i in index)
 
 
-def read(task, unit: Unit, job: Job, counts, unknown: int) -> Iterator:
+def read_documents(
+  task, unit: CacheUnit, job: CacheJob, counts, unknown: int
+) -> Iterator:
   """The ids of a unit's documents, in order; pairs where the task has pairs.
 
   Adds to `counts`: documents, tokens, what the preprocessors count, `skipped`
   records; of pairs how many are as long as `full` lengths, and their tokens of
   the id `unknown`.
   """
-  apply = registry.apply_of(task)
-  steps = cache_shards.steps_before(task) if apply else []
+  apply = registry.get_apply(task)
+  steps = cache_shards.get_precache_steps(task) if apply else []
   direct = hasattr(task.source, 'texts') and all(
     hasattr(step, 'direct') for step in steps
   )
@@ -379,7 +385,7 @@ def read(task, unit: Unit, job: Job, counts, unknown: int) -> Iterator:
     yield document
 
 
-def _read_direct(task, unit: Unit, steps, counts) -> Iterator[np.ndarray]:
+def _read_direct(task, unit: CacheUnit, steps, counts) -> Iterator[np.ndarray]:
   for shard in unit.shards:
     texts = task.source.texts(unit.split, shard)
     while made := list(itertools.islice(texts, TEXTS_AT_ONCE)):
@@ -390,7 +396,9 @@ def _read_direct(task, unit: Unit, steps, counts) -> Iterator[np.ndarray]:
       counts['skipped'] += bad
 
 
-def _read_pairs(task, unit: Unit, job: Job, counts) -> Iterator[tuple]:
+def _read_pairs(
+  task, unit: CacheUnit, job: CacheJob, counts
+) -> Iterator[tuple]:
   """Pairs of texts that one preprocessor frames, without tf.data."""
   (frame,) = task.preprocessors
   for shard in unit.shards:
@@ -400,7 +408,7 @@ def _read_pairs(task, unit: Unit, job: Job, counts) -> Iterator[tuple]:
       counts['skipped'] += bad
 
 
-def _read_stream(task, unit: Unit, job: Job, apply) -> Iterator:
+def _read_stream(task, unit: CacheUnit, job: CacheJob, apply) -> Iterator:
   import seqio
 
   one_each = len(unit.shards) == 1

@@ -19,7 +19,7 @@ from atm.data.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class CacheUnit:
   """Some shards, mostly one, of the text that some tasks share.
 
   Attributes:
@@ -40,11 +40,13 @@ class Unit:
   def path(self, directory: str, task: str) -> str:
     """The unit's file of a task."""
     name = f'rows-{self.number:05d}-of-{self.count:05d}.array_record'
-    return os.path.join(registry.rows_folder(directory, task, self.split), name)
+    return os.path.join(
+      registry.get_rows_folder(directory, task, self.split), name
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class CacheJob:
   """What a worker needs to know of all units."""
 
   vocabulary: str
@@ -57,20 +59,20 @@ class Job:
     return self.passes if split == 'train' else 1
 
   def made_of(self, task, split: str, words: Vocabulary) -> dict:
-    """See `registry.made_of`."""
+    """See `registry.get_provenance`."""
     passes = self.passes_of(split)
-    return registry.made_of(task, split, words, self.lengths, passes)
+    return registry.get_provenance(task, split, words, self.lengths, passes)
 
 
-def units(wanted: list[tuple], job: Job) -> list[Unit]:
+def list_units(wanted: list[tuple], job: CacheJob) -> list[CacheUnit]:
   """The units of (task, split) pairs; tasks of one text are one unit."""
   groups = collections.defaultdict(list)
   for task, split in wanted:
-    groups[(split, id(task.source), *before(task))].append(task)
+    groups[(split, id(task.source), *_get_text_key(task))].append(task)
   made = []
   for (split, *_), tasks in groups.items():
-    with registry.plain_errors(tasks[0].name):
-      shards = [shard_facts(s) for s in tasks[0].source.list_shards(split)]
+    with registry.shorten_tf_errors(tasks[0].name):
+      shards = [describe_shard(s) for s in tasks[0].source.list_shards(split)]
     names = tuple(task.name for task in tasks)
     each = [[number] for number in range(len(shards))]
     # Several passes join the documents of all shards, each in another order.
@@ -79,18 +81,18 @@ def units(wanted: list[tuple], job: Job) -> list[Unit]:
     for number, group in enumerate(groups_of):
       text, sizes = zip(*(shards[i] for i in group))
       place = names, split, number, len(groups_of)
-      made.append(Unit(*place, tuple(group), text, sum(sizes)))
+      made.append(CacheUnit(*place, tuple(group), text, sum(sizes)))
   return made
 
 
-def before(task) -> tuple[int, ...]:
+def _get_text_key(task) -> tuple[int, ...]:
   """Identities of what stands in front of a task's cache placeholder."""
-  if registry.apply_of(task) is None:
+  if registry.get_apply(task) is None:
     return (id(task),)  # its inputs and targets are nobody else's
-  return tuple(id(step) for step in steps_before(task))
+  return tuple(id(step) for step in get_precache_steps(task))
 
 
-def steps_before(task) -> list:
+def get_precache_steps(task) -> list:
   """The preprocessors in front of a task's cache placeholder."""
   import seqio
 
@@ -101,7 +103,7 @@ def steps_before(task) -> list:
   return steps[: kinds.index(True)]
 
 
-def shard_facts(shard: str) -> tuple[str, int]:
+def describe_shard(shard: str) -> tuple[str, int]:
   """(name and size to tell it by, bytes) of 'path' or 'path#k/n'."""
   path, _, part = shard.partition('#')
   if not os.path.exists(path):
@@ -111,20 +113,22 @@ def shard_facts(shard: str) -> tuple[str, int]:
   return f'{os.path.basename(shard)} of {size} bytes', max(1, size // of)
 
 
-def facts_path(path: str) -> str:
+def get_facts_path(path: str) -> str:
   return os.path.splitext(path)[0] + '.json'
 
 
-def facts_of(task, unit: Unit, words: Vocabulary, job: Job) -> dict | None:
+def read_facts(
+  task, unit: CacheUnit, words: Vocabulary, job: CacheJob
+) -> dict | None:
   """What is kept beside a task's file of a unit; None where it is not there.
 
   Raises:
     ValueError: it was made otherwise, or of other text.
   """
   path = unit.path(job.directory, task.name)
-  if not os.path.exists(path) or not os.path.exists(facts_path(path)):
+  if not os.path.exists(path) or not os.path.exists(get_facts_path(path)):
     return None
-  with open(facts_path(path)) as f:
+  with open(get_facts_path(path)) as f:
     facts = json.load(f)
   made_from = job.made_of(task, unit.split, words)
   for what, found, wanted in (
@@ -141,7 +145,7 @@ def facts_of(task, unit: Unit, words: Vocabulary, job: Job) -> dict | None:
   return facts
 
 
-def by_task(every: list[Unit]) -> Iterator[tuple]:
+def group_by_task(every: list[CacheUnit]) -> Iterator[tuple]:
   """(task, split, its units, in order)."""
   import seqio
 
@@ -153,13 +157,15 @@ def by_task(every: list[Unit]) -> Iterator[tuple]:
     yield seqio.TaskRegistry.get(name), split, mine
 
 
-def refuse_others(every: list[Unit], words: Vocabulary, job: Job) -> None:
+def check_finished_rows(
+  every: list[CacheUnit], words: Vocabulary, job: CacheJob
+) -> None:
   """Raises ValueError where finished rows were made otherwise."""
-  for task, split, mine in by_task(every):
-    folder = registry.rows_folder(job.directory, task.name, split)
+  for task, split, mine in group_by_task(every):
+    folder = registry.get_rows_folder(job.directory, task.name, split)
     if not os.path.exists(os.path.join(folder, token_store.MANIFEST)):
       continue
-    made = token_store.Rows(
+    made = token_store.TokenRows(
       folder, job.made_of(task, split, words), verify=None
     )
     files = [os.path.basename(u.path(job.directory, task.name)) for u in mine]
@@ -171,9 +177,9 @@ def refuse_others(every: list[Unit], words: Vocabulary, job: Job) -> None:
       )
 
 
-def is_done(unit: Unit, words: Vocabulary, job: Job) -> bool:
-  """Whether all files of a unit are there; raises as `facts_of`."""
+def is_done(unit: CacheUnit, words: Vocabulary, job: CacheJob) -> bool:
+  """Whether all files of a unit are there; raises as `read_facts`."""
   import seqio
 
   tasks = map(seqio.TaskRegistry.get, unit.tasks)
-  return all([facts_of(task, unit, words, job) for task in tasks])
+  return all([read_facts(task, unit, words, job) for task in tasks])

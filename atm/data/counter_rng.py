@@ -14,31 +14,31 @@ _U64 = np.uint64
 _GAMMA = _U64(0x9E3779B97F4A7C15)
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def mix64(x: np.ndarray) -> np.ndarray:
   """The finaliser of SplitMix64 (Steele et al., 2014) on a uint64 array."""
   x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
   return x ^ (x >> _U64(31))
 
 
-def keys(*parts) -> np.ndarray:
+def make_key(*parts) -> np.ndarray:
   """One uint64 key from integers or integer arrays that broadcast."""
   key = np.zeros((), _U64)
   with np.errstate(over='ignore'):  # NumPy warns of scalars only
     for part in parts:
-      key = mix(key + _GAMMA + mix(np.asarray(part).astype(_U64) + _GAMMA))
+      key = mix64(key + _GAMMA + mix64(np.asarray(part).astype(_U64) + _GAMMA))
   return key
 
 
-def bits(key: np.ndarray, n: int) -> np.ndarray:
+def random_bits(key: np.ndarray, n: int) -> np.ndarray:
   """[B] keys -> [B, n] uint64: a SplitMix64 stream a key."""
   counter = np.arange(1, n + 1, dtype=_U64) * _GAMMA
-  return mix(np.atleast_1d(key)[:, None] + counter)
+  return mix64(np.atleast_1d(key)[:, None] + counter)
 
 
-def uniforms(key: np.ndarray, n: int) -> np.ndarray:
+def uniform(key: np.ndarray, n: int) -> np.ndarray:
   """[B] keys -> [B, n] float64 in [0, 1)."""
-  return (bits(key, n) >> _U64(11)).astype(np.float64) * 2.0**-53
+  return (random_bits(key, n) >> _U64(11)).astype(np.float64) * 2.0**-53
 
 
 def permute(index: np.ndarray, n, key: np.ndarray) -> np.ndarray:
@@ -57,12 +57,12 @@ def permute(index: np.ndarray, n, key: np.ndarray) -> np.ndarray:
   width = np.frexp(np.maximum(n, 2).astype(np.float64) - 1)[1]  # bit length
   half = np.maximum(1, (width + 1) // 2).astype(np.uint64)
   low = (np.uint64(1) << half) - np.uint64(1)
-  rounds = [keys(key, number) for number in range(4)]
+  rounds = [make_key(key, number) for number in range(4)]
   walking = np.ones(x.shape, bool)
   while walking.any():
     left, right = x >> half, x & low
     for round_key in rounds:
-      left, right = right, left ^ (mix(right + round_key) & low)
+      left, right = right, left ^ (mix64(right + round_key) & low)
     x = np.where(walking, (left << half) | right, x)
     walking = x >= n
   return x.astype(np.int64)

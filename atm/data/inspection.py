@@ -18,11 +18,11 @@ import sentencepiece
 
 from atm.data import batches as batches_lib
 from atm.data import counter_rng, mixture_stats, objectives, span_corruption
-from atm.data.batches import Batches, Part
+from atm.data.batches import Batches, MixturePart
 from atm.data.registry import Lengths
-from atm.data.vocabulary import UNK, Vocabulary
+from atm.data.vocabulary import UNK_TOKEN, Vocabulary
 
-SAMPLE = 2000  # rows of each objective that are counted
+MEASURED_ROWS = 2000  # rows of each objective that are counted
 AT_ONCE = 256  # of them in memory
 # How a token stands: read by the model, dropped from what it reads, or left to
 # the decoder to write on.
@@ -30,7 +30,7 @@ READ, DROPPED, WRITTEN = 'read', 'dropped', 'written'
 
 
 @dataclasses.dataclass
-class Run:
+class TextRun:
   """Characters that stand alike, or the name of one special piece."""
 
   text: str
@@ -39,18 +39,18 @@ class Run:
 
 
 @dataclasses.dataclass
-class Example:
+class InspectedExample:
   """A row as a run meets it, as its example number n.
 
   Attributes:
     blocks: (what it is, its runs).
   """
 
-  part: Part
+  part: MixturePart
   n: int
   epoch: int
   row: int
-  blocks: list[tuple[str, list[Run]]]
+  blocks: list[tuple[str, list[TextRun]]]
 
   def title(self) -> str:
     return (
@@ -60,7 +60,7 @@ class Example:
 
 
 @dataclasses.dataclass
-class Counts:
+class ObjectiveCounts:
   """What some rows of one objective hold, in tokens.
 
   Attributes:
@@ -80,7 +80,7 @@ class Counts:
 
 
 @dataclasses.dataclass
-class Look:
+class Inspection:
   """All that is shown.
 
   Attributes:
@@ -95,23 +95,23 @@ class Look:
   directory: str
   seed: int
   tokens: float
-  parts: list[Part]
-  lines: list[mixture_stats.Line]
+  parts: list[MixturePart]
+  lines: list[mixture_stats.MixtureLine]
   notes: list[str]
-  examples: list[Example]
-  counts: dict[object, Counts]
+  examples: list[InspectedExample]
+  counts: dict[object, ObjectiveCounts]
 
-  def by_language(self) -> dict[str, list[Example]]:
+  def by_language(self) -> dict[str, list[InspectedExample]]:
     """Languages in order of their codes, denoising first."""
     order = lambda e: (e.part.language, rank(e.part.objective))
-    made: dict[str, list[Example]] = {}
+    made: dict[str, list[InspectedExample]] = {}
     for each in sorted(self.examples, key=order):
       made.setdefault(each.part.language, []).append(each)
     return made
 
 
 def rank(objective) -> int:
-  return objectives.NAMES.index(objective.name)
+  return objectives.OBJECTIVE_NAMES.index(objective.name)
 
 
 # --- From ids to characters
@@ -124,7 +124,7 @@ class Reader:
     self._sp = sentencepiece.SentencePieceProcessor()
     self._sp.LoadFromSerializedProto(words.model)
     special = words.special_ids()
-    self._special = {i for name, i in special.items() if name != UNK}
+    self._special = {i for name, i in special.items() if name != UNK_TOKEN}
 
   def is_special(self, i: int) -> bool:
     return i in self._special or self._sp.IsControl(i)
@@ -139,7 +139,7 @@ class Reader:
     found = iter(self._sp.DecodeIdsAsProto(plain).pieces)
     return ['' if self.is_special(i) else next(found).surface for i in ids]
 
-  def runs(self, ids: Iterable[int], marks: Iterable[str]) -> list[Run]:
+  def runs(self, ids: Iterable[int], marks: Iterable[str]) -> list[TextRun]:
     """[L] ids and how each stands -> runs of those that stand alike.
 
     A character of which any byte was dropped counts as dropped.
@@ -147,7 +147,7 @@ class Reader:
     ids, made, broken = [int(i) for i in ids], [], False
     for i, text, mark in zip(ids, self.characters(ids), marks):
       if self.is_special(i):
-        made.append(Run(self._sp.IdToPiece(i), mark, True))
+        made.append(TextRun(self._sp.IdToPiece(i), mark, True))
       elif not text:
         broken |= mark == DROPPED and self._sp.IsByte(i)
       else:
@@ -155,38 +155,40 @@ class Reader:
         if made and not made[-1].special and made[-1].mark == mark:
           made[-1].text += text
         else:
-          made.append(Run(text, mark))
+          made.append(TextRun(text, mark))
     return made
 
 
 # --- Rows that a run meets
 
 
-def numbers(batches: Batches, part: int, count: int) -> np.ndarray:
+def find_examples(batches: Batches, part: int, count: int) -> np.ndarray:
   """[count] the first examples of a run that are of one part."""
   places = np.flatnonzero(batches.pattern == part)
   k = np.arange(count)
   return places[k % len(places)] + k // len(places) * batches_lib.CYCLE
 
 
-def pick(batches: Batches, reader: Reader, count: int) -> list[Example]:
+def pick_examples(
+  batches: Batches, reader: Reader, count: int
+) -> list[InspectedExample]:
   """The first `count` examples of every part."""
   made = []
   for i in range(len(batches.parts)):
-    n = numbers(batches, i, count)
+    n = find_examples(batches, i, count)
     part, epoch, row = batches.place(n)
     assert (part == i).all()
     for where in zip(n.tolist(), epoch.tolist(), row.tolist()):
-      made.append(example(batches, reader, i, *where))
+      made.append(decode_example(batches, reader, i, *where))
   return made
 
 
-def example(
+def decode_example(
   batches: Batches, reader: Reader, i: int, n: int, epoch: int, row: int
-) -> Example:
+) -> InspectedExample:
   """A row of part i, as example number n of a run."""
   part, one = batches.parts[i], lambda x: np.array([x])
-  made = batches_lib.examples(
+  made = batches_lib.make_examples(
     batches.parts, one(i), batches.ids, batches.lengths, batches.seed,
     one(epoch), one(row),
   )  # fmt: skip
@@ -196,8 +198,10 @@ def example(
     source = made['encoder_input_tokens'][made['encoder_segment_ids'] == k]
     target = made['decoder_target_tokens'][made['decoder_segment_ids'] == k]
     if part.objective.name == 'denoise':
-      key = counter_rng.keys(batches.seed, part.id, epoch, row)
-      blocks += denoised(reader, part, part.rows.row(row), key, source, target)
+      key = counter_rng.make_key(batches.seed, part.id, epoch, row)
+      blocks += decode_denoised(
+        reader, part, part.rows.row(row), key, source, target
+      )
     elif part.objective.name == 'clm':
       marks = [READ] * len(source) + [WRITTEN] * len(target)
       what = 'what the encoder reads, and the decoder writes on'
@@ -205,13 +209,15 @@ def example(
     else:
       blocks.append(('input', reader.runs(source, [READ] * len(source))))
       blocks.append(('target', reader.runs(target, [WRITTEN] * len(target))))
-  return Example(part, n, epoch, row, blocks)
+  return InspectedExample(part, n, epoch, row, blocks)
 
 
-def denoised(reader: Reader, part: Part, tokens, key, source, target) -> list:
+def decode_denoised(
+  reader: Reader, part: MixturePart, tokens, key, source, target
+) -> list:
   """The blocks of a row [L] and its key, and of the ids made of them."""
   kind = part.objective
-  mask = span_corruption.keep_mask(
+  mask = span_corruption.draw_keep_mask(
     np.atleast_1d(key), np.array([len(tokens)]), len(tokens), kind.density,
     kind.mean_span,
   )[0]  # fmt: skip
@@ -227,7 +233,9 @@ def denoised(reader: Reader, part: Part, tokens, key, source, target) -> list:
 # --- What some rows hold
 
 
-def measure(batches: Batches, count: int) -> dict[object, Counts]:
+def measure_objectives(
+  batches: Batches, count: int
+) -> dict[object, ObjectiveCounts]:
   """Objective -> Counts of its first `count` rows in a run's first cycle."""
   part, epoch, row = batches.place(np.arange(batches_lib.CYCLE))
   kinds, made = dict.fromkeys(p.objective for p in batches.parts), {}
@@ -235,16 +243,18 @@ def measure(batches: Batches, count: int) -> dict[object, Counts]:
     mine = np.array([p.objective == kind for p in batches.parts])
     chosen = np.flatnonzero(mine[part])[:count]
     pieces = [
-      measured(batches, kind, part[at], epoch[at], row[at])
+      _measure_rows(batches, kind, part[at], epoch[at], row[at])
       for at in np.split(chosen, range(AT_ONCE, len(chosen), AT_ONCE))
     ]
-    made[kind] = Counts(*(np.concatenate(found) for found in zip(*pieces)))
+    made[kind] = ObjectiveCounts(
+      *(np.concatenate(found) for found in zip(*pieces))
+    )
   return made
 
 
-def measured(batches: Batches, kind, part, epoch, row) -> tuple:
+def _measure_rows(batches: Batches, kind, part, epoch, row) -> tuple:
   """The arrays of Counts, of [B] rows."""
-  made = batches_lib.examples(
+  made = batches_lib.make_examples(
     batches.parts, part, batches.ids, batches.lengths, batches.seed, epoch, row
   )
   decoder = made['decoder_segment_ids']
@@ -255,9 +265,9 @@ def measured(batches: Batches, kind, part, epoch, row) -> tuple:
   spans = budgets = prefix = np.zeros(0, np.int64)
   if kind.name == 'denoise':
     tasks = np.array([p.id for p in batches.parts], np.int64)[part]
-    key = counter_rng.keys(batches.seed, tasks, epoch, row)
+    key = counter_rng.make_key(batches.seed, tasks, epoch, row)
     texts = filled[1] - 1
-    spans, budgets = dropped(kind, key, texts)
+    spans, budgets = measure_spans(kind, key, texts)
     assert np.array_equal(texts - budgets, filled[0] - 2)
   elif kind.name == 'clm':
     ends = made['decoder_target_tokens'] == batches.ids.eos
@@ -270,10 +280,10 @@ def measured(batches: Batches, kind, part, epoch, row) -> tuple:
   return texts, *filled, spans, budgets, prefix
 
 
-def dropped(kind: objectives.Denoise, key, length) -> tuple:
+def measure_spans(kind: objectives.Denoise, key, length) -> tuple:
   """Lengths of all spans dropped from [B] rows, and [B] tokens in them."""
   width = length.max()
-  mask = span_corruption.keep_mask(
+  mask = span_corruption.draw_keep_mask(
     key, length, width, kind.density, kind.mean_span
   )
   gone = ~mask & (np.arange(width) < length[:, None])
@@ -282,7 +292,9 @@ def dropped(kind: objectives.Denoise, key, length) -> tuple:
   return np.nonzero(edges == -1)[1] - np.nonzero(edges == 1)[1], gone.sum(1)
 
 
-def expected_spans(budgets: np.ndarray, mean: float, most: int) -> np.ndarray:
+def expect_span_counts(
+  budgets: np.ndarray, mean: float, most: int
+) -> np.ndarray:
   """[most + 1] how many spans of each length rows of [B] budgets should have.
 
   Spans are drawn from Poisson(mean) without 0 until a row's budget is spent;
@@ -304,18 +316,18 @@ def expected_spans(budgets: np.ndarray, mean: float, most: int) -> np.ndarray:
   return made
 
 
-def span_counts(kind: objectives.Denoise, counts: Counts) -> tuple:
+def count_spans(kind: objectives.Denoise, counts: ObjectiveCounts) -> tuple:
   """How many spans of each length, from 0, there are, and should be."""
   most = max(24, counts.spans.max(initial=0))
   found = np.bincount(counts.spans, minlength=most + 1)
-  return found, expected_spans(counts.budgets, kind.mean_span, most)
+  return found, expect_span_counts(counts.budgets, kind.mean_span, most)
 
 
-def summary(kind, counts: Counts) -> str:
+def summarize_counts(kind, counts: ObjectiveCounts) -> str:
   """What was drawn beside what was to be drawn."""
   line = f'{kind.name}: in the first {len(counts.encoder):,} rows '
   if kind.name == 'denoise':
-    found, expected = span_counts(kind, counts)
+    found, expected = count_spans(kind, counts)
     mean, wanted = (
       x @ np.arange(len(x)) / max(1e-9, x.sum()) for x in (found, expected)
     )

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from atm.messages import check_choice
+from atm import messages
 
 LANGUAGES = {
   'ar': 'Arabic', 'de': 'German', 'en': 'English', 'es': 'Spanish',
   'fr': 'French', 'hi': 'Hindi', 'it': 'Italian', 'ja': 'Japanese',
   'mr': 'Marathi', 'pt': 'Portuguese', 'ta': 'Tamil', 'te': 'Telugu',
 }  # fmt: skip
+LANGUAGE_CODES = tuple(LANGUAGES)
 
 
-def language(code_or_name: str) -> str:
-  """The English name of one of the 12 languages, as prompts write it.
-
-  Raises:
-    ValueError: it is none of them; says the nearest.
-  """
-  check_choice('language', code_or_name, (*LANGUAGES, *LANGUAGES.values()))
-  return LANGUAGES.get(code_or_name, code_or_name)
+def name_language(code: str) -> str:
+  """Returns the English name that belongs to a code; other text unchanged."""
+  return LANGUAGES.get(code, code)
 
 
-def name_of(language: str) -> str:
-  return LANGUAGES.get(language, language)
+def check_language(code_or_name: str) -> None:
+  """Raises ValueError unless given a code or a name of the 12 languages."""
+  known = (*LANGUAGES, *LANGUAGES.values())
+  messages.check_choice('language', code_or_name, known)

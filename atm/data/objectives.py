@@ -35,7 +35,7 @@ import numpy as np
 from atm.data import counter_rng, packing, span_corruption
 
 # A batch's `objective` is an index into these.
-NAMES = ('denoise', 'clm', 'pair')
+OBJECTIVE_NAMES = ('denoise', 'clm', 'pair')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Denoise:
   def row_length(self, S: int, T: int) -> int:
     """The longest row whose inputs fit in S and whose targets fit in T."""
     kept = lambda length: (
-      length - span_corruption.noise_budget(length, self.density)
+      length - span_corruption.count_noise_tokens(length, self.density)
     )
     length = T - 1
     while length > 0 and kept(length) > S - 2:
@@ -69,7 +69,10 @@ class Denoise:
     return _positive(length, S, T)
 
   def rows(
-    self, documents: Iterable[Sequence[int]], ids: packing.Ids, length: int
+    self,
+    documents: Iterable[Sequence[int]],
+    ids: packing.SpecialIds,
+    length: int,
   ) -> Iterator[np.ndarray]:
     """Concatenates documents with `[DOC]` between, cut every `length` ids."""
     ids.need('doc')
@@ -93,15 +96,15 @@ class Denoise:
       yield np.concatenate(parts)
 
   def examples(
-    self, tokens, length, key, ids: packing.Ids, S: int, T: int
+    self, tokens, length, key, ids: packing.SpecialIds, S: int, T: int
   ) -> dict:
     """Rows [B, L] of `length` [B] ids to arrays of a batch, see `frame`."""
     width = tokens.shape[1]
-    mask = span_corruption.keep_mask(
+    mask = span_corruption.draw_keep_mask(
       key, length, width, self.density, self.mean_span
     )
     inside = np.arange(width) < length[:, None]
-    return packing.frame(
+    return packing.frame_batch(
       np.arange(len(tokens)),
       ((ids.bos,), tokens[mask], mask.sum(1), (ids.eos,)),
       ((), tokens[inside], length, (ids.eos,)),
@@ -140,7 +143,10 @@ class CLM:
     return _positive(min(T, by_prefix), S, T)
 
   def rows(
-    self, documents: Iterable[Sequence[int]], ids: packing.Ids, length: int
+    self,
+    documents: Iterable[Sequence[int]],
+    ids: packing.SpecialIds,
+    length: int,
   ) -> Iterator[np.ndarray]:
     """One document a row, with `</s>` where it ends, cut at `length`."""
     ids.need('clm', 'doc')
@@ -150,7 +156,7 @@ class CLM:
         yield np.asarray(row, np.int32)
 
   def pack(
-    self, rows, ids: packing.Ids, S: int, T: int
+    self, rows, ids: packing.SpecialIds, S: int, T: int
   ) -> Iterator[np.ndarray]:
     """Joins rows of one document each into rows that every split fits."""
 
@@ -176,7 +182,7 @@ class CLM:
     return self._cut(self.low + (self.high - self.low) * draw, length)
 
   def examples(
-    self, tokens, length, key, ids: packing.Ids, S: int, T: int
+    self, tokens, length, key, ids: packing.SpecialIds, S: int, T: int
   ) -> dict:
     """Rows [B, L] of `length` [B] ids to arrays of a batch, see `frame`."""
     flat = tokens[np.arange(tokens.shape[1]) < length[:, None]]
@@ -185,21 +191,21 @@ class CLM:
     start = np.sort(np.concatenate([row_end - length, between + 1]))
     end = np.sort(np.concatenate([row_end, between]))
     row = np.searchsorted(row_end, start, side='right')
-    rank = packing._rank(row)
+    rank = packing.rank_in_row(row)
     # The share is of the document's own tokens: its `</s>` is not one.
     own = end - start - (flat[end - 1] == ids.eos)
-    draw = counter_rng.uniforms(key, rank.max() + 1)[row, rank]
+    draw = counter_rng.uniform(key, rank.max() + 1)[row, rank]
     prefix = self.split(own, draw)
     rest = end - start - prefix
-    return packing.frame(
+    return packing.frame_batch(
       row,
       (
         (ids.bos, ids.clm),
-        flat[packing._ranges(start, prefix)],
+        flat[packing.expand_ranges(start, prefix)],
         prefix,
         (ids.eos,),
       ),
-      ((), flat[packing._ranges(start + prefix, rest)], rest, ()),
+      ((), flat[packing.expand_ranges(start + prefix, rest)], rest, ()),
       (len(tokens), S, T),
       ids,
     )
@@ -221,7 +227,9 @@ class Pairs:
     """The longest pair."""
     return _positive(min(S, T), S, T) and S + T
 
-  def rows(self, pairs, ids: packing.Ids, length: int) -> Iterator[np.ndarray]:
+  def rows(
+    self, pairs, ids: packing.SpecialIds, length: int
+  ) -> Iterator[np.ndarray]:
     """One pair (inputs, targets) a row; a pair without targets is left out."""
     for source, target in pairs:
       if len(target):
@@ -229,7 +237,7 @@ class Pairs:
         yield np.concatenate([head, source, target]).astype(np.int32)
 
   def pack(
-    self, rows, ids: packing.Ids, S: int, T: int
+    self, rows, ids: packing.SpecialIds, S: int, T: int
   ) -> Iterator[np.ndarray]:
     """Joins rows of one pair each into rows of S and T at most."""
     for chosen in packing.pack(rows, lambda row: (row[1], row[2]), S, T):
@@ -242,24 +250,24 @@ class Pairs:
     """The ids of a row's targets, end to end."""
     n, m = row[1 : 1 + 2 * row[0]].reshape(-1, 2).T
     start = 1 + 2 * row[0] + np.cumsum(n + m) - m
-    return row[packing._ranges(start, m)]
+    return row[packing.expand_ranges(start, m)]
 
   def examples(
-    self, tokens, length, key, ids: packing.Ids, S: int, T: int
+    self, tokens, length, key, ids: packing.SpecialIds, S: int, T: int
   ) -> dict:
     """Rows [B, L] to arrays of a batch, see `frame`; draws nothing."""
     del length, key
     count = tokens[:, 0].astype(np.int64)
     row = np.repeat(np.arange(len(tokens)), count)
-    rank = packing._rank(row)
+    rank = packing.rank_in_row(row)
     sizes = tokens[row[:, None], 1 + 2 * rank[:, None] + np.arange(2)]
     n, m = sizes.T.astype(np.int64)
-    start = 1 + 2 * count[row] + packing._starts(n + m, row)
+    start = 1 + 2 * count[row] + packing.get_starts(n + m, row)
     flat, start = tokens.reshape(-1), start + row * tokens.shape[1]
-    return packing.frame(
+    return packing.frame_batch(
       row,
-      ((), flat[packing._ranges(start, n)], n, ()),
-      ((), flat[packing._ranges(start + n, m)], m, ()),
+      ((), flat[packing.expand_ranges(start, n)], n, ()),
+      ((), flat[packing.expand_ranges(start + n, m)], m, ()),
       (len(tokens), S, T),
       ids,
     )

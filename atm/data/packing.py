@@ -9,11 +9,11 @@ import numpy as np
 
 from atm.data import vocabulary as vocabulary_lib
 
-MARKS = (vocabulary_lib.CLM, vocabulary_lib.DOC)
+MARKS = (vocabulary_lib.CLM_TOKEN, vocabulary_lib.DOC_TOKEN)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ids:
+class SpecialIds:
   """Ids of the special pieces that frame an example.
 
   `clm` and `doc` are None where the vocabulary has no such piece; pairs need
@@ -27,7 +27,7 @@ class Ids:
   doc: int | None
 
   @classmethod
-  def of(cls, vocabulary) -> Ids:
+  def of(cls, vocabulary) -> SpecialIds:
     v, found = vocabulary, vocabulary.special_ids()
     marks = map(found.get, MARKS)
     return cls(v.pad_id, v.bos_id, v.eos_id, *marks)
@@ -80,24 +80,24 @@ def pack(items: Iterable, most, S: int, T: int, open_rows: int = 64):
 # --- Runs of ids, and where they stand in a batch
 
 
-def _starts(length: np.ndarray, row: np.ndarray) -> np.ndarray:
+def get_starts(length: np.ndarray, row: np.ndarray) -> np.ndarray:
   """[N] where each run starts in its row, the runs of a row end to end."""
   before = np.cumsum(length) - length
   return before - before[np.searchsorted(row, row)]
 
 
-def _rank(row: np.ndarray) -> np.ndarray:
+def rank_in_row(row: np.ndarray) -> np.ndarray:
   """[N] sorted rows -> how many of the same row stand before."""
   return np.arange(len(row)) - np.searchsorted(row, row)
 
 
-def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+def expand_ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
   """Indices of runs [start, start + length), end to end."""
   before = np.cumsum(length) - length
   return np.repeat(start - before, length) + np.arange(length.sum())
 
 
-def _lay(row, run: tuple, B: int, width: int, pad: int) -> tuple:
+def _lay_out(row, run: tuple, B: int, width: int, pad: int) -> tuple:
   """Sets runs into [B, width].
 
   Args:
@@ -110,7 +110,7 @@ def _lay(row, run: tuple, B: int, width: int, pad: int) -> tuple:
   """
   before, flat, count, behind = run
   length = count + len(before) + len(behind)
-  start = _starts(length, row)
+  start = get_starts(length, row)
   total = np.bincount(row, length, minlength=B)
   assert total.max(initial=0) <= width
   place = np.arange(width, dtype=np.int32)
@@ -136,8 +136,8 @@ def _lay(row, run: tuple, B: int, width: int, pad: int) -> tuple:
   return tokens, segments, (place - first) * inside, at
 
 
-def frame(
-  row: np.ndarray, source: tuple, target: tuple, sizes: tuple, ids: Ids
+def frame_batch(
+  row: np.ndarray, source: tuple, target: tuple, sizes: tuple, ids: SpecialIds
 ) -> dict[str, np.ndarray]:
   """The arrays of a batch, by t5x's names.
 
@@ -147,14 +147,16 @@ def frame(
 
   Args:
     row: [N], sorted: the row of each example.
-    source: runs of encoder inputs, see `_lay`.
+    source: runs of encoder inputs, see `_lay_out`.
     target: runs of decoder targets.
     sizes: (B, S, T).
     ids: the special ids.
   """
   B, S, T = sizes
-  inputs, input_segments, input_positions, _ = _lay(row, source, B, S, ids.pad)
-  targets, segments, positions, start = _lay(row, target, B, T, ids.pad)
+  inputs, input_segments, input_positions, _ = _lay_out(
+    row, source, B, S, ids.pad
+  )
+  targets, segments, positions, start = _lay_out(row, target, B, T, ids.pad)
   shifted = np.roll(targets, 1, axis=1)
   shifted.reshape(-1)[start] = ids.bos
   shifted[segments == 0] = ids.pad

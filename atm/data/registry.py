@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from atm import messages
 from atm.data import objectives
 
-NEEDS = {'text': 'TEXT_DIR', 'pairs': 'PAIRS, or CACHE_DIR of rows of them,'}
+SETTINGS_OF_TASKS = {
+  'text': 'TEXT_DIR',
+  'pairs': 'PAIRS, or CACHE_DIR of rows of them,',
+}
 
 
-def find(name: str):
+def find_task(name: str):
   """The seqio task or mixture of that name.
 
   Raises:
@@ -25,15 +28,15 @@ def find(name: str):
     raise ValueError(
       f'MIXTURE_OR_TASK_NAME = {name!r}: no such seqio task or mixture.'
       + (
-        f' Set {NEEDS[name]} to register it.'
-        if name in NEEDS
+        f' Set {SETTINGS_OF_TASKS[name]} to register it.'
+        if name in SETTINGS_OF_TASKS
         else messages.did_you_mean(name, known)
       )
     )
   return seqio.get_mixture_or_task(name)
 
 
-def apply_of(task):
+def get_apply(task):
   """The `Apply` preprocessor of a seqio task, or None."""
   for preprocessor in task.preprocessors:
     if hasattr(preprocessor, 'objective'):
@@ -41,33 +44,33 @@ def apply_of(task):
   return None
 
 
-def objective_of(task):
+def get_objective(task):
   """A task's objective; `Pairs` where it has inputs and targets of its own."""
-  apply = apply_of(task)
+  apply = get_apply(task)
   return apply.objective if apply else objectives.Pairs()
 
 
-def texts(name: str, split: str = 'train') -> Iterator[tuple[str, str]]:
+def read_texts(name: str, split: str = 'train') -> Iterator[tuple[str, str]]:
   """Pairs (language, text) of a task or of all tasks of a mixture.
 
   Tasks that share a source (the forms and objectives of one text) are read
   once.
   """
   sources = {}
-  for task in tasks_of(name, split):
+  for task in list_tasks(name, split):
     sources.setdefault(id(task.source), task)
   for task in sources.values():
-    apply = apply_of(task)
+    apply = get_apply(task)
     language, empty = apply.language if apply else 'all', True
-    with plain_errors(task.name):
-      for text in raw_texts(task.source, split):
+    with shorten_tf_errors(task.name):
+      for text in read_source(task.source, split):
         empty = False
         yield language, text
     if empty and split == 'train':
       raise ValueError(f'no text in {language!r}, of task {task.name!r}')
 
 
-def raw_texts(source, split: str) -> Iterator[str]:
+def read_source(source, split: str) -> Iterator[str]:
   """The texts of a seqio source, without tf.data where it can."""
   if hasattr(source, 'texts'):
     for shard in range(len(source.list_shards(split))):
@@ -82,7 +85,7 @@ def raw_texts(source, split: str) -> Iterator[str]:
     yield example['text'].decode('utf-8')
 
 
-class plain_errors:
+class shorten_tf_errors:
   """Turns an error raised inside tf.data into its last line."""
 
   def __init__(self, task: str):
@@ -123,20 +126,20 @@ class Lengths:
     return self.inputs, self.targets
 
 
-def tasks_of(name: str, split: str) -> list:
+def list_tasks(name: str, split: str) -> list:
   """The tasks of a task or mixture that have the split."""
   import seqio
 
-  return [t for t in seqio.get_subtasks(find(name)) if split in t.splits]
+  return [t for t in seqio.get_subtasks(find_task(name)) if split in t.splits]
 
 
-def rows_folder(directory: str, task: str, split: str) -> str:
+def get_rows_folder(directory: str, task: str, split: str) -> str:
   return f'{directory.rstrip("/")}/{task}-{split}'
 
 
-def made_of(task, split: str, vocabulary, lengths: Lengths, passes: int):
+def get_provenance(task, split: str, vocabulary, lengths: Lengths, passes: int):
   """What a task's rows depend on, besides its text."""
-  objective = objective_of(task)
+  objective = get_objective(task)
   facts = {
     'task': task.name,
     'split': split,

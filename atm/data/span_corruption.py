@@ -9,12 +9,12 @@ import numpy as np
 from atm.data import counter_rng
 
 
-def noise_budget(length, density: float):
+def count_noise_tokens(length, density: float):
   """How many of `length` tokens are dropped: the nearest integer."""
   return np.floor(np.asarray(length) * density + 0.5).astype(np.int64)
 
 
-def span_lengths(key, budget: np.ndarray, mean: float) -> np.ndarray:
+def draw_span_lengths(key, budget: np.ndarray, mean: float) -> np.ndarray:
   """[B, K] lengths of spans, each row summing exactly to its budget.
 
   Draws from Poisson(mean), without the zeros (a span of no tokens drops
@@ -27,14 +27,12 @@ def span_lengths(key, budget: np.ndarray, mean: float) -> np.ndarray:
   )
   cdf = np.cumsum(np.exp(log_pmf[1:]))
   cdf /= cdf[-1]
-  draws = 1 + np.searchsorted(
-    cdf, counter_rng.uniforms(key, most), side='right'
-  )
+  draws = 1 + np.searchsorted(cdf, counter_rng.uniform(key, most), side='right')
   starts = np.cumsum(draws, axis=1) - draws
   return np.clip(budget[:, None] - starts, 0, draws)
 
 
-def keep_mask(
+def draw_keep_mask(
   key, length: np.ndarray, width: int, density: float, mean: float
 ) -> np.ndarray:
   """Which tokens survive the noise: [B, width] bool, False beyond `length`.
@@ -43,14 +41,14 @@ def keep_mask(
   uniformly, in an order that is uniform too, so no place and no span (the cut
   one least of all) is preferred.
   """
-  budget = noise_budget(length, density)
+  budget = count_noise_tokens(length, density)
   kept = length - budget
-  spans = span_lengths(counter_rng.keys(key, 1), budget, mean)
+  spans = draw_span_lengths(counter_rng.make_key(key, 1), budget, mean)
   spans = spans[:, : max(1, (spans > 0).sum(1).max(initial=0))]
   # Sorting random numbers that end in the gap's own gives gaps in random order.
   gap, low = np.arange(width + 1), counter_rng._U64(20)
-  draw = counter_rng.bits(
-    counter_rng.keys(key, 2), width + 1
+  draw = counter_rng.random_bits(
+    counter_rng.make_key(key, 2), width + 1
   ) >> low << low | gap.astype(counter_rng._U64)
   assert width < 1 << 20
   draw[gap > kept[:, None]] = np.iinfo(counter_rng._U64).max

@@ -31,9 +31,9 @@ class Stream:
     seed: int,
     split: str = 'train',
   ):
-    self.provider, self.split = registry.find(name), split
+    self.provider, self.split = registry.find_task(name), split
     self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-    self.ids = packing.Ids.of(vocabulary)
+    self.ids = packing.SpecialIds.of(vocabulary)
     self._next: int | None = None
 
   def _begin(self, step: int) -> None:
@@ -51,14 +51,14 @@ class Stream:
       shuffle=True,
       seed=self.seed,
       num_epochs=None,
-      **(labelled if all(map(registry.apply_of, tasks)) else {}),
+      **(labelled if all(map(registry.get_apply, tasks)) else {}),
     )
     dataset = dataset.skip(step * self.batch_size)
     self._examples, self._next = dataset.as_numpy_iterator(), step
 
   def __call__(self, step: int, rows=slice(None)) -> dict:
     """As `Batches`; raises ValueError where the stream ends."""
-    with registry.plain_errors(self.provider.name):
+    with registry.shorten_tf_errors(self.provider.name):
       if step != self._next:
         self._begin(step)
       batch = list(itertools.islice(self._examples, self.batch_size))
@@ -72,9 +72,9 @@ class Stream:
       for side in ('inputs', 'targets')
     ]  # fmt: skip
     sizes = (len(batch), *self.lengths.both)
-    made = packing.frame(np.arange(len(batch)), *runs, sizes, self.ids)
+    made = packing.frame_batch(np.arange(len(batch)), *runs, sizes, self.ids)
     del made['encoder_positions'], made['decoder_positions']
-    other = objectives.NAMES.index('pair')
+    other = objectives.OBJECTIVE_NAMES.index('pair')
     made['objective'] = np.array(
       [e.get('objective', other) for e in batch], np.int32
     )

@@ -29,7 +29,7 @@ WRITER = 'group_size:1,zstd:3'
 OPEN_FILES = 512
 
 
-def write(path: str, rows: Iterable[np.ndarray]) -> dict:
+def write_rows(path: str, rows: Iterable[np.ndarray]) -> dict:
   """Writes rows of ids into one file, whole or not at all.
 
   The bytes depend on the rows alone.
@@ -80,7 +80,7 @@ def _remove(path: str) -> None:
     os.remove(path)
 
 
-def finish(directory: str, made_from: dict, parts: list[dict]) -> None:
+def write_manifest(directory: str, made_from: dict, parts: list[dict]) -> None:
   """Writes the manifest from the facts of all parts, in order."""
   counts: dict[str, int] = {}
   for part in parts:
@@ -120,7 +120,7 @@ def _reader(path: str, crc: int):
   return array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0')
 
 
-class Rows:
+class TokenRows:
   """The rows of a finished folder.
 
   Attributes:

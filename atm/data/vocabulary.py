@@ -3,8 +3,8 @@
 Special pieces are SentencePiece *control* symbols: no text encodes to them, so
 a user's "[CLM]" cannot become a marker; code inserts their ids. `[PAD] <s>
 </s> <unk> [MASK]` are those of the released tokenizer, `[CLM]` and `[DOC]`
-those of the paper (section 3); `from_xlmr` adds these to XLM-R's tokenizer. No
-seqio and no TensorFlow here.
+those of the paper (section 3); `convert_xlmr` adds these to XLM-R's tokenizer.
+No seqio and no TensorFlow here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-PAD, BOS, EOS, UNK, MASK, CLM, DOC = SPECIALS = (
+PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, MASK_TOKEN, CLM_TOKEN, DOC_TOKEN = (
+  SPECIAL_TOKENS
+) = (
   '[PAD]',
   '<s>',
   '</s>',
@@ -29,7 +31,7 @@ PAD, BOS, EOS, UNK, MASK, CLM, DOC = SPECIALS = (
   '[DOC]',
 )
 # XLM-R's names of what is otherwise the same.
-OTHER_NAMES = {PAD: '<pad>', MASK: '<mask>'}
+OTHER_NAMES = {PAD_TOKEN: '<pad>', MASK_TOKEN: '<mask>'}
 XLMR_FILE = 'sentencepiece.bpe.model'
 MODEL_FILE = 'sentencepiece.model'
 
@@ -69,7 +71,7 @@ class Vocabulary:
       raise ValueError(f'{path!r} is not a SentencePiece model') from e
     self.size = self._sp.GetPieceSize()
     self.pad_id, self.bos_id, self.eos_id, self.unk_id = map(
-      self._special, (PAD, BOS, EOS, UNK)
+      self._special, (PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN)
     )
 
   def _special(self, piece: str) -> int:
@@ -82,7 +84,7 @@ class Vocabulary:
   def special_ids(self) -> dict[str, int]:
     """Those of SPECIALS that there are, `<pad>` as `[PAD]`, with their ids."""
     ids = {}
-    for piece in SPECIALS:
+    for piece in SPECIAL_TOKENS:
       with contextlib.suppress(ValueError):
         ids[piece] = self._special(piece)
     return ids
@@ -90,19 +92,19 @@ class Vocabulary:
   @property
   def clm_id(self) -> int:
     """Raises ValueError where the vocabulary has no `[CLM]`."""
-    return self._special(CLM)
+    return self._special(CLM_TOKEN)
 
   @property
   def doc_id(self) -> int:
     """Raises ValueError where the vocabulary has no `[DOC]`."""
-    return self._special(DOC)
+    return self._special(DOC_TOKEN)
 
   @functools.cached_property
   def _silent(self) -> np.ndarray:
     """[V] bool: pieces that stand for no text."""
     silent = np.array([self._sp.IsControl(i) for i in range(self.size)])
     special = self.special_ids()
-    silent[[i for piece, i in special.items() if piece != UNK]] = True
+    silent[[i for piece, i in special.items() if piece != UNK_TOKEN]] = True
     return silent
 
   def encode(self, text: str) -> list[int]:
@@ -140,7 +142,7 @@ class Vocabulary:
     return [self._sp.IdToPiece(int(i)) for i in ids]
 
 
-def _write(model: bytes, directory: str) -> Vocabulary:
+def write_vocabulary(model: bytes, directory: str) -> Vocabulary:
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, MODEL_FILE)
   with open(path + '.tmp', 'wb') as f:
@@ -149,7 +151,7 @@ def _write(model: bytes, directory: str) -> Vocabulary:
   return Vocabulary(path)
 
 
-def from_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
+def convert_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
   """XLM-R's tokenizer as a vocabulary, ids as Hugging Face numbers them.
 
   XLM-R's file begins `<unk> <s> </s>`, and Hugging Face shifts its ids when it
@@ -172,19 +174,23 @@ def from_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
   with open(path, 'rb') as f:
     model = _proto(f.read(), path)
   first = [piece.piece for piece in model.pieces[:3]]
-  if first != [UNK, BOS, EOS]:
+  if first != [UNK_TOKEN, BOS_TOKEN, EOS_TOKEN]:
     raise ValueError(
       f"{path!r} is not XLM-R's: its pieces begin {' '.join(first)}, expected "
-      f'{UNK} {BOS} {EOS}'
+      f'{UNK_TOKEN} {BOS_TOKEN} {EOS_TOKEN}'
     )
-  pad, mask = OTHER_NAMES[PAD], OTHER_NAMES[MASK]
-  added = {pad, mask, CLM, DOC} & {piece.piece for piece in model.pieces}
+  pad, mask = OTHER_NAMES[PAD_TOKEN], OTHER_NAMES[MASK_TOKEN]
+  added = {pad, mask, CLM_TOKEN, DOC_TOKEN} & {
+    piece.piece for piece in model.pieces
+  }
   if added:
     raise ValueError(
       f"{path!r} is not XLM-R's: it has {', '.join(sorted(added))} already"
     )
-  _reorder(model, pad, [mask, CLM, DOC])
-  return _write(model.SerializeToString(deterministic=True), directory)
+  _reorder(model, pad, [mask, CLM_TOKEN, DOC_TOKEN])
+  return write_vocabulary(
+    model.SerializeToString(deterministic=True), directory
+  )
 
 
 def _proto(model: bytes, path: str):
@@ -210,7 +216,7 @@ def _reorder(model, pad: str, behind: Sequence[str]) -> None:
   # Libraries look special ids up by these names, some by these numbers.
   spec = model.trainer_spec
   spec.bos_id, spec.pad_id, spec.eos_id, spec.unk_id = range(4)
-  spec.bos_piece, spec.pad_piece = BOS, pad
-  spec.eos_piece, spec.unk_piece = EOS, UNK
+  spec.bos_piece, spec.pad_piece = BOS_TOKEN, pad
+  spec.eos_piece, spec.unk_piece = EOS_TOKEN, UNK_TOKEN
   spec.control_symbols.extend(behind)
   spec.vocab_size = len(model.pieces)

@@ -17,7 +17,9 @@ from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
 
 
-def forms(texts: Iterable[str], spoken, spoken_share: float) -> Iterable[str]:
+def mix_forms(
+  texts: Iterable[str], spoken, spoken_share: float
+) -> Iterable[str]:
   """Each text once, an exact share of them in spoken form, evenly spread.
 
   The paper trains its tokenizer on spoken : written = 7 : 3 (section 2.1).
@@ -32,7 +34,7 @@ def forms(texts: Iterable[str], spoken, spoken_share: float) -> Iterable[str]:
       yield text
 
 
-def train(
+def train_sentencepiece(
   texts: Iterable[str],
   directory: str,
   size: int,
@@ -65,19 +67,19 @@ def train(
       character_coverage=character_coverage,
       byte_fallback=byte_fallback,
       control_symbols=[
-        vocabulary_lib.MASK,
-        vocabulary_lib.CLM,
-        vocabulary_lib.DOC,
+        vocabulary_lib.MASK_TOKEN,
+        vocabulary_lib.CLM_TOKEN,
+        vocabulary_lib.DOC_TOKEN,
         *reserved,
       ],
       pad_id=0,
       bos_id=1,
       eos_id=2,
       unk_id=3,
-      pad_piece=vocabulary_lib.PAD,
-      bos_piece=vocabulary_lib.BOS,
-      eos_piece=vocabulary_lib.EOS,
-      unk_piece=vocabulary_lib.UNK,
+      pad_piece=vocabulary_lib.PAD_TOKEN,
+      bos_piece=vocabulary_lib.BOS_TOKEN,
+      eos_piece=vocabulary_lib.EOS_TOKEN,
+      unk_piece=vocabulary_lib.UNK_TOKEN,
       max_sentence_length=65536,
       num_threads=8,
       minloglevel=2,
@@ -86,7 +88,7 @@ def train(
     raise ValueError(
       f'a vocabulary of {size} pieces cannot be trained on this text: {e}'
     ) from e
-  return vocabulary_lib._write(out.getvalue(), directory)
+  return vocabulary_lib.write_vocabulary(out.getvalue(), directory)
 
 
 @dataclasses.dataclass
@@ -108,7 +110,7 @@ class Coverage:
     }
 
 
-def coverage(
+def measure_coverage(
   vocabulary: vocabulary_lib.Vocabulary, texts: Iterable[tuple[str, str]]
 ) -> dict[str, dict[str, float]]:
   """language -> texts, pieces a word, characters a piece, share unknown.
@@ -157,11 +159,11 @@ def write_report(vocabulary: vocabulary_lib.Vocabulary, rows: dict) -> str:
   )
 
 
-def vocab(
+def train_vocabulary(
   mixture: str,
   directory: str,
   size: int,
-  train: Callable = train,
+  train: Callable = train_sentencepiece,
   spoken: Callable[[str], str] = str,
   spoken_share: float = 0.0,
   configure_tasks: Callable = lambda: None,
@@ -173,7 +175,7 @@ def vocab(
     mixture: a seqio task or mixture.
     directory: gets the model and report.json.
     size: number of pieces.
-    train: called with (texts, directory, size), see `train`.
+    train: called with (texts, directory, size), see `train_sentencepiece`.
     spoken: gives a text's spoken form.
     spoken_share: share of texts in spoken form; the paper's is 0.7.
     configure_tasks: called before the mixture is looked up.
@@ -183,10 +185,10 @@ def vocab(
     raise ValueError(f'SPOKEN_SHARE = {spoken_share}: expected 0 to 1')
   configure_tasks()
   say(f'training a vocabulary of {size:,} pieces on the text of {mixture}')
-  written = (text for _, text in registry.texts(mixture))
-  in_forms = forms(written, spoken, spoken_share)
+  written = (text for _, text in registry.read_texts(mixture))
+  in_forms = mix_forms(written, spoken, spoken_share)
   made = train(in_forms, directory, size)
-  rows = coverage(made, registry.texts(mixture))
+  rows = measure_coverage(made, registry.read_texts(mixture))
   say(write_report(made, rows))
   return made
 

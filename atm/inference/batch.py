@@ -75,9 +75,9 @@ def read_task(name: str, split: str, lengths: dict) -> list[dict]:
   Raises:
     ValueError: there is no such task.
   """
-  task = registry.find(name)
+  task = registry.find_task(name)
   rows = []
-  with registry.plain_errors(name):
+  with registry.shorten_tf_errors(name):
     dataset = task.get_dataset(
       lengths, split, shuffle=False, num_epochs=1, seed=0
     )

@@ -157,7 +157,8 @@ def _write(template: Template, example: Mapping, answered: bool) -> str:
       )
     texts[name] = _one_line(text)
   if 'language' in texts:
-    texts['language'] = languages.language(texts['language'])
+    languages.check_language(texts['language'])
+    texts['language'] = languages.name_language(texts['language'])
   if 'context' in texts:  # stripped as in the authors' notebook
     texts['last_word'] = texts['context'].split()[-1].strip('.').strip('?')
   query = (template.body + template.cue).format(**texts)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from atm.data.inspection import Run
+from atm.data.inspection import TextRun
 from atm.evals import metrics
 from atm.pages.html import direction, tag, tags
 
@@ -102,7 +102,7 @@ def chosen(
 def written(text: str, language: str = '') -> str:
   """A paragraph that runs the way most of its letters do."""
   cut = text if len(text) <= LONGEST else f'{text[:LONGEST]} …'
-  content = direction([Run(cut, '')]), html.escape(cut)
+  content = direction([TextRun(cut, '')]), html.escape(cut)
   extra = {'lang': language} if language else {}
   return tag('p', *content, dir='auto', class_='text', **extra)
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from atm.data.languages import name_of
+from atm.data.languages import name_language
 from atm.evals import metrics as metrics_lib
 from atm.evals import published
 from atm.evals import results as results_lib
@@ -185,12 +185,12 @@ def asked(tasks: Sequence[Mapping]) -> str:
 def label(task: Mapping, tasks: Sequence[Mapping]) -> str:
   """What tells a task from the others of its set."""
   if task['source_language']:
-    ends = map(name_of, (task['source_language'], task['language']))
+    ends = map(name_language, (task['source_language'], task['language']))
     return ' to '.join(ends)
   if len({other['language'] for other in tasks}) == len(tasks) > 1:
-    return name_of(task['language'])
+    return name_language(task['language'])
   rest = task['name'].removeprefix(task['set']).strip('_').replace('_', ' ')
-  return name_of(rest or task['language'])
+  return name_language(rest or task['language'])
 
 
 def table(tasks: Sequence[Mapping]) -> str:

@@ -6,7 +6,7 @@ import html
 import unicodedata
 
 from atm.data.inspection import (
-  Run,
+  TextRun,
 )
 
 
@@ -34,7 +34,7 @@ def document(title: str, body: tuple[str, ...], style: str = '') -> str:
   )
 
 
-def direction(runs: list[Run]) -> str:
+def direction(runs: list[TextRun]) -> str:
   """A mark for dir="auto", by which most letters decide, not the first.
 
   An Arabic text may begin with an English name.

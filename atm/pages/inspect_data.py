@@ -18,17 +18,17 @@ from atm.data import cache, mixture_stats, registry, vocabulary_training
 from atm.data.batches import Batches
 from atm.data.inspection import (
   DROPPED,
+  MEASURED_ROWS,
   READ,
-  SAMPLE,
   WRITTEN,
-  Look,
+  Inspection,
   Reader,
-  Run,
-  measure,
-  pick,
-  summary,
+  TextRun,
+  measure_objectives,
+  pick_examples,
+  summarize_counts,
 )
-from atm.data.languages import name_of
+from atm.data.languages import name_language
 from atm.data.registry import Lengths
 from atm.data.vocabulary import MODEL_FILE, Vocabulary
 from atm.pages import inspect_page
@@ -46,10 +46,10 @@ def inspect(
   examples: int = 2,
   seed: int = 0,
   tokens: float = 1e12,
-  train_vocabulary: Callable = vocabulary_training.vocab,
+  train_vocabulary: Callable = vocabulary_training.train_vocabulary,
   configure_tasks: Callable = lambda **named: None,
   console: rich.console.Console | None = None,
-) -> Look:
+) -> Inspection:
   """Prints rows of a mixture and writes output_dir/index.html.
 
   Args:
@@ -75,9 +75,9 @@ def inspect(
   console, sizes = console or rich.console.Console(), Lengths.of(lengths)
   say = lambda text: console.print(rich.text.Text(text), soft_wrap=True)
   configure_tasks()
-  registry.find(mixture)
+  registry.find_task(mixture)
   if cache_dir is not None:
-    words, sizes = cache.beside(cache_dir)
+    words, sizes = cache.open_cache(cache_dir)
     words = Vocabulary(vocabulary) if vocabulary else words
   else:
     cache_dir = os.path.join(output_dir, 'rows')
@@ -119,7 +119,7 @@ def own_vocabulary(
   if path is None and os.path.exists(os.path.join(own, MODEL_FILE)):
     say(f'the vocabulary is the one beside the rows: {own}')
   elif path is None:
-    if not any(map(registry.apply_of, registry.tasks_of(mixture, 'train'))):
+    if not any(map(registry.get_apply, registry.list_tasks(mixture, 'train'))):
       raise ValueError(
         f'VOCABULARY = None: {mixture!r} has inputs and targets, and no text '
         'to train one on: expected a SentencePiece file or folder'
@@ -130,38 +130,38 @@ def own_vocabulary(
 
 def look_at(
   mixture, words, lengths: Lengths, directory, examples: int, seed, tokens
-) -> Look:
+) -> Inspection:
   """Reads what is shown of a mixture's rows in `directory`."""
-  parts = batches_lib.load(
+  parts = batches_lib.load_parts(
     mixture, 'train', words, lengths, directory, passes=None, verify=None
   )
   batches = Batches(parts, words, lengths, 1, seed)
-  counts = measure(batches, SAMPLE)
+  counts = measure_objectives(batches, MEASURED_ROWS)
   notes = [
-    *mixture_stats.padding_lines(parts, words, lengths),
-    *(summary(kind, found) for kind, found in counts.items()),
+    *mixture_stats.describe_padding(parts, words, lengths),
+    *(summarize_counts(kind, found) for kind, found in counts.items()),
     *mixture_stats.lost(parts),
   ]
-  return Look(
+  return Inspection(
     mixture, words, lengths, directory, seed, tokens, parts,
-    mixture_stats.lines(parts, tokens), notes,
-    pick(batches, Reader(words), examples), counts,
+    mixture_stats.compute_lines(parts, tokens), notes,
+    pick_examples(batches, Reader(words), examples), counts,
   )  # fmt: skip
 
 
 # --- On the terminal
 
 
-def show(look: Look, console: rich.console.Console) -> None:
+def show(look: Inspection, console: rich.console.Console) -> None:
   """Prints the mixture's table and the beginnings of the examples."""
-  console.print(mixture_stats.table(look.lines, look.tokens))
+  console.print(mixture_stats.build_table(look.lines, look.tokens))
   color = console.is_terminal
   Text = rich.text.Text
   put = lambda text: console.print(text, soft_wrap=not color)
   for line in look.notes:
     put(Text(line))
   for language, examples in look.by_language().items():
-    put(Text(f'\n{name_of(language)} ({language})', 'bold'))
+    put(Text(f'\n{name_language(language)} ({language})', 'bold'))
     for each in examples:
       put(Text(f'\n{each.title()}', 'cyan'))
       for what, runs in each.blocks:
@@ -170,7 +170,7 @@ def show(look: Look, console: rich.console.Console) -> None:
   put('')
 
 
-def styled(runs: list[Run], color: bool) -> rich.text.Text:
+def styled(runs: list[TextRun], color: bool) -> rich.text.Text:
   """Runs in colour, or with marks where they begin and end."""
   style = {READ: '', DROPPED: 'red strike', WRITTEN: 'green'}
   around = {READ: ('', ''), DROPPED: ('[-', '-]'), WRITTEN: ('{+', '+}')}
@@ -184,12 +184,12 @@ def styled(runs: list[Run], color: bool) -> rich.text.Text:
   return made
 
 
-def shortened(runs: list[Run], most: int) -> list[Run]:
+def shortened(runs: list[TextRun], most: int) -> list[TextRun]:
   """The first `most` characters."""
   made = []
   for run in runs:
     if len(run.text) > most and not run.special:
-      return [*made, Run(run.text[:most] + '…', run.mark)]
+      return [*made, TextRun(run.text[:most] + '…', run.mark)]
     made.append(run)
     most -= 0 if run.special else len(run.text)
   return made

@@ -15,20 +15,20 @@ from atm.data import mixture_stats
 from atm.data.inspection import (
   DROPPED,
   WRITTEN,
-  Counts,
-  Example,
-  Look,
-  Run,
-  span_counts,
+  InspectedExample,
+  Inspection,
+  ObjectiveCounts,
+  TextRun,
+  count_spans,
 )
-from atm.data.languages import name_of
+from atm.data.languages import name_language
 from atm.pages import figures as figures_lib
 from atm.pages import html as html_lib
 
 PAGE = 'index.html'
 
 
-def write(look: Look, directory: str) -> str:
+def write(look: Inspection, directory: str) -> str:
   """Writes the page; returns its path."""
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, PAGE)
@@ -37,11 +37,12 @@ def write(look: Look, directory: str) -> str:
   return path
 
 
-def page(look: Look) -> str:
+def page(look: Inspection) -> str:
   """The whole page, which needs no other file."""
   groups = look.by_language()
   links = (
-    html_lib.tag('a', html.escape(name_of(k)), href=f'#in-{k}') for k in groups
+    html_lib.tag('a', html.escape(name_language(k)), href=f'#in-{k}')
+    for k in groups
   )
   body = (
     html_lib.tag(
@@ -69,7 +70,7 @@ def page(look: Look) -> str:
   return html_lib.document(f'{look.mixture}: a look at the data', body)
 
 
-def facts(look: Look) -> list[tuple[str, str]]:
+def facts(look: Inspection) -> list[tuple[str, str]]:
   """What was looked at: names and values."""
   rows = sum(len(part.rows) for part in look.parts)
   S, T = look.lengths.both
@@ -84,7 +85,7 @@ def facts(look: Look) -> list[tuple[str, str]]:
   ]
 
 
-def table(look: Look) -> str:
+def table(look: Inspection) -> str:
   """The mixture's table, a group of rows for each source."""
   found, bodies = look.lines, []
   for source in dict.fromkeys(line.source for line in found):
@@ -92,9 +93,9 @@ def table(look: Look) -> str:
     weight = sum(line.weight for line in mine)
     cells = [html_lib.tags('th', source, '', '', '', f'{weight:.2%}', '')]
     for line in mine:
-      epochs = mixture_stats.epochs_text(line.epochs)
+      epochs = mixture_stats.format_epochs(line.epochs)
       cells.append(
-        html_lib.tags('td', name_of(line.language), line.form,
+        html_lib.tags('td', name_language(line.language), line.form,
              f'{line.sentences:,}',
              f'{line.tokens:,}', f'{line.weight:.2%}', epochs)
       )  # fmt: skip
@@ -107,10 +108,12 @@ def table(look: Look) -> str:
   return html_lib.tag('table', html_lib.tags('caption', over), head, *bodies)
 
 
-def section(language: str, examples: list[Example]) -> str:
+def section(language: str, examples: list[InspectedExample]) -> str:
   """The examples of a language: a column for each objective."""
   made = [
-    html_lib.tag('h3', html.escape(name_of(language)), id=f'in-{language}')
+    html_lib.tag(
+      'h3', html.escape(name_language(language)), id=f'in-{language}'
+    )
   ]
   forms: dict[str, dict[str, list[str]]] = {}
   for each in examples:
@@ -126,7 +129,7 @@ def section(language: str, examples: list[Example]) -> str:
   return html_lib.tag('section', *made)
 
 
-def card(each: Example) -> str:
+def card(each: InspectedExample) -> str:
   """One example, its blocks one below the other."""
   language = '' if each.part.language == 'all' else each.part.language
   made, before = [html_lib.tags('header', each.title())], None
@@ -141,7 +144,7 @@ def card(each: Example) -> str:
   return html_lib.tag('article', *made, class_=each.part.objective.name)
 
 
-def marked(run: Run) -> str:
+def marked(run: TextRun) -> str:
   """A run of text; special pieces do not count for the text's direction."""
   text = (
     html_lib.tags('bdi', run.text) if run.special else html.escape(run.text)
@@ -153,7 +156,7 @@ def marked(run: Run) -> str:
 # --- Histograms
 
 
-def figures(kind, counts: Counts) -> str:
+def figures(kind, counts: ObjectiveCounts) -> str:
   """The histograms of one objective."""
   text = {'denoise': 'row', 'clm': 'document', 'pair': 'pair'}[kind.name]
   drawn = {
@@ -164,7 +167,7 @@ def figures(kind, counts: Counts) -> str:
   if kind.name == 'denoise':
     name = f'tokens of a dropped span; dots: Poisson({kind.mean_span:g}) '
     name += 'without 0, the last span of a row cut'
-    drawn[name] = lambda a: spans_in(a, *span_counts(kind, counts))
+    drawn[name] = lambda a: spans_in(a, *count_spans(kind, counts))
   elif kind.name == 'clm':
     name, edges = 'share the encoder reads of a document', np.linspace(0, 1, 21)
     drawn[name] = lambda a: bars(a, counts.prefix, edges)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 
 from atm import messages
-from atm.data.languages import name_of
-from atm.data.objectives import NAMES
+from atm.data.languages import name_language
+from atm.data.objectives import OBJECTIVE_NAMES
 from atm.pages.figures import COLOURS, INK, draw
 from atm.pages.html import document, tag, tags
 from atm.train import goodput, metric_writer
@@ -94,7 +94,7 @@ def facts(rows: list[dict]) -> list[tuple[str, str]]:
   ):
     if key in last:
       found.append((name, form.format(last[key])))
-  for name in NAMES:
+  for name in OBJECTIVE_NAMES:
     points = curve(rows, f'{EVAL}{name}')
     if len(points[0]):
       found.append((f'held out, {name}', f'{points[1][-1]:.3f}'))
@@ -117,7 +117,7 @@ def curve(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 def loss_plots(rows: list[dict]) -> dict[str, Callable]:
   """A plot an objective: training, held out, and the unigram."""
   made = {}
-  for name in NAMES:
+  for name in OBJECTIVE_NAMES:
     keys = f'loss/{name}', f'{EVAL}{name}', f'eval/unigram/{name}'
     if any(len(curve(rows, key)[0]) for key in keys[:2]):
       title = f'{name}: line training, dots held out, dashes a unigram model'
@@ -191,12 +191,12 @@ def by_language(rows: list[dict]) -> tuple[str, ...]:
     return ()
   plots = {}
   for language in found:
-    plots[name_of(language)] = lambda axes, k=language: [
+    plots[name_language(language)] = lambda axes, k=language: [
       axes.plot(*curve(rows, f'{EVAL}{n}/{k}'), color=COLOURS[n], lw=1.5)
-      for n in NAMES
+      for n in OBJECTIVE_NAMES
       if len(curve(rows, f'{EVAL}{n}/{k}')[0])
     ]
-  there = [n for n in NAMES if len(curve(rows, f'{EVAL}{n}')[0])]
+  there = [n for n in OBJECTIVE_NAMES if len(curve(rows, f'{EVAL}{n}')[0])]
   keys = ', '.join(tag('b', name, class_=name) for name in there)
   return (
     tags('h2', 'Held-out loss by language'),
@@ -212,7 +212,7 @@ def language_table(rows, found: list[str], there: list[str]) -> str:
   names = [f'{name}, {part}' for name in there for part in parts]
   body = []
   for language in found:
-    cells = [name_of(language)]
+    cells = [name_language(language)]
     for name in there:
       values = curve(rows, f'{EVAL}{name}/{language}')[1]
       level = curve(rows, f'eval/unigram/{name}/{language}')[1]
@@ -256,7 +256,7 @@ def samples(model_dir: str) -> tuple[str, ...]:
   with open(path, encoding='utf-8') as f:
     found = json.load(f)
   made = [tags('h2', f'Held-out text, read by step {found["step"]:,}')]
-  for name in NAMES:
+  for name in OBJECTIVE_NAMES:
     mine = [s for s in found['samples'] if s['objective'] == name]
     if mine:
       made += [tags('h4', name), tag('div', *map(card, mine), class_='columns')]
@@ -265,7 +265,7 @@ def samples(model_dir: str) -> tuple[str, ...]:
 
 def card(sample: dict) -> str:
   """One sample: input, output, truth."""
-  made = [tags('header', name_of(sample['language']))]
+  made = [tags('header', name_language(sample['language']))]
   for what in ('input', 'output', 'truth'):
     made.append(tags('h5', what))
     text = html.escape(sample[what])

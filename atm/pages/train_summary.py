@@ -12,7 +12,7 @@ import rich.markup
 import rich.table
 
 from atm.checkpoint import paths
-from atm.data.objectives import NAMES
+from atm.data.objectives import OBJECTIVE_NAMES
 from atm.inference import api
 from atm.pages import train_page
 from atm.train import goodput, metric_writer
@@ -29,7 +29,9 @@ def loss_curve(directory: str) -> str:
 
   rows = metric_writer.read(directory)
   figure, axes = plt.subplots(figsize=(8, 4.5), layout='constrained')
-  for name, color in zip(NAMES, ('tab:blue', 'tab:orange', 'tab:green')):
+  for name, color in zip(
+    OBJECTIVE_NAMES, ('tab:blue', 'tab:orange', 'tab:green')
+  ):
     for key, style, label in (
       (f'loss/{name}', {'lw': 1, 'alpha': 0.6}, 'training'),
       (f'eval/loss/{name}', {'lw': 1.5, 'marker': 'o', 'ms': 4}, 'held out'),
@@ -53,7 +55,7 @@ def losses(run) -> list[rich.table.Table]:
   """Held-out loss, first against last, by objective and by language."""
   rows = [r for r in run.history if any(k.startswith('eval/loss') for k in r)]
   first, last = rows[0], rows[-1]
-  names = [n for n in NAMES if f'eval/loss/{n}' in last]
+  names = [n for n in OBJECTIVE_NAMES if f'eval/loss/{n}' in last]
   keys = [k.removeprefix('eval/loss/') for k in last if k.startswith('eval/l')]
   languages = sorted({k.split('/')[1] for k in keys if '/' in k})
   table = rich.table.Table(
@@ -81,11 +83,11 @@ def losses(run) -> list[rich.table.Table]:
 
 def verdict(run) -> list[str]:
   """A line an objective: is the held-out loss below a unigram model's?"""
-  keys = [f'eval/loss/{name}' for name in NAMES]
+  keys = [f'eval/loss/{name}' for name in OBJECTIVE_NAMES]
   rows = [r for r in run.history if any(key in r for key in keys)]
   first, last = rows[0], rows[-1]
   lines = []
-  for name in NAMES:
+  for name in OBJECTIVE_NAMES:
     mark, loss = (
       first.get(f'eval/unigram/{name}'),
       last.get(f'eval/loss/{name}'),
@@ -106,7 +108,7 @@ def samples(run, model, count: int = 3) -> list[dict]:
     {objective, language, input, output, truth}.
   """
   decode, made = model.vocabulary.decode, []
-  for name in NAMES:
+  for name in OBJECTIVE_NAMES:
     for part, source, target in _examples(run, name, count):
       (output,) = model.generate([source], max_tokens=len(target) + 16)
       texts = map(decode, (source, output, target))
@@ -124,7 +126,7 @@ def samples(run, model, count: int = 3) -> list[dict]:
 def sample_tables(found: list[dict]) -> list[rich.table.Table]:
   """The samples, a table an objective."""
   tables = []
-  for name in NAMES:
+  for name in OBJECTIVE_NAMES:
     table = rich.table.Table(
       title={
         'denoise': "Denoising: text with 15% dropped, and the model's text",

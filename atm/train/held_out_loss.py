@@ -9,20 +9,20 @@ import jax
 import numpy as np
 
 from atm.data import batches, packing
-from atm.data.batches import Part
+from atm.data.batches import MixturePart
 from atm.data.registry import Lengths
 from atm.data.vocabulary import Vocabulary
 from atm.parallel import sharding
 from atm.train.step import eval_step
 
 
-def _groups(parts: list[Part]) -> list[tuple[str, ...]]:
+def _groups(parts: list[MixturePart]) -> list[tuple[str, ...]]:
   """For each part the metrics it counts towards."""
   return [(p.objective.name, f'{p.objective.name}/{p.language}') for p in parts]
 
 
 def evaluation_batches(
-  parts: Iterable[Part],
+  parts: Iterable[MixturePart],
   vocabulary: Vocabulary,
   lengths: Lengths,
   batch_size: int,
@@ -36,13 +36,13 @@ def evaluation_batches(
     fill up the last batch, whose loss weights and segment ids are 0.
   """
   parts = list(parts)
-  ids = packing.Ids.of(vocabulary)
+  ids = packing.SpecialIds.of(vocabulary)
   made, owners = [], []
   for i, part in enumerate(parts):
     row = np.arange(min(rows_each, len(part.rows)))
     which = np.full(len(row), i)
     made.append(
-      batches.examples(parts, which, ids, lengths, seed, 0 * row, row)
+      batches.make_examples(parts, which, ids, lengths, seed, 0 * row, row)
     )
     owners.append(np.full(len(row), i))
   owner = np.concatenate(owners)
@@ -103,7 +103,7 @@ class HeldOut:
     return out
 
 
-def _written(part: Part) -> np.ndarray:
+def _written(part: MixturePart) -> np.ndarray:
   """Ids that a part's decoder writes, of its first rows."""
   if part.objective.name != 'pair':
     return part.rows.head(10_000_000)
@@ -112,7 +112,7 @@ def _written(part: Part) -> np.ndarray:
 
 
 def unigram(
-  train: list[Part], held_out: HeldOut, size: int
+  train: list[MixturePart], held_out: HeldOut, size: int
 ) -> dict[str, float]:
   """The loss of unigram models on the same held-out targets.
 

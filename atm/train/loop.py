@@ -93,7 +93,7 @@ class Loop:
       self.good.open(self.model_dir, start, writes=distributed.is_first())
       self.state, self.done = state, start
       self._evaluate_where_due_before()
-      feed = batches.ahead(self._batch_after, start, self.train_steps)
+      feed = batches.prefetch(self._batch_after, start, self.train_steps)
       last.callback(feed.close)
       self.compiled, self.frozen = None, start < self.freeze_encoder_steps
       self.log.begin(start)
@@ -208,7 +208,7 @@ class Loop:
       self.writer.write(self.done, row)
       losses = (
         f'{name} {row[key]:.3f}'
-        for name in objectives.NAMES
+        for name in objectives.OBJECTIVE_NAMES
         if (key := f'eval/loss/{name}') in row
       )
       self.say(f'step {self.done:,} held out: ' + ', '.join(losses))

@@ -181,7 +181,7 @@ class Log:
       'accuracy': s['sum/accuracy'] / targets,
       'z_loss': s['sum/z_loss'] / targets,
     }
-    for name in objectives.NAMES:
+    for name in objectives.OBJECTIVE_NAMES:
       if s[f'weight/loss/{name}']:
         total = s[f'sum/loss/{name}']
         row[f'loss/{name}'] = total / s[f'weight/loss/{name}']

@@ -253,7 +253,7 @@ def summed(sums: dict, batch: dict) -> dict:
     'tokens/target': sums['weight'].sum(),
     'tokens/input': (batch['encoder_segment_ids'] > 0).sum(dtype=jnp.float32),
   }
-  for number, name in enumerate(objectives.NAMES):
+  for number, name in enumerate(objectives.OBJECTIVE_NAMES):
     mine = batch['objective'] == number
     out[f'sum/loss/{name}'] = jnp.where(mine, sums['loss'], 0).sum()
     out[f'weight/loss/{name}'] = jnp.where(mine, sums['weight'], 0).sum()

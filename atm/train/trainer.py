@@ -81,7 +81,7 @@ def train(
   checkpoint_dir: str | None = None,
   keep: int | None = 3,
   on_save_error: str = 'stop',
-  train_vocabulary: Callable = vocabulary_training.vocab,
+  train_vocabulary: Callable = vocabulary_training.train_vocabulary,
   configure_tasks: Callable = lambda **named: None,
   config_text: str = '',
   say: Callable[[str], None] = print,
@@ -180,7 +180,7 @@ def train(
   mine = sharding.host_rows(mesh, rules, batch_size)
   say = say if distributed.is_first() else lambda text: None
   configure_tasks()
-  registry.find(mixture)
+  registry.find_task(mixture)
   if checkpoint_dir is not None:
     distributed.first_then_all(
       lambda: paths.put_checkpoints(model_dir, checkpoint_dir)
@@ -211,7 +211,7 @@ def train(
       configure_tasks=configure_tasks, say=say,
     ))  # fmt: skip
   opened = functools.partial(
-    batches_lib.load, mixture, vocabulary=words, lengths=sizes,
+    batches_lib.load_parts, mixture, vocabulary=words, lengths=sizes,
     directory=rows_dir,
     # A resumed run compares digests, and every row's own hash when it is read.
     verify=distributed.share() if verify_cache and not latest else None,
@@ -238,7 +238,7 @@ def train(
       'mixture': mixture,
       'seed': seed,
       'batch_size': batch_size,
-      'rows': 'stream' if stream else batches_lib.digest(parts),
+      'rows': 'stream' if stream else batches_lib.hash_parts(parts),
     },
     'lengths': lengths,
     'optimizer': optimizer.kind(optimizer_config),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from atm.data.languages import LANGUAGE_CODES
 from atm_tasks.evaluation import readers, superglue
 from atm_tasks.evaluation.dataset_files import DataSet, Paths
 from atm_tasks.evaluation.readers import Example
@@ -424,7 +425,7 @@ _add(
   url='atm',
   licence='tasks/udhr/LICENSE',
   splits={split: split for split in ('train', 'validation')},
-  files=lambda part, split: [[f'{k}.tsv' for k in tasks.LANGUAGES]],
+  files=lambda part, split: [[f'{k}.tsv' for k in LANGUAGE_CODES]],
   read=_languages,
 )
 # One's own, to fine-tune on with PAIRS = 'DATA_DIR/pairs'.

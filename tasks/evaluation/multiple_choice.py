@@ -136,7 +136,7 @@ def nli_template(language: str) -> Template:
   if language == 'en':
     return prompts.NLI
   first, second = prompts.NLI.body.split('French')
-  body = first.replace('English', languages.language(language))
+  body = first.replace('English', languages.name_language(language))
   return dataclasses.replace(prompts.NLI, body=f'{body}English{second}')
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from atm.data import languages as languages_lib
+from atm.data.languages import LANGUAGE_CODES
 from atm.evals.task import MissingData, Question, Task, Tokens
 from atm.inference import prompts
 from atm.messages import check_choice
@@ -23,7 +23,6 @@ from atm_tasks.evaluation import dataset_files, generation, multiple_choice
 from atm_tasks.evaluation.datasets import DATASETS, SUPERGLUE
 from atm_tasks.evaluation.readers import Example
 
-LANGUAGES = tuple(languages_lib.LANGUAGES)
 NORMALIZE = ('mean', 'sum')
 
 
@@ -65,7 +64,7 @@ class Entry:
 
 
 def _registry() -> Iterator[tuple[str, Entry]]:
-  for source, target in itertools.permutations(LANGUAGES, 2):
+  for source, target in itertools.permutations(LANGUAGE_CODES, 2):
     yield (
       f'flores101_{source}_{target}',
       _translation(
@@ -114,14 +113,14 @@ def _registry() -> Iterator[tuple[str, Entry]]:
         shots_from='test',
       ),
     )
-  for source, target in itertools.permutations(LANGUAGES, 2):
+  for source, target in itertools.permutations(LANGUAGE_CODES, 2):
     yield (
       f'udhr_translate_{source}_{target}',
       _translation(
         'udhr_translate', source, target, split='validation', shots_from='train'
       ),
     )
-  for language in LANGUAGES:
+  for language in LANGUAGE_CODES:
     yield f'udhr_next_{language}', _choices(
       'udhr_next', multiple_choice.continuation, language, 25.0,
       split='validation',

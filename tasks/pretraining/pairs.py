@@ -21,7 +21,7 @@ import seqio
 import tensorflow as tf
 
 from atm.data import languages
-from atm.data.vocabulary import CLM
+from atm.data.vocabulary import CLM_TOKEN
 from atm.inference import prompts
 from atm.messages import check_choice
 from atm_tasks.pretraining import records, sources, tasks, text_forms
@@ -119,13 +119,13 @@ class Languages(sources.Source):
 
   def __init__(self):
     super().__init__(held_out=0.0)
-    self.texts_of = {k: tasks.Shipped(k) for k in tasks.LANGUAGES}
+    self.texts_of = {k: tasks.Shipped(k) for k in languages.LANGUAGE_CODES}
 
   def list_shards(self, split: str) -> list[str]:
     return [s.list_shards(split)[0] for s in self.texts_of.values()]
 
   def documents(self, split: str, shard: int) -> Iterator[str]:
-    language = tasks.LANGUAGES[shard]
+    language = languages.LANGUAGE_CODES[shard]
     for article in self.texts_of[language].documents(split, 0):
       for sentence in text_forms.sentences(article):
         yield stored(sentence.strip(), languages.LANGUAGES[language])
@@ -183,10 +183,10 @@ class Frame:
     sp = tasks.VOCABULARY.tokenizer
     begin = [sp.bos_id()]
     if self.mode == 'clm':
-      marker = sp.PieceToId(CLM)
-      if sp.IdToPiece(marker) != CLM:
+      marker = sp.PieceToId(CLM_TOKEN)
+      if sp.IdToPiece(marker) != CLM_TOKEN:
         raise ValueError(
-          f"the vocabulary has no {CLM}: set PAIRS_MODE = 'denoise'"
+          f"the vocabulary has no {CLM_TOKEN}: set PAIRS_MODE = 'denoise'"
         )
       begin.append(marker)
     source, target = map(sp.Encode, json.loads(text))

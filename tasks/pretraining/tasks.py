@@ -25,11 +25,8 @@ import tensorflow as tf
 
 from atm.data import counter_rng, packing
 from atm.data import objectives as objectives_lib
+from atm.data.languages import LANGUAGE_CODES
 from atm_tasks.pretraining import sources, text_forms
-
-LANGUAGES = (
-  'ar', 'de', 'en', 'es', 'fr', 'hi', 'it', 'ja', 'mr', 'pt', 'ta', 'te',
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +211,7 @@ class Apply:
     S, T = sequence_length['inputs'], sequence_length['targets']
     sp = VOCABULARY.tokenizer
     piece = sp.PieceToId
-    ids = packing.Ids(
+    ids = packing.SpecialIds(
       sp.pad_id(), sp.bos_id(), sp.eos_id(), piece('[CLM]'), piece('[DOC]')
     )
     length = self.objective.row_length(S, T)
@@ -227,7 +224,7 @@ class Apply:
       batch = self.objective.examples(
         row[None],
         np.array([len(row)]),
-        counter_rng.keys(*seed)[None],
+        counter_rng.make_key(*seed)[None],
         ids,
         S,
         T,
@@ -236,7 +233,7 @@ class Apply:
       targets = batch['decoder_target_tokens'][batch['decoder_segment_ids'] > 0]
       return inputs, targets
 
-    number = objectives_lib.NAMES.index(self.objective.name)
+    number = objectives_lib.OBJECTIVE_NAMES.index(self.objective.name)
 
     @functools.partial(seqio.map_over_dataset, num_seeds=1)
     def noised(row, seed):
@@ -410,15 +407,15 @@ def stored(
   """(source, language) -> text, of a folder or of a TFDS data set.
 
   A place that holds `{language}`, or is TFDS' c4/multilingual, is TFDS', and
-  has all LANGUAGES; any other is a folder, and has those found there. Without
-  a place it is what `cache_dir` has rows of.
+  has all of LANGUAGE_CODES; any other is a folder, and has those found there.
+  Without a place it is what `cache_dir` has rows of.
   """
   if place is None:
     made = {k: sources.RowsOnly(source, held_out)
             for k in cached_languages(cache_dir, source)}  # fmt: skip
   elif '{language}' in place or place.startswith('c4/multilingual'):
     made = {k: sources.TfdsSource(place, k, held_out, data_dir)
-            for k in LANGUAGES}  # fmt: skip
+            for k in LANGUAGE_CODES}  # fmt: skip
   else:
     made = {k: sources.FolderSource(place, k, held_out, skip_bad=skip_bad)
             for k in sources.languages(place)}  # fmt: skip
@@ -429,8 +426,7 @@ def cached_languages(cache_dir: str | None, source: str) -> list[str]:
   """The languages of a source that a cache has rows of, sorted."""
   if cache_dir is None or not tf.io.gfile.exists(cache_dir):
     return []
-  pattern = re.compile(
-    rf'{source}_(.+?)(?:_spoken)?_(?:{"|".join(objectives_lib.NAMES)})-train/?'
-  )
+  names = '|'.join(objectives_lib.OBJECTIVE_NAMES)
+  pattern = re.compile(rf'{source}_(.+?)(?:_spoken)?_(?:{names})-train/?')
   found = map(pattern.fullmatch, tf.io.gfile.listdir(cache_dir))
   return sorted({match[1] for match in found if match})

@@ -89,11 +89,13 @@ def kept(before, after, *but):
 @pytest.fixture(scope='module')
 def xlmr_words(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp('xlmr'))
-  return vocabulary.from_xlmr(XLMR, folder)
+  return vocabulary.convert_xlmr(XLMR, folder)
 
 
 def train_words(directory, size=40) -> Vocabulary:
-  return vocabulary_training.train(SENTENCES, str(directory), size)
+  return vocabulary_training.train_sentencepiece(
+    SENTENCES, str(directory), size
+  )
 
 
 def permuted(words, directory) -> Vocabulary:

@@ -37,7 +37,9 @@ def built(name, split, words, folder, passes=1, lengths=LENGTHS):
     name, words.path, sizes, str(folder), (split,), passes,
     say=lambda text: None,
   )  # fmt: skip
-  return batches_lib.load(name, split, words, lengths, str(folder), passes)
+  return batches_lib.load_parts(
+    name, split, words, lengths, str(folder), passes
+  )
 
 
 @pytest.fixture(scope='module')
@@ -134,10 +136,10 @@ def test_an_epoch_reads_every_row_once(parts, words):
 
 
 def test_noise_changes_with_the_epoch(parts, words):
-  ids = packing.Ids.of(words)
+  ids = packing.SpecialIds.of(words)
   zero = np.zeros(1, np.int64)
   a, b = (
-    batches_lib.examples(parts, zero + 1, ids, LENGTHS, 0, zero + e, zero)
+    batches_lib.make_examples(parts, zero + 1, ids, LENGTHS, 0, zero + e, zero)
     for e in (0, 1)
   )
   assert parts[1].objective.name == 'denoise'
@@ -178,8 +180,8 @@ def test_evaluation_reads_each_row_once_and_fills_with_nothing(words, tmp_path):
 
 
 def test_train_and_validation_share_no_text():
-  train = set(registry.texts('udhr', 'train'))
-  held = set(registry.texts('udhr', 'validation'))
+  train = set(registry.read_texts('udhr', 'train'))
+  held = set(registry.read_texts('udhr', 'validation'))
   assert len(train) > 600 and len(held) > 60 and not train & held
 
 
@@ -202,8 +204,8 @@ def test_a_folder_of_text_and_jsonl(words, tmp_path):
   folder = folder_with(tmp_path, en_txt=lines, fr_jsonl=objects)
   atm_tasks.configure(text_dir=folder, held_out=0.1)
   train, held = (
-    list(registry.texts('text')),
-    list(registry.texts('text', 'validation')),
+    list(registry.read_texts('text')),
+    list(registry.read_texts('text', 'validation')),
   )
   assert len(train) + len(held) == 400 and 10 < len(held) < 80
   assert ('fr', 'ligne 7') in train + held
@@ -230,8 +232,8 @@ def test_bad_folders_are_named(words, tmp_path, files, message):
 
   with pytest.raises(ValueError, match=message):
     atm_tasks.configure(text_dir=folder_with(tmp_path, **files))
-    list(registry.texts('text', 'train'))
-    list(registry.texts('text', 'validation'))
+    list(registry.read_texts('text', 'train'))
+    list(registry.read_texts('text', 'validation'))
 
 
 def test_a_wrong_encoding_is_named(words, tmp_path):
@@ -240,12 +242,12 @@ def test_a_wrong_encoding_is_named(words, tmp_path):
   (tmp_path / 'de.txt').write_bytes('gut\nschön'.encode('latin-1'))
   atm_tasks.configure(text_dir=str(tmp_path), held_out=0.0)
   with pytest.raises(ValueError, match='de.txt, line 2: expected UTF-8'):
-    list(registry.texts('text'))
+    list(registry.read_texts('text'))
 
 
 def test_unknown_names_suggest_the_nearest():
   with pytest.raises(ValueError, match="'udrh'.*Did you mean 'udhr'"):
-    registry.find('udrh')
+    registry.find_task('udrh')
 
 
 # --- The global stream of tokens
@@ -306,11 +308,11 @@ def test_batches_made_ahead_are_the_same_in_the_same_order():
     return {'step': step}
 
   with pytest.raises(ValueError, match='seven'):
-    for batch in batches_lib.ahead(make, 3, 10):
+    for batch in batches_lib.prefetch(make, 3, 10):
       seen.append(batch['step'])
       assert len(made) <= len(seen) + 3  # not farther ahead than asked
   assert seen == [3, 4, 5, 6]
-  numbered = batches_lib.ahead(lambda n: {'step': n}, 0, 5)
+  numbered = batches_lib.prefetch(lambda n: {'step': n}, 0, 5)
   assert [b['step'] for b in numbered] == [
     0, 1, 2, 3, 4,
   ]  # fmt: skip
@@ -322,9 +324,9 @@ def test_the_digest_tells_rows_apart(words, tmp_path):
   again = built(name, 'train', words, tmp_path / 'b')
   twice = built(name, 'train', words, tmp_path / 'c', passes=2)
   assert (
-    batches_lib.digest(once)
-    == batches_lib.digest(again)
-    != batches_lib.digest(twice)
+    batches_lib.hash_parts(once)
+    == batches_lib.hash_parts(again)
+    != batches_lib.hash_parts(twice)
   )
 
 
@@ -391,8 +393,8 @@ def test_pairs_are_packed_and_none_is_lost(words, tmp_path, rng):
   (part,) = built('two_sided', 'train', words, tmp_path)
   assert len(part.rows) < 90  # of 64 places, not 200 rows
   n = np.arange(len(part.rows))
-  batch = batches_lib.examples(
-    [part], 0 * n, packing.Ids.of(words), LENGTHS, 0, 0 * n, n
+  batch = batches_lib.make_examples(
+    [part], 0 * n, packing.SpecialIds.of(words), LENGTHS, 0, 0 * n, n
   )
   found = []
   for row in range(len(n)):
@@ -407,7 +409,9 @@ def test_pairs_are_packed_and_none_is_lost(words, tmp_path, rng):
       )
   assert sorted(found) == sorted((tuple(a), tuple(b)) for a, b in pairs)
   stream = Stream('two_sided', words, LENGTHS, 8, 0)
-  assert (stream(0)['objective'] == objectives.NAMES.index('pair')).all()
+  assert (
+    stream(0)['objective'] == objectives.OBJECTIVE_NAMES.index('pair')
+  ).all()
 
 
 def test_seqio_streams_the_same_objectives(words):
@@ -449,9 +453,11 @@ def test_batches_from_an_object_store(parts, words, monkeypatch):
   monkeypatch.setattr(token_store, 'read_manifest', local)
   with store.serve(folder) as address:
     monkeypatch.setenv('CLOUD_STORAGE_EMULATOR_ENDPOINT', address)
-    remote = batches_lib.load('udhr', 'train', words, LENGTHS, 'gs://bucket')
+    remote = batches_lib.load_parts(
+      'udhr', 'train', words, LENGTHS, 'gs://bucket'
+    )
     assert all(part.rows.remote for part in remote)
-    assert batches_lib.digest(remote) == batches_lib.digest(parts)
+    assert batches_lib.hash_parts(remote) == batches_lib.hash_parts(parts)
     for step in (0, 1_000_000):
       ours = batches(remote, words)(step)
       assert same(ours, batches(parts, words)(step))
@@ -477,7 +483,7 @@ def test_the_task_of_the_documents(words, tmp_path, monkeypatch):
   assert part.rows.counts['documents'] == 300
   first = words.encode('Line 0 of a poem about the sea.')
   assert list(part.rows.row(0)[: len(first)]) == first
-  (line,) = mixture_stats.lines([part], 1e6)
+  (line,) = mixture_stats.compute_lines([part], 1e6)
   assert (line.source, line.sentences, line.weight) == ('poems', 300, 1.0)
   assert batches([part], words)(3)['decoder_loss_weights'].sum() > 500
   atm_tasks.configure(vocabulary=words.path)

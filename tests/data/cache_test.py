@@ -272,7 +272,9 @@ def test_bad_lines_may_be_skipped_and_are_counted(words, configure, tmp_path):
     tmp_path / 'rows', words, skip, text, splits=('train',), say=said.append
   )
   assert said[-1] == 'text (train): 2 lines or records skipped'
-  parts = batches.load('text', 'train', words, SIZES, str(tmp_path / 'rows'))
+  parts = batches.load_parts(
+    'text', 'train', words, SIZES, str(tmp_path / 'rows')
+  )
   for part in parts:
     assert part.rows.counts['skipped'] == 2
     assert part.rows.counts['documents'] == 88
@@ -327,11 +329,13 @@ def test_rows_made_otherwise_are_refused(
 
 def test_another_vocabulary_is_refused(folder, words, configure, tmp_path):
   build(tmp_path / 'rows', words, configure, folder, splits=('train',))
-  made = vocabulary_training.vocab('udhr', str(tmp_path / 'v'), 900, say=quiet)
+  made = vocabulary_training.train_vocabulary(
+    'udhr', str(tmp_path / 'v'), 900, say=quiet
+  )
   with pytest.raises(ValueError, match='made with another vocabulary'):
     build(tmp_path / 'rows', made, configure, folder, splits=('train',))
   with pytest.raises(ValueError, match='made with vocabulary = '):
-    batches.load('text', 'train', made, SIZES, str(tmp_path / 'rows'))
+    batches.load_parts('text', 'train', made, SIZES, str(tmp_path / 'rows'))
 
 
 def test_an_object_store_is_no_place_to_build_in(folder, words, configure):
@@ -346,7 +350,7 @@ def test_held_out_rows_are_made_once(folder, words, configure, tmp_path):
   some = lambda **named: configure(held_out=0.3, **named)
   build(tmp_path, words, some, folder, name='text_en_denoise', passes=3)
   load = functools.partial(
-    batches.load, 'text_en_denoise', vocabulary=words, lengths=SIZES,
+    batches.load_parts, 'text_en_denoise', vocabulary=words, lengths=SIZES,
     directory=str(tmp_path),
   )  # fmt: skip
   (train,), (held,) = load(split='train', passes=3), load(split='validation')
@@ -360,9 +364,9 @@ def test_rows_hold_the_text_in_its_forms(folder, words, configure, tmp_path):
   mixing = atm_tasks.Mixing(text_spoken=1.0)
   both = lambda **named: configure(mixing=mixing, held_out=0.0, **named)
   build(tmp_path, words, both, folder, splits=('train',))
-  parts = batches.load('text', 'train', words, SIZES, str(tmp_path))
+  parts = batches.load_parts('text', 'train', words, SIZES, str(tmp_path))
   texts = [
-    text for language, text in registry.texts('text') if language == 'te'
+    text for language, text in registry.read_texts('text') if language == 'te'
   ]
   for part in parts:
     if part.language != 'te':
@@ -397,7 +401,7 @@ def test_dropped_sentences_are_counted_by_set(words, configure, tmp_path):
     tmp_path / 'rows', words, clean, text, splits=('train',), say=said.append
   )
   assert said[-1] == 'text (train): 3 sentences dropped that quiz holds'
-  for part in batches.load(
+  for part in batches.load_parts(
     'text', 'train', words, SIZES, str(tmp_path / 'rows')
   ):
     assert part.rows.counts['dropped/quiz'] == 3
@@ -409,21 +413,23 @@ def test_dropped_sentences_are_counted_by_set(words, configure, tmp_path):
 def test_training_needs_the_rows_alone(folder, words, configure, tmp_path):
   """On a training host the text is not there, only its rows."""
   build(tmp_path, words, configure, folder)
-  text = lambda: batches.load('text', 'train', words, SIZES, str(tmp_path))
+  text = lambda: batches.load_parts(
+    'text', 'train', words, SIZES, str(tmp_path)
+  )
   first = batches.Batches(text(), words, SIZES, 8, 0)(5)
   configure(cache_dir=str(tmp_path))
   second = batches.Batches(text(), words, SIZES, 8, 0)(5)
   assert all((first[k] == second[k]).all() for k in first)
   assert {p.language for p in text()} == {'en', 'ja', 'te'}
   with pytest.raises(ValueError, match='not named, only its rows'):
-    list(registry.texts('text'))
+    list(registry.read_texts('text'))
 
 
 def test_what_lies_beside_the_rows(folder, words, configure, tmp_path):
   with pytest.raises(FileNotFoundError, match='no finished rows'):
-    cache.beside(str(tmp_path))
+    cache.open_cache(str(tmp_path))
   build(tmp_path, words, configure, folder, splits=('validation',))
-  made, lengths = cache.beside(str(tmp_path))
+  made, lengths = cache.open_cache(str(tmp_path))
   assert made.sha256 == words.sha256 and lengths == SIZES
   with pytest.raises(FileNotFoundError, match='no finished rows of .text_en'):
-    batches.load('text', 'train', words, lengths, str(tmp_path))
+    batches.load_parts('text', 'train', words, lengths, str(tmp_path))

@@ -17,8 +17,9 @@ import seqio
 
 import atm_tasks
 from atm.data import batches, cache, mixture_stats, objectives, registry
+from atm.data.languages import LANGUAGE_CODES
 from atm_tasks.pretraining import tasks
-from atm_tasks.pretraining.tasks import LANGUAGES, Rate, weigh
+from atm_tasks.pretraining.tasks import Rate, weigh
 
 from sources_test import prepare
 
@@ -52,7 +53,7 @@ def paper(
   """
   tasks, parts = {}, []
   for source, tokens in (('wikipedia', WIKIPEDIA), ('mc4', MC4)):
-    for language in LANGUAGES:
+    for language in LANGUAGE_CODES:
       of = of_wikipedia if source == 'wikipedia' and of_wikipedia else share
       mine = int(tokens * of(language))
       for form, repeat in mixing.forms(source).items():
@@ -66,7 +67,9 @@ def paper(
             'sentences': rows.counts['sentences'],
           }  # fmt: skip
           parts.append(
-            batches.Part(name, language, objective, rows, 0.0, source, form)
+            batches.MixturePart(
+              name, language, objective, rows, 0.0, source, form
+            )
           )
   rates = weigh(tasks, mixing.language_power)
   return [dataclasses.replace(p, rate=rates[p.name]) for p in parts]
@@ -83,7 +86,7 @@ def total(lines, what, **where):
 
 def test_the_papers_totals():
   """Wikipedia 119B tokens, 9%; mC4 1.2T, 91%; 7:3 spoken; 1T tokens."""
-  lines = mixture_stats.lines(paper(), 1e12)
+  lines = mixture_stats.compute_lines(paper(), 1e12)
   assert total(lines, 'weight') == pytest.approx(1)
   repeats = dataclasses.asdict(atm_tasks.Mixing())
   repeated = lambda source: sum(
@@ -112,15 +115,16 @@ def test_a_run_reads_as_many_tokens_as_it_is_said_to():
   for tokens in (1e12, 3e9):
     parts = paper(lambda language: len(language + 'x') / 36)
     read = sum(
-      line.epochs * line.tokens for line in mixture_stats.lines(parts, tokens)
+      line.epochs * line.tokens
+      for line in mixture_stats.compute_lines(parts, tokens)
     )
     assert read == pytest.approx(tokens, rel=1e-3)
 
 
 def test_languages_are_sampled_by_the_root_of_their_sentences():
-  shares = {k: (i + 1) ** 2 / 650 for i, k in enumerate(LANGUAGES)}
-  length = lambda language: 10 + 3 * LANGUAGES.index(language)
-  lines = mixture_stats.lines(paper(shares.get, length=length), 1e12)
+  shares = {k: (i + 1) ** 2 / 650 for i, k in enumerate(LANGUAGE_CODES)}
+  length = lambda language: 10 + 3 * LANGUAGE_CODES.index(language)
+  lines = mixture_stats.compute_lines(paper(shares.get, length=length), 1e12)
   p = {k: shares[k] / length(k) for k in shares}
   q = {k: p[k] ** 0.5 / sum(v**0.5 for v in p.values()) for k in p}
   for language, wanted in q.items():
@@ -128,7 +132,7 @@ def test_languages_are_sampled_by_the_root_of_their_sentences():
       wanted, rel=1e-3
     )
   # Within a language: ten times the size of Wikipedia.
-  for language in LANGUAGES:
+  for language in LANGUAGE_CODES:
     wikipedia = total(lines, 'weight', language=language, source='wikipedia')
     assert wikipedia / q[language] == pytest.approx(119 / 1319, rel=1e-3)
 
@@ -137,7 +141,7 @@ def test_sentences_count_as_often_as_their_source_is_repeated():
   only = lambda language: float(language == 'te')
   others = lambda language: (1 - only(language)) / 11
   parts = [p for p in paper(others, of_wikipedia=only) if len(p.rows)]
-  lines = mixture_stats.lines(parts, 1e12)
+  lines = mixture_stats.compute_lines(parts, 1e12)
   te, each = (10 * WIKIPEDIA) ** 0.5, (MC4 / 11) ** 0.5
   assert total(lines, 'weight', language='te') == pytest.approx(
     te / (te + 11 * each), rel=1e-3
@@ -146,7 +150,7 @@ def test_sentences_count_as_often_as_their_source_is_repeated():
 
 def test_the_objectives_have_80_and_20_percent_in_every_language():
   parts = paper(lambda language: len(language + 'x') / 36)
-  for language in LANGUAGES:
+  for language in LANGUAGE_CODES:
     rates = {
       name: sum(
         p.rate
@@ -163,7 +167,7 @@ def test_every_factor_counts():
   for field in dataclasses.fields(atm_tasks.Mixing):
     if field.name in ('density', 'mean_span', 'clm_low', 'clm_high'):
       continue  # of the objectives themselves
-    share = lambda language: (1 + LANGUAGES.index(language)) / 78
+    share = lambda language: (1 + LANGUAGE_CODES.index(language)) / 78
     changed = atm_tasks.Mixing(**{field.name: 0.123})
     before, after = paper(share), paper(share, changed)
     same = [p.rate for p in before] == [p.rate for p in after]
@@ -182,10 +186,12 @@ def test_a_language_without_rows_in_an_objective_has_no_part_in_it():
 
 def test_passes_are_epochs_of_the_text():
   objective = objectives.Denoise()
-  part = lambda passes: batches.Part(
+  part = lambda passes: batches.MixturePart(
     'x', 'en', objective, Rows(100_000, 10, 1000, passes), 1.0, 'x', ''
   )
-  once, often = (mixture_stats.lines([part(n)], 1e7)[0].epochs for n in (1, 8))
+  once, often = (
+    mixture_stats.compute_lines([part(n)], 1e7)[0].epochs for n in (1, 8)
+  )
   assert once == pytest.approx(100) and often == pytest.approx(100)
 
 
@@ -221,8 +227,8 @@ def tfds_dir(tmp_path_factory):
   """Tiny Wikipedia and mC4, as TFDS prepares them, of the shipped text."""
   folder = tmp_path_factory.mktemp('tfds')
   mc4 = {}
-  for number, language in enumerate(LANGUAGES):
-    texts = [t for _, t in registry.texts(f'udhr_{language}_clm')][
+  for number, language in enumerate(LANGUAGE_CODES):
+    texts = [t for _, t in registry.read_texts(f'udhr_{language}_clm')][
       : 8 + 4 * number
     ]
     name = atm_tasks.WIKIPEDIA.format(language=language)
@@ -250,7 +256,7 @@ def built(tfds_dir, words, tmp_path_factory):
 
 def shown(directory, **named):
   out = io.StringIO()
-  lines = mixture_stats.show(
+  lines = mixture_stats.show_mixture(
     'paper', directory, console=rich.console.Console(file=out, width=120),
     configure_tasks=functools.partial(atm_tasks.configure, held_out=0.1),
     **named,
@@ -262,7 +268,7 @@ def test_the_whole_mixture_from_tfds(built, words):
   lines, text = shown(built)
   assert len(lines) == 2 * 12 * 2
   assert total(lines, 'weight') == pytest.approx(1)
-  for language in LANGUAGES:
+  for language in LANGUAGE_CODES:
     assert len(re.findall(rf'(?:wikipedia|mc4) *│ {language} ', text)) == 4
     wikipedia, mc4 = (
       next(
@@ -281,7 +287,7 @@ def test_the_whole_mixture_from_tfds(built, words):
 
 def test_seqios_own_rates_are_the_same(built, words):
   """Measured counts, by `cache_dir`, give seqio's readers our rates."""
-  parts = batches.load(
+  parts = batches.load_parts(
     'paper', 'train', words, registry.Lengths(64, 64), built, passes=None
   )
   atm_tasks.configure(
@@ -311,12 +317,16 @@ def test_the_padding_that_is_told_is_that_of_the_batches(
     configure_tasks=configure, say=lambda text: None,
   )  # fmt: skip
   sizes = registry.Lengths(64, 64)
-  parts = batches.load('text', 'train', words, sizes, str(tmp_path))
+  parts = batches.load_parts('text', 'train', words, sizes, str(tmp_path))
   made = batches.Batches(parts, words, sizes, 8192, 0)(0)
   told = {}
   for part in parts:
-    mine = made['objective'] == objectives.NAMES.index(part.objective.name)
-    told[part.objective.name] = mixture_stats.padding([part], words, sizes)
+    mine = made['objective'] == objectives.OBJECTIVE_NAMES.index(
+      part.objective.name
+    )
+    told[part.objective.name] = mixture_stats.measure_padding(
+      [part], words, sizes
+    )
     found = [
       (made[f'{side}_segment_ids'][mine] == 0).mean()
       for side in ('encoder', 'decoder')

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from atm.data import counter_rng, packing, span_corruption
 from atm.data.objectives import CLM, Denoise
-from atm.data.packing import Ids
+from atm.data.packing import SpecialIds
 
-IDS = Ids(pad=0, bos=1, eos=2, clm=5, doc=6)
+IDS = SpecialIds(pad=0, bos=1, eos=2, clm=5, doc=6)
 seeds = st.integers(0, 2**63)
 
 
@@ -32,7 +32,7 @@ def unframe(batch, i=0):
 def test_denoising_drops_an_exact_budget_and_inserts_nothing(n, density, seed):
   tokens, length = row_of(n)
   objective = Denoise(density=density)
-  key = counter_rng.keys(seed)[None]
+  key = counter_rng.make_key(seed)[None]
   batch = objective.examples(tokens, length, key, IDS, n + 2, n + 1)
   source, target = unframe(batch)
   assert list(target) == [*tokens[0], IDS.eos]
@@ -46,12 +46,12 @@ def test_denoising_drops_an_exact_budget_and_inserts_nothing(n, density, seed):
 @given(seed=seeds, others=st.integers(0, 3), width=st.integers(40, 60))
 def test_noise_of_a_row_depends_on_its_key_alone(seed, others, width):
   tokens, length = row_of(40, width)
-  key = counter_rng.keys(seed)[None]
-  alone = span_corruption.keep_mask(key, length, width, 0.15, 3.0)[0]
+  key = counter_rng.make_key(seed)[None]
+  alone = span_corruption.draw_keep_mask(key, length, width, 0.15, 3.0)[0]
   lengths = np.concatenate([np.full(others, 7), length])
-  keys = counter_rng.keys(np.arange(others + 1) + 9)
+  keys = counter_rng.make_key(np.arange(others + 1) + 9)
   keys[-1] = key[0]
-  among = span_corruption.keep_mask(keys, lengths, width, 0.15, 3.0)[-1]
+  among = span_corruption.draw_keep_mask(keys, lengths, width, 0.15, 3.0)[-1]
   np.testing.assert_array_equal(alone, among)
 
 
@@ -64,8 +64,8 @@ def spans_of(mask):
 
 def test_spans_are_poisson_and_uniform_over_the_row():
   B, n = 20_000, 100
-  keys = counter_rng.keys(7, np.arange(B))
-  mask = span_corruption.keep_mask(keys, np.full(B, n), n, 0.15, 3.0)
+  keys = counter_rng.make_key(7, np.arange(B))
+  mask = span_corruption.draw_keep_mask(keys, np.full(B, n), n, 0.15, 3.0)
   assert ((~mask).sum(1) == 15).all()
   # Every place is dropped equally often, but for the first and last few, which
   # fewer whole spans can cover, alike at both ends.
@@ -83,8 +83,8 @@ def test_spans_are_poisson_and_uniform_over_the_row():
 
 def test_span_lengths_follow_the_zero_truncated_poisson():
   budget = np.full(2000, 1000)
-  drawn = span_corruption.span_lengths(
-    counter_rng.keys(3, np.arange(2000)), budget, 3.0
+  drawn = span_corruption.draw_span_lengths(
+    counter_rng.make_key(3, np.arange(2000)), budget, 3.0
   )
   assert (drawn.sum(1) == budget).all()
   seen = np.bincount(drawn[:, :100].ravel(), minlength=12)[1:12]
@@ -100,7 +100,7 @@ def test_clm_splits_one_document_at_20_to_80_percent(n, seed, ends):
   if ends:
     tokens = np.concatenate([tokens, [[IDS.eos]]], axis=1)
     length = length + 1
-  key = counter_rng.keys(seed)[None]
+  key = counter_rng.make_key(seed)[None]
   batch = CLM().examples(tokens, length, key, IDS, n + 3, n + 1)
   source, target = unframe(batch)
   assert list(source[:2]) == [IDS.bos, IDS.clm] and source[-1] == IDS.eos
@@ -113,7 +113,7 @@ def test_clm_splits_one_document_at_20_to_80_percent(n, seed, ends):
 def test_clm_splits_are_uniform():
   tokens, _ = row_of(1000)
   B = 5000
-  draw = counter_rng.uniforms(counter_rng.keys(1, np.arange(B)), 1)[:, 0]
+  draw = counter_rng.uniform(counter_rng.make_key(1, np.arange(B)), 1)[:, 0]
   cut = CLM().split(np.full(B, 1000), draw)
   counts, _ = np.histogram(cut, bins=6, range=(200, 800))
   assert abs(counts / B - 1 / 6).max() < 0.02
@@ -153,7 +153,7 @@ def test_every_row_of_the_greatest_length_fits(S, T, seed):
     n = objective.row_length(S, T)
     tokens, length = row_of(n)
     batch = objective.examples(
-      tokens, length, counter_rng.keys(seed)[None], IDS, S, T
+      tokens, length, counter_rng.make_key(seed)[None], IDS, S, T
     )
     assert batch['encoder_input_tokens'].shape == (1, S)
     assert batch['decoder_target_tokens'].shape == (1, T)
@@ -166,10 +166,10 @@ def test_the_papers_lengths():
 
 def test_weights_do_not_depend_on_the_id_of_padding():
   """Fault seen: weights read off `target != 0`."""
-  ids = Ids(pad=3, bos=1, eos=2, clm=5, doc=6)
+  ids = SpecialIds(pad=3, bos=1, eos=2, clm=5, doc=6)
   tokens = np.array([[0, 0, 3, 8]], np.int32)
   batch = Denoise(density=0.01).examples(
-    tokens, np.array([4]), counter_rng.keys(0)[None], ids, 8, 8
+    tokens, np.array([4]), counter_rng.make_key(0)[None], ids, 8, 8
   )
   assert batch['decoder_loss_weights'].sum() == 5
   assert batch['encoder_segment_ids'].sum() == 6
@@ -218,7 +218,7 @@ def test_packed_clm_fits_for_every_split_and_loses_nothing(rng):
   length = np.array([len(row) for row in rows])
   seen = set()
   for seed in range(20):  # `frame` refuses what does not fit
-    key = counter_rng.keys(seed, np.arange(len(rows)))
+    key = counter_rng.make_key(seed, np.arange(len(rows)))
     batch = objective.examples(tokens, length, key, IDS, S, T)
     for r in range(0, len(rows), 7):
       seen |= check_segments(batch, r, documents)
@@ -250,7 +250,7 @@ def check_segments(batch, r, documents) -> set:
 def test_one_document_a_row_is_the_same_packed_or_not(rng):
   (row,) = documents_of(rng, 1, 50)
   tokens, length = row[None].astype(np.int32), np.array([len(row)])
-  key = counter_rng.keys(5)[None]
+  key = counter_rng.make_key(5)[None]
   a, b = (
     CLM(packs=packs).examples(tokens, length, key, IDS, 64, 64)
     for packs in (False, True)

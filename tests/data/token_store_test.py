@@ -21,16 +21,16 @@ def folder_of(tmp_path, files=(ROWS,), made_from=MADE) -> str:
   parts = [
     {
       'counts': {'documents': len(r)},
-      'file': token_store.write(str(folder / f'{i}'), r),
+      'file': token_store.write_rows(str(folder / f'{i}'), r),
     }
     for i, r in enumerate(files)
   ]
-  token_store.finish(str(folder), made_from, parts)
+  token_store.write_manifest(str(folder), made_from, parts)
   return str(folder)
 
 
 def test_reads_back_by_index_over_files(tmp_path):
-  made = token_store.Rows(folder_of(tmp_path, (ROWS, [], ROWS[:1])), MADE)
+  made = token_store.TokenRows(folder_of(tmp_path, (ROWS, [], ROWS[:1])), MADE)
   assert len(made) == 4 and made.tokens == 9 and made.longest == 3
   assert made.counts == {'documents': 4}
   for index, want in enumerate([*ROWS, ROWS[0]]):
@@ -42,13 +42,13 @@ def test_reads_back_by_index_over_files(tmp_path):
 
 
 def test_empty_rows(tmp_path):
-  made = token_store.Rows(folder_of(tmp_path, ([],)))
+  made = token_store.TokenRows(folder_of(tmp_path, ([],)))
   assert len(made) == 0 and len(made.head(3)) == 0
 
 
 def test_refuses_rows_made_from_something_else(tmp_path):
   with pytest.raises(ValueError, match="vocabulary = 'abc'.*'xyz'"):
-    token_store.Rows(folder_of(tmp_path), {'vocabulary': 'xyz'})
+    token_store.TokenRows(folder_of(tmp_path), {'vocabulary': 'xyz'})
 
 
 def test_bytes_depend_on_the_rows_alone(tmp_path):
@@ -56,7 +56,7 @@ def test_bytes_depend_on_the_rows_alone(tmp_path):
   rng = np.random.default_rng(0)
   many = [rng.integers(0, 1 << 17, n) for n in rng.integers(1, 900, 300)]
   for name in 'ab':
-    token_store.write(str(tmp_path / name), iter(many))
+    token_store.write_rows(str(tmp_path / name), iter(many))
   assert read('a') == read('b')
 
 
@@ -77,8 +77,8 @@ def test_every_flipped_bit_is_noticed_at_the_start(tmp_path):
   folder = folder_of(tmp_path)
   for _ in damaged(os.path.join(folder, '0'), random.Random(0), 300):
     with pytest.raises(ValueError, match='0 is damaged'):
-      token_store.Rows(folder)
-  token_store.Rows(folder)
+      token_store.TokenRows(folder)
+  token_store.TokenRows(folder)
 
 
 def test_no_flipped_bit_gives_a_wrong_row_even_unverified(tmp_path):
@@ -87,7 +87,7 @@ def test_no_flipped_bit_gives_a_wrong_row_even_unverified(tmp_path):
   folder = folder_of(tmp_path, (many,))
   for _ in damaged(os.path.join(folder, '0'), random.Random(0), 300):
     token_store._reader.cache_clear()
-    made = token_store.Rows(folder, verify=None)
+    made = token_store.TokenRows(folder, verify=None)
     for i, want in enumerate(many):
       try:
         np.testing.assert_array_equal(made.row(i), want)
@@ -101,9 +101,9 @@ def test_hosts_verify_a_share_each(tmp_path):
   with open(path, 'r+b') as f:
     f.seek(-1, os.SEEK_END)
     f.write(b'x')
-  token_store.Rows(folder, verify=(0, 2))
+  token_store.TokenRows(folder, verify=(0, 2))
   with pytest.raises(ValueError, match='1 is damaged'):
-    token_store.Rows(folder, verify=(1, 2))
+    token_store.TokenRows(folder, verify=(1, 2))
 
 
 @pytest.mark.parametrize('change', ['cut', 'gone', 'manifest'])
@@ -120,13 +120,13 @@ def test_missing_and_cut_files_are_named(tmp_path, change):
   with pytest.raises(
     ValueError, match=f'{os.path.basename(path)} is {expected}'
   ):
-    token_store.Rows(folder, verify=None)
+    token_store.TokenRows(folder, verify=None)
 
 
 def test_without_a_manifest_there_are_no_rows(tmp_path):
-  token_store.write(str(tmp_path / '0'), ROWS)
+  token_store.write_rows(str(tmp_path / '0'), ROWS)
   with pytest.raises(FileNotFoundError):
-    token_store.Rows(str(tmp_path))
+    token_store.TokenRows(str(tmp_path))
 
 
 def test_a_write_that_fails_leaves_no_file(tmp_path):
@@ -135,7 +135,7 @@ def test_a_write_that_fails_leaves_no_file(tmp_path):
     raise RuntimeError('no more')
 
   with pytest.raises((RuntimeError, OSError), match='no more'):
-    token_store.write(str(tmp_path / '0'), broken())
+    token_store.write_rows(str(tmp_path / '0'), broken())
   assert os.listdir(tmp_path) == []
 
 
@@ -149,7 +149,7 @@ import numpy as np
 from atm.data import token_store
 try:
   many = (np.arange(i, i + 999) for i in range(500))
-  token_store.write({str(tmp_path / 'rows')!r}, many)
+  token_store.write_rows({str(tmp_path / 'rows')!r}, many)
 except OSError as e:
   print('said:', e)
 """

@@ -8,9 +8,9 @@ from atm.data.vocabulary import Vocabulary
 
 
 def test_special_pieces_and_reserved_tags(words, tmp_path):
-  assert words.pieces(range(7)) == list(vocabulary.SPECIALS)
+  assert words.pieces(range(7)) == list(vocabulary.SPECIAL_TOKENS)
   assert words.pad_id == 0 and words.clm_id == 5 and words.size == 2048
-  tagged = vocabulary_training.train(
+  tagged = vocabulary_training.train_sentencepiece(
     ['some text about nothing much'] * 20, str(tmp_path), 26, tags=3
   )
   assert tagged.pieces(range(7, 10)) == ['[TAG_0]', '[TAG_1]', '[TAG_2]']
@@ -42,7 +42,7 @@ def test_decoding_leaves_special_pieces_out(words):
 def test_training_is_a_function_of_the_text(words, tmp_path):
   from atm.data import vocabulary_training
 
-  again = vocabulary_training.vocab(
+  again = vocabulary_training.train_vocabulary(
     'udhr', str(tmp_path), 2048, say=lambda text: None
   )
   assert again.sha256 == words.sha256
@@ -54,8 +54,10 @@ def test_training_is_a_function_of_the_text(words, tmp_path):
 
 def test_byte_fallback_spells_unknown_characters(tmp_path):
   texts = ['plain words only, nothing else here'] * 20
-  plain = vocabulary_training.train(texts, str(tmp_path / 'a'), 26)
-  bytes_ = vocabulary_training.train(
+  plain = vocabulary_training.train_sentencepiece(
+    texts, str(tmp_path / 'a'), 26
+  )
+  bytes_ = vocabulary_training.train_sentencepiece(
     texts, str(tmp_path / 'b'), 282, byte_fallback=True
   )
   assert plain.unk_id in plain.encode('山')
@@ -65,7 +67,7 @@ def test_byte_fallback_spells_unknown_characters(tmp_path):
 def test_forms_keep_the_share_exactly():
   texts = [f'Text {i}.' for i in range(100)]
   made = list(
-    vocabulary_training.forms(texts, lambda t: t.lower().strip('.'), 0.7)
+    vocabulary_training.mix_forms(texts, lambda t: t.lower().strip('.'), 0.7)
   )
   assert len(made) == 100
   assert sum(t[0] == 't' for t in made) == 70
@@ -78,7 +80,9 @@ def test_errors_name_the_file(tmp_path):
   with pytest.raises(ValueError, match='bad.model.* is not a SentencePiece'):
     Vocabulary(tmp_path / 'bad.model')
   with pytest.raises(ValueError, match='100000 pieces cannot be trained'):
-    vocabulary_training.train(['a b c'] * 9, str(tmp_path), 100_000)
+    vocabulary_training.train_sentencepiece(
+      ['a b c'] * 9, str(tmp_path), 100_000
+    )
 
 
 # --- XLM-R's tokenizer
@@ -95,7 +99,7 @@ def xlmr():
 @pytest.fixture(scope='module')
 def xlmr_words(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp('xlmr'))
-  return vocabulary.from_xlmr(f'{GOLDEN}/xlmr_xl', folder)
+  return vocabulary.convert_xlmr(f'{GOLDEN}/xlmr_xl', folder)
 
 
 def test_xlmr_special_ids(xlmr, xlmr_words):
@@ -147,20 +151,20 @@ def test_xlmr_in_seqio(xlmr, xlmr_words):
 
 def test_xlmr_made_again_is_the_same(xlmr_words, tmp_path):
   file = f'{GOLDEN}/xlmr_xl/{vocabulary.XLMR_FILE}'
-  again = vocabulary.from_xlmr(file, str(tmp_path))
+  again = vocabulary.convert_xlmr(file, str(tmp_path))
   assert again.sha256 == xlmr_words.sha256
 
 
 def test_only_xlmrs_tokenizer_is_taken_for_it(xlmr_words, tmp_path):
   out = str(tmp_path / 'out')
   with pytest.raises(FileNotFoundError, match='expected sentencepiece.bpe'):
-    vocabulary.from_xlmr(tmp_path, out)
+    vocabulary.convert_xlmr(tmp_path, out)
   with pytest.raises(ValueError, match='begin <s> <pad> </s>, expected <unk>'):
-    vocabulary.from_xlmr(xlmr_words.path, out)
+    vocabulary.convert_xlmr(xlmr_words.path, out)
   bad = tmp_path / 'bad.model'
   bad.write_bytes(b'not a model')
   with pytest.raises(ValueError, match='bad.model.* is not a SentencePiece'):
-    vocabulary.from_xlmr(bad, out)
+    vocabulary.convert_xlmr(bad, out)
   text = ['words with [CLM] and others'] * 20
   import sentencepiece
 
@@ -169,5 +173,5 @@ def test_only_xlmrs_tokenizer_is_taken_for_it(xlmr_words, tmp_path):
     vocab_size=18, user_defined_symbols=['[CLM]'], minloglevel=2,
   )  # fmt: skip
   with pytest.raises(ValueError, match=r'it has \[CLM\] already'):
-    vocabulary.from_xlmr(tmp_path / 'clm.model', out)
+    vocabulary.convert_xlmr(tmp_path / 'clm.model', out)
   assert not os.path.exists(out)

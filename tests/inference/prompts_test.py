@@ -148,7 +148,7 @@ def test_unknown_names_get_the_nearest():
   with pytest.raises(ValueError, match="'sumary'. Did you mean 'summary'?"):
     prompts.find_template('sumary')
   with pytest.raises(ValueError, match="'german'. Did you mean 'German'?"):
-    languages.language('german')
+    languages.check_language('german')
   with pytest.raises(ValueError, match="'denoising'. Did you mean 'denoise'?"):
     extract_answer(prompts.SUMMARY, '', 'denoising')
   query = {'sentence': 'x', 'language': 'Klingon'}
@@ -159,7 +159,7 @@ def test_unknown_names_get_the_nearest():
 def test_the_twelve_languages():
   codes = 'ar en fr de hi it ja mr pt es ta te'.split()
   assert set(languages.LANGUAGES) == set(codes)
-  assert [languages.language(c) for c in ('ja', 'Telugu')] == [
+  assert [languages.name_language(c) for c in ('ja', 'Telugu')] == [
     'Japanese',
     'Telugu',
   ]

@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 
   place = tmp_path_factory.mktemp('text')
   lines = {}
-  for language, text in registry.texts('udhr'):
+  for language, text in registry.read_texts('udhr'):
     lines.setdefault(language, []).append(text)
   lines['en'] = [NASTY] * 40 + lines['en'][:20]
   for language, texts in lines.items():
@@ -73,7 +73,9 @@ def words(folder, tmp_path_factory):
   for path in sorted(pathlib.Path(folder).iterdir()):
     texts += path.read_text(encoding='utf-8').split('\n')
   place = str(tmp_path_factory.mktemp('vocabulary'))
-  return vocabulary_training.train(texts, place, 2048, character_coverage=1.0)
+  return vocabulary_training.train_sentencepiece(
+    texts, place, 2048, character_coverage=1.0
+  )
 
 
 @pytest.fixture(scope='module')
@@ -197,7 +199,7 @@ def test_the_examples_are_the_first_of_each_task_in_the_run(seen, batches):
 def test_a_rare_task_is_met_once_a_cycle(seen, words):
   few = [dataclasses.replace(seen.parts[0], rate=1e-9), *seen.parts[1:]]
   made = batches_lib.Batches(few, words, seen.lengths, 16, 0)
-  n = inspection.numbers(made, 0, 3)
+  n = inspection.find_examples(made, 0, 3)
   assert (np.diff(n) == batches_lib.CYCLE).all()
   assert (made.place(n)[0] == 0).all()
 
@@ -207,7 +209,7 @@ def test_a_rare_task_is_met_once_a_cycle(seen, words):
 
 def test_characters_of_several_byte_pieces_stay_whole(tmp_path):
   """One of whose bytes any is dropped is dropped."""
-  made = vocabulary_training.train(
+  made = vocabulary_training.train_sentencepiece(
     ['a plain text', 'and another text'] * 20, str(tmp_path), 278,
     byte_fallback=True,
   )  # fmt: skip
@@ -244,8 +246,8 @@ def test_what_only_looks_special_is_text(words):
 )
 def test_most_letters_decide_the_direction(text, mark):
   runs = [
-    inspection.Run('<s>', inspection.READ, True),
-    inspection.Run(text, inspection.READ),
+    inspection.TextRun('<s>', inspection.READ, True),
+    inspection.TextRun(text, inspection.READ),
   ]
   assert html_lib.direction(runs) == mark
 
@@ -257,21 +259,21 @@ def test_histograms_count_every_span(seen, batches):
   """The first of them against spans counted one by one."""
   (kind,) = (k for k in seen.counts if k.name == 'denoise')
   counts = seen.counts[kind]
-  found, expected = inspection.span_counts(kind, counts)
+  found, expected = inspection.count_spans(kind, counts)
   assert found.sum() == len(counts.spans) and found[0] == 0
   assert counts.spans.sum() == counts.budgets.sum()
   assert expected @ np.arange(len(expected)) == pytest.approx(
     counts.budgets.sum()
   )
-  assert len(counts.encoder) == len(counts.decoder) == inspection.SAMPLE
+  assert len(counts.encoder) == len(counts.decoder) == inspection.MEASURED_ROWS
   part, epoch, row = batches.place(np.arange(200))
   n = [i for i in range(200) if seen.parts[part[i]].objective == kind]
   spans = []
   for i in n:
     p = seen.parts[part[i]]
     length = np.array([len(p.rows.row(row[i]))])
-    key = np.atleast_1d(counter_rng.keys(seen.seed, p.id, epoch[i], row[i]))
-    (mask,) = span_corruption.keep_mask(key, length, length[0], 0.15, 3.0)
+    key = np.atleast_1d(counter_rng.make_key(seen.seed, p.id, epoch[i], row[i]))
+    (mask,) = span_corruption.draw_keep_mask(key, length, length[0], 0.15, 3.0)
     runs = [(keep, len(list(g))) for keep, g in itertools.groupby(mask)]
     spans += [size for keep, size in runs if not keep]
   np.testing.assert_array_equal(counts.spans[: len(spans)], spans)
@@ -299,11 +301,11 @@ def test_documents_and_what_is_read_of_them_are_counted(seen, batches, words):
 
 @pytest.mark.parametrize('budget', [1, 9, 77])
 def test_expected_spans_are_those_that_are_drawn(budget):
-  keys = counter_rng.keys(3, np.arange(20_000))
+  keys = counter_rng.make_key(3, np.arange(20_000))
   budgets = np.full(len(keys), budget)
-  drawn = span_corruption.span_lengths(keys, budgets, 3.0)
+  drawn = span_corruption.draw_span_lengths(keys, budgets, 3.0)
   found = np.bincount(drawn[drawn > 0], minlength=25)[:25]
-  expected = inspection.expected_spans(budgets, 3.0, 24)
+  expected = inspection.expect_span_counts(budgets, 3.0, 24)
   # Counts of a length vary by about the root of what is expected.
   assert (abs(found - expected) < 5 * np.sqrt(expected) + 5).all()
 
@@ -313,7 +315,7 @@ def test_what_was_drawn_is_near_what_was_wanted(seen):
     if kind.name == 'denoise':
       share = counts.budgets.sum() / counts.texts.sum()
       assert share == pytest.approx(0.15, abs=0.01)
-      line = inspection.summary(kind, counts)
+      line = inspection.summarize_counts(kind, counts)
       assert f'{share:.2%} of the tokens are dropped (15% wanted)' in line
     else:
       # A document of few tokens cannot be cut exactly there.
@@ -400,7 +402,9 @@ def test_the_terminal_marks_and_shortens(terminal, seen):
   assert '[-' in shown and shown.endswith('…')
   plain = re.sub(r'\[-|-\]|…|\[DOC\]|</s>', '', shown)
   assert text_of(runs).startswith(plain) and 40 < len(plain) <= 60
-  colored = inspect_data.styled([inspection.Run('a', inspection.DROPPED)], True)
+  colored = inspect_data.styled(
+    [inspection.TextRun('a', inspection.DROPPED)], True
+  )
   assert colored.plain == 'a' and 'strike' in str(colored.spans[0].style)
 
 

@@ -196,11 +196,11 @@ def within_loops(text: str):
 
 
 def test_a_batch_is_that_of_the_data():
-  """Names, shapes and dtypes of an objective's rows, and `batches.examples`'s
-  number of it. Fault seen: weights as integers."""
+  """Names, shapes and dtypes of an objective's rows, and its number, as
+  `batches.make_examples` gives it. Fault seen: weights as integers."""
   tokens = np.arange(3, 3 + 4 * 20, dtype=np.int32).reshape(4, 20)
-  length, ids = np.full(4, 20), packing.Ids(0, 1, 2, 90, 91)
-  keys = counter_rng.keys(
+  length, ids = np.full(4, 20), packing.SpecialIds(0, 1, 2, 90, 91)
+  keys = counter_rng.make_key(
     0, np.zeros(4, np.int64), np.zeros(4, int), np.arange(4)
   )
   rows = objectives.Denoise().examples(tokens, length, keys, ids, 32, 24)

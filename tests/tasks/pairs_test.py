@@ -116,7 +116,7 @@ def build(words, directory, said=None):
     'pairs', words.path, LENGTHS, str(directory), configure_tasks=configure,
     say=(said if said is not None else []).append, processes=1,
   )  # fmt: skip
-  load = lambda split: batches.load(
+  load = lambda split: batches.load_parts(
     'pairs', split, words, Lengths.of(LENGTHS), str(directory)
   )
   return load('train'), load('validation')
@@ -201,11 +201,11 @@ def test_too_few_to_hold_some_out(words, tmp_path):
 def test_a_host_needs_the_rows_alone(words, tmp_path, file):
   atm_tasks.configure(words.path, pairs=file)
   (made,), _ = build(words, tmp_path / 'rows')
-  pairs.pretrain.remove(pairs.seqio.TaskRegistry, 'pairs')
+  pairs.tasks.remove(pairs.seqio.TaskRegistry, 'pairs')
   with pytest.raises(ValueError, match='Set PAIRS, or CACHE_DIR of rows'):
-    registry.find('pairs')
+    registry.find_task('pairs')
   atm_tasks.configure(words.path, cache_dir=str(tmp_path / 'rows'))
-  (part,) = batches.load(
+  (part,) = batches.load_parts(
     'pairs', 'train', words, Lengths.of(LENGTHS), str(tmp_path / 'rows')
   )
   assert len(part.rows) == len(made.rows)
@@ -218,7 +218,7 @@ def test_other_pieces_are_needed_by_text_alone(words):
     pad_id, bos_id, eos_id = words.pad_id, words.bos_id, words.eos_id
     special_ids = staticmethod(dict)
 
-  ids = packing.Ids.of(Bare)
+  ids = packing.SpecialIds.of(Bare)
   assert list(objectives.Pairs().rows([([1], [2])], ids, 9))
   for objective in (objectives.Denoise(), objectives.CLM()):
     with pytest.raises(ValueError, match=r'no \[(DOC|CLM)\]'):

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atm.data.languages import LANGUAGE_CODES
 from atm_tasks.pretraining import tasks
 from atm_tasks.pretraining.text_forms import count_sentences, sentences, spoken
 
@@ -86,7 +87,7 @@ def shipped(language):
 ENDS = {'hi': '।', 'ja': '。', 'mr': '.'}
 
 
-@pytest.mark.parametrize('language', tasks.LANGUAGES)
+@pytest.mark.parametrize('language', LANGUAGE_CODES)
 def test_sentences_of_the_shipped_text(language):
   """Paragraphs of one sentence, one after the other."""
   end = ENDS.get(language, '.')
