@@ -43,6 +43,7 @@ from atm.data import (
   vocabulary_training,
 )
 from atm.data import packing as packing_lib
+from atm.data.languages import LANGUAGE_CODES
 from atm.data.vocabulary import Vocabulary
 
 B, ROUNDS = 64, 5
@@ -94,7 +95,7 @@ def sample(folder: str, into: str, megabytes: float) -> None:
 
 
 def shipped(into: str) -> None:
-  for language in atm_tasks.pretraining.tasks.LANGUAGES:
+  for language in LANGUAGE_CODES:
     with open(os.path.join(into, f'{language}.txt'), 'w') as f:
       texts = (text for _, text in registry.read_texts(f'udhr_{language}_clm'))
       f.writelines(f'{text}\n' for text in texts)
