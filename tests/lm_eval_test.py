@@ -602,5 +602,5 @@ def test_this_folder_on_the_path_shadows_nothing(monkeypatch):
     if name.split('.')[0] in ('lm_eval', 'evaluate') or name == 'atm.lm_eval':
       monkeypatch.delitem(sys.modules, name)
   monkeypatch.delattr('atm.lm_eval')
-  found = lm_eval_command._adapter()
+  found = lm_eval_command._import_adapter()
   assert found.LM.__module__ == 'lm_eval.api.model' and here not in sys.path

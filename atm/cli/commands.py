@@ -205,7 +205,7 @@ def eval_() -> None:
   from atm.parallel import distributed
 
   evaluate = gin.get_configurable('suite.evaluate')
-  folder = evaluate(config_text=gin_config.config_text())
+  folder = evaluate(config_text=gin_config.config_text()).run()
   if folder is not None and distributed.is_first():
     page = eval_page.write(folder)
     print(f'wrote {os.path.join(folder, RESULTS_FILE)}\n      {page}')
@@ -216,7 +216,7 @@ def compare() -> None:
 
 
 def lm_eval() -> None:
-  gin.get_configurable('harness.evaluate')()
+  gin.get_configurable('harness.evaluate')().run()
 
 
 def report() -> None:

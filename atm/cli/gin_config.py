@@ -51,7 +51,7 @@ def configurables() -> dict[str, Callable]:
     'atm.choosing.Config': sampling.Config,
     'atm.files.infer_file': batch.InferJob,
     'atm.files.score_file': batch.ScoreJob,
-    'atm.harness.evaluate': lm_eval_command.evaluate,
+    'atm.harness.evaluate': lm_eval_command.LmEvalCommand,
     'atm.look.inspect': inspect_data.inspect,
     'atm.mixture.show': mixture_stats.show_mixture,
     'atm.model.Config': config_lib.Config,
@@ -65,7 +65,7 @@ def configurables() -> dict[str, Callable]:
     'atm.sharding.mesh': mesh.mesh,
     'atm.sharding.start': distributed.start,
     'atm.suite.Asker': during_training.FewShotEvaluator,
-    'atm.suite.evaluate': runner.evaluate,
+    'atm.suite.evaluate': runner.SuiteEvaluation,
     'atm.trainer.train': trainer.train,
     'atm.vocabulary.train': vocabulary_training.train_sentencepiece,
   }

@@ -1,7 +1,8 @@
-"""`atm lm_eval`: runs tasks of lm-evaluation-harness; imports it late."""
+"""`atm lm_eval`: runs tasks of lm-evaluation-harness, imported late."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
@@ -9,9 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from atm import fileio
 from atm.inference import api
-from atm.parallel import distributed, mesh
-from atm.parallel.sharding import Rules
+from atm.parallel import distributed
 
 # Resamplings behind the standard errors of medians, F1 and BLEU. The harness's
 # 100,000 take its pool of forked processes, and a fork beside JAX's threads may
@@ -19,27 +20,11 @@ from atm.parallel.sharding import Rules
 RESAMPLINGS = 1000
 
 
-def evaluate(
-  model_dir: str,
-  tasks: Sequence[str],
-  output: str | None = None,
-  mode: str = 'clm',
-  newline: str = '<br>',
-  num_fewshot: int | None = None,
-  limit: float | None = None,
-  batch_size: int = 32,
-  include_path: str | None = None,
-  log_samples: bool = False,
-  at_step: int | None = None,
-  weights: str | None = None,
-  make_mesh: Callable = mesh.mesh,
-  rules: Rules = Rules(),
-  say: Callable[[str], None] = print,
-) -> str:
+@dataclasses.dataclass
+class LmEvalCommand(api.ModelSource):
   """Runs tasks, prints the harness's table and writes its results as JSON.
 
-  Args:
-    model_dir: the trained model's, or a Hugging Face folder.
+  Attributes:
     tasks: names of tasks and groups, or YAML files.
     output: default: MODEL_DIR/lm_eval/TIME.json.
     mode, newline: see `lm_eval.AtmLM`.
@@ -48,57 +33,64 @@ def evaluate(
     batch_size: requests at a time.
     include_path: a folder of YAML files, more tasks.
     log_samples: write every request and answer, too.
-    at_step: which checkpoint; None takes the newest.
-    weights: 'bfloat16' halves the parameters' memory; None: as they are.
-    make_mesh: called without arguments.
-    rules: logical to mesh axes.
     say: prints a text.
-
-  Returns:
-    The path written.
-
-  Raises:
-    FileNotFoundError: there is no model.
-    ValueError: the harness is not installed, or has no such task.
   """
-  adapter = _adapter()
-  from lm_eval import simple_evaluate
-  from lm_eval.utils import make_table
 
-  tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-  manager = _find(tasks, include_path)
-  model = api.load(model_dir, at_step, make_mesh(), rules, weights=weights)
-  os.environ['DISABLE_MULTIPROC'] = '1'
-  results = simple_evaluate(
-    adapter.AtmLM(model, mode, newline, batch_size),
-    model_args={'model_dir': model_dir},  # for the record
-    tasks=tasks,
-    num_fewshot=num_fewshot,
-    batch_size=batch_size,
-    limit=limit,
-    bootstrap_iters=RESAMPLINGS,
-    log_samples=log_samples,
-    task_manager=manager,
-  )
-  stamp = time.strftime('%Y-%m-%dT%H-%M-%S')
-  output = output or os.path.join(model_dir, 'lm_eval', f'{stamp}.json')
-  if distributed.is_first():
-    _write(results, output)
-    say(make_table(results))
-    if results.get('groups'):
-      say(make_table(results, 'groups'))
-    say(f'wrote {output}')
-  return output
+  tasks: Sequence[str] = ()
+  output: str | None = None
+  mode: str = 'clm'
+  newline: str = '<br>'
+  num_fewshot: int | None = None
+  limit: float | None = None
+  batch_size: int = 32
+  include_path: str | None = None
+  log_samples: bool = False
+  say: Callable[[str], None] = print
+
+  def run(self) -> str:
+    """Returns the path of the results.
+
+    Raises:
+      FileNotFoundError: there is no model.
+      ValueError: the harness is not installed, or has no such task.
+    """
+    adapter = _import_adapter()
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    tasks = [self.tasks] if isinstance(self.tasks, str) else list(self.tasks)
+    manager = _find_tasks(tasks, self.include_path)
+    model = self.load()
+    os.environ['DISABLE_MULTIPROC'] = '1'  # of BLEU's resamplings, see above
+    results = simple_evaluate(
+      adapter.AtmLM(model, self.mode, self.newline, self.batch_size),
+      model_args={'model_dir': self.model_dir},  # for the record
+      tasks=tasks,
+      num_fewshot=self.num_fewshot,
+      batch_size=self.batch_size,
+      limit=self.limit,
+      bootstrap_iters=RESAMPLINGS,
+      log_samples=self.log_samples,
+      task_manager=manager,
+    )
+    stamp = time.strftime('%Y-%m-%dT%H-%M-%S')
+    path = self.output or f'{self.model_dir}/lm_eval/{stamp}.json'
+    if distributed.is_first():
+      os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+      with fileio.replacing(path) as f:
+        json.dump(results, f, indent=1, ensure_ascii=False,
+                  default=handle_non_serializable)  # fmt: skip
+      self.say(make_table(results))
+      if results.get('groups'):
+        self.say(make_table(results, 'groups'))
+      self.say(f'wrote {path}')
+    return path
 
 
-def _adapter():
-  """atm.lm_eval, and with it the harness.
-
-  Raises:
-    ValueError: the harness is not installed.
-  """
+def _import_adapter():
+  """Imports atm.lm_eval and the harness; raises ValueError without it."""
   # With this folder on the path, as `python atm/t5x.py` puts it there,
-  # lm_eval.py would be the harness, and and evals/ in place of what it imports.
+  # lm_eval.py would be the harness, and evals/ in place of what it imports.
   here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   sys.path[:] = [p for p in sys.path if os.path.abspath(p) != here]
   try:
@@ -111,8 +103,8 @@ def _adapter():
   return lm_eval
 
 
-def _find(names: Sequence[str], include_path: str | None):
-  """The harness's index of tasks, which has these.
+def _find_tasks(names: Sequence[str], include_path: str | None):
+  """Returns the harness's index of tasks.
 
   Raises:
     ValueError: no names, or one that it has not; says the nearest.
@@ -131,14 +123,3 @@ def _find(names: Sequence[str], include_path: str | None):
         f'INCLUDE_PATH, and no YAML file.{hint}'
       )
   return manager
-
-
-def _write(results: dict, path: str) -> None:
-  from lm_eval.utils import handle_non_serializable
-
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  with open(path + '.tmp', 'w', encoding='utf-8') as f:
-    json.dump(
-      results, f, indent=1, ensure_ascii=False, default=handle_non_serializable
-    )
-  os.replace(path + '.tmp', path)

@@ -1,5 +1,5 @@
-"""Questions to a model, and metrics of its answers with their uncertainty.
+"""Evaluation: tasks and questions, a model's answers, metrics, comparisons.
 
-May import `atm.inference` and all that it may import, and `atm.train`; knows no
-page. Begin with `runner.py`, then `predict.py` (answers) and `metrics.py`.
+May import `atm.inference`, `atm.train` and what these may import. Begin with
+`runner.py`, then `predict.py` (answers) and `metrics.py`.
 """

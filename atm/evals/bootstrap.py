@@ -1,4 +1,4 @@
-"""Bootstrap intervals and paired tests."""
+"""Bootstrap confidence intervals, paired tests and Holm's correction."""
 
 from __future__ import annotations
 
@@ -7,29 +7,26 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# --- Intervals and differences
-
 
 @functools.lru_cache(maxsize=1)  # tasks of a suite have often as many questions
 def _draw_counts(G: int, seed: int, samples: int) -> np.ndarray:
-  """How often each group is drawn, of G draws: uint8 [samples, G].
-
-  256 draws of one group among more than 255 do not happen (1 in 10^500).
-  """
-  random, made = np.random.default_rng(seed), []
+  """Counts how often each group is in G draws: uint8 [samples, G]."""
+  # uint8 holds them: 256 draws of one group among more than 255 do not happen
+  # (1 in 10^500).
+  random, parts = np.random.default_rng(seed), []
   at_once = max(1, 2**20 // G)  # 8 MB of draws
   for start in range(0, samples, at_once):
     n = min(at_once, samples - start)
     drawn = random.integers(0, G, (n, G)) + G * np.arange(n)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=n * G).reshape(n, G)
-    made.append(counts.astype(np.uint8))
-  return np.concatenate(made)
+    parts.append(counts.astype(np.uint8))
+  return np.concatenate(parts)
 
 
 def resample(
   rows: np.ndarray, seed: int = 0, samples: int = 1000
 ) -> np.ndarray:
-  """Sums of as many groups drawn with replacement: [G, M] -> [samples, M].
+  """Sums as many groups drawn with replacement: [G, M] -> [samples, M].
 
   The draws depend on G, the seed and the number of samples alone.
 
@@ -50,11 +47,18 @@ def bootstrap_interval(
   seed: int = 0,
   samples: int = 1000,
 ) -> tuple[float, float, float]:
-  """The score of rows [G, M], and its 95% interval: (value, low, high).
+  """Computes the score of rows [G, M] and its 95% percentile interval.
 
-  Percentiles of scores of groups drawn with replacement. It says how much the
-  score hangs on the choice of questions, and nothing of other seeds or prompts.
-  Of a few dozen groups it is somewhat too narrow. nan where nothing is judged.
+  The interval covers the choice of questions, not other seeds or prompts. Of a
+  few dozen groups it is somewhat too narrow.
+
+  Args:
+    rows: counts of each group, see `metrics.Metric`.
+    total: sums [..., M] -> scores [...].
+    seed, samples: of the draws.
+
+  Returns:
+    (score, low, high); nan where nothing is judged.
   """
   rows = np.asarray(rows, np.float64)
   low, high = _percentile_interval(total(resample(rows, seed, samples)))
@@ -68,14 +72,14 @@ def paired_bootstrap(
   seed: int = 0,
   samples: int = 1000,
 ) -> tuple[float, float, float, float]:
-  """How much better b is than a on the same questions.
+  """Compares b with a on the same questions: paired bootstrap (Koehn, 2004).
 
-  A paired bootstrap (Koehn, 2004): both are scored on the same draws.
+  Both are scored on the same draws.
 
   Returns:
-    The difference b - a, its 95% interval, and p: twice the share of draws on
-    the rarer side of zero, ties on both sides, and at least 2 / (samples + 1),
-    so many comparisons need many samples.
+    (b - a, low, high, p). The interval is that of 95%. p is twice the share of
+    draws on the rarer side of zero, ties on both sides, and at least
+    2 / (samples + 1), so many comparisons need many samples.
 
   Raises:
     ValueError: not rows of the same groups.
@@ -103,13 +107,13 @@ def _percentile_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def holm_adjust(p: Sequence[float]) -> np.ndarray:
-  """p of several comparisons, adjusted so that all hold together (Holm, 1979).
+  """Adjusts the p of several comparisons for their number (Holm, 1979).
 
   The k-th smallest of n is multiplied by n - k + 1, never below one before it.
   """
   p = np.asarray(p, np.float64)
   order = np.argsort(p, kind='stable')
   factors = np.arange(len(p), 0, -1)
-  made = np.empty_like(p)
-  made[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
-  return made
+  adjusted = np.empty_like(p)
+  adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+  return adjusted

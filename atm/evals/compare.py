@@ -1,4 +1,4 @@
-"""Compares evaluations, with significance."""
+"""Compares evaluations on their common questions, with significance."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 
 from atm.evals import bootstrap, metrics
 
-MIN_RESAMPLES = 10_000  # of a paired bootstrap, or more; see `count_resamples`
-SIGNIFICANCE = 0.05
+MIN_RESAMPLES = 10_000  # of a paired bootstrap; see `count_resamples`
+SIGNIFICANCE = 0.05  # the level of a test after Holm's correction
 
 
 @dataclasses.dataclass
 class Difference:
-  """A run against the first on one task.
+  """The difference of a run to the first on one task.
 
   Attributes:
-    value: theirs minus the first's, in the metric's unit.
+    value: the run's score minus the first's, in the metric's unit.
     low, high: its 95% interval.
     p: of a paired bootstrap, two-sided.
     adjusted: p after Holm's correction over all differences of a comparison.
@@ -41,13 +41,13 @@ class Difference:
 
 @dataclasses.dataclass
 class Comparison:
-  """One task by its main metric, on the questions all runs have.
+  """Scores of several runs on one task, on the questions common to all.
 
   Attributes:
     task: as in the first run's results.json.
-    metric: a key of scores.METRICS.
-    questions: that are the same.
-    values: the score of each run on them.
+    metric: the task's main one, a key of metrics.METRICS.
+    questions: how many are common.
+    values: the score of each run.
     differences: of each run but the first.
   """
 
@@ -58,10 +58,19 @@ class Comparison:
   differences: list[Difference]
 
 
-def distinguish_paths(runs: Sequence[str]) -> list[str]:
-  """What tells folders apart: 'a' and 'b' of runs/a/eval/x and runs/b/eval/x.
+@dataclasses.dataclass(frozen=True)
+class QuestionGroup:
+  """Questions that are judged together: one row of statistics."""
 
-  Whole paths where this is nothing.
+  row: int
+  truths: str
+  prompts: tuple[str, ...]
+
+
+def distinguish_paths(runs: Sequence[str]) -> list[str]:
+  """Returns the parts in which paths differ: 'a', 'b' of runs/a/x and runs/b/x.
+
+  Whole paths where these are nothing.
   """
   parts = [os.path.normpath(run).split(os.sep) for run in runs]
   shortest = min(map(len, parts))
@@ -72,93 +81,93 @@ def distinguish_paths(runs: Sequence[str]) -> list[str]:
   return cut if len(set(cut)) == len(runs) and all(cut) else list(runs)
 
 
-# --- What is compared
+def compare_runs(
+  runs: Sequence[Mapping[str, Any]], labels: Sequence[str]
+) -> tuple[list[Comparison], list[str]]:
+  """Compares the contents of several results.json with the first.
+
+  Args:
+    runs: the contents.
+    labels: what to call each.
+
+  Returns:
+    (the tasks that all runs have, notes on what else differs).
+  """
+  by_name = [{task['name']: task for task in run['tasks']} for run in runs]
+  common = [name for name in by_name[0] if all(name in t for t in by_name)]
+  samples = count_resamples(len(common) * (len(runs) - 1))
+  notes: dict[str, list[str]] = {}  # note -> the tasks it is about
+  comparisons = []
+  for name in dict.fromkeys(name for tasks in by_name for name in tasks):
+    if lacking := [k for k, tasks in zip(labels, by_name) if name not in tasks]:
+      notes.setdefault(f'not in {" or ".join(lacking)}', []).append(name)
+      continue
+    comparison, differences = compare_task(
+      [tasks[name] for tasks in by_name], labels, samples
+    )
+    comparisons += [comparison] if comparison else []
+    for note in differences:
+      notes.setdefault(note, []).append(name)
+  every = [each for one in comparisons for each in one.differences]
+  for each, p in zip(every, bootstrap.holm_adjust([each.p for each in every])):
+    each.adjusted = float(p)
+  lines = [f'{abbreviate(names)}: {note}' for note, names in notes.items()]
+  versions = [run['versions'] for run in runs]
+  for key in dict.fromkeys(key for found in versions for key in found):
+    values = [found.get(key, 'none') for found in versions]
+    lines += _describe_values(f'version of {key}', values, labels)
+  return comparisons, lines
 
 
-@dataclasses.dataclass(frozen=True)
-class QuestionGroup:
-  """Questions that are judged together: one row of statistics."""
+def count_resamples(differences: int) -> int:
+  """Returns how many draws Holm's correction of so many differences needs.
 
-  row: int
-  ids: tuple[str, ...]
-  truths: str
-  prompts: tuple[str, ...]
+  p is at least 2 / draws, and is multiplied by up to their number.
+  """
+  return max(MIN_RESAMPLES, 100 * differences)
+
+
+def abbreviate(names: Sequence[str], most: int = 5) -> str:
+  """Lists names, of many the first and how many more there are."""
+  rest = f' and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(names[:most]) + rest
 
 
 def index_groups(
   task: Mapping[str, Any],
 ) -> dict[tuple[str, ...], QuestionGroup]:
-  """The groups of a task by the ids of their questions."""
+  """Returns the groups of a task by the ids of their questions."""
   lines = task['predictions']
   members = collections.defaultdict(list)
-  for row, line in zip(
-    metrics.group_indices([x['group'] for x in lines]), lines
-  ):
+  rows = metrics.group_indices([line['group'] for line in lines])
+  for row, line in zip(rows, lines):
     members[int(row)].append(line)
-  found = {}
+  groups = {}
   for row, mine in members.items():
-    column = lambda key, mine=mine: tuple(str(line[key]) for line in mine)
-    truths = json.dumps([line['truth'] for line in mine], sort_keys=True)
-    group = QuestionGroup(row, column('id'), truths, column('prompt_hash'))
-    found[group.ids] = group
-  return found
-
-
-def compare_runs(
-  every: Sequence[Mapping[str, Any]], labels: Sequence[str]
-) -> tuple[list[Comparison], list[str]]:
-  """All tasks of the first run that the others have, and what differs."""
-  found = [{task['name']: task for task in run['tasks']} for run in every]
-  said: dict[str, list[str]] = {}
-  made = []
-  common = [name for name in found[0] if all(name in t for t in found)]
-  samples = count_resamples(len(common) * (len(every) - 1))
-  for name in dict.fromkeys(name for tasks in found for name in tasks):
-    lacking = [label for label, t in zip(labels, found) if name not in t]
-    if lacking:
-      said.setdefault(f'not in {" or ".join(lacking)}', []).append(name)
-      continue
-    one, differs = compare_task(
-      [tasks[name] for tasks in found], labels, samples
+    ids, prompts = (
+      tuple(str(line[key]) for line in mine) for key in ('id', 'prompt_hash')
     )
-    made += [one] if one else []
-    for note in differs:
-      said.setdefault(note, []).append(name)
-  every_one = [each for one in made for each in one.differences]
-  for each, p in zip(
-    every_one, bootstrap.holm_adjust([d.p for d in every_one])
-  ):
-    each.adjusted = float(p)
-  notes = [f'{abbreviate(tasks)}: {note}' for note, tasks in said.items()]
-  return made, [*notes, *compare_versions(every, labels)]
-
-
-def count_resamples(differences: int) -> int:
-  """Draws enough for Holm's correction: p is at least 2 / draws, times all."""
-  return max(MIN_RESAMPLES, 100 * differences)
-
-
-def abbreviate(tasks: Sequence[str], most: int = 5) -> str:
-  """Names, of many the first."""
-  rest = f' and {len(tasks) - most} more' if len(tasks) > most else ''
-  return ', '.join(tasks[:most]) + rest
+    truths = json.dumps([line['truth'] for line in mine], sort_keys=True)
+    groups[ids] = QuestionGroup(row, truths, prompts)
+  return groups
 
 
 def compare_task(
   tasks: Sequence[Mapping[str, Any]], labels: Sequence[str], samples: int
 ) -> tuple[Comparison | None, list[str]]:
-  """One task in all runs, None where nothing is common; and what differs."""
+  """Compares the entries of one task in several results.json.
+
+  Returns:
+    (None where no question is common, notes on what else differs).
+  """
   metric = next(iter(tasks[0]['scores']))
   if any(metric not in task['statistics'] for task in tasks):
     return None, [f'{metric} is not in all runs']
   groups = [index_groups(task) for task in tasks]
   common = [
     ids
-    for ids in groups[0]
-    if all(
-      ids in other and other[ids].truths == groups[0][ids].truths
-      for other in groups
-    )
+    for ids, group in groups[0].items()
+    if all(ids in g and g[ids].truths == group.truths for g in groups)
   ]
   notes = describe_differences(tasks, groups, common, labels)
   if not common:
@@ -182,31 +191,22 @@ def compare_task(
 
 
 def describe_differences(tasks, groups, common, labels) -> list[str]:
-  """How the runs asked differently, in words."""
+  """Describes how settings, questions and prompts of a task differ."""
   notes = []
   for key in ('mode', 'shots', 'normalize', 'source'):
-    values = [str(task[key]) for task in tasks]
-    if len(set(values)) > 1:
-      each = ', '.join(f'{v} in {label}' for v, label in zip(values, labels))
-      notes.append(f'{key}: {each}')
+    notes += _describe_values(key, [task[key] for task in tasks], labels)
   count = sum(map(len, common))
   for label, task, mine in zip(labels, tasks, groups):
-    rest = len(task['predictions']) - count
-    if rest:
+    if rest := len(task['predictions']) - count:
       notes.append(f'{rest:,} questions of {label} are left out')
-    other = sum(mine[ids].prompts != groups[0][ids].prompts for ids in common)
-    if other:
+    if any(mine[ids].prompts != groups[0][ids].prompts for ids in common):
       notes.append(f'{label} has other prompts than {labels[0]}')
   return notes
 
 
-def compare_versions(every, labels) -> list[str]:
-  """Versions of what figures depend on, where runs have others."""
-  notes = []
-  keys = dict.fromkeys(key for run in every for key in run['versions'])
-  for key in keys:
-    values = [str(run['versions'].get(key, 'none')) for run in every]
-    if len(set(values)) > 1:
-      each = ', '.join(f'{v} in {label}' for v, label in zip(values, labels))
-      notes.append(f'version of {key}: {each}')
-  return notes
+def _describe_values(key: str, values, labels: Sequence[str]) -> list[str]:
+  """Returns a note with the value of each run, or none where all are equal."""
+  if len(set(map(str, values))) == 1:
+    return []
+  each = ', '.join(f'{v} in {label}' for v, label in zip(values, labels))
+  return [f'{key}: {each}']

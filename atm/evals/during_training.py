@@ -1,4 +1,4 @@
-"""Runs a suite of questions during training."""
+"""Few-shot scores of a model while it trains."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import numpy as np
 
 from atm.data.vocabulary import Vocabulary
 from atm.evals import metrics, predict, scoring
-from atm.evals.predict import sample_questions
 from atm.evals.task import MissingData, Task
 from atm.inference import api
 from atm.model.config import Config
 from atm.parallel.sharding import Rules
 
-# --- While a model trains
-
 
 class FewShotEvaluator:
-  """Asks samples of tasks of a model that trains."""
+  """Answers the same sample of questions at every step it is called for."""
 
   def __init__(
     self,
@@ -33,43 +30,43 @@ class FewShotEvaluator:
     seed: int = 0,
     batch_size: int = 32,
   ):
-    """Reads what will be asked: the same in every step.
+    """Reads the questions.
 
     Args:
       config, vocabulary, mesh, rules: of the model.
       say: prints a line.
-      make_tasks, limit, seed, batch_size: see `evaluate`.
+      make_tasks, limit, seed, batch_size: see `runner.SuiteEvaluation`.
 
     Raises:
-      ValueError: none of the tasks' data is there, or see `usable`.
+      ValueError: none of the tasks' data is there, or a library is missing.
     """
     self.model = api.Model(config, {}, vocabulary, mesh, rules, 0)
-    self.batch_size, self.asked = batch_size, []
+    self.batch_size, self.requests = batch_size, []
     for task in make_tasks():
-      (main, *_), _ = scoring.resolve_metrics(task)
+      (metric, *_), _ = scoring.resolve_metrics(task)
       try:
-        asked = sample_questions(task.ask(vocabulary), limit, seed)
+        questions = task.make_questions(vocabulary)
       except MissingData as e:
         say(f'{task.name} is not asked: {e}')
         continue
-      self.asked.append((task, asked, main))
-    if not self.asked:
+      questions = predict.sample_questions(questions, limit, seed)
+      self.requests.append((task, questions, metric))
+    if not self.requests:
       raise ValueError('none of TASKS has its data')
 
   def __call__(self, params: dict, step: int) -> dict[str, float]:
-    """`few_shot/SET` is the mean over tasks of their main metric, and
-    `few_shot/SET/TASK` that of each."""
+    """Returns `few_shot/SET/TASK`, the main metric of each task, and their
+    means by set, `few_shot/SET`."""
     model = dataclasses.replace(self.model, params=params, step=step)
     row: dict[str, float] = {}
     sets: dict[str, list[float]] = {}
-    for task, asked, name in self.asked:
-      numbers = range(len(asked))
-      found, _ = predict.predict(model, task, asked, numbers, self.batch_size)
-      answers = [found[i]['answer'] for i in range(len(asked))]
-      made = scoring.compute_statistics(
-        name, task, asked, answers, model.vocabulary
+    for task, questions, name in self.requests:
+      rows, _ = predict.predict(model, task, questions, self.batch_size)
+      answers = [row['answer'] for row in rows]
+      counts = scoring.compute_statistics(
+        name, task, questions, answers, model.vocabulary
       )
-      value = float(metrics.get_metric(name).total(made.sum(0)))
+      value = float(metrics.get_metric(name).total(counts.sum(0)))
       row[f'few_shot/{task.set}/{task.name}'] = value
       sets.setdefault(task.set, []).append(value)
     means = {f'few_shot/{k}': float(np.mean(v)) for k, v in sets.items()}

@@ -1,4 +1,4 @@
-"""Questions to a model, and its answers: written, or chosen.
+"""Answers of a model to questions: generated texts, or the likeliest choice.
 
 An answer depends on its question alone: not on batches, order, mesh or hosts,
 but for the rounding of sums.
@@ -13,60 +13,58 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from atm.evals import metrics
+from atm.evals.metrics import group_indices
 from atm.evals.task import Question, Task
 from atm.inference import api, sampling
+from atm.messages import check_number
 
-TIE_TOLERANCE = 1e-6  # log-probabilities within this, relative, are a tie
+# Batches and meshes round sums of log-probabilities differently, and choices
+# that the vocabulary cannot tell apart must tie on all of them.
+TIE_TOLERANCE = 1e-6  # relative
 
 
 def sample_questions(
-  asked: Sequence[Question], limit: int | None, seed: int
+  questions: Sequence[Question], limit: int | None, seed: int
 ) -> list[Question]:
-  """`limit` questions drawn by the seed, in their order; groups stay whole.
+  """Draws `limit` groups of questions by the seed, and keeps their order.
 
   Raises:
-    ValueError: the limit is below 1, or nothing is asked.
+    ValueError: the limit is below 1, or there are no questions.
   """
-  if limit is not None and limit < 1:
-    raise ValueError(f'LIMIT = {limit}: expected 1 or more, or None for all')
-  if not asked:
-    raise ValueError('a task asks nothing: its file has no examples')
-  groups = metrics.group_indices([q.group for q in asked])
+  check_number('LIMIT', limit, least=1, optional=True)
+  if not questions:
+    raise ValueError('a task has no questions: its file has no examples')
+  groups = group_indices([q.group for q in questions])
   count = groups.max() + 1
   if limit is None or limit >= count:
-    return list(asked)
-  kept = np.random.default_rng(seed).permutation(count)[:limit]
-  inside = np.isin(groups, kept)
-  return [q for q, keep in zip(asked, inside) if keep]
+    return list(questions)
+  drawn = np.random.default_rng(seed).permutation(count)[:limit]
+  return [q for q, keep in zip(questions, np.isin(groups, drawn)) if keep]
 
 
-# --- What is sent
+# --- Requests
 
 
 def request_of(question: Question) -> dict:
-  """What of a question is sent: its prompt or pairs."""
+  """Returns the part of a question that the model reads: prompt or pairs."""
   if question.prompt is not None:
     return {'prompt': question.prompt}
   return {'pairs': [list(pair) for pair in question.pairs]}
 
 
-def hash_json(sent) -> str:
-  """SHA-256 of JSON."""
-  text = json.dumps(sent, ensure_ascii=False, sort_keys=True)
+def hash_json(value) -> str:
+  """Returns the SHA-256 of a value as JSON, hexadecimal."""
+  text = json.dumps(value, ensure_ascii=False, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
-
-
-# --- As ids
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPair:
-  """Ids of an encoder and a decoder text.
+  """Token ids of an encoder and a decoder text.
 
   Attributes:
     source, target: ids as the model reads them.
-    cut: whether the beginning was left out, for there is no room.
+    cut: whether tokens were left out, for want of positions.
   """
 
   source: list[int]
@@ -75,31 +73,35 @@ class EncodedPair:
 
 
 def encode_prompt(
-  model: api.Model, text: str, mode: str, keeps: str = 'end'
-) -> tuple[list, bool]:
-  """(encoder ids, whether some were left out for want of room)."""
+  model: api.Model, text: str, mode: str, keep_side: str = 'end'
+) -> tuple[list[int], bool]:
+  """Encodes a prompt, cut to the model's positions.
+
+  Returns:
+    (encoder ids, whether some were left out).
+  """
   ids = model.vocabulary.encode(text)
   room = model.config.positions - len(model.framed([], mode))
-  kept = ids[-room:] if keeps == 'end' else ids[:room]
+  kept = ids[-room:] if keep_side == 'end' else ids[:room]
   return model.framed(kept, mode), len(ids) > room
 
 
 def encode_pair(
   model: api.Model, pair: tuple[str, str], mode: str
 ) -> EncodedPair:
-  """A choice as ids. No end token is scored, as in lm-evaluation-harness.
+  """Encodes a choice, cut to the model's positions; the encoder keeps its end.
 
-  Where there is no room the encoder's beginning is left out. In 'denoise' the
-  decoder writes that text again: as much of its own beginning is.
+  No end token is scored, as in lm-evaluation-harness.
   """
   source, target = map(model.vocabulary.encode, pair)
   positions = model.config.positions
-  over = len(source) - (positions - len(model.framed([], mode)))
+  excess = len(source) - (positions - len(model.framed([], mode)))
   if mode == 'denoise':
-    over = max(over, len(target) - positions)
-    target = target[max(0, over) :]
-  cut = over > 0 or len(target) > positions
-  framed = model.framed(source[max(0, over) :], mode)
+    # The decoder writes the encoder's text again, so both lose the same tokens.
+    excess = max(excess, len(target) - positions)
+    target = target[max(0, excess) :]
+  cut = excess > 0 or len(target) > positions
+  framed = model.framed(source[max(0, excess) :], mode)
   return EncodedPair(framed, target[-positions:], cut)
 
 
@@ -107,81 +109,78 @@ def encode_pair(
 
 
 def predict(
-  model: api.Model,
-  task: Task,
-  asked: Sequence[Question],
-  numbers: Sequence[int],
-  batch_size: int,
-) -> tuple[dict[int, dict], int]:
-  """The answers to some of a task's questions.
+  model: api.Model, task: Task, questions: Sequence[Question], batch_size: int
+) -> tuple[list[dict], int]:
+  """Answers questions of a task.
+
+  Args:
+    model: the model.
+    task: how answers are generated, or choices compared.
+    questions: some or all of the task's.
+    batch_size: prompts or pairs at a time.
 
   Returns:
-    {output, answer, log_probabilities, tokens, cut} by number, and how many
-    tokens were read and written.
+    ({output, answer, log_probabilities, tokens, cut} of each question, how many
+    tokens were read and written).
   """
-  of_kind = _choose_answers if asked[0].prompt is None else _generate_answers
-  return of_kind(model, task, asked, numbers, batch_size)
+  if questions[0].prompt is None:
+    return _choose_answers(model, task, questions, batch_size)
+  return _generate_answers(model, task, questions, batch_size)
 
 
-def _generate_answers(model, task, asked, numbers, batch_size: int) -> tuple:
-  """({number: answer}, tokens) of questions whose answers are written."""
-  given = [
-    encode_prompt(model, asked[i].prompt, task.mode, task.keeps)
-    for i in numbers
+def _generate_answers(model, task, questions, batch_size: int):
+  """Generates answers greedily, as in the paper; see `predict`."""
+  encoded = [
+    encode_prompt(model, q.prompt, task.mode, task.keep_side) for q in questions
   ]
-  made = model.complete(
-    [ids for ids, _ in given],
+  generations = model.complete(
+    [ids for ids, _ in encoded],
     task.mode,
-    sampling.Config(max_tokens=task.max_tokens),  # greedy, as in the paper
+    sampling.Config(max_tokens=task.max_tokens),
     stop=task.stop,
     batch_size=batch_size,
   )
-  results, tokens = {}, 0
-  for i, (ids, cut), (best, *_) in zip(numbers, given, made):
-    results[i] = {
-      'output': best.text,
-      'answer': task.answer(best.text, asked[i]) if task.answer else best.text,
-      'log_probabilities': None,
-      'tokens': None,
-      'cut': cut,
-    }
+  answers, tokens = [], 0
+  for question, (ids, cut), (best, *_) in zip(questions, encoded, generations):
+    text = best.text
+    answer = task.answer(text, question) if task.answer else text
+    answers.append(dict(output=text, answer=answer, log_probabilities=None,
+                        tokens=None, cut=cut))  # fmt: skip
     tokens += len(ids) + len(best.ids)
-  return results, tokens
+  return answers, tokens
 
 
-def _choose_answers(model, task, asked, numbers, batch_size: int) -> tuple:
-  """({number: answer}, tokens) of questions with choices."""
-  pairs = {
-    i: [encode_pair(model, pair, task.mode) for pair in asked[i].pairs]
-    for i in numbers
-  }
-  every = [pair for i in numbers for pair in pairs[i]]
+def _choose_answers(model, task, questions, batch_size: int):
+  """Scores all choices and takes the likeliest of each; see `predict`."""
+  pairs = [[encode_pair(model, p, task.mode) for p in q.pairs]
+           for q in questions]  # fmt: skip
+  every = [pair for choices in pairs for pair in choices]
   sums, counts, _ = model.likelihoods(
     [pair.source for pair in every],
     [pair.target for pair in every],
     batch_size=batch_size,
   )
-  results, at = {}, 0
-  for i in numbers:
-    mine = slice(at, at := at + len(pairs[i]))
-    results[i] = {
-      'output': None,
-      'answer': choose_likeliest(sums[mine], counts[mine], task.normalize),
-      'log_probabilities': sums[mine].tolist(),
-      'tokens': counts[mine].tolist(),
-      'cut': any(pair.cut for pair in pairs[i]),
-    }
-  return results, sum(len(p.source) + len(p.target) for p in every)
+  answers, at = [], 0
+  for choices in pairs:
+    mine = slice(at, at := at + len(choices))
+    answer = choose_likeliest(sums[mine], counts[mine], task.normalize)
+    answers.append(
+      dict(output=None, answer=answer, log_probabilities=sums[mine].tolist(),
+           tokens=counts[mine].tolist(), cut=any(p.cut for p in choices))
+    )  # fmt: skip
+  return answers, sum(len(p.source) + len(p.target) for p in every)
 
 
 def choose_likeliest(
   sums: np.ndarray, counts: np.ndarray, normalize: str
 ) -> int:
-  """The index of the likeliest choice, by token ('mean') or whole ('sum').
+  """Returns the index of the likeliest choice; of a tie, the first.
 
-  The first of those that differ by no more than rounding does.
+  Args:
+    sums: log-probability of each choice [N].
+    counts: tokens of each choice [N].
+    normalize: 'mean' compares log-probabilities a token, 'sum' whole ones.
   """
   values = sums / counts if normalize == 'mean' else sums
-  return int(
-    np.argmax(np.isclose(values, values.max(), rtol=TIE_TOLERANCE, atol=0))
-  )
+  tied = np.isclose(values, values.max(), rtol=TIE_TOLERANCE, atol=0)
+  return int(np.argmax(tied))

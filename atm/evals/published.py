@@ -1,4 +1,4 @@
-"""Published figures to set results beside."""
+"""Published figures of AlexaTM 20B, to set results beside."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# --- Published figures of AlexaTM 20B
-
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-  """A figure to set beside ours.
+  """One published figure.
 
   Attributes:
     value: in the metric's unit.
@@ -51,21 +49,18 @@ PUBLISHED: dict[tuple[str, str], Published] = {
 
 
 def superglue_average(scores: Mapping[str, Mapping[str, Any]]) -> float | None:
-  """The mean over the eight tasks, None where one is missing.
+  """Averages the eight tasks; None where one is missing.
 
   One metric a task, that of PUBLISHED, whose mean is the published average but
   for rounding. The leaderboard of SuperGLUE averages two metrics of CB, MultiRC
   and ReCoRD first, and has tests of its own.
 
   Args:
-    scores: by task and metric, a value or {'value': a value}.
+    scores: {'value': a value} by task and metric.
   """
-  found = []
-  for task, metric in PUBLISHED:
-    if task.startswith('superglue_'):
-      value = scores.get(task, {}).get(metric)
-      value = value.get('value') if isinstance(value, Mapping) else value
-      if value is None:
-        return None
-      found.append(value)
-  return sum(found) / len(found)
+  values = [
+    scores.get(task, {}).get(metric, {}).get('value')
+    for task, metric in PUBLISHED
+    if task.startswith('superglue_')
+  ]
+  return None if None in values else sum(values) / len(values)

@@ -1,9 +1,8 @@
-"""What an evaluation asks of a model: tasks, and questions with their answers.
+"""Evaluation tasks, and questions with their reference answers.
 
 A task reads the examples of a data set and writes each as a question: a prompt
 whose continuation is generated, or pairs of an encoder and a decoder text of
-which the likeliest is chosen, as in the paper's scoring. `scores` judges the
-answers.
+which the likeliest is chosen, as in the paper's scoring.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from typing import Any, Protocol
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One example as it is sent, without `[CLM]`.
+  """One example as the model reads it, without `[CLM]`.
 
   Attributes:
     id: of the example in its data set; unique in a task.
-    truth: what its metrics take: the index of the right choice, a reference
+    truth: what metrics compare with: the index of the right choice, a reference
       text, or a list of accepted texts; see `metrics.Metric`.
     prompt: the encoder's text, where an answer is generated.
     pairs: (encoder text, decoder text) of each choice, where one is chosen.
     group: questions of one group are judged together and drawn together in
       bootstraps (the answers to one question of MultiRC); '' for its own.
-    shown: what a reader of the report sees of the example, a text or so.
+    shown: texts of the example that the report shows, by name.
   """
 
   id: str
@@ -36,8 +35,8 @@ class Question:
   shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Tokens(Protocol):
-  """What a task needs of a vocabulary to cut long texts; see Vocabulary."""
+class Tokenizer(Protocol):
+  """The methods of `Vocabulary` which tasks use to cut long texts."""
 
   def encode(self, text: str) -> list[int]: ...
 
@@ -46,23 +45,24 @@ class Tokens(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One data set in one language or direction, asked in one way.
+  """One data set in one language or direction, in one prompt format.
 
   Attributes:
     name: 'xnli_de', 'flores101_en_de'.
     set: the data set, 'xnli': the key of published figures and of folders.
     language: of the answer, a code of `languages.LANGUAGES`.
-    source_language: of the text, where it is another.
-    metrics: keys of `scores.METRICS`, the main one first.
+    metrics: keys of `metrics.METRICS`, the main one first.
+    make_questions: tokenizer or None -> the questions, in the data set's order.
+      Without a tokenizer no text is cut to a number of tokens.
+    answer: (output, question) -> the answer cut out of a generated text.
+    source_language: of the text, where it is not `language`.
     mode: 'clm' or 'denoise'; see `prompts.MODES`.
     shots: examples with answers in front of each question.
     max_tokens: of a generated answer.
-    keeps: the 'end' or the 'beginning' of a prompt that has no room.
+    stop: texts that end a generated answer.
+    keep_side: 'end' or 'beginning', which a prompt that is too long keeps.
     normalize: 'mean' (a token) or 'sum': what is compared between choices.
     chance: the main metric of guessing, where choices are given; else None.
-    ask: vocabulary or None -> the questions, in the order of the data set.
-      Without a vocabulary no text is cut to a number of tokens.
-    answer: (output, question) -> the answer cut out of a generated text.
     source: where the examples are read, for the record.
   """
 
@@ -70,18 +70,18 @@ class Task:
   set: str
   language: str
   metrics: tuple[str, ...]
-  ask: Callable[[Tokens | None], list[Question]]
+  make_questions: Callable[[Tokenizer | None], list[Question]]
   answer: Callable[[str, Question], str] | None = None
   source_language: str | None = None
   mode: str = 'clm'
   shots: int = 0
   max_tokens: int = 64
   stop: tuple[str, ...] = ()
-  keeps: str = 'end'
+  keep_side: str = 'end'
   normalize: str = 'mean'
   chance: float | None = None
   source: str = ''
 
 
 class MissingData(Exception):
-  """A data set is not there; says where to get it and where to put it."""
+  """A data set is not on disk; says where to get and where to put its files."""

@@ -1,8 +1,8 @@
-"""Texts against references: BLEU, spBLEU, chrF and ROUGE, as additive counts.
+"""BLEU, spBLEU, chrF and ROUGE as additive counts and functions of their sums.
 
-What is counted comes from sacrebleu and rouge-score themselves; what a score is
-made of is summed here over any questions, so a bootstrap is a matrix product.
-Both libraries are `pip install 'atm[eval]'`, and are imported late.
+sacrebleu and rouge-score themselves count; the counts of any questions are
+summed here, so a bootstrap is a matrix product. Both libraries are
+`pip install 'atm[eval]'`, and are imported late.
 
 A function of counts takes N answers, N truths (a reference or several), the
 language they are in and the vocabulary, and gives float64 [N, M]. A total takes
@@ -32,7 +32,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from atm.evals.task import MissingData, Tokens
+from atm import fileio
+from atm.evals.task import MissingData, Tokenizer
 
 # Of flores200_sacrebleu_tokenizer_spm.model, which is NLLB's vocabulary, in the
 # Git LFS pointers of facebook/nllb-200-distilled-600M and OpenNMT/nllb-200-onmt
@@ -43,11 +44,7 @@ CHRF_BETA = 2
 
 
 def import_library(name: str):
-  """An optional module.
-
-  Raises:
-    ModuleNotFoundError: it is not there; says what to install.
-  """
+  """Imports an optional module; its absence says what to install."""
   try:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
@@ -57,24 +54,20 @@ def import_library(name: str):
 
 
 def reference_texts(truth: str | Sequence[str]) -> list[str]:
-  """The accepted texts of a truth.
-
-  Raises:
-    ValueError: there is none.
-  """
-  found = [truth] if isinstance(truth, str) else list(truth)
-  if not found:
+  """Returns the accepted texts of a truth; raises ValueError without any."""
+  texts = [truth] if isinstance(truth, str) else list(truth)
+  if not texts:
     raise ValueError('truth = []: expected a reference text, or several')
-  return found
+  return texts
 
 
 # --- sacrebleu
 
 
 def spbleu_file() -> tuple[str, str]:
-  """Where spBLEU's SentencePiece model lies, and its address.
+  """Returns path and URL of spBLEU's SentencePiece model.
 
-  It is sacrebleu's place: $SACREBLEU/models, or ~/.sacrebleu/models.
+  The folder is sacrebleu's: $SACREBLEU/models, or ~/.sacrebleu/models.
   """
   spm = import_library('sacrebleu.tokenizers.tokenizer_spm')
   url = spm.SPM_MODELS['flores101']['url']
@@ -82,18 +75,18 @@ def spbleu_file() -> tuple[str, str]:
 
 
 def _require_spbleu():
-  """sacrebleu's spBLEU; raises MissingData where its model is out of reach."""
-  made = _spbleu(spbleu_file()[0])
-  if isinstance(made, MissingData):
-    raise made
-  return made
+  """Returns sacrebleu's spBLEU; raises MissingData without its model."""
+  metric = _spbleu(spbleu_file()[0])
+  if isinstance(metric, MissingData):
+    raise metric
+  return metric
 
 
 @functools.lru_cache(maxsize=1)
 def _spbleu(path: str):
-  """spBLEU, its model downloaded to `path` where it is not there, or why not.
+  """Returns spBLEU, its model downloaded to `path` if need be, or the error.
 
-  Tried once a process: of 132 directions each would wait for the network.
+  The error is cached too: of 132 directions each would wait for the network.
   """
   try:
     return _load_spbleu(path)
@@ -103,45 +96,45 @@ def _spbleu(path: str):
 
 def _load_spbleu(path: str):
   url = spbleu_file()[1]
-  place = f'download {url} and put it at {path}, or set SACREBLEU to a folder '
-  place += f'that has it as models/{os.path.basename(path)}'
+  remedy = f'download {url} and put it at {path}, or set SACREBLEU to a folder '
+  remedy += f'that has it as models/{os.path.basename(path)}'
   try:
-    made = import_library('sacrebleu').BLEU(tokenize='flores101', force=True)
+    metric = import_library('sacrebleu').BLEU(tokenize='flores101', force=True)
   except (OSError, RuntimeError) as error:  # RuntimeError: a broken model
     broken = os.path.exists(path)
     what = f'{path} is no SentencePiece model' if broken else (
       "spBLEU's SentencePiece model is neither there nor in reach"
     )  # fmt: skip
-    raise MissingData(f'{what}: {place}') from error
+    raise MissingData(f'{what}: {remedy}') from error
   if sha256_of_file(path) == FLORES200:
-    raise MissingData(f"{path} is Flores-200's model, not 101's: {place}")
-  _check_pinned(path, place)
-  return made
+    raise MissingData(f"{path} is Flores-200's model, not 101's: {remedy}")
+  _check_pinned(path, remedy)
+  return metric
 
 
-def _check_pinned(path: str, place: str) -> None:
+def _check_pinned(path: str, remedy: str) -> None:
   """Raises MissingData unless the file is the one that was first used.
 
   No checksum of it is published that we know of. So that of the first use is
   kept beside it, in sha256sum's format, and figures stay comparable on this
   machine; who knows the right one writes it there.
   """
-  kept, found = f'{path}.sha256', sha256_of_file(path)
-  if not os.path.exists(kept):
-    with contextlib.suppress(OSError), open(kept, 'w') as f:  # a shared folder
-      f.write(f'{found}  {os.path.basename(path)}\n')
+  pin, found = f'{path}.sha256', sha256_of_file(path)
+  if not os.path.exists(pin):
+    with contextlib.suppress(OSError):  # a shared folder may be read-only
+      fileio.write_atomically(pin, f'{found}  {os.path.basename(path)}\n')
     return
-  with open(kept) as f:
+  with open(pin) as f:
     first = f.read().split()[:1]
   if first != [found]:
     raise MissingData(
-      f'{path} has the SHA-256 {found}, but {kept} says '
-      f'{" ".join(first) or "nothing"}: {place}'
+      f'{path} has the SHA-256 {found}, but {pin} says '
+      f'{" ".join(first) or "nothing"}: {remedy}'
     )
 
 
 def sha256_of_file(path: str) -> str:
-  """The checksum of a file, hexadecimal."""
+  """Returns the checksum of a file, hexadecimal."""
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -159,17 +152,17 @@ def _bleu_of_language(language: str):
 
 
 def _sacrebleu_counts(metric, answers, truths) -> np.ndarray:
-  """sacrebleu's statistics of each text, float64 [N, M]."""
+  """Returns sacrebleu's statistics of each text, float64 [N, M]."""
   texts = [reference_texts(truth) for truth in truths]
   # sacrebleu takes the first references of all, the second of all, ...; a text
   # with fewer has None there.
   columns = [list(each) for each in itertools.zip_longest(*texts)]
-  made = metric._extract_corpus_statistics(list(answers), columns)
-  return np.array(made, np.float64)
+  counts = metric._extract_corpus_statistics(list(answers), columns)
+  return np.array(counts, np.float64)
 
 
-def spbleu_counts(answers, truths, language: str, vocabulary: Tokens | None):
-  """Counts of BLEU over the pieces of the SentencePiece model of Flores-101.
+def spbleu_counts(answers, truths, language: str, vocabulary):
+  """Counts BLEU over the pieces of the SentencePiece model of Flores-101.
 
   sacrebleu downloads this model on first use, and it stays that one, see
   `_check_pinned`. Its checksum stands in results.json, see `library_version`,
@@ -181,8 +174,10 @@ def spbleu_counts(answers, truths, language: str, vocabulary: Tokens | None):
   return _sacrebleu_counts(_require_spbleu(), answers, truths)
 
 
-def own_bleu_counts(answers, truths, language: str, vocabulary: Tokens | None):
-  """Counts of BLEU over the pieces of the model's own vocabulary.
+def own_bleu_counts(
+  answers, truths, language: str, vocabulary: Tokenizer | None
+):
+  """Counts BLEU over the pieces of the model's own vocabulary.
 
   A stand-in where spBLEU's model is out of reach: it compares steps of one
   model, never figures of another vocabulary, and never with spBLEU.
@@ -198,8 +193,8 @@ def own_bleu_counts(answers, truths, language: str, vocabulary: Tokens | None):
   return _sacrebleu_counts(metric, [pieces(answer) for answer in answers], cut)
 
 
-def bleu_counts(answers, truths, language: str, vocabulary: Tokens | None):
-  """Counts of BLEU with sacrebleu's tokenizer of the language.
+def bleu_counts(answers, truths, language: str, vocabulary):
+  """Counts BLEU with sacrebleu's tokenizer of the language.
 
   Raises:
     ModuleNotFoundError: Japanese, and MeCab is not there.
@@ -207,14 +202,14 @@ def bleu_counts(answers, truths, language: str, vocabulary: Tokens | None):
   return _sacrebleu_counts(_bleu_of_language(language), answers, truths)
 
 
-def chrf_counts(answers, truths, language: str, vocabulary: Tokens | None):
-  """Counts of chrF: character n-grams to 6, beta 2, as chrF2 of sacrebleu."""
+def chrf_counts(answers, truths, language: str, vocabulary):
+  """Counts chrF: character n-grams to 6, beta 2, as chrF2 of sacrebleu."""
   metric = import_library('sacrebleu').CHRF()
   return _sacrebleu_counts(metric, answers, truths)
 
 
 def bleu_total(sums: np.ndarray) -> np.ndarray:
-  """BLEU of summed counts: [..., 10] -> [...].
+  """Computes BLEU of summed counts: [..., 10] -> [...].
 
   sacrebleu's `compute_bleu` with its default, exponential smoothing, over
   leading axes. Counts: lengths of answers and references, then right n-grams
@@ -234,16 +229,16 @@ def bleu_total(sums: np.ndarray) -> np.ndarray:
 
 
 def chrf_total(sums: np.ndarray) -> np.ndarray:
-  """chrF of summed counts: [..., 18] -> [...].
+  """Computes chrF of summed counts: [..., 18] -> [...].
 
   Counts: n-grams of the answers, of the references and of both, n = 1 to 6.
   Orders that one side lacks do not count.
   """
   answers, wanted, both = (sums[..., i::3] for i in range(3))
-  there = (answers > 0) & (wanted > 0)
-  orders = np.maximum(there.sum(-1), 1)
+  present = (answers > 0) & (wanted > 0)
+  orders = np.maximum(present.sum(-1), 1)
   precision, recall = (
-    np.where(there, both / np.maximum(each, 1), 0).sum(-1) / orders
+    np.where(present, both / np.maximum(each, 1), 0).sum(-1) / orders
     for each in (answers, wanted)
   )
   weight = CHRF_BETA**2
@@ -263,25 +258,25 @@ class UnicodeTokenizer:
 
 
 def rouge_words(text: str) -> list[str]:
-  """Lower-cased words of any script; see the head of this file.
+  """Splits into lower-cased words of any script; see the head of this file.
 
   The text is NFKC-normalised first, as outputs of the vocabulary are.
   """
   spaced = []
   for c in unicodedata.normalize('NFKC', text).lower():
-    kept = unicodedata.category(c)[0] in 'LMN'
-    spaced.append((f' {c} ' if _unspaced(c) else c) if kept else ' ')
+    in_word = unicodedata.category(c)[0] in 'LMN'  # letter, mark, number
+    spaced.append((f' {c} ' if _unspaced(c) else c) if in_word else ' ')
   return ''.join(spaced).split()
 
 
 def _unspaced(character: str) -> bool:
-  """Is it of a script that Japanese is written in?"""
+  """Tells whether a character is of a script that Japanese is written in."""
   name = unicodedata.name(character, '')
   return name.startswith(('CJK', 'HIRAGANA', 'KATAKANA'))
 
 
 def rouge_counts(kind: str, answers, truths, language: str, vocabulary):
-  """(F-measure of 0 to 100, 1) of each text; of several references the best.
+  """Counts (F-measure of 0 to 100, 1); of several references the best.
 
   Args:
     kind: 'rouge1', 'rouge2' or 'rougeL'.
@@ -291,18 +286,18 @@ def rouge_counts(kind: str, answers, truths, language: str, vocabulary):
     use_stemmer=language == 'en',
     tokenizer=None if language == 'en' else UnicodeTokenizer(),
   )
-  made = np.ones((len(answers), 2))
+  counts = np.ones((len(answers), 2))
   for i, (answer, truth) in enumerate(zip(answers, truths)):
-    found = scorer.score_multi(reference_texts(truth), answer)
-    made[i, 0] = 100 * found[kind].fmeasure
-  return made
+    scores = scorer.score_multi(reference_texts(truth), answer)
+    counts[i, 0] = 100 * scores[kind].fmeasure
+  return counts
 
 
 # --- What a figure depends on
 
 
 def check_installed(name: str, language: str) -> None:
-  """Raises what counting would raise, before anything is generated.
+  """Raises the errors of counting before anything is generated.
 
   Raises:
     MissingData: spBLEU's model is neither there nor in reach.
@@ -319,7 +314,7 @@ def check_installed(name: str, language: str) -> None:
 
 
 def library_version(name: str) -> str | None:
-  """What the figures of a metric depend on, None for metrics that are ours."""
+  """Returns the library version behind a metric; None for metrics of ours."""
   if name.startswith('rouge'):
     return f'rouge-score {importlib.metadata.version("rouge-score")}'
   if name not in ('spbleu', 'spbleu_own', 'bleu', 'chrf'):

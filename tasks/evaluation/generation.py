@@ -39,7 +39,7 @@ class Kind:
   shot_tokens: int = 0
   read: Callable[[str], str] = str
   generates = True
-  keeps = 'end'
+  keep_side = 'end'
 
   @property
   def stop(self) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class Plain:
 
   max_tokens: int = 1023
   generates = True
-  keeps = 'beginning'  # as `pairs.Frame` does
+  keep_side = 'beginning'  # as `pairs.Frame` does
   stop = ()
 
   def question(

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from atm.data.languages import LANGUAGE_CODES
-from atm.evals.task import MissingData, Question, Task, Tokens
+from atm.evals.task import MissingData, Question, Task, Tokenizer
 from atm.inference import prompts
 from atm.messages import check_choice
 from atm_tasks.evaluation import dataset_files, generation, multiple_choice
@@ -263,7 +263,7 @@ def _task(source: Source, mode: str, normalize: str) -> Task:
       answer=functools.partial(kind.answer, mode=mode),
       max_tokens=kind.max_tokens if clm else 1023,
       stop=kind.stop if clm else (),
-      keeps=kind.keeps,
+      keep_side=kind.keep_side,
     )
   return Task(
     name=source.name,
@@ -271,7 +271,7 @@ def _task(source: Source, mode: str, normalize: str) -> Task:
     language=entry.language,
     source_language=entry.source_language,
     metrics=entry.metrics,
-    ask=functools.partial(_ask, source, mode),
+    make_questions=functools.partial(_ask, source, mode),
     mode=mode,
     shots=entry.shots,
     normalize=normalize,
@@ -282,9 +282,9 @@ def _task(source: Source, mode: str, normalize: str) -> Task:
 
 
 def _ask(
-  source: Source, mode: str, vocabulary: Tokens | None
+  source: Source, mode: str, vocabulary: Tokenizer | None
 ) -> list[Question]:
-  """The questions of a task; see `task.Task.ask`.
+  """The questions of a task; see `task.Task.make_questions`.
 
   Raises:
     MissingData: its data is not there.

@@ -31,7 +31,6 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(HERE, 'testdata', 'evaluation')
 CHOICES = ('superglue_*', 'xnli_*', 'xcopa_*', 'pawsx_*', 'xwinograd_*')
 WRITTEN = ('squadv2', 'flores101_en_de', 'webnlg')
-SETTINGS = dict(limit=None, seed=0, batch_size=8, weights=None)
 quiet = lambda text: None
 
 
@@ -68,9 +67,11 @@ def tasks(*names, **options):
 
 
 def run(model, some, folder, **changes):
-  found, missing = runner.run_tasks(
-    model, some, str(folder), {**SETTINGS, **changes}, 'model', quiet
-  )
+  evaluation = runner.SuiteEvaluation(
+    'model', make_tasks=list, suite='s', output=str(folder), say=quiet,
+    **{'batch_size': 8, **changes},
+  )  # fmt: skip
+  found, missing = evaluation.evaluate_tasks(model, some)
   assert not missing
   return found
 
@@ -182,7 +183,9 @@ def test_neither_batch_nor_order_nor_mesh_changes_an_answer(model, tmp_path):
   )
   spread = dataclasses.replace(model, mesh=mesh, params=placed)
   backwards = [
-    dataclasses.replace(task, ask=lambda v, ask=task.ask: ask(v)[::-1])
+    dataclasses.replace(
+      task, make_questions=lambda v, make=task.make_questions: make(v)[::-1]
+    )
     for task in tasks(*names)
   ]
   for changed, some, size in (
@@ -215,14 +218,14 @@ def test_what_is_answered_is_not_asked_again(
   """
   monkeypatch.setattr(runner, 'BATCHES_PER_CHUNK', 1)
   whole = run(model, tasks(name), tmp_path / 'whole', batch_size=1)
-  asked, ask = [], predict.predict
+  asked, answer = [], predict.predict
 
-  def counted(model, task, questions, numbers, size):
+  def counted(model, task, questions, size):
     if len(asked) == 1:
       asked.append(None)
       raise Stop
-    asked.extend(numbers)
-    return ask(model, task, questions, numbers, size)
+    asked.extend(question.id for question in questions)
+    return answer(model, task, questions, size)
 
   monkeypatch.setattr(predict, 'predict', counted)
   parts = tmp_path / 'parts'
@@ -230,7 +233,7 @@ def test_what_is_answered_is_not_asked_again(
     run(model, tasks(name), parts, batch_size=1)
   made = run(model, tasks(name), parts, batch_size=1)
   asked.remove(None)
-  assert sorted(asked) == list(range(whole[0]['questions']))
+  assert sorted(asked) == sorted(x['id'] for x in whole[0]['predictions'])
   assert made == whole
   count = len(asked)
   assert run(model, tasks(name), parts) == whole and len(asked) == count
@@ -245,7 +248,9 @@ def test_a_sample_keeps_groups_whole_and_order():
   assert [int(q.id) for q in made] == sorted(int(q.id) for q in made)
   assert made != predict.sample_questions(asked, 4, 2)
   assert predict.sample_questions(asked, 10, 0) == asked
-  with pytest.raises(ValueError, match='LIMIT = 0: expected 1 or more'):
+  with pytest.raises(
+    ValueError, match='LIMIT = 0: expected a whole number of at least 1'
+  ):
     predict.sample_questions(asked, 0, 0)
 
 
@@ -325,7 +330,7 @@ def test_a_suite_from_the_command_line(model, model_dir, tmp_path, capsys):
   (dict(TASKS=('xnli_ed',)), "TASKS = 'xnli_ed'. Did you mean 'xnli_"),
   (dict(MODEL_DIR=None), 'MODEL_DIR is required'),
   (dict(MODE='cml'), "Did you mean 'clm'?"),
-  (dict(LIMIT=0), 'LIMIT = 0: expected 1 or more'),
+  (dict(LIMIT=0), 'LIMIT = 0: expected a whole number of at least 1'),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(model_dir, tmp_path, capsys, changes, message):
   given = dict(DATA_DIR=DATA, MODEL_DIR=model_dir, OUTPUT=str(tmp_path / 'x'))

@@ -14,7 +14,7 @@ DATA = os.path.join(HERE, 'testdata', 'evaluation')
 
 def ask(name: str, data_dir=DATA, **options):
   (task,) = registry.suite(name, data_dir, **options)
-  return task.ask(None)
+  return task.make_questions(None)
 
 
 def prepare(folder, name: str, split: str, features: dict, rows: list):

@@ -30,7 +30,7 @@ NAMES = [
 
 def ask(name: str, mode: str = 'clm', **options):
   (task,) = registry.suite(name, DATA, mode=mode, **options)
-  return task.ask(None)
+  return task.make_questions(None)
 
 
 def written(mode: str) -> dict:
@@ -243,7 +243,7 @@ def plain(text: str) -> str:
 def test_answers_are_cut_in_both_modes():
   for mode in MODES:
     (task,) = registry.suite('flores101_en_de', DATA, mode=mode)
-    question = task.ask(None)[0]
+    question = task.make_questions(None)[0]
     output = ' Zwei Ziegen; Sentence: mehr'
     if mode == 'denoise':
       output = question.prompt + output
@@ -254,7 +254,7 @@ def test_answers_are_cut_in_both_modes():
 
 def test_no_answer_is_heard():
   (task,) = registry.suite('squadv2', DATA)
-  question = task.ask(None)[1]
+  question = task.make_questions(None)[1]
   for output in ('Unanswerable.; Question:', ' no answer', '', ' "N/A"'):
     assert task.answer(output, question) == ''
   assert task.answer(' None of them; ', question) == 'None of them'
@@ -334,7 +334,7 @@ def test_long_texts_are_cut_to_sentences(tmp_path):
 
   def counts(name, vocabulary):
     (task,) = registry.suite(name, str(tmp_path))
-    (question,) = task.ask(vocabulary)
+    (question,) = task.make_questions(vocabulary)
     text = question.prompt or question.pairs[0][0]
     return [part.count('Abcdefgh.') for part in text.split('<br><br><br>')]
 
@@ -348,7 +348,7 @@ def test_missing_data_names_place_and_source(tmp_path):
   (task,) = registry.suite('xnli_de', str(tmp_path), tfds_dir=str(tmp_path))
   assert task.source == ''
   with pytest.raises(MissingData) as e:
-    task.ask(None)
+    task.make_questions(None)
   why, where = str(e.value).split('\n')
   assert f'{tmp_path}/xnli/XNLI-1.0/xnli.test.tsv' in why
   assert 'XNLI-1.0.zip' in where and f'{tmp_path}/xnli/' in where

@@ -25,7 +25,7 @@ METRICS = (
 
 def ask(name: str, data_dir=DATA, **options):
   (task,) = registry.suite(name, str(data_dir), **options)
-  return task.ask(None)
+  return task.make_questions(None)
 
 
 # --- Names
@@ -72,7 +72,7 @@ def test_chance_is_one_of_the_choices():
   for task in registry.suite('*', DATA):
     if task.chance is not None:
       try:
-        questions = task.ask(None)
+        questions = task.make_questions(None)
       except MissingData:
         continue
       assert {len(q.pairs) for q in questions} == {round(100 / task.chance)}
@@ -81,7 +81,7 @@ def test_chance_is_one_of_the_choices():
 def test_ids_are_unique():
   for task in registry.suite('*', DATA):
     try:
-      questions = task.ask(None)
+      questions = task.make_questions(None)
     except MissingData:
       continue
     assert questions
@@ -152,7 +152,7 @@ def test_pairs_are_asked_as_they_are(tmp_path):
   assert (one.prompt, one.truth, one.id) == ('2 + 2 =', '4', '1')
   assert (two.prompt, two.truth, two.id) == ('', '', '3')
   (task,) = registry.suite('pairs', str(tmp_path), mode='denoise')
-  assert task.stop == () and task.keeps == 'beginning'
+  assert task.stop == () and task.keep_side == 'beginning'
   assert task.answer(' 4 ', one) == '4'
   (tmp_path / 'pairs' / 'train.jsonl').write_text('{"input": "a"}\n')
   with pytest.raises(ValueError, match="line 1: expected a field 'target'"):

@@ -449,11 +449,12 @@ def test_questions_are_asked_while_it_trains(train, tmp_path):
   assert without(comparable(whole)) == comparable(none)
   tail = lambda d: [row for row in comparable(d) if row['step'] > 5]
   assert tail(parts) == tail(whole)
-  found, _ = runner.run_tasks(
-    api.load(str(whole), mesh=ONE()), tasks(), str(tmp_path / 'out'),
-    dict(limit=4, seed=0, batch_size=32, weights=None), str(whole),
-    lambda text: None,
+  evaluation = runner.SuiteEvaluation(
+    str(whole), make_tasks=tasks, suite='s', output=str(tmp_path / 'out'),
+    limit=4, say=lambda text: None,
   )  # fmt: skip
+  model = api.load(str(whole), mesh=ONE())
+  found, _ = evaluation.evaluate_tasks(model, tasks())
   values = [task['scores']['accuracy']['value'] for task in found]
   assert curve[9] == pytest.approx(np.mean(values))
 
