@@ -1,4 +1,9 @@
-"""Reads, checks and applies gin files. The only module that knows gin."""
+"""Reads, checks and applies gin files; no other module knows gin.
+
+A gin file is data and cannot run code. Dynamic registration is refused, and so
+is an import of a module that is not atm's, atm_tasks' or named by --import.
+`configurables` lists all that gin files may bind.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from collections.abc import Callable
 from absl import logging
 
 import gin
+from atm.messages import did_you_mean
 from gin import config_parser
 
 
@@ -71,23 +77,41 @@ def configurables() -> dict[str, Callable]:
   }
 
 
-def setting(name: str):
-  """The value of a macro, through those that it refers to."""
+def configured(name: str) -> Callable:
+  """Returns what gin binds under a name, with its parameters bound."""
+  return gin.get_configurable(name)
+
+
+def get_setting(name: str):
+  """Returns the value of a macro, through those that it refers to."""
   return copy.deepcopy(gin.query_parameter(f'%{name}'))  # resolves references
 
 
-def config_text() -> str:
-  """All that is bound, but for where a process of this launch stands.
+def get_bindings(function: Callable) -> dict:
+  """Returns parameter -> value of what is bound for a configurable."""
+  return gin.get_bindings(function)
 
-  So that the text starts the same run on other hosts, and all processes of a
-  run have the same.
+
+def bind(values: dict) -> None:
+  """Binds parameters by gin name, 'model.Config.d_model', macros by theirs."""
+  with gin.unlock_config():
+    for name, value in values.items():
+      macro = name if '.' in name else f'{name}/gin.macro.value'
+      gin.bind_parameter(macro, value)
+
+
+def config_text() -> str:
+  """Returns all that is bound, but for where a process of this launch stands.
+
+  So the text starts the same run on other hosts, and all processes of a run
+  have the same.
   """
   place = r'^(sharding\.)?start\.(coordinator|processes|process) = .*\n'
   return re.sub(place, '', gin.config_str(), flags=re.M)
 
 
 def prepare_process(files, bindings, modules) -> Callable:
-  """Configures another process of this run as this one is."""
+  """Configures another process of this run; returns what configures tasks."""
   logging.set_verbosity(logging.ERROR)
   configure(files, bindings, modules)
   return gin.get_configurable('atm_tasks.configure')
@@ -97,7 +121,7 @@ def prepare_process(files, bindings, modules) -> Callable:
 
 
 def gin_folders() -> list[str]:
-  """Where gin files are looked up: here, the checkout, the installed copy."""
+  """Lists where gin files are looked up: here, checkout, installed copy."""
   package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   shipped = (
     os.path.join(os.path.dirname(package), 'gin'),
@@ -107,9 +131,11 @@ def gin_folders() -> list[str]:
 
 
 def find_file(name: str) -> str:
-  """The path of a gin file; raises UserError with the nearest name."""
-  from atm.messages import did_you_mean
+  """Returns the path of a gin file.
 
+  Raises:
+    UserError: there is none; names the nearest.
+  """
   for folder in gin_folders():
     path = os.path.join(folder, name)
     if os.path.isfile(path):
@@ -121,7 +147,7 @@ def find_file(name: str) -> str:
 
 
 def shipped_files() -> list[str]:
-  """models/tiny.gin, ...: the gin files that come with atm."""
+  """Lists the gin files that come with atm: models/tiny.gin, ..."""
   root = gin_folders()[1]
   return sorted(
     os.path.relpath(os.path.join(folder, name), root)
@@ -148,7 +174,9 @@ class _Names(config_parser.ParserDelegate):
     return f'%{macro_name}'
 
 
-def statements(text: str, where: str, delegate: config_parser.ParserDelegate):
+def parse_statements(
+  text: str, where: str, delegate: config_parser.ParserDelegate
+):
   """Yields each statement that gin reads in a text, and the line after it.
 
   Lines count from 1.
@@ -208,7 +236,7 @@ class Scan:
     """Reads a text, and the files that it includes; see `file`."""
     lines, begin = io.StringIO(text).readlines(), 0
     # gin's own search for them would look for Python packages of that name.
-    for statement, after in statements(text, where, _Names()):
+    for statement, after in parse_statements(text, where, _Names()):
       if isinstance(statement, config_parser.IncludeStatement):
         self._part(lines, begin, statement.location.line_num - 1, where)
         self.file(find_file(statement.filename))
@@ -218,7 +246,7 @@ class Scan:
   def _part(self, lines: list[str], begin: int, end: int, where: str) -> None:
     """Reads the lines from `begin` to before `end`, counted from 0."""
     part = '\n' * begin + ''.join(lines[begin:end])  # its lines keep numbers
-    for statement, _ in statements(part, where, self.delegate):
+    for statement, _ in parse_statements(part, where, self.delegate):
       self._statement(statement, where)
     self.parts.append(part)
 
@@ -252,7 +280,7 @@ def import_modules(modules, named: set[str]) -> None:
       )
   for module in (*named, *(m for m, _ in modules)):
     try:
-      with quiet_stderr():
+      with silence_stderr():
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as e:
       raise UserError(f'no module {e.name!r} to import') from e
@@ -261,9 +289,12 @@ def import_modules(modules, named: set[str]) -> None:
 
 
 @contextlib.contextmanager
-def quiet_stderr():
-  """Drops what C++ code prints meanwhile: importing TensorFlow, which no
-  setting of its own can silence, greets with eight lines."""
+def silence_stderr():
+  """Drops what C++ code prints meanwhile.
+
+  Importing TensorFlow, which no setting of its own can silence, greets with
+  eight lines.
+  """
   sys.stderr.flush()
   kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
   os.dup2(nowhere, 2)
@@ -288,8 +319,6 @@ def register(function: Callable, name: str) -> None:
 
 def check_bindings(scan: Scan) -> None:
   """Raises UserError for an unknown configurable, parameter or macro."""
-  from atm.messages import did_you_mean
-
   short = {'.'.join(name.split('.')[-2:]) for name in _registered}
   for selector, parameter, where in scan.bindings:
     found = [
@@ -324,7 +353,7 @@ def check_bindings(scan: Scan) -> None:
 
 
 def shipped_macros() -> set[str]:
-  """Macros that any run knows: a models/ file may set those of another run."""
+  """Lists macros that any run knows: a models/ file may set another run's."""
   scan = Scan()
   for name in shipped_files():
     if name.startswith('runs/'):
@@ -332,13 +361,26 @@ def shipped_macros() -> set[str]:
   return set(scan.macros)
 
 
-# What `configure` was given, for other processes of the same run.
-_given: list = []
+_arguments: list = []
+
+
+def arguments() -> list:
+  """Returns what `configure` was given, for other processes of this run."""
+  return _arguments
 
 
 def configure(files: list[str], bindings: list[str], modules: set[str]) -> None:
-  """Checks a configuration whole, then hands it to gin."""
-  _given[:] = files, bindings, modules
+  """Checks a configuration whole, then hands it to gin.
+
+  Args:
+    files: paths of gin files; later ones win.
+    bindings: NAME=VALUE lines, which win over files.
+    modules: those named by --import.
+
+  Raises:
+    UserError: names the file and line, and what was expected.
+  """
+  _arguments[:] = files, bindings, modules
   scan = Scan()
   for path in files:
     scan.file(path)
@@ -351,3 +393,10 @@ def configure(files: list[str], bindings: list[str], modules: set[str]) -> None:
   for part in scan.parts:
     gin.parse_config(part)
   gin.finalize()
+
+
+def reconfigure(files, bindings, modules) -> None:
+  """Replaces the whole configuration; see `configure`."""
+  with gin.unlock_config():
+    gin.clear_config()
+    configure(files, bindings, modules)

@@ -1,11 +1,7 @@
 """The command line: `atm RUN [--gin_file=FILE]... [--gin.NAME=VALUE]...`.
 
-The only file that knows gin. RUN is the stem of a file in gin/runs/; its
-bindings come first, then each --gin_file, then each --gin.NAME=VALUE; later
-ones win. `configurables` is the whole list of what they may bind.
-
-A gin file is data: it cannot run code. Dynamic registration is refused, and so
-is an import of a module that is not atm's, atm_tasks' or named by --import.
+RUN is the stem of a file in gin/runs/; its bindings come first, then each
+--gin_file, then each --gin.NAME=VALUE; later ones win.
 """
 
 from __future__ import annotations
@@ -16,40 +12,33 @@ import traceback
 
 from absl import logging
 
-import gin
 from atm.cli import commands, gin_config
+from atm.cli.gin_config import UserError, find_file
+from atm.messages import did_you_mean
 
+# TensorFlow, which some runs import, is silent from the first line on.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 
-# --- The command
-
-
 def parse_arguments(arguments: list[str]) -> tuple:
-  """(run, gin files, gin bindings, modules) of a command line."""
-  from atm.messages import did_you_mean
-
+  """Returns (run, gin files, gin bindings, modules) of a command line."""
   run, *rest = arguments
   if run not in commands.RUNS:
-    raise gin_config.UserError(
+    raise UserError(
       f'no run called {run!r}.' + did_you_mean(run, commands.RUNS)
     )
-  files, bindings, modules = (
-    [gin_config.find_file(f'runs/{run}.gin')],
-    [],
-    set(),
-  )
+  files, bindings, modules = [find_file(f'runs/{run}.gin')], [], set()
   for argument in rest:
     name, equals, value = argument.partition('=')
     if name == '--gin_file' and value:
-      files.append(gin_config.find_file(value))
+      files.append(find_file(value))
     elif name.startswith('--gin.') and equals:
       bindings.append(argument.removeprefix('--gin.'))
     elif name == '--import' and value:
       modules.add(value)
     else:
       known = ('--gin_file=FILE', '--gin.NAME=VALUE', '--import=MODULE')
-      raise gin_config.UserError(
+      raise UserError(
         f'unknown argument {argument!r}.' + did_you_mean(argument, known)
       )
   return run, files, bindings, modules
@@ -77,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_command(arguments: list[str] | None) -> int:
-  """What `main` does."""
+  """Runs a command; returns its exit status, and leaves no other process."""
   arguments = sys.argv[1:] if arguments is None else arguments
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
   if not arguments or arguments[0] in ('-h', '--help', 'help'):
@@ -89,9 +78,9 @@ def run_command(arguments: list[str] | None) -> int:
     from atm.parallel import xla_options
 
     xla_options.set_compilation_cache()
-    if run not in commands.ELSEWHERE:
-      gin.get_configurable('sharding.start')()
-    commands.RUNS[run]()
+    if run not in commands.WITHOUT_DEVICES:
+      gin_config.configured('sharding.start')()
+    commands.execute(run)
   except KeyboardInterrupt:
     return 130
   except Exception as e:
@@ -101,7 +90,7 @@ def run_command(arguments: list[str] | None) -> int:
     if isinstance(e, distributed.OtherFailed):
       return 2  # it says so itself
     mistake = isinstance(
-      e, gin_config.UserError | ValueError | FloatingPointError | OSError
+      e, UserError | ValueError | FloatingPointError | OSError
     )
     known = mistake or crash_report.is_noted(e)
     if os.environ.get('ATM_TRACEBACK') or not known:

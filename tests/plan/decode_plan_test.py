@@ -472,7 +472,7 @@ def test_the_command_plans_what_is_asked_for(configured, monkeypatch):
   bindings += ["WEIGHTS = 'bfloat16'", 'choosing.Config.beams = 2']
   configured('models/tiny.gin', 'pods/cpu8.gin', bindings=bindings)
   with pytest.raises(ZeroDivisionError):
-    commands.RUNS['plan']()
+    commands.execute('plan')
   job, rows = seen['x']
   assert job.kind == 'decode' and rows == 6 and job.config.beams == 2
   assert job.config.max_tokens == 48 and job.net.config.dtype == 'bfloat16'
@@ -481,7 +481,7 @@ def test_the_command_plans_what_is_asked_for(configured, monkeypatch):
 def test_an_unknown_program_is_named(configured):
   configured('models/tiny.gin', 'pods/cpu8.gin', bindings=["PROGRAM = 'encod'"])
   with pytest.raises(ValueError, match="Did you mean 'encode'"):
-    commands.RUNS['plan']()
+    commands.execute('plan')
 
 
 # --- With libtpu

@@ -334,7 +334,7 @@ def test_pods_are_planned_each_with_its_own_mesh(
   configured(
     'models/20b.gin', 'pods/v5p_8x8x8.gin', bindings=[f'PODS = {names}']
   )
-  commands.RUNS['plan']()
+  commands.execute('plan')
   assert list(asked) == ['v4_4x4x4', 'v5e_16x16']
   axes = lambda name: asked[name]['make_mesh'].keywords
   assert axes('v4_4x4x4') == dict(slice=1, data=1, fsdp=64, tensor=1)
@@ -372,7 +372,7 @@ def test_pods_are_searched_each_in_its_folder(planned, tmp_path):
 def test_what_is_no_search_is_one_line(configured, binding, said):
   configured('models/20b.gin', bindings=[binding])
   with pytest.raises((ValueError, gin_config.UserError), match=said) as e:
-    commands.RUNS['plan']()
+    commands.execute('plan')
   assert '\n' not in str(e.value).partition('\n  In call')[0]
 
 

@@ -247,7 +247,7 @@ def test_the_command_plans_the_run_that_is_bound(configured, monkeypatch):
   for name, size in (('v5p_4x4x8', 128), ('v5p_4x4x8_x2', 256)):
     configured('models/20b.gin', f'pods/{name}.gin')
     with pytest.raises(ValueError, match='enough'):
-      commands.RUNS['plan']()
+      commands.execute('plan')
     assert asked[-1].size == size
     gin.clear_config()
 
@@ -258,7 +258,7 @@ def test_a_search_is_of_training(configured):
     bindings = ["PROGRAM = 'decode'", f'{name} = {value}']
     configured('models/20b.gin', 'pods/v5e_2x4.gin', bindings=bindings)
     with pytest.raises(gin_config.UserError, match=f"{name} is for .*'decode'"):
-      commands.RUNS['plan']()
+      commands.execute('plan')
     gin.clear_config()
 
 
@@ -269,7 +269,7 @@ def test_the_command_plans_for_simulated_devices(configured, monkeypatch):
   )
   configured('models/tiny.gin', 'pods/cpu8.gin')
   with pytest.raises(ZeroDivisionError):
-    commands.RUNS['plan']()
+    commands.execute('plan')
   topology, make_mesh, start = seen['aim']
   start()
   shape = dict(make_mesh(devices=jax.devices()).shape)

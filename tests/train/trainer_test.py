@@ -381,10 +381,10 @@ def test_what_a_model_says_of_itself_is_bound(train, tmp_path, resumes):
       gin_config.configure(
         [gin_config.find_file('runs/finetune.gin')], bindings, set()
       )
-      commands.take_model()
+      commands.adopt_source_model()
       made = gin.get_configurable('model.Config')()
-      lengths = gin_config.setting('TASK_FEATURE_LENGTHS')
-      assert gin_config.setting('INIT_FROM') == source
+      lengths = gin_config.get_setting('TASK_FEATURE_LENGTHS')
+      assert gin_config.get_setting('INIT_FROM') == source
       assert 'finetune' not in commands.next_steps(model_dir, 4)
   finally:
     gin.clear_config()
