@@ -37,6 +37,7 @@ DEPENDENCIES = [
   'flax>=0.12,<0.13',
   'gin-config>=0.5,<0.6',
   'jax>=0.10,<0.13',
+  'jinja2>=3.1,<4',
   'matplotlib>=3.8,<4',
   'numpy>=2.0,<3',
   'optax>=0.2.5,<0.3',
@@ -94,6 +95,7 @@ setup(
   ],
   package_dir={'atm': 'atm', 'atm_tasks': 'tasks', **gin_packages()},
   package_data={
+    'atm.pages': ['style.css', 'templates/*.jinja'],
     'atm_tasks': ['udhr/*.tsv', 'udhr/LICENSE'],
     **{name: ['*.gin'] for name in gin_packages()},
   },

@@ -262,5 +262,5 @@ if __name__ == '__main__':
     synthetic(f'{here}/{name}', quality, seed, n=100)
     for name, quality, seed in (('small', 0.55, 1), ('large', 0.8, 2))
   )
-  print(eval_page.write(first), eval_page.write(other))
-  print(compare_page.compare((first, other)))
+  print(eval_page.write_eval_page(first), eval_page.write_eval_page(other))
+  print(compare_page.compare_evaluations((first, other)))

@@ -29,7 +29,7 @@ def pretrain() -> None:
   run = configured('trainer.train')(config_text=gin_config.config_text())
   if not distributed.is_first():
     return
-  train_summary.closing(run)
+  train_summary.print_summary(run)
   print(next_steps(run.model_dir, run.step))
 
 
@@ -172,7 +172,7 @@ def evaluate() -> None:
   evaluation = configured('suite.evaluate')
   folder = evaluation(config_text=gin_config.config_text()).run()
   if folder is not None and distributed.is_first():
-    page = eval_page.write(folder)
+    page = eval_page.write_eval_page(folder)
     print(f'wrote {os.path.join(folder, RESULTS_FILE)}\n      {page}')
 
 

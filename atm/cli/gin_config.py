@@ -50,7 +50,7 @@ def configurables() -> dict[str, Callable]:
   return {
     'atm.cache.build': cache_lib.build,
     'atm.chat.chat': chat_lib.ChatCommand,
-    'atm.compare.compare': compare_page.compare,
+    'atm.compare.compare': compare_page.compare_evaluations,
     'atm.convert.export_weights': convert.export_weights,
     'atm.convert.import_weights': convert.import_weights,
     'atm.data.vocab': vocabulary_training.train_vocabulary,
@@ -66,7 +66,7 @@ def configurables() -> dict[str, Callable]:
     'atm.plan_decode.plan_rows': decode_plan.plan_rows,
     'atm.plan_decode.program': decode_plan.program,
     'atm.planner.run': command.run,
-    'atm.run_page.write': train_page.write,
+    'atm.run_page.write': train_page.write_train_page,
     'atm.sharding.Rules': sharding.Rules,
     'atm.sharding.mesh': mesh.mesh,
     'atm.sharding.start': distributed.start,

@@ -1,28 +1,28 @@
-"""Answers to read: the worst, a middle one and the best of a task, as cards."""
+"""Selects answers to read: the worst, a middle one and the best of a task.
+
+The results are plain data, which templates/cards.html.jinja shows as cards.
+"""
 
 from __future__ import annotations
 
-import html
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from atm.data.inspection import TextRun
 from atm.evals import metrics
-from atm.pages.html import direction, tag, tags
+from atm.pages.charts import is_missing
 
-FOLDER = 'predictions'
-LONGEST = 1200  # characters of a text that are shown; a prompt is shown whole
-CHOICES = 6  # shown of a question with more
+PREDICTIONS = 'predictions'
+LONGEST_TEXT = 1200  # characters that are shown; a prompt is shown whole
+MOST_CHOICES = 6  # shown of a question with more
 
 
-def read(folder: str, task: str) -> list[dict]:
-  """The lines of predictions/TASK.jsonl; none where the file is not there."""
-  path = os.path.join(folder, FOLDER, f'{task}.jsonl')
+def read_predictions(folder: str, task: str) -> list[dict]:
+  """Returns the lines of predictions/TASK.jsonl, [] where there is no file."""
+  path = os.path.join(folder, PREDICTIONS, f'{task}.jsonl')
   if not os.path.exists(path):
     return []
   with open(path, encoding='utf-8') as f:
@@ -32,120 +32,158 @@ def read(folder: str, task: str) -> list[dict]:
 # --- Which
 
 
-def likelihoods(line: Mapping, normalize: str) -> list[float]:
-  """What was compared between the choices of a question."""
-  found = line.get('log_probabilities') or []
+def choice_scores(line: Mapping, normalize: str) -> list[float]:
+  """Returns what the choices of a question were compared by, in nats."""
+  sums = line.get('log_probabilities') or []
   if normalize == 'sum':
-    return list(found)
-  return [p / max(1, n) for p, n in zip(found, line['tokens'])]
+    return list(sums)
+  return [p / max(1, n) for p, n in zip(sums, line['tokens'])]
 
 
 def right_choices(line: Mapping) -> list[int]:
-  """Indices of the choices that are right."""
+  """Returns the indices of the choices that are right."""
   truth = line['truth']
   if isinstance(truth, Mapping):  # of ReCoRD
-    every = enumerate(truth['candidates'])
-    return [i for i, text in every if text in truth['answers']]
+    candidates = enumerate(truth['candidates'])
+    return [i for i, text in candidates if text in truth['answers']]
   return [truth]
 
 
 def ranking_metric(task: Mapping) -> str:
-  """The metric that tells single answers apart: chrF where BLEU is the main.
+  """Returns the metric that tells single answers apart.
 
-  BLEU of one sentence hangs on whether it has four words in a row right.
+  chrF where BLEU is the main one: BLEU of one sentence depends on whether it
+  has four words in a row right.
   """
   main = next(iter(task['scores']))
   return 'chrf' if 'bleu' in main and 'chrf' in task['scores'] else main
 
 
-def worths(task: Mapping, lines: Sequence[Mapping]) -> np.ndarray:
-  """How good each answer is: float64 [N], nan where it is not judged.
+def answer_quality(task: Mapping, lines: Sequence[Mapping]) -> np.ndarray:
+  """Returns how good each answer is: float64 [N], nan where it is not judged.
 
   Of choices: how far the likeliest is ahead of the next, in nats, negative
   where it is wrong. Of texts: their group's score.
   """
   if task['kind'] == 'score':
-    made = []
+    margins = []
     for line in lines:
-      best = sorted(likelihoods(line, task['normalize']))[::-1]
+      best = sorted(choice_scores(line, task['normalize']))[::-1]
       ahead = best[0] - best[1] if len(best) > 1 else 0.0
       sign = 1 if line['answer'] in right_choices(line) else -1
-      made.append(sign * (ahead + 1e-9))
-    return np.array(made)
+      margins.append(sign * (ahead + 1e-9))
+    return np.array(margins)
   name = ranking_metric(task)
-  rows = np.array(task['statistics'][name], np.float64)
-  where = metrics.group_indices([line['group'] for line in lines])
-  return metrics.get_metric(name).total(rows)[where]
+  statistics = np.array(task['statistics'][name], np.float64)
+  group = metrics.group_indices([line['group'] for line in lines])
+  return metrics.get_metric(name).total(statistics)[group]
 
 
-def chosen(
+def select_answers(
   task: Mapping, lines: Sequence[Mapping], each: int = 2
 ) -> list[tuple[str, float, Mapping]]:
-  """(why, worth, line) of the worst, a middle one, and the best."""
-  found = worths(task, lines)
-  order = [i for i in np.argsort(found, kind='stable') if found[i] == found[i]]
-  places = {}
+  """Returns (why, quality, line) of the worst, a middle one, and the best."""
+  quality = answer_quality(task, lines)
+  order = [
+    i for i in np.argsort(quality, kind='stable') if not np.isnan(quality[i])
+  ]
+  reasons = {}
   for why, some in (
     ('worst', order[:each]),
     ('best', order[::-1][:each]),
     ('in the middle', order[len(order) // 2 :][:1]),
   ):
     for i in some:
-      places.setdefault(i, why)
-  shown = sorted(places, key=order.index)
-  return [(places[i], float(found[i]), lines[i]) for i in shown]
+      reasons.setdefault(i, why)
+  shown = sorted(reasons, key=order.index)
+  return [(reasons[i], float(quality[i]), lines[i]) for i in shown]
+
+
+def representative_tasks(
+  tasks: Sequence[Mapping], most: int = 12
+) -> list[Mapping]:
+  """Returns all tasks, or of more than `most` the best, a middle, the worst."""
+  if len(tasks) <= most:
+    return list(tasks)
+  main = lambda task: next(iter(task['scores'].values()))['value']
+  judged = [task for task in tasks if not is_missing(main(task))]
+  order = sorted(judged, key=main, reverse=True)
+  return [order[0], order[len(order) // 2], order[-1]] if order else []
 
 
 # --- How
 
 
-def written(text: str, language: str = '') -> str:
-  """A paragraph that runs the way most of its letters do."""
-  cut = text if len(text) <= LONGEST else f'{text[:LONGEST]} …'
-  content = direction([TextRun(cut, '')]), html.escape(cut)
-  extra = {'lang': language} if language else {}
-  return tag('p', *content, dir='auto', class_='text', **extra)
+def task_cards(folder: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Returns the cards of a task, [] where there are no predictions."""
+  lines = read_predictions(folder, task['name'])
+  if not lines:
+    return []
+  return [answer_card(task, *found) for found in select_answers(task, lines)]
 
 
-def card(task: Mapping, why: str, worth: float, line: Mapping) -> str:
-  """One question with its answer; the prompt is folded."""
+def answer_card(
+  task: Mapping, why: str, quality: float, line: Mapping
+) -> dict[str, Any]:
+  """Returns what a card shows of one question and its answer."""
   if task['kind'] == 'score':
-    good = worth > 0
-    said = f'{"right" if good else "wrong"} by {abs(worth):.2f}'
-    kind = 'good' if good else 'bad'
+    kind = 'good' if quality > 0 else 'bad'
+    verdict = f'{"right" if quality > 0 else "wrong"} by {abs(quality):.2f}'
   else:
-    metric = metrics.get_metric(ranking_metric(task))
     kind = {'worst': 'bad', 'best': 'good'}.get(why, 'middle')
-    said = f'{metric.title} {worth:.1f}'
-  made = [tags('header', f'{why}: {said} · question {line["id"]}')]
-  language = task['source_language'] or task['language']
-  for name, text in (line.get('shown') or {}).items():
-    made += [tags('h5', name), written(str(text), language)]
-  made += choices(task, line) if line.get('pairs') else texts(task, line)
-  made.append(prompt(line))
-  return tag('article', *made, class_=kind)
+    verdict = f'{metrics.get_metric(ranking_metric(task)).title} {quality:.1f}'
+  shown = (line.get('shown') or {}).items()
+  return {
+    'class': kind,
+    'title': f'{why}: {verdict} · question {line["id"]}',
+    'source_language': task['source_language'] or task['language'],
+    'language': task['language'],
+    'shown': [(name, shortened_text(str(text))) for name, text in shown],
+    'sent': sent_texts(line),
+    **(_choices(task, line) if line.get('pairs') else _texts(line)),
+  }
 
 
-def texts(task: Mapping, line: Mapping) -> list[str]:
-  """The answer and what was wanted."""
+def shortened_text(text: str) -> str:
+  """Returns the beginning of a text, up to LONGEST_TEXT characters."""
+  return text if len(text) <= LONGEST_TEXT else f'{text[:LONGEST_TEXT]} …'
+
+
+def _texts(line: Mapping) -> dict[str, Any]:
+  """Returns the answer and what was wanted."""
   truth = line['truth']
   wanted = [truth] if isinstance(truth, str) else list(truth)
-  language = task['language']
-  answer = str(line['answer'])
-  made = [tags('h5', 'answer')]
-  made.append(written(answer, language) if answer else nothing())
-  made.append(tags('h5', 'wanted' if len(wanted) < 2 else 'wanted, one of'))
-  for text in dict.fromkeys(wanted):
-    made.append(written(text, language) if text else nothing())
-  return made if wanted else [*made, nothing()]
+  return {
+    'choices': [],
+    'answer': shortened_text(str(line['answer'])),
+    'wanted_title': 'wanted' if len(wanted) < 2 else 'wanted, one of',
+    'wanted': [shortened_text(text) for text in dict.fromkeys(wanted)],
+  }
 
 
-def nothing() -> str:
-  return tag('p', tags('small', 'nothing'), class_='text')
+def _choices(task: Mapping, line: Mapping) -> dict[str, Any]:
+  """Returns the choices, likeliest first, marked as chosen and as right."""
+  inputs, outputs = zip(*line['pairs'])
+  texts = without_shared_start(outputs if len(set(outputs)) > 1 else inputs)
+  right = right_choices(line)
+  scores = choice_scores(line, task['normalize'])
+  order = sorted(range(len(texts)), key=lambda i: -scores[i] if scores else i)
+  choices = [
+    {
+      'text': texts[i],
+      'chosen': i == line['answer'],
+      'right': i in right,
+      'nats': f'{scores[i]:.2f}'.replace('-', '−') if scores else '',
+    }
+    for rank, i in enumerate(order)
+    if rank < MOST_CHOICES or i in right
+  ]
+  unit = 'nats a token' if task['normalize'] == 'mean' else 'nats'
+  return {'choices': choices, 'unit': unit}
 
 
-def differing(texts: Sequence[str]) -> list[str]:
-  """Texts without a long beginning that all share."""
+def without_shared_start(texts: Sequence[str]) -> list[str]:
+  """Returns texts without a long beginning that all share."""
   shared = os.path.commonprefix(list(texts))
   shared = shared[: shared.rfind(' ') + 1]
   if len(texts) < 2 or len(shared) < 40:
@@ -153,72 +191,12 @@ def differing(texts: Sequence[str]) -> list[str]:
   return [f'… {text[len(shared) :]}' for text in texts]
 
 
-def choices(task: Mapping, line: Mapping) -> list[str]:
-  """The choices, likeliest first, marked where chosen and where right."""
-  inputs, outputs = zip(*line['pairs'])
-  names = differing(outputs if len(set(outputs)) > 1 else inputs)
-  right, found = right_choices(line), likelihoods(line, task['normalize'])
-  order = sorted(range(len(names)), key=lambda i: -found[i] if found else i)
-  items = []
-  for place, i in enumerate(order):
-    if place >= CHOICES and i not in right:
-      continue
-    marks = [tags('b', 'chosen')] if i == line['answer'] else []
-    marks += [tags('b', 'right')] if i in right else []
-    nats = tags('small', f'{found[i]:.2f}'.replace('-', '−')) if found else ''
-    text = tag('bdi', html.escape(names[i]), dir='auto', class_='choice')
-    items.append(tag('li', ' '.join((text, *marks, nats))))
-  unit = 'nats a token' if task['normalize'] == 'mean' else 'nats'
-  return [tags('h5', f'choices, {unit}'), tag('ul', *items)]
-
-
-def prompt(line: Mapping) -> str:
-  """What was sent, folded."""
+def sent_texts(line: Mapping) -> list[tuple[str, str]]:
+  """Returns (name, text) of all that the model was sent and wrote."""
   if line.get('prompt'):
-    sent = line['prompt'], line.get('output')
-    names = 'prompt', 'output'
-    parts = [(n, t) for n, t in zip(names, sent) if t is not None]
-  else:
-    parts = []
-    for i, (source, target) in enumerate(line.get('pairs') or []):
-      parts += [(f'choice {i}, encoder', source), (f'{i}, decoder', target)]
-  if not parts:
-    return ''
-  made = [
-    tags('h5', name) + tag('p', html.escape(text), dir='auto', class_='sent')
-    for name, text in parts
-  ]
-  return tag('details', tags('summary', 'as it was sent'), *made)
-
-
-def examples(folder: str, task: Mapping[str, Any]) -> str:
-  """Cards of a task, '' where there are no predictions."""
-  lines = read(folder, task['name'])
-  if not lines:
-    return ''
-  cards = [card(task, *found) for found in chosen(task, lines)]
-  return tag('div', *cards, class_='columns')
-
-
-def spread(tasks: Sequence[Mapping], most: int = 12) -> list[Mapping]:
-  """All tasks, or where there are many: the best, the middle, the worst."""
-  if len(tasks) <= most:
-    return list(tasks)
-  main = lambda task: next(iter(task['scores'].values()))['value']
-  there = [t for t in tasks if main(t) is not None and not math.isnan(main(t))]
-  order = sorted(there, key=main, reverse=True)
-  return [order[0], order[len(order) // 2], order[-1]] if order else []
-
-
-STYLE = """
-article ul { list-style: none; padding: 0; margin: 0 0 .75rem }
-article li { padding: .1rem 0 }
-article li b { font-size: .8125rem; font-weight: 400; color: var(--accent);
-  border: 1px solid currentColor; border-radius: .25em; padding: 0 .3em }
-article small { color: var(--soft) }
-article .choice { font: inherit; color: inherit; border: 0; padding: 0;
-  margin: 0; white-space: normal }
-.sent { font: .8125rem/1.6 ui-monospace, 'Noto Sans Mono', monospace;
-  white-space: pre-wrap; margin: 0 0 .5rem }
-summary { cursor: pointer; color: var(--soft); font-size: .875rem }
-"""
+    texts = ('prompt', line['prompt']), ('output', line.get('output'))
+    return [(name, text) for name, text in texts if text is not None]
+  sent = []
+  for i, (source, target) in enumerate(line.get('pairs') or []):
+    sent += [(f'choice {i}, encoder', source), (f'{i}, decoder', target)]
+  return sent

@@ -7,16 +7,17 @@ import re
 from collections.abc import Callable
 
 
-def draw(
+def draw_svg(
   plot: Callable, size: tuple[float, float] = (3.6, 2.2), percent: bool = True
 ) -> str:
-  """A figure as SVG that takes its colours and its font from the page.
+  """Returns a figure as SVG that takes its colours and font from the page.
 
   Args:
     plot: called with the axes; draws in INK, ACCENT and COLOURS.
     size: in inches.
     percent: the y axis has shares.
   """
+  import markupsafe
   import matplotlib  # heavy
   from matplotlib.figure import Figure
 
@@ -44,7 +45,7 @@ def draw(
   svg = svg.replace(INK, 'currentColor').replace(ACCENT, 'var(--accent)')
   for name, colour in COLOURS.items():
     svg = svg.replace(colour, f'var(--{name})')
-  return svg
+  return markupsafe.Markup(svg)  # templates do not escape it
 
 
 # Colours that stand for those of the page while a figure is drawn.

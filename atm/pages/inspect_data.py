@@ -90,7 +90,7 @@ def inspect(
   configure_tasks(vocabulary=words.path)
   look = look_at(mixture, words, sizes, cache_dir, examples, seed, tokens)
   show(look, console)
-  say(f'page: {inspect_page.write(look, output_dir)}')
+  say(f'page: {inspect_page.write_inspect_page(look, output_dir)}')
   return look
 
 

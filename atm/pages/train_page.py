@@ -1,34 +1,38 @@
-"""The page of `atm report`: a training run as one HTML file.
+"""Writes the page of `atm report`: a training run as one HTML file.
 
 Made of what lies in MODEL_DIR: metrics.jsonl, goodput.jsonl, config.gin, and
-samples.json where the run has ended. So it may be made while a run goes on.
+samples.json where the run has ended. So it may be made while a run goes on. The
+functions here prepare plain data; templates/train.html.jinja lays it out.
 """
 
 from __future__ import annotations
 
-import html
+import functools
 import json
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from atm import messages
 from atm.data.languages import name_language
 from atm.data.objectives import OBJECTIVE_NAMES
-from atm.pages.figures import COLOURS, INK, draw
-from atm.pages.html import document, tag, tags
+from atm.pages import render
+from atm.pages.figures import COLOURS, INK, draw_svg
 from atm.train import goodput, metric_writer
 
-PAGE = 'report.html'
-SAMPLES = 'samples.json'
+TRAIN_PAGE = 'report.html'
+SAMPLES_FILE = 'samples.json'
 POINTS = 400  # of a curve; more are averaged
 EVAL = 'eval/loss/'
-ASKED = 'few_shot/'
+UNIGRAM = 'eval/unigram/'
+FEW_SHOT = 'few_shot/'
+PARTS = ('first', 'last', 'unigram')  # of held-out losses
 
 
-def write(model_dir: str) -> str:
+def write_train_page(model_dir: str) -> str:
   """Writes MODEL_DIR/report.html; returns its path.
 
   Raises:
@@ -40,51 +44,54 @@ def write(model_dir: str) -> str:
       f'MODEL_DIR = {model_dir!r}: expected a folder with '
       f'{metric_writer.METRICS_FILE}, which `atm pretrain` writes'
     )
-  path = os.path.join(model_dir, PAGE)
-  with open(path, 'w', encoding='utf-8') as f:
-    f.write(page(model_dir, rows))
-  return path
+  path = os.path.join(model_dir, TRAIN_PAGE)
+  return render.write_page(path, 'train', train_page_data(model_dir, rows))
 
 
-def page(model_dir: str, rows: list[dict]) -> str:
-  """The whole page, of a run's rows of metrics.jsonl."""
-  name = os.path.basename(os.path.abspath(model_dir))
-  spent = goodput.summary(goodput.read(model_dir))
-  begun = started_from(model_dir)
-  told = [*(('started from', path) for path in begun), *facts(rows)]
-  body = (
-    tag('h1', html.escape(name), tags('small', 'a training run')),
-    tag('dl', *(tag('div', *map(tags, ('dt', 'dd'), fact)) for fact in told)),
-    tags('h2', 'Loss'),
-    grid(loss_plots(rows), 'large'),
-    *by_language(rows),
-    *asked(rows),
-    tags('h2', 'Updates'),
-    grid(plain_plots(rows, ('learning_rate', 'grad_norm', 'param_norm'))),
-    tags('h2', 'Speed'),
-    grid(plain_plots(rows, ('tokens_per_second', 'mfu', 'goodput'))),
-    where_time_went(spent),
-    *samples(model_dir),
-    *configuration(model_dir),
-  )
-  return document(f'{name}: a training run', body)
+def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
+  """Returns what the page shows of a run's folder and its metrics."""
+  config = _read(model_dir, 'config.gin')
+  samples = _read(model_dir, SAMPLES_FILE)
+  large, small = (4.8, 2.8), (3.6, 2.2)
+  started_from = re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", config or '', re.M)
+  return {
+    'name': os.path.basename(os.path.abspath(model_dir)),
+    'facts': [*(('started from', path) for path in started_from),
+              *_facts(rows)],
+    'loss': _figures(_loss_plots(rows), large),
+    'by_language': _by_language(rows, small),
+    'few_shot': _figures(_few_shot_plots(rows), large),
+    'updates': _figures(
+      _metric_plots(rows, ('learning_rate', 'grad_norm', 'param_norm')), small
+    ),
+    'speed': _figures(
+      _metric_plots(rows, ('tokens_per_second', 'mfu', 'goodput')), small
+    ),
+    'time': [
+      (meaning, messages.clock_text(seconds), share)
+      for meaning, seconds, share in wall_time(model_dir)
+    ],
+    'samples': samples and _samples(json.loads(samples)),
+    'config': config,
+    'config_path': os.path.join(model_dir, 'config.gin'),
+  }  # fmt: skip
 
 
-def started_from(model_dir: str) -> list[str]:
-  """INIT_FROM of config.gin, where there is one."""
-  path = os.path.join(model_dir, 'config.gin')
+def _read(model_dir: str, name: str) -> str | None:
+  """Returns the text of a run's file, None where there is none."""
+  path = os.path.join(model_dir, name)
   if not os.path.exists(path):
-    return []
+    return None
   with open(path, encoding='utf-8') as f:
-    return re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", f.read(), re.M)
+    return f.read()
 
 
-def facts(rows: list[dict]) -> list[tuple[str, str]]:
-  """Names and values of the last row, and of all together."""
+def _facts(rows: list[dict]) -> list[tuple[str, str]]:
+  """Returns names and values of the last row, and of all together."""
   trained = [row for row in rows if 'loss' in row]
   last = trained[-1] if trained else {}
   tokens = sum(r['tokens/input'] + r['tokens/target'] for r in trained)
-  found = [('step', f'{rows[-1]["step"]:,}'), ('tokens read', f'{tokens:,.0f}')]
+  facts = [('step', f'{rows[-1]["step"]:,}'), ('tokens read', f'{tokens:,.0f}')]
   for key, name, form in (
     ('loss', 'training loss', '{:.3f}'),
     ('tokens_per_second', 'tokens a second', '{:,.0f}'),
@@ -93,19 +100,17 @@ def facts(rows: list[dict]) -> list[tuple[str, str]]:
     ('skipped', 'updates skipped', '{:,.0f}'),
   ):
     if key in last:
-      found.append((name, form.format(last[key])))
-  for name in OBJECTIVE_NAMES:
-    points = curve(rows, f'{EVAL}{name}')
-    if len(points[0]):
-      found.append((f'held out, {name}', f'{points[1][-1]:.3f}'))
-  return found
+      facts.append((name, form.format(last[key])))
+  for name, change in held_out_losses(rows)[None].items():
+    facts.append((f'held out, {name}', f'{change["last"]:.3f}'))
+  return facts
 
 
-# --- Curves
+# --- Losses
 
 
 def curve(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-  """Steps and values of a metric; of many points, means of neighbours."""
+  """Returns steps and values of a metric; of many points, neighbours' means."""
   found = [(r['step'], r[key]) for r in rows if r.get(key) is not None]
   points = np.array(found, np.float64).reshape(-1, 2)
   if len(points) > POINTS:
@@ -114,175 +119,164 @@ def curve(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
   return points[:, 0], points[:, 1]
 
 
-def loss_plots(rows: list[dict]) -> dict[str, Callable]:
-  """A plot an objective: training, held out, and the unigram."""
-  made = {}
+def loss_curves(rows: list[dict]) -> dict[str, dict[str, Any]]:
+  """Returns the curves of each objective that the run has.
+
+  Returns:
+    {objective: {'training', 'held out': (steps, values), 'unigram': the loss of
+    a unigram model, or None}}.
+  """
+  curves = {}
   for name in OBJECTIVE_NAMES:
-    keys = f'loss/{name}', f'{EVAL}{name}', f'eval/unigram/{name}'
-    if any(len(curve(rows, key)[0]) for key in keys[:2]):
-      title = f'{name}: line training, dots held out, dashes a unigram model'
-      made[title] = lambda axes, keys=keys, name=name: lines_in(
-        axes, rows, keys, COLOURS[name]
-      )
-  return made
+    both = {
+      'training': curve(rows, f'loss/{name}'),
+      'held out': curve(rows, f'{EVAL}{name}'),
+    }
+    if any(len(steps) for steps, _ in both.values()):
+      _, unigram = curve(rows, f'{UNIGRAM}{name}')
+      curves[name] = {**both, 'unigram': next(iter(unigram), None)}
+  return curves
 
 
-def lines_in(axes, rows, keys: tuple[str, str, str], colour: str) -> None:
-  """Training as a line, held out with dots, the unigram as a level."""
-  training, held_out, unigram = (curve(rows, key) for key in keys)
-  axes.plot(*training, color=colour, lw=1, alpha=0.6)
-  axes.plot(*held_out, color=colour, lw=1.5, marker='o', ms=3)
-  for level in unigram[1][:1]:
-    axes.axhline(level, color=INK, lw=1, ls='--', alpha=0.5)
+def held_out_losses(rows: list[dict]) -> dict[str | None, dict[str, dict]]:
+  """Returns the first and the last held-out loss of a run.
 
-
-def plain_plots(rows: list[dict], keys: tuple[str, ...]) -> dict:
-  """A plot for each metric that the run has."""
+  Returns:
+    {language, or None for all: {objective: {'first', 'last', 'unigram'}}},
+    nats a token; `unigram` is None where it is not known. Objectives without a
+    loss are left out.
+  """
+  keys = {key for row in rows for key in row if key.startswith(EVAL)}
+  parts = [key.removeprefix(EVAL).split('/') for key in keys]
+  languages = sorted({part[1] for part in parts if len(part) == 2})
   made = {}
-  for key in keys:
-    points = curve(rows, key)
-    if len(points[0]):
-      made[key.replace('_', ' ')] = lambda axes, p=points: axes.plot(
-        *p, color=INK, lw=1.2
+  for language in (*languages, None):
+    ends = {
+      name: _first_and_last(
+        rows, name if language is None else f'{name}/{language}'
       )
+      for name in OBJECTIVE_NAMES
+    }
+    made[language] = {name: ends for name, ends in ends.items() if ends}
   return made
 
 
-def grid(plots: dict[str, Callable], kind: str = '') -> str:
-  """Figures with their captions."""
-  size = (4.8, 2.8) if kind == 'large' else (3.6, 2.2)
-  made = (
-    tag('figure', draw(plot, size, percent=False), tags('figcaption', name))
-    for name, plot in plots.items()
-  )
-  return tag('div', *made, class_=f'figures {kind}'.strip())
+def _first_and_last(rows: list[dict], key: str) -> dict[str, float] | None:
+  values = curve(rows, f'{EVAL}{key}')[1]
+  unigram = curve(rows, f'{UNIGRAM}{key}')[1]
+  if not len(values):
+    return None
+  return {
+    'first': values[0],
+    'last': values[-1],
+    'unigram': next(iter(unigram), None),
+  }
 
 
-def asked(rows: list[dict]) -> tuple[str, ...]:
-  """Curves of the tasks asked while the run trained, a plot a metric."""
-  keys = sorted({k for row in rows for k in row if k.startswith(ASKED)})
-  if not keys:
-    return ()
-  made, faint = {}, dict(color=INK, lw=0.8, alpha=0.25)
+def _by_language(rows: list[dict], size) -> dict[str, Any] | None:
+  """Returns curves and a table of the held-out loss by language."""
+  losses = held_out_losses(rows)
+  objectives = list(losses.pop(None))
+  if list(losses) in ([], ['all']):  # pairs are of no language
+    return None
+
+  def plot(axes, language):
+    for name in losses[language]:
+      points = curve(rows, f'{EVAL}{name}/{language}')
+      axes.plot(*points, color=COLOURS[name], lw=1.5)
+
+  plots = {
+    name_language(language): functools.partial(plot, language=language)
+    for language in losses
+  }
+  columns = [(name, part) for name in objectives for part in PARTS]
+  table = []
+  for language, mine in losses.items():
+    values = [mine.get(name, {}).get(part) for name, part in columns]
+    cells = ('' if value is None else f'{value:.2f}' for value in values)
+    table.append([name_language(language), *cells])
+  return {
+    'objectives': objectives,
+    'figures': _figures(plots, size),
+    'columns': ['language', *(f'{name}, {part}' for name, part in columns)],
+    'rows': table,
+  }
+
+
+# --- Figures
+
+
+def _figures(plots: dict[str, Callable], size) -> list[tuple[str, str]]:
+  """Returns captions and SVGs of plots of `size` inches."""
+  draw = functools.partial(draw_svg, size=size, percent=False)
+  return [(name, draw(plot)) for name, plot in plots.items()]
+
+
+def _loss_plots(rows: list[dict]) -> dict[str, Callable]:
+  """Returns a plot for each objective: training, held out, and the unigram."""
+
+  def plot(axes, name, curves):
+    axes.plot(*curves['training'], color=COLOURS[name], lw=1, alpha=0.6)
+    axes.plot(
+      *curves['held out'], color=COLOURS[name], lw=1.5, marker='o', ms=3
+    )
+    if curves['unigram'] is not None:
+      axes.axhline(curves['unigram'], color=INK, lw=1, ls='--', alpha=0.5)
+
+  title = '{}: line training, dots held out, dashes a unigram model'
+  return {
+    title.format(name): functools.partial(plot, name=name, curves=curves)
+    for name, curves in loss_curves(rows).items()
+  }
+
+
+def _metric_plots(rows: list[dict], keys: tuple[str, ...]) -> dict:
+  """Returns a plot for each of some metrics that the run has."""
+  curves = {key: curve(rows, key) for key in keys}
+  return {
+    key.replace('_', ' '): lambda axes, points=points: axes.plot(
+      *points, color=INK, lw=1.2
+    )
+    for key, points in curves.items()
+    if len(points[0])
+  }
+
+
+def _few_shot_plots(rows: list[dict]) -> dict[str, Callable]:
+  """Returns a plot for each metric of the few-shot suite during training."""
+  keys = sorted({k for row in rows for k in row if k.startswith(FEW_SHOT)})
+  plots, faint = {}, dict(color=INK, lw=0.8, alpha=0.25)
   for key in (k for k in keys if k.count('/') == 1):
     mine = [k for k in keys if k.startswith(f'{key}/')]
-    title = f'{key.removeprefix(ASKED)}: the mean, and each task in grey'
-    made[title] = lambda axes, key=key, mine=mine: [
+    title = f'{key.removeprefix(FEW_SHOT)}: the mean, and each task in grey'
+    plots[title] = lambda axes, key=key, mine=mine: [
       *(axes.plot(*curve(rows, k), **faint) for k in mine),
       axes.plot(*curve(rows, key), color=INK, lw=1.6, marker='o', ms=3),
     ]
-  return tags('h2', 'Questions asked'), grid(made, 'large')
+  return plots
 
 
-# --- Languages
+# --- Where the time went, samples
 
 
-def languages(rows: list[dict]) -> list[str]:
-  """Those that an evaluation tells apart."""
-  keys = {key for row in rows for key in row if key.startswith(EVAL)}
-  split = (key.removeprefix(EVAL).split('/') for key in keys)
-  return sorted({parts[1] for parts in split if len(parts) == 2})
-
-
-def by_language(rows: list[dict]) -> tuple[str, ...]:
-  """Curves and a table of the held-out loss by language."""
-  found = languages(rows)
-  if found in ([], ['all']):  # pairs are of no language
-    return ()
-  plots = {}
-  for language in found:
-    plots[name_language(language)] = lambda axes, k=language: [
-      axes.plot(*curve(rows, f'{EVAL}{n}/{k}'), color=COLOURS[n], lw=1.5)
-      for n in OBJECTIVE_NAMES
-      if len(curve(rows, f'{EVAL}{n}/{k}')[0])
-    ]
-  there = [n for n in OBJECTIVE_NAMES if len(curve(rows, f'{EVAL}{n}')[0])]
-  keys = ', '.join(tag('b', name, class_=name) for name in there)
-  return (
-    tags('h2', 'Held-out loss by language'),
-    tag('p', f'Nats a token: {keys}.'),
-    grid(plots, 'small'),
-    tag('div', language_table(rows, found, there), class_='wide'),
-  )
-
-
-def language_table(rows, found: list[str], there: list[str]) -> str:
-  """First, last and unigram loss of each language and objective."""
-  parts = ('first', 'last', 'unigram')
-  names = [f'{name}, {part}' for name in there for part in parts]
-  body = []
-  for language in found:
-    cells = [name_language(language)]
-    for name in there:
-      values = curve(rows, f'{EVAL}{name}/{language}')[1]
-      level = curve(rows, f'eval/unigram/{name}/{language}')[1]
-      cells += [f'{values[0]:.2f}', f'{values[-1]:.2f}'] if len(values) else [
-        '', ''
-      ]  # fmt: skip
-      cells.append(f'{level[0]:.2f}' if len(level) else '')
-    body.append(tag('tr', tags('td', *cells)))
-  head = tag('thead', tag('tr', tags('th', 'language', *names)))
-  return tag('table', head, tag('tbody', *body), class_='numbers')
-
-
-# --- Where the time went, samples, configuration
-
-
-def where_time_went(spent: dict[str, float]) -> str:
-  """A bar and a table of goodput's kinds."""
+def wall_time(model_dir: str) -> list[tuple[str, float, float]]:
+  """Returns (what it was spent on, seconds, share) of a run's wall time."""
+  spent = goodput.summary(goodput.read(model_dir))
   total = sum(spent.values())
-  if not total:
-    return ''
-  body = [
-    tag(
-      'tr',
-      tags('td', goodput.MEANING[kind], messages.clock_text(seconds)),
-      tags('td', f'{seconds / total:.1%}'),
-      tag('td', tag('meter', value=f'{seconds / total:.4f}')),
-    )
+  return [
+    (goodput.MEANING[kind], seconds, seconds / total)
     for kind, seconds in spent.items()
     if seconds
   ]
-  head = tag('tr', tags('th', 'wall time', 'h:mm:ss', 'share', ''))
-  table = tag('table', tag('thead', head), *body, class_='numbers')
-  return tag('div', table, class_='wide')
 
 
-def samples(model_dir: str) -> tuple[str, ...]:
-  """What the model wrote of held-out text, where the run has ended."""
-  path = os.path.join(model_dir, SAMPLES)
-  if not os.path.exists(path):
-    return ()
-  with open(path, encoding='utf-8') as f:
-    found = json.load(f)
-  made = [tags('h2', f'Held-out text, read by step {found["step"]:,}')]
-  for name in OBJECTIVE_NAMES:
-    mine = [s for s in found['samples'] if s['objective'] == name]
-    if mine:
-      made += [tags('h4', name), tag('div', *map(card, mine), class_='columns')]
-  return tuple(made)
-
-
-def card(sample: dict) -> str:
-  """One sample: input, output, truth."""
-  made = [tags('header', name_language(sample['language']))]
-  for what in ('input', 'output', 'truth'):
-    made.append(tags('h5', what))
-    text = html.escape(sample[what])
-    made.append(
-      tag('p', text, lang=sample['language'], dir='auto', class_='text')
-    )
-  return tag('article', *made, class_=sample['objective'])
-
-
-def configuration(model_dir: str) -> tuple[str, ...]:
-  """config.gin, folded."""
-  path = os.path.join(model_dir, 'config.gin')
-  if not os.path.exists(path):
-    return ()
-  with open(path, encoding='utf-8') as f:
-    text = f.read()
-  return (
-    tags('h2', 'Configuration'),
-    tag('details', tags('summary', path), tags('pre', text)),
-  )
+def _samples(found: dict[str, Any]) -> dict[str, Any]:
+  """Returns what the model wrote of held-out text, by objective."""
+  by_objective = {
+    name: [s for s in found['samples'] if s['objective'] == name]
+    for name in OBJECTIVE_NAMES
+  }
+  return {
+    'step': f'{found["step"]:,}',
+    'objectives': [(k, some) for k, some in by_objective.items() if some],
+  }

@@ -1,4 +1,7 @@
-"""What a person looks at after a run: tables, completions, the curve."""
+"""Prints what a finished training run learned: tables, completions, the curve.
+
+The figures are those of the run's page, see `train_page`.
+"""
 
 from __future__ import annotations
 
@@ -11,120 +14,105 @@ import rich.console
 import rich.markup
 import rich.table
 
+from atm import fileio
 from atm.checkpoint import paths
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.inference import api
 from atm.pages import train_page
-from atm.train import goodput, metric_writer
+from atm.train import metric_writer
 
-CURVE_FILE = 'loss.png'
+LOSS_CURVE_FILE = 'loss.png'
+COLORS = dict(zip(OBJECTIVE_NAMES, ('tab:blue', 'tab:orange', 'tab:green')))
 
 
-def loss_curve(directory: str) -> str:
+def draw_loss_curves(model_dir: str) -> str:
   """Draws training and held-out loss by objective; returns the PNG's path."""
   import matplotlib  # heavy
 
   matplotlib.use('agg')
   import matplotlib.pyplot as plt
 
-  rows = metric_writer.read(directory)
+  curves = train_page.loss_curves(metric_writer.read(model_dir))
   figure, axes = plt.subplots(figsize=(8, 4.5), layout='constrained')
-  for name, color in zip(
-    OBJECTIVE_NAMES, ('tab:blue', 'tab:orange', 'tab:green')
-  ):
-    for key, style, label in (
-      (f'loss/{name}', {'lw': 1, 'alpha': 0.6}, 'training'),
-      (f'eval/loss/{name}', {'lw': 1.5, 'marker': 'o', 'ms': 4}, 'held out'),
-    ):
-      points = [(r['step'], r[key]) for r in rows if key in r]
-      if points:
-        axes.plot(*zip(*points), color=color, label=f'{name}, {label}', **style)
-    marks = [r[k] for r in rows if (k := f'eval/unigram/{name}') in r]
-    if marks:
-      axes.axhline(marks[0], color=color, ls=':', label=f'{name}, unigram')
+  styles = {
+    'training': {'lw': 1, 'alpha': 0.6},
+    'held out': {'lw': 1.5, 'marker': 'o', 'ms': 4},
+  }
+  for name, mine in curves.items():
+    color = COLORS[name]
+    for label, style in styles.items():
+      if len(mine[label][0]):
+        axes.plot(*mine[label], color=color, label=f'{name}, {label}', **style)
+    if mine['unigram'] is not None:
+      label = f'{name}, unigram'
+      axes.axhline(mine['unigram'], color=color, ls=':', label=label)
   axes.set(xlabel='step', ylabel='loss (nats a token)')
   axes.grid(alpha=0.3)
   axes.legend()
-  path = os.path.join(directory, CURVE_FILE)
+  path = os.path.join(model_dir, LOSS_CURVE_FILE)
   figure.savefig(path, dpi=120)
   plt.close(figure)
   return path
 
 
-def losses(run) -> list[rich.table.Table]:
-  """Held-out loss, first against last, by objective and by language."""
-  rows = [r for r in run.history if any(k.startswith('eval/loss') for k in r)]
-  first, last = rows[0], rows[-1]
-  names = [n for n in OBJECTIVE_NAMES if f'eval/loss/{n}' in last]
-  keys = [k.removeprefix('eval/loss/') for k in last if k.startswith('eval/l')]
-  languages = sorted({k.split('/')[1] for k in keys if '/' in k})
+def loss_table(rows: list[dict]) -> rich.table.Table:
+  """Returns first and last held-out loss, by objective and by language."""
+  losses = train_page.held_out_losses(rows)
+  total = losses.pop(None)
+  steps = [r['step'] for r in rows if any(k.startswith('eval/loss') for k in r)]
   table = rich.table.Table(
-    title=f'Held-out loss (nats a token), step {first["step"]:,} -> '
-    f'{last["step"]:,}; in brackets: a unigram model'
+    title=f'Held-out loss (nats a token), step {steps[0]:,} -> {steps[-1]:,}; '
+    'in brackets: a unigram model'
   )
   table.add_column('')
-  for name in names:
+  for name in total:
     table.add_column(name, justify='right')
-
-  def cell(key):
-    if f'eval/loss/{key}' not in last:
-      return ''
-    mark = first.get(f'eval/unigram/{key}')
-    text = f'{first[f"eval/loss/{key}"]:.2f} -> {last[f"eval/loss/{key}"]:.2f}'
-    return text if mark is None else f'{text} ({mark:.2f})'
-
-  if languages != ['all']:  # of pairs, which are of no language
-    for language in languages:
-      table.add_row(language, *(cell(f'{n}/{language}') for n in names))
+  if list(losses) != ['all']:  # of pairs, which are of no language
+    for language, mine in losses.items():
+      table.add_row(language, *(_change_text(mine.get(n)) for n in total))
     table.add_section()
-  table.add_row('all', *(cell(name) for name in names), style='bold')
-  return [table]
+  table.add_row('all', *map(_change_text, total.values()), style='bold')
+  return table
 
 
-def verdict(run) -> list[str]:
-  """A line an objective: is the held-out loss below a unigram model's?"""
-  keys = [f'eval/loss/{name}' for name in OBJECTIVE_NAMES]
-  rows = [r for r in run.history if any(key in r for key in keys)]
-  first, last = rows[0], rows[-1]
-  lines = []
-  for name in OBJECTIVE_NAMES:
-    mark, loss = (
-      first.get(f'eval/unigram/{name}'),
-      last.get(f'eval/loss/{name}'),
-    )
-    if mark is not None and loss is not None:
-      side = 'below' if loss < mark else 'NOT below'
-      lines.append(
-        f'{name}: held-out loss {loss:.3f} is {side} the {mark:.3f} of a '
-        'unigram model'
-      )
-  return lines
+def _change_text(loss: dict | None) -> str:
+  if loss is None:
+    return ''
+  text = f'{loss["first"]:.2f} -> {loss["last"]:.2f}'
+  unigram = loss['unigram']
+  return text if unigram is None else f'{text} ({unigram:.2f})'
 
 
-def samples(run, model, count: int = 3) -> list[dict]:
-  """`count` held-out examples of each objective in different languages.
+def compare_with_unigram(rows: list[dict]) -> list[str]:
+  """Says of each objective whether the loss is below a unigram model's."""
+  return [
+    f'{name}: held-out loss {loss["last"]:.3f} is '
+    f'{"below" if loss["last"] < loss["unigram"] else "NOT below"} the '
+    f'{loss["unigram"]:.3f} of a unigram model'
+    for name, loss in train_page.held_out_losses(rows)[None].items()
+    if loss['unigram'] is not None
+  ]
+
+
+def generate_samples(run, model, count: int = 3) -> list[dict]:
+  """Completes `count` held-out examples of each objective.
 
   Returns:
-    {objective, language, input, output, truth}.
+    {objective, language, input, output, truth} of examples in different
+    languages.
   """
-  decode, made = model.vocabulary.decode, []
+  decode, samples = model.vocabulary.decode, []
   for name in OBJECTIVE_NAMES:
     for part, source, target in _examples(run, name, count):
       (output,) = model.generate([source], max_tokens=len(target) + 16)
       texts = map(decode, (source, output, target))
-      made.append(
-        dict(
-          zip(
-            ('objective', 'language', 'input', 'output', 'truth'),
-            (name, part.language, *texts),
-          )
-        )
-      )
-  return made
+      texts = dict(zip(('input', 'output', 'truth'), texts))
+      samples.append({'objective': name, 'language': part.language, **texts})
+  return samples
 
 
-def sample_tables(found: list[dict]) -> list[rich.table.Table]:
-  """The samples, a table an objective."""
+def sample_tables(samples: list[dict]) -> list[rich.table.Table]:
+  """Returns a table of samples for each objective that has any."""
   tables = []
   for name in OBJECTIVE_NAMES:
     table = rich.table.Table(
@@ -137,7 +125,7 @@ def sample_tables(found: list[dict]) -> list[rich.table.Table]:
     )
     for column in ('', 'input', 'output', 'truth'):
       table.add_column(column, ratio=None if column == '' else 1)
-    for sample in (s for s in found if s['objective'] == name):
+    for sample in (s for s in samples if s['objective'] == name):
       texts = (sample[what] for what in ('input', 'output', 'truth'))
       table.add_row(sample['language'], *map(rich.markup.escape, texts))
     if table.row_count:
@@ -146,7 +134,7 @@ def sample_tables(found: list[dict]) -> list[rich.table.Table]:
 
 
 def _examples(run, objective: str, count: int):
-  """(part, encoder ids, target ids) of languages spread over those there.
+  """Yields (part, encoder ids, target ids) of languages spread over all.
 
   Where they are fewer than `count`, some have several, each of another row.
   """
@@ -167,40 +155,37 @@ def _examples(run, objective: str, count: int):
       yield parts[i], source.tolist(), target.tolist()
 
 
-def closing(run, console: rich.console.Console | None = None) -> None:
-  """Prints what a finished training run learned and where it lies.
+def print_summary(run, console: rich.console.Console | None = None) -> None:
+  """Prints what a finished training run learned and where its files are.
 
   Completions only after a run of one process: they need a model of its own, and
   process 0 of several calls this alone.
   """
   console = console or rich.console.Console()
-  tables, step = losses(run), run.step
+  folder, step = run.model_dir, run.step
+  tables = [loss_table(run.history)]
   if jax.process_count() == 1:
-    model = api.load(run.model_dir)
-    step, found = model.step, samples(run, model)
-    path = os.path.join(run.model_dir, train_page.SAMPLES)
-    with open(path, 'w', encoding='utf-8') as f:
-      json.dump({'step': step, 'samples': found}, f, ensure_ascii=False)
-    tables = [*tables, *sample_tables(found)]
+    model = api.load(folder)
+    step, samples = model.step, generate_samples(run, model)
+    text = json.dumps({'step': step, 'samples': samples}, ensure_ascii=False)
+    path = os.path.join(folder, train_page.SAMPLES_FILE)
+    fileio.write_atomically(path, text)
+    tables += sample_tables(samples)
   for table in tables:
     console.print(table)
-  spent = goodput.summary(goodput.read(run.model_dir))
   parts = ', '.join(
-    f'{goodput.MEANING[kind]} {seconds / sum(spent.values()):.0%}'
-    for kind, seconds in spent.items()
-    if seconds / sum(spent.values()) >= 0.005
+    f'{meaning} {share:.0%}'
+    for meaning, _, share in train_page.wall_time(folder)
+    if share >= 0.005
   )
-  console.print(f'wall time: {parts}', highlight=False)
-  for line in verdict(run):
+  for line in (f'wall time: {parts}', *compare_with_unigram(run.history)):
     console.print(line, highlight=False)
-  curve = loss_curve(run.model_dir)
-  folder = run.model_dir
   for what, path in (
     ('checkpoint', paths.checkpoints(folder) / str(step)),
     ('TensorBoard log', os.path.join(folder, 'tensorboard')),
     ('metrics', os.path.join(folder, metric_writer.METRICS_FILE)),
-    ('loss curve', curve),
-    ('report', train_page.write(folder)),
+    ('loss curve', draw_loss_curves(folder)),
+    ('report', train_page.write_train_page(folder)),
     ('configuration', os.path.join(folder, 'config.gin')),
   ):
     console.print(f'{what:>16}  {path}', highlight=False, soft_wrap=True)

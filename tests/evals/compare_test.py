@@ -40,7 +40,9 @@ def other(tmp_path_factory):
 
 
 def test_compare(folder, other, results, tmp_path, capsys):
-  path = compare_page.compare((folder, other), str(tmp_path / 'c.html'))
+  path = compare_page.compare_evaluations(
+    (folder, other), str(tmp_path / 'c.html')
+  )
   made = Page(open(path, encoding='utf-8').read())
   assert 'xnli_ta' in capsys.readouterr().out
   second = results_lib.read_results(other)
@@ -52,7 +54,10 @@ def test_compare(folder, other, results, tmp_path, capsys):
   assert row[4] == f'{theirs - mine:+.1f}'.replace('-', '−')
   assert f'over all {len(results["tasks"])} differences' in made.text
   assert made.row('from')[1:] == [*FEW, 'mean']
-  assert compare_page.compare((folder, other)) == f'{folder}/compare.html'
+  assert (
+    compare_page.compare_evaluations((folder, other))
+    == f'{folder}/compare.html'
+  )
 
 
 def test_a_run_against_itself_differs_in_nothing(results):
@@ -152,8 +157,8 @@ def test_names_are_what_tells_folders_apart():
 def test_what_cannot_be_compared_is_refused(folder, tmp_path):
   for runs in ((folder,), folder):
     with pytest.raises(ValueError, match='two or more'):
-      compare_page.compare(runs)
+      compare_page.compare_evaluations(runs)
   with open(tmp_path / 'results.json', 'w') as f:
     json.dump({'tasks': [], 'versions': {}, 'settings': {}}, f)
   with pytest.raises(ValueError, match='no question in common'):
-    compare_page.compare((folder, str(tmp_path)))
+    compare_page.compare_evaluations((folder, str(tmp_path)))

@@ -16,7 +16,7 @@ import pytest
 from atm.evals import compare, published
 from atm.evals import metrics as metrics_lib
 from atm.evals import results as results_lib
-from atm.pages import answer_cards, charts, compare_page, eval_page
+from atm.pages import answer_cards, charts, compare_page, eval_page, render
 
 from synthetic import EVIL, FEW, Page, choice, generated, judged, synthetic
 
@@ -33,10 +33,21 @@ def results(folder):
 
 @pytest.fixture(scope='module')
 def page(folder):
-  path = eval_page.write(folder)
+  path = eval_page.write_eval_page(folder)
   assert path == f'{folder}/report.html'
   with open(path, encoding='utf-8') as f:
     return Page(f.read())
+
+
+def page_of(folder, results):
+  data = eval_page.eval_page_data(folder, results)
+  return Page(render.render('eval', data))
+
+
+def drawn_bar(drawing):
+  text = "{% from 'macros.html.jinja' import bar %}{{ bar(drawing) }}"
+  template = render.environment().from_string(text)
+  return Page(template.render(drawing=drawing))
 
 
 def score_of(results, task, metric):
@@ -78,7 +89,7 @@ def test_the_average_of_superglue_stands_beside_theirs(page, results):
 
 def test_no_average_of_seven(folder, results):
   few = [t for t in results['tasks'] if t['name'] != 'superglue_wic']
-  made = Page(eval_page.page(folder, results | {'tasks': few}))
+  made = page_of(folder, results | {'tasks': few})
   assert not [row for row in made.rows if '69.16 medium' in row]
   assert made.row('superglue', '7')[3] == charts.NONE
 
@@ -114,16 +125,18 @@ def test_bars_say_their_numbers(page, results):
 
 def test_a_bar_is_to_scale():
   score = {'value': 25.0, 'low': 20.0, 'high': 30.0}
-  drawn = Page(charts.bar(score, 50, 10, published.Published(40, 'medium', '')))
+  theirs = published.Published(40, 'medium', '')
+  drawn = drawn_bar(charts.score_bar(score, 50, 10, theirs))
   of = lambda kind: next(a for _, a in drawn.elements if a.get('class') == kind)
   assert of('value')['width'] == '100.0' and of('published')['cx'] == '160.0'
   assert (of('interval')['x1'], of('interval')['x2']) == ('80.0', '120.0')
   assert of('chance')['x1'] == '40.0'
   nothing = {'value': None, 'low': None, 'high': None}
   assert (
-    Page(charts.bar(nothing, 50)).elements[0][1]['aria-label'] == charts.NONE
+    drawn_bar(charts.score_bar(nothing, 50)).elements[0][1]['aria-label']
+    == charts.NONE
   )
-  assert [charts.top_of(x) for x in ([3.1, None], [41, 100.2], [])] == [
+  assert [charts.axis_end(x) for x in ([3.1, None], [41, 100.2], [])] == [
     10,
     100,
     100,
@@ -154,7 +167,7 @@ def test_texts_run_their_own_way(page):
 def test_writing_again_gives_the_same(folder, page):
   read = lambda: open(f'{folder}/report.html', encoding='utf-8').read()
   before = read()
-  eval_page.write(folder)
+  eval_page.write_eval_page(folder)
   assert read() == before
 
 
@@ -179,12 +192,15 @@ def test_answers_and_names_are_escaped(tmp_path):
     'versions': {EVIL: EVIL}, 'settings': {EVIL: EVIL},
     'missing': [{'name': EVIL, 'why': EVIL, 'where': EVIL}],
   }  # fmt: skip
-  made = Page(eval_page.page(str(tmp_path), results))
+  made = page_of(str(tmp_path), results)
   assert 'script' not in {tag for tag, _ in made.elements}
   assert made.text.count(EVIL) > 20 and EVIL in made.ids
   labels = [EVIL, EVIL + '2']
   found, _ = compare.compare_runs([results, results], labels)
-  made = Page(compare_page.page(labels, [results, results], found, [EVIL]))
+  data = compare_page.compare_page_data(
+    labels, [results, results], found, [EVIL]
+  )
+  made = Page(render.render('compare', data))
   assert 'script' not in {tag for tag, _ in made.elements}
 
 
@@ -192,13 +208,13 @@ def test_scores_that_are_none_are_dashes(folder, results):
   task = dict(results['tasks'][0])
   nothing = {'value': float('nan'), 'low': None, 'high': None}
   task['scores'] = {'accuracy': nothing}
-  made = Page(eval_page.page(folder, results | {'tasks': [task]}))
+  made = page_of(folder, results | {'tasks': [task]})
   assert made.row('Arabic')[1:3] == [charts.NONE, charts.NONE]
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match='results.json'):
-    eval_page.write(str(tmp_path))
+    eval_page.write_eval_page(str(tmp_path))
 
 
 # --- Which answers are read
@@ -208,8 +224,8 @@ def test_the_worst_are_wrong_by_most_and_the_best_right_by_most(
   folder, results
 ):
   (task,) = [t for t in results['tasks'] if t['name'] == 'xnli_en']
-  lines = answer_cards.read(folder, 'xnli_en')
-  found = answer_cards.chosen(task, lines)
+  lines = answer_cards.read_predictions(folder, 'xnli_en')
+  found = answer_cards.select_answers(task, lines)
   assert [why for why, _, _ in found] == [
     'worst', 'worst', 'in the middle', 'best', 'best'
   ]  # fmt: skip
@@ -225,26 +241,28 @@ def test_the_worst_are_wrong_by_most_and_the_best_right_by_most(
 def test_of_texts_the_metric_decides(folder, results):
   (task,) = [t for t in results['tasks'] if t['name'] == 'flores101_ar_en']
   assert answer_cards.ranking_metric(task) == 'chrf'
-  lines = answer_cards.read(folder, 'flores101_ar_en')
-  _, worst, line = answer_cards.chosen(task, lines)[0]
+  lines = answer_cards.read_predictions(folder, 'flores101_ar_en')
+  _, worst, line = answer_cards.select_answers(task, lines)[0]
   rows = metrics_lib.METRICS['chrf'].rows(
     [line['answer']], [line['truth']], ['']
   )
   assert worst == pytest.approx(metrics_lib.METRICS['chrf'].total(rows[0]))
-  assert worst == min(answer_cards.worths(task, lines))
+  assert worst == min(answer_cards.answer_quality(task, lines))
 
 
 def test_few_answers_are_not_shown_twice(results):
   (task,) = [t for t in results['tasks'] if t['name'] == 'squadv2']
   task = task | {'statistics': {'squad_f1': [[100, 1], [0, 1]]}}
   lines = [generated(i, '', 'x', ['x'], {}) for i in range(2)]
-  found = answer_cards.chosen(task, lines)
+  found = answer_cards.select_answers(task, lines)
   assert [line['id'] for _, _, line in found] == ['1', '0']
 
 
 def test_a_long_beginning_of_all_choices_is_left_out():
   start = 'The committee met on Monday and decided that '
-  assert answer_cards.differing([start + 'it rains', start + 'it pours']) == [
-    '… rains', '… pours'
-  ]  # fmt: skip
-  assert answer_cards.differing(['True', 'False']) == ['True', 'False']
+  texts = [start + 'it rains', start + 'it pours']
+  assert answer_cards.without_shared_start(texts) == ['… rains', '… pours']
+  assert answer_cards.without_shared_start(['True', 'False']) == [
+    'True',
+    'False',
+  ]

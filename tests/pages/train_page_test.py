@@ -14,7 +14,7 @@ import pytest
 
 import gin
 from atm.cli import main
-from atm.pages import train_page
+from atm.pages import render, train_page
 from atm.train import goodput, metric_writer
 
 
@@ -63,8 +63,12 @@ def run(tmp_path):
   return tmp_path
 
 
+def page_of(model_dir, rows):
+  return render.render('train', train_page.train_page_data(model_dir, rows))
+
+
 def test_what_the_page_holds(run):
-  page = train_page.page(str(run), metric_writer.read(str(run)))
+  page = page_of(str(run), metric_writer.read(str(run)))
   assert '<dt>step</dt><dd>20</dd>' in page
   assert '<dt>tokens read</dt><dd>500</dd>' in page
   assert '<dt>held out, clm</dt><dd>6.000</dd>' in page
@@ -79,21 +83,21 @@ def test_what_the_page_holds(run):
 def test_a_fine_tuning_says_what_it_started_from(run, text):
   (run / 'config.gin').write_text(f'INIT_ENCODER = None\nINIT_FROM = {text}\n')
   rows = [{'step': 4, 'eval/loss/pair': 1.0, 'eval/loss/pair/all': 1.0}]
-  page = train_page.page(str(run), rows)
+  page = page_of(str(run), rows)
   said = '<dt>started from</dt><dd>a/b</dd>' in page
   assert said == (text != 'None')
   assert 'by language' not in page
 
 
 def test_samples_are_shown_where_the_run_has_ended(run):
-  assert 'class="text"' not in train_page.page(str(run), [{'step': 0}])
+  assert 'class="text"' not in page_of(str(run), [{'step': 0}])
   sample = {
     'objective': 'denoise', 'language': 'ar', 'input': 'لكل <b>',
     'output': 'x & y', 'truth': 'z',
   }  # fmt: skip
-  with open(run / train_page.SAMPLES, 'w', encoding='utf-8') as f:
+  with open(run / train_page.SAMPLES_FILE, 'w', encoding='utf-8') as f:
     json.dump({'step': 20, 'samples': [sample]}, f)
-  page = train_page.page(str(run), [{'step': 0}])
+  page = page_of(str(run), [{'step': 0}])
   assert '<p lang="ar" dir="auto" class="text">لكل &lt;b&gt;</p>' in page
   assert 'x &amp; y' in page and 'read by step 20' in page
 
@@ -104,7 +108,7 @@ def test_where_the_time_went(run):
     'seconds': {**dict.fromkeys(goodput.MEASURED, 0.0), 'compile': 25.0},
   }  # fmt: skip
   (run / goodput.FILE).write_text(json.dumps(line) + '\n')
-  page = train_page.page(str(run), metric_writer.read(str(run)))
+  page = page_of(str(run), metric_writer.read(str(run)))
   rows = {row[0]: row[1:] for row in Cells(page).rows if row}
   assert rows['steps that count'][:2] == ['1:15', '75.0%']
   assert rows['compiling'][:2] == ['0:25', '25.0%']
@@ -123,8 +127,8 @@ def test_long_curves_are_averaged():
 def test_the_command(run, tmp_path, capsys):
   gin.clear_config()
   assert main.main(['report', f'--gin.MODEL_DIR="{run}"']) == 0
-  assert (run / train_page.PAGE).exists()
-  assert str(run / train_page.PAGE) in capsys.readouterr().out
+  assert (run / train_page.TRAIN_PAGE).exists()
+  assert str(run / train_page.TRAIN_PAGE) in capsys.readouterr().out
   nothing = tmp_path / 'nothing'
   gin.clear_config()
   assert main.main(['report', f'--gin.MODEL_DIR="{nothing}"']) == 2

@@ -24,22 +24,21 @@ def run(tmp_path):
 
 def test_losses_set_the_last_beside_the_first_and_the_unigram(run):
   out = rich.console.Console(file=io.StringIO(), width=100)
-  for table in train_summary.losses(run):
-    out.print(table)
+  out.print(train_summary.loss_table(run.history))
   text = out.file.getvalue()
   assert 'step 0 -> 20' in ' '.join(text.split())
   assert text.count('7.00 -> 5.00 (5.50)') == 5
 
 
 def test_the_verdict_says_so_either_way(run):
-  assert train_summary.verdict(run) == [
+  assert train_summary.compare_with_unigram(run.history) == [
     'denoise: held-out loss 5.000 is below the 5.500 of a unigram model',
     'clm: held-out loss 5.000 is below the 5.500 of a unigram model',
   ]
   run.history[-1]['eval/loss/clm'] = 5.6
-  assert 'NOT below' in train_summary.verdict(run)[1]
+  assert 'NOT below' in train_summary.compare_with_unigram(run.history)[1]
 
 
 def test_the_curve_is_a_picture(run):
-  with open(train_summary.loss_curve(run.model_dir), 'rb') as f:
+  with open(train_summary.draw_loss_curves(run.model_dir), 'rb') as f:
     assert f.read(8) == b'\x89PNG\r\n\x1a\n'

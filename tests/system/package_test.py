@@ -1,4 +1,4 @@
-"""A wheel holds the gin files and the text, and works from anywhere."""
+"""A wheel holds gin files, text and templates, and works from anywhere."""
 
 import os
 import subprocess
@@ -34,10 +34,13 @@ def test_a_checkout_imports_tasks_as_atm_tasks():
 
 def test_the_wheel_ships_what_the_checkout_has(wheel):
   names = set(zipfile.ZipFile(wheel).namelist())
-  for folder, inside in (('gin', 'atm/configs'), ('tasks', 'atm_tasks')):
+  shipped = ('.gin', '.py', '.tsv', '.jinja', '.css')
+  for folder, inside in (
+    ('gin', 'atm/configs'), ('tasks', 'atm_tasks'), ('atm', 'atm')
+  ):  # fmt: skip
     for where, _, files in os.walk(os.path.join(ROOT, folder)):
       for file in files:
-        if file.endswith(('.gin', '.py', '.tsv')) or file == 'LICENSE':
+        if file.endswith(shipped) or file == 'LICENSE':
           path = os.path.relpath(os.path.join(where, file), f'{ROOT}/{folder}')
           assert f'{inside}/{path}' in names
   tops = {name.split('/')[0] for name in names}

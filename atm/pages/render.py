@@ -1,0 +1,58 @@
+"""Renders HTML pages from templates/*.html.jinja and style.css.
+
+A page is one file that needs no other and runs no script. jinja2 escapes all
+text; the only markup from elsewhere are the figures of `figures.draw_svg`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import unicodedata
+
+from atm import fileio
+from atm.data.languages import name_language
+
+
+@functools.cache
+def environment():
+  """Returns the jinja2 environment of all pages, which escapes what it prints.
+
+  `{% include 'style.css' %}` finds the style sheet.
+  """
+  import jinja2  # heavy
+
+  here = os.path.dirname(__file__)
+  made = jinja2.Environment(
+    loader=jinja2.FileSystemLoader([os.path.join(here, 'templates'), here]),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  made.filters.update(
+    direction_mark=direction_mark, language_name=name_language
+  )
+  return made
+
+
+def render(template: str, data: dict) -> str:
+  """Returns the HTML of templates/TEMPLATE.html.jinja, filled with `data`."""
+  return environment().get_template(f'{template}.html.jinja').render(data)
+
+
+def write_page(path: str, template: str, data: dict) -> str:
+  """Writes a page, whole or not at all; returns its path."""
+  fileio.write_atomically(path, render(template, data))
+  return path
+
+
+def direction_mark(text: str) -> str:
+  """Returns the mark for dir="auto" of the direction most letters have.
+
+  Without it the first letter decides, and an Arabic text may begin with an
+  English name.
+  """
+  kinds = [unicodedata.bidirectional(c) for c in text]
+  right = kinds.count('R') + kinds.count('AL')
+  return '\u200f' if right > kinds.count('L') else '\u200e'
