@@ -18,6 +18,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from atm.checkpoint import convert, hf_folder, hf_keys
 from atm.model import parameters
@@ -37,7 +38,7 @@ RELEASED = dict(
 
 def abstract(config: Config) -> dict:
   mesh = mesh_lib.mesh(devices=jax.devices()[:1])
-  return hf_folder.flat(
+  return traverse_util.flatten_dict(
     parameters.abstract_params(AlexaTM(config), mesh, sharding.Rules())
   )
 
@@ -49,13 +50,13 @@ def sizes_of(config: Config, bytes_each: int) -> dict:
 
 def write(folder: str, config: Config) -> None:
   with open(f'{folder}/config.json', 'w') as f:
-    json.dump(hf_keys.alexatm_json(config), f)
+    json.dump(hf_keys.config_to_hf(config), f)
   shapes = {}
   for path, x in abstract(config).items():
     keys = hf_keys.ALEXATM.keys(path, x.shape)
     for key in keys:
       shapes[key] = (
-        hf_folder.their_shape(path, x.shape, len(keys)),
+        hf_folder.hf_shape(path, x.shape, len(keys)),
         np.float32,
       )
   random = np.random.default_rng(0)

@@ -29,7 +29,7 @@ import numpy as np
 from absl import logging
 
 import atm_tasks
-from atm.checkpoint import checksums, manager
+from atm.checkpoint import checksums, manager, reader
 from atm.data import cache, vocabulary_training
 from atm.model import config as config_lib
 from atm.model import transformer
@@ -84,7 +84,7 @@ def a_checkpoint(folder: str, nursery: survive.Nursery):
   """(checkpoints of a run, its last step, shapes, the state as it is)."""
   run = f'{folder}/damage'
   assert nursery.run(run, train_steps=6).code == 0
-  made = manager.Checkpoints(run, read_only=True, say=quiet)
+  made = reader.CheckpointReader(run, log=quiet)
   config = config_lib.Config(**made.meta(6)['model'])
   tx = optimizer.make(optimizer.Config())
   mesh = mesh_lib.mesh(devices=jax.devices()[:1])
@@ -94,8 +94,8 @@ def a_checkpoint(folder: str, nursery: survive.Nursery):
   return run, shapes, bits(made, shapes)
 
 
-def bits(made: manager.Checkpoints, shapes) -> list:
-  state = made.restore(6, shapes)
+def bits(made: reader.CheckpointReader, shapes) -> list:
+  state = made.restore(6, shapes.to_trees())
   return [
     made.meta(6),
     [np.asarray(x).tobytes() for x in jax.tree.leaves(state)],
@@ -103,10 +103,10 @@ def bits(made: manager.Checkpoints, shapes) -> list:
 
 
 def fate(run: str, shapes, whole: list) -> str:
-  made = manager.Checkpoints(run, read_only=True, say=quiet)
+  made = reader.CheckpointReader(run, log=quiet)
   try:
     found = bits(made, shapes)
-  except checksums.Damaged:
+  except checksums.DamageError:
     return 'detected'
   except ValueError:  # names or shapes differ, and nothing is sealed
     return 'taken for another model'
@@ -116,12 +116,12 @@ def fate(run: str, shapes, whole: list) -> str:
 def flips(folder: str, nursery: survive.Nursery) -> None:
   run, shapes, whole = a_checkpoint(folder, nursery)
   paths = files(f'{run}/checkpoints/6')
-  compare, unseal = checksums.compare, checksums.unseal
+  compare, unseal = checksums.verify_checksums, checksums.unseal_meta
   for name in ('with checksums', 'Orbax alone'):
     draw, fates = random.Random(SEED), collections.Counter()
     if name == 'Orbax alone':
-      checksums.compare = lambda arrays, wanted: None
-      checksums.unseal = lambda sealed: (
+      checksums.verify_checksums = lambda arrays, wanted: None
+      checksums.unseal_meta = lambda sealed: (
         {k: v for k, v in sealed.items() if k not in ('sha256', 'checksums')},
         sealed.get('checksums', {}),
       )
@@ -131,7 +131,7 @@ def flips(folder: str, nursery: survive.Nursery) -> None:
     print(
       f'{FLIPS} flips and cuts over {len(paths)} files, {name}: {dict(fates)}'
     )
-  checksums.compare, checksums.unseal = compare, unseal
+  checksums.verify_checksums, checksums.unseal_meta = compare, unseal
 
 
 # --- Cost
@@ -158,24 +158,26 @@ def cost(folder: str) -> None:
   net = transformer.AlexaTM(config)
   shapes = step.abstract_state(net, tx, mesh, sharding.Rules())
   state = jax.block_until_ready(step.init_state(net, tx, 0, shapes))
-  arrays = checksums.named(state)
+  trees = state.to_trees()
+  arrays = checksums.flatten_named(trees)
   start = time.perf_counter()
-  checksums.checksums(arrays)
+  checksums.compute_checksums(arrays)
   first = time.perf_counter() - start
-  sums = seconds(lambda: checksums.checksums(arrays))
+  sums = seconds(lambda: checksums.compute_checksums(arrays))
   host = {k: np.asarray(x) for k, x in arrays.items()}
-  on_host = seconds(lambda: checksums.checksums(host))
-  made = manager.Checkpoints(f'{folder}/cost', keep=1)
+  on_host = seconds(lambda: checksums.compute_checksums(host))
+  made = manager.CheckpointManager(f'{folder}/cost', keep=1)
   numbers = iter(range(1, 10))
   begin, whole = [], []
   for _ in range(3):
     start = time.perf_counter()
-    made.save(next(numbers), state, {})
+    made.save(next(numbers), trees, {})
     begin.append(time.perf_counter() - start)
-    made.wait()
+    made.wait_until_finished()
     whole.append(time.perf_counter() - start)
-  last = made.latest()
-  restore = seconds(lambda: jax.block_until_ready(made.restore(last, shapes)))
+  last = made.latest_step()
+  like = shapes.to_trees()
+  restore = seconds(lambda: jax.block_until_ready(made.restore(last, like)))
   made.close()
   count = sum(x.size for x in jax.tree.leaves(state))
   print(f"""

@@ -43,14 +43,17 @@ def main(port: str, number: str, directory: str) -> None:
   mesh = mesh_lib.mesh()
   total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))
   say = lambda text: print(text, flush=True)
-  made = manager.Checkpoints(directory, say=say)
+  made = manager.CheckpointManager(directory, log=say)
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     state_at(0, mesh),
   )
-  at, found = recovery.newest_intact(made, lambda n: made.restore(n, shapes))
+  trees = shapes.to_trees()
+  at, found = recovery.read_newest_intact(
+    made, lambda n: made.restore(n, trees)
+  )
   if found is not None:
-    wanted = state_at(at, mesh)
+    wanted = state_at(at, mesh).to_trees()
     same = jax.tree.map(lambda x, y: bool((x == y).all()), found, wanted)
     say(f'restored {at} {all(jax.tree.leaves(same))}')
   with preemption.Signals() as signals:
@@ -62,8 +65,8 @@ def main(port: str, number: str, directory: str) -> None:
       time.sleep(0.02)
       if signals.stops_after(step):
         break
-  made.save(step, state, {'data': {'step': step}})
-  made.must_be_saved()
+  made.save(step, state.to_trees(), {'data': {'step': step}})
+  made.raise_if_unsaved()
   made.close()
   say(f'saved {step}')
 

@@ -472,14 +472,14 @@ def no_defaults(monkeypatch):
 def run(model, tmp_path_factory) -> str:
   """A MODEL_DIR with the model's checkpoint."""
   directory = str(tmp_path_factory.mktemp('run'))
-  checkpoints = manager.Checkpoints(directory)
+  checkpoints = manager.CheckpointManager(directory)
   meta = {
     'model': dataclasses.asdict(model.config),
     'vocabulary': model.vocabulary.sha256,
     'config': '',
   }
   state = State(jnp.zeros((), jnp.int32), model.params, {'x': jnp.zeros(1)})
-  checkpoints.save(7, state, meta)
+  checkpoints.save(7, state.to_trees(), meta)
   checkpoints.close()
   trainer.keep_beside(directory, model.vocabulary, meta)
   return directory

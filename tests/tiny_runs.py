@@ -90,7 +90,7 @@ def parameters(directory, step, item='params') -> dict[str, np.ndarray]:
   """Returns path -> array of an item of a checkpoint, read by Orbax alone."""
   import orbax.checkpoint as ocp
 
-  path = os.path.join(directory, paths.FOLDER, str(step), item)
+  path = os.path.join(directory, paths.CHECKPOINTS, str(step), item)
   with ocp.StandardCheckpointer() as reader:
     tree = reader.restore(path)
   return {

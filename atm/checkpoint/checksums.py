@@ -30,7 +30,7 @@ _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 PIECE, SMALL_PIECE = 2**22, 2**14  # words
 
 
-class Damaged(ValueError):
+class DamageError(ValueError):
   """A checkpoint does not hold what was saved."""
 
 
@@ -97,24 +97,33 @@ def _sum_on_host(array: np.ndarray) -> np.ndarray:
   return total
 
 
-def name(path) -> str:
+def path_name(path) -> str:
   """A path of JAX's as text, as in `params/encoder/layers/...`."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def named(tree) -> dict:
-  """The leaves of a tree by `name`."""
+def flatten_named(tree) -> dict:
+  """The leaves of a tree by `path_name`."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {name(path): leaf for path, leaf in leaves}
+  return {path_name(path): leaf for path, leaf in leaves}
 
 
-def kind(array) -> str:
+def array_type(array) -> str:
   """An array's dtype and shape, as in `float32[32,64]`."""
   shape = ','.join(map(str, array.shape))
   return f'{np.dtype(array.dtype).name}[{shape}]'
 
 
-def checksums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
+def parse_array_type(text: str) -> jax.ShapeDtypeStruct:
+  """Returns shape and dtype of what `array_type` wrote."""
+  dtype, _, shape = text.removesuffix(']').partition('[')
+  sizes = tuple(int(n) for n in shape.split(',') if n)
+  return jax.ShapeDtypeStruct(sizes, np.dtype(dtype))
+
+
+def compute_checksums(
+  arrays: Mapping[str, jax.Array | np.ndarray],
+) -> dict[str, str]:
   """`float32[32,64] 0123456789abcdef` for every array, where they lie.
 
   JAX's arrays are summed on their devices by one program compiled for them all,
@@ -138,16 +147,16 @@ def _on_devices(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
 
 
 def _text(array, sums: np.ndarray) -> str:
-  return f'{kind(array)} {sums[0]:08x}{sums[1]:08x}'
+  return f'{array_type(array)} {sums[0]:08x}{sums[1]:08x}'
 
 
-def compare(arrays: Mapping, wanted: Mapping[str, str]) -> None:
-  """Raises Damaged unless the arrays have these checksums."""
-  found = checksums(arrays)
+def verify_checksums(arrays: Mapping, wanted: Mapping[str, str]) -> None:
+  """Raises DamageError unless the arrays have these checksums."""
+  found = compute_checksums(arrays)
   wrong = [name for name in found if found[name] != wanted.get(name)]
   if wrong:
     more = f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''
-    raise Damaged(f'{wrong[0]}{more} differs from its checksum')
+    raise DamageError(f'{wrong[0]}{more} differs from its checksum')
 
 
 # --- JSON
@@ -158,17 +167,17 @@ def _digest(value: dict) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def seal(meta: dict, sums: Mapping[str, str]) -> dict:
+def seal_meta(meta: dict, sums: Mapping[str, str]) -> dict:
   """`meta` with the arrays' checksums, and a hash of it all."""
   whole = json.loads(json.dumps({**meta, SUMS: dict(sums)}))
   return {**whole, SEAL: _digest(whole)}
 
 
-def unseal(sealed: dict) -> tuple[dict, dict | None]:
+def unseal_meta(sealed: dict) -> tuple[dict, dict | None]:
   """(meta, checksums); checksums are None where it was never sealed.
 
   Raises:
-    Damaged: it is not what was sealed. One damaged name cannot make it look
+    DamageError: it is not what was sealed. One damaged name cannot make it look
       unsealed: there are two.
   """
   meta = {k: v for k, v in sealed.items() if k not in (SEAL, SUMS)}
@@ -176,5 +185,5 @@ def unseal(sealed: dict) -> tuple[dict, dict | None]:
     return meta, None
   whole = {k: v for k, v in sealed.items() if k != SEAL}
   if sealed.get(SEAL) != _digest(whole) or SUMS not in sealed:
-    raise Damaged('meta differs from its own hash')
+    raise DamageError('meta differs from its own hash')
   return meta, sealed[SUMS]

@@ -10,17 +10,17 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from atm.checkpoint import (
   checksums,
   hf_folder,
   hf_keys,
-  manager,
   paths,
-  recovery,
+  pretrained,
+  reader,
 )
 from atm.data import vocabulary
 from atm.messages import clock_text
@@ -58,24 +58,27 @@ def import_weights(
   Raises:
     FileNotFoundError: there is no config.json or no weights.
     ValueError: model_dir has checkpoints already.
-    layouts.WeightsError, torch_file.TorchFileError: the weights are not sound.
+    hf_keys.WeightsError, torch_reader.TorchFileError: the weights are damaged
+      or of another model.
   """
   path = os.path.join(source, 'config.json')
   if not os.path.exists(path):
     raise FileNotFoundError(f'SOURCE = {source!r}: no config.json there')
-  final = os.path.join(model_dir, paths.FOLDER)
+  final = os.path.join(model_dir, paths.CHECKPOINTS)
   if os.path.isfile(final) or os.path.isdir(final) and os.listdir(final):
     raise ValueError(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
   described = hf_folder.read_json(path)
-  config = hf_keys.config_of(described)
+  config = hf_keys.config_from_hf(described)
   mesh = make_mesh()
   abstract = parameters.abstract_params(AlexaTM(config), mesh, rules)
   layout = hf_keys.LAYOUTS[hf_keys.model_type(described)]
-  reader = hf_folder.Reader(hf_folder.Folder(source), layout, abstract)
-  sizes = reader.bytes()
-  if any(reader.dtype(path) != np.float32 for path in sizes):
+  weights = hf_folder.WeightReader(
+    hf_folder.WeightFolder(source), layout, abstract
+  )
+  sizes = weights.bytes()
+  if any(weights.dtype(path) != np.float32 for path in sizes):
     config = dataclasses.replace(config, dtype='bfloat16')
   say(forecast(config, sizes))
 
@@ -84,8 +87,8 @@ def import_weights(
   os.makedirs(partial)
   with removed_on_error(partial):
     meta = {'model': dataclasses.asdict(config), 'hf_config': described}
-    sums = write_parameters(partial, reader, say)
-    write_meta(partial, checksums.seal(meta, sums))
+    sums = write_parameters(partial, weights, say)
+    write_meta(partial, checksums.seal_meta(meta, sums))
     write_beside(partial, source, config, described)
     os.makedirs(model_dir, exist_ok=True)
     for name in os.listdir(partial):
@@ -117,7 +120,9 @@ def forecast(config: Config, sizes: Mapping[tuple, int]) -> str:
   )
 
 
-def write_parameters(directory: str, reader: hf_folder.Reader, say) -> dict:
+def write_parameters(
+  directory: str, weights: hf_folder.WeightReader, say
+) -> dict:
   """Writes checkpoints/0/params bit by bit, with Orbax's partial save.
 
   Returns:
@@ -125,19 +130,19 @@ def write_parameters(directory: str, reader: hf_folder.Reader, say) -> dict:
   """
   from orbax.checkpoint.experimental import v1 as orbax
 
-  sizes, total = reader.bytes(), sum(reader.bytes().values())
+  sizes, total = weights.bytes(), sum(weights.bytes().values())
   path = os.path.join(directory, 'parameters')
   start = said = time.perf_counter()
   done, sums, group = 0, {}, {}
-  for name, array in reader.arrays():
+  for name, array in weights.arrays():
     alone = array.sharding.num_devices == 1
     whole = np.asarray(array) if alone else array  # on a CPU without a copy
-    sums |= checksums.checksums({'/'.join(('params', *name)): whole})
+    sums |= checksums.compute_checksums({'/'.join(('params', *name)): whole})
     group[name] = array
     del whole, array
     done += sizes[name]
     if done == total or sum(map(sizes.get, group)) >= TOGETHER:
-      orbax.partial.save(path, hf_folder.nested(group))
+      orbax.partial.save(path, traverse_util.unflatten_dict(group))
       group.clear()
     now = time.perf_counter()
     if now - said > 2 or done == total:
@@ -148,7 +153,7 @@ def write_parameters(directory: str, reader: hf_folder.Reader, say) -> dict:
       )
       said = now
   orbax.partial.finalize(path)
-  place = os.path.join(directory, paths.FOLDER, '0')
+  place = os.path.join(directory, paths.CHECKPOINTS, '0')
   os.makedirs(place)
   os.rename(os.path.join(path, 'state'), os.path.join(place, 'params'))
   described = '_CHECKPOINT_METADATA'
@@ -159,7 +164,7 @@ def write_parameters(directory: str, reader: hf_folder.Reader, say) -> dict:
 
 def write_meta(directory: str, meta: dict) -> None:
   """Writes checkpoints/0/meta."""
-  path = os.path.join(directory, paths.FOLDER, '0', 'meta')
+  path = os.path.join(directory, paths.CHECKPOINTS, '0', 'meta')
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
     writer.save(path, ocp.args.JsonSave(meta))
 
@@ -210,14 +215,13 @@ def export_weights(
 
   Raises:
     ValueError: the output exists, or the model has no Hugging Face format.
-    integrity.Damaged: a parameter is not what was saved.
+    checksums.DamageError: a parameter differs from what was saved.
   """
   if os.path.exists(output):
     raise ValueError(f'OUTPUT = {output!r} exists already')
   if shard_gib <= 0:
     raise ValueError(f'SHARD_GIB = {shard_gib}: expected more than 0')
-  checkpoints, number = manager.open_step(model_dir, at_step)
-  with recovery.naming_intact(checkpoints):
+  with reader.open_step(model_dir, at_step) as (checkpoints, number):
     meta = checkpoints.meta(number)
     config = Config(**meta['model'])
     kind, described = describe(config, meta.get('hf_config'))
@@ -237,20 +241,17 @@ def export_weights(
 
 
 def plan_export(
-  checkpoints: manager.Checkpoints, number: int, config: Config, kind: str
+  checkpoints: reader.CheckpointReader, number: int, config: Config, kind: str
 ) -> tuple[dict, Callable[[str], np.ndarray]]:
   """(their key -> (shape, dtype), a function that reads one)."""
   layout = hf_keys.LAYOUTS[kind]
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
-  abstract = hf_folder.flat(
-    parameters.abstract_params(AlexaTM(config), mesh, Rules())
-  )
+  abstract = traverse_util.flatten_dict(pretrained.shapes_on_one_device(config))
   saved = checkpoints.dtypes(number)
   tensors, origin = {}, {}
   for path, like in abstract.items():
     keys = layout.keys(path, like.shape)
     for i, key in enumerate(keys):
-      shape = hf_folder.their_shape(path, like.shape, len(keys))
+      shape = hf_folder.hf_shape(path, like.shape, len(keys))
       tensors[key] = (shape, saved[path])
       origin[key] = (path, i)
   if kind == 'alexatm':
@@ -263,7 +264,7 @@ def plan_export(
     path, i = origin[key]
     if path not in held:  # one parameter at a time
       held.clear()
-      held[path] = checkpoints.parameter(number, path)
+      held[path] = checkpoints.read_parameter(number, path)
     stacked = len(path) > 2 and path[1] == 'layers'
     value = held[path][i] if stacked else held[path]
     return value.T if path[-1] == 'kernel' else value.reshape(tensors[key][0])
@@ -281,7 +282,7 @@ def describe(config: Config, described: dict | None) -> tuple[str, dict]:
       f'{config.embed_scale}: the released PyTorch code has the uncentred norm '
       "and no scale. Train with model.Config.norm = 'uncentred' to export"
     )
-  return 'alexatm', hf_keys.alexatm_json(config)
+  return 'alexatm', hf_keys.config_to_hf(config)
 
 
 def buffers(config: Config, tensors: Mapping, layout: hf_keys.Layout) -> dict:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from flax import traverse_util
 
 from atm.checkpoint.hf_keys import Layout, WeightsError
 from atm.checkpoint.torch_reader import TorchFile
@@ -71,7 +72,7 @@ class _SafeTensors:
       return f.get_tensor(key)
 
 
-class Folder:
+class WeightFolder:
   """The tensors of all weight files of a Hugging Face folder."""
 
   def __init__(self, directory: str):
@@ -142,26 +143,7 @@ def read_json(path: str) -> dict:
 # --- Reading
 
 
-def flat(tree) -> dict[tuple[str, ...], Any]:
-  """A nested dict of parameters by path."""
-  return {
-    tuple(key.key for key in path): leaf
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
-
-
-def nested(leaves: Mapping[tuple[str, ...], Any]) -> dict:
-  """The inverse of `flat`."""
-  tree: dict = {}
-  for path, leaf in leaves.items():
-    node = tree
-    for name in path[:-1]:
-      node = node.setdefault(name, {})
-    node[path[-1]] = leaf
-  return tree
-
-
-def their_shape(path, shape: tuple[int, ...], count: int) -> tuple[int, ...]:
+def hf_shape(path, shape: tuple[int, ...], count: int) -> tuple[int, ...]:
   """The shape of one of the `count` tensors of a parameter."""
   stacked = len(path) > 2 and path[1] == 'layers'
   shape = shape[1:] if stacked else shape
@@ -170,10 +152,10 @@ def their_shape(path, shape: tuple[int, ...], count: int) -> tuple[int, ...]:
   return tuple(reversed(shape)) if path[-1] == 'kernel' else tuple(shape)
 
 
-class Reader:
+class WeightReader:
   """Checked access to a folder's weights, one of our parameters at a time."""
 
-  def __init__(self, folder: Folder, layout: Layout, abstract: dict):
+  def __init__(self, folder: WeightFolder, layout: Layout, abstract: dict):
     """Checks every key, shape and dtype; reads nothing yet.
 
     Args:
@@ -185,12 +167,12 @@ class Reader:
       WeightsError: a key is missing, left over or of the wrong shape or dtype.
     """
     self.folder, self.layout = folder, layout
-    self.abstract = flat(abstract)
+    self.abstract = traverse_util.flatten_dict(abstract)
     left = folder.keys() - set(layout.ignored)
     for path, like in self.abstract.items():
       keys = layout.keys(path, like.shape)
       for key in keys:
-        self._check(key, their_shape(path, like.shape, len(keys)), keys[0])
+        self._check(key, hf_shape(path, like.shape, len(keys)), keys[0])
       left -= set(keys)
     for path in self.abstract:
       left -= self._aliases(path, left)
@@ -246,7 +228,7 @@ class Reader:
     turn = np.transpose if path[-1] == 'kernel' else np.asarray
     if len(path) == 1 or path[1] != 'layers':
       return turn(self.folder.read(keys[0])).reshape(like.shape)
-    out = aligned(like.shape, self.dtype(path))
+    out = empty_aligned(like.shape, self.dtype(path))
     for i, key in enumerate(keys):
       out[i] = turn(self.folder.read(key))
     return out
@@ -255,7 +237,11 @@ class Reader:
     """(path, sharded array), one after the other."""
     for path, like in self.abstract.items():
       # No local name holds an array while the next one is made.
-      yield path, put(self.read(path), like.sharding)
+      yield path, put_sharded(self.read(path), like.sharding)
+
+  def read_all(self) -> dict:
+    """Returns all parameters, nested and sharded."""
+    return traverse_util.unflatten_dict(dict(self.arrays()))
 
   def bytes(self) -> dict[tuple[str, ...], int]:
     return {
@@ -264,7 +250,7 @@ class Reader:
     }
 
 
-def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+def empty_aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
   """An empty array at a multiple of 64 bytes, which JAX's CPU need not copy."""
   size = int(np.prod(shape)) * np.dtype(dtype).itemsize
   raw = np.empty(size + 64, np.uint8)
@@ -272,7 +258,7 @@ def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
   return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def put(value: np.ndarray, sharding) -> jax.Array:
+def put_sharded(value: np.ndarray, sharding) -> jax.Array:
   """A sharded array, on one CPU device without a copy."""
   if sharding.num_devices > 1:
     return jax.device_put(value, sharding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from atm.messages import did_you_mean
 from atm.model.config import Config
@@ -145,7 +145,7 @@ LAYOUTS = {'alexatm': ALEXATM, 'blenderbot': BLENDERBOT}
 XLMR = 'xlm-roberta-xl'  # XL and XXL; an encoder only, see `warm_start`
 
 
-def xlmr_layout(keys: Iterable[str]) -> Layout:
+def make_xlmr_layout(keys: Iterable[str]) -> Layout:
   """The layout of XLM-R XL's encoder, among the keys of a folder.
 
   Heads and buffers are ignored; all but the bare model has a prefix.
@@ -243,7 +243,7 @@ def _alexatm_config(hf: dict) -> dict:
   )
 
 
-def alexatm_json(config: Config) -> dict:
+def config_to_hf(config: Config) -> dict:
   """The inverse of `_alexatm_config`, for a model trained here."""
   c = config
   if c.ties == 'encoder_head':
@@ -296,17 +296,17 @@ def _blenderbot_config(hf: dict) -> dict:
   )
 
 
-def model_type(hf: dict) -> str:
-  """'alexatm' or 'blenderbot'; raises WeightsError for another."""
+def model_type(hf: dict, known: Collection[str] = tuple(LAYOUTS)) -> str:
+  """Returns the model_type of a config.json; raises WeightsError if unknown."""
   name = str(hf.get('model_type'))
-  if name not in LAYOUTS:
+  if name not in known:
     raise WeightsError(
-      f'config.json: model_type = {name!r}.' + did_you_mean(name, LAYOUTS)
+      f'config.json: model_type = {name!r}.' + did_you_mean(name, known)
     )
   return name
 
 
-def config_of(hf: dict, dtype: str = 'float32') -> Config:
+def config_from_hf(hf: dict, dtype: str = 'float32') -> Config:
   """The Config of a config.json, whose every field that matters is honoured.
 
   Raises:
@@ -316,7 +316,7 @@ def config_of(hf: dict, dtype: str = 'float32') -> Config:
   return Config(**make[model_type(hf)](hf), dtype=dtype)
 
 
-def xlmr_config(hf: dict) -> Config:
+def config_from_xlmr(hf: dict) -> Config:
   """The Config of an XLM-R XL encoder; what it says of a decoder is void.
 
   Its position table has `pad_token_id + 1` rows more than `positions`, in

@@ -6,20 +6,20 @@ import os
 
 from etils import epath
 
-FOLDER = 'checkpoints'
+CHECKPOINTS = 'checkpoints'
 
 
-def checkpoints(model_dir: str) -> epath.Path:
+def find_checkpoint_dir(model_dir: str) -> epath.Path:
   """The folder of a run's checkpoints.
 
   MODEL_DIR/checkpoints, unless that is a file: then what the file names, see
-  `put_checkpoints`.
+  `set_checkpoint_dir`.
   """
-  path = epath.Path(os.path.abspath(model_dir)) / FOLDER
+  path = epath.Path(os.path.abspath(model_dir)) / CHECKPOINTS
   return epath.Path(path.read_text().strip()) if path.is_file() else path
 
 
-def put_checkpoints(model_dir: str, directory: str) -> None:
+def set_checkpoint_dir(model_dir: str, directory: str) -> None:
   """Makes `directory`, which may be gs://, the folder of a run's checkpoints.
 
   Raises:
@@ -27,8 +27,8 @@ def put_checkpoints(model_dir: str, directory: str) -> None:
   """
   if '://' not in directory:
     directory = os.path.abspath(directory)
-  path = os.path.join(model_dir, FOLDER)
-  now = os.fspath(checkpoints(model_dir))
+  path = os.path.join(model_dir, CHECKPOINTS)
+  now = os.fspath(find_checkpoint_dir(model_dir))
   if os.path.exists(path) and now != directory:
     raise ValueError(
       f'CHECKPOINT_DIR = {directory!r}, but the checkpoints of MODEL_DIR = '

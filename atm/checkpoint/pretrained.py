@@ -1,33 +1,36 @@
-"""What a folder with a trained model holds: ours, or Hugging Face's."""
+"""Opens folders with a trained model: a MODEL_DIR, or Hugging Face's."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
 
 import jax
+import numpy as np
 
-from atm.checkpoint import hf_folder, hf_keys, manager, recovery
-from atm.checkpoint.checksums import Damaged
+from atm.checkpoint import hf_folder, hf_keys, reader
+from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import Vocabulary
 from atm.model import parameters
 from atm.model.config import Config
 from atm.model.transformer import AlexaTM
+from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class PretrainedModel:
   """A trained model whose parameters are read when they are asked for.
 
   Attributes:
     directory: a MODEL_DIR, or a Hugging Face folder.
     config: the model's configuration.
-    vocabulary: None where there is none beside it.
+    vocabulary: None where the folder has none.
     step: updates it was trained for; 0 of a Hugging Face folder.
-    meta: the checkpoint's, see `checkpoint`; of a Hugging Face folder
-      `hf_config`, its config.json.
+    meta: the checkpoint's, see `reader`; of a Hugging Face folder `hf_config`,
+      its config.json.
   """
 
   directory: str
@@ -36,33 +39,45 @@ class Trained:
   step: int
   meta: dict
 
-  def params(self, mesh, rules: Rules = Rules(), as_saved: bool = True) -> dict:
-    """The parameters, nested, sharded over a mesh.
+  def read_params(
+    self, mesh, rules: Rules = Rules(), as_saved: bool = True
+  ) -> dict:
+    """Returns the parameters, nested, sharded over a mesh.
 
     Args:
       mesh, rules: where they are to be.
       as_saved: in the dtypes of the folder, else in the model's.
 
     Raises:
-      integrity.Damaged: not what was saved; names steps that are.
-      layouts.WeightsError: a Hugging Face folder that is not sound.
+      checksums.DamageError: names the steps that are intact.
+      hf_keys.WeightsError: a Hugging Face folder that is not sound.
     """
     abstract = parameters.abstract_params(AlexaTM(self.config), mesh, rules)
     if _is_hf(self.directory):
-      kind = hf_keys.model_type(self.meta['hf_config'])
-      folder = hf_folder.Folder(self.directory)
-      reader = hf_folder.Reader(folder, hf_keys.LAYOUTS[kind], abstract)
-      found = hf_folder.nested(dict(reader.arrays()))
+      params = self._open_hf(abstract).read_all()
       cast = lambda x, like: x.astype(like.dtype)
-      return found if as_saved else jax.tree.map(cast, found, abstract)
-    checkpoints, number = manager.open_step(self.directory, self.step)
-    with recovery.naming_intact(checkpoints):
-      params = checkpoints.restore_params(number, abstract, as_saved=as_saved)
-    checkpoints.close()
-    return params
+      return params if as_saved else jax.tree.map(cast, params, abstract)
+    with reader.open_step(self.directory, self.step) as (checkpoints, step):
+      abstract = {'params': abstract}
+      return checkpoints.restore(step, abstract, as_saved)['params']
+
+  def parameter_reader(self) -> Callable[[tuple[str, ...]], np.ndarray]:
+    """Returns a function: path of a parameter -> the whole array, as saved."""
+    if _is_hf(self.directory):
+      return self._open_hf(shapes_on_one_device(self.config)).read
+    checkpoints = reader.CheckpointReader(self.directory)
+    return functools.partial(checkpoints.read_parameter, self.step)
+
+  def _open_hf(self, abstract: dict) -> hf_folder.WeightReader:
+    layout = hf_keys.LAYOUTS[hf_keys.model_type(self.meta['hf_config'])]
+    return hf_folder.WeightReader(
+      hf_folder.WeightFolder(self.directory), layout, abstract
+    )
 
 
-def find(directory: str, at_step: int | None = None) -> Trained:
+def open_pretrained(
+  directory: str, at_step: int | None = None
+) -> PretrainedModel:
   """Describes the model in a folder; reads no parameters.
 
   Args:
@@ -71,41 +86,44 @@ def find(directory: str, at_step: int | None = None) -> Trained:
 
   Raises:
     FileNotFoundError: there is no model, or no checkpoint of that step.
-    integrity.Damaged: the checkpoint's description is.
-    layouts.WeightsError: a config.json of another kind of model.
+    checksums.DamageError: the checkpoint's metadata are damaged.
+    hf_keys.WeightsError: a config.json of another kind of model.
   """
   if _is_hf(directory):
-    described = hf_folder.read_json(os.path.join(directory, 'config.json'))
-    config, number = hf_keys.config_of(described), 0
-    meta = {'hf_config': described}
+    hf_config = hf_folder.read_json(os.path.join(directory, 'config.json'))
+    config, step = hf_keys.config_from_hf(hf_config), 0
+    meta = {'hf_config': hf_config}
     path = hf_folder.find_tokenizer(directory)
   else:
-    checkpoints, number = manager.open_step(directory, at_step)
-    with recovery.naming_intact(checkpoints):
-      meta = checkpoints.meta(number)
-    checkpoints.close()
+    with reader.open_step(directory, at_step) as (checkpoints, step):
+      meta = checkpoints.meta(step)
     config = Config(**meta['model'])
     path = os.path.join(directory, 'vocabulary')
     path = path if os.path.isdir(path) else None
-  words = Vocabulary(path) if path else None
-  return Trained(directory, config, words, number, meta)
+  vocabulary = Vocabulary(path) if path else None
+  return PretrainedModel(directory, config, vocabulary, step, meta)
 
 
-def config_of(directory: str) -> Config:
-  """The configuration of a MODEL_DIR, of its newest step that tells it.
+def read_config(model_dir: str) -> Config:
+  """Returns a run's configuration, from its newest step with sound metadata.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    integrity.Damaged: none tells it.
+    checksums.DamageError: the metadata of all steps are damaged.
   """
-  checkpoints, _ = manager.open_step(directory, None)
-  with contextlib.closing(checkpoints):
-    for number in reversed(checkpoints.steps()):
+  with reader.open_step(model_dir, None) as (checkpoints, _):
+    for step in reversed(checkpoints.all_steps()):
       try:
-        return Config(**checkpoints.meta(number)['model'])
-      except Damaged as e:
+        return Config(**checkpoints.meta(step)['model'])
+      except DamageError as e:
         error = e
     raise error
+
+
+def shapes_on_one_device(config: Config) -> dict:
+  """Returns a model's parameters, nested, as jax.ShapeDtypeStruct."""
+  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  return parameters.abstract_params(AlexaTM(config), mesh, Rules())
 
 
 def _is_hf(directory: str) -> bool:

@@ -1,39 +1,43 @@
-"""Which steps of a run are intact."""
+"""Falls back to the newest intact step where newer ones are damaged."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
-from atm.checkpoint.checksums import Damaged
-from atm.checkpoint.manager import Checkpoints
+import jax
+
+from atm.checkpoint import reader
+from atm.checkpoint.checksums import DamageError
+from atm.checkpoint.manager import CheckpointManager
 
 
-def newest_intact(checkpoints: Checkpoints, read: Callable[[int], object]):
-  """(step, read(step)) of the newest step that is not damaged; (None, None).
+def read_newest_intact(
+  checkpoints: CheckpointManager, read: Callable[[int], object]
+):
+  """Returns (step, read(step)) of the newest intact step, or (None, None).
 
-  Damaged steps that are newer are said and renamed to STEP.damaged.
+  Damaged steps that are newer are logged and renamed to STEP.damaged.
 
   Raises:
-    Damaged: all steps are; nothing is changed.
+    DamageError: all steps are damaged; nothing is changed.
   """
   damaged = []
-  for step in reversed(checkpoints.steps()):
+  for step in reversed(checkpoints.all_steps()):
     try:
-      found = read(step)
-    except Damaged as e:
-      checkpoints.say(str(e))
+      value = read(step)
+    except DamageError as e:
+      checkpoints.log(str(e))
       damaged.append(step)
       continue
     if damaged:
-      names = ', '.join(checkpoints.set_aside(damaged))
-      checkpoints.say(
+      names = ', '.join(rename_damaged(checkpoints, damaged))
+      checkpoints.log(
         f'falling back to step {step:,}, the newest intact one; kept for you '
         f'to look at or remove: {names}'
       )
-    return step, found
+    return step, value
   if damaged:
-    raise Damaged(
+    raise DamageError(
       f'no step in {checkpoints.directory} is intact: all of '
       f'{sorted(damaged)} are damaged. Nothing was changed. Put a copy there, '
       'or use another MODEL_DIR to begin anew.'
@@ -41,16 +45,19 @@ def newest_intact(checkpoints: Checkpoints, read: Callable[[int], object]):
   return None, None
 
 
-@contextlib.contextmanager
-def naming_intact(checkpoints: Checkpoints):
-  """Adds to a Damaged raised inside the steps whose parameters are intact."""
-  try:
-    yield
-  except Damaged as e:
-    intact = []
-    for step in checkpoints.steps():
-      with contextlib.suppress(Damaged):
-        for path in checkpoints.dtypes(step):  # one at a time
-          checkpoints.parameter(step, path)
-        intact.append(step)
-    raise Damaged(f'{e}. Steps that are intact: {intact or "none"}') from e
+def rename_damaged(
+  checkpoints: CheckpointManager, steps: list[int]
+) -> list[str]:
+  """Renames steps so that they can be saved again; returns their new names."""
+  folder, names = checkpoints.directory, []
+  for step in steps:
+    name, number = f'{step}.damaged', 1
+    while (folder / name).exists():
+      number += 1
+      name = f'{step}.damaged-{number}'
+    if jax.process_index() == 0:
+      (folder / str(step)).rename(folder / name)
+    names.append(name)
+  reader.is_true_everywhere(True)  # none lists the steps before the renames
+  checkpoints.orbax.reload()
+  return names

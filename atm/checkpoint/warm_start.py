@@ -11,7 +11,6 @@ Letters: V vocabulary, D d_model, P positions.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,17 +18,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
-from atm.checkpoint import hf_folder, hf_keys, manager, paths
+from atm.checkpoint import hf_folder, hf_keys, pretrained
 from atm.data.vocabulary import SPECIAL_TOKENS, Vocabulary, convert_xlmr
-from atm.messages import did_you_mean
-from atm.model import parameters
 from atm.model.config import Config
-from atm.model.transformer import AlexaTM
-from atm.parallel import mesh, sharding
 
 # What must be the same for the layers to compute the same.
-FIELDS = (
+SHARED_FIELDS = (
   'encoder_layers',
   'd_model',
   'encoder_heads',
@@ -43,14 +39,14 @@ OTHER_TOKENIZERS = ('tokenizer.json', 'vocab.json', 'vocab.txt')
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class EncoderSource:
   """A trained encoder, read a parameter at a time.
 
   Attributes:
     directory: where it lies.
     config: its sizes and numerics; what it says of a decoder does not matter.
     read: path of a parameter -> array in the shape that `config` gives it.
-    pieces: piece -> row of the embedding, see `named`; None: no tokenizer.
+    pieces: piece -> row of the embedding; None: there is no tokenizer.
     sha256: of the vocabulary's file, where its rows are all of the embedding.
   """
 
@@ -64,94 +60,56 @@ class Source:
 # --- Sources
 
 
-def open_source(directory: str) -> Source:
+def open_source(directory: str) -> EncoderSource:
   """Opens a folder; reads its descriptions, and no tensors.
 
   Raises:
     FileNotFoundError: there is no model.
-    ValueError: it is not sound, or of a kind that is not known.
+    ValueError: the folder is not sound, or of a kind that is not known.
   """
   path = os.path.join(directory, 'config.json')
   if os.path.exists(path):
-    described = hf_folder.read_json(path)
-    name = str(described.get('model_type'))
-    if name == hf_keys.XLMR:
-      return _open_xlmr(directory, described)
-    if name in hf_keys.LAYOUTS:
-      return _open_hf(directory, described)
+    hf_config = hf_folder.read_json(path)
     known = (*hf_keys.LAYOUTS, hf_keys.XLMR)
-    raise hf_keys.WeightsError(
-      f'{path}: model_type = {name!r}.' + did_you_mean(name, known)
-    )
-  if paths.checkpoints(directory).is_dir():
-    return _open_run(directory)
-  raise FileNotFoundError(
-    f'INIT_ENCODER = {directory!r}: expected checkpoints/ of a MODEL_DIR, or '
-    'a config.json with Hugging Face weights'
-  )
+    if hf_keys.model_type(hf_config, known) == hf_keys.XLMR:
+      return _open_xlmr(directory, hf_config)
+    _find_tokenizer(directory)
+  try:
+    model = pretrained.open_pretrained(directory)
+  except FileNotFoundError as e:
+    raise FileNotFoundError(f'INIT_ENCODER = {directory!r}: {e}') from e
+  config, vocabulary = model.config, model.vocabulary
+  read = model.parameter_reader()
+  if vocabulary is None:
+    return EncoderSource(directory, config, read, None)
+  pieces = index_pieces(vocabulary, config.vocab_size)
+  return EncoderSource(directory, config, read, pieces, vocabulary.sha256)
 
 
-def _shapes(config: Config) -> dict:
-  """A model's parameters by shape only, nested."""
-  one = mesh.mesh(devices=jax.devices()[:1])
-  return parameters.abstract_params(AlexaTM(config), one, sharding.Rules())
-
-
-def _open_run(directory: str) -> Source:
-  """A MODEL_DIR, at its newest checkpoint."""
-  checkpoints = manager.Checkpoints(directory, read_only=True)
-  number = checkpoints.latest()
-  if number is None:
-    checkpoints.close()
-    raise FileNotFoundError(f'no checkpoint in {checkpoints.directory}')
-  config = Config(**checkpoints.meta(number)['model'])
-  read = functools.partial(checkpoints.parameter, number)
-  folder = os.path.join(directory, 'vocabulary')
-  words = Vocabulary(folder) if os.path.isdir(folder) else None
-  return _source(directory, config, read, words)
-
-
-def _open_hf(directory: str, described: dict) -> Source:
-  """A Hugging Face folder of a class that we have whole."""
-  config = hf_keys.config_of(described)
-  layout = hf_keys.LAYOUTS[hf_keys.model_type(described)]
-  reader = hf_folder.Reader(
-    hf_folder.Folder(directory), layout, _shapes(config)
-  )
-  path = _tokenizer(directory)
-  words = Vocabulary(path) if path else None
-  return _source(directory, config, reader.read, words)
-
-
-def _source(directory, config, read, words: Vocabulary | None) -> Source:
-  if words is None:
-    return Source(directory, config, read, None)
-  pieces = named(words, config.vocab_size)
-  return Source(directory, config, read, pieces, words.sha256)
-
-
-def _open_xlmr(directory: str, described: dict) -> Source:
+def _open_xlmr(directory: str, described: dict) -> EncoderSource:
   """A Hugging Face folder of XLM-R XL or XXL, bare or with a head."""
-  config = hf_keys.xlmr_config(described)
+  config = hf_keys.config_from_xlmr(described)
   offset = described['pad_token_id'] + 1
   names = ('encoder', 'encoder_embedding', 'encoder_types')
-  tree = _shapes(config)
+  tree = pretrained.shapes_on_one_device(config)
   tree = {name: tree[name] for name in names if name in tree}
   rows = (config.positions + offset, config.d_model)
   tree['encoder_positions'] = jax.ShapeDtypeStruct(rows, np.float32)
-  folder = hf_folder.Folder(directory)
-  reader = hf_folder.Reader(folder, hf_keys.xlmr_layout(folder.keys()), tree)
+  folder = hf_folder.WeightFolder(directory)
+  reader = hf_folder.WeightReader(
+    folder, hf_keys.make_xlmr_layout(folder.keys()), tree
+  )
 
   def read(path):
     whole = reader.read(path)
     # Rows of padding stand in front: position n is row n + offset.
     return whole[offset:] if path == ('encoder_positions',) else whole
 
-  return Source(directory, config, read, _xlmr_pieces(directory, config))
+  return EncoderSource(directory, config, read, _xlmr_pieces(directory, config))
 
 
 def _xlmr_pieces(directory: str, config: Config) -> dict[str, int] | None:
-  path = _tokenizer(directory)
+  path = _find_tokenizer(directory)
   if path is None:
     return None
   with tempfile.TemporaryDirectory() as scratch:
@@ -163,10 +121,10 @@ def _xlmr_pieces(directory: str, config: Config) -> dict[str, int] | None:
       f'= {config.vocab_size} in config.json'
     )
   # The embedding may have more rows, but they are nobody's.
-  return named(words, count)
+  return index_pieces(words, count)
 
 
-def _tokenizer(directory: str) -> str | None:
+def _find_tokenizer(directory: str) -> str | None:
   """The SentencePiece file of a Hugging Face folder.
 
   Raises:
@@ -185,15 +143,15 @@ def _tokenizer(directory: str) -> str | None:
 # --- Checks
 
 
-def check(config: Config, source: str) -> None:
+def check_encoder(config: Config, source: str) -> None:
   """Raises ValueError where a source does not fit; reads no tensors."""
   _check(config, open_source(source))
 
 
-def _check(config: Config, source: Source) -> None:
+def _check(config: Config, source: EncoderSource) -> None:
   wrong = {
     name: getattr(source.config, name)
-    for name in FIELDS
+    for name in SHARED_FIELDS
     if getattr(source.config, name) != getattr(config, name)
   }
   if wrong:
@@ -217,7 +175,7 @@ def _check(config: Config, source: Source) -> None:
 # --- Rows of the embedding
 
 
-def named(vocabulary: Vocabulary, rows: int) -> dict[str, int]:
+def index_pieces(vocabulary: Vocabulary, rows: int) -> dict[str, int]:
   """Piece -> id, of ids below `rows`; special ones by SPECIALS' names."""
   pieces = vocabulary.pieces(range(vocabulary.size))
   ids = {piece: i for i, piece in enumerate(pieces)}
@@ -227,8 +185,8 @@ def named(vocabulary: Vocabulary, rows: int) -> dict[str, int]:
   return {piece: i for piece, i in ids.items() if i < rows}
 
 
-def match(
-  source: Source, config: Config, vocabulary: Vocabulary, say=print
+def match_rows(
+  source: EncoderSource, config: Config, vocabulary: Vocabulary, say=print
 ) -> np.ndarray:
   """[V] int64: the source's row for each of ours, -1 where it has none."""
   V = config.vocab_size
@@ -239,7 +197,7 @@ def match(
     return np.arange(V)
   rows = np.full(V, -1)
   special = 0
-  for piece, i in named(vocabulary, V).items():
+  for piece, i in index_pieces(vocabulary, V).items():
     rows[i] = source.pieces.get(piece, -1)
     special += piece in SPECIAL_TOKENS and rows[i] >= 0
   matched = (rows >= 0).sum()
@@ -262,7 +220,7 @@ def _embedding(fresh: jax.Array, table: np.ndarray, rows: np.ndarray):
 # --- Positions and token types
 
 
-def tiled(table: np.ndarray, rows: int) -> np.ndarray:
+def tile_positions(table: np.ndarray, rows: int) -> np.ndarray:
   """[P, D] to [rows, D]: row n + k P repeats row n; fewer rows are cut.
 
   Positions that the source knows stay exactly what they were, and beyond them
@@ -273,7 +231,7 @@ def tiled(table: np.ndarray, rows: int) -> np.ndarray:
   return table[np.arange(rows) % len(table)]
 
 
-def _tables(source: Source, config: Config) -> dict[str, np.ndarray]:
+def _tables(source: EncoderSource, config: Config) -> dict[str, np.ndarray]:
   """The encoder's positions, and token types where the model has them.
 
   A model without types adds the source's type 0 to every position, which is
@@ -285,10 +243,14 @@ def _tables(source: Source, config: Config) -> dict[str, np.ndarray]:
   if source.config.token_types:
     types = source.read(('encoder_types',)).astype(np.float32)
   if not config.token_types:
-    return {'encoder_positions': tiled(positions + types[0], config.positions)}
+    return {
+      'encoder_positions': tile_positions(
+        positions + types[0], config.positions
+      )
+    }
   at = np.arange(config.token_types)
   return {
-    'encoder_positions': tiled(positions, config.positions),
+    'encoder_positions': tile_positions(positions, config.positions),
     'encoder_types': types[np.where(at < len(types), at, 0)],
   }
 
@@ -303,7 +265,7 @@ def _place(value: np.ndarray, like: jax.Array) -> jax.Array:
   return jax.make_array_from_callback(like.shape, like.sharding, cut)
 
 
-def encoder(
+def init_encoder(
   params: dict,
   config: Config,
   source: str,
@@ -313,8 +275,8 @@ def encoder(
   """Fresh parameters with the encoder of `source` in them.
 
   The layers, the final norm, positions and token types of the encoder are
-  copied; its embedding piece by piece, see `match`. The decoder's embedding and
-  the LM head start equal to it, tied or not. All else stays as it is.
+  copied; its embedding piece by piece, see `match_rows`. The decoder's
+  embedding and the LM head start equal to it, tied or not. All else stays.
 
   Args:
     params: the fresh parameters, nested; arrays may be sharded.
@@ -334,8 +296,8 @@ def encoder(
   opened = open_source(source)
   _check(config, opened)
   say(f'encoder from {source}: {config.encoder_layers} layers')
-  out = hf_folder.flat(params)
-  rows = match(opened, config, vocabulary, say)
+  out = traverse_util.flatten_dict(params)
+  rows = match_rows(opened, config, vocabulary, say)
   table = opened.read(('encoder_embedding',))
   embedding = _embedding(out['encoder_embedding',], table, rows)
   del table
@@ -351,4 +313,4 @@ def encoder(
   for path, like in out.items():
     if path[0] == 'encoder':
       out[path] = _place(opened.read(path), like)
-  return hf_folder.nested(out)
+  return traverse_util.unflatten_dict(out)

@@ -84,7 +84,7 @@ def adopt_source_model() -> None:
   Only what is not bound yet: its fields of `config.Config`, and its positions
   as lengths. So config.gin tells all of the run's model, and starts it alone.
   """
-  from atm.checkpoint import manager, pretrained
+  from atm.checkpoint import pretrained, reader
   from atm.model import config as config_lib
 
   source, own = map(get_setting, ('INIT_FROM', 'MODEL_DIR'))
@@ -93,11 +93,11 @@ def adopt_source_model() -> None:
   for name, value in (('INIT_FROM', source), ('MODEL_DIR', own)):
     if not isinstance(value, str):
       raise UserError(f'{name} = {value!r}: expected a folder, in quotes')
-  if manager.latest_step(own) is not None:
-    config = pretrained.config_of(own)  # INIT_FROM need not be there any more
+  if reader.latest_step(own) is not None:
+    config = pretrained.read_config(own)  # INIT_FROM need not be there any more
   else:
     try:
-      config = pretrained.find(source).config
+      config = pretrained.open_pretrained(source).config
     except FileNotFoundError as e:
       parent = os.path.dirname(os.path.dirname(source.rstrip('/')))
       known = [parent] if os.path.isdir(f'{parent}/checkpoints') else []

@@ -609,15 +609,15 @@ def load(
 
   Raises:
     FileNotFoundError: there is no model, or no checkpoint of that step.
-    integrity.Damaged: it is not what was saved; names steps that are.
-    layouts.WeightsError: a Hugging Face folder that is not sound.
+    checksums.DamageError: it is not what was saved; names steps that are.
+    hf_keys.WeightsError: a Hugging Face folder that is not sound.
   """
   mesh = mesh_lib.mesh() if mesh is None else mesh
   if weights is not None:
     check_choice('WEIGHTS', weights, ('float32', 'bfloat16'))
-  found = pretrained.find(directory, at_step)
+  found = pretrained.open_pretrained(directory, at_step)
   config = dataclasses.replace(found.config, dtype=dtype or found.config.dtype)
-  params = found.params(mesh, rules)
+  params = found.read_params(mesh, rules)
   model = Model(config, params, found.vocabulary, mesh, rules, found.step)
   return cast_to_bfloat16(model) if weights == 'bfloat16' else model
 

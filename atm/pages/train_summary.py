@@ -181,7 +181,7 @@ def print_summary(run, console: rich.console.Console | None = None) -> None:
   for line in (f'wall time: {parts}', *compare_with_unigram(run.history)):
     console.print(line, highlight=False)
   for what, path in (
-    ('checkpoint', paths.checkpoints(folder) / str(step)),
+    ('checkpoint', paths.find_checkpoint_dir(folder) / str(step)),
     ('TensorBoard log', os.path.join(folder, 'tensorboard')),
     ('metrics', os.path.join(folder, metric_writer.METRICS_FILE)),
     ('loss curve', draw_loss_curves(folder)),

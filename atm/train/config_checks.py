@@ -127,7 +127,7 @@ def check_same_model(config: config_lib.Config, source) -> None:
 
   Args:
     config: of the model; what FREE names may be another.
-    source: a `pretrained.Trained`.
+    source: a `pretrained.PretrainedModel`.
   """
   there = dataclasses.asdict(source.config)
   here = dataclasses.asdict(config)
@@ -142,7 +142,7 @@ def check_same_model(config: config_lib.Config, source) -> None:
 
 
 def vocabulary_of(source, path: str | None) -> Vocabulary:
-  """The vocabulary of a run that starts from `source`, a `pretrained.Trained`.
+  """Returns the vocabulary of a run that starts from a PretrainedModel.
 
   Raises:
     ValueError: the one at `path` is another, or there is none.

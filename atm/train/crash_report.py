@@ -13,7 +13,7 @@ import traceback
 import jax
 
 from atm import messages
-from atm.checkpoint import manager, paths
+from atm.checkpoint import paths, reader
 
 FILE = 'failure.txt'
 ATM = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -38,10 +38,10 @@ class Screen:
       error.add_note(self.text(error))
 
   def text(self, error: Exception) -> str:
-    folder = paths.checkpoints(self.model_dir)
+    folder = paths.find_checkpoint_dir(self.model_dir)
     good = None
     with contextlib.suppress(Exception):
-      good = manager.latest_step(self.model_dir)
+      good = reader.latest_step(self.model_dir)
     config = shlex.quote(os.path.join(self.model_dir, 'config.gin'))
     lines = {
       'where': f'after step {self.done:,} of {self.last:,}, {_place(error)}',

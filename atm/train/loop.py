@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 
-from atm.checkpoint.manager import Checkpoints
+from atm.checkpoint.manager import CheckpointManager
 from atm.data import batches, objectives
 from atm.parallel import devices, distributed, sharding
 from atm.parallel import xla_options as xla_options_lib
@@ -67,7 +67,7 @@ class Loop:
   asks: Callable[[dict, int], dict] | None
   ask_every: int
   unigram: Callable[[], dict]
-  checkpoints: Checkpoints
+  checkpoints: CheckpointManager
   meta: dict
   log: Log
   writer: metric_writer.Writer | metric_writer.Silent
@@ -79,7 +79,7 @@ class Loop:
 
     Raises:
       KeyboardInterrupt: a signal came; the step it ended with is saved.
-      FloatingPointError, SaveFailed: see `trainer.train`.
+      FloatingPointError, SaveError: see `trainer.train`.
     """
     devices.peak_flops()  # measured now, on one device, not within a step
     with contextlib.ExitStack() as last:
@@ -102,7 +102,7 @@ class Loop:
           host_batch = next(feed)
         screen.done = self._step(host_batch, profile)
         self._after_step()
-      self.checkpoints.must_be_saved()
+      self.checkpoints.raise_if_unsaved()
 
   def _batch_after(self, done: int) -> dict | None:
     """The batch of the step after `done`; None where that is skipped."""
@@ -137,7 +137,7 @@ class Loop:
       with self.log.pause(), self.good.spent_on('compile'):
         self.say(f'step {self.done:,}: from here on the encoder trains too')
         self._save()  # compiling may take longer than a notice gives
-        self.checkpoints.wait()
+        self.checkpoints.wait_until_finished()
         with self.signals.at_once():
           self._compile(batch)
     elif self.compiled is None:
@@ -169,7 +169,7 @@ class Loop:
     logs = done % self.log_every == 0 or at_end
     if logs and (row := self.log.emit(done)):
       self.writer.write(done, {**row, 'goodput': self.good.share(done)})
-    self.checkpoints.poll()
+    self.checkpoints.check_for_errors()
     stopping = self.signals.stops_after(done) and not at_end
     evaluates = done % self.eval_every == 0 or at_end
     saves = done % self.save_every == 0 or at_end or stopping
@@ -187,7 +187,7 @@ class Loop:
     if logs or evaluates or saves:
       self.good.write(done)
     if stopping:
-      self.checkpoints.must_be_saved()
+      self.checkpoints.raise_if_unsaved()
       self.say(f'stopped and saved at step {done:,}; the same command goes on.')
       raise KeyboardInterrupt
 
@@ -224,4 +224,4 @@ class Loop:
   def _save(self) -> None:
     position = {**self.meta['data'], 'step': self.done}
     now = {**self.meta, 'data': position, 'log': self.log.partial()}
-    self.checkpoints.save(self.done, self.state, now)
+    self.checkpoints.save(self.done, self.state.to_trees(), now)

@@ -10,7 +10,14 @@ from collections.abc import Callable
 import jax
 
 from atm import fileio, messages
-from atm.checkpoint import manager, paths, pretrained, recovery, warm_start
+from atm.checkpoint import (
+  manager,
+  paths,
+  pretrained,
+  reader,
+  recovery,
+  warm_start,
+)
 from atm.data import batches as batches_lib
 from atm.data import cache, registry, vocabulary_training
 from atm.data import vocabulary as vocabulary_lib
@@ -154,8 +161,8 @@ def train(
   Raises:
     ValueError: settings that do not fit each other, or another run is at work
       in model_dir; nothing is changed then.
-    integrity.Damaged: no checkpoint there is intact; nothing is changed.
-    checkpoint.SaveFailed: one could not be written.
+    checksums.DamageError: no checkpoint there is intact; nothing is changed.
+    manager.SaveError: one could not be written.
     FloatingPointError: see `abort_after_nonfinite`.
     KeyboardInterrupt: a signal came; the step it ended with is saved.
   """
@@ -183,15 +190,15 @@ def train(
   registry.find_task(mixture)
   if checkpoint_dir is not None:
     distributed.first_then_all(
-      lambda: paths.put_checkpoints(model_dir, checkpoint_dir)
+      lambda: paths.set_checkpoint_dir(model_dir, checkpoint_dir)
     )
-  latest = manager.latest_step(model_dir)
+  latest = reader.latest_step(model_dir)
   config_checks.check_one_start(model_dir, init_from, init_encoder)
   source = None
   if latest is None and init_encoder is not None:
-    warm_start.check(model_config, init_encoder)
+    warm_start.check_encoder(model_config, init_encoder)
   if latest is None and init_from is not None:
-    source = pretrained.find(init_from)
+    source = pretrained.open_pretrained(init_from)
     config_checks.check_same_model(model_config, source)
 
   # --- Vocabulary and data
@@ -249,8 +256,8 @@ def train(
   net = transformer.AlexaTM(model_config)
   flops = flops_between(model_config, batch_size, sizes, freeze_encoder_steps)
   log = Log(say, train_steps, batch_size, sizes, flops, abort_after_nonfinite)
-  checkpoints = manager.Checkpoints(
-    model_dir, keep, on_error=on_save_error, say=say
+  checkpoints = manager.CheckpointManager(
+    model_dir, keep, on_error=on_save_error, log=say
   )
 
   def begin(then: dict, after: int):
@@ -269,7 +276,8 @@ def train(
       tx, abstract = begin(then, number)
       config_checks.check_resumable(then, meta)
       log.restore(then['log'])
-      return number, tx, checkpoints.restore(number, abstract)
+      trees = checkpoints.restore(number, abstract.to_trees())
+      return number, tx, step_lib.State.from_trees(trees)
     if init_from is not None:
       raise ValueError(
         f'INIT_FROM = {init_from!r}, but MODEL_DIR = {model_dir!r} has weights '
@@ -277,10 +285,10 @@ def train(
       )
     tx, abstract = begin(then, 0)  # imported weights
     state = step_lib.init_state(net, tx, seed, abstract)
-    params = checkpoints.restore_params(number, abstract.params)
+    params = checkpoints.restore(number, {'params': abstract.params})['params']
     return 0, tx, state.replace(params=params)
 
-  at, found = recovery.newest_intact(checkpoints, restored)
+  at, found = recovery.read_newest_intact(checkpoints, restored)
   if found is not None:
     start, tx, state = found
     say(
@@ -292,11 +300,11 @@ def train(
     start, (tx, abstract) = 0, begin(source.meta if source else {}, 0)
     state = step_lib.init_state(net, tx, seed, abstract)
     if source is not None:
-      params = source.params(mesh, rules, as_saved=False)
+      params = source.read_params(mesh, rules, as_saved=False)
       state = state.replace(params=params)
       say(f'starting from {init_from}, trained for {source.step:,} steps')
     if init_encoder is not None:
-      params = warm_start.encoder(
+      params = warm_start.init_encoder(
         state.params, model_config, init_encoder, words, say
       )
       state = state.replace(params=params)
@@ -356,7 +364,7 @@ def open_vocabulary(
 ) -> Vocabulary:
   """The vocabulary at `path`, or the run's own, trained where missing.
 
-  A run that starts from `source`, a `pretrained.Trained`, has that one's.
+  A run that starts from `source`, a PretrainedModel, has that one's.
 
   Raises:
     ValueError: the run has weights (of step `latest`, or the source's) but no

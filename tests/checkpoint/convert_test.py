@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 
 import atm
 from atm.checkpoint import convert, hf_folder, hf_keys
@@ -27,7 +28,7 @@ def quiet(text):
 
 
 def tensors(folder):
-  opened = hf_folder.Folder(str(folder))
+  opened = hf_folder.WeightFolder(str(folder))
   return {key: opened.read(key) for key in opened.keys()}
 
 
@@ -75,7 +76,7 @@ def test_import_after_export_is_the_identity(tmp_path, name, dtype):
   convert.import_weights(out, runs[1], one, say=quiet)
   a, b = (atm.load(run, mesh=one()) for run in runs)
   assert a.config == b.config and a.config.dtype == dtype
-  a, b = hf_folder.flat(a.params), hf_folder.flat(b.params)
+  a, b = (traverse_util.flatten_dict(x.params) for x in (a, b))
   assert a.keys() == b.keys()
   for path in a:
     assert a[path].dtype == dtype or path == ('logits_bias',)
@@ -109,9 +110,9 @@ def test_a_model_trained_here_can_be_handed_back(tmp_path):
   config = tiny(norm='uncentred', position_offset=2, ties='decoder_head')
   params = init(config)
   run, out = str(tmp_path / 'run'), str(tmp_path / 'out')
-  checkpoints = manager.Checkpoints(run)
+  checkpoints = manager.CheckpointManager(run)
   state = State(np.zeros((), np.int32), params, {'x': np.zeros(1)})
-  checkpoints.save(3, state, {'model': dataclasses.asdict(config)})
+  checkpoints.save(3, state.to_trees(), {'model': dataclasses.asdict(config)})
   checkpoints.close()
   convert.export_weights(run, out, say=quiet)
   with open(os.path.join(HERE, 'state_dict_keys.txt')) as f:
@@ -136,9 +137,9 @@ def test_a_standard_norm_is_not_exported_as_something_else(tmp_path):
   from transformer_test import init
 
   run = str(tmp_path / 'run')
-  checkpoints = manager.Checkpoints(run)
+  checkpoints = manager.CheckpointManager(run)
   state = State(np.zeros((), np.int32), init(tiny()), {'x': np.zeros(1)})
-  checkpoints.save(0, state, {'model': dataclasses.asdict(tiny())})
+  checkpoints.save(0, state.to_trees(), {'model': dataclasses.asdict(tiny())})
   checkpoints.close()
   with pytest.raises(ValueError, match="norm = 'standard'.*uncentred"):
     convert.export_weights(run, str(tmp_path / 'out'), say=quiet)
@@ -326,8 +327,8 @@ def test_an_interrupted_import_leaves_nothing(tmp_path, source, monkeypatch):
       raise KeyboardInterrupt
     return read(self, path)
 
-  read = hf_folder.Reader.read
-  monkeypatch.setattr(hf_folder.Reader, 'read', broken)
+  read = hf_folder.WeightReader.read
+  monkeypatch.setattr(hf_folder.WeightReader, 'read', broken)
   with pytest.raises(KeyboardInterrupt):
     convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
   assert os.listdir(tmp_path) == ['source']
@@ -366,18 +367,18 @@ def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
   from atm.model import parameters
   from atm.model.transformer import AlexaTM
 
-  config = hf_keys.config_of(described)
+  config = hf_keys.config_from_hf(described)
   folder = tmp_path / 'big'
   folder.mkdir()
   with open(folder / 'config.json', 'w') as f:
     json.dump(described, f)
   like = parameters.abstract_params(AlexaTM(config), one(), sharding.Rules())
   shapes = {}
-  for path, x in hf_folder.flat(like).items():
+  for path, x in traverse_util.flatten_dict(like).items():
     keys = hf_keys.ALEXATM.keys(path, x.shape)
     for key in keys:
       shapes[key] = (
-        hf_folder.their_shape(path, x.shape, len(keys)),
+        hf_folder.hf_shape(path, x.shape, len(keys)),
         np.float32,
       )
   hf_folder.write_shards(

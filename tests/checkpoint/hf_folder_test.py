@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import atm
 from atm.checkpoint import hf_folder, hf_keys
@@ -113,7 +114,7 @@ def test_loss_and_gradients(load, name, root):
   theirs = dict(np.load(f'{HERE}/{name}.grads.npz'))
   described = hf_folder.read_json(f'{folder_of(name, root)}/config.json')
   layout = hf_keys.LAYOUTS[hf_keys.model_type(described)]
-  for path, grad in hf_folder.flat(grads).items():
+  for path, grad in traverse_util.flatten_dict(grads).items():
     keys = layout.keys(path, grad.shape)
     if path == ('logits_bias',):
       assert not grad.any()
@@ -255,13 +256,13 @@ def test_blenderbot_states_and_logits(load, name):
 
 def test_the_float32_casts_are_honoured():
   described = hf_folder.read_json(f'{HERE}/untied.config.json')
-  plain = hf_keys.config_of(described)
+  plain = hf_keys.config_from_hf(described)
   assert not plain.norm_float32 and not plain.scores_float32
-  cast = hf_keys.config_of(
+  cast = hf_keys.config_from_hf(
     {**described, 'fp32_cast_layer_norm': True, 'fp32_cast_query_key': 'fp32'}
   )
   assert cast.norm_float32 and cast.scores_float32
-  assert hf_keys.config_of(hf_keys.alexatm_json(cast)) == cast
+  assert hf_keys.config_from_hf(hf_keys.config_to_hf(cast)) == cast
 
 
 @pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)

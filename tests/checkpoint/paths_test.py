@@ -2,7 +2,7 @@
 
 import pytest
 
-from atm.checkpoint import manager, paths
+from atm.checkpoint import paths, reader
 from atm.inference import api
 from atm.train import metric_writer
 
@@ -16,7 +16,7 @@ def test_checkpoints_may_lie_elsewhere(train, tmp_path):
   """
   run, bucket = tmp_path / 'run', tmp_path / 'bucket'
   train(run, 4, checkpoint_dir=str(bucket))
-  assert (run / paths.FOLDER).read_text() == f'{bucket}\n'
+  assert (run / paths.CHECKPOINTS).read_text() == f'{bucket}\n'
   assert (bucket / '4' / 'params').is_dir()
   again = train(run, 8)  # the folder is remembered
   assert any(line == f'resumed from step 4 in {bucket}' for line in again.lines)
@@ -27,10 +27,10 @@ def test_checkpoints_may_lie_elsewhere(train, tmp_path):
   new = train(tmp_path / 'new', 9, checkpoint_dir=str(bucket))
   assert any(line.startswith('resumed from step 8') for line in new.lines)
   assert metric_writer.read(str(tmp_path / 'new'))[-1]['step'] == 9
-  assert manager.latest_step(str(run)) == 9
+  assert reader.latest_step(str(run)) == 9
 
 
 def test_a_place_of_object_storage_keeps_its_name(tmp_path):
   run = tmp_path / 'run'
-  paths.put_checkpoints(str(run), 'gs://bucket/run')
-  assert str(paths.checkpoints(str(run))) == 'gs://bucket/run'
+  paths.set_checkpoint_dir(str(run), 'gs://bucket/run')
+  assert str(paths.find_checkpoint_dir(str(run))) == 'gs://bucket/run'

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 
 from atm.checkpoint import hf_folder, hf_keys, manager, warm_start
 from atm.data import vocabulary, vocabulary_training
@@ -60,7 +61,7 @@ def warm(config, source, words, mesh=None):
   """(fresh parameters, the same warm-started, lines said)."""
   before = fresh(config, mesh).params
   lines = []
-  after = warm_start.encoder(before, config, source, words, lines.append)
+  after = warm_start.init_encoder(before, config, source, words, lines.append)
   return before, after, lines
 
 
@@ -81,9 +82,9 @@ def same(one, other):
 
 def kept(before, after, *but):
   """Asserts that the decoder and all else but the encoder are unchanged."""
-  for path, value in hf_folder.flat(before).items():
+  for path, value in traverse_util.flatten_dict(before).items():
     if not path[0].startswith('encoder') and path[0] not in but:
-      same(value, hf_folder.flat(after)[path])
+      same(value, traverse_util.flatten_dict(after)[path])
 
 
 @pytest.fixture(scope='module')
@@ -132,8 +133,8 @@ def copy_xlmr(folder, tensors=None, drop=(), **described) -> str:
 def run_dir(directory, config, words=None, seed=3):
   """A MODEL_DIR with one checkpoint; returns its parameters."""
   state = fresh(config, seed=seed)
-  checkpoints = manager.Checkpoints(str(directory))
-  checkpoints.save(5, state, {'model': dataclasses.asdict(config)})
+  checkpoints = manager.CheckpointManager(str(directory))
+  checkpoints.save(5, state.to_trees(), {'model': dataclasses.asdict(config)})
   checkpoints.close()
   if words is not None:
     os.makedirs(f'{directory}/vocabulary', exist_ok=True)
@@ -269,8 +270,8 @@ def test_an_update_can_donate_the_result(xlmr_words):
 def test_shapes_dtypes_and_shardings_stay(xlmr_words):
   config = beside_xlmr()
   before, after, _ = warm(config, XLMR, xlmr_words, EIGHT())
-  for path, old in hf_folder.flat(before).items():
-    new = hf_folder.flat(after)[path]
+  for path, old in traverse_util.flatten_dict(before).items():
+    new = traverse_util.flatten_dict(after)[path]
     assert (new.shape, new.dtype) == (old.shape, old.dtype), path
     assert new.sharding == old.sharding, path
   kernel = after['encoder']['layers']['feed_forward']['up']['kernel']
@@ -299,8 +300,8 @@ def test_the_newest_checkpoint_is_taken(tmp_path):
   words = train_words(tmp_path / 'words')
   run_dir(tmp_path / 'run', tiny(), words)
   later = fresh(tiny(), seed=11)
-  checkpoints = manager.Checkpoints(str(tmp_path / 'run'))
-  checkpoints.save(12, later, {'model': dataclasses.asdict(tiny())})
+  checkpoints = manager.CheckpointManager(str(tmp_path / 'run'))
+  checkpoints.save(12, later.to_trees(), {'model': dataclasses.asdict(tiny())})
   checkpoints.close()
   _, after, _ = warm(tiny(), str(tmp_path / 'run'), words)
   jax.tree.map(same, after['encoder'], later.params['encoder'])
@@ -311,7 +312,7 @@ def test_the_newest_checkpoint_is_taken(tmp_path):
 def test_from_hugging_face(name, types, tmp_path):
   """The encoder's states are the reference's, types folded or not."""
   folder = folder_of(name, tmp_path)
-  theirs = hf_keys.config_of(hf_folder.read_json(f'{folder}/config.json'))
+  theirs = hf_keys.config_from_hf(hf_folder.read_json(f'{folder}/config.json'))
   changes = dict(token_types=types, decoder_layers=1, ties='none')
   config = dataclasses.replace(theirs, **changes)
   words = train_words(tmp_path / 'words')
@@ -374,7 +375,7 @@ def test_without_a_tokenizer_rows_are_copied_or_refused(tmp_path, xlmr_words):
   assert any('no tokenizer, all 122 rows' in line for line in lines)
   match = 'vocab_size = 124, but .* has 122 rows and no tokenizer'
   with pytest.raises(ValueError, match=match):
-    warm_start.check(beside_xlmr(), folder)
+    warm_start.check_encoder(beside_xlmr(), folder)
   with open(f'{folder}/tokenizer.json', 'w') as f:
     f.write('{}')
   with pytest.raises(ValueError, match='has tokenizer.json, but no Sentence'):
@@ -406,20 +407,20 @@ def test_without_a_tokenizer_rows_are_copied_or_refused(tmp_path, xlmr_words):
 def test_a_misfit_names_the_binding(change, match, xlmr_words):
   config = beside_xlmr(**change)
   with pytest.raises(ValueError, match=match):
-    warm_start.check(config, XLMR)
+    warm_start.check_encoder(config, XLMR)
   with pytest.raises(ValueError, match=match):
-    warm_start.encoder({}, config, XLMR, xlmr_words)
+    warm_start.init_encoder({}, config, XLMR, xlmr_words)
 
 
 def test_a_misfit_of_a_checkpoint(tmp_path):
   run_dir(tmp_path, tiny())
   with pytest.raises(ValueError, match='set model.Config.encoder_layers = 2'):
-    warm_start.check(tiny(encoder_layers=3), str(tmp_path))
-  warm_start.check(tiny(decoder_layers=1, positions=8), str(tmp_path))
+    warm_start.check_encoder(tiny(encoder_layers=3), str(tmp_path))
+  warm_start.check_encoder(tiny(decoder_layers=1, positions=8), str(tmp_path))
 
 
 def test_folders_that_hold_no_encoder(tmp_path):
-  check = functools.partial(warm_start.check, beside_xlmr())
+  check = functools.partial(warm_start.check_encoder, beside_xlmr())
   with pytest.raises(FileNotFoundError, match='INIT_ENCODER = .*checkpoints/'):
     check(str(tmp_path))
   os.makedirs(tmp_path / 'run' / 'checkpoints')
@@ -447,18 +448,18 @@ def test_an_xlmr_that_is_not_what_it_says(described, match, tmp_path):
 
   folder = copy_xlmr(tmp_path / 'odd', shorter, **described)
   with pytest.raises(ValueError, match=match):
-    warm_start.check(beside_xlmr(), folder)
+    warm_start.check_encoder(beside_xlmr(), folder)
 
 
 def test_weights_are_checked_key_by_key(tmp_path):
   drop = lambda w: {k: v for k, v in w.items() if 'layer.2.LayerN' not in k}
   folder = copy_xlmr(tmp_path / 'lacks', drop)
   with pytest.raises(hf_keys.WeightsError, match='lacks .*layer.2.LayerNorm'):
-    warm_start.check(beside_xlmr(), folder)
+    warm_start.check_encoder(beside_xlmr(), folder)
   more = lambda w: {**w, 'encoder.layer.3.x': np.ones(2, np.float32)}
   folder = copy_xlmr(tmp_path / 'more', more)
   with pytest.raises(hf_keys.WeightsError, match='no place for.*layer.3.x'):
-    warm_start.check(beside_xlmr(), folder)
+    warm_start.check_encoder(beside_xlmr(), folder)
 
 
 def test_a_warm_start_trains(xlmr_words):
@@ -468,7 +469,7 @@ def test_a_warm_start_trains(xlmr_words):
   net = AlexaTM(config)
   abstract = step.abstract_state(net, tx, mesh, sharding.Rules())
   state = step.init_state(net, tx, 0, abstract)
-  params = warm_start.encoder(
+  params = warm_start.init_encoder(
     state.params, config, XLMR, xlmr_words, lambda line: None
   )
   state = state.replace(params=params)

@@ -260,10 +260,10 @@ def test_a_sample_keeps_groups_whole_and_order():
 @pytest.fixture(scope='module')
 def model_dir(model, tmp_path_factory) -> str:
   folder = str(tmp_path_factory.mktemp('run'))
-  checkpoints = manager.Checkpoints(folder)
+  checkpoints = manager.CheckpointManager(folder)
   state = State(np.zeros((), np.int32), model.params, {'x': np.zeros(1)})
   meta = {'model': dataclasses.asdict(model.config)}
-  checkpoints.save(7, state, meta)
+  checkpoints.save(7, state.to_trees(), meta)
   checkpoints.close()
   os.symlink(os.path.dirname(model.vocabulary.path), f'{folder}/vocabulary')
   return folder

@@ -213,14 +213,14 @@ def test_from_checkpoint_to_jsonl(model, words, tmp_path):
   from atm.train.step import State
 
   directory = str(tmp_path / 'run')
-  checkpoints = manager.Checkpoints(directory)
+  checkpoints = manager.CheckpointManager(directory)
   meta = {
     'model': dataclasses.asdict(model.config),
     'vocabulary': words.sha256,
     'config': '',
   }
   state = State(jnp.zeros((), jnp.int32), model.params, {'x': jnp.zeros(1)})
-  checkpoints.save(7, state, meta)
+  checkpoints.save(7, state.to_trees(), meta)
   checkpoints.close()
   trainer.keep_beside(directory, words, meta)
   (tmp_path / 'in.jsonl').write_text('{"input": "Everyone", "id": 1}\n' * 3)

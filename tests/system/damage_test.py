@@ -18,7 +18,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from atm.checkpoint import checksums, convert, manager, recovery, warm_start
+from atm.checkpoint import (
+  checksums,
+  convert,
+  manager,
+  reader,
+  recovery,
+  warm_start,
+)
 from atm.checkpoint import paths as paths_lib
 from atm.inference import api
 from atm.model import parameters
@@ -63,13 +70,17 @@ def shapes_of(state: State) -> State:
   )
 
 
-def written(directory, steps, **options) -> manager.Checkpoints:
+def written(directory, steps, **options) -> manager.CheckpointManager:
   """Checkpoints of `small_state` at some steps."""
-  made = manager.Checkpoints(str(directory), **options)
+  made = manager.CheckpointManager(str(directory), **options)
   for n in steps:
-    made.save(n, small_state(n), {'data': {'step': n}})
-  made.wait()
+    made.save(n, small_state(n).to_trees(), {'data': {'step': n}})
+  made.wait_until_finished()
   return made
+
+
+def restored(made: reader.CheckpointReader, step: int, shapes: State) -> State:
+  return State.from_trees(made.restore(step, shapes.to_trees()))
 
 
 def files(directory) -> list[str]:
@@ -104,11 +115,11 @@ def damaged(path: str, draw: random.Random):
 def fate(directory: str, state: State) -> str:
   """What a restore of step 5 makes of a damaged file."""
   try:
-    made = manager.Checkpoints(directory, read_only=True)
-    meta, restored = made.meta(5), made.restore(5, shapes_of(state))
-  except checksums.Damaged:
+    made = reader.CheckpointReader(directory)
+    meta, found = made.meta(5), restored(made, 5, shapes_of(state))
+  except checksums.DamageError:
     return 'detected'
-  same = meta == META and bits(restored) == bits(state)
+  same = meta == META and bits(found) == bits(state)
   return 'harmless' if same else 'missed'
 
 
@@ -116,8 +127,8 @@ def test_no_flip_or_cut_changes_a_value_unseen(tmp_path):
   """300 of them, over all files. Faults seen: arrays not compared (85 of the
   300 come back as other values, unseen); meta without a hash."""
   state, draw = small_state(), random.Random(1)
-  made = manager.Checkpoints(str(tmp_path))
-  made.save(5, state, META)
+  made = manager.CheckpointManager(str(tmp_path))
+  made.save(5, state.to_trees(), META)
   made.close()
   fates, touched = collections.Counter(), set()
   paths = files(tmp_path)
@@ -134,7 +145,7 @@ def test_no_flip_or_cut_changes_a_value_unseen(tmp_path):
 
 def break_values(directory, step: int) -> None:
   """Changes the values of a step's parameters, as Orbax sees nothing of."""
-  folder = os.path.join(directory, paths_lib.FOLDER, str(step), 'params')
+  folder = os.path.join(directory, paths_lib.CHECKPOINTS, str(step), 'params')
   with ocp.StandardCheckpointer() as orbax:
     tree = orbax.restore(folder)
     tree['lm_head'] = tree['lm_head'].at[3, 3].add(1)
@@ -145,12 +156,12 @@ def break_values(directory, step: int) -> None:
 def test_the_newest_intact_step_is_found_and_the_others_kept(tmp_path):
   """Fault seen: damaged steps stay listed, and step 3 is never saved again."""
   lines = []
-  made = written(tmp_path, [1, 2, 3], say=lines.append)
+  made = written(tmp_path, [1, 2, 3], log=lines.append)
   break_values(tmp_path, 2)
   os.remove(tmp_path / 'checkpoints' / '3' / 'meta' / 'metadata')
   shapes = shapes_of(small_state())
-  read = lambda step: made.restore(step, shapes)
-  number, state = recovery.newest_intact(made, read)
+  read = lambda step: restored(made, step, shapes)
+  number, state = recovery.read_newest_intact(made, read)
   assert number == 1 and bits(state) == bits(small_state(1))
   assert [line.partition(' is damaged: ')[0] for line in lines[:2]] == [
     f'the checkpoint of step {n} in {tmp_path}/checkpoints' for n in (3, 2)
@@ -158,27 +169,29 @@ def test_the_newest_intact_step_is_found_and_the_others_kept(tmp_path):
   assert 'params/lm_head differs from its checksum' in lines[1]
   assert lines[2].startswith('falling back to step 1')
   assert lines[2].endswith('3.damaged, 2.damaged')
-  assert made.steps() == [1]
-  made.save(3, small_state(3), {})
+  assert made.all_steps() == [1]
+  made.save(3, small_state(3).to_trees(), {})
   made.close()
-  again = manager.Checkpoints(str(tmp_path), say=lines.append)
-  assert again.steps() == [1, 3]
+  again = manager.CheckpointManager(str(tmp_path), log=lines.append)
+  assert again.all_steps() == [1, 3]
   break_values(tmp_path, 3)
-  recovery.newest_intact(again, lambda step: again.restore(step, shapes))
+  recovery.read_newest_intact(again, lambda step: restored(again, step, shapes))
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == [
     '1', '2.damaged', '3.damaged', '3.damaged-2',
   ]  # fmt: skip
 
 
 def test_nothing_is_changed_where_all_steps_are_damaged(tmp_path):
-  made = written(tmp_path, [1, 2], say=lambda text: None)
+  made = written(tmp_path, [1, 2], log=lambda text: None)
   for n in (1, 2):
     break_values(tmp_path, n)
   before = files(tmp_path)
   shapes = shapes_of(small_state())
-  with pytest.raises(checksums.Damaged, match=r'all of \[1, 2\] are damaged'):
-    recovery.newest_intact(made, lambda step: made.restore(step, shapes))
-  assert files(tmp_path) == before and made.steps() == [1, 2]
+  with pytest.raises(
+    checksums.DamageError, match=r'all of \[1, 2\] are damaged'
+  ):
+    recovery.read_newest_intact(made, lambda step: restored(made, step, shapes))
+  assert files(tmp_path) == before and made.all_steps() == [1, 2]
 
 
 def test_another_model_is_no_damage(tmp_path):
@@ -186,12 +199,12 @@ def test_another_model_is_no_damage(tmp_path):
   made = written(tmp_path, [1, 2])
   other = shapes_of(small_state(size=32))
   with pytest.raises(ValueError, match='of another model') as error:
-    recovery.newest_intact(made, lambda step: made.restore(step, other))
-  assert not isinstance(error.value, checksums.Damaged)
+    recovery.read_newest_intact(made, lambda step: restored(made, step, other))
+  assert not isinstance(error.value, checksums.DamageError)
   fewer = dataclasses.replace(shapes_of(small_state()), opt_state=())
   with pytest.raises(ValueError, match='optimizer/state/0/mu is .* there'):
-    recovery.newest_intact(made, lambda step: made.restore(step, fewer))
-  assert made.steps() == [1, 2]
+    recovery.read_newest_intact(made, lambda step: restored(made, step, fewer))
+  assert made.all_steps() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -203,10 +216,10 @@ def test_the_machines_trouble_is_no_damage(tmp_path, monkeypatch, error):
   def fail(*args, **named):
     raise error
 
-  monkeypatch.setattr(made.manager, 'restore', fail)
+  monkeypatch.setattr(made.orbax, 'restore', fail)
   with pytest.raises(type(error)) as found:
-    made.restore(1, shapes_of(small_state()))
-  assert not isinstance(found.value, checksums.Damaged)
+    restored(made, 1, shapes_of(small_state()))
+  assert not isinstance(found.value, checksums.DamageError)
 
 
 def unsealed(directory, step: int) -> None:
@@ -222,9 +235,9 @@ def unsealed(directory, step: int) -> None:
 
 def test_an_old_checkpoint_is_taken_and_called_unverified(tmp_path):
   lines = []
-  made = written(tmp_path, [1], say=lines.append)
+  made = written(tmp_path, [1], log=lines.append)
   unsealed(tmp_path, 1)
-  state = made.restore(1, shapes_of(small_state()))
+  state = restored(made, 1, shapes_of(small_state()))
   assert bits(state) == bits(small_state(1))
   assert 'step 1' in lines[0] and 'nothing was verified' in lines[0]
   assert made.dtypes(1)[('lm_head',)] == jnp.bfloat16
@@ -237,11 +250,11 @@ def test_a_parameter_is_read_alone_and_verified(tmp_path):
     want = small_state(1).params
     for key in path:
       want = want[key]
-    got = made.parameter(1, path)
+    got = made.read_parameter(1, path)
     assert got.dtype == want.dtype and (got == np.asarray(want)).all()
-  with pytest.raises(checksums.Damaged, match=r'intact: \[1\]'):
-    with recovery.naming_intact(made):
-      made.parameter(2, ('lm_head',))
+  with pytest.raises(checksums.DamageError, match=r'intact: \[1\]'):
+    with reader.open_step(str(tmp_path), 2) as (opened, step):
+      opened.read_parameter(step, ('lm_head',))
 
 
 # --- Saves that fail
@@ -262,48 +275,48 @@ def full_disk(room: int = 2048):
 def test_a_save_that_failed_is_never_listed(tmp_path, room):
   """Faults seen: Orbax's list taken as it is; the leftovers kept."""
   made = written(tmp_path, [1])
-  with pytest.raises(manager.SaveFailed, match='step 2 could not be saved'):
+  with pytest.raises(manager.SaveError, match='step 2 could not be saved'):
     with full_disk(room):
-      made.save(2, small_state(2), {})
-      made.wait()
-  assert made.steps() == [1] and made.latest() == 1
-  assert manager.latest_step(str(tmp_path)) == 1
+      made.save(2, small_state(2).to_trees(), {})
+      made.wait_until_finished()
+  assert made.all_steps() == [1] and made.latest_step() == 1
+  assert reader.latest_step(str(tmp_path)) == 1
   assert os.listdir(tmp_path / 'checkpoints') == ['1']
-  with pytest.raises(manager.SaveFailed):  # still true
-    made.must_be_saved()
-  made.save(2, small_state(2), {})
-  made.must_be_saved()
-  state = made.restore(2, shapes_of(small_state()))
+  with pytest.raises(manager.SaveError):  # still true
+    made.raise_if_unsaved()
+  made.save(2, small_state(2).to_trees(), {})
+  made.raise_if_unsaved()
+  state = restored(made, 2, shapes_of(small_state()))
   assert bits(state) == bits(small_state(2))
 
 
 def test_training_may_go_on_without_a_checkpoint(tmp_path):
   lines = []
-  made = written(tmp_path, [1], on_error='go_on', say=lines.append)
+  made = written(tmp_path, [1], on_error='go_on', log=lines.append)
   for n in (2, 3):
     with full_disk():
-      made.save(n, small_state(n), {})
-      made.wait()
-  assert made.failed == 2 and made.steps() == [1]
+      made.save(n, small_state(n).to_trees(), {})
+      made.wait_until_finished()
+  assert made.failures == 2 and made.all_steps() == [1]
   assert lines[-1].startswith('the checkpoint of step 3 could not be saved: ')
   assert lines[-1].endswith('training goes on, saves failed so far: 2')
-  with pytest.raises(manager.SaveFailed):
-    made.must_be_saved()
-  made.save(4, small_state(4), {})
-  made.must_be_saved()
-  assert made.steps() == [1, 4] and made.failed == 2
+  with pytest.raises(manager.SaveError):
+    made.raise_if_unsaved()
+  made.save(4, small_state(4).to_trees(), {})
+  made.raise_if_unsaved()
+  assert made.all_steps() == [1, 4] and made.failures == 2
 
 
 def test_a_failure_is_heard_of_between_two_saves(tmp_path):
   """Fault seen: it was heard of at the next save, SAVE_EVERY steps later."""
   made = written(tmp_path, [1])
   with full_disk():
-    made.save(2, small_state(2), {})
-    while made.manager.is_saving_in_progress():
+    made.save(2, small_state(2).to_trees(), {})
+    while made.orbax.is_saving_in_progress():
       time.sleep(0.01)
-  with pytest.raises(manager.SaveFailed):
-    made.poll()
-  made.poll()  # once
+  with pytest.raises(manager.SaveError):
+    made.check_for_errors()
+  made.check_for_errors()  # once
 
 
 def test_a_failed_commit_is_never_listed(tmp_path, monkeypatch):
@@ -319,10 +332,10 @@ def test_a_failed_commit_is_never_listed(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     for name in ('rename', 'replace'):
       patch.setattr(os, name, fail)
-    with pytest.raises(manager.SaveFailed, match='step 2 .*Input/output'):
-      made.save(2, small_state(2), {})
-      made.wait()
-  assert made.steps() == [1] and made.latest() == 1
+    with pytest.raises(manager.SaveError, match='step 2 .*Input/output'):
+      made.save(2, small_state(2).to_trees(), {})
+      made.wait_until_finished()
+  assert made.all_steps() == [1] and made.latest_step() == 1
 
 
 def test_a_step_that_is_saved_is_not_called_lost(tmp_path, monkeypatch):
@@ -334,11 +347,11 @@ def test_a_step_that_is_saved_is_not_called_lost(tmp_path, monkeypatch):
 
   with monkeypatch.context() as patch:
     patch.setattr(shutil, 'rmtree', fail)
-    with pytest.raises(manager.SaveFailed, match='2 is saved, but .*13'):
-      made.save(2, small_state(2), {})
-      made.wait()
-  made.must_be_saved()
-  assert made.steps() == [1, 2]
+    with pytest.raises(manager.SaveError, match='2 is saved, but .*13'):
+      made.save(2, small_state(2).to_trees(), {})
+      made.wait_until_finished()
+  made.raise_if_unsaved()
+  assert made.all_steps() == [1, 2]
 
 
 # --- Those who read parameters
@@ -355,11 +368,11 @@ def run(tmp_path):
   abstract = parameters.abstract_params(
     AlexaTM(config), one(), sharding.Rules()
   )
-  made = manager.Checkpoints(str(tmp_path / 'run'))
+  made = manager.CheckpointManager(str(tmp_path / 'run'))
   for number in (1, 2):
     full = lambda x, n=number: jnp.full(x.shape, n, x.dtype, device=x.sharding)
     state = State(jnp.int32(number), jax.tree.map(full, abstract), ())
-    made.save(number, state, {'model': dataclasses.asdict(config)})
+    made.save(number, state.to_trees(), {'model': dataclasses.asdict(config)})
   made.close()
   break_values(tmp_path / 'run', 2)
   return str(tmp_path / 'run')
@@ -377,7 +390,7 @@ READERS = {
 def test_who_reads_damaged_parameters_is_told_which_are_intact(run, name):
   """Fault seen: parameters read one at a time were not compared."""
   message = r'step 2 .* is damaged: params/lm_head .* intact: \[1\]'
-  with pytest.raises(checksums.Damaged, match=message):
+  with pytest.raises(checksums.DamageError, match=message):
     READERS[name](run, None)
   assert not os.path.exists(f'{run}-out-None')
   READERS[name](run, 1)
@@ -385,7 +398,7 @@ def test_who_reads_damaged_parameters_is_told_which_are_intact(run, name):
 
 def test_an_encoder_to_start_from_is_verified(run):
   source = warm_start.open_source(run)
-  with pytest.raises(checksums.Damaged, match='params/lm_head differs'):
+  with pytest.raises(checksums.DamageError, match='params/lm_head differs'):
     source.read(('lm_head',))
   source.read(('encoder_embedding',))
 
@@ -399,8 +412,8 @@ def test_imported_weights_have_checksums(run, tmp_path):
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     api.load(imported)
-  made = manager.Checkpoints(imported, read_only=True)
+  made = reader.CheckpointReader(imported)
   assert not made.has_optimizer(0)
   break_values(imported, 0)
-  with pytest.raises(checksums.Damaged, match='params/lm_head differs'):
+  with pytest.raises(checksums.DamageError, match='params/lm_head differs'):
     api.load(imported)

@@ -301,13 +301,13 @@ def test_the_number_may_change_between_runs(train, tmp_path):
   assert encoder_changes(tmp_path, 4, 6) == {False}
   go(7)
   assert encoder_changes(tmp_path, 6, 7) == {True}
-  assert manager.Checkpoints(str(tmp_path)).meta(7)['encoder_apart']
+  assert manager.CheckpointManager(str(tmp_path)).meta(7)['encoder_apart']
 
 
 def test_the_boundary_is_saved_before_it_compiles(train, tmp_path):
   """A signal may then end a compilation of any length."""
   train(tmp_path, 6, save_every=6, freeze_encoder_steps=2)
-  assert manager.Checkpoints(str(tmp_path)).steps() == [2, 6]
+  assert manager.CheckpointManager(str(tmp_path)).all_steps() == [2, 6]
 
 
 def test_a_run_that_began_unfrozen_does_not_freeze(train, tmp_path):

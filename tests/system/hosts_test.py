@@ -224,7 +224,7 @@ def assert_same_run(a, b):
       exact = name.startswith(('step', 'tokens', 'padding'))
       limit = 0 if exact else LOSSES
       assert abs(x[name] - y[name]) <= limit, (x['step'], name)
-  data = [manager.Checkpoints(str(d)).meta(STEPS)['data'] for d in (a, b)]
+  data = [manager.CheckpointManager(str(d)).meta(STEPS)['data'] for d in (a, b)]
   assert data[0] == data[1]  # the rows' files too, who ever made them
   a, b = (api.load(str(d)).params for d in (a, b))  # on one device
   jax.tree.map(
@@ -234,7 +234,7 @@ def assert_same_run(a, b):
 
 def saved(directory, step: int):
   """A function: whether the checkpoint of a step is there."""
-  return lambda: os.path.isdir(f'{directory}/{paths.FOLDER}/{step}')
+  return lambda: os.path.isdir(f'{directory}/{paths.CHECKPOINTS}/{step}')
 
 
 def said(log: str) -> list[str]:

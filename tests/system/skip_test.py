@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
-from atm.checkpoint import manager, paths
+from atm.checkpoint import manager, paths, reader
 from atm.data import batches, registry
 from atm.train import config_checks, metric_writer
 from atm.train.metric_logger import Log
@@ -81,7 +81,7 @@ def test_a_range_gives_the_same_run_however_interrupted(
   go(parts, 9)
   assert made == [1, 2, 6, 8, 9] * 2
   assert_same_run(whole, parts, 9)
-  meta = manager.Checkpoints(str(whole)).meta(9)
+  meta = manager.CheckpointManager(str(whole)).meta(9)
   assert meta['skip_steps'] == [[3, 5], [7, 7]] and meta['data']['step'] == 9
   assert parameters(parts, 4, 'optimizer')["['step']"] == 4
   assert parameters(parts, 9, 'optimizer')["['step']"] == 9
@@ -106,12 +106,12 @@ def test_many_in_a_row_end_the_run_and_how_it_goes_on(
   )
   with pytest.raises(FloatingPointError, match=message):
     go(parts, 9)
-  assert manager.latest_step(str(parts)) == 5
+  assert reader.latest_step(str(parts)) == 5
   more = r'step 4 was trained on, and the newest checkpoint is of step 5.*'
   nearest = r'or use SKIP_STEPS = \(\(6, 7\),\)'
   with pytest.raises(ValueError, match=more + nearest):
     go(parts, 9, skip_steps=((4, 7),))
-  shutil.rmtree(parts / paths.FOLDER / '5')
+  shutil.rmtree(parts / paths.CHECKPOINTS / '5')
   lines = go(parts, 9, skip_steps=((4, 7),)).lines
   assert any('resumed from step 3' in line for line in lines)
   assert made[-2:] == [8, 9]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from atm.checkpoint import manager
+from atm.checkpoint import reader
 from atm.data import cache
 from atm.train import crash_report, metric_writer
 
@@ -193,7 +193,7 @@ def test_a_full_disk_ends_a_run_with_one_screen(nursery, rows, tmp_path):
   assert '\n  last good  none' in text
   assert f'\n  resume     atm pretrain --gin_file={run}/config.gin' in text
   assert 'Traceback' in (run / crash_report.FILE).read_text()
-  assert manager.latest_step(str(run)) is None
+  assert reader.latest_step(str(run)) is None
   assert os.listdir(run / 'checkpoints') == []
 
 

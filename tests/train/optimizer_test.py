@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from atm.checkpoint import manager
+from atm.checkpoint import manager, reader
 from atm.model.transformer import AlexaTM
 from atm.parallel import sharding
 from atm.parallel.sharding import Rules
@@ -251,10 +251,11 @@ def rounded():
 def test_checkpoints_keep_it_to_the_bit(kind, tmp_path):
   """Adafactor's on eight devices. Fault seen: moments kept in float32."""
   state, abstract = rounded() if kind == 'bfloat16' else trained(EIGHT)[1:]
-  made = manager.Checkpoints(str(tmp_path))
-  made.save(8, state, {})
+  made = manager.CheckpointManager(str(tmp_path))
+  made.save(8, state.to_trees(), {})
   made.close()
-  back = manager.Checkpoints(str(tmp_path)).restore(8, abstract)
+  again = reader.CheckpointReader(str(tmp_path))
+  back = step_lib.State.from_trees(again.restore(8, abstract.to_trees()))
   for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(back), strict=True):
     assert x.dtype == y.dtype
     assert x.sharding.is_equivalent_to(y.sharding, x.ndim)

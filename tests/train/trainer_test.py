@@ -119,7 +119,7 @@ def test_what_a_run_writes(train, tmp_path):
     assert f'eval/{name}' in first
   assert (tmp_path / 'config.gin').read_text() == '# the config\n'
   assert list((tmp_path / 'tensorboard').iterdir())
-  meta = manager.Checkpoints(str(tmp_path)).meta(4)
+  meta = manager.CheckpointManager(str(tmp_path)).meta(4)
   assert len(meta['data'].pop('rows')) == 64
   assert meta['data'] == {
     'mixture': 'udhr', 'seed': 0, 'batch_size': 16, 'step': 4
@@ -184,7 +184,7 @@ def test_all_of_the_time_is_of_some_kind(train, tmp_path):
 
 def test_keep_drops_old_checkpoints(train, tmp_path):
   train(tmp_path, 8, keep=2, save_every=2)
-  assert manager.Checkpoints(str(tmp_path)).steps() == [6, 8]
+  assert manager.CheckpointManager(str(tmp_path)).all_steps() == [6, 8]
 
 
 @pytest.mark.parametrize('keep', [0, -1, 1.5, True, '3'])
@@ -200,7 +200,7 @@ def test_to_keep_none_is_refused_and_touches_nothing(train, tmp_path, keep):
   with pytest.raises(ValueError, match=f'KEEP = {keep!r}: expected a whole nu'):
     train(run, 5, keep=keep, save_every=1)
   assert files() == before
-  assert 4 in manager.Checkpoints(str(run)).steps()
+  assert 4 in manager.CheckpointManager(str(run)).all_steps()
 
 
 def test_an_empty_name_is_not_taken_for_none(train, tmp_path, monkeypatch):
@@ -298,8 +298,8 @@ def test_a_model_to_train_on(train, tmp_path):
   assert metrics_at(whole, 0) == metrics_at(before, 4)
   assert metrics_at(whole, 4) != metrics_at(whole, 0)
   train(tmp_path / 'parts', 3, **settings)
-  found, saved = pretrained.find(source), parameters(source, 4)
-  sharded = found.params(EIGHT(), as_saved=False)
+  found, saved = pretrained.open_pretrained(source), parameters(source, 4)
+  sharded = found.read_params(EIGHT(), as_saved=False)
   for path, value in jax.tree_util.tree_flatten_with_path(sharded)[0]:
     assert len(value.sharding.device_set) == 8 and value.dtype == np.float32
     assert (np.asarray(value) == saved[jax.tree_util.keystr(path)]).all()

@@ -1,0 +1,313 @@
+"""Reads checkpoints: steps, metadata, and arrays verified by their checksums.
+
+STEP/, in the folder that `paths` knows, holds `params` (so that inference reads
+no more), `optimizer`, and `meta`, a JSON object that makes the checkpoint
+readable without any gin: the model's configuration, the vocabulary's hash, the
+seed and position of the data, the whole gin text of the run, and a checksum of
+every array. A step comes back as it was saved, or `DamageError` is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+from jax.experimental import multihost_utils
+
+from atm import messages
+from atm.checkpoint import checksums, paths
+from atm.checkpoint.checksums import DamageError
+
+# What went wrong is not the checkpoint's fault if the error says one of these.
+NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'Too many open files')
+
+
+class CheckpointReader:
+  """Read access to the checkpoints of a run, which may be training.
+
+  Attributes:
+    directory: the folder of the steps.
+    log: called with a warning's text.
+    orbax: Orbax's manager of that folder.
+  """
+
+  def __init__(
+    self, model_dir: str, log: Callable[[str], None] = warnings.warn
+  ):
+    """Opens the checkpoints of a MODEL_DIR; writes and cleans up nothing."""
+    self.directory, self.log = paths.find_checkpoint_dir(model_dir), log
+    self._metas: dict[int, tuple] = {}
+    self.orbax = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    return open_orbax(self.directory, read_only=True)
+
+  def close(self) -> None:
+    """Releases Orbax's threads."""
+    self.orbax.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
+  def latest_step(self) -> int | None:
+    """Returns the newest step, or None."""
+    return self.orbax.latest_step()
+
+  def all_steps(self) -> list[int]:
+    """Returns all steps, the newest last."""
+    return sorted(self.orbax.all_steps())
+
+  def intact_steps(self) -> list[int]:
+    """Returns the steps whose parameters are intact; reads all of them."""
+    intact = []
+    for step in self.all_steps():
+      with contextlib.suppress(DamageError):
+        for path in self.dtypes(step):  # one at a time, to save memory
+          self.read_parameter(step, path)
+        intact.append(step)
+    return intact
+
+  # --- Descriptions
+
+  def meta(self, step: int) -> dict:
+    """Returns the metadata that was saved with a step.
+
+    Raises:
+      DamageError: they differ from what was saved.
+    """
+    return self._unsealed(step)[0]
+
+  def dtypes(self, step: int) -> dict[tuple[str, ...], np.dtype]:
+    """Returns path of a parameter -> its dtype in the checkpoint."""
+    return {
+      tuple(name.split('/')[1:]): like.dtype
+      for name, like in self._saved(step, ['params']).items()
+    }
+
+  def has_optimizer(self, step: int) -> bool:
+    """Returns False for a checkpoint of imported weights."""
+    sums = self._unsealed(step)[1]
+    if sums is not None:
+      return any(name.startswith('optimizer/') for name in sums)
+    return (self.directory / str(step) / 'optimizer').is_dir()
+
+  def _unsealed(self, step: int) -> tuple[dict, dict | None]:
+    """Returns (metadata, checksums of the arrays or None)."""
+    if step not in self._metas:
+      args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+      read = lambda: self.orbax.restore(step, args=args)['meta']
+      self._metas[step] = self._read(
+        step, lambda: checksums.unseal_meta(read())
+      )
+    return self._metas[step]
+
+  def _saved(self, step: int, items) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns `params/lm_head` -> shape and dtype, of the items' arrays."""
+    sums = self._unsealed(step)[1]
+    if sums is None:
+      return self._read(step, lambda: self._described_by_orbax(step, items))
+    return {
+      name: checksums.parse_array_type(text.split()[0])
+      for name, text in sums.items()
+      if name.split('/')[0] in items
+    }
+
+  def _described_by_orbax(self, step: int, items) -> dict:
+    saved = self.orbax.item_metadata(step)
+    trees = {name: getattr(saved[name], 'tree', saved[name]) for name in items}
+    return {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+      for name, x in checksums.flatten_named(trees).items()
+    }
+
+  # --- Arrays
+
+  def restore(self, step: int, abstract: dict, as_saved=False) -> dict:
+    """Returns the trees of a step, with the shardings of `abstract`.
+
+    Args:
+      step: the step.
+      abstract: name of an item, such as 'params' -> a tree of
+        jax.ShapeDtypeStruct with shardings. Other items are not read.
+      as_saved: keep the dtypes of the checkpoint, else those of `abstract`.
+
+    Raises:
+      DamageError: an array differs from what was saved.
+      ValueError: the checkpoint has other names or shapes.
+    """
+    saved = self._saved(step, abstract)
+    self._check_shapes(step, checksums.flatten_named(abstract), saved)
+
+    def like(path, x):
+      dtype = saved[checksums.path_name(path)].dtype
+      return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
+    # As saved: a cast would change what the checksums are of.
+    likes = jax.tree_util.tree_map_with_path(like, abstract)
+    args = {name: ocp.args.StandardRestore(x) for name, x in likes.items()}
+    args = ocp.args.Composite(**args)
+
+    def read():
+      restored = self.orbax.restore(step, args=args)
+      return {name: restored[name] for name in abstract}
+
+    trees = self._read(step, read)
+    self._verify(step, checksums.flatten_named(trees))
+    if as_saved:
+      return trees
+    cast = lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype)
+    return jax.tree.map(cast, trees, abstract)
+
+  def read_parameter(self, step: int, path: tuple[str, ...]) -> np.ndarray:
+    """Returns one parameter of a step, whole, as saved.
+
+    Raises:
+      DamageError: the parameter differs from what was saved.
+    """
+    name = '/'.join(('params', *path))
+    like = self._saved(step, ['params'])[name].update(
+      sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    )
+    like = traverse_util.unflatten_dict({path: like})
+    args = ocp.args.PyTreeRestore(
+      like,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+      partial_restore=True,
+    )
+    folder = self.directory / str(step) / 'params'
+    with ocp.PyTreeCheckpointer() as orbax:
+      read = functools.partial(orbax.restore, folder, args)
+      params = self._read(step, read)
+    whole = np.asarray(jax.tree.leaves(params)[0])
+    self._verify(step, {name: whole})
+    return whole
+
+  def _check_shapes(self, step: int, wanted: dict, saved: dict) -> None:
+    """Raises ValueError, naming an array, where names or shapes differ."""
+    shape = lambda x: 'missing' if x is None else list(x.shape)
+    for name in sorted({*saved, *wanted}):
+      there, here = shape(saved.get(name)), shape(wanted.get(name))
+      if there != here:
+        raise ValueError(
+          f'the checkpoint of step {step} in {self.directory} is of another '
+          f'model: {name} is {there} there and {here} here. Use the '
+          'configuration it was trained with (MODEL_DIR/config.gin), or '
+          'another MODEL_DIR.'
+        )
+
+  def _verify(self, step: int, arrays: Mapping) -> None:
+    """Raises DamageError where arrays differ from their checksums."""
+    sums = self._unsealed(step)[1]
+    if sums is None:
+      self.log(
+        f'step {step:,} in {self.directory} has no checksums: an older version '
+        'wrote it, and nothing was verified'
+      )
+      return
+    self._read(step, lambda: checksums.verify_checksums(arrays, sums))
+
+  def _read(self, step: int, read: Callable):
+    """Returns read(), whose errors are damage, on all hosts if on one.
+
+    Raises:
+      DamageError: names the step.
+    """
+    error, value = None, None
+    try:
+      value = read()
+    except (MemoryError, PermissionError):
+      raise
+    except Exception as e:
+      if any(text in str(e) for text in NOT_DAMAGE):
+        raise
+      error = e
+    if is_true_everywhere(error is None):
+      return value
+    why = messages.one_line(error) if error else 'another host found damage'
+    raise DamageError(
+      f'the checkpoint of step {step:,} in {self.directory} is damaged: {why}'
+    ) from error
+
+
+# --- Opening
+
+
+def open_orbax(directory, keep: int | None = None, read_only: bool = False):
+  """Opens Orbax's manager of a folder of checkpoints."""
+  return ocp.CheckpointManager(
+    directory,
+    item_handlers={
+      'params': ocp.StandardCheckpointHandler(),
+      'optimizer': ocp.StandardCheckpointHandler(),
+      'meta': ocp.JsonCheckpointHandler(),
+    },
+    options=ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      cleanup_tmp_directories=not read_only,
+      read_only=read_only,
+      create=not read_only,
+      save_interval_steps=0 if read_only else 1,
+    ),
+  )
+
+
+@contextlib.contextmanager
+def open_step(
+  model_dir: str, at_step: int | None
+) -> Iterator[tuple[CheckpointReader, int]]:
+  """Yields the checkpoints of a MODEL_DIR and the step wanted, or the newest.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint, or not of that step.
+    DamageError: raised by the block; here the intact steps are added.
+  """
+  if not paths.find_checkpoint_dir(model_dir).is_dir():
+    raise FileNotFoundError(
+      f'no {paths.CHECKPOINTS}/ in MODEL_DIR = {model_dir!r}, nor a '
+      'config.json of Hugging Face weights'
+    )
+  with CheckpointReader(model_dir) as checkpoints:
+    steps = checkpoints.all_steps()
+    if not steps or at_step not in (None, *steps):
+      raise FileNotFoundError(
+        f'no checkpoint {"" if at_step is None else f"of step {at_step} "}in '
+        f'{checkpoints.directory}; steps there: {steps or "none"}'
+      )
+    try:
+      yield checkpoints, steps[-1] if at_step is None else at_step
+    except DamageError as e:
+      intact = checkpoints.intact_steps() or 'none'
+      raise DamageError(f'{e}. Steps that are intact: {intact}') from e
+
+
+def latest_step(model_dir: str) -> int | None:
+  """Returns the newest step of a MODEL_DIR, or None.
+
+  Raises:
+    ValueError: it is a URL; taken for a path, gs://... would be a folder here.
+  """
+  if '://' in model_dir:
+    raise ValueError(
+      f'MODEL_DIR = {model_dir!r}: expected a folder of a file system that all '
+      'hosts share; CHECKPOINT_DIR may be a bucket (docs/pods.md)'
+    )
+  if not paths.find_checkpoint_dir(model_dir).is_dir():
+    return None
+  with CheckpointReader(model_dir) as checkpoints:
+    return checkpoints.latest_step()
+
+
+def is_true_everywhere(condition: bool) -> bool:
+  """Tells whether a condition holds on all hosts, which all must ask."""
+  if jax.process_count() == 1:
+    return condition
+  return bool(multihost_utils.process_allgather(np.array(condition)).all())
