@@ -437,7 +437,7 @@ def test_the_command_shows_a_single_task(words, tmp_path, capsys):
     gin_config.configure(
       [gin_config.find_file('runs/inspect.gin')], bindings, set()
     )
-    commands.RUNS['inspect']()
+    commands.execute('inspect')
   gin.clear_config()
   assert '[CLM]' in capsys.readouterr().out
   assert 'lang="te"' in (tmp_path / 'index.html').read_text(encoding='utf-8')
