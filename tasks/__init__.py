@@ -85,15 +85,15 @@ def configure(
   """
   if vocabulary is not None:
     tasks.VOCABULARY.use(vocabulary)
-  index = late_index(tuple(sorted((decontaminate or {}).items())))
+  index = load_index_lazily(tuple(sorted((decontaminate or {}).items())))
   register = functools.partial(
-    tasks.register, paper_packing=paper_packing, index=index
+    tasks.register_mixture, paper_packing=paper_packing, index=index
   )
   languages = LANGUAGE_CODES
-  udhr = {('udhr', k): tasks.Shipped(k) for k in languages}
+  udhr = {('udhr', k): tasks.DeclarationSource(k) for k in languages}
   register('udhr', udhr, tasks.UDHR)
   found = functools.partial(
-    tasks.stored, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
+    tasks.find_sources, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
     cache_dir=cache_dir,
   )  # fmt: skip
   if paper := found('wikipedia', wikipedia) | found('mc4', mc4):
@@ -102,7 +102,7 @@ def configure(
     register('text', text, mixing)
   register_pairs(pairs, pairs_mode, skip_bad, cache_dir)
   if cache_dir is not None:
-    measure(cache_dir)
+    load_counts(cache_dir)
 
 
 def configured(**named) -> tasks.LateVocabulary:
@@ -112,14 +112,14 @@ def configured(**named) -> tasks.LateVocabulary:
 
 
 @functools.cache
-def late_index(sets: tuple[tuple[str, str], ...]):
+def load_index_lazily(sets: tuple[tuple[str, str], ...]):
   """Reads evaluation sets when called, once; None where there are none."""
   if not sets:
     return None
   return functools.cache(lambda: decontaminate_lib.Index.read(dict(sets)))
 
 
-def measure(cache_dir: str) -> None:
+def load_counts(cache_dir: str) -> None:
   """Gives every task that has rows in `cache_dir` their counts."""
   for name in seqio.TaskRegistry.names():
     path = f'{cache_dir.rstrip("/")}/{name}-train/manifest.json'

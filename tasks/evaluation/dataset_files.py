@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from atm.evals.task import MissingData
-from atm_tasks.evaluation.readers import Example
+from atm_tasks.evaluation.readers import RawExample
 from atm_tasks.pretraining import sources
 
 Paths = Sequence[str]
@@ -46,13 +46,13 @@ class DataSet:
   licence: str
   splits: Mapping[str, str]
   files: Files
-  read: Callable[[Paths, str, str], Iterator[Example]]
+  read: Callable[[Paths, str, str], Iterator[RawExample]]
   tfds: Callable[[str], str] = lambda part: ''
-  convert: Callable[[Mapping, str], Sequence[Example]] = lambda e, part: [e]
+  convert: Callable[[Mapping, str], Sequence[RawExample]] = lambda e, part: [e]
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FoundSplit:
   """A split that is there.
 
   Attributes:
@@ -61,7 +61,7 @@ class Found:
   """
 
   paths: Paths
-  examples: Callable[[], Iterator[Example]]
+  examples: Callable[[], Iterator[RawExample]]
 
   @property
   def places(self) -> Paths:
@@ -71,7 +71,7 @@ class Found:
     return [os.path.join(os.path.commonpath(self.paths), '...')]
 
 
-class Missing(MissingData):
+class MissingSplit(MissingData):
   """A split that is nowhere.
 
   Attributes:
@@ -84,9 +84,9 @@ class Missing(MissingData):
     self.why, self.where, self.files = why, where, files
 
 
-def find(
+def find_split(
   data: DataSet, part: str, split: str, data_dir: str, tfds_dir: str | None
-) -> Found:
+) -> FoundSplit:
   """Where a split is; reads none of it.
 
   Raises:
@@ -96,29 +96,29 @@ def find(
   root = os.path.join(data_dir, data.folder)
   layouts = data.files(part, named)
   for patterns in layouts:
-    found = [matches(root, pattern) for pattern in patterns]
+    found = [glob_paths(root, pattern) for pattern in patterns]
     if all(found):
       paths = sum(found, [])
       read = functools.partial(data.read, paths, part, named)
-      return Found(paths, read)
+      return FoundSplit(paths, read)
   where = f'Get it from {data.url} ({data.licence}) and put it in {root}/.'
   if name := data.tfds(part):
-    folder, hint = sources.prepared_folder(name, tfds_dir)
+    folder, hint = sources.find_prepared(name, tfds_dir)
     if folder:
-      read = functools.partial(_tfds, data, folder, part, split)
-      return Found([folder], read)
+      read = functools.partial(_read_tfds, data, folder, part, split)
+      return FoundSplit([folder], read)
     where += f' Or as TFDS {name!r}: {hint}.'
-  files = [os.path.join(root, p) for p in layouts[0] if not matches(root, p)]
+  files = [os.path.join(root, p) for p in layouts[0] if not glob_paths(root, p)]
   why = f'{data.name} ({part}, {split}): not there: {", ".join(files)}'
-  raise Missing(why, where, files)
+  raise MissingSplit(why, where, files)
 
 
-def matches(root: str, pattern: str) -> list[str]:
+def glob_paths(root: str, pattern: str) -> list[str]:
   """The paths of a file, folder or glob, sorted."""
   return sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
 
 
-def _tfds(data: DataSet, folder: str, part: str, split: str):
+def _read_tfds(data: DataSet, folder: str, part: str, split: str):
   """The examples of a prepared TFDS data set, in its own order."""
   import tensorflow_datasets as tfds
 
@@ -130,19 +130,19 @@ def _tfds(data: DataSet, folder: str, part: str, split: str):
     )
   rows = builder.as_dataset(split=split, shuffle_files=False)
   for number, row in enumerate(rows.as_numpy_iterator()):
-    row = _plain(row, builder.info.features)
+    row = _to_python(row, builder.info.features)
     yield from data.convert({'id': str(number), **row}, part)
 
 
-def _plain(value, feature):
+def _to_python(value, feature):
   """A TFDS value with str for bytes, lists for arrays, names for labels."""
   if isinstance(value, dict):
     inner = dict(feature.items()) if hasattr(feature, 'items') else {}
-    return {k: _plain(v, inner.get(k)) for k, v in value.items()}
+    return {k: _to_python(v, inner.get(k)) for k, v in value.items()}
   if hasattr(feature, 'int2str'):
     return feature.int2str(value) if value >= 0 else None
   if isinstance(value, np.ndarray):
-    return [_plain(v, None) for v in value.tolist()]
+    return [_to_python(v, None) for v in value.tolist()]
   if isinstance(value, bytes):
     return value.decode('utf-8')
   return value.item() if isinstance(value, np.generic) else value

@@ -17,11 +17,11 @@ import numpy as np
 from atm.data.languages import LANGUAGE_CODES
 from atm_tasks.evaluation import readers, superglue
 from atm_tasks.evaluation.dataset_files import DataSet, Paths
-from atm_tasks.evaluation.readers import Example
+from atm_tasks.evaluation.readers import RawExample
 from atm_tasks.pretraining import pairs, tasks
 
 
-def either(folder: str, *paths: str) -> list[list[str]]:
+def either_layout(folder: str, *paths: str) -> list[list[str]]:
   """The release's files, in the folder it unpacks to or without it."""
   return [[os.path.join(folder, path) for path in paths], [*paths]]
 
@@ -44,11 +44,11 @@ def _flores_files(part: str, split: str) -> list[list[str]]:
   made = []
   for i, folder in enumerate(('flores101_dataset', 'flores200_dataset')):
     paths = [f'{split}/{FLORES[k][i]}.{split}' for k in languages]
-    made += either(folder, *paths)
+    made += either_layout(folder, *paths)
   return made
 
 
-def _read(reader) -> Callable:
+def _read_paths(reader) -> Callable:
   """A reader that needs neither part nor split."""
   return lambda paths, part, split: reader(paths)
 
@@ -71,7 +71,7 @@ _add(
   licence='CC BY-SA 4.0',
   splits={'validation': 'dev', 'test': 'devtest'},
   files=_flores_files,
-  read=_read(readers.sentence_pairs),
+  read=_read_paths(readers.read_sentence_pairs),
 )
 
 # --- Summaries
@@ -85,10 +85,10 @@ SAME = {'train': 'train', 'validation': 'validation', 'test': 'test'}
 VAL = {'train': 'train', 'validation': 'val', 'test': 'test'}
 
 
-def _summaries(document: str, summary: str) -> Callable:
+def _convert_summaries(document: str, summary: str) -> Callable:
   """A TFDS example with these fields; without either it is left out."""
 
-  def convert(e: Mapping, part: str) -> list[Example]:
+  def convert(e: Mapping, part: str) -> list[RawExample]:
     texts = {'document': e[document], 'summary': e[summary]}
     blank = not all(text.strip() for text in texts.values())
     return [] if blank else [{'id': e['id'], **texts}]
@@ -96,7 +96,7 @@ def _summaries(document: str, summary: str) -> Callable:
   return convert
 
 
-def _aligned(e: Mapping, part: str) -> list[Example]:
+def _convert_aligned(e: Mapping, part: str) -> list[RawExample]:
   texts = e['source_aligned'][part], e['target_aligned'][part]
   if not all(text.strip() for text in texts):
     return []
@@ -113,29 +113,29 @@ _add(
   files=lambda part, split: [
     ['XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json', 'bbc-summary-data']
   ],
-  read=lambda paths, part, split: readers.xsum(paths, split),
+  read=lambda paths, part, split: readers.read_xsum(paths, split),
   tfds=lambda part: 'xsum',
-  convert=_summaries('document', 'summary'),
+  convert=_convert_summaries('document', 'summary'),
 )
 _add(
   'mlsum',
   url='https://gitlab.lip6.fr/scialom/mlsum_data',
   licence='for research only',
   splits=VAL,
-  files=lambda part, split: either('MLSUM', f'{part}_{split}.jsonl'),
-  read=_read(readers.text_and_summary),
+  files=lambda part, split: either_layout('MLSUM', f'{part}_{split}.jsonl'),
+  read=_read_paths(readers.read_summaries),
   tfds=lambda part: f'gem/mlsum_{part}' if part in ('de', 'es') else '',
-  convert=_summaries('text', 'target'),
+  convert=_convert_summaries('text', 'target'),
 )
 _add(
   'xlsum',
   url='https://github.com/csebuetnlp/xl-sum',
   licence='CC BY-NC-SA 4.0',
   splits=VAL,
-  files=lambda part, split: either(
+  files=lambda part, split: either_layout(
     'XLSum_complete_v2.0', f'{ENGLISH_NAMES[part]}_{split}.jsonl'
   ),
-  read=_read(readers.text_and_summary),
+  read=_read_paths(readers.read_summaries),
 )
 _add(
   'cnn_dailymail',
@@ -146,9 +146,9 @@ _add(
   files=lambda part, split: [
     [f'url_lists/all_{split}.txt', 'cnn/stories', 'dailymail/stories']
   ],
-  read=_read(readers.cnn_dailymail),
+  read=_read_paths(readers.read_cnn_dailymail),
   tfds=lambda part: 'cnn_dailymail',
-  convert=_summaries('article', 'highlights'),
+  convert=_convert_summaries('article', 'highlights'),
 )
 _add(
   'wikilingua',
@@ -159,9 +159,9 @@ _add(
   files=lambda part, split: [
     [f'{ENGLISH_NAMES[part]}/{split}.{side}.{part}' for side in ('src', 'tgt')]
   ],
-  read=_read(readers.document_pairs),
+  read=_read_paths(readers.read_document_pairs),
   tfds=lambda part: f'gem/wiki_lingua_{ENGLISH_NAMES[part]}_{part}',
-  convert=_aligned,
+  convert=_convert_aligned,
 )
 
 # --- Data to text
@@ -171,12 +171,12 @@ def _webnlg_files(part: str, split: str) -> list[list[str]]:
   paths = f'en/{split}/*triples/*.xml'
   if split == 'test':
     paths = 'en/test/rdf-to-text-generation-test-data-with-refs-en.xml'
-  return either('release_v3.0', paths)
+  return either_layout('release_v3.0', paths)
 
 
-def _webnlg_tfds(e: Mapping, part: str) -> list[Example]:
+def _convert_webnlg(e: Mapping, part: str) -> list[RawExample]:
   texts = e['references'] or [e['target']]
-  data = readers.triples_text(e['input'])
+  data = readers.join_triples(e['input'])
   return [{'id': e['id'], 'data': data, 'texts': texts}]
 
 
@@ -186,9 +186,9 @@ _add(
   licence='CC BY-NC-SA 4.0',
   splits={'train': 'train', 'validation': 'dev', 'test': 'test'},
   files=_webnlg_files,
-  read=_read(readers.webnlg),
+  read=_read_paths(readers.read_webnlg),
   tfds=lambda part: 'gem/web_nlg_en',
-  convert=_webnlg_tfds,
+  convert=_convert_webnlg,
 )
 _add(
   'e2e_nlg',
@@ -196,14 +196,14 @@ _add(
   licence='CC BY-SA 4.0',
   splits={'train': 'trainset', 'validation': 'devset',
           'test': 'testset_w_refs'},
-  files=lambda part, split: either('e2e-dataset-1.0.0', f'{split}.csv'),
-  read=_read(readers.e2e),
+  files=lambda part, split: either_layout('e2e-dataset-1.0.0', f'{split}.csv'),
+  read=_read_paths(readers.read_e2e),
 )  # fmt: skip
 
 # --- Questions
 
 
-def _squad_tfds(e: Mapping, part: str) -> list[Example]:
+def _convert_squad(e: Mapping, part: str) -> list[RawExample]:
   answers = [] if e['is_impossible'] else e['answers']['text']
   texts = {k: e[k] for k in ('id', 'context', 'question')}
   return [{**texts, 'answers': [*dict.fromkeys(answers)]}]
@@ -215,16 +215,16 @@ _add(
   licence='CC BY-SA 4.0',
   splits={'train': 'train', 'validation': 'dev'},
   files=lambda part, split: [[f'{split}-v2.0.json']],
-  read=_read(readers.squad),
+  read=_read_paths(readers.read_squad),
   tfds=lambda part: 'squad/v2.0',
-  convert=_squad_tfds,
+  convert=_convert_squad,
 )
 
 
-def _super_tfds(task: str) -> Callable:
+def _convert_superglue(task: str) -> Callable:
   """A TFDS example of SuperGLUE as the release's files have it."""
 
-  def convert(e: Mapping, part: str) -> list[Example]:
+  def convert(e: Mapping, part: str) -> list[RawExample]:
     e = dict(e)
     if isinstance(e['idx'], dict):
       names = ('paragraph', 'question', 'answer', 'passage', 'query')
@@ -244,16 +244,16 @@ def _super_tfds(task: str) -> Callable:
 
 
 SUPERGLUE = {
-  'boolq': ('BoolQ', superglue.boolq),
+  'boolq': ('BoolQ', superglue.read_boolq),
   'cb': ('CB', functools.partial(
-    superglue.entailment, labels=('entailment', 'contradiction', 'neutral'))),
-  'copa': ('COPA', readers.copa),
-  'multirc': ('MultiRC', superglue.multirc),
-  'record': ('ReCoRD', superglue.record),
+    superglue.read_entailment, labels=superglue.NLI_LABELS)),
+  'copa': ('COPA', readers.read_copa),
+  'multirc': ('MultiRC', superglue.read_multirc),
+  'record': ('ReCoRD', superglue.read_record),
   'rte': ('RTE', functools.partial(
-    superglue.entailment, labels=('entailment', 'not_entailment'))),
-  'wic': ('WiC', superglue.wic),
-  'wsc': ('WSC', superglue.wsc),
+    superglue.read_entailment, labels=superglue.RTE_LABELS)),
+  'wic': ('WiC', superglue.read_wic),
+  'wsc': ('WSC', superglue.read_wsc),
 }  # fmt: skip
 for _task, (_name, _reader) in SUPERGLUE.items():
   _add(
@@ -264,13 +264,13 @@ for _task, (_name, _reader) in SUPERGLUE.items():
     # The labels of `test` are not published.
     splits={'train': 'train', 'validation': 'val'},
     files=lambda part, split: [[f'{split}.jsonl']],
-    read=_read(_reader),
+    read=_read_paths(_reader),
     tfds=_always(f'super_glue/{_task}' + '.fixed' * (_task == 'wsc')),
-    convert=_super_tfds(_task),
+    convert=_convert_superglue(_task),
   )
 
 
-def _xnli_tfds(e: Mapping, part: str) -> list[Example]:
+def _convert_xnli(e: Mapping, part: str) -> list[RawExample]:
   at = e['hypothesis']['language'].index(part)
   hypothesis = e['hypothesis']['translation'][at]
   premise = e['premise'][part]
@@ -283,27 +283,29 @@ _add(
   url='https://dl.fbaipublicfiles.com/XNLI/XNLI-1.0.zip',
   licence='CC BY-NC 4.0',
   splits={'validation': 'dev', 'test': 'test'},
-  files=lambda part, split: either('XNLI-1.0', f'xnli.{split}.tsv'),
-  read=lambda paths, part, split: readers.xnli(paths, part),
+  files=lambda part, split: either_layout('XNLI-1.0', f'xnli.{split}.tsv'),
+  read=lambda paths, part, split: readers.read_xnli(paths, part),
   tfds=lambda part: 'xnli',
-  convert=_xnli_tfds,
+  convert=_convert_xnli,
 )
 _add(
   'xcopa',
   url='https://github.com/cambridgeltl/xcopa',
   licence='CC BY 4.0',
   splits={'validation': 'val', 'test': 'test'},
-  files=lambda part, split: either('data', f'{part}/{split}.{part}.jsonl'),
-  read=_read(readers.copa),
+  files=lambda part, split: either_layout(
+    'data', f'{part}/{split}.{part}.jsonl'
+  ),
+  read=_read_paths(readers.read_copa),
 )
 
 
 def _pawsx_files(part: str, split: str) -> list[list[str]]:
   name = 'train' if (part, split) == ('en', 'translated_train') else split
-  return either('x-final', f'{part}/{name}.tsv')
+  return either_layout('x-final', f'{part}/{name}.tsv')
 
 
-def _pawsx_tfds(e: Mapping, part: str) -> list[Example]:
+def _convert_pawsx(e: Mapping, part: str) -> list[RawExample]:
   return [{**e, 'label': int(e['label'] == 'paraphrase')}]
 
 
@@ -315,9 +317,9 @@ _add(
   splits={'train': 'translated_train', 'validation': 'dev_2k',
           'test': 'test_2k'},
   files=_pawsx_files,
-  read=_read(readers.pawsx),
+  read=_read_paths(readers.read_pawsx),
   tfds=lambda part: f'paws_x_wiki/{part}',
-  convert=_pawsx_tfds,
+  convert=_convert_pawsx,
 )  # fmt: skip
 _add(
   'xwinograd',
@@ -325,25 +327,29 @@ _add(
   licence='see the sets it is made of, listed there',
   splits={'test': 'test'},
   files=lambda part, split: [['dataset.tsv']],
-  read=lambda paths, part, split: readers.xwinograd(paths, part),
+  read=lambda paths, part, split: readers.read_xwinograd(paths, part),
 )
 
 # --- The shipped Declaration
 
 
-def _articles(path: str, held_out: bool) -> list[tuple[str, str]]:
+def _read_articles(path: str, held_out: bool) -> list[tuple[str, str]]:
   """(article, paragraph) of one side; the preamble is not aligned."""
-  rows = (line.partition('\t') for _, line in readers.lines(path))
+  rows = (line.partition('\t') for _, line in readers.read_lines(path))
   return [
     (article, text)
     for article, _, text in rows
-    if article.isdigit() and tasks.held_out(article) == held_out
+    if article.isdigit() and tasks.is_held_out(article) == held_out
   ]
 
 
-def _declaration(paths: Paths, part: str, split: str) -> Iterator[Example]:
+def _read_declaration(
+  paths: Paths, part: str, split: str
+) -> Iterator[RawExample]:
   """Paragraphs in two languages: articles have as many in all twelve."""
-  source, target = (_articles(path, split == 'validation') for path in paths)
+  source, target = (
+    _read_articles(path, split == 'validation') for path in paths
+  )
   for i, ((article, one), (other, two)) in enumerate(zip(source, target)):
     assert article == other
     yield {'id': f'{article}/{i}', 'source': one, 'target': two}
@@ -356,7 +362,7 @@ HALF = 40
 _BREAK = re.compile(r'\s+|(?<=、)')
 
 
-def _halves(text: str) -> tuple[str, str, str]:
+def _split_in_half(text: str) -> tuple[str, str, str]:
   """(beginning, space or '', end), divided next to the middle; of either, what
   is next to the division: HALF characters at most, and whole words."""
   breaks = [m.span() for m in _BREAK.finditer(text)]
@@ -371,15 +377,17 @@ def _halves(text: str) -> tuple[str, str, str]:
   return begun, text[a:b], end
 
 
-def _continuations(paths: Paths, part: str, split: str) -> Iterator[Example]:
+def _read_continuations(
+  paths: Paths, part: str, split: str
+) -> Iterator[RawExample]:
   """The end of each paragraph, among three of other articles of the split.
 
   `train` is for models that were trained on other text.
   """
   held_out = split == 'validation'
   rows = [
-    (article, *_halves(text))
-    for article, text in _articles(paths[0], held_out)
+    (article, *_split_in_half(text))
+    for article, text in _read_articles(paths[0], held_out)
     if _BREAK.search(text)
   ]
   # Drawn by the language alone: the same for everyone. Each place has the right
@@ -398,8 +406,8 @@ def _continuations(paths: Paths, part: str, split: str) -> Iterator[Example]:
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _UDHR = os.path.join(_ROOT, 'udhr')
 for _name, _reader, _splits in (
-  ('udhr_translate', _declaration, ('train', 'validation')),
-  ('udhr_next', _continuations, ('train', 'validation')),
+  ('udhr_translate', _read_declaration, ('train', 'validation')),
+  ('udhr_next', _read_continuations, ('train', 'validation')),
 ):
   _add(
     _name,
@@ -412,11 +420,13 @@ for _name, _reader, _splits in (
   )
 
 
-def _languages(paths: Paths, part: str, split: str) -> Iterator[Example]:
-  source = pairs.Languages()
+def _read_languages(
+  paths: Paths, part: str, split: str
+) -> Iterator[RawExample]:
+  source = pairs.LanguagePairs()
   for shard in range(len(paths)):
     for number, stored in enumerate(source.texts(split, shard)):
-      yield {'id': f'{shard}/{number}', **pairs.read(stored)}
+      yield {'id': f'{shard}/{number}', **pairs.text_to_pair(stored)}
 
 
 _add(
@@ -426,7 +436,7 @@ _add(
   licence='tasks/udhr/LICENSE',
   splits={split: split for split in ('train', 'validation')},
   files=lambda part, split: [[f'{k}.tsv' for k in LANGUAGE_CODES]],
-  read=_languages,
+  read=_read_languages,
 )
 # One's own, to fine-tune on with PAIRS = 'DATA_DIR/pairs'.
 _add(
@@ -435,5 +445,5 @@ _add(
   licence='your own',
   splits={split: split for split in ('train', 'validation')},
   files=lambda part, split: [[f'{split}.jsonl']],
-  read=_read(readers.pairs),
+  read=_read_paths(readers.read_pairs),
 )

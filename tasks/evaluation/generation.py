@@ -16,7 +16,7 @@ from atm_tasks.evaluation.multiple_choice import PASSAGE_TOKENS, Cut
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class PromptFormat:
   """How examples of one task become questions.
 
   Attributes:
@@ -76,12 +76,12 @@ class Kind:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
+class InputFormat:
   """Inputs asked as they are, as a model was fine-tuned on them."""
 
   max_tokens: int = 1023
   generates = True
-  keep_side = 'beginning'  # as `pairs.Frame` does
+  keep_side = 'beginning'  # as `pairs.FramePairs` does
   stop = ()
 
   def question(
@@ -104,7 +104,7 @@ class Plain:
     return output.strip()
 
 
-TRANSLATION = Kind(
+TRANSLATION_FORMAT = PromptFormat(
   prompts.TRANSLATION,
   lambda e, language: {
     'sentence': e['source'], 'language': language, 'translation': e['target'],
@@ -114,7 +114,7 @@ TRANSLATION = Kind(
 )  # fmt: skip
 # Shots are under 192 words, as in the paper. That one of many tokens, as those
 # in Japanese may be, is cut, too, is ours: a prompt has to fit 1024 positions.
-SUMMARY = Kind(
+SUMMARY_FORMAT = PromptFormat(
   prompts.SUMMARY,
   lambda e, language: {k: e[k] for k in ('document', 'summary')},
   lambda e: e['summary'],
@@ -125,7 +125,7 @@ SUMMARY = Kind(
 )
 # For E2E the prompt of the authors' script, which speaks of places; that WebNLG
 # has the same is our reading.
-DATA_TO_TEXT = Kind(
+DATA_TO_TEXT_FORMAT = PromptFormat(
   prompts.DATA_TO_TEXT,
   lambda e, language: {'data': e['data'], 'text': e['texts'][0]},
   lambda e: e['texts'],
@@ -139,12 +139,12 @@ NO_ANSWER = frozenset((
 ))  # fmt: skip
 
 
-def declined(answer: str) -> str:
+def drop_refusal(answer: str) -> str:
   """'' where an answer says that there is none."""
   return '' if answer.strip(' .!"\'').lower() in NO_ANSWER else answer
 
 
-SQUADV2 = Kind(
+SQUADV2_FORMAT = PromptFormat(
   prompts.SQUADV2,
   lambda e, language: {
     'context': e['context'],
@@ -156,5 +156,5 @@ SQUADV2 = Kind(
   long='context',
   tokens=PASSAGE_TOKENS,
   shot_tokens=PASSAGE_TOKENS,
-  read=declined,
+  read=drop_refusal,
 )

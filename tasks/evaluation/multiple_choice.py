@@ -1,4 +1,4 @@
-"""Tasks in which the likeliest of given choices wins.
+"""Questions of which the model compares given choices.
 
 A choice is an encoder text and a decoder text (the paper, section 4). Which,
 depends on the mode:
@@ -25,6 +25,8 @@ from atm.data import languages
 from atm.evals.task import Question
 from atm.inference import prompts
 from atm.inference.prompts import Template
+from atm_tasks.evaluation.superglue import NLI_LABELS, RTE_LABELS
+from atm_tasks.pretraining.sources import collapse_whitespace
 
 Cut = Callable[[str, int], str]  # (text, tokens) -> whole sentences of so many
 BETWEEN = ' <br> '
@@ -34,7 +36,7 @@ PASSAGE_TOKENS = 800
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class WrittenChoice:
   """One choice of an example, written.
 
   Attributes:
@@ -48,14 +50,14 @@ class Choice:
   whole: str
 
   def pair(self, mode: str, before: str) -> tuple[str, str]:
-    """(encoder text, decoder text), behind the shots `before`."""
+    """Returns (encoder text, decoder text), behind the shots `before`."""
     if mode == 'denoise':
       return before + self.gap, before + self.whole
     return before + self.question, self.answer
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class WrittenExample:
   """An example with its choices.
 
   Attributes:
@@ -65,7 +67,7 @@ class Written:
     group, shown: see `task.Question`.
   """
 
-  choices: Sequence[Choice]
+  choices: Sequence[WrittenChoice]
   right: int
   shown: Mapping[str, str]
   truth: Any = None
@@ -73,21 +75,21 @@ class Written:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class ChoiceFormat:
   """How examples of one task become questions.
 
   Attributes:
     write: (example, language, cut) -> its choices; `cut` shortens passages.
   """
 
-  write: Callable[[Mapping, str, Cut], Written]
+  write: Callable[[Mapping, str, Cut], WrittenExample]
   generates = False
 
   def question(
     self, example: Mapping, shots: Sequence[Mapping], language: str, mode: str,
     cut: Cut,
   ) -> Question:  # fmt: skip
-    """The example as it is asked, behind its shots."""
+    """Writes the question of an example, behind its shots."""
     before = ''
     for shot in shots:
       written = self.write(shot, language, cut)
@@ -102,17 +104,15 @@ class Kind:
     )
 
 
-def one_line(text: str) -> str:
-  return ' '.join(text.split())
+def write_endings(question: str, answers: Sequence[str]) -> list[WrittenChoice]:
+  """Writes choices of which the answer ends the text."""
+  return [
+    WrittenChoice(question, a, question, f'{question} {a}') for a in answers
+  ]
 
 
-def ending(question: str, answers: Sequence[str]) -> list[Choice]:
-  """Choices of which the answer ends the text."""
-  return [Choice(question, a, question, f'{question} {a}') for a in answers]
-
-
-def fill(template: Template, **texts: str) -> str:
-  """The query of a template; a blank text is written as `-`."""
+def fill_template(template: Template, **texts: str) -> str:
+  """Writes the query of a template; a blank text is written as `-`."""
   return prompts.build_prompt(
     template, {k: v if v.strip() else '-' for k, v in texts.items()}
   )
@@ -122,12 +122,32 @@ def _template(name: str, body: str, cue: str, choices=()) -> Template:
   return Template(name, body, cue, 'chosen', BETWEEN, '<br>', tuple(choices))
 
 
-# --- Inference
+# --- Answers to a filled template
+
+
+def _answer_template(
+  template: Template, example: Mapping, cut: Cut, right: int, **fields
+) -> WrittenExample:
+  """Writes a question whose choices are those of its template.
+
+  Args:
+    template: its fields are those of the example.
+    example: the example.
+    cut: shortens the field `passage`.
+    right: index of the right choice.
+    fields: others of `WrittenExample`.
+  """
+  shown = {name: example[name] for name in template.fields}
+  texts = dict(shown)
+  if 'passage' in texts:
+    texts['passage'] = cut(texts['passage'], PASSAGE_TOKENS)
+  choices = write_endings(fill_template(template, **texts), template.choices)
+  return WrittenExample(choices, right, shown, **fields)
 
 
 @functools.cache
 def nli_template(language: str) -> Template:
-  """`prompts.NLI`, its dummy shots true of passages in another language.
+  """Returns `prompts.NLI` with dummy shots that are true in another language.
 
   They ask whether the passage is in English, True, and in French, False. The
   paper does not show it for XNLI; that the first names the passage's language
@@ -140,41 +160,18 @@ def nli_template(language: str) -> Template:
   return dataclasses.replace(prompts.NLI, body=f'{body}English{second}')
 
 
-# CB's classes in the order of the choices True, False, Neither.
-NLI_LABELS = ('entailment', 'contradiction', 'neutral')
+def write_nli(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes an example of CB or XNLI."""
+  right = NLI_LABELS.index(example['label'])
+  return _answer_template(nli_template(language), example, cut, right)
 
 
-def nli(example: Mapping, language: str, cut: Cut) -> Written:
-  """CB and XNLI."""
-  template = nli_template(language)
-  shown = {k: example[k] for k in ('premise', 'hypothesis')}
-  return Written(
-    ending(fill(template, **shown), template.choices),
-    NLI_LABELS.index(example['label']),
-    shown,
-  )
-
-
-# lm-evaluation-harness' prompt, which is GPT-3's with a capital.
+# lm-evaluation-harness' prompts, which are GPT-3's but for capitals. The
+# question of BoolQ has no question mark of its own.
 RTE = _template(
   'rte', '{premise} <br> Question: {hypothesis} True or False? <br> ',
   'Answer:', ('True', 'False'),
 )  # fmt: skip
-
-
-def rte(example: Mapping, language: str, cut: Cut) -> Written:
-  shown = {k: example[k] for k in ('premise', 'hypothesis')}
-  return Written(
-    ending(fill(RTE, **shown), RTE.choices),
-    ('entailment', 'not_entailment').index(example['label']),
-    shown,
-  )
-
-
-# --- Yes or no
-
-# lm-evaluation-harness' prompts; GPT-3's are the same but for capitals. The
-# question of BoolQ has no question mark of its own.
 BOOLQ = _template(
   'boolq', '{passage} <br> Question: {question}? <br> ', 'Answer:',
   ('no', 'yes'),
@@ -203,42 +200,44 @@ MULTIRC = _template(
 )
 
 
-def boolq(example: Mapping, language: str, cut: Cut) -> Written:
-  shown = {k: example[k] for k in ('passage', 'question')}
-  question = fill(
-    BOOLQ, **{**shown, 'passage': cut(example['passage'], PASSAGE_TOKENS)}
-  )
-  choices = ending(question, BOOLQ.choices)
-  return Written(choices, int(example['label']), shown)
+def write_rte(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes an example of RTE."""
+  right = RTE_LABELS.index(example['label'])
+  return _answer_template(RTE, example, cut, right)
 
 
-def wic(example: Mapping, language: str, cut: Cut) -> Written:
-  shown = {k: example[k] for k in ('sentence1', 'sentence2', 'word')}
-  choices = ending(fill(WIC, **shown), WIC.choices)
-  return Written(choices, int(example['label']), shown)
+def write_boolq(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes an example of BoolQ."""
+  return _answer_template(BOOLQ, example, cut, int(example['label']))
 
 
-def wsc(example: Mapping, language: str, cut: Cut) -> Written:
-  """Two choices, no and yes: does the pronoun mean the noun?"""
+def write_wic(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes an example of WiC."""
+  return _answer_template(WIC, example, cut, int(example['label']))
+
+
+def write_wsc(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes two choices, no and yes: does the pronoun mean the noun?"""
   pronoun, noun = example['span2_text'], example['span1_text']
-  text = mark(example['text'], example['span2_index'], pronoun)
-  question = fill(WSC, text=text, pronoun=pronoun, noun=noun)
+  text = mark_span(example['text'], example['span2_index'], pronoun)
+  texts = {'text': text, 'pronoun': pronoun, 'noun': noun}
+  written = _answer_template(WSC, texts, cut, int(example['label']))
   shown = {'text': text, 'noun': noun}
-  return Written(ending(question, WSC.choices), int(example['label']), shown)
+  return dataclasses.replace(written, shown=shown)
 
 
-def mark(text: str, index: int, span: str) -> str:
-  """The text with `*` around a span of words, which begins at word `index`.
+def mark_span(text: str, index: int, span: str) -> str:
+  """Sets `*` around a span of words, which begins at word `index`.
 
   Where the span is not there, as in some examples of WSC, the nearest place
   that has it is marked, or none.
   """
-  words, wanted = text.split(), _bare(span).split()
+  words, wanted = text.split(), _strip_words(span).split()
   n = len(wanted)
   places = [
     i
     for i in range(len(words) - n + 1)
-    if [_bare(word) for word in words[i : i + n]] == wanted
+    if [_strip_words(word) for word in words[i : i + n]] == wanted
   ]
   if places and n:
     at = min(places, key=lambda i: abs(i - index))
@@ -248,20 +247,15 @@ def mark(text: str, index: int, span: str) -> str:
   return ' '.join(words)
 
 
-def _bare(words: str) -> str:
-  """Without case, and without punctuation around each word."""
+def _strip_words(words: str) -> str:
+  """Removes capitals, and punctuation around each word."""
   return ' '.join(w.strip(string.punctuation) for w in words.lower().split())
 
 
-def multirc(example: Mapping, language: str, cut: Cut) -> Written:
-  """Each candidate is a question of its own; index 0 says that it is true."""
-  shown = {k: example[k] for k in ('passage', 'question', 'candidate')}
-  question = fill(
-    MULTIRC, **{**shown, 'passage': cut(example['passage'], PASSAGE_TOKENS)}
-  )
+def write_multirc(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes a candidate as a question of its own; choice 0 calls it true."""
   right = MULTIRC.choices.index('yes' if example['label'] else 'no')
-  choices = ending(question, MULTIRC.choices)
-  return Written(choices, right, shown, group=example['group'])
+  return _answer_template(MULTIRC, example, cut, right, group=example['group'])
 
 
 # --- Texts to complete
@@ -275,19 +269,21 @@ CONNECTIVES = {
 COPA = _template('copa', '{premise} ', '{connective}')
 
 
-def copa(example: Mapping, language: str, cut: Cut) -> Written:
-  """COPA and XCOPA: premise and connective -> the alternative.
+def write_copa(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes COPA and XCOPA: premise and connective -> the alternative.
 
   As in GPT-3 and lm-evaluation-harness the alternative is scored: the premise
   loses its full stop, the alternative its capital.
   """
   premise = re.sub(r'[.!?।]$', '', example['premise'].strip())
   connective = CONNECTIVES[language][example['question']]
-  question = fill(COPA, premise=premise, connective=connective)
-  answers = [one_line(example[k]) for k in ('choice1', 'choice2')]
+  question = fill_template(COPA, premise=premise, connective=connective)
+  answers = [collapse_whitespace(example[k]) for k in ('choice1', 'choice2')]
   answers = [a[:1].lower() + a[1:] for a in answers]
   shown = {'premise': example['premise'], 'question': example['question']}
-  return Written(ending(question, answers), example['label'], shown)
+  return WrittenExample(
+    write_endings(question, answers), example['label'], shown
+  )
 
 
 # What asks and what answers, by language: the format of XGLM. That of
@@ -303,42 +299,45 @@ PARAPHRASE = {
 PAWSX = _template('pawsx', '{sentence1}, ', '{right}?')
 
 
-def pawsx(example: Mapping, language: str, cut: Cut) -> Written:
-  """`A, right?` -> `Yes, B`, or `No, B`."""
+def write_pawsx(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes `A, right?` -> `Yes, B`, or `No, B`."""
   right, *answers = PARAPHRASE[language]
   first = re.sub(r'[.。]$', '', example['sentence1'].strip())
-  question = fill(PAWSX, sentence1=first, right=right)
-  second = one_line(example['sentence2'])
+  question = fill_template(PAWSX, sentence1=first, right=right)
+  second = collapse_whitespace(example['sentence2'])
   choices = [
-    Choice(question, end, f'{question} {second}', f'{question} {end}')
+    WrittenChoice(question, end, f'{question} {second}', f'{question} {end}')
     for end in (f'{answer}, {second}' for answer in answers)
   ]
   shown = {k: example[k] for k in ('sentence1', 'sentence2')}
-  return Written(choices, example['label'], shown)
+  return WrittenExample(choices, example['label'], shown)
 
 
-def xwinograd(example: Mapping, language: str, cut: Cut) -> Written:
-  """What stands behind the pronoun, given what stands before it and an answer
-  in its place: partial evaluation as in Trinh & Le (2018), which GPT-3, XGLM
-  and lm-evaluation-harness use. So the encoder's texts differ, and in 'clm' the
+def write_xwinograd(
+  example: Mapping, language: str, cut: Cut
+) -> WrittenExample:
+  """Writes the text up to an answer in the pronoun's place -> the rest.
+
+  Partial evaluation as in Trinh & Le (2018), which GPT-3, XGLM and
+  lm-evaluation-harness use. So the encoder's texts differ, and in 'clm' the
   decoder's do not.
   """
   before, after = example['before'], example['after']
   choices = [
-    Choice(
-      one_line(before + option),
-      one_line(after),
-      one_line(before + after),
-      one_line(before + option + after),
+    WrittenChoice(
+      collapse_whitespace(before + option),
+      collapse_whitespace(after),
+      collapse_whitespace(before + after),
+      collapse_whitespace(before + option + after),
     )
     for option in example['options']
   ]
   shown = {'text': f'{before}_{after}'}
-  return Written(choices, example['label'], shown)
+  return WrittenExample(choices, example['label'], shown)
 
 
-def record(example: Mapping, language: str, cut: Cut) -> Written:
-  """Passage and highlights -> the query with an entity in it.
+def write_record(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes passage and highlights -> the query with an entity in it.
 
   The query is scored as one more highlight, as in GPT-3 and in
   lm-evaluation-harness, whose layout this is.
@@ -348,14 +347,14 @@ def record(example: Mapping, language: str, cut: Cut) -> Written:
     cut(passage, PASSAGE_TOKENS),
     *(f'- {text.rstrip(".")}.' for text in highlights),
   ]
-  context = ' <br> '.join(one_line(part) for part in parts) + ' <br>'
+  context = ' <br> '.join(collapse_whitespace(part) for part in parts) + ' <br>'
   query, entities = example['query'], example['entities']
 
   def filled(entity: str) -> str:
-    return '- ' + one_line(query.replace('@placeholder', entity))
+    return '- ' + collapse_whitespace(query.replace('@placeholder', entity))
 
   choices = [
-    Choice(context, end, f'{context} {filled("")}', f'{context} {end}')
+    WrittenChoice(context, end, f'{context} {filled("")}', f'{context} {end}')
     for end in map(filled, entities)
   ]
   right = next(
@@ -363,13 +362,16 @@ def record(example: Mapping, language: str, cut: Cut) -> Written:
   )
   truth = {'candidates': entities, 'answers': example['answers']}
   shown = {k: example[k] for k in ('passage', 'query')}
-  return Written(choices, right, shown, truth)
+  return WrittenExample(choices, right, shown, truth)
 
 
-def continuation(example: Mapping, language: str, cut: Cut) -> Written:
-  """The beginning of a paragraph -> one of several ends."""
+def write_continuation(
+  example: Mapping, language: str, cut: Cut
+) -> WrittenExample:
+  """Writes the beginning of a paragraph -> one of several ends."""
   begun, space = example['begun'], example['space']
   choices = [
-    Choice(begun, end, begun, begun + space + end) for end in example['ends']
+    WrittenChoice(begun, end, begun, begun + space + end)
+    for end in example['ends']
   ]
-  return Written(choices, example['label'], {'begun': begun})
+  return WrittenExample(choices, example['label'], {'begun': begun})

@@ -15,10 +15,10 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 
-Example = dict
+RawExample = dict
 
 
-def wrong(path: str, number: int | None, expected: str, got) -> ValueError:
+def data_error(path: str, number: int | None, expected: str, got) -> ValueError:
   """The error for line `number` (from 1) of a file, or for all of it."""
   line = '' if number is None else f', line {number}'
   shown = repr(got)
@@ -29,82 +29,82 @@ def wrong(path: str, number: int | None, expected: str, got) -> ValueError:
 # --- What files are made of
 
 
-def lines(path: str) -> Iterator[tuple[int, str]]:
+def read_lines(path: str) -> Iterator[tuple[int, str]]:
   """(number from 1, line without its end) of a text file."""
   with open(path, 'rb') as f:
     for number, raw in enumerate(f, 1):
       try:
         line = raw.decode('utf-8-sig' if number == 1 else 'utf-8')
       except UnicodeDecodeError as e:
-        raise wrong(path, number, 'UTF-8', raw) from e
+        raise data_error(path, number, 'UTF-8', raw) from e
       yield number, line.rstrip('\r\n')
 
 
-def json_lines(
+def read_json_lines(
   path: str, fields: Mapping[str, type | tuple[type, ...]]
-) -> Iterator[tuple[int, Example]]:
+) -> Iterator[tuple[int, RawExample]]:
   """(number, object) of a JSONL file whose objects have `fields`."""
-  for number, line in lines(path):
+  for number, line in read_lines(path):
     if line.strip():
       try:
         row = json.loads(line)
       except ValueError as e:
-        raise wrong(path, number, 'a JSON object', line) from e
-      need(row, fields, path, number)
+        raise data_error(path, number, 'a JSON object', line) from e
+      require_fields(row, fields, path, number)
       yield number, row
 
 
-def need(row, fields: Mapping, path: str, number: int | None) -> None:
+def require_fields(row, fields: Mapping, path: str, number: int | None) -> None:
   """Raises ValueError unless a JSON value is an object with these fields."""
   if not isinstance(row, dict):
-    raise wrong(path, number, 'a JSON object', row)
+    raise data_error(path, number, 'a JSON object', row)
   for name, kind in fields.items():
     kinds = kind if isinstance(kind, tuple) else (kind,)
     # A bool is an int to Python, but not in these files.
     if name not in row or type(row[name]) not in kinds:
       names = ' or '.join(k.__name__ for k in kinds)
       got = row.get(name, f'an object with {", ".join(map(str, row))}')
-      raise wrong(path, number, f'a field {name!r}, {names}', got)
+      raise data_error(path, number, f'a field {name!r}, {names}', got)
 
 
-def one_of(value, known: Mapping, path: str, number: int, what: str):
+def look_up(value, known: Mapping, path: str, number: int, what: str):
   """known[value]; raises ValueError where there is none."""
   if value not in known:
     names = ', '.join(map(repr, known))
-    raise wrong(path, number, f'{what}, one of {names}', value)
+    raise data_error(path, number, f'{what}, one of {names}', value)
   return known[value]
 
 
-def tab_separated(
+def read_tsv(
   path: str, columns: Sequence[str]
-) -> Iterator[tuple[int, Example]]:
+) -> Iterator[tuple[int, RawExample]]:
   """(number, column -> text) of a file with a header; quotes are plain text."""
   header: list[str] | None = None
-  for number, line in lines(path):
+  for number, line in read_lines(path):
     cells = line.split('\t')
     if header is None:
       if missing := [name for name in columns if name not in cells]:
-        raise wrong(path, number, f'columns {", ".join(missing)}', line)
+        raise data_error(path, number, f'columns {", ".join(missing)}', line)
       header = cells
     elif line:
       if len(cells) != len(header):
-        raise wrong(path, number, f'{len(header)} columns', line)
+        raise data_error(path, number, f'{len(header)} columns', line)
       yield number, dict(zip(header, cells))
 
 
-def whole_json(path: str):
+def read_json(path: str):
   """The value of a JSON file."""
   try:
     with open(path, encoding='utf-8-sig') as f:
       return json.load(f)
   except ValueError as e:
-    raise wrong(path, getattr(e, 'lineno', None), 'JSON', str(e)) from e
+    raise data_error(path, getattr(e, 'lineno', None), 'JSON', str(e)) from e
 
 
-def parallel(paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def read_parallel(paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
   """The lines of files of which line i belongs to line i of the others."""
   missing = object()
-  files = [lines(path) for path in paths]
+  files = [read_lines(path) for path in paths]
   for found in itertools.zip_longest(*files, fillvalue=missing):
     for path, line in zip(paths, found):
       if line is missing:
@@ -118,23 +118,23 @@ def parallel(paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
 # --- Translation and summaries
 
 
-def sentence_pairs(paths: Sequence[str]) -> Iterator[Example]:
+def read_sentence_pairs(paths: Sequence[str]) -> Iterator[RawExample]:
   """{source, target} of two files; Flores-101 and Flores-200."""
-  for i, (source, target) in enumerate(parallel(paths)):
+  for i, (source, target) in enumerate(read_parallel(paths)):
     yield {'id': str(i), 'source': source, 'target': target}
 
 
-def document_pairs(paths: Sequence[str]) -> Iterator[Example]:
+def read_document_pairs(paths: Sequence[str]) -> Iterator[RawExample]:
   """{document, summary} of two files, a document a line; WikiLingua of GEM."""
-  for i, (document, summary) in enumerate(parallel(paths)):
+  for i, (document, summary) in enumerate(read_parallel(paths)):
     if document.strip() and summary.strip():
       yield {'id': str(i), 'document': document, 'summary': summary}
 
 
-def text_and_summary(paths: Sequence[str]) -> Iterator[Example]:
+def read_summaries(paths: Sequence[str]) -> Iterator[RawExample]:
   """JSONL with `text` and `summary`: MLSum, XL-Sum. Empty ones are left out."""
   fields = {'text': str, 'summary': str}
-  for number, row in json_lines(paths[0], fields):
+  for number, row in read_json_lines(paths[0], fields):
     if row['text'].strip() and row['summary'].strip():
       yield {'id': str(number - 1), 'document': row['text'],
              'summary': row['summary']}  # fmt: skip
@@ -148,14 +148,14 @@ _PAGE = frozenset(
 )
 
 
-def xsum(paths: Sequence[str], split: str) -> Iterator[Example]:
+def read_xsum(paths: Sequence[str], split: str) -> Iterator[RawExample]:
   """XSum: the file of splits, and the folder of ID.summary it names.
 
   The summary is the section FIRST-SENTENCE, the document RESTBODY; articles
   without one of them are left out.
   """
-  names = whole_json(paths[0])
-  need(names, {split: list}, paths[0], None)
+  names = read_json(paths[0])
+  require_fields(names, {split: list}, paths[0], None)
   for name in names[split]:
     path = os.path.join(paths[1], f'{name}.summary')
     if not os.path.exists(path):
@@ -163,7 +163,7 @@ def xsum(paths: Sequence[str], split: str) -> Iterator[Example]:
                        'is not there')  # fmt: skip
     sections: dict[str, list[str]] = {'': []}
     section = ''
-    for _, line in lines(path):
+    for _, line in read_lines(path):
       if line.startswith('[SN]'):
         section = line.strip().removeprefix('[SN]').removesuffix('[SN]')
         sections[section] = []
@@ -171,7 +171,9 @@ def xsum(paths: Sequence[str], split: str) -> Iterator[Example]:
         sections[section].append(line)
     for wanted in ('FIRST-SENTENCE', 'RESTBODY'):
       if wanted not in sections:
-        raise wrong(path, None, f'a line [SN]{wanted}[SN]', [*sections][1:])
+        raise data_error(
+          path, None, f'a line [SN]{wanted}[SN]', [*sections][1:]
+        )
     document, summary = sections['RESTBODY'], sections['FIRST-SENTENCE']
     if document and summary:
       yield {'id': name, 'document': '\n'.join(document),
@@ -183,29 +185,29 @@ def xsum(paths: Sequence[str], split: str) -> Iterator[Example]:
 _ENDS = ('.', '!', '?', "'", '`', '"', '’', '”', ')')
 
 
-def cnn_dailymail(paths: Sequence[str]) -> Iterator[Example]:
+def read_cnn_dailymail(paths: Sequence[str]) -> Iterator[RawExample]:
   """CNN / Daily Mail, not anonymised: a list of URLs, and folders of stories.
 
   A story is named by the SHA-1 of its URL; what follows `@highlight` is its
   summary, a line each. Stories without text or highlights are left out.
   """
   urls, *folders = paths
-  for number, url in lines(urls):
+  for number, url in read_lines(urls):
     name = hashlib.sha1(url.strip().encode()).hexdigest()
     found = [os.path.join(folder, f'{name}.story') for folder in folders]
     path = next(filter(os.path.exists, found), None)
     if path is None:
-      raise wrong(urls, number, f'the URL of a story in {folders}', url)
-    document, summary = _story(path)
+      raise data_error(urls, number, f'the URL of a story in {folders}', url)
+    document, summary = _read_story(path)
     if document and summary:
       yield {'id': name, 'document': ' '.join(document),
              'summary': '\n'.join(summary)}  # fmt: skip
 
 
-def _story(path: str) -> tuple[list[str], list[str]]:
+def _read_story(path: str) -> tuple[list[str], list[str]]:
   document, summary = [], []
   into = document
-  for _, line in lines(path):
+  for _, line in read_lines(path):
     line = line.strip()
     if line.startswith('@highlight'):
       into = summary
@@ -217,27 +219,27 @@ def _story(path: str) -> tuple[list[str], list[str]]:
 # --- Data to text
 
 
-def e2e(paths: Sequence[str]) -> Iterator[Example]:
+def read_e2e(paths: Sequence[str]) -> Iterator[RawExample]:
   """E2E: a CSV of `mr` and `ref`; the references of one `mr` become one."""
   texts: dict[str, list[str]] = {}
-  reader = csv.DictReader(line for _, line in lines(paths[0]))
+  reader = csv.DictReader(line for _, line in read_lines(paths[0]))
   if not {'mr', 'ref'} <= set(reader.fieldnames or ()):
-    raise wrong(paths[0], 1, 'columns mr, ref', reader.fieldnames)
+    raise data_error(paths[0], 1, 'columns mr, ref', reader.fieldnames)
   for row in reader:
     if not row['mr'] or not row['ref']:
-      raise wrong(paths[0], reader.line_num, 'mr and ref', row)
+      raise data_error(paths[0], reader.line_num, 'mr and ref', row)
     texts.setdefault(row['mr'], []).append(row['ref'])
   for i, (data, references) in enumerate(texts.items()):
     yield {'id': str(i), 'data': data, 'texts': references}
 
 
-def webnlg(paths: Sequence[str]) -> Iterator[Example]:
+def read_webnlg(paths: Sequence[str]) -> Iterator[RawExample]:
   """WebNLG: XML files with entries of triples and their texts in English."""
   for path in paths:
     try:
       entries = ET.parse(path).getroot().iter('entry')
     except ET.ParseError as e:
-      raise wrong(path, e.position[0], 'XML', str(e)) from e
+      raise data_error(path, e.position[0], 'XML', str(e)) from e
     for entry in entries:
       name = f'{entry.get("category")}/{entry.get("size")}/{entry.get("eid")}'
       triples = [x.text or '' for x in entry.iterfind('modifiedtripleset/*')]
@@ -245,11 +247,11 @@ def webnlg(paths: Sequence[str]) -> Iterator[Example]:
                  if x.get('lang', 'en') == 'en']  # fmt: skip
       texts = [*filter(None, map(str.strip, english))]
       if not triples or not texts:
-        raise wrong(path, None, 'mtriple and lex in an entry', name)
-      yield {'id': name, 'data': triples_text(triples), 'texts': texts}
+        raise data_error(path, None, 'mtriple and lex in an entry', name)
+      yield {'id': name, 'data': join_triples(triples), 'texts': texts}
 
 
-def triples_text(triples: Sequence[str]) -> str:
+def join_triples(triples: Sequence[str]) -> str:
   """WebNLG's triples on one line: `A | b | C, A | d | E`, without `_`."""
   return ', '.join(triple.strip().replace('_', ' ') for triple in triples)
 
@@ -257,17 +259,17 @@ def triples_text(triples: Sequence[str]) -> str:
 # --- Questions
 
 
-def squad(paths: Sequence[str]) -> Iterator[Example]:
+def read_squad(paths: Sequence[str]) -> Iterator[RawExample]:
   """SQuAD 2.0. Its plausible answers are none, and are not read."""
-  whole = whole_json(paths[0])
-  need(whole, {'data': list}, paths[0], None)
+  whole = read_json(paths[0])
+  require_fields(whole, {'data': list}, paths[0], None)
   for article in whole['data']:
-    need(article, {'paragraphs': list}, paths[0], None)
+    require_fields(article, {'paragraphs': list}, paths[0], None)
     for paragraph in article['paragraphs']:
-      need(paragraph, {'context': str, 'qas': list}, paths[0], None)
+      require_fields(paragraph, {'context': str, 'qas': list}, paths[0], None)
       for qa in paragraph['qas']:
         fields = {'id': str, 'question': str, 'answers': list}
-        need(qa, fields, paths[0], None)
+        require_fields(qa, fields, paths[0], None)
         answers = [] if qa.get('is_impossible') else qa['answers']
         yield {
           'id': qa['id'],
@@ -277,43 +279,43 @@ def squad(paths: Sequence[str]) -> Iterator[Example]:
         }
 
 
-def xnli(paths: Sequence[str], language: str) -> Iterator[Example]:
+def read_xnli(paths: Sequence[str], language: str) -> Iterator[RawExample]:
   """XNLI 1.0: all languages in one file; XNLI-MT writes `contradictory`."""
   labels = {'entailment': 'entailment', 'neutral': 'neutral',
             'contradiction': 'contradiction',
             'contradictory': 'contradiction'}  # fmt: skip
   columns = ('language', 'gold_label', 'sentence1', 'sentence2', 'pairID')
-  for number, row in tab_separated(paths[0], columns):
+  for number, row in read_tsv(paths[0], columns):
     if row['language'] == language:
-      label = one_of(
+      label = look_up(
         row['gold_label'], labels, paths[0], number, 'a gold_label'
       )
       yield {'id': row['pairID'], 'premise': row['sentence1'],
              'hypothesis': row['sentence2'], 'label': label}  # fmt: skip
 
 
-def pawsx(paths: Sequence[str]) -> Iterator[Example]:
+def read_pawsx(paths: Sequence[str]) -> Iterator[RawExample]:
   """PAWS-X: id, sentence1, sentence2, label: 1 is a paraphrase.
 
   Rows without a label of 0 or 1 are left out, as everywhere.
   """
   columns = ('id', 'sentence1', 'sentence2', 'label')
-  for _, row in tab_separated(paths[0], columns):
+  for _, row in read_tsv(paths[0], columns):
     if row['label'] in ('0', '1'):
       yield {**row, 'label': int(row['label'])}
 
 
-def copa(paths: Sequence[str]) -> Iterator[Example]:
+def read_copa(paths: Sequence[str]) -> Iterator[RawExample]:
   """COPA and XCOPA, whose `changed` is not needed."""
   fields = dict.fromkeys(('premise', 'choice1', 'choice2', 'question'), str)
-  for number, row in json_lines(paths[0], {**fields, 'label': int}):
-    one_of(row['question'], {'cause': 0, 'effect': 1}, paths[0], number,
+  for number, row in read_json_lines(paths[0], {**fields, 'label': int}):
+    look_up(row['question'], {'cause': 0, 'effect': 1}, paths[0], number,
            'a question')  # fmt: skip
-    one_of(row['label'], {0: 0, 1: 1}, paths[0], number, 'a label')
+    look_up(row['label'], {0: 0, 1: 1}, paths[0], number, 'a label')
     yield {**row, 'id': str(row.get('idx', number - 1))}
 
 
-def xwinograd(paths: Sequence[str], language: str) -> Iterator[Example]:
+def read_xwinograd(paths: Sequence[str], language: str) -> Iterator[RawExample]:
   """XWinograd: seven columns, no header; Japanese is `jp`.
 
   The pronoun and the answers are JSON: text, range of tokens, tokens, and of
@@ -321,25 +323,25 @@ def xwinograd(paths: Sequence[str], language: str) -> Iterator[Example]:
   """
   code = {'ja': 'jp'}.get(language, language)
   expected = 'language, source, English, text, tokens, pronoun, answers'
-  for number, line in lines(paths[0]):
+  for number, line in read_lines(paths[0]):
     cells = line.split('\t')
     if len(cells) != 7:
-      raise wrong(paths[0], number, f'7 columns, {expected}', line)
+      raise data_error(paths[0], number, f'7 columns, {expected}', line)
     if cells[0] != code:
       continue
     try:
       tokens, pronoun, answers = map(json.loads, cells[4:])
       names = [answer[0] for answer in answers]
       label = [answer[3] for answer in answers].index(True)
-      start = _place(cells[3], tokens, pronoun)
+      start = _find_pronoun(cells[3], tokens, pronoun)
     except (ValueError, LookupError, TypeError) as e:
-      raise wrong(paths[0], number, expected, line) from e
+      raise data_error(paths[0], number, expected, line) from e
     yield {'id': str(number - 1), 'before': cells[3][:start],
            'after': cells[3][start + len(pronoun[0]) :], 'options': names,
            'label': label}  # fmt: skip
 
 
-def _place(text: str, tokens: Sequence[str], pronoun) -> int:
+def _find_pronoun(text: str, tokens: Sequence[str], pronoun) -> int:
   """Where the pronoun stands in the text, of which `tokens` are the tokens."""
   at = 0
   for token in tokens[: pronoun[1][0]]:
@@ -355,7 +357,7 @@ def _place(text: str, tokens: Sequence[str], pronoun) -> int:
 # --- One's own
 
 
-def pairs(paths: Sequence[str]) -> Iterator[Example]:
+def read_pairs(paths: Sequence[str]) -> Iterator[RawExample]:
   """JSONL of `input` and `target`: {id, input, target}."""
-  for number, row in json_lines(paths[0], {'input': str, 'target': str}):
+  for number, row in read_json_lines(paths[0], {'input': str, 'target': str}):
     yield {'id': str(number), 'input': row['input'], 'target': row['target']}

@@ -1,7 +1,7 @@
 """Evaluation tasks by name: the paper's suites, and one on the shipped text.
 
-`suite` makes the tasks that names and globs choose. Data is read when a task is
-asked for its questions, see `sets`; `check` says what is there.
+`suite` makes the tasks that names and globs choose. Data is read when a task's
+questions are made, see `dataset_files`; `data_table` reports which is there.
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ import fnmatch
 import functools
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from atm.data.languages import LANGUAGE_CODES
 from atm.evals.task import MissingData, Question, Task, Tokenizer
 from atm.inference import prompts
-from atm.messages import check_choice
-from atm_tasks.evaluation import dataset_files, generation, multiple_choice
+from atm.messages import check_choice, check_number
+from atm_tasks.evaluation import dataset_files, generation
+from atm_tasks.evaluation import multiple_choice as choices
 from atm_tasks.evaluation.datasets import DATASETS, SUPERGLUE
-from atm_tasks.evaluation.readers import Example
+from atm_tasks.evaluation.readers import RawExample
 
 NORMALIZE = ('mean', 'sum')
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class TaskSpec:
   """One task of the registry.
 
   Attributes:
     data: a key of DATASETS.
-    kind: how its examples become questions.
+    format: how its examples become questions.
     metrics, chance: see `task.Task`.
     language: of the answer, and
     source_language: of the text, where it is another.
@@ -43,7 +44,9 @@ class Entry:
   """
 
   data: str
-  kind: generation.Kind | generation.Plain | multiple_choice.Kind
+  format: (
+    generation.PromptFormat | generation.InputFormat | choices.ChoiceFormat
+  )
   metrics: tuple[str, ...]
   language: str = 'en'
   source_language: str | None = None
@@ -56,134 +59,110 @@ class Entry:
 
   @property
   def part(self) -> str:
+    """The language or direction, as `DataSet` names it."""
     source = f'{self.source_language}_' if self.source_language else ''
     return source + self.language
 
 
 # --- The registry
 
+Named = Iterator[tuple[str, TaskSpec]]
 
-def _registry() -> Iterator[tuple[str, Entry]]:
-  for source, target in itertools.permutations(LANGUAGE_CODES, 2):
-    yield (
-      f'flores101_{source}_{target}',
-      _translation(
-        'flores101', source, target, split='test', shots_from='validation'
-      ),
-    )
+
+def _list_specs() -> Named:
+  """Yields the name and spec of every task."""
+  yield from _translations('flores101', split='test', shots_from='validation')
   yield from _summaries()
   for name in ('webnlg', 'e2e_nlg'):
-    yield name, Entry(
-      name, generation.DATA_TO_TEXT, ('rouge2', 'rougeL', 'bleu', 'chrf'),
-      shots=1,
-    )  # fmt: skip
+    metrics = ('rouge2', 'rougeL', 'bleu', 'chrf')
+    yield name, TaskSpec(name, generation.DATA_TO_TEXT_FORMAT, metrics, shots=1)
   yield from _superglue()
-  yield 'squadv2', Entry(
-    'squadv2', generation.SQUADV2,
+  yield 'squadv2', TaskSpec(
+    'squadv2', generation.SQUADV2_FORMAT,
     ('squad_f1', 'squad_em', 'squad_has_answer_f1', 'squad_no_answer_f1'),
     split='validation',
   )  # fmt: skip
-  for language in ('ar', 'de', 'en', 'es', 'fr', 'hi'):
-    yield (
-      f'xnli_{language}',
-      _choices(
-        'xnli', multiple_choice.nli, language, 100 / 3, shots_from='validation'
-      ),
-    )
-  for language in ('it', 'ta'):
-    yield (
-      f'xcopa_{language}',
-      _choices(
-        'xcopa', multiple_choice.copa, language, 50.0, shots_from='validation'
-      ),
-    )
-  for language in ('de', 'en', 'es', 'fr', 'ja'):
-    yield (
-      f'pawsx_{language}',
-      _choices('pawsx', multiple_choice.pawsx, language, 50.0),
-    )
-  for language in ('en', 'fr', 'ja', 'pt'):
-    yield (
-      f'xwinograd_{language}',
-      _choices(
-        'xwinograd',
-        multiple_choice.xwinograd,
-        language,
-        50.0,
-        shots_from='test',
-      ),
-    )
-  for source, target in itertools.permutations(LANGUAGE_CODES, 2):
-    yield (
-      f'udhr_translate_{source}_{target}',
-      _translation(
-        'udhr_translate', source, target, split='validation', shots_from='train'
-      ),
-    )
-  for language in LANGUAGE_CODES:
-    yield f'udhr_next_{language}', _choices(
-      'udhr_next', multiple_choice.continuation, language, 25.0,
-      split='validation',
-      shots_from='validation',
-    )  # fmt: skip
-  yield 'udhr_language', _pairs('udhr_language', 'exact_match')
-  yield 'pairs', _pairs('pairs', 'exact_match', 'chrf')
-
-
-def _pairs(data: str, *metrics: str) -> Entry:
-  return Entry(data, generation.Plain(), metrics, split='validation')
-
-
-def _translation(data: str, source: str, target: str, **named) -> Entry:
-  """1 shot: the first of the other split."""
-  return Entry(
-    data, generation.TRANSLATION, ('spbleu', 'chrf'), target, source,
-    shots=1, choose='first', **named,
+  yield from _choices('xnli', choices.write_nli, 'ar de en es fr hi', 100 / 3,
+                      shots_from='validation')  # fmt: skip
+  yield from _choices('xcopa', choices.write_copa, 'it ta', 50.0,
+                      shots_from='validation')  # fmt: skip
+  yield from _choices('pawsx', choices.write_pawsx, 'de en es fr ja', 50.0)
+  yield from _choices('xwinograd', choices.write_xwinograd, 'en fr ja pt', 50.0,
+                      shots_from='test')  # fmt: skip
+  yield from _translations(
+    'udhr_translate', split='validation', shots_from='train'
+  )
+  yield from _choices(
+    'udhr_next', choices.write_continuation, ' '.join(LANGUAGE_CODES), 25.0,
+    split='validation', shots_from='validation',
   )  # fmt: skip
+  for name, metrics in (
+    ('udhr_language', ('exact_match',)),
+    ('pairs', ('exact_match', 'chrf')),
+  ):
+    yield (
+      name,
+      TaskSpec(name, generation.InputFormat(), metrics, split='validation'),
+    )
 
 
-def _choices(data: str, write, language: str, chance: float, **named) -> Entry:
-  kind = multiple_choice.Kind(write)
-  return Entry(data, kind, ('accuracy',), language, chance=chance, **named)
+def _translations(data: str, **fields) -> Named:
+  """Yields all directions, with 1 shot: the first of the other split."""
+  for source, target in itertools.permutations(LANGUAGE_CODES, 2):
+    yield f'{data}_{source}_{target}', TaskSpec(
+      data, generation.TRANSLATION_FORMAT, ('spbleu', 'chrf'), target, source,
+      shots=1, choose='first', **fields,
+    )  # fmt: skip
 
 
-def _summaries() -> Iterator[tuple[str, Entry]]:
-  """1 shot: the first training document under 192 words."""
-  found = [('xsum', 'xsum', 'en')]
-  for name, languages in (
+def _choices(
+  data: str, write: Callable, languages: str, chance: float, **fields
+) -> Named:
+  """Yields tasks of choices in several languages."""
+  for language in languages.split():
+    yield f'{data}_{language}', TaskSpec(
+      data, choices.ChoiceFormat(write), ('accuracy',), language,
+      chance=chance, **fields,
+    )  # fmt: skip
+
+
+def _summaries() -> Named:
+  """Yields summaries, 1 shot: the first training document under 192 words."""
+  for data, languages in (
+    ('xsum', ''),
     ('mlsum', 'de es fr'),
     ('xlsum', 'ar en es fr hi ja mr pt ta te'),
     ('wikilingua', 'ar de en es fr hi it ja pt'),
+    ('cnn_dailymail', ''),
   ):
-    found += [(f'{name}_{k}', name, k) for k in languages.split()]
-  for name, data, language in [*found, ('cnn_dailymail',) * 2 + ('en',)]:
-    yield name, Entry(
-      data, generation.SUMMARY, ('rouge2', 'rouge1', 'rougeL'), language,
-      shots=1, choose='short',
-    )  # fmt: skip
+    for language in languages.split() or ['en']:
+      yield f'{data}_{language}' if languages else data, TaskSpec(
+        data, generation.SUMMARY_FORMAT, ('rouge2', 'rouge1', 'rougeL'),
+        language, shots=1, choose='short',
+      )  # fmt: skip
 
 
-def _superglue() -> Iterator[tuple[str, Entry]]:
+def _superglue() -> Named:
+  """Yields the eight tasks of SuperGLUE."""
   special = {
-    'cb': (multiple_choice.nli, ('accuracy', 'cb_f1'), 100 / 3),
-    'multirc': (multiple_choice.multirc, ('multirc_f1a', 'multirc_em'), None),
-    'record': (multiple_choice.record, ('record_f1', 'record_em'), None),
+    'cb': (choices.write_nli, ('accuracy', 'cb_f1'), 100 / 3),
+    'multirc': (choices.write_multirc, ('multirc_f1a', 'multirc_em'), None),
+    'record': (choices.write_record, ('record_f1', 'record_em'), None),
   }
   for task in SUPERGLUE:
-    default = getattr(multiple_choice, task, None), ('accuracy',), 50.0
+    default = getattr(choices, f'write_{task}', None), ('accuracy',), 50.0
     write, metrics, chance = special.get(task, default)
-    yield f'superglue_{task}', Entry(
-      f'superglue_{task}', multiple_choice.Kind(write), metrics,
-      split='validation',
-      chance=chance, set='superglue',
+    yield f'superglue_{task}', TaskSpec(
+      f'superglue_{task}', choices.ChoiceFormat(write), metrics,
+      split='validation', chance=chance, set='superglue',
     )  # fmt: skip
 
 
-REGISTRY: dict[str, Entry] = dict(_registry())
+REGISTRY: dict[str, TaskSpec] = dict(_list_specs())
 
 
-def choose(names: str | Sequence[str]) -> list[str]:
-  """The tasks that names and globs mean, each once.
+def match_names(names: str | Sequence[str]) -> list[str]:
+  """Returns the tasks that names and globs mean, each once.
 
   Raises:
     ValueError: one means none; says the nearest.
@@ -210,7 +189,7 @@ def suite(
   seed: int = 0,
   tfds_dir: str | None = None,
 ) -> list[Task]:
-  """Tasks of these names.
+  """Makes the tasks of these names.
 
   Args:
     names: names and globs of REGISTRY: 'xnli_*', 'flores101_en_*'.
@@ -232,130 +211,132 @@ def suite(
   normalize = 'mean' if normalize is None else normalize
   check_choice('MODE', mode, prompts.MODES)
   check_choice('NORMALIZE', normalize, NORMALIZE)
-  if shots is not None and shots < 0:
-    raise ValueError(f'SHOTS = {shots}: expected 0 or more')
-  made = []
-  for name in choose(names):
-    entry = _with(name, split, shots)
-    source = Source(name, entry, data_dir, tfds_dir, seed)
-    made.append(_task(source, mode, normalize))
-  return made
+  sources = select_sources(names, data_dir, split, shots, tfds_dir, seed)
+  return [_make_task(source, mode, normalize) for source in sources]
 
 
-def _with(name: str, split: str | None, shots: int | None) -> Entry:
-  """The entry with what was asked for in place of its own."""
-  entry = REGISTRY[name]
-  if split is not None:
-    check_choice(f'SPLIT of {name}', split, DATASETS[entry.data].splits)
-    entry = dataclasses.replace(entry, split=split)
-  if shots is not None:
-    entry = dataclasses.replace(entry, shots=shots)
-  return entry
+def select_sources(
+  names: str | Sequence[str],
+  data_dir: str,
+  split: str | None = None,
+  shots: int | None = None,
+  tfds_dir: str | None = None,
+  seed: int = 0,
+) -> list[ExampleSource]:
+  """Returns the source of each task; see `suite` for the arguments."""
+  check_number('SHOTS', shots, least=0, optional=True)
+  sources = []
+  for name in match_names(names):
+    spec = REGISTRY[name]
+    if split is not None:
+      check_choice(f'SPLIT of {name}', split, DATASETS[spec.data].splits)
+      spec = dataclasses.replace(spec, split=split)
+    if shots is not None:
+      spec = dataclasses.replace(spec, shots=shots)
+    sources.append(ExampleSource(name, spec, data_dir, tfds_dir, seed))
+  return sources
 
 
-def _task(source: Source, mode: str, normalize: str) -> Task:
-  entry, named = source.entry, {}
-  kind = entry.kind
-  if kind.generates:
+def _make_task(source: ExampleSource, mode: str, normalize: str) -> Task:
+  spec, fields = source.spec, {}
+  if spec.format.generates:
     # In 'denoise' the decoder writes the prompt, too.
     clm = mode == 'clm'
-    named = dict(
-      answer=functools.partial(kind.answer, mode=mode),
-      max_tokens=kind.max_tokens if clm else 1023,
-      stop=kind.stop if clm else (),
-      keep_side=kind.keep_side,
+    fields = dict(
+      answer=functools.partial(spec.format.answer, mode=mode),
+      max_tokens=spec.format.max_tokens if clm else 1023,
+      stop=spec.format.stop if clm else (),
+      keep_side=spec.format.keep_side,
     )
   return Task(
     name=source.name,
-    set=entry.set or entry.data,
-    language=entry.language,
-    source_language=entry.source_language,
-    metrics=entry.metrics,
-    make_questions=functools.partial(_ask, source, mode),
+    set=spec.set or spec.data,
+    language=spec.language,
+    source_language=spec.source_language,
+    metrics=spec.metrics,
+    make_questions=functools.partial(_make_questions, source, mode),
     mode=mode,
-    shots=entry.shots,
+    shots=spec.shots,
     normalize=normalize,
-    chance=entry.chance,
+    chance=spec.chance,
     source=source.place,
-    **named,
+    **fields,
   )
 
 
-def _ask(
-  source: Source, mode: str, vocabulary: Tokenizer | None
+def _make_questions(
+  source: ExampleSource, mode: str, tokenizer: Tokenizer | None
 ) -> list[Question]:
-  """The questions of a task; see `task.Task.make_questions`.
+  """Makes the questions of a task; see `task.Task.make_questions`.
 
   Raises:
     MissingData: its data is not there.
     ValueError: it is not as it should be; names file and line.
   """
-  entry = source.entry
-  examples, shots = source.examples(entry.split), source.shots()
-  if shots and entry.shots_from == entry.split:
+  spec = source.spec
+  examples, shots = source.examples(spec.split), source.shots()
+  if shots and spec.shots_from == spec.split:
     taken = {shot['id'] for shot in shots}
     examples = (e for e in examples if e['id'] not in taken)
   cut = lambda text, tokens: text
-  if vocabulary is not None:
+  if tokenizer is not None:
     cut = lambda text, tokens: prompts.cut_document(
-      text, vocabulary.encode, vocabulary.decode, tokens
+      text, tokenizer.encode, tokenizer.decode, tokens
     )
   return [
-    entry.kind.question(example, shots, entry.language, mode, cut)
+    spec.format.question(example, shots, spec.language, mode, cut)
     for example in examples
   ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ExampleSource:
   """Where a task's examples come from."""
 
   name: str
-  entry: Entry
+  spec: TaskSpec
   data_dir: str
   tfds_dir: str | None
   seed: int
 
-  def find(self, split: str) -> dataset_files.Found:
-    """Raises MissingData, see `sets.find`."""
-    data = DATASETS[self.entry.data]
-    return dataset_files.find(
-      data, self.entry.part, split, self.data_dir, self.tfds_dir
+  def find(self, split: str) -> dataset_files.FoundSplit:
+    """Finds a split; raises MissingData, see `dataset_files.find_split`."""
+    data = DATASETS[self.spec.data]
+    return dataset_files.find_split(
+      data, self.spec.part, split, self.data_dir, self.tfds_dir
     )
 
   @property
   def place(self) -> str:
-    """Where its questions are read, '' where they are not there."""
+    """Where the questions are read, '' where they are not there."""
     try:
-      return ', '.join(self.find(self.entry.split).places)
+      return ', '.join(self.find(self.spec.split).places)
     except MissingData:
       return ''
 
-  def examples(self, split: str) -> Iterator[Example]:
+  def examples(self, split: str) -> Iterator[RawExample]:
     return self.find(split).examples()
 
-  def shots(self) -> list[Example]:
-    """The shots, the same for every question.
+  def shots(self) -> list[RawExample]:
+    """Returns the shots, the same for every question.
 
     Raises:
       ValueError: there are fewer examples.
     """
-    k, split = self.entry.shots, self.entry.shots_from
+    k, split, choose = self.spec.shots, self.spec.shots_from, self.spec.choose
     if not k:
       return []
     check_choice(f'SHOTS of {self.name}: split', split,
-                 DATASETS[self.entry.data].splits)  # fmt: skip
+                 DATASETS[self.spec.data].splits)  # fmt: skip
     pool = self.examples(split)
-    if self.entry.choose == 'short':
+    if choose == 'short':
       return prompts.choose_shots(pool, k)
-    pool = list(
-      itertools.islice(pool, k if self.entry.choose == 'first' else None)
-    )
+    pool = list(itertools.islice(pool, k if choose == 'first' else None))
     if len(pool) < k:
       raise ValueError(
         f'SHOTS = {k}: {self.name} has {len(pool)} examples in {split!r}'
       )
-    if self.entry.choose == 'drawn':
+    if choose == 'drawn':
       rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode())])
       pool = [pool[i] for i in rng.choice(len(pool), k, replace=False)]
     return pool
@@ -365,8 +346,8 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """What `check` found of one file, or of the folder of many.
+class FileReport:
+  """The state of one file of a data set, or of a folder of many.
 
   Attributes:
     set: the data set.
@@ -383,57 +364,50 @@ class Row:
   where: str = ''
 
 
-def check(
-  names: str | Sequence[str],
-  data_dir: str = 'data',
-  split: str | None = None,
-  shots: int | None = None,
-  tfds_dir: str | None = None,
-) -> list[Row]:
-  """Reads all that tasks need, whole, and says what is missing or wrong.
-
-  Args: see `suite`.
-  """
-  rows: dict[tuple[str, str], Row] = {}
-  for name in choose(names):
-    entry = _with(name, split, shots)
-    source = Source(name, entry, data_dir, tfds_dir, 0)
-    needed = [entry.split, *[entry.shots_from] * bool(entry.shots)]
-    for one in dict.fromkeys(needed):
-      for row in _look(source, one):
-        other = rows.setdefault((row.set, row.file), row)
-        more = (row.examples or 0) > (other.examples or 0)
-        if not other.problem and (row.problem or more):
-          rows[row.set, row.file] = row
-  return list(rows.values())
+def check_files(sources: Sequence[ExampleSource]) -> list[FileReport]:
+  """Reads all data that tasks need, whole, and reports on each file once."""
+  reports: dict[tuple[str, str], FileReport] = {}
+  for source in sources:
+    spec = source.spec
+    needed = [spec.split, *[spec.shots_from] * bool(spec.shots)]
+    for split in dict.fromkeys(needed):
+      for report in _check_split(source, split):
+        key = report.set, report.file
+        other = reports.setdefault(key, report)
+        more = (report.examples or 0) > (other.examples or 0)
+        if not other.problem and (report.problem or more):
+          reports[key] = report
+  return list(reports.values())
 
 
-def _look(source: Source, split: str) -> list[Row]:
-  data = source.entry.data
+def _check_split(source: ExampleSource, split: str) -> list[FileReport]:
+  data = source.spec.data
   try:
     found = source.find(split)
-  except dataset_files.Missing as e:
-    return [Row(data, file, None, 'missing', e.where) for file in e.files]
+  except dataset_files.MissingSplit as e:
+    return [
+      FileReport(data, path, None, 'missing', e.where) for path in e.files
+    ]
   try:
     count = sum(1 for _ in found.examples())
   except ValueError as e:
-    return [Row(data, ', '.join(found.places), None, str(e))]
+    return [FileReport(data, ', '.join(found.places), None, str(e))]
   problem = '' if count else 'no examples'
-  return [Row(data, path, count, problem) for path in found.places]
+  return [FileReport(data, path, count, problem) for path in found.places]
 
 
-def table(rows: Sequence[Row]) -> str:
-  """The rows as text, and where to get what is missing, once each."""
+def format_reports(reports: Sequence[FileReport]) -> str:
+  """Formats a table, and where to get what is missing, once each."""
   lines = [('set', 'examples', 'file', '')]
-  for row in rows:
+  for row in reports:
     count = '-' if row.examples is None else f'{row.examples:,}'
     lines.append((row.set, count, row.file, row.problem))
-  wide = [max(len(line[i]) for line in lines) for i in range(2)]
+  width = [max(len(line[i]) for line in lines) for i in range(2)]
   text = [
-    f'{name:<{wide[0]}}  {count:>{wide[1]}}  {file}  {problem}'.rstrip()
+    f'{name:<{width[0]}}  {count:>{width[1]}}  {file}  {problem}'.rstrip()
     for name, count, file, problem in lines
   ]
-  where = {row.set: row.where for row in reversed(rows) if row.where}
+  where = {row.set: row.where for row in reversed(reports) if row.where}
   text += [''] * bool(where)
   return '\n'.join([*text, *(f'{k}: {where[k]}' for k in reversed(where))])
 
@@ -445,5 +419,6 @@ def data_table(
   shots: int | None = None,
   tfds_dir: str | None = None,
 ) -> str:
-  """What `check` finds, as text."""
-  return table(check(names, data_dir, split, shots, tfds_dir))
+  """Returns a table of the files that tasks need; see `suite` for the rest."""
+  sources = select_sources(names, data_dir, split, shots, tfds_dir)
+  return format_reports(check_files(sources))

@@ -1,43 +1,56 @@
-"""Readers of SuperGLUE's JSONL files (version 2), as `readers` has others."""
+"""Readers of SuperGLUE's JSONL files (version 2), see also `readers`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from atm_tasks.evaluation.readers import Example, json_lines, need, one_of
+from atm_tasks.evaluation.readers import (
+  RawExample,
+  look_up,
+  read_json_lines,
+  require_fields,
+)
+
+# Labels of CB and XNLI, and of RTE, in the order of their choices in prompts,
+# which are True, False and Neither.
+NLI_LABELS = ('entailment', 'contradiction', 'neutral')
+RTE_LABELS = ('entailment', 'not_entailment')
 
 
-def _rows(paths: Sequence[str], **fields) -> Iterator[tuple[int, Example]]:
-  """(number, row with its `id`) of a file that has `idx` and these fields."""
-  for number, row in json_lines(paths[0], {**fields, 'idx': int}):
+def _read_rows(
+  paths: Sequence[str], **fields
+) -> Iterator[tuple[int, RawExample]]:
+  """Yields (line number, row with an `id`) of a file with `idx` and fields."""
+  for number, row in read_json_lines(paths[0], {**fields, 'idx': int}):
     yield number, {**row, 'id': str(row['idx'])}
 
 
-def boolq(paths: Sequence[str]) -> Iterator[Example]:
-  for _, row in _rows(paths, passage=str, question=str, label=bool):
+def read_boolq(paths: Sequence[str]) -> Iterator[RawExample]:
+  """Reads BoolQ: passage, question, and a label, true or false."""
+  for _, row in _read_rows(paths, passage=str, question=str, label=bool):
     yield row
 
 
-def entailment(paths: Sequence[str], labels: Sequence[str]):
-  """CB and RTE: premise, hypothesis, and one of `labels`."""
-  for number, row in _rows(paths, premise=str, hypothesis=str, label=str):
-    one_of(row['label'], dict.fromkeys(labels), paths[0], number, 'a label')
+def read_entailment(paths: Sequence[str], labels: Sequence[str]):
+  """Reads CB and RTE: premise, hypothesis, and one of `labels`."""
+  for number, row in _read_rows(paths, premise=str, hypothesis=str, label=str):
+    look_up(row['label'], dict.fromkeys(labels), paths[0], number, 'a label')
     yield row
 
 
-def multirc(paths: Sequence[str]) -> Iterator[Example]:
-  """An example for each candidate answer; `group` is that of its question."""
+def read_multirc(paths: Sequence[str]) -> Iterator[RawExample]:
+  """Reads an example for each candidate; `group` is that of its question."""
   path = paths[0]
-  for number, row in _rows(paths, passage=dict):
+  for number, row in _read_rows(paths, passage=dict):
     passage = row['passage']
-    need(passage, {'text': str, 'questions': list}, path, number)
+    require_fields(passage, {'text': str, 'questions': list}, path, number)
     for question in passage['questions']:
       fields = {'question': str, 'idx': int, 'answers': list}
-      need(question, fields, path, number)
+      require_fields(question, fields, path, number)
       group = f'{row["idx"]}/{question["idx"]}'
       for answer in question['answers']:
         fields = {'text': str, 'idx': int, 'label': (int, bool)}
-        need(answer, fields, path, number)
+        require_fields(answer, fields, path, number)
         yield {
           'id': f'{group}/{answer["idx"]}',
           'group': group,
@@ -48,18 +61,20 @@ def multirc(paths: Sequence[str]) -> Iterator[Example]:
         }
 
 
-def record(paths: Sequence[str]) -> Iterator[Example]:
-  """An example for each query; entities are text[start:end + 1], once each."""
+def read_record(paths: Sequence[str]) -> Iterator[RawExample]:
+  """Reads an example for each query; entities are text[start:end + 1]."""
   path = paths[0]
-  for number, row in _rows(paths, passage=dict, qas=list):
+  for number, row in _read_rows(paths, passage=dict, qas=list):
     passage = row['passage']
-    need(passage, {'text': str, 'entities': list}, path, number)
+    require_fields(passage, {'text': str, 'entities': list}, path, number)
     entities = []
     for entity in passage['entities']:
-      need(entity, {'start': int, 'end': int}, path, number)
+      require_fields(entity, {'start': int, 'end': int}, path, number)
       entities.append(passage['text'][entity['start'] : entity['end'] + 1])
     for qa in row['qas']:
-      need(qa, {'query': str, 'idx': int, 'answers': list}, path, number)
+      require_fields(
+        qa, {'query': str, 'idx': int, 'answers': list}, path, number
+      )
       yield {
         'id': f'{row["idx"]}/{qa["idx"]}',
         'passage': passage['text'],
@@ -69,15 +84,16 @@ def record(paths: Sequence[str]) -> Iterator[Example]:
       }
 
 
-def wic(paths: Sequence[str]) -> Iterator[Example]:
+def read_wic(paths: Sequence[str]) -> Iterator[RawExample]:
+  """Reads WiC: a word and two sentences that have it."""
   fields = dict.fromkeys(('word', 'sentence1', 'sentence2'), str)
-  for _, row in _rows(paths, **fields, label=bool):
+  for _, row in _read_rows(paths, **fields, label=bool):
     yield row
 
 
-def wsc(paths: Sequence[str]) -> Iterator[Example]:
-  """Spans as `target` names them; an index counts words."""
-  for number, row in _rows(paths, text=str, target=dict, label=bool):
+def read_wsc(paths: Sequence[str]) -> Iterator[RawExample]:
+  """Reads WSC: spans as `target` names them; an index counts words."""
+  for number, row in _read_rows(paths, text=str, target=dict, label=bool):
     fields = {'span1_text': str, 'span2_text': str, 'span2_index': int}
-    need(row['target'], fields, paths[0], number)
+    require_fields(row['target'], fields, paths[0], number)
     yield {**row, **row['target']}

@@ -47,7 +47,7 @@ for _first, _last in _UNSPACED:
   _ALONE[_first : _last + 1] = True
 
 
-def _spread(text: str) -> str:
+def _space_characters(text: str) -> str:
   """Sets a space before and after each character that is a word."""
   codes = np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), '<u4')
   if codes.max(initial=0) < _UNSPACED[0][0]:
@@ -59,33 +59,33 @@ def _spread(text: str) -> str:
   return spread.tobytes().decode('utf-32-le', 'surrogatepass')
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
   """What is compared, see the head of this file."""
   plain = without_punctuation(text.casefold())
-  return (plain if plain.isascii() else _spread(plain)).split()
+  return (plain if plain.isascii() else _space_characters(plain)).split()
 
 
-def _grams(words: list[str], n: int, step: int = 1) -> Iterator[bytes]:
+def _ngrams(words: list[str], n: int, step: int = 1) -> Iterator[bytes]:
   """Each n words in a row, from every `step`-th word."""
   for i in range(0, len(words) - n + 1, step):
     yield ' '.join(words[i : i + n]).encode('utf-8', 'surrogatepass')
 
 
-def _hashes(words: list[str], n: int) -> np.ndarray:
+def _hash_ngrams(words: list[str], n: int) -> np.ndarray:
   """The first 64 bits of BLAKE2b of each n-gram."""
   blake2b = hashlib.blake2b
-  digests = [blake2b(g, digest_size=8).digest() for g in _grams(words, n)]
+  digests = [blake2b(g, digest_size=8).digest() for g in _ngrams(words, n)]
   return np.frombuffer(b''.join(digests), '<u8')
 
 
-def _bits(places: np.ndarray, size: int) -> bytes:
+def _set_bits(places: np.ndarray, size: int) -> bytes:
   """A field of `size` bits (at least 8) with those at `places` set."""
   field = np.zeros(size // 8, np.uint8)
   np.bitwise_or.at(field, places >> 3, (1 << (places & 7)).astype(np.uint8))
   return field.tobytes()
 
 
-def _short(n: int) -> tuple[int, int]:
+def _inner_gram(n: int) -> tuple[int, int]:
   """(k, step): each n-gram holds a k-gram that begins at a multiple of step."""
   k = n // 2 + 1
   return k, n - k + 1
@@ -132,7 +132,7 @@ class Index:
     for number, name in enumerate(names):
       if isinstance(sets[name], str):
         raise ValueError(f'sets[{name!r}] is a string: expected texts')
-      found, places = _of_set(sets[name], n)
+      found, places = _hash_texts(sets[name], n)
       hashes.append(found)
       owners.append(np.full(len(found), number, '<u2'))
       short.append(places)
@@ -144,7 +144,7 @@ class Index:
     sha256.update(owners.tobytes())
     distinct = len(np.unique(hashes))
     size = min(1 << 32, max(64, 1 << (64 * distinct - 1).bit_length()))
-    seen = _bits(short & (size - 1), size)
+    seen = _set_bits(short & (size - 1), size)
     return cls(n, names, sha256.hexdigest(), hashes, owners, seen, distinct)
 
   @classmethod
@@ -158,7 +158,7 @@ class Index:
       ValueError: no such files, or no text in them; a line that is not UTF-8
         or not JSON.
     """
-    return cls.build({k: list_texts(k, v) for k, v in paths.items()}, n)
+    return cls.build({k: iterate_texts(k, v) for k, v in paths.items()}, n)
 
   def __len__(self) -> int:
     return self._distinct
@@ -175,11 +175,11 @@ class Index:
       very same text and {} where none is met. A sentence counts for each set
       that it meets.
     """
-    if not self._met(words(text)):
+    if not self._met(split_words(text)):
       return text, {}
     kept, dropped = [], Counter()
     for sentence in sentences(text):
-      met = self._met(words(sentence))
+      met = self._met(split_words(sentence))
       dropped.update(self.names[i] for i in met)
       if not met:
         kept.append(sentence)
@@ -187,9 +187,10 @@ class Index:
 
   def _met(self, words: list[str]) -> set[int]:
     """Numbers of the sets with which the words share an n-gram."""
-    k, n = _short(self.n)[0], self.n
+    k, n = _inner_gram(self.n)[0], self.n
     near = [
-      _hashes(words[max(0, p + k - n) : p + n], n) for p in self._suspect(words)
+      _hash_ngrams(words[max(0, p + k - n) : p + n], n)
+      for p in self._suspect(words)
     ]
     if not near:
       return set()
@@ -208,27 +209,27 @@ class Index:
     """
     if len(words) < self.n:
       return []
-    k, step = _short(self.n)
+    k, step = _inner_gram(self.n)
     seen, mask = self._seen, 8 * len(self._seen) - 1
-    places = [zlib.crc32(g) & mask for g in _grams(words, k, step)]
+    places = [zlib.crc32(g) & mask for g in _ngrams(words, k, step)]
     return [
       i * step for i, p in enumerate(places) if seen[p >> 3] >> (p & 7) & 1
     ]
 
 
-def _of_set(texts: Iterable[str], n: int) -> tuple[np.ndarray, np.ndarray]:
+def _hash_texts(texts: Iterable[str], n: int) -> tuple[np.ndarray, np.ndarray]:
   """(distinct hashes of n-grams, distinct CRC-32 of their k-grams)."""
   hashes, short = [np.zeros(0, '<u8')], [np.zeros(0, np.int64)]
-  k, _ = _short(n)
+  k, _ = _inner_gram(n)
   for text in texts:
-    found = words(text)
+    found = split_words(text)
     if len(found) >= n:
-      hashes.append(_hashes(found, n))
-      short.append(np.array([zlib.crc32(g) for g in _grams(found, k)]))
+      hashes.append(_hash_ngrams(found, n))
+      short.append(np.array([zlib.crc32(g) for g in _ngrams(found, k)]))
   return np.unique(np.concatenate(hashes)), np.unique(np.concatenate(short))
 
 
-def list_texts(name: str, path: str) -> Iterator[str]:
+def iterate_texts(name: str, path: str) -> Iterator[str]:
   """The texts of an evaluation set; see `Index.read`, also for what it raises.
 
   The files are looked for when the first text is asked for.
@@ -244,21 +245,21 @@ def list_texts(name: str, path: str) -> Iterator[str]:
     )
   empty = True
   for file in files:
-    for text in read_texts(file):
+    for text in read_file_texts(file):
       empty = False
       yield text
   if empty:
     raise ValueError(f'evaluation set {name!r}: no text in {path!r}')
 
 
-def read_texts(path: str) -> Iterator[str]:
+def read_file_texts(path: str) -> Iterator[str]:
   """The texts of one file, blank ones left out; see `Index.read`."""
   with open(path, 'rb') as f:
     for number, raw in enumerate(f, 1):
       try:
         line = raw.decode('utf-8-sig' if number == 1 else 'utf-8')
         if path.endswith('.jsonl'):
-          texts = _strings(json.loads(line)) if line.strip() else ()
+          texts = _find_strings(json.loads(line)) if line.strip() else ()
         else:
           texts = line.split('\t') if path.endswith('.tsv') else (line,)
         yield from (text for text in texts if text.strip())
@@ -269,10 +270,10 @@ def read_texts(path: str) -> Iterator[str]:
         ) from e
 
 
-def _strings(value) -> Iterator[str]:
+def _find_strings(value) -> Iterator[str]:
   """The strings in a JSON value; the keys of objects are none of them."""
   if isinstance(value, str):
     yield value
   elif isinstance(value, (list, dict)):
     for inner in value.values() if isinstance(value, dict) else value:
-      yield from _strings(inner)
+      yield from _find_strings(inner)

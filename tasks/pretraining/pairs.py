@@ -26,11 +26,11 @@ from atm.inference import prompts
 from atm.messages import check_choice
 from atm_tasks.pretraining import records, sources, tasks, text_forms
 
-FIELDS = ('input', 'target')
+PAIR_FIELDS = ('input', 'target')
 HELD_OUT = 0.05  # share of a single file
 
 
-class PairsSource(sources.Source):
+class PairsSource(sources.TextSource):
   """Pairs of a JSONL file, or of a folder with a file or more for each split.
 
   Args:
@@ -46,7 +46,7 @@ class PairsSource(sources.Source):
   """
 
   def __init__(self, path: str, held_out: float, skip_bad: bool = False):
-    self.units = {split: _units(path, split) for split in sources.SPLITS}
+    self.units = {split: _list_parts(path, split) for split in sources.SPLITS}
     self.by_content, self.skip_bad = not os.path.isdir(path), skip_bad
     super().__init__(held_out if self.by_content else 0.0)
     self._bad: dict[int, int] = {}
@@ -78,19 +78,23 @@ class PairsSource(sources.Source):
   def documents(self, split: str, shard: int) -> Iterator[str]:
     unit, number = self.units[split][shard], 0
     self._bad[shard] = 0  # of the other split, perhaps
-    found = records.raw(unit, FIELDS[0])
+    found = records.read_records(unit, PAIR_FIELDS[0])
     while True:
       number += 1
       try:
         raw = next(found)
-        text = records.utf8(raw)
+        text = records.decode_utf8(raw)
         if text and not text.isspace():
-          yield stored(*(records.parse(unit, raw, field) for field in FIELDS))
+          yield pair_to_text(
+            *(records.parse_record(unit, raw, field) for field in PAIR_FIELDS)
+          )
       except StopIteration:
         return
-      except records.Bad as e:
+      except records.BadRecord as e:
         if not self.skip_bad:
-          raise ValueError(f'{records.place(unit, number)}: {e}') from e
+          raise ValueError(
+            f'{records.describe_place(unit, number)}: {e}'
+          ) from e
         self._bad[shard] += 1
 
 
@@ -109,7 +113,7 @@ class PairRows(sources.RowsOnly):
     return self.rows
 
 
-class Languages(sources.Source):
+class LanguagePairs(sources.TextSource):
   """Sentences of the Declaration, each with the English name of its language.
 
   Splits are by article, as in `pretrain.Shipped`.
@@ -119,7 +123,9 @@ class Languages(sources.Source):
 
   def __init__(self):
     super().__init__(held_out=0.0)
-    self.texts_of = {k: tasks.Shipped(k) for k in languages.LANGUAGE_CODES}
+    self.texts_of = {
+      k: tasks.DeclarationSource(k) for k in languages.LANGUAGE_CODES
+    }
 
   def list_shards(self, split: str) -> list[str]:
     return [s.list_shards(split)[0] for s in self.texts_of.values()]
@@ -128,20 +134,20 @@ class Languages(sources.Source):
     language = languages.LANGUAGE_CODES[shard]
     for article in self.texts_of[language].documents(split, 0):
       for sentence in text_forms.sentences(article):
-        yield stored(sentence.strip(), languages.LANGUAGES[language])
+        yield pair_to_text(sentence.strip(), languages.LANGUAGES[language])
 
 
-def stored(source: str, target: str) -> str:
+def pair_to_text(source: str, target: str) -> str:
   """A pair as the text that sources give."""
   return json.dumps([source, target], ensure_ascii=False)
 
 
-def read(text: str) -> dict[str, str]:
-  """A text of `stored` as the {input, target} it is of."""
-  return dict(zip(FIELDS, json.loads(text)))
+def text_to_pair(text: str) -> dict[str, str]:
+  """A text of `pair_to_text` as the {input, target} it is of."""
+  return dict(zip(PAIR_FIELDS, json.loads(text)))
 
 
-def _units(path: str, split: str) -> list[records.Unit]:
+def _list_parts(path: str, split: str) -> list[records.FilePart]:
   """The files of a split.
 
   Raises:
@@ -155,16 +161,16 @@ def _units(path: str, split: str) -> list[records.Unit]:
   if os.path.isdir(path):
     names = sorted(n for n in os.listdir(path) if n.startswith(split))
     paths = [os.path.join(path, name) for name in names]
-  paths = [p for p in paths if (records.stored(p) or ' ')[0] == 'jsonl']
+  paths = [p for p in paths if (records.detect_format(p) or ' ')[0] == 'jsonl']
   if not paths:
     raise ValueError(
       f'PAIRS = {path!r}: expected a .jsonl file, or a folder with train.jsonl '
       'and validation.jsonl; each may end in .gz or .zst'
     )
-  return [unit for path in paths for unit in records.pieces(path, 64 << 20)]
+  return [unit for path in paths for unit in records.split_file(path, 64 << 20)]
 
 
-class Frame:
+class FramePairs:
   """The preprocessor that makes ids of pairs, as many as there is room for.
 
   A text that is too long loses its end, an input not its `</s>`.
@@ -179,7 +185,7 @@ class Frame:
     self.mode, self.made_from = mode, {'mode': mode}
 
   def pair(self, text: str, S: int, T: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 ids of the input and target of a `stored` text, at most S and T."""
+    """Encodes a text of `pair_to_text`: int32 ids, at most S and T."""
     sp = tasks.VOCABULARY.tokenizer
     begin = [sp.bos_id()]
     if self.mode == 'clm':
@@ -221,11 +227,11 @@ def register_pairs(
   Args:
     path: see `PairsSource`; None registers `pairs` only where `cache_dir` has
       rows of it.
-    mode: see `Frame`.
+    mode: see `FramePairs`.
     skip_bad: see `PairsSource`.
     cache_dir: a cache.
   """
-  _register('udhr_language', Languages(), mode)
+  _register('udhr_language', LanguagePairs(), mode)
   if path is not None:
     _register('pairs', PairsSource(path, HELD_OUT, skip_bad), mode)
   elif cache_dir is not None:
@@ -234,12 +240,12 @@ def register_pairs(
       _register('pairs', PairRows(manifest), mode)
 
 
-def _register(name: str, source: sources.Source, mode: str) -> None:
+def _register(name: str, source: sources.TextSource, mode: str) -> None:
   feature = seqio.Feature(tasks.VOCABULARY, add_eos=False)
-  tasks.remove(seqio.TaskRegistry, name)
+  tasks.unregister(seqio.TaskRegistry, name)
   seqio.TaskRegistry.add(
     name,
     source=source,
-    preprocessors=[Frame(mode)],
+    preprocessors=[FramePairs(mode)],
     output_features={'inputs': feature, 'targets': feature},
   )

@@ -1,8 +1,8 @@
 """The records of one file, or of a part of one, whatever its format.
 
 A record is bytes: a line, a cell of a Parquet column or a serialized
-tf.train.Example. `parse` makes text of it. What is wrong with either is a
-`Bad`, so that the caller may name the place, or skip it.
+tf.train.Example, of which `parse_record` makes text. Both raise `BadRecord`, so
+that the caller may name the place, or skip it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STORED = re.compile(
 )
 
 
-class Bad(Exception):
+class BadRecord(Exception):
   """A record that cannot be read."""
 
   def __init__(self, expected: str, got):
@@ -35,7 +35,7 @@ class Bad(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class FilePart:
   """Part k of n, from 0, of a file."""
 
   path: str
@@ -44,7 +44,7 @@ class Unit:
 
   @functools.cached_property
   def stored(self) -> tuple[str, str]:
-    return stored(self.path)
+    return detect_format(self.path)
 
   def __str__(self) -> str:
     return self.path if self.n == 1 else f'{self.path}#{self.k}/{self.n}'
@@ -54,7 +54,7 @@ class Unit:
     return total * self.k // self.n, total * (self.k + 1) // self.n
 
 
-def stored(path: str) -> tuple[str, str] | None:
+def detect_format(path: str) -> tuple[str, str] | None:
   """(format, compression) by the name of a file; None if it is another."""
   match = _STORED.fullmatch(path)
   if not match:
@@ -64,21 +64,21 @@ def stored(path: str) -> tuple[str, str] | None:
   return kind, text_packing or record_packing or ''
 
 
-def pieces(path: str, piece_bytes: int) -> list[Unit]:
+def split_file(path: str, piece_bytes: int) -> list[FilePart]:
   """The units of a file: of text and Parquet, one for each `piece_bytes`."""
-  kind, packing = stored(path)
+  kind, packing = detect_format(path)
   if packing or kind == 'tfrecord':
-    return [Unit(path)]
+    return [FilePart(path)]
   n = max(1, -(-os.path.getsize(path) // piece_bytes))
   if kind == 'parquet' and n > 1:
     try:
       n = max(1, min(n, _parquet(path).num_row_groups))
-    except Bad:
+    except BadRecord:
       n = 1  # reading it will tell
-  return [Unit(path, k, n) for k in range(n)]
+  return [FilePart(path, k, n) for k in range(n)]
 
 
-def raw(unit: Unit, field: str) -> Iterator[bytes | None]:
+def read_records(unit: FilePart, field: str) -> Iterator[bytes | None]:
   """The lines, cells or serialized examples of a unit.
 
   Raises:
@@ -86,17 +86,21 @@ def raw(unit: Unit, field: str) -> Iterator[bytes | None]:
   """
   kind, packing = unit.stored
   if kind == 'parquet':
-    yield from _cells(unit, field)
+    yield from _read_cells(unit, field)
   elif kind == 'tfrecord':
-    yield from examples(unit.path, packing)
+    yield from read_tfrecord(unit.path, packing)
   else:
-    lines = _split(_inflate(unit.path, packing)) if packing else _lines(unit)
+    lines = (
+      _split_lines(_decompress(unit.path, packing))
+      if packing
+      else _read_lines(unit)
+    )
     first = next(lines, b'')
     yield first if unit.k else first.removeprefix(codecs.BOM_UTF8)
     yield from lines
 
 
-def parse(unit: Unit, record: bytes | None, field: str) -> str:
+def parse_record(unit: FilePart, record: bytes | None, field: str) -> str:
   """The text of a record of a unit.
 
   Raises:
@@ -104,32 +108,32 @@ def parse(unit: Unit, record: bytes | None, field: str) -> str:
   """
   kind, _ = unit.stored
   if kind == 'jsonl':
-    return _object(record, field)
+    return _parse_json(record, field)
   if kind == 'tfrecord':
-    return example(record, field)
+    return parse_example(record, field)
   if record is None:
-    raise Bad(f'a string `{field}`', 'null')
-  return utf8(record)
+    raise BadRecord(f'a string `{field}`', 'null')
+  return decode_utf8(record)
 
 
-def place(unit: Unit, number: int) -> str:
+def describe_place(unit: FilePart, number: int) -> str:
   """Where record `number`, from 1, of a unit stands in its file."""
   kind, _ = unit.stored
   what = 'line' if kind in ('txt', 'jsonl') else 'record'
-  return f'{unit.path}, {what} {_before(unit, kind) + number}'
+  return f'{unit.path}, {what} {_count_before(unit, kind) + number}'
 
 
-def utf8(raw: bytes) -> str:
+def decode_utf8(raw: bytes) -> str:
   """Raises Bad unless the bytes are UTF-8."""
   try:
     return raw.decode('utf-8')
   except UnicodeDecodeError as e:
     near = raw[max(0, e.start - 20) : e.start + 40]
-    raise Bad('UTF-8', repr(near)) from e
+    raise BadRecord('UTF-8', repr(near)) from e
 
 
-def _object(raw: bytes, field: str) -> str:
-  line = utf8(raw)
+def _parse_json(raw: bytes, field: str) -> str:
+  line = decode_utf8(raw)
   if not line or line.isspace():
     return ''
   try:
@@ -141,19 +145,19 @@ def _object(raw: bytes, field: str) -> str:
   except (ValueError, LookupError, TypeError, AttributeError,
           RecursionError):  # fmt: skip
     pass
-  raise Bad(f'an object with a string `{field}`', repr(raw[:60]))
+  raise BadRecord(f'an object with a string `{field}`', repr(raw[:60]))
 
 
-def example(raw: bytes, field: str) -> str:
+def parse_example(raw: bytes, field: str) -> str:
   """The text of a serialized tf.train.Example. Raises Bad if it has none."""
   expected = f'a tf.train.Example with a bytes feature `{field}`'
   try:
     features = tf.train.Example.FromString(raw).features.feature
   except Exception as e:  # protobuf's class is not ours to import
-    raise Bad(expected, repr(raw[:60])) from e
+    raise BadRecord(expected, repr(raw[:60])) from e
   if field not in features or len(features[field].bytes_list.value) != 1:
-    raise Bad(expected, f'features {sorted(features)}')
-  return utf8(features[field].bytes_list.value[0])
+    raise BadRecord(expected, f'features {sorted(features)}')
+  return decode_utf8(features[field].bytes_list.value[0])
 
 
 def _first_line(f, start: int) -> int:
@@ -162,7 +166,7 @@ def _first_line(f, start: int) -> int:
   return start - 1 + len(f.readline()) if start else 0
 
 
-def _lines(unit: Unit) -> Iterator[bytes]:
+def _read_lines(unit: FilePart) -> Iterator[bytes]:
   """The lines that begin in the unit."""
   start, end = unit.span(os.path.getsize(unit.path))
   with open(unit.path, 'rb', buffering=1 << 20) as f:
@@ -172,7 +176,7 @@ def _lines(unit: Unit) -> Iterator[bytes]:
       yield line
 
 
-def _before(unit: Unit, kind: str) -> int:
+def _count_before(unit: FilePart, kind: str) -> int:
   """How many lines or rows of the file stand before the unit."""
   if unit.n == 1:
     return 0
@@ -189,7 +193,7 @@ def _before(unit: Unit, kind: str) -> int:
   return count
 
 
-def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
   """The lines of a stream of bytes, without their ends."""
   pending = []
   for chunk in chunks:
@@ -203,7 +207,7 @@ def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield last
 
 
-def zstandard_module():
+def import_zstandard():
   try:
     import zstandard
   except ImportError as e:
@@ -213,7 +217,7 @@ def zstandard_module():
   return zstandard
 
 
-def _inflate(path: str, packing: str) -> Iterator[bytes]:
+def _decompress(path: str, packing: str) -> Iterator[bytes]:
   """The bytes of a compressed file of any number of members.
 
   Raises:
@@ -222,7 +226,7 @@ def _inflate(path: str, packing: str) -> Iterator[bytes]:
   if packing == 'gz':
     error, new = zlib.error, functools.partial(zlib.decompressobj, wbits=31)
   else:
-    zstandard = zstandard_module()
+    zstandard = import_zstandard()
     error = zstandard.ZstdError
     new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
   expected = f'.{packing} data to its end'
@@ -234,15 +238,15 @@ def _inflate(path: str, packing: str) -> Iterator[bytes]:
         try:
           yield member.decompress(chunk)
         except error as e:
-          raise Bad(expected, e) from e
+          raise BadRecord(expected, e) from e
         chunk, whole = member.unused_data, member.eof
         if whole:
           member = new()
   if not whole:
-    raise Bad(expected, 'the end of the file')
+    raise BadRecord(expected, 'the end of the file')
 
 
-def examples(path: str, packing: str = '') -> Iterator[bytes]:
+def read_tfrecord(path: str, packing: str = '') -> Iterator[bytes]:
   """The records of a TFRecord file. Raises Bad where it breaks."""
   options = {'compression_type': 'GZIP' if packing else ''}
   done = 0
@@ -256,12 +260,12 @@ def examples(path: str, packing: str = '') -> Iterator[bytes]:
       break
     except tf.errors.OpError as e:
       if size == 1:
-        raise Bad('a whole TFRecord', reason(e)) from e
+        raise BadRecord('a whole TFRecord', shorten_error(e)) from e
   if packing:  # TensorFlow takes a file that ends too early for whole
-    collections.deque(_inflate(path, packing), maxlen=0)
+    collections.deque(_decompress(path, packing), maxlen=0)
 
 
-def reason(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
   """The first line of an error, without what TensorFlow writes around it."""
   line = (str(error).splitlines() or [''])[0]
   return re.sub(r'^\{\{.*?\}\} | \[Op:\w+\].*$', '', line)
@@ -274,17 +278,17 @@ def _parquet(path: str):
   try:
     return pq.ParquetFile(path, page_checksum_verification=True)
   except (pa.ArrowException, OSError) as e:
-    raise Bad('a whole Parquet file', reason(e)) from e
+    raise BadRecord('a whole Parquet file', shorten_error(e)) from e
 
 
-def _cells(unit: Unit, field: str) -> Iterator[bytes | None]:
+def _read_cells(unit: FilePart, field: str) -> Iterator[bytes | None]:
   """A column's cells of the unit's row groups, 256 rows in memory at once."""
   import pyarrow as pa
 
   with _parquet(unit.path) as file:
     names = file.schema_arrow.names
     if field not in names:
-      raise Bad(f'a column {field!r} of strings', f'columns {names}')
+      raise BadRecord(f'a column {field!r} of strings', f'columns {names}')
     groups = range(*unit.span(file.num_row_groups))
     try:
       for batch in file.iter_batches(BATCH, list(groups), [field]):
@@ -294,8 +298,8 @@ def _cells(unit: Unit, field: str) -> Iterator[bytes | None]:
         if not re.fullmatch(
           '(large_)?(string|binary)(_view)?', str(column.type)
         ):
-          raise Bad(f'a column {field!r} of strings', f'of {column.type}')
+          raise BadRecord(f'a column {field!r} of strings', f'of {column.type}')
         # As bytes, so that one cell that is not UTF-8 does not take the rest.
         yield from column.cast(pa.large_binary()).to_pylist()
     except (pa.ArrowException, OSError) as e:
-      raise Bad('a whole Parquet file', reason(e)) from e
+      raise BadRecord('a whole Parquet file', shorten_error(e)) from e

@@ -28,7 +28,7 @@ SHUFFLE = 1 << 14  # texts of the shuffle buffer
 _LANGUAGE = r'[a-z]{2,3}(?:_[A-Za-z]+)?'
 
 
-class Source(seqio.DataSource):
+class TextSource(seqio.DataSource):
   """What the sources share: splits by content, and the tf.data side.
 
   Args:
@@ -70,7 +70,7 @@ class Source(seqio.DataSource):
 
   def clean(self, document: str) -> str:
     """The text of a document."""
-    return single_spaced(document)
+    return collapse_whitespace(document)
 
   def draw(self, text: str) -> float:
     """A number in [0, 1) from a text; below `held_out` it is held out."""
@@ -138,7 +138,7 @@ class Source(seqio.DataSource):
     return dataset if num_epochs == 1 else dataset.repeat(num_epochs)
 
 
-def single_spaced(text: str) -> str:
+def collapse_whitespace(text: str) -> str:
   """The text with single spaces for its runs of white space."""
   text = text.strip()
   # No white space but ' ' is printable; asking is faster than splitting.
@@ -151,7 +151,7 @@ def _check_split(split: str) -> None:
     raise ValueError(f'split = {split!r}: expected one of {SPLITS}')
 
 
-class RowsOnly(Source):
+class RowsOnly(TextSource):
   """A text of which only a cache's rows are there, as on a training host."""
 
   def __init__(self, name: str, held_out: float):
@@ -168,25 +168,25 @@ class RowsOnly(Source):
 # --- A folder
 
 
-def _files(folder: str, language: str = '*') -> dict[str, list[str]]:
+def _find_files(folder: str, language: str = '*') -> dict[str, list[str]]:
   """language -> its files, sorted; hidden ones are left out."""
   found = collections.defaultdict(list)
   for pattern in (f'{language}[.-]*', f'{language}/**'):
     for name in glob.glob(pattern, root_dir=folder, recursive=True):
       match = re.fullmatch(rf'({_LANGUAGE})(?:/.+|[.-][^/]+)', name)
       path = os.path.join(folder, name)
-      if match and records.stored(name) and os.path.isfile(path):
+      if match and records.detect_format(name) and os.path.isfile(path):
         found[match[1]].append(path)
   return {k: sorted(found[k]) for k in sorted(found)}
 
 
-def languages(folder: str) -> list[str]:
+def list_languages(folder: str) -> list[str]:
   """The languages a folder has text of, sorted.
 
   Raises:
     ValueError: there are none.
   """
-  found = list(_files(folder))
+  found = list(_find_files(folder))
   if not found:
     raise ValueError(
       f'TEXT_DIR = {folder!r}: no LANG.txt, LANG.jsonl[.gz|.zst], '
@@ -195,7 +195,7 @@ def languages(folder: str) -> list[str]:
   return found
 
 
-class FolderSource(Source):
+class FolderSource(TextSource):
   """The documents of one language in a local folder.
 
   They are in LANG.EXT, LANG-anything.EXT, LANG.anything.EXT and LANG/**.EXT;
@@ -228,21 +228,21 @@ class FolderSource(Source):
     super().__init__(held_out)
     if piece_bytes < 1:
       raise ValueError(f'piece_bytes = {piece_bytes}: expected at least 1')
-    self.files = _files(folder, glob.escape(language)).get(language)
+    self.files = _find_files(folder, glob.escape(language)).get(language)
     if not self.files:
-      known = ', '.join(languages(folder))
+      known = ', '.join(list_languages(folder))
       raise ValueError(
         f'TEXT_DIR = {folder!r}: no text of {language!r} there. Known: {known}.'
       )
-    if any(records.stored(path)[1] == 'zst' for path in self.files):
-      records.zstandard_module()
+    if any(records.detect_format(path)[1] == 'zst' for path in self.files):
+      records.import_zstandard()
     self.text_field, self.skip_bad = text_field, skip_bad
     self.piece_bytes = piece_bytes
     self._bad: dict[int, int] = {}
 
   @functools.cached_property
-  def units(self) -> list[records.Unit]:
-    made = (records.pieces(path, self.piece_bytes) for path in self.files)
+  def units(self) -> list[records.FilePart]:
+    made = (records.split_file(path, self.piece_bytes) for path in self.files)
     return list(itertools.chain.from_iterable(made))
 
   @property
@@ -264,16 +264,18 @@ class FolderSource(Source):
   def documents(self, split: str, shard: int) -> Iterator[str]:
     del split  # chosen by content
     unit, number, bad = self.units[shard], 0, 0
-    found = records.raw(unit, self.text_field)
+    found = records.read_records(unit, self.text_field)
     while True:
       number += 1
       try:
-        yield records.parse(unit, next(found), self.text_field)
+        yield records.parse_record(unit, next(found), self.text_field)
       except StopIteration:
         return
-      except records.Bad as e:
+      except records.BadRecord as e:
         if not self.skip_bad:
-          raise ValueError(f'{records.place(unit, number)}: {e}') from e
+          raise ValueError(
+            f'{records.describe_place(unit, number)}: {e}'
+          ) from e
         bad += 1
         self._bad[shard] = max(bad, self._bad.get(shard, 0))
 
@@ -281,7 +283,7 @@ class FolderSource(Source):
 # --- TFDS
 
 
-class TfdsSource(Source):
+class TfdsSource(TextSource):
   """The documents of one language in a TFDS data set prepared on disk.
 
   Where the data set has no validation split, it is a share by content of
@@ -315,7 +317,7 @@ class TfdsSource(Source):
   @functools.cached_property
   def _builder(self):
     """Opened when first read: naming a data set costs nothing."""
-    return _prepared(self.name, self.data_dir)
+    return _open_prepared(self.name, self.data_dir)
 
   @functools.cached_property
   def _stored(self) -> dict[str, str]:
@@ -354,13 +356,19 @@ class TfdsSource(Source):
     length = info.shard_lengths[number]
     try:
       for raw in self._examples(split, number):
-        yield records.example(raw, 'text')
+        yield records.parse_example(raw, 'text')
         done += 1
       if done < length:
-        raise records.Bad(f'{length} records', done)
-    except (OSError, RuntimeError, LookupError, ValueError, records.Bad) as e:
-      if not isinstance(e, records.Bad):
-        e = records.Bad('a whole record', records.reason(e))
+        raise records.BadRecord(f'{length} records', done)
+    except (
+      OSError,
+      RuntimeError,
+      LookupError,
+      ValueError,
+      records.BadRecord,
+    ) as e:
+      if not isinstance(e, records.BadRecord):
+        e = records.BadRecord('a whole record', records.shorten_error(e))
       path = info.filepaths[number]
       raise ValueError(f'{path}, record {done + 1}: {e}') from e
 
@@ -374,7 +382,7 @@ class TfdsSource(Source):
     name = self._stored[split]
     info = self._builder.info
     if info.file_format.value == 'tfrecord':
-      yield from records.examples(str(info.splits[name].filepaths[number]))
+      yield from records.read_tfrecord(str(info.splits[name].filepaths[number]))
       return
     source = self._builder.as_data_source(
       split=f'{name}[{number}shard:{number + 1}shard]',
@@ -385,7 +393,7 @@ class TfdsSource(Source):
       yield from source.__getitems__(range(start, end))
 
 
-def prepared_folder(name: str, data_dir: str | None) -> tuple[str | None, str]:
+def find_prepared(name: str, data_dir: str | None) -> tuple[str | None, str]:
   """(folder of the newest version prepared, or None; where it was looked for).
 
   Args:
@@ -406,7 +414,7 @@ def prepared_folder(name: str, data_dir: str | None) -> tuple[str | None, str]:
   return max(folders, key=numbers, default=None), hint
 
 
-def _prepared(name: str, data_dir: str | None):
+def _open_prepared(name: str, data_dir: str | None):
   """The builder of the files on disk; neither downloads nor prepares.
 
   Raises:
@@ -415,7 +423,7 @@ def _prepared(name: str, data_dir: str | None):
   """
   import tensorflow_datasets as tfds
 
-  folder, hint = prepared_folder(name, data_dir)
+  folder, hint = find_prepared(name, data_dir)
   if folder is None:
     raise ValueError(f'TFDS {name.split(":")[0]!r}: not prepared, {hint}')
   builder = tfds.builder_from_directory(folder)

@@ -120,7 +120,7 @@ VOCABULARY = LateVocabulary()
 # --- Preprocessors
 
 
-class Prepare:
+class PrepareText:
   """The preprocessor that cleans a text and gives it its form.
 
   Attributes:
@@ -190,7 +190,7 @@ class Tokenize:
     )
 
 
-class Apply:
+class ApplyObjective:
   """The preprocessor that applies an objective to a stream of documents.
 
   `atm.data` reads the attributes off it and works by index. (Not a dataclass:
@@ -251,7 +251,7 @@ class Apply:
 # --- Rates
 
 
-class Rate:
+class MixtureRates:
   """The rate of each task of a mixture, from measured counts.
 
   Of examples of one objective a language gets q ~ p ** power, p its share of
@@ -261,9 +261,11 @@ class Rate:
 
   def __init__(self, name: str, power: float):
     self.name, self.power = name, power
-    self.tasks: dict[str, tuple[Apply, float, float]] = {}
+    self.tasks: dict[str, tuple[ApplyObjective, float, float]] = {}
 
-  def add(self, task: str, apply: Apply, share: float, repeat: float) -> None:
+  def add(
+    self, task: str, apply: ApplyObjective, share: float, repeat: float
+  ) -> None:
     self.tasks[task] = (apply, share, repeat)
 
   def __call__(self, task) -> float:
@@ -283,7 +285,7 @@ class Rate:
           'folder: atm_tasks.configure(cache_dir=...)'
         )
     known = self._needs_no_counts() and {'rows': 1, 'sentences': 1}
-    return weigh(
+    return compute_rates(
       {
         task: {
           'objective': apply.objective.name, 'language': apply.language,
@@ -300,7 +302,7 @@ class Rate:
     return self.power == 0 and len(groups) == len(self.tasks)
 
 
-def weigh(tasks: dict[str, dict], power: float) -> dict[str, float]:
+def compute_rates(tasks: dict[str, dict], power: float) -> dict[str, float]:
   """task -> rate, from {objective, language, share, repeat, rows, sentences}.
 
   A language without rows in an objective has no part in it.
@@ -326,9 +328,9 @@ def weigh(tasks: dict[str, dict], power: float) -> dict[str, float]:
 # --- Registration
 
 
-def register(
+def register_mixture(
   name: str,
-  found: dict[tuple[str, str], sources.Source],
+  found: dict[tuple[str, str], sources.TextSource],
   mixing: Mixing,
   paper_packing: bool = True,
   index=None,
@@ -340,20 +342,20 @@ def register(
     found: (source, language) -> its text; the source's name begins its tasks'.
     mixing: how they mix.
     paper_packing: one document a CLM row; else several, see `objectives.CLM`.
-    index: see `Prepare`.
+    index: see `PrepareText`.
   """
-  remove(seqio.MixtureRegistry, name)
-  rate = Rate(name, mixing.language_power)
+  unregister(seqio.MixtureRegistry, name)
+  rate = MixtureRates(name, mixing.language_power)
   feature = seqio.Feature(VOCABULARY, add_eos=False)
   for (source, language), texts in found.items():
     kind = source if hasattr(mixing, f'{source}_written') else 'text'
     for form, repeat in mixing.forms(kind).items():
-      before = [Prepare(form, index), Tokenize()]
+      before = [PrepareText(form, index), Tokenize()]
       for objective, share in mixing.objectives(not paper_packing):
         middle = '_' if form == 'written' else f'_{form}_'
         task = f'{source}_{language}{middle}{objective.name}'
-        apply = Apply(objective, language, source, form)
-        remove(seqio.TaskRegistry, task)
+        apply = ApplyObjective(objective, language, source, form)
+        unregister(seqio.TaskRegistry, task)
         seqio.TaskRegistry.add(
           task,
           source=texts,
@@ -364,18 +366,18 @@ def register(
   seqio.MixtureRegistry.add(name, [(task, rate) for task in rate.tasks])
 
 
-def remove(registry, name: str) -> None:
+def unregister(registry, name: str) -> None:
   """Makes a name of a seqio registry free."""
   if name in registry.names():
     registry.remove(name)
 
 
-def held_out(article: str) -> bool:
+def is_held_out(article: str) -> bool:
   """Whether an article of the Declaration is `validation`."""
   return article.isdigit() and int(article) % 10 == 3
 
 
-class Shipped(sources.Source):
+class DeclarationSource(sources.TextSource):
   """The Declaration of Human Rights; articles 3, 13, 23 are `validation`."""
 
   by_content = False
@@ -392,18 +394,18 @@ class Shipped(sources.Source):
     with open(self.path, encoding='utf-8') as f:
       for line in f:
         article, _, written = line.rstrip('\n').partition('\t')
-        if held_out(article) == (split == 'validation'):
+        if is_held_out(article) == (split == 'validation'):
           yield written
 
 
-def stored(
+def find_sources(
   source: str,
   place: str | None,
   held_out: float,
   skip_bad: bool,
   data_dir: str | None,
   cache_dir: str | None,
-) -> dict[tuple[str, str], sources.Source]:
+) -> dict[tuple[str, str], sources.TextSource]:
   """(source, language) -> text, of a folder or of a TFDS data set.
 
   A place that holds `{language}`, or is TFDS' c4/multilingual, is TFDS', and
@@ -412,17 +414,17 @@ def stored(
   """
   if place is None:
     made = {k: sources.RowsOnly(source, held_out)
-            for k in cached_languages(cache_dir, source)}  # fmt: skip
+            for k in list_cached_languages(cache_dir, source)}  # fmt: skip
   elif '{language}' in place or place.startswith('c4/multilingual'):
     made = {k: sources.TfdsSource(place, k, held_out, data_dir)
             for k in LANGUAGE_CODES}  # fmt: skip
   else:
     made = {k: sources.FolderSource(place, k, held_out, skip_bad=skip_bad)
-            for k in sources.languages(place)}  # fmt: skip
+            for k in sources.list_languages(place)}  # fmt: skip
   return {(source, k): found for k, found in made.items()}
 
 
-def cached_languages(cache_dir: str | None, source: str) -> list[str]:
+def list_cached_languages(cache_dir: str | None, source: str) -> list[str]:
   """The languages of a source that a cache has rows of, sorted."""
   if cache_dir is None or not tf.io.gfile.exists(cache_dir):
     return []

@@ -19,7 +19,7 @@ import atm_tasks
 from atm.data import batches, cache, mixture_stats, objectives, registry
 from atm.data.languages import LANGUAGE_CODES
 from atm_tasks.pretraining import tasks
-from atm_tasks.pretraining.tasks import Rate, weigh
+from atm_tasks.pretraining.tasks import MixtureRates, compute_rates
 
 from sources_test import prepare
 
@@ -71,7 +71,7 @@ def paper(
               name, language, objective, rows, 0.0, source, form
             )
           )
-  rates = weigh(tasks, mixing.language_power)
+  rates = compute_rates(tasks, mixing.language_power)
   return [dataclasses.replace(p, rate=rates[p.name]) for p in parts]
 
 
@@ -180,7 +180,7 @@ def test_a_language_without_rows_in_an_objective_has_no_part_in_it():
     'objective': 'clm', 'language': language, 'share': 0.2, 'repeat': 1.0,
     'rows': rows, 'sentences': 100,
   }  # fmt: skip
-  rates = weigh({'a': task('en', 10), 'b': task('ta', 0)}, 0.5)
+  rates = compute_rates({'a': task('en', 10), 'b': task('ta', 0)}, 0.5)
   assert rates == {'a': 0.2, 'b': 0.0}
 
 
@@ -343,8 +343,8 @@ def test_bad_tokens(built):
 
 
 def test_rate_of_equal_languages_needs_no_counts():
-  rate = Rate('x', 0.0)
+  rate = MixtureRates('x', 0.0)
   for language in ('en', 'de'):
-    apply = tasks.Apply(objectives.CLM(), language, 's', 'written')
+    apply = tasks.ApplyObjective(objectives.CLM(), language, 's', 'written')
     rate.add(f's_{language}', apply, 1.0, 1.0)
   assert rate.rates() == {'s_en': 0.5, 's_de': 0.5}

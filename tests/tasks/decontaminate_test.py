@@ -292,7 +292,7 @@ def test_files_of_each_kind(folder):
     'c.tsv': [LINES[3], LINES[2], 'id', 'a b'],
   }
   for name, texts in lone.items():
-    found = decontaminate.read_texts(str(folder / name))
+    found = decontaminate.read_file_texts(str(folder / name))
     assert [text.strip() for text in found] == texts
     assert same(Index.read({'x': str(folder / name)}, 2), {'x': texts})
   index = Index.read({name: str(folder / name) for name in lone}, 2)

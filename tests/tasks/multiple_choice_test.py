@@ -40,7 +40,7 @@ def written(mode: str) -> dict:
       [q.id, q.truth, q.group, q.prompt, [list(pair) for pair in q.pairs]]
       for q in ask(name, mode)
     ]
-    for name in registry.choose(NAMES)
+    for name in registry.match_names(NAMES)
   }
 
 
@@ -179,7 +179,9 @@ def test_harness_pawsx(language):
   # Their own preparation takes the full stop away, too.
   template = jinja2.Template(theirs['doc_to_choice'])
   both = eval(template.render(**{**example, 'sentence1': 'Ada came'}), {})
-  made = multiple_choice.pawsx(example, language, lambda text, tokens: text)
+  made = multiple_choice.write_pawsx(
+    example, language, lambda text, tokens: text
+  )
   assert [choice.whole for choice in made.choices] == both
   assert made.right == 1
 
@@ -212,8 +214,8 @@ def test_yes_is_a_paraphrase():
 
 SCORED = [
   name
-  for name in registry.choose(NAMES)
-  if not registry.REGISTRY[name].kind.generates
+  for name in registry.match_names(NAMES)
+  if not registry.REGISTRY[name].format.generates
 ]
 
 

@@ -92,9 +92,9 @@ def test_what_is_no_pair_is_named(tmp_path, name, content, message):
 def test_inputs_are_framed_as_prompts_are(words, mode):
   """Fault seen: no `</s>` behind an input that was cut."""
   model = api.Model(None, {}, words, None, None, 0)
-  frame = pairs.Frame(mode)
+  frame = pairs.FramePairs(mode)
   for source, target in (PAIRS[0], ('é ' * 40, 'ü ' * 40), ('', '')):
-    raw = pairs.stored(source, target)
+    raw = pairs.pair_to_text(source, target)
     ids, answer = frame.pair(raw, 1 << 30, 1 << 30)
     assert ids.tolist() == model.encode(source, mode)
     assert answer.tolist() == [*words.encode(target), words.eos_id]
@@ -107,7 +107,7 @@ def test_inputs_are_framed_as_prompts_are(words, mode):
 
 def test_mode_is_checked():
   with pytest.raises(ValueError, match="PAIRS_MODE = 'cml'.*'clm'"):
-    pairs.Frame('cml')
+    pairs.FramePairs('cml')
 
 
 def build(words, directory, said=None):
@@ -201,7 +201,7 @@ def test_too_few_to_hold_some_out(words, tmp_path):
 def test_a_host_needs_the_rows_alone(words, tmp_path, file):
   atm_tasks.configure(words.path, pairs=file)
   (made,), _ = build(words, tmp_path / 'rows')
-  pairs.tasks.remove(pairs.seqio.TaskRegistry, 'pairs')
+  pairs.tasks.unregister(pairs.seqio.TaskRegistry, 'pairs')
   with pytest.raises(ValueError, match='Set PAIRS, or CACHE_DIR of rows'):
     registry.find_task('pairs')
   atm_tasks.configure(words.path, cache_dir=str(tmp_path / 'rows'))
@@ -226,7 +226,7 @@ def test_other_pieces_are_needed_by_text_alone(words):
 
 
 def test_sentences_with_the_names_of_their_languages():
-  source = pairs.Languages()
+  source = pairs.LanguagePairs()
   held, train = (texts(source, split) for split in ('validation', 'train'))
   assert {b for _, b in train} == set(languages.LANGUAGES.values())
   assert {b for _, b in held} == {b for _, b in train}

@@ -32,12 +32,12 @@ def ask(name: str, data_dir=DATA, **options):
 
 
 def test_globs_choose_each_task_once():
-  names = registry.choose(['xnli_d*', 'xnli_*', 'squadv2'])
+  names = registry.match_names(['xnli_d*', 'xnli_*', 'squadv2'])
   assert names == [
     'xnli_de', 'xnli_ar', 'xnli_en', 'xnli_es', 'xnli_fr', 'xnli_hi', 'squadv2',
   ]  # fmt: skip
-  assert len(registry.choose('flores101_*')) == 132
-  assert len(registry.choose('flores101_en_*')) == 11
+  assert len(registry.match_names('flores101_*')) == 132
+  assert len(registry.match_names('flores101_en_*')) == 11
   assert [task.name for task in registry.suite(['squadv2'])] == ['squadv2']
 
 
@@ -111,7 +111,7 @@ def test_suites_name_tasks_and_how_to_run_them(path):
   assert list(bound) == ['SUITE', 'TASKS']
   assert bound['SUITE'] == name.removesuffix('.gin')
   assert text.startswith('# ') and f'--gin_file=suites/{name}' in text
-  assert registry.choose(bound['TASKS'])
+  assert registry.match_names(bound['TASKS'])
 
 
 def test_the_papers_suite_has_every_other():
@@ -119,7 +119,7 @@ def test_the_papers_suite_has_every_other():
   for path in SUITES:
     with open(path) as f:
       bound = parsed(f.read())
-    chosen[bound['SUITE']] = set(registry.choose(bound['TASKS']))
+    chosen[bound['SUITE']] = set(registry.match_names(bound['TASKS']))
   paper, shipped = chosen.pop('paper'), chosen.pop('shipped')
   assert paper == set().union(*chosen.values())
   tuned_for = {'udhr_language', 'pairs'}
@@ -175,7 +175,7 @@ def test_languages_are_asked_of_held_out_sentences():
 
 
 def held_out(language: str) -> list[str]:
-  return list(tasks.Shipped(language).texts('validation', 0))
+  return list(tasks.DeclarationSource(language).texts('validation', 0))
 
 
 def test_translations_of_held_out_articles():
@@ -184,7 +184,7 @@ def test_translations_of_held_out_articles():
     sentences = [q.shown['sentence'] for q in questions]
     assert [*map(one_line, sentences)] == held_out(source)
     assert [one_line(q.truth) for q in questions] == held_out(target)
-    trained = set(tasks.Shipped(source).texts('train', 0))
+    trained = set(tasks.DeclarationSource(source).texts('train', 0))
     shot = questions[0].prompt.split('; Translation in')[0]
     assert shot.removeprefix('Sentence: ') in trained
 
@@ -260,7 +260,7 @@ def test_groups_of_multirc():
   ('Bo saw the dog.', 1, 'her', 'Bo saw the dog.'),
 ])  # fmt: skip
 def test_pronouns_are_marked(text, index, span, marked):
-  assert multiple_choice.mark(text, index, span) == marked
+  assert multiple_choice.mark_span(text, index, span) == marked
 
 
 BROKEN = {
@@ -323,7 +323,7 @@ def test_broken_files_are_named(tmp_path, file, line, message):
   with pytest.raises(ValueError) as e:
     ask(name, tmp_path)
   assert message in str(e.value) and str(path) in str(e.value)
-  rows = registry.check(name, str(tmp_path))
+  rows = registry.check_files(registry.select_sources(name, str(tmp_path)))
   assert any(row.problem == str(e.value) for row in rows)
 
 
@@ -347,7 +347,10 @@ def test_broken_documents_are_named(tmp_path, file, text, message):
 def test_check_says_what_is_there_and_what_is_not(tmp_path):
   shutil.copytree(f'{DATA}/xnli', tmp_path / 'xnli')
   names = ['xnli_*', 'flores101_en_de', 'udhr_next_en']
-  rows = registry.check(names, str(tmp_path), tfds_dir=str(tmp_path))
+  sources = registry.select_sources(
+    names, str(tmp_path), tfds_dir=str(tmp_path)
+  )
+  rows = registry.check_files(sources)
   found = [
     (r.set, os.path.basename(r.file), r.examples, r.problem) for r in rows
   ]
@@ -359,7 +362,7 @@ def test_check_says_what_is_there_and_what_is_not(tmp_path):
     ('flores101', 'deu.dev', None, 'missing'),
     ('udhr_next', 'en.tsv', 7, ''),
   ]
-  text = registry.table(rows).splitlines()
+  text = registry.format_reports(rows).splitlines()
   assert text[0].split() == ['set', 'examples', 'file']
   assert text[2].endswith('eng.devtest  missing')
   assert len([line for line in text if 'flores101_dataset.tar.gz' in line]) == 1

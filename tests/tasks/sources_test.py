@@ -150,9 +150,9 @@ def test_pieces_together_are_the_file(tmp_path, ext, split, piece_bytes):
   assert glued(source, split) == expected(split)
   if ext == 'parquet' and piece_bytes == 700:
     # The units are the row groups, of 64 rows.
-    assert [len(list(records_lib.raw(u, 'text'))) for u in source.units] == (
-      [64] * 15 + [42]
-    )
+    assert [
+      len(list(records_lib.read_records(u, 'text'))) for u in source.units
+    ] == ([64] * 15 + [42])
 
 
 @pytest.mark.parametrize('pack', [gzip.compress, zst], ids=['gz', 'zst'])
@@ -198,7 +198,12 @@ def test_names(tmp_path):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text('a\n')
   (tmp_path / 'en.d.txt').mkdir()
-  assert sources.languages(str(tmp_path)) == ['en', 'fr', 'hi_Deva', 'pt_BR']
+  assert sources.list_languages(str(tmp_path)) == [
+    'en',
+    'fr',
+    'hi_Deva',
+    'pt_BR',
+  ]
   mine = [str(tmp_path / n) for n in names if n.startswith('en')]
   assert folder_source(tmp_path).files == sorted(mine)
 
@@ -452,7 +457,7 @@ def test_parquet_strings_of_every_kind(tmp_path, kind):
 
 def test_wrong_arguments_are_named(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match='TEXT_DIR = .*: no LANG.txt, LANG.json'):
-    sources.languages(str(tmp_path / 'nowhere'))
+    sources.list_languages(str(tmp_path / 'nowhere'))
   write(tmp_path / 'en.txt.zst')
   source = folder_source(tmp_path)
   for call, message in [
