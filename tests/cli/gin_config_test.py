@@ -1,0 +1,236 @@
+"""Gin files are data: what is refused, and how the error names it."""
+
+import sys
+
+import pytest
+
+import gin
+from atm.cli import gin_config
+
+from command_line import DIR, TINY, atm, parse
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (['pretrian'], "no run called 'pretrian'. Did you mean 'pretrain'"),
+    (['pretrain', '--gin_file=models/tinny.gin'], "Did you mean 'models/tiny"),
+    (['pretrain', TINY], 'MODEL_DIR is required: add --gin.MODEL_DIR='),
+    (
+      ['pretrain', TINY, DIR, '--gin.BATCHSIZE=4'],
+      "no setting is called 'BATCHSIZE'. Did you mean 'BATCH_SIZE'",
+    ),
+    (
+      ['pretrain', TINY, DIR, '--gin.trainer.train.seeed=4'],
+      "trainer.train has no parameter 'seeed'. Did you mean 'seed'",
+    ),
+    (
+      ['pretrain', TINY, DIR, '--gin.trainer.trian.seed=4'],
+      "Did you mean 'trainer.train'",
+    ),
+    (['pretrain', DIR], 'BATCH_SIZE is required'),
+    (['pretrain', TINY, '--gin.MODEL_DIR=/tmp/x'], 'A string needs quotes'),
+    (
+      ['pretrain', TINY, DIR, '--gin.Config.dropout=1'],
+      "'Config' is ambiguous",
+    ),
+    (['pretrain', '--ginfile=x'], "unknown argument '--ginfile=x'. Did you"),
+    (['pretrain', 'models/tiny.gin'], "unknown argument 'models/tiny.gin'"),
+    (['infer', '--gin.INPUT="x"'], 'MODEL_DIR is required'),
+  ],
+)
+def test_mistakes_are_named(arguments, message):
+  with pytest.raises(gin_config.UserError) as error:
+    parse(*arguments)
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('from __gin__ import dynamic_registration\n', 'dynamic registration is'),
+    ('import os\n', "import of 'os' is refused"),
+    ('import atmosphere\n', "import of 'atmosphere' is refused"),
+    ('from subprocess import run\n', "import of 'subprocess.run' is refused"),
+    ('include "sub.gin"\n', "import of 'os' is refused"),
+    ('trainer.train.seed = [\n', 'not gin'),
+  ],
+)
+def test_a_gin_file_cannot_run_code(tmp_path, monkeypatch, text, message):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'sub.gin').write_text('import os\n')
+  (tmp_path / 'bad.gin').write_text(text)
+  with pytest.raises(gin_config.UserError) as error:
+    parse('pretrain', TINY, DIR, files=[tmp_path / 'bad.gin'])
+  assert message in str(error.value)
+
+
+@pytest.fixture
+def bound(tmp_path, monkeypatch):
+  """Gives what x.gin binds: as `configure` has it, and as gin alone reads it.
+
+  sub.gin lies beside it, and a module `witness`, which only evil files import.
+  """
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / 'witness.py').touch()
+  (tmp_path / 'sub.gin').write_text('SEED = 7\n')
+
+  def call(text):
+    (tmp_path / 'x.gin').write_text(text)
+    found = []
+    for read in (
+      lambda: gin_config.configure(['x.gin'], [], set()),
+      lambda: gin.parse_config_file('x.gin'),  # knows no files but those here
+    ):
+      gin.clear_config()
+      read()
+      found.append(gin.config_str())
+      with gin.unlock_config():
+        gin.clear_config()
+    return found
+
+  with gin.unlock_config():
+    yield call
+    gin.clear_config()
+  sys.modules.pop('witness', None)
+
+
+INCLUDES = (
+  "include 'sub.gin'\n",
+  'include "sub.gin"',
+  "include 'sub.gin'  # sizes\n",
+  "include 'sub.gin'#'\n",
+  "include 'sub' '.gin'\n",
+  "include 'sub'\\\n'.gin'\n",
+  "include 'sub\\x2egin'\n",
+  "include r'sub.gin'\n",
+  "include '''sub.gin''' \"\"\n",
+  "include\t'sub.gin'\n",
+  "include \\\n'sub.gin'\n",
+  "  include 'sub.gin'\n  BATCH_SIZE = 1\nLOG_EVERY = 2\n",
+  "SEED = 1\ninclude 'sub.gin'\n",
+  "include 'sub.gin'\nSEED = 1\n",
+  "include 'sub.gin'\ninclude 'sub.gin'\n",
+  "trainer.train:\n  seed = 1\ninclude 'sub.gin'\n# end\n",
+  "trainer.train:\n  seed = 1\n\n  # include 'no.gin'\n  z_loss = 2.0\n",
+  "# include 'no.gin'\n#\ninclude 'sub.gin'\n",
+  'MODEL_DIR = """\ninclude \'no.gin\'\n"""\ninclude \'sub.gin\'\n',
+  "MODEL_DIR = '\\\ninclude \"no.gin\"\\\n'\ninclude 'sub.gin'\n",
+  'SEED = 1\\\n\ninclude "sub.gin"\n',
+  "SEED = [\n# include 'no.gin'\n'include',\n'no.gin'\n]\n",
+  "MODEL_DIR = 'a\\u2028b\u2028\x0cc'\ninclude 'sub.gin'\nSEED = 8\n",
+)
+
+
+@pytest.mark.parametrize('text', INCLUDES)
+def test_includes_are_what_gin_takes_for_includes(bound, text):
+  """Faults seen: one in a string was replaced; strings side by side, escapes
+  and a comment that ends in a quote became names of other files."""
+  ours, gins = bound(text)
+  assert ours == gins and ours.strip()
+
+
+def test_a_comment_may_follow_an_include(bound, tmp_path):
+  """Fault seen: gin then looked for the file itself, and found none."""
+  (tmp_path / 'x.gin').write_text("include 'models/tiny.gin'  # sizes\n")
+  gin_config.configure([gin_config.find_file('runs/pretrain.gin'), 'x.gin'],
+                 ['MODEL_DIR = "x"'], set())  # fmt: skip
+  assert gin.query_parameter('model.Config.d_model')
+
+
+@pytest.mark.parametrize(
+  'text, name, evil',
+  [
+    ("include 'sub.gin'#'\n", "sub.gin'#", 'import witness\n'),
+    ("include 'sub' '.gin'\n", "sub' '.gin", 'import witness\n'),
+    ("include 'sub\\x2egin'\n", 'sub\\x2egin', 'import witness\n'),
+    (
+      'MODEL_DIR = """\ninclude \'a.gin\'\n"""\n',
+      'a.gin',
+      '"""\nimport witness\nMODEL_DIR = """',
+    ),
+    ('include """a.gin"""\n', '""a.gin""', 'import witness\n'),
+  ],
+)
+def test_a_file_that_nothing_includes_is_not_read(
+  bound, tmp_path, text, name, evil
+):
+  """Fault seen: gin was given text that had not been checked, and ran it."""
+  (tmp_path / 'a.gin').write_text('SEED = 7\n')
+  (tmp_path / name).write_text(evil)
+  ours, gins = bound(text)
+  assert ours == gins and 'witness' not in ours
+  assert 'witness' not in sys.modules
+
+
+@pytest.mark.parametrize('name', ['evil.gin', "sub.gin'#"])
+def test_a_program_in_a_file_included_does_not_run(tmp_path, name):
+  """Fault seen: with the second name it ran."""
+  (tmp_path / 'sub.gin').write_text('SEED = 7\n')
+  (tmp_path / name).write_text(
+    'from __gin__ import dynamic_registration\nimport os\n'
+    'import atm.choosing\nSEED = @os.system()\n'
+    "os.system.command = 'touch WITNESS'\n"
+  )
+  (tmp_path / 'x.gin').write_text(f"include '{name}'\n")
+  done = atm(
+    'infer', DIR, '--gin.INPUT="none.txt"', '--gin_file=x.gin', cwd=tmp_path
+  )
+  assert done.returncode == 2
+  assert len(done.stderr.splitlines()) == 1
+  assert not (tmp_path / 'WITNESS').exists()
+
+
+@pytest.mark.parametrize(
+  'files, message',
+  [
+    ({'x': "include 'sub.gin'\n\nSEED = 1 2\n"}, './x.gin, line 3: not gin'),
+    ({'x': "include 'a.gin'\n", 'a': '\nSEED = 1 2'}, './a.gin, line 2: not'),
+    ({'x': "include 'a.gin'\n", 'a': 'SEEED = 1'}, './a.gin: no setting is c'),
+    ({'x': "include 'a.gin' 5\n", 'a': 'SEED = 1'}, './x.gin, line 1: not gin'),
+    ({'x': "include b'sub.gin'\n"}, './x.gin, line 1: not gin'),
+    ({'x': "include 'x.gin'\n"}, './x.gin includes itself'),
+    (
+      {'x': "include 'a.gin'\n", 'a': "include './x' '.gin'"},
+      '././x.gin includes itself',
+    ),
+    ({'x': '"""'}, './x.gin: not gin'),
+  ],
+)
+def test_what_is_wrong_in_an_included_file_is_named(bound, files, message):
+  for name, text in files.items():
+    with open(f'{name}.gin', 'w') as f:
+      f.write(text)
+  with pytest.raises(gin_config.UserError) as error:
+    gin_config.configure([gin_config.find_file('x.gin')], [], set())
+  assert str(error.value).startswith(message)
+  assert '\n' not in str(error.value)
+
+
+def test_gin_gets_no_include():
+  """A part is refused that has one, wherever it came from."""
+  with pytest.raises(
+    gin_config.UserError, match='x.gin, line 2: this include is'
+  ):
+    gin_config.Scan()._part(['SEED = 1\n', "include 'no.gin'\n"], 0, 2, 'x.gin')
+
+
+def test_a_module_named_on_the_command_line_may_be_imported(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'my_own_tasks.py').write_text('SEEN = True\n')
+  (tmp_path / 'my.gin').write_text('import my_own_tasks\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  files = [tmp_path / 'my.gin']
+  with pytest.raises(gin_config.UserError, match='add --import=my_own_tasks'):
+    parse('pretrain', TINY, DIR, files=files)
+  parse('pretrain', TINY, DIR, '--import=my_own_tasks', files=files)
+  assert sys.modules['my_own_tasks'].SEEN
+  with pytest.raises(gin_config.UserError, match="no module 'not_there'"):
+    parse('pretrain', TINY, DIR, '--import=not_there')
+
+
+def test_later_bindings_win():
+  scan = parse('pretrain', TINY, DIR, '--gin.BATCH_SIZE=5')
+  assert scan.macros['BATCH_SIZE'][0] == 5
