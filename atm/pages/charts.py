@@ -33,60 +33,75 @@ def format_interval(score: Mapping[str, Any]) -> str:
   return NONE if low == NONE else f'{low} to {high}'
 
 
+def format_p_value(p: float) -> str:
+  """Formats p with a digit more where it is below 0.001."""
+  return f'{p:.3f}' if p >= 0.001 else f'{p:.4f}'
+
+
 def axis_end(values: Iterable[float | None]) -> float:
   """Returns the end of an axis from 0: a multiple of 10, at most 100."""
   most = max((v for v in values if not is_missing(v)), default=100)
   return min(100.0, 10.0 * max(1, math.ceil(most / 10)))
 
 
-def score_bar(
+def layout_score_bar(
   score: Mapping[str, Any],
   end: float,
   chance: float | None = None,
   published: Published | None = None,
 ) -> dict[str, Any]:
-  """Returns the bar of a score on an axis from 0 to `end`.
+  """Returns the shapes of a score's bar on an axis from 0 to `end`.
 
   Args:
-    score: value, low and high.
+    score: value, and low and high where there is an interval.
     end: of the axis.
     chance: what guessing scores, drawn as dashes.
     published: a figure to compare with, drawn as a ring.
+
+  Returns:
+    {'class', 'label', 'width', 'rectangles', 'lines', 'circles'}.
   """
   at = lambda value: f'{WIDTH * min(max(value / end, 0), 1):.1f}'
-  made = _drawing('bar', format_number(score['value']))
-  made['rectangles'].append((WIDTH, 'track'))
+  rectangles, lines, circles = [(WIDTH, 'track')], [], []
+  label = format_number(score['value'])
   if not is_missing(score['value']):
-    made['rectangles'].append((at(score['value']), 'value'))
+    rectangles.append((at(score['value']), 'value'))
   if format_interval(score) != NONE:
-    made['lines'] += _interval_lines(at(score['low']), at(score['high']))
-    made['label'] += f', 95% interval {format_interval(score)}'
+    lines += _interval_lines(at(score['low']), at(score['high']))
+    label += f', 95% interval {format_interval(score)}'
   if chance is not None:
-    made['lines'].append((at(chance), at(chance), 1, 15, 'chance'))
-    made['label'] += f', chance {format_number(chance)}'
+    lines.append((at(chance), at(chance), 1, 15, 'chance'))
+    label += f', chance {format_number(chance)}'
   if published is not None:
-    made['circles'].append((at(published.value), 4, 'published'))
-    made['label'] += f', published {published.value:g}'
-  return made
+    circles.append((at(published.value), 4, 'published'))
+    label += f', published {published.value:g}'
+  return {
+    'class': 'bar', 'label': label, 'width': WIDTH, 'rectangles': rectangles,
+    'lines': lines, 'circles': circles,
+  }  # fmt: skip
 
 
-def difference_bar(score: Mapping[str, Any], end: float) -> dict[str, Any]:
-  """Returns a difference and its interval on an axis from -end to +end."""
+def layout_difference_bar(
+  difference: Mapping[str, Any], end: float
+) -> dict[str, Any]:
+  """Returns the shapes of a difference on an axis from -end to +end.
+
+  They are named as in `layout_score_bar`.
+  """
   at = lambda value: f'{WIDTH / 2 * (1 + min(max(value / end, -1), 1)):.1f}'
-  value = score['value']
-  made = _drawing(
-    f'bar {"good" if value > 0 else "bad"}',
-    f'{format_number(value, "+.1f")}, 95% interval {format_interval(score)}',
-  )
-  made['lines'].append((at(0), at(0), 1, 15, 'zero'))
-  made['lines'] += _interval_lines(at(score['low']), at(score['high']))
-  made['circles'].append((at(value), 3.5, 'value'))
-  return made
-
-
-def _drawing(kind: str, label: str) -> dict[str, Any]:
-  shapes = {name: [] for name in ('rectangles', 'lines', 'circles')}
-  return {'class': kind, 'label': label, 'width': WIDTH, **shapes}
+  value = difference['value']
+  label = f'{format_number(value, "+.1f")}, 95% interval '
+  return {
+    'class': f'bar {"good" if value > 0 else "bad"}',
+    'label': label + format_interval(difference),
+    'width': WIDTH,
+    'rectangles': [],
+    'lines': [
+      (at(0), at(0), 1, 15, 'zero'),
+      *_interval_lines(at(difference['low']), at(difference['high'])),
+    ],
+    'circles': [(at(value), 3.5, 'value')],
+  }
 
 
 def _interval_lines(low: str, high: str) -> list[tuple]:
@@ -95,7 +110,7 @@ def _interval_lines(low: str, high: str) -> list[tuple]:
   return [(low, high, 8, 8, 'interval'), *ends]
 
 
-def heat_map(
+def layout_heat_map(
   cells: Mapping[tuple[str, str], Mapping[str, Any]], signed: bool = False
 ) -> dict[str, Any]:
   """Returns the rows of a table of directions, with means.

@@ -21,8 +21,8 @@ import rich.table
 
 from atm.evals import compare as compare_lib
 from atm.evals import metrics, results
-from atm.pages import charts, eval_page, render
-from atm.pages.charts import format_interval, format_number
+from atm.pages import eval_page, render
+from atm.pages.charts import format_number, format_p_value
 
 COMPARE_PAGE = 'compare.html'
 
@@ -76,16 +76,14 @@ def console_table(
   for label in labels:
     table.add_column(escape(label), justify='right')
   for one in comparisons:
-    row = _table_row(one, escape(one.task['name']), 1.0)
-    cells = [
-      f'{cell["score"]} ({cell["difference"]}, p {cell["holm"]})'
-      for cell in row['runs']
-    ]
-    cells = [
-      f'[bold]{text}[/bold]' if cell['sure'] else text
-      for text, cell in zip(cells, row['runs'])
-    ]
-    table.add_row(row['task'], row['metric'], row['first'], *cells)
+    cells = [format_number(one.values[0])]
+    for value, each in zip(one.values[1:], one.differences):
+      change = format_number(each.value, '+.1f')
+      p = format_p_value(each.adjusted)
+      text = f'{format_number(value)} ({change}, p {p})'
+      cells.append(f'[bold]{text}[/bold]' if each.significant else text)
+    title = metrics.get_metric(one.metric).title
+    table.add_row(escape(one.task['name']), title, *cells)
   return table
 
 
@@ -110,145 +108,75 @@ def compare_page_data(
   for one in comparisons:
     sets.setdefault(one.task['set'], []).append(one)
   count = sum(len(one.differences) for one in comparisons)
-  return {
-    'name': ' and '.join(labels),
-    'labels': labels,
-    'runs': _runs_table(labels, every),
-    'differences': count,
-    'draws': f'{compare_lib.count_resamples(count):,}',
-    'sure': f'{compare_lib.SIGNIFICANCE:g}',
-    'summary': _summary(labels, comparisons),
-    'notes': notes,
-    'sets': [_set_data(name, some, labels) for name, some in sets.items()],
-  }
-
-
-def _runs_table(labels, every) -> dict[str, Any]:
-  """Returns what each run is, with the settings that differ among them."""
   keys = dict.fromkeys(key for run in every for key in run['settings'])
   setting = lambda run, key: str(run['settings'].get(key))
-  apart = [k for k in keys if len({setting(run, k) for run in every}) > 1]
-  rows = [
-    [label, run['suite'], run['model_dir'], f'{run["step"]:,}',
-     f'{run["parameters"]:,}', *(setting(run, key) for key in apart)]
-    for label, run in zip(labels, every)
-  ]  # fmt: skip
   return {
-    'columns': ['run', 'suite', 'model', 'step', 'parameters', *apart],
-    'rows': rows,
+    'labels': labels,
+    'runs': list(zip(labels, every)),
+    'settings': [
+      key for key in keys if len({setting(run, key) for run in every}) > 1
+    ],
+    'differences': count,
+    'draws': compare_lib.count_resamples(count),
+    'significance': compare_lib.SIGNIFICANCE,
+    'wins': _count_wins(comparisons),
+    'notes': notes,
+    'sets': [_set_data(name, some) for name, some in sets.items()],
   }
 
 
-def _summary(
-  labels, comparisons: Sequence[compare_lib.Comparison]
-) -> list[str]:
-  """Returns a sentence for each run but the first."""
-  lines = []
-  for i, label in enumerate(labels[1:]):
-    mine = [one.differences[i] for one in comparisons]
-    up = sum(each.significant and each.value > 0 for each in mine)
-    down = sum(each.significant and each.value < 0 for each in mine)
-    rest = len(mine) - up - down
-    lines.append(
-      f'{label} is better than {labels[0]} in {up} of {len(mine)} tasks, worse '
-      f'in {down}; in {rest} the difference may be chance.'
-    )
-  return lines
+def _count_wins(
+  comparisons: Sequence[compare_lib.Comparison],
+) -> list[dict[str, int]]:
+  """Returns how many tasks each run but the first does better and worse."""
+  counts = []
+  for differences in zip(*(one.differences for one in comparisons)):
+    signs = [np.sign(d.value) for d in differences if d.significant]
+    counts.append({'better': signs.count(1), 'worse': signs.count(-1),
+                   'tasks': len(differences)})  # fmt: skip
+  return counts
 
 
 def _set_data(
-  name: str,
-  comparisons: Sequence[compare_lib.Comparison],
-  labels: Sequence[str],
+  name: str, comparisons: Sequence[compare_lib.Comparison]
 ) -> dict[str, Any]:
   """Returns a set's table, and of many directions heat maps of differences."""
   tasks = [one.task for one in comparisons]
-  directions = [task for task in tasks if task['source_language']]
-  maps = []
-  if len(directions) == len(tasks) > eval_page.MANY_DIRECTIONS:
-    title = metrics.get_metric(comparisons[0].metric).title
-    maps = [
-      (f'{title}: {label} against {labels[0]}', _heat_map(comparisons, i))
-      for i, label in enumerate(labels[1:])
-    ]
-  ends = [
-    abs(x)
-    for one in comparisons
-    for each in one.differences
-    for x in (each.low, each.high)
-    if not np.isnan(x)
-  ]
-  end = max(1.0, max(ends, default=1.0))
   rows = [
-    _table_row(one, eval_page.task_label(one.task, tasks), end)
+    {
+      'label': eval_page.task_label(one.task, tasks),
+      'metric': metrics.get_metric(one.metric).title,
+      'scores': one.values,
+      'differences': [
+        {**dataclasses.asdict(each), 'sure': each.significant}
+        for each in one.differences
+      ],
+      'questions': one.questions,
+    }
     for one in comparisons
   ]
-  one_metric = len({one.metric for one in comparisons}) == 1
+  maps = []
+  if all(task['source_language'] for task in tasks) and (
+    len(tasks) > eval_page.MANY_DIRECTIONS
+  ):
+    pairs = [(task['source_language'], task['language']) for task in tasks]
+    by_run = zip(*(row['differences'] for row in rows))
+    maps = [dict(zip(pairs, differences)) for differences in by_run]
+  differences = [each for row in rows for each in row['differences']]
+  ends = [abs(each[side]) for each in differences for side in ('low', 'high')]
+  one_metric = len({row['metric'] for row in rows}) == 1
   return {
     'name': name,
-    'maps': maps,
-    'end': f'{end:.0f}',
     'rows': rows,
-    'foot': _mean_row(comparisons) if len(rows) > 1 and one_metric else None,
+    'end': max([1.0, *(end for end in ends if not np.isnan(end))]),
+    'means': _mean_scores(comparisons)
+    if one_metric and len(rows) > 1
+    else None,
+    'maps': maps,
   }
 
 
-def _heat_map(
-  comparisons: Sequence[compare_lib.Comparison], i: int
-) -> dict[str, Any]:
-  """Returns the heat map of a run's i-th differences."""
-  cells = {}
-  for one in comparisons:
-    each = one.differences[i]
-    pair = one.task['source_language'], one.task['language']
-    cells[pair] = {**dataclasses.asdict(each), 'sure': each.significant}
-  return charts.heat_map(cells, signed=True)
-
-
-def _table_row(
-  one: compare_lib.Comparison, label: str, end: float
-) -> dict[str, Any]:
-  """Returns the cells of a task, its bars on an axis from -end to +end."""
-  p_text = lambda p: f'{p:.3f}' if p >= 0.001 else f'{p:.4f}'
-  runs = []
-  for value, each in zip(one.values[1:], one.differences):
-    score = dataclasses.asdict(each)
-    there = not charts.is_missing(each.value)
-    runs.append(
-      {
-        'score': format_number(value),
-        'difference': format_number(each.value, '+.1f'),
-        'sure': each.significant,
-        'bar': charts.difference_bar(score, end) if there else None,
-        'interval': format_interval(score),
-        'p': p_text(each.p),
-        'holm': p_text(each.adjusted),
-      }
-    )
-  return {
-    'task': label,
-    'metric': metrics.get_metric(one.metric).title,
-    'first': format_number(one.values[0]),
-    'runs': runs,
-    'questions': f'{one.questions:,}',
-  }
-
-
-def _mean_row(
-  comparisons: Sequence[compare_lib.Comparison],
-) -> dict[str, Any]:
-  """Returns the means over tasks, which have no interval."""
-  columns = np.array([one.values for one in comparisons])
-  means = np.nanmean(columns, 0) if not np.isnan(columns).all() else columns[0]
-  empty = dict.fromkeys(('bar', 'interval', 'p', 'holm'), '')
-  runs = [
-    {
-      'score': format_number(value),
-      'difference': format_number(value - means[0], '+.1f'),
-      'sure': False,
-      **empty,
-    }
-    for value in means[1:]
-  ]
-  first = format_number(means[0])
-  return dict(task='mean', metric='', first=first, runs=runs, questions='')
+def _mean_scores(comparisons: Sequence[compare_lib.Comparison]) -> np.ndarray:
+  """Returns the mean over tasks of each run's scores [runs]."""
+  scores = np.array([one.values for one in comparisons])
+  return np.nanmean(scores, 0) if not np.isnan(scores).all() else scores[0]

@@ -16,7 +16,6 @@ from atm.evals import published
 from atm.evals import results as results_lib
 from atm.messages import clock_text
 from atm.pages import answer_cards, charts, render
-from atm.pages.charts import format_interval, format_number, is_missing
 
 EVAL_PAGE = 'report.html'
 MANY_DIRECTIONS = 6  # a set with more of them is shown as heat maps
@@ -38,27 +37,16 @@ def eval_page_data(folder: str, results: Mapping[str, Any]) -> dict[str, Any]:
   sets: dict[str, list[Mapping]] = {}
   for task in tasks:
     sets.setdefault(task['set'], []).append(task)
+  figures = [f for task in tasks for f in _published_figures(task) if f]
   return {
-    'name': results['suite'],
-    'facts': _facts(results),
-    'missing': [
-      (each['name'], f'{each["why"]} {each["where"]}'.strip())
-      for each in results['missing']
-    ],
-    'overview': [_overview_row(name, mine) for name, mine in sets.items()],
-    'sets': [_set_data(folder, name, mine) for name, mine in sets.items()],
-    'published': _published_sources(tasks),
-    'settings': results['settings'].items(),
-    'versions': results['versions'].items(),
-    'sources': [
-      (task['name'], f'{task["source"]}, prompts {task["prompt_hash"][:12]}')
-      for task in tasks
-    ],
-    'config': results['config'],
+    'results': results,
+    'facts': _list_facts(results),
+    'sets': [_set_data(folder, name, some) for name, some in sets.items()],
+    'published': dict.fromkeys(f'{f.certainty}: {f.source}' for f in figures),
   }
 
 
-def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _list_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
   """Returns names and values of what was evaluated."""
   tasks = results['tasks']
   facts = [
@@ -74,17 +62,48 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
   return facts
 
 
-def _published_sources(tasks: Sequence[Mapping]) -> list[str]:
-  """Returns where the published figures were read that the page shows."""
-  keys = [(task['name'], metric) for task in tasks for metric in task['scores']]
-  shown = filter(None, map(published.PUBLISHED.get, keys))
-  return list(dict.fromkeys(f'{p.certainty}: {p.source}' for p in shown))
+def _published_figures(task: Mapping) -> list[published.Published | None]:
+  """Returns what is published of each metric of a task."""
+  return [published.PUBLISHED.get((task['name'], m)) for m in task['scores']]
 
 
-# --- All sets
+# --- One set
 
 
-def set_mean(name: str, tasks: Sequence[Mapping]) -> tuple[str, float | None]:
+def _set_data(
+  folder: str, name: str, tasks: Sequence[Mapping]
+) -> dict[str, Any]:
+  """Returns what the page shows of a set: scores, notes, answers to read."""
+  title, mean = _set_mean(name, tasks)
+  metrics = _used_metrics(tasks)
+  chances = [task['chance'] for task in tasks]
+  comparable = None not in chances and title != 'several metrics'
+  shown = answer_cards.representative_tasks(tasks)
+  answers = [
+    (task_label(task, tasks), answer_cards.task_cards(folder, task))
+    for task in shown
+  ]
+  return {
+    'name': name,
+    'tasks': len(tasks),
+    'mean': {'value': mean},
+    'mean_title': title,
+    'mean_chance': sum(chances) / len(chances) if comparable else None,
+    'mean_published': published.PUBLISHED.get((name, 'average')),
+    'asked': _how_asked(tasks),
+    'notes': _list_notes(tasks),
+    'metrics': metrics,
+    'groups': [_score_rows(task, tasks) for task in tasks],
+    'end': _axis_end(tasks),
+    'any_chance': chances.count(None) < len(chances),
+    'any_published': any(f for task in tasks for f in _published_figures(task)),
+    'maps': _heat_maps(tasks, metrics),
+    'answers': [(label, cards) for label, cards in answers if cards],
+    'all_answers': len(shown) == len(tasks),
+  }
+
+
+def _set_mean(name: str, tasks: Sequence[Mapping]) -> tuple[str, float | None]:
   """Returns the metric's title and the mean over tasks of one set.
 
   The mean is None where the metrics differ or no task has a score.
@@ -97,52 +116,15 @@ def set_mean(name: str, tasks: Sequence[Mapping]) -> tuple[str, float | None]:
     return 'several metrics', None
   (main,) = mains
   values = [task['scores'][main]['value'] for task in tasks]
-  values = [value for value in values if not is_missing(value)]
+  values = [value for value in values if not charts.is_missing(value)]
   mean = sum(values) / len(values) if values else None
   return metrics_lib.get_metric(main).title, mean
 
 
-def _overview_row(name: str, tasks: Sequence[Mapping]) -> dict[str, Any]:
-  """Returns a line of the table of all sets."""
-  title, mean = set_mean(name, tasks)
-  chances = [task['chance'] for task in tasks]
-  comparable = None not in chances and title != 'several metrics'
-  chance = sum(chances) / len(chances) if comparable else None
-  return {
-    'name': name,
-    'tasks': len(tasks),
-    'title': title,
-    'score': format_number(mean),
-    'bar': charts.score_bar({'value': mean}, 100, chance)
-    if mean is not None
-    else None,
-  }
-
-
-# --- One set
-
-
-def _set_data(
-  folder: str, name: str, tasks: Sequence[Mapping]
-) -> dict[str, Any]:
-  """Returns what the page shows of a set: scores, notes, answers to read."""
-  directions = [task for task in tasks if task['source_language']]
-  shown = answer_cards.representative_tasks(tasks)
-  cards = [
-    (task_label(t, tasks), answer_cards.task_cards(folder, t)) for t in shown
-  ]
-  return {
-    'name': name,
-    'asked': _how_asked(tasks),
-    'maps': _heat_maps(tasks)
-    if len(directions) == len(tasks) > MANY_DIRECTIONS
-    else [],
-    'comparisons': _published_comparisons(tasks),
-    'table': _score_table(tasks),
-    'notes': _notes(tasks),
-    'answers': [(label, some) for label, some in cards if some],
-    'all_answered': len(shown) == len(tasks),
-  }
+def _used_metrics(tasks: Sequence[Mapping]) -> dict[str, metrics_lib.Metric]:
+  """Returns the metrics of some tasks by name."""
+  names = dict.fromkeys(name for task in tasks for name in task['scores'])
+  return {name: metrics_lib.get_metric(name) for name in names}
 
 
 def _how_asked(tasks: Sequence[Mapping]) -> str:
@@ -153,21 +135,18 @@ def _how_asked(tasks: Sequence[Mapping]) -> str:
   if any(task['kind'] == 'score' for task in tasks):
     how = values('normalize').replace('mean', 'the mean over tokens')
     text += f'; choices compared by {how} of log-probabilities'
-  metrics = _metrics(tasks)
-  if len(metrics) == 1:
-    text += f'. The score is {metrics[0].title}'
+  titles = [metric.title for metric in _used_metrics(tasks).values()]
+  if len(titles) == 1:
+    text += f'. The score is {titles[0]}'
   return f'{text}.'
 
 
-def _metrics(tasks: Sequence[Mapping]) -> list[metrics_lib.Metric]:
-  """Returns the metrics of some tasks, each once."""
-  names = dict.fromkeys(metric for task in tasks for metric in task['scores'])
-  return [metrics_lib.get_metric(name) for name in names]
-
-
-def _notes(tasks: Sequence[Mapping]) -> list[str]:
+def _list_notes(tasks: Sequence[Mapping]) -> list[str]:
   """Returns what a reader must know of a set's metrics and texts."""
-  notes = [f'{m.title}: {m.note}.' for m in _metrics(tasks) if m.note]
+  metrics = _used_metrics(tasks).values()
+  notes = [
+    f'{metric.title}: {metric.note}.' for metric in metrics if metric.note
+  ]
   notes += dict.fromkeys(note for t in tasks for note in t.get('notes', ()))
   if cut := sum(task.get('cut', 0) for task in tasks):
     count = sum(task['questions'] for task in tasks)
@@ -189,103 +168,55 @@ def task_label(task: Mapping, tasks: Sequence[Mapping]) -> str:
   return name_language(rest or task['language'])
 
 
-def _score_table(tasks: Sequence[Mapping]) -> dict[str, Any]:
-  """Returns a group of rows for each task: its main metric, then the others.
-
-  The columns of metrics, of chance and of published figures are shown only
-  where there are any to tell apart.
-  """
-  keys = [(task['name'], metric) for task in tasks for metric in task['scores']]
-  end = _bar_end(tasks)
-  name = tasks[0]['set']
-  title, mean = set_mean(name, tasks)
-  foot = None
-  if len(tasks) > 1 and mean is not None:
-    theirs = published.PUBLISHED.get((name, 'average'))
-    foot = _score_row('mean', title, {'value': mean}, end, None, theirs)
-    foot['interval'] = ''  # a mean over tasks has none
-  return {
-    'end': f'{end:g}',
-    'metric': len(_metrics(tasks)) > 1,
-    'chance': any(task['chance'] is not None for task in tasks),
-    'published': any(key in published.PUBLISHED for key in keys),
-    'groups': [_task_rows(task, tasks, end) for task in tasks],
-    'foot': foot,
-  }
-
-
-def _bar_end(tasks: Sequence[Mapping]) -> float:
-  """Returns the end of the axis of a set's bars."""
-  values = [task['chance'] for task in tasks]
-  for task in tasks:
-    for metric, score in task['scores'].items():
-      theirs = published.PUBLISHED.get((task['name'], metric))
-      values += [score['value'], score.get('high'), theirs and theirs.value]
-  return charts.axis_end(values)
-
-
-def _task_rows(
-  task: Mapping, tasks: Sequence[Mapping], end: float
+def _score_rows(
+  task: Mapping, tasks: Sequence[Mapping]
 ) -> list[dict[str, Any]]:
-  """Returns a row for each metric of a task."""
+  """Returns a row for each metric of a task, the main one first."""
+  rows = [
+    {
+      'label': '',
+      'metric': metrics_lib.get_metric(metric).title,
+      'score': score,
+      'chance': None,
+      'published': figure,
+      'questions': '',
+    }
+    for (metric, score), figure in zip(
+      task['scores'].items(), _published_figures(task)
+    )
+  ]
   count, of = task['questions'], task['of']
-  rows = []
-  for i, (metric, score) in enumerate(task['scores'].items()):
-    title = metrics_lib.get_metric(metric).title
-    theirs = published.PUBLISHED.get((task['name'], metric))
-    if i:
-      rows.append(_score_row('', title, score, end, None, theirs, main=False))
-      continue
-    label = task_label(task, tasks)
-    row = _score_row(label, title, score, end, task['chance'], theirs)
-    row['questions'] = f'{count:,} of {of:,}' if count < of else f'{count:,}'
-    rows.append(row)
+  questions = f'{count:,} of {of:,}' if count < of else f'{count:,}'
+  rows[0] |= {
+    'label': task_label(task, tasks),
+    'chance': task['chance'],
+    'questions': questions,
+  }
   return rows
 
 
-def _score_row(
-  label: str,
-  title: str,
-  score: Mapping[str, Any],
-  end: float,
-  chance: float | None,
-  theirs: published.Published | None,
-  main: bool = True,
-) -> dict[str, Any]:
-  """Returns the cells of a row, `main` in bold."""
+def _axis_end(tasks: Sequence[Mapping]) -> float:
+  """Returns the end of the axis of a set's bars."""
+  values = [task['chance'] for task in tasks]
+  for task in tasks:
+    for score in task['scores'].values():
+      values += [score['value'], score.get('high')]
+    values += [figure.value for figure in _published_figures(task) if figure]
+  return charts.axis_end(values)
+
+
+def _heat_maps(
+  tasks: Sequence[Mapping], metrics: Mapping[str, metrics_lib.Metric]
+) -> dict[str, dict[tuple[str, str], Mapping]]:
+  """Returns, by title of a metric, the scores of many directions."""
+  directions = [task for task in tasks if task['source_language']]
+  if not len(directions) == len(tasks) > MANY_DIRECTIONS:
+    return {}
   return {
-    'label': label,
-    'metric': title,
-    'main': main,
-    'score': format_number(score['value']),
-    'interval': format_interval(score),
-    'bar': charts.score_bar(score, end, chance, theirs),
-    'chance': '' if chance is None else format_number(chance),
-    'published': theirs and (f'{theirs.value:g}', theirs.certainty),
-    'questions': '',
-  }
-
-
-def _heat_maps(tasks: Sequence[Mapping]) -> list[tuple[str, dict[str, Any]]]:
-  """Returns the title of each metric with its heat map of directions."""
-  maps = []
-  for metric in tasks[0]['scores']:
-    cells = {
-      (task['source_language'], task['language']): task['scores'][metric]
+    metrics[name].title: {
+      (task['source_language'], task['language']): task['scores'][name]
       for task in tasks
-      if metric in task['scores']
+      if name in task['scores']
     }
-    maps.append((metrics_lib.get_metric(metric).title, charts.heat_map(cells)))
-  return maps
-
-
-def _published_comparisons(tasks: Sequence[Mapping]) -> list[str]:
-  """Returns a sentence for each score of which a figure is published."""
-  return [
-    f'{task_label(task, tasks)}: {metrics_lib.get_metric(metric).title} '
-    f'{format_number(score["value"])}, that of AlexaTM 20B {theirs.value:g} '
-    f'({theirs.certainty}).'
-    for task in tasks
-    for metric, score in task['scores'].items()
-    if (theirs := published.PUBLISHED.get((task['name'], metric)))
-  ]
+    for name in tasks[0]['scores']
+  }

@@ -67,7 +67,9 @@ def inspect_page_data(look: Inspection) -> dict[str, Any]:
   }
 
 
-def _mixture_table(lines: list[mixture_stats.MixtureLine]) -> list[list[list[str]]]:
+def _mixture_table(
+  lines: list[mixture_stats.MixtureLine],
+) -> list[list[list[str]]]:
   """Returns a group of table rows for each source; the first is its total."""
   groups = []
   for source in dict.fromkeys(line.source for line in lines):

@@ -12,13 +12,15 @@ import unicodedata
 
 from atm import fileio
 from atm.data.languages import name_language
+from atm.pages import charts
 
 
 @functools.cache
 def environment():
   """Returns the jinja2 environment of all pages, which escapes what it prints.
 
-  `{% include 'style.css' %}` finds the style sheet.
+  Templates may call the filters and functions that are added here, and find
+  style.css beside them.
   """
   import jinja2  # heavy
 
@@ -31,7 +33,17 @@ def environment():
     undefined=jinja2.StrictUndefined,
   )
   made.filters.update(
-    direction_mark=direction_mark, language_name=name_language
+    direction_mark=direction_mark,
+    interval=charts.format_interval,
+    language_name=name_language,
+    number=charts.format_number,
+    p_value=charts.format_p_value,
+    thousands='{:,}'.format,
+  )
+  made.globals.update(
+    layout_difference_bar=charts.layout_difference_bar,
+    layout_heat_map=charts.layout_heat_map,
+    layout_score_bar=charts.layout_score_bar,
   )
   return made
 

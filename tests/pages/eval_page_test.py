@@ -45,7 +45,7 @@ def page_of(folder, results):
 
 
 def drawn_bar(drawing):
-  text = "{% from 'macros.html.jinja' import bar %}{{ bar(drawing) }}"
+  text = "{% from 'macros.html.jinja' import svg_bar %}{{ svg_bar(drawing) }}"
   template = render.environment().from_string(text)
   return Page(template.render(drawing=drawing))
 
@@ -126,14 +126,14 @@ def test_bars_say_their_numbers(page, results):
 def test_a_bar_is_to_scale():
   score = {'value': 25.0, 'low': 20.0, 'high': 30.0}
   theirs = published.Published(40, 'medium', '')
-  drawn = drawn_bar(charts.score_bar(score, 50, 10, theirs))
+  drawn = drawn_bar(charts.layout_score_bar(score, 50, 10, theirs))
   of = lambda kind: next(a for _, a in drawn.elements if a.get('class') == kind)
   assert of('value')['width'] == '100.0' and of('published')['cx'] == '160.0'
   assert (of('interval')['x1'], of('interval')['x2']) == ('80.0', '120.0')
   assert of('chance')['x1'] == '40.0'
   nothing = {'value': None, 'low': None, 'high': None}
   assert (
-    drawn_bar(charts.score_bar(nothing, 50)).elements[0][1]['aria-label']
+    drawn_bar(charts.layout_score_bar(nothing, 50)).elements[0][1]['aria-label']
     == charts.NONE
   )
   assert [charts.axis_end(x) for x in ([3.1, None], [41, 100.2], [])] == [
