@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
@@ -98,6 +99,18 @@ def test_arrows_between_rooms_point_one_way(name):
     if root == 'atm' and mine and other and mine != other:
       assert FLOORS[other] < FLOORS[mine], f'{name} -> {module}'
       assert other not in STRANGERS.get(mine, ()), f'{name} -> {module}'
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports():
+  """README shows it."""
+  spec = importlib.util.spec_from_file_location(
+    'rooms', f'{ROOT}/docs/rooms.py'
+  )
+  rooms = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(rooms)
+  with open(f'{ROOT}/docs/rooms.svg', encoding='utf-8') as f:
+    same = f.read() == rooms.draw(rooms.imports())
+  assert same, 'draw it again: python docs/rooms.py'
 
 
 def test_modules_have_no_circles():
