@@ -348,7 +348,7 @@ class AtmLM(LM):
     """Request numbers, batch_size at a time, the longest first: where memory
     does not suffice it shows at once."""
     order = sorted(numbers, key=size, reverse=True)
-    quiet = quiet or not distributed.is_first()
+    quiet = quiet or not distributed.is_main_process()
     with tqdm(total=len(order), desc=kind, disable=quiet) as bar:
       for start in range(0, len(order), self.batch_size):
         chosen = order[start : start + self.batch_size]
@@ -358,7 +358,7 @@ class AtmLM(LM):
   def _warn(self, cut) -> None:
     """Says how many contexts were cut; `cut` is True for each that was."""
     cut = list(cut)
-    if any(cut) and distributed.is_first():
+    if any(cut) and distributed.is_main_process():
       logger.warning(
         '%d of %d contexts have more tokens than Config.positions = %d has '
         'room for: their beginnings are left out',

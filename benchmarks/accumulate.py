@@ -63,13 +63,13 @@ def main():
   parser.add_argument('--batch', type=int, default=16)
   parser.add_argument('--rounds', type=int, default=3)
   given = parser.parse_args()
-  mesh, rules = mesh_lib.mesh(devices=jax.devices()[:1]), sharding.Rules()
+  mesh, rules = mesh_lib.make_mesh(devices=jax.devices()[:1]), sharding.Rules()
   net, tx = transformer.AlexaTM(CONFIG), optimizer.make(optimizer.Config())
   abstract = step.abstract_state(net, tx, mesh, rules)
   state = step.init_state(net, tx, 0, abstract)
   seconds = {number: [] for number in NUMBERS}
-  with sharding.use(mesh, rules):
-    batch = sharding.place(random_batch(given.batch), mesh, rules)
+  with sharding.use_mesh(mesh, rules):
+    batch = sharding.shard_batch(random_batch(given.batch), mesh, rules)
     updates = {n: compiled(net, tx, state, batch, n) for n in NUMBERS}
     for _ in range(given.rounds + 1):
       for number, update in updates.items():

@@ -61,13 +61,13 @@ def main():
   from atm.parallel import mesh as mesh_lib
 
   xla_options.set_compilation_cache()
-  distributed.start(cpu_devices=1)
+  distributed.start_jax(cpu_devices=1)
   config = config_lib.Config(
     vocab_size=V, d_model=512, encoder_layers=6, decoder_layers=6,
     encoder_heads=8, decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
     positions=1024, dtype='float32',
   )  # fmt: skip
-  mesh, rules = mesh_lib.mesh(), sharding.Rules()
+  mesh, rules = mesh_lib.make_mesh(), sharding.Rules()
   net, ids = transformer.AlexaTM(config), jax.numpy.ones((1, 1), int)
   shapes = parameters.abstract_params(net, mesh, rules)
   params = jax.jit(

@@ -49,7 +49,7 @@ class Ours:
     from atm.train import step
 
     xla_options.set_compilation_cache()
-    distributed.start(cpu_devices=1)
+    distributed.start_jax(cpu_devices=1)
     config = config_lib.Config(
       vocab_size=V, d_model=D, encoder_layers=L, decoder_layers=L,
       encoder_heads=H, decoder_heads=H, encoder_ff=F, decoder_ff=F,
@@ -57,7 +57,7 @@ class Ours:
     )  # fmt: skip
     net, mesh, rules = (
       transformer.AlexaTM(config),
-      mesh_lib.mesh(),
+      mesh_lib.make_mesh(),
       sharding.Rules(),
     )
     tx = optax.identity()

@@ -39,7 +39,7 @@ def caches(net, params, mesh, rules, batch: int):
   make = functools.partial(net.apply, length=T, method=AlexaTM.empty_cache)
   shape = (batch, S, net.config.d_model)
   encoded = jax.ShapeDtypeStruct(shape, net.config.dtype)
-  with sharding.use(mesh, rules):
+  with sharding.use_mesh(mesh, rules):
     made = jax.eval_shape(lambda p, x: make({'params': p}, x), params, encoded)
   placed = sharding.NamedSharding(mesh, rules.spec('batch', 'heads'))
   return jax.tree.map(
@@ -54,12 +54,14 @@ def main():
   from atm.parallel import distributed, sharding
   from atm.parallel import mesh as mesh_lib
 
-  distributed.start(cpu_devices=16)
+  distributed.start_jax(cpu_devices=16)
   rules = sharding.Rules()
   heads = ''.join(f'{f"B = {B}":>10}' for B in BATCHES)
   print(f'S = T = {S}\n{"":28}{"params":>10}{heads}')
   for chips, usable, name in MESHES:
-    mesh = mesh_lib.mesh(data=1, tensor=chips, devices=jax.devices()[:chips])
+    mesh = mesh_lib.make_mesh(
+      data=1, tensor=chips, devices=jax.devices()[:chips]
+    )
     for dtype, size in (('float32', 4), ('bfloat16', 2)):
       net = transformer.AlexaTM(config.Config(dtype=dtype))
       params = parameters.abstract_params(net, mesh, rules)

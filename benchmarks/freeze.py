@@ -58,7 +58,7 @@ class Steps:
     tx = optimizer.make(optimizer.Config(), encoder_apart=True)
     abstract = step.abstract_state(net, tx, mesh, sharding.Rules())
     self.state = step.init_state(net, tx, 0, abstract)
-    self.batch = sharding.place(random_batch(), mesh, sharding.Rules())
+    self.batch = sharding.shard_batch(random_batch(), mesh, sharding.Rules())
     update = functools.partial(step.train_step, net, tx, frozen=frozen)
     update = jax.jit(update, donate_argnums=0)
     self.update = update.lower(self.state, self.batch).compile()
@@ -72,12 +72,12 @@ class Steps:
 
 
 def main():
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   flops = [
     flops_lib.train_flops(CONFIG, B, S, T, frozen=frozen)
     for frozen in (True, False)
   ]
-  with sharding.use(mesh, sharding.Rules()):
+  with sharding.use_mesh(mesh, sharding.Rules()):
     frozen, full = Steps(mesh, True), Steps(mesh, False)
     pairs = [(frozen.seconds(), full.seconds()) for _ in range(PAIRS + 2)][2:]
   times = [statistics.median(column) for column in zip(*pairs, strict=True)]

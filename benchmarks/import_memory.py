@@ -37,7 +37,7 @@ RELEASED = dict(
 
 
 def abstract(config: Config) -> dict:
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return traverse_util.flatten_dict(
     parameters.abstract_params(AlexaTM(config), mesh, sharding.Rules())
   )

@@ -37,8 +37,11 @@ def main():
   from atm.model import matmul
   from atm.parallel import distributed
 
-  distributed.start(cpu_devices=1)
-  dot, heads = matmul.dot, ('A B', "A B'", "A' B", "A' written", 'own dtype')
+  distributed.start_jax(cpu_devices=1)
+  dot, heads = (
+    matmul.dot_float32,
+    ('A B', "A B'", "A' B", "A' written", 'own dtype'),
+  )
   print(f'{"N, A, B":28}' + ''.join(f'{head:>12}' for head in heads))
   for N, A, B in SHAPES:
     for dtype in (jnp.float32, jnp.bfloat16):

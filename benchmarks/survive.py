@@ -87,7 +87,7 @@ def a_checkpoint(folder: str, nursery: survive.Nursery):
   made = reader.CheckpointReader(run, log=quiet)
   config = config_lib.Config(**made.meta(6)['model'])
   tx = optimizer.make(optimizer.Config())
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   shapes = step.abstract_state(
     transformer.AlexaTM(config), tx, mesh, sharding.Rules()
   )
@@ -154,7 +154,7 @@ def cost(folder: str) -> None:
     dtype='float32',
   )  # fmt: skip
   tx = optimizer.make(optimizer.Config())
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   net = transformer.AlexaTM(config)
   shapes = step.abstract_state(net, tx, mesh, sharding.Rules())
   state = jax.block_until_ready(step.init_state(net, tx, 0, shapes))

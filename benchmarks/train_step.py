@@ -81,7 +81,7 @@ class Ours:
     from atm.train import step as step_lib
 
     xla_options.set_compilation_cache()
-    distributed.start(cpu_devices=1)
+    distributed.start_jax(cpu_devices=1)
     ties = 'none' if args.worker == 'atm_untied' else 'all'
     dtype = 'bfloat16' if args.worker == 'atm_bf16' else 'float32'
     changes = dict(pair.split('=') for pair in args.set)
@@ -94,16 +94,16 @@ class Ours:
       sizes[name] = int(value) if value.isdecimal() else value
     config = config_lib.Config(**sizes)
     net, tx = transformer.AlexaTM(config), optimizer.make(optimizer.Config())
-    mesh, rules = mesh_lib.mesh(), sharding.Rules()
+    mesh, rules = mesh_lib.make_mesh(), sharding.Rules()
     abstract = step_lib.abstract_state(net, tx, mesh, rules)
     self.peak = devices.peak_flops()
     self.flops = flops.train_flops(config, B, S, T)
     self.state = step_lib.init_state(net, tx, 0, abstract)
     update = lambda state, batch: step_lib.train_step(net, tx, state, batch)
-    with sharding.use(mesh, rules):
-      self.batch = sharding.place(self.arrays(args.full), mesh, rules)
+    with sharding.use_mesh(mesh, rules):
+      self.batch = sharding.shard_batch(self.arrays(args.full), mesh, rules)
       lowered = jax.jit(update, donate_argnums=0).lower(self.state, self.batch)
-      self.update = xla_options.compiled(lowered, jax.devices()[0])
+      self.update = xla_options.compile_program(lowered, jax.devices()[0])
     if args.hlo:
       with open(args.hlo, 'w') as f:
         f.write(self.update.as_text())

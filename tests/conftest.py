@@ -84,7 +84,7 @@ def kept():
 
 @pytest.fixture
 def one_device():
-  return mesh.mesh(devices=jax.devices()[:1])
+  return mesh.make_mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def state_at(step: int, mesh) -> State:
 
 def main(port: str, number: str, directory: str) -> None:
   start(port, number)
-  mesh = mesh_lib.mesh()
+  mesh = mesh_lib.make_mesh()
   total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))
   say = lambda text: print(text, flush=True)
   made = manager.CheckpointManager(directory, log=say)

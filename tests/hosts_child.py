@@ -27,10 +27,10 @@ ROWS = 16
 
 def fed(sizes: dict) -> dict:
   """Which rows this process feeds, and what of the batch arrives wrong."""
-  mesh, rules = mesh_lib.mesh(**sizes), Rules()
+  mesh, rules = mesh_lib.make_mesh(**sizes), Rules()
   rows = sharding.host_rows(mesh, rules, ROWS)
   whole = 1.0 + np.arange(ROWS * 3).reshape(ROWS, 3)
-  batch = sharding.place({'x': whole[rows]}, mesh, rules, ROWS)['x']
+  batch = sharding.shard_batch({'x': whole[rows]}, mesh, rules, ROWS)['x']
   wrong = sum(
     not np.array_equal(shard.data, whole[shard.index])
     for shard in batch.addressable_shards
@@ -45,14 +45,14 @@ def files(folder: str) -> str:
   path = os.path.join(folder, 'made')
 
   def make():
-    if distributed.is_first():
+    if distributed.is_main_process():
       time.sleep(0.5)
       with open(path, 'w') as f:
         f.write('once')
     with open(path) as f:
       return f.read()
 
-  return distributed.first_then_all(make)
+  return distributed.run_main_process_first(make)
 
 
 def error(call, *args, **named) -> str:
@@ -70,17 +70,23 @@ def fails_in(process: int):
 
 
 if __name__ == '__main__':
-  distributed.start(cpu_devices=2, distributed='auto', timeout=60)
+  distributed.start_jax(cpu_devices=2, distributed='auto', timeout=60)
   me, ran = jax.process_index(), []
   seen = {
     'me': me,
     'made': files(sys.argv[1]),
-    'share': distributed.share(),
-    'first_fails': error(distributed.first_then_all, lambda: fails_in(0)),
-    'third_fails': error(distributed.first_then_all, lambda: fails_in(2)),
+    'share': distributed.process_share(),
+    'first_fails': error(
+      distributed.run_main_process_first, lambda: fails_in(0)
+    ),
+    'third_fails': error(
+      distributed.run_main_process_first, lambda: fails_in(2)
+    ),
     'ran': ran,
-    'same': error(distributed.check_same, data=[1, 2], seed=0),
-    'another': error(distributed.check_same, data=[1, 2], seed=me == 3),
+    'same': error(distributed.check_processes_agree, data=[1, 2], seed=0),
+    'another': error(
+      distributed.check_processes_agree, data=[1, 2], seed=me == 3
+    ),
     'fed': [fed(sizes) for sizes in MESHES],
   }
   with open(os.path.join(sys.argv[1], f'seen-{me}.json'), 'w') as f:

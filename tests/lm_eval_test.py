@@ -80,7 +80,7 @@ def model(tmp_path_factory) -> api.Model:
     encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
     positions=POSITIONS, dtype='float32', init_std=0.3,
   )  # fmt: skip
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return api.Model(config, init(config), words, mesh, Rules(), 7)
 
 
@@ -196,7 +196,7 @@ def test_no_answer_depends_on_the_others(model, mode, rng):
       asked('loglikelihood', *(pairs[i] for i in order))
     )
     same(some, [whole[i] for i in order])
-  mesh = mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   other = AtmLM(dataclasses.replace(model, mesh=mesh), mode)
   same(other.loglikelihood(asked('loglikelihood', *pairs)), whole)
 

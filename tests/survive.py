@@ -144,7 +144,7 @@ def train(directory: str, rows: str, d_model: int = 32, **changes):
     lengths={'inputs': 32, 'targets': 32}, batch_size=8, train_steps=30,
     model_config=config,
     optimizer_config=optimizer.Config(learning_rate=1e-3, decay_steps=50),
-    make_mesh=lambda: mesh.mesh(devices=jax.devices()[:1]),
+    make_mesh=lambda: mesh.make_mesh(devices=jax.devices()[:1]),
     log_every=1, eval_every=4, eval_rows=2, save_every=SAVE_EVERY, keep=2,
     configure_tasks=atm_tasks.configure,
     say=lambda text: print(text, flush=True),

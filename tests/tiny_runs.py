@@ -12,8 +12,8 @@ from atm.model import config as config_lib
 from atm.parallel import mesh as mesh_lib
 from atm.train import metric_writer, optimizer, trainer
 
-ONE = lambda: mesh_lib.mesh(devices=jax.devices()[:1])
-EIGHT = functools.partial(mesh_lib.mesh, data=2, fsdp=2, tensor=2)
+ONE = lambda: mesh_lib.make_mesh(devices=jax.devices()[:1])
+EIGHT = functools.partial(mesh_lib.make_mesh, data=2, fsdp=2, tensor=2)
 
 
 class Stop(Exception):

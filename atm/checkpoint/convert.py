@@ -37,7 +37,7 @@ TOGETHER = 2**24  # bytes; parameters below this are written several at a time
 def import_weights(
   source: str,
   model_dir: str,
-  make_mesh: Callable = mesh_lib.mesh,
+  make_mesh: Callable = mesh_lib.make_mesh,
   rules: Rules = Rules(),
   say: Callable[[str], None] = print,
 ) -> None:

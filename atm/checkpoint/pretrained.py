@@ -122,7 +122,7 @@ def read_config(model_dir: str) -> Config:
 
 def shapes_on_one_device(config: Config) -> dict:
   """Returns a model's parameters, nested, as jax.ShapeDtypeStruct."""
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return parameters.abstract_params(AlexaTM(config), mesh, Rules())
 
 

@@ -27,7 +27,7 @@ def pretrain() -> None:
   adopt_source_model()
   check_pairs()
   run = configured('trainer.train')(config_text=gin_config.config_text())
-  if not distributed.is_first():
+  if not distributed.is_main_process():
     return
   train_summary.print_summary(run)
   print(next_steps(run.model_dir, run.step))
@@ -151,8 +151,8 @@ def settings_for_pod(name: str) -> dict:
   gin_config.reconfigure([*own, path], bindings, modules)
   given = configured('plan.plan')(instead=dict)
   # Bound now: the next pods file brings another mesh.
-  bound = gin_config.get_bindings(mesh.mesh)
-  return {**given, 'make_mesh': functools.partial(mesh.mesh, **bound)}
+  bound = gin_config.get_bindings(mesh.make_mesh)
+  return {**given, 'make_mesh': functools.partial(mesh.make_mesh, **bound)}
 
 
 def cache() -> None:
@@ -171,7 +171,7 @@ def evaluate() -> None:
 
   evaluation = configured('suite.evaluate')
   folder = evaluation(config_text=gin_config.config_text()).run()
-  if folder is not None and distributed.is_first():
+  if folder is not None and distributed.is_main_process():
     page = eval_page.write_eval_page(folder)
     print(f'wrote {os.path.join(folder, RESULTS_FILE)}\n      {page}')
 

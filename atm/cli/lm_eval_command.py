@@ -75,7 +75,7 @@ class LmEvalCommand(api.ModelSource):
     )
     stamp = time.strftime('%Y-%m-%dT%H-%M-%S')
     path = self.output or f'{self.model_dir}/lm_eval/{stamp}.json'
-    if distributed.is_first():
+    if distributed.is_main_process():
       os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
       with fileio.replacing(path) as f:
         json.dump(results, f, indent=1, ensure_ascii=False,

@@ -47,21 +47,21 @@ def parse_arguments(arguments: list[str]) -> tuple:
 def main(arguments: list[str] | None = None) -> int:
   """Runs a command; returns its exit status: 2 for a user's mistake.
 
-  A process of several that fails ends here instead, see `distributed.leave`.
+  A process of several that fails ends in `distributed.exit_process` instead.
   """
   try:
     status = run_command(arguments)
   except BaseException:
     from atm.parallel import distributed
 
-    if not distributed.joined():
+    if not distributed.has_joined():
       raise
     traceback.print_exc()
     status = 1
   if status:
     from atm.parallel import distributed
 
-    distributed.leave(status)
+    distributed.exit_process(status)
   return status
 
 
@@ -87,7 +87,7 @@ def run_command(arguments: list[str] | None) -> int:
     from atm.parallel import distributed
     from atm.train import crash_report
 
-    if isinstance(e, distributed.OtherFailed):
+    if isinstance(e, distributed.OtherProcessError):
       return 2  # it says so itself
     mistake = isinstance(
       e, UserError | ValueError | FloatingPointError | OSError

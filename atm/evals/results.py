@@ -30,7 +30,7 @@ def read_results(folder: str) -> dict[str, Any]:
 
 def write_results(folder: str, results: dict[str, Any]) -> None:
   """Writes results.json; on process 0 only."""
-  if distributed.is_first():
+  if distributed.is_main_process():
     os.makedirs(folder, exist_ok=True)
     text = json.dumps(results, ensure_ascii=False)
     fileio.write_atomically(os.path.join(folder, RESULTS_FILE), text)

@@ -119,7 +119,7 @@ class SuiteEvaluation(api.ModelSource):
     return self.output or os.path.join(self.model_dir, 'eval', self.suite)
 
   def _log(self, line: str) -> None:
-    if distributed.is_first():
+    if distributed.is_main_process():
       self.say(line)
 
   def evaluate_tasks(
@@ -193,7 +193,7 @@ class SuiteEvaluation(api.ModelSource):
       rows, lengths, partial, BATCHES_PER_CHUNK * self.batch_size, compute,
       lambda text: self._log(f'  {text}'),
     )  # fmt: skip
-    if distributed.is_first():
+    if distributed.is_main_process():
       fileio.write_json(completed_path, {**completed, task.name: mark})
     return [partial.done[i] for i in range(len(rows))]
 

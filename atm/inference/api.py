@@ -69,7 +69,7 @@ class Model:
 
   @functools.cached_property
   def _ready(self) -> dict:
-    with sharding.use(self.mesh, self.rules):
+    with sharding.use_mesh(self.mesh, self.rules):
       return generate_lib.prepare_params(AlexaTM(self.config), self.params)
 
   def logits(self, encoder_ids, decoder_ids, encoder_mask=None) -> np.ndarray:
@@ -87,7 +87,7 @@ class Model:
     encoder_ids, decoder_ids = map(np.asarray, (encoder_ids, decoder_ids))
     if encoder_mask is None:
       encoder_mask = np.ones_like(encoder_ids)
-    with sharding.use(self.mesh, self.rules):
+    with sharding.use_mesh(self.mesh, self.rules):
       out = _logits(
         AlexaTM(self.config),
         self.params,
@@ -174,8 +174,8 @@ class Model:
       'encoder_segment_ids': segments,
       **loglikelihood.decoder_batch(rows, targets, (len(tokens), T), c),
     }
-    batch = sharding.place(batch, self.mesh, self.rules)
-    with sharding.use(self.mesh, self.rules):
+    batch = sharding.shard_batch(batch, self.mesh, self.rules)
+    with sharding.use_mesh(self.mesh, self.rules):
       made = loglikelihood.score_tokens(AlexaTM(c), self.params, batch)
     return list(map(_fetched, made))
 
@@ -450,8 +450,8 @@ class Model:
     batch = dict(
       tokens=tokens, segments=segments, number=np.full(B, number, np.int32)
     )
-    batch = sharding.place(batch, self.mesh, self.rules)
-    with sharding.use(self.mesh, self.rules):
+    batch = sharding.shard_batch(batch, self.mesh, self.rules)
+    with sharding.use_mesh(self.mesh, self.rules):
       rows = generate_lib.start_decoding(
         net, self._ready, sampler, batch['tokens'], batch['segments'],
         np.full((B, 1), c.start_id, np.int32), np.ones(B, np.int32),
@@ -546,8 +546,8 @@ class Model:
       prefix[i, : len(row)], lengths[i] = row, len(row)
     batch = dict(tokens=tokens, segments=segments, prefix=prefix,
                  lengths=lengths, number=number)  # fmt: skip
-    batch = sharding.place(batch, self.mesh, self.rules)
-    with sharding.use(self.mesh, self.rules):
+    batch = sharding.shard_batch(batch, self.mesh, self.rules)
+    with sharding.use_mesh(self.mesh, self.rules):
       run, given, named = bucketing.select_program(
         AlexaTM(c), self._ready, sampler, batch, config, T
       )
@@ -612,7 +612,7 @@ def load(
     checksums.DamageError: it is not what was saved; names steps that are.
     hf_keys.WeightsError: a Hugging Face folder that is not sound.
   """
-  mesh = mesh_lib.mesh() if mesh is None else mesh
+  mesh = mesh_lib.make_mesh() if mesh is None else mesh
   if weights is not None:
     check_choice('WEIGHTS', weights, ('float32', 'bfloat16'))
   found = pretrained.open_pretrained(directory, at_step)
@@ -642,7 +642,7 @@ class ModelSource:
   _: dataclasses.KW_ONLY
   at_step: int | None = None
   weights: str | None = None
-  make_mesh: Callable[[], jax.sharding.Mesh] = mesh_lib.mesh
+  make_mesh: Callable[[], jax.sharding.Mesh] = mesh_lib.make_mesh
   rules: Rules = Rules()
 
   def load(self) -> Model:

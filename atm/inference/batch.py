@@ -143,14 +143,14 @@ class PartialResults:
       self.done[row.pop('row')] = row
     self.left = [i for i in range(count) if i not in self.done]
     distributed.wait_for_all()  # all hosts have read it before one writes
-    if distributed.is_first():
+    if distributed.is_main_process():
       with open(self.part, 'wb') as f:
         f.writelines(line + b'\n' for line in lines or [_json_bytes(mark)])
 
   def add(self, results: dict[int, dict]) -> None:
     """Keeps the results of some rows, on disk when this returns."""
     self.done |= results
-    if distributed.is_first():
+    if distributed.is_main_process():
       with open(self.part, 'ab') as f:
         for number, row in results.items():
           f.write(_json_bytes({'row': number, **row}) + b'\n')
@@ -159,7 +159,7 @@ class PartialResults:
 
   def finish(self, rows: Sequence[dict]) -> None:
     """Writes all rows with their results, in order, and removes the .part."""
-    if not distributed.is_first():
+    if not distributed.is_main_process():
       return
     with fileio.replacing(self.output, 'wb') as f:
       for number, row in enumerate(rows):
@@ -251,7 +251,7 @@ class FileJob(api.ModelSource):
     results = PartialResults(
       self.output or name + self.suffix, self._settings(model, rows), len(rows)
     )
-    log = self.say if distributed.is_first() else lambda text: None
+    log = self.say if distributed.is_main_process() else lambda text: None
     log(
       f'step {model.step:,} of {self.model_dir}: {len(rows):,} {self.counted}, '
       f'mode {self.mode}'

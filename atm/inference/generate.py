@@ -26,7 +26,7 @@ from atm.inference.sampling import (
   has_stopped,
   initial_history,
 )
-from atm.model.transformer import AlexaTM, unstacked
+from atm.model.transformer import AlexaTM, split_layer_params
 from atm.parallel import sharding
 
 
@@ -35,7 +35,7 @@ class DecodeState:
   """Rows that are being written; R rows, of T tokens at most.
 
   Attributes:
-    caches: a `layers.Cache` for each layer.
+    caches: a `layers.KVCache` for each layer.
     source: [B, S], segment ids of the encoder inputs.
     token: [R], the decoder's next input.
     position: [R], where it stands.
@@ -63,7 +63,7 @@ class DecodeState:
 # --- Reading
 
 
-unstack_layers = jax.jit(unstacked, static_argnames='count')
+unstack_layers = jax.jit(split_layer_params, static_argnames='count')
 
 
 def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
@@ -72,7 +72,7 @@ def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   XLA's CPU backend copies a layer out of the stack for each token. The
   decoder's layers are in memory twice then; elsewhere they are left stacked.
   """
-  if sharding.target()[0] != 'cpu':
+  if sharding.current_target()[0] != 'cpu':
     return params
   decoder = dict(params['decoder'])
   layers = unstack(decoder['layers'], model.config.decoder_layers)

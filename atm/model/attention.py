@@ -20,19 +20,19 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from atm.model.matmul import on_tpu, transposed
+from atm.model.matmul import on_tpu, transpose
 from atm.parallel import sharding
 
 MASKED = -1e9  # finite: a row that may look nowhere gives no NaN
 IMPLEMENTATIONS = ('auto', 'einsum', 'rows', 'splash', 'cudnn')
 # Names of what its backward pass reads, for remat: heads are products' results.
-HEADS, SAVED = 'heads', 'attention'
+HEADS, ATTENTION = 'heads', 'attention'
 BLOCK = 128  # splash: lengths and head dimension become multiples of this
 ROWS_BYTES = 16 * 2**20  # rows: scores made at a time; fit a CPU's last cache
 
 
 @flax.struct.dataclass
-class Sight:
+class AttentionMask:
   """Who may look at whom.
 
   Attributes:
@@ -54,11 +54,11 @@ class Sight:
     return see[:, None]
 
 
-def attention(
+def dot_product_attention(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  sight: Sight,
+  sight: AttentionMask,
   dropout=None,
   scores_float32: bool = True,
   implementation: str = 'auto',
@@ -73,7 +73,7 @@ def attention(
     dropout: applied to the weights [B, H, T, S]; None does nothing.
     scores_float32: compute scores and softmax in float32, else in the dtype of
       `query`.
-    implementation: one of IMPLEMENTATIONS, 'auto' is `choose`'s.
+    implementation: one of IMPLEMENTATIONS, 'auto' is `choose_implementation`'s.
 
   Returns:
     [B, T, H, K] in the dtype of `query`.
@@ -83,21 +83,25 @@ def attention(
   if dropout is not None or low:
     implementation = 'einsum'
   if implementation == 'auto':
-    implementation = choose(query, key)
+    implementation = choose_implementation(query, key)
   if implementation == 'einsum':
-    return einsum(query, key, value, sight, dropout, scores_float32)
-  compute = {'rows': rows, 'splash': splash, 'cudnn': cudnn}[implementation]
-  return on_shards(compute, query, key, value, sight)
+    return einsum_attention(query, key, value, sight, dropout, scores_float32)
+  compute = {
+    'rows': rowwise_attention,
+    'splash': splash_attention,
+    'cudnn': cudnn_attention,
+  }[implementation]
+  return run_on_shards(compute, query, key, value, sight)
 
 
-def choose(query, key) -> str:
+def choose_implementation(query, key) -> str:
   """What 'auto' stands for: splash on TPU, cudnn on GPU, rows on a CPU.
 
   cudnn takes half precision only: einsum in float32. Simulated CPU devices have
   einsum, too. Dropout on attention weights and scores in half precision are
   einsum's, whatever was asked for.
   """
-  platform, devices = sharding.target()
+  platform, devices = sharding.current_target()
   if platform == 'tpu':
     return 'splash'
   if platform == 'gpu':
@@ -106,10 +110,12 @@ def choose(query, key) -> str:
   return 'einsum' if devices > 1 else 'rows'
 
 
-def on_shards(compute, query, key, value, sight: Sight) -> jax.Array:
+def run_on_shards(
+  compute, query, key, value, sight: AttentionMask
+) -> jax.Array:
   """`compute` on the rows and heads that each device of the mesh has."""
-  rules = sharding.active()
-  if rules is None or sharding.target()[1] == 1:
+  rules = sharding.current_rules()
+  if rules is None or sharding.current_target()[1] == 1:
     return compute(query, key, value, sight)
   x, ids = rules.spec('batch', None, 'heads', None), rules.spec('batch', None)
   return jax.shard_map(
@@ -117,7 +123,9 @@ def on_shards(compute, query, key, value, sight: Sight) -> jax.Array:
   )(query, key, value, sight)
 
 
-def over_cache(query, keys, values, mask, scores_float32=True) -> jax.Array:
+def attend_to_cache(
+  query, keys, values, mask, scores_float32=True
+) -> jax.Array:
   """Attention of few queries to the keys and values of a cache.
 
   The rows that share an input's keys are queries of one product.
@@ -127,7 +135,7 @@ def over_cache(query, keys, values, mask, scores_float32=True) -> jax.Array:
     keys: [B, H, K, S]; R a multiple of B.
     values: [B, H, S, K].
     mask: [B, n or 1, S] bool; where R is not B, 1.
-    scores_float32: see `attention`.
+    scores_float32: see `dot_product_attention`.
 
   Returns:
     [R, n, H, K].
@@ -152,7 +160,9 @@ def over_cache(query, keys, values, mask, scores_float32=True) -> jax.Array:
   return out.swapaxes(1, 2).reshape(R, n, H, K)
 
 
-def einsum(query, key, value, sight, dropout=None, scores_float32=True):
+def einsum_attention(
+  query, key, value, sight, dropout=None, scores_float32=True
+):
   """All weights at once."""
   scale = query.shape[-1] ** -0.5
   scores = jnp.einsum(
@@ -166,13 +176,13 @@ def einsum(query, key, value, sight, dropout=None, scores_float32=True):
   if dropout is not None:
     weights = dropout(weights)
   out = jnp.einsum('bhts,bshk->bthk', weights, value)
-  return checkpoint_name(out, SAVED)
+  return checkpoint_name(out, ATTENTION)
 
 
 # --- A few rows at a time, for the CPU
 
 
-def rows(query, key, value, sight: Sight) -> jax.Array:
+def rowwise_attention(query, key, value, sight: AttentionMask) -> jax.Array:
   """Attention that never holds [B, H, T, S], nor keeps it for the backward.
 
   Each turn of a loop makes the scores of so many rows as fit ROWS_BYTES, so
@@ -181,28 +191,28 @@ def rows(query, key, value, sight: Sight) -> jax.Array:
   them keys by queries, [b, H, S, T], which leaves one product of the seven that
   needs a transposed operand, see products.py. All is computed in float32.
   """
-  return _rows(query, key, value, sight)
+  return _rowwise(query, key, value, sight)
 
 
 @jax.custom_vjp
-def _rows(query, key, value, sight):
-  return _rows_forward(query, key, value, sight)[0]
+def _rowwise(query, key, value, sight):
+  return _rowwise_forward(query, key, value, sight)[0]
 
 
-def _rows_forward(query, key, value, sight):
-  out, top, total = _by_rows(_forward_of, (query, key, value, sight))
-  out, top, total = (checkpoint_name(x, SAVED) for x in (out, top, total))
+def _rowwise_forward(query, key, value, sight):
+  out, top, total = _map_rows(_forward_rows, (query, key, value, sight))
+  out, top, total = (checkpoint_name(x, ATTENTION) for x in (out, top, total))
   return out, (query, key, value, sight, out, top, total)
 
 
-def _rows_backward(kept, slope):
-  return *_by_rows(_backward_of, (*kept, slope)), None
+def _rowwise_backward(kept, slope):
+  return *_map_rows(_backward_rows, (*kept, slope)), None
 
 
-_rows.defvjp(_rows_forward, _rows_backward)
+_rowwise.defvjp(_rowwise_forward, _rowwise_backward)
 
 
-def _by_rows(compute, inputs):
+def _map_rows(compute, inputs):
   """compute(*inputs), all [B, ...], some rows at a time."""
   query, key = inputs[:2]
   B, T, H, _ = query.shape
@@ -221,7 +231,7 @@ def _heads_first(*arrays):
   return (x.astype(jnp.float32).transpose(0, 2, 1, 3) for x in arrays)
 
 
-def _forward_of(query, key, value, sight):
+def _forward_rows(query, key, value, sight):
   """(out [b, T, H, K], top and total [b, H, T, 1]) of a few rows."""
   dtype = query.dtype
   query, key, value = _heads_first(query, key, value)
@@ -235,7 +245,7 @@ def _forward_of(query, key, value, sight):
   return out.transpose(0, 2, 1, 3).astype(dtype), top, total
 
 
-def _backward_of(query, key, value, sight, out, top, total, slope):
+def _backward_rows(query, key, value, sight, out, top, total, slope):
   """Gradients of query, key and value of a few rows."""
   dtype, scale = query.dtype, query.shape[-1] ** -0.5
   query, key, value, out, slope = _heads_first(query, key, value, out, slope)
@@ -248,7 +258,7 @@ def _backward_of(query, key, value, sight, out, top, total, slope):
   score_slope = powers * (jnp.einsum('bhsk,bhtk->bhst', value, slope) - mean)
   key_slope = jnp.einsum('bhst,bhtk->bhsk', score_slope, query)
   # As written: an einsum to [b, h, T, K] would swap the operands.
-  query_slope = transposed(key * scale) @ score_slope  # [b, H, K, T]
+  query_slope = transpose(key * scale) @ score_slope  # [b, H, K, T]
   slopes = query_slope.swapaxes(-1, -2), key_slope, value_slope
   return tuple(x.transpose(0, 2, 1, 3).astype(dtype) for x in slopes)
 
@@ -256,7 +266,9 @@ def _backward_of(query, key, value, sight, out, top, total, slope):
 # --- Kernels of accelerators
 
 
-def splash(query, key, value, sight: Sight, interpret=False) -> jax.Array:
+def splash_attention(
+  query, key, value, sight: AttentionMask, interpret=False
+) -> jax.Array:
   """JAX's Pallas kernel for TPUs; not run on TPU hardware by us.
 
   Lengths and head dimension are padded to multiples of BLOCK, with a segment
@@ -269,10 +281,11 @@ def splash(query, key, value, sight: Sight, interpret=False) -> jax.Array:
 
   T, H, K = query.shape[1:]
   of_queries, of_keys = (
-    _padded(x, fill=-1) for x in (sight.query_segments, sight.key_segments)
+    _pad_to_block(x, fill=-1)
+    for x in (sight.query_segments, sight.key_segments)
   )
   query, key, value = (
-    _padded(_padded(x), axis=3).swapaxes(1, 2)
+    _pad_to_block(_pad_to_block(x), axis=3).swapaxes(1, 2)
     for x in (query * K**-0.5, key, value)
   )
   shape = query.shape[2], key.shape[2]
@@ -282,7 +295,7 @@ def splash(query, key, value, sight: Sight, interpret=False) -> jax.Array:
   kernel = splash_attention_kernel.make_splash_mha_single_device(
     splash_attention_mask.MultiHeadMask([whole] * H),
     block_sizes=_splash_blocks(*shape),
-    residual_checkpoint_name=SAVED,
+    residual_checkpoint_name=ATTENTION,
     interpret=interpret,
   )
   segments = splash_attention_kernel.SegmentIds(of_queries, of_keys)
@@ -290,7 +303,7 @@ def splash(query, key, value, sight: Sight, interpret=False) -> jax.Array:
   return out.swapaxes(1, 2)[:, :T, :, :K].astype(query.dtype)
 
 
-def _padded(x, axis: int = 1, fill: int = 0):
+def _pad_to_block(x, axis: int = 1, fill: int = 0):
   """x with `axis` filled up to a multiple of BLOCK."""
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, -x.shape[axis] % BLOCK)
@@ -320,7 +333,9 @@ def _splash_blocks(T: int, S: int):
   )  # fmt: skip
 
 
-def cudnn(query, key, value, sight: Sight, kernel='cudnn') -> jax.Array:
+def cudnn_attention(
+  query, key, value, sight: AttentionMask, kernel='cudnn'
+) -> jax.Array:
   """jax.nn's attention by cuDNN; the kernel itself not run by us.
 
   It takes the mask as [B, 1, T, S]. `kernel` 'xla' is for tests on a CPU.
@@ -328,4 +343,4 @@ def cudnn(query, key, value, sight: Sight, kernel='cudnn') -> jax.Array:
   out = jax.nn.dot_product_attention(
     query, key, value, mask=sight.mask(), implementation=kernel
   )
-  return checkpoint_name(out, SAVED)
+  return checkpoint_name(out, ATTENTION)

@@ -8,7 +8,7 @@ from atm.messages import check_choice
 from atm.model.attention import IMPLEMENTATIONS
 from atm.model.remat import REMAT
 
-CHOICES = {
+CONFIG_CHOICES = {
   'dtype': ('float32', 'bfloat16'),
   'remat': tuple(REMAT),
   'attention': IMPLEMENTATIONS,
@@ -120,7 +120,7 @@ class Config:
           f'Config.{name} = {getattr(self, name)} does not divide '
           f'Config.d_model = {self.d_model}'
         )
-    for name, known in CHOICES.items():
+    for name, known in CONFIG_CHOICES.items():
       check_choice(f'Config.{name}', getattr(self, name), known)
     for name in ('pad_id', 'start_id', 'end_id'):
       if getattr(self, name) >= self.vocab_size:

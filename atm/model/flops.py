@@ -48,7 +48,7 @@ def train_flops(
   return 2.0 * batch * products
 
 
-def matrix_flops(jaxpr, kernels: bool = True) -> float:
+def jaxpr_flops(jaxpr, kernels: bool = True) -> float:
   """FLOPs of a jaxpr's matrix products over all devices, loops multiplied out.
 
   2 M N P a product, as `train_flops` has it, but of all that is computed: what
@@ -72,7 +72,7 @@ def _equation_flops(eqn, kernels: bool) -> float:
     return 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
   if name == 'pallas_call' and not kernels:
     return 0.0
-  inside = [matrix_flops(inner, kernels) for inner in inner_jaxprs(params)]
+  inside = [jaxpr_flops(inner, kernels) for inner in inner_jaxprs(params)]
   if name == 'cond':
     return max(inside)
   return _repeats(name, params) * sum(inside)

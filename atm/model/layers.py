@@ -21,7 +21,7 @@ from atm.parallel.sharding import constrain
 Config = Any  # a model.Config; model.py stands below this file
 
 
-def normal(config: Config, *axes: str):
+def normal_init(config: Config, *axes: str):
   """Initialiser N(0, init_std), with its logical axes."""
   return nn.with_logical_partitioning(
     nn.initializers.normal(config.init_std), axes
@@ -39,7 +39,7 @@ class Dense(nn.Module):
   def setup(self):
     c = self.config
     shape = (self.inputs, self.features)
-    self.kernel = self.param('kernel', normal(c, *self.axes), shape)
+    self.kernel = self.param('kernel', normal_init(c, *self.axes), shape)
     axis = 'vector' if self.axes[1] == 'embed' else self.axes[1]
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
     self.bias = self.param('bias', zeros, (self.features,))
@@ -57,7 +57,7 @@ class Dense(nn.Module):
 class LayerNorm(nn.Module):
   """Layer norm over D, with scale and bias.
 
-  See `normalised`; `norm` 'uncentred' is as the released AlexaTM has it. With
+  See `normalize`; `norm` 'uncentred' is as the released AlexaTM has it. With
   `norm_float32` all but scale and bias is computed in float32, and cast back
   before them.
   """
@@ -66,24 +66,24 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x, known=None):
-    """[..., D]; `known`: its `moments`, where they were computed before."""
+    """Normalizes x [..., D]; `known`: its `norm_moments` if computed before."""
     c, dtype = self.config, x.dtype
     ones = nn.with_logical_partitioning(nn.initializers.ones, ('vector',))
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('vector',))
     scale = self.param('scale', ones, x.shape[-1:]).astype(dtype)
     bias = self.param('bias', zeros, x.shape[-1:]).astype(dtype)
-    x = normalised(x, known or moments(x, c), scale, bias, c.norm)
+    x = normalize(x, known or norm_moments(x, c), scale, bias, c.norm)
     return checkpoint_name(x, remat.NORM)
 
 
-def moments(x, config) -> tuple[jax.Array, jax.Array]:
+def norm_moments(x, config) -> tuple[jax.Array, jax.Array]:
   """Mean and spread of x [..., D], each [...], for the norm that reads x.
 
   spread = rsqrt(second + eps); `second` is the variance (`norm` 'standard') or
   the mean of x^2 ('uncentred'). Both come of the sums of x and x^2, one pass
   over x; the variance is the mean of x^2 less mean^2, with mean^2 / variance
   times the rounding of float32, or of x without `norm_float32`. They have no
-  gradient: `normalised` has all of it.
+  gradient: `normalize` has all of it.
   """
   x = jax.lax.stop_gradient(x)
   y = x.astype(jnp.float32 if config.norm_float32 else x.dtype)
@@ -97,7 +97,7 @@ def moments(x, config) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def normalised(x, known, scale, bias, norm: str) -> jax.Array:
+def normalize(x, known, scale, bias, norm: str) -> jax.Array:
   """(x - mean) * spread * scale + bias.
 
   The backward's four sums are one pass; it reads x, mean and spread: two
@@ -105,14 +105,14 @@ def normalised(x, known, scale, bias, norm: str) -> jax.Array:
 
   Args:
     x: [..., D].
-    known: x's `moments`; their dtype is that of all but scale and bias.
+    known: x's `norm_moments`; their dtype is that of all but scale and bias.
     scale, bias: [D].
-    norm: what `moments` had.
+    norm: what `norm_moments` had.
   """
-  return _normalised(x, known, scale, bias, norm)[0]
+  return _normalize_forward(x, known, scale, bias, norm)[0]
 
 
-def _normalised(x, known, scale, bias, norm):
+def _normalize_forward(x, known, scale, bias, norm):
   mean, spread = known
   y = x.astype(mean.dtype)
   y = ((y - mean[..., None]) * spread[..., None]).astype(x.dtype)
@@ -124,9 +124,9 @@ def _normalised(x, known, scale, bias, norm):
   return y, (x, scale, mean, spread)
 
 
-def _normalised_backward(norm, kept, slope):
+def _normalize_backward(norm, kept, slope):
   x, scale, mean, spread = kept
-  if not (matmul.on_cpu() or matmul.may_sum()):
+  if not (matmul.on_cpu() or matmul.fuses_sums()):
     slope = jax.lax.optimization_barrier(slope)
   wide = mean.dtype
   y, mean, spread = x.astype(wide), mean[..., None], spread[..., None]
@@ -142,7 +142,7 @@ def _normalised_backward(norm, kept, slope):
   return x_slope.astype(x.dtype), None, *vectors
 
 
-normalised.defvjp(_normalised, _normalised_backward)
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class Attention(nn.Module):
@@ -170,7 +170,7 @@ class Attention(nn.Module):
     c, drop = self.config, None
     if c.attention_dropout and not deterministic:
       drop = functools.partial(self.weights_dropout, deterministic=False)
-    y = attention.attention(
+    y = attention.dot_product_attention(
       query, keys, values, sight, drop, c.scores_float32, c.attention
     )
     return self.out(y, axes=2)
@@ -187,7 +187,7 @@ class Attention(nn.Module):
       [R, n, D].
     """
     scores_float32 = self.config.scores_float32
-    y = attention.over_cache(query, keys, values, mask, scores_float32)
+    y = attention.attend_to_cache(query, keys, values, mask, scores_float32)
     return self.out(y, axes=2)
 
 
@@ -218,7 +218,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 @jax.custom_vjp
-def gelu_product(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+def gelu_matmul(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
   """gelu(x) W + b as TPUs are fast in it: x [..., F], W [F, D], b [D].
 
   Forward GELU belongs to the product that makes x, backward to those that read
@@ -237,8 +237,8 @@ def _gelu_product_backward(kept, slope):
   return (rise * x_slope).astype(x.dtype), w_slope, slope.sum(rows)
 
 
-gelu_product.defvjp(
-  lambda x, w, b: (gelu_product(x, w, b), (x, w)), _gelu_product_backward
+gelu_matmul.defvjp(
+  lambda x, w, b: (gelu_matmul(x, w, b), (x, w)), _gelu_product_backward
 )
 
 
@@ -256,17 +256,17 @@ class FeedForward(nn.Module):
     down = Dense(c, self.width, c.d_model, ('mlp', 'embed'), name='down')
     drops = c.activation_dropout and not deterministic
     if matmul.on_tpu() and not drops:
-      return gelu_product(x, *down.weights())
+      return gelu_matmul(x, *down.weights())
     x = checkpoint_name(gelu(x), remat.ACTIVATION)
     x = nn.Dropout(c.activation_dropout)(x, deterministic=deterministic)
     return down(x)
 
 
-AXES = (3, 1), (1, 3)  # of keys and values in a cache, behind their heads
+CACHE_AXES = (3, 1), (1, 3)  # of keys and values in a cache, behind their heads
 
 
 @flax.struct.dataclass
-class Cache:
+class KVCache:
   """What one decoder layer keeps of the positions it has read.
 
   An explicit pytree of which the row is the unit. Several rows may read one
@@ -285,7 +285,7 @@ class Cache:
   cross_keys: jax.Array
   cross_values: jax.Array
 
-  def written(self, keys, values, slots) -> Cache:
+  def written(self, keys, values, slots) -> KVCache:
     """With [R, n, H, K] keys and values at slots [R, n] of T."""
     row = jnp.arange(len(slots))[:, None]
     return self.replace(
@@ -311,7 +311,7 @@ class EncoderLayer(nn.Module):
     feed_forward = FeedForward(c, c.encoder_ff, name='feed_forward')
     x = x + drop(feed_forward(h, deterministic))
     x = constrain(x, 'batch', 'length', 'hidden')
-    return (x, moments(x, c)), None
+    return (x, norm_moments(x, c)), None
 
 
 class DecoderLayer(nn.Module):
@@ -345,13 +345,15 @@ class DecoderLayer(nn.Module):
     h = self.feed_forward_norm(x)
     x = x + drop(self.feed_forward(h, deterministic))
     x = constrain(x, 'batch', 'length', 'hidden')
-    return (x, moments(x, self.config)), None
+    return (x, norm_moments(x, self.config)), None
 
-  def empty(self, encoded, length: int) -> Cache:
+  def empty(self, encoded, length: int) -> KVCache:
     """A cache of `length` positions for each row of encoded [B, S, D]."""
     c = self.config
     heads = self.cross_attention.project(encoded, 'key', 'value')
-    keys, values = (x.transpose(0, 2, *last) for x, last in zip(heads, AXES))
+    keys, values = (
+      x.transpose(0, 2, *last) for x, last in zip(heads, CACHE_AXES)
+    )
     shape = (
       len(encoded),
       c.decoder_heads,
@@ -360,9 +362,9 @@ class DecoderLayer(nn.Module):
     )
     zeros = jnp.zeros(shape, c.dtype)
     every = zeros.swapaxes(2, 3), zeros, keys, values
-    return Cache(*(constrain(x, 'batch', 'heads', None, None) for x in every))
+    return KVCache(*(constrain(x, 'batch', 'heads', None, None) for x in every))
 
-  def cached(self, x, cache: Cache, slots, seen, source):
+  def cached(self, x, cache: KVCache, slots, seen, source):
     """Reads n positions of each row, and all that the cache holds of it.
 
     Args:
@@ -389,7 +391,7 @@ class DecoderLayer(nn.Module):
     return constrain(x, 'batch', 'length', 'hidden'), cache
 
 
-def stack(layer_class, config: Config, length: int, inputs: tuple):
+def scan_layers(layer_class, config: Config, length: int, inputs: tuple):
   """A stack of layers as one scan over stacked parameters named `layers`."""
   unroll = min(config.unroll, length)
   if config.remat != 'none':

@@ -32,11 +32,13 @@ def cross_entropy(
     float32 [B]: `loss` in nats, `z_loss`, `correct` (targets that had the
     greatest logit) and `weight`. Divide by `weight` for means.
   """
-  log_z, picked, correct = _of_logits(logits.astype(jnp.float32), targets)
+  log_z, picked, correct = _token_statistics(
+    logits.astype(jnp.float32), targets
+  )
   return _sums(log_z, picked, correct, weights, z_loss)
 
 
-def _of_logits(logits, targets):
+def _token_statistics(logits, targets):
   """(log Z, the target's logit, whether it is the greatest), each [B, T]."""
   log_z = jax.nn.logsumexp(logits, axis=-1)
   picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -53,7 +55,7 @@ def _sums(log_z, picked, correct, weights, z_loss):
   }
 
 
-def from_states(
+def cross_entropy_from_states(
   states: jax.Array,
   targets: jax.Array,
   weights: jax.Array,
@@ -80,15 +82,15 @@ def from_states(
   """
   T = states.shape[1]
   if T <= chunk:
-    logits = constrain(logits_of(states, head, bias))
+    logits = constrain(compute_logits(states, head, bias))
     return cross_entropy(logits, targets, weights, z_loss)
   fill = -T % chunk
   widen = lambda x: jnp.pad(x, ((0, 0), (0, fill)) + ((0, 0),) * (x.ndim - 2))
   rows = map(widen, (states, targets, weights))
-  return _chunked(chunk, constrain, z_loss, head, bias, *rows)
+  return _chunked_loss(chunk, constrain, z_loss, head, bias, *rows)
 
 
-def by_token(
+def token_log_probabilities(
   states: jax.Array,
   targets: jax.Array,
   head: jax.Array,
@@ -99,7 +101,7 @@ def by_token(
   """Each target's log-probability, and whether none is likelier.
 
   Args:
-    See `from_states`; there is no gradient.
+    See `cross_entropy_from_states`; there is no gradient.
 
   Returns:
     float32 [B, T], in nats; bool [B, T].
@@ -111,42 +113,48 @@ def by_token(
 
   def one(part):
     states, targets = part
-    return _of_logits(constrain(logits_of(states, head, bias)), targets)
+    return _token_statistics(
+      constrain(compute_logits(states, head, bias)), targets
+    )
 
-  found = jax.lax.map(one, _chunks(chunk, (states, targets)))
-  log_z, picked, correct = (_joined(x)[:, :T] for x in found)
+  found = jax.lax.map(one, _split_chunks(chunk, (states, targets)))
+  log_z, picked, correct = (_join_chunks(x)[:, :T] for x in found)
   return picked - log_z, correct
 
 
-def logits_of(states, head, bias) -> jax.Array:
+def compute_logits(states, head, bias) -> jax.Array:
   """float32 [B, T, V] of states [B, T, D] and head [V, D].
 
   On two-dimensional operands, see `layers.Dense`.
   """
-  flat = matmul.dot(states.reshape(-1, states.shape[-1]), head, (1, 1))
+  flat = matmul.dot_float32(states.reshape(-1, states.shape[-1]), head, (1, 1))
   if bias is not None:
     flat += jax.lax.stop_gradient(bias).astype(jnp.float32)
   return flat.reshape(*states.shape[:-1], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked(chunk, constrain, z_loss, head, bias, states, targets, weights):
+def _chunked_loss(
+  chunk, constrain, z_loss, head, bias, states, targets, weights
+):
   """`cross_entropy`, [B] each, T a multiple of `chunk`."""
 
   def one(part):
     states, targets, _ = part
-    return _of_logits(constrain(logits_of(states, head, bias)), targets)
+    return _token_statistics(
+      constrain(compute_logits(states, head, bias)), targets
+    )
 
-  parts = _chunks(chunk, (states, targets, weights))
-  found = map(_joined, jax.lax.map(one, parts))
+  parts = _split_chunks(chunk, (states, targets, weights))
+  found = map(_join_chunks, jax.lax.map(one, parts))
   return _sums(*found, weights, z_loss)
 
 
 def _chunked_forward(chunk, constrain, z_loss, head, bias, *rows):
   def one(head_slope, part):
     states, targets, weights = part
-    logits = constrain(logits_of(states, head, bias))
-    log_z, picked, correct = _of_logits(logits, targets)
+    logits = constrain(compute_logits(states, head, bias))
+    log_z, picked, correct = _token_statistics(logits, targets)
     # d/d logits of weight (log Z - picked + z_loss log Z^2)
     of_log_z = weights * (1 + 2 * z_loss * log_z)
     slope = jnp.exp(logits - log_z[..., None]) * of_log_z[..., None]
@@ -154,7 +162,7 @@ def _chunked_forward(chunk, constrain, z_loss, head, bias, *rows):
     slope -= jnp.where(chosen, weights[..., None], 0)
     slope = constrain(slope).astype(states.dtype)
     slope, flat = (x.reshape(-1, x.shape[-1]) for x in (slope, states))
-    states_slope = matmul.dot(slope, head, (1, 0)).reshape(states.shape)
+    states_slope = matmul.dot_float32(slope, head, (1, 0)).reshape(states.shape)
     pair = (flat, slope) if turned else (slope, flat)
     head_slope += matmul.weight_gradient(*pair)
     return head_slope, (log_z, picked, correct, states_slope)
@@ -163,9 +171,9 @@ def _chunked_forward(chunk, constrain, z_loss, head, bias, *rows):
   turned = matmul.on_cpu()
   shape = head.shape[::-1] if turned else head.shape
   none = jnp.zeros(shape, jnp.float32)
-  head_slope, found = jax.lax.scan(one, none, _chunks(chunk, rows))
+  head_slope, found = jax.lax.scan(one, none, _split_chunks(chunk, rows))
   head_slope = head_slope.T if turned else head_slope
-  *found, states_slope = map(_joined, found)
+  *found, states_slope = map(_join_chunks, found)
   log_z, picked, _ = found
   each = log_z - picked + z_loss * jnp.square(log_z)
   sums = _sums(*found, rows[2], z_loss)
@@ -189,16 +197,16 @@ def _chunked_backward(chunk, constrain, z_loss, kept, slopes):
   )
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+_chunked_loss.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _chunks(n: int, rows):
+def _split_chunks(n: int, rows):
   """[B, T, ...] -> [T / n, B, n, ...] for each of `rows`."""
   cut = lambda x: x.reshape(x.shape[0], -1, n, *x.shape[2:]).swapaxes(0, 1)
   return tuple(map(cut, rows))
 
 
-def _joined(x):
+def _join_chunks(x):
   """[T / n, B, n, ...] -> [B, T, ...]."""
   x = x.swapaxes(0, 1)
   return x.reshape(x.shape[0], -1, *x.shape[3:])

@@ -19,27 +19,27 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from atm.parallel import sharding
 
-SAVED = 'product'  # the name of results, for remat
+PRODUCT = 'product'  # the name of results, for remat
 
 
 def on_cpu() -> bool:
   """Whether the program is for one CPU device: GSPMD knows no layouts."""
-  return sharding.target() == ('cpu', 1)
+  return sharding.current_target() == ('cpu', 1)
 
 
 def on_tpu() -> bool:
-  return sharding.target()[0] == 'tpu'
+  return sharding.current_target()[0] == 'tpu'
 
 
 # Their products sum rows and columns of what they make in less than a pass over
 # memory takes, by the compiler's cycles; those of v5p in no less.
-SUMMING = 'TPU v5 lite', 'TPU v5e', 'TPU v6 lite', 'TPU v6e'
+SUM_FUSING_KINDS = 'TPU v5 lite', 'TPU v5e', 'TPU v6 lite', 'TPU v6e'
 
 
-def may_sum() -> bool:
+def fuses_sums() -> bool:
   """Whether the program is for one of SUMMING."""
   device = jax.sharding.get_abstract_mesh().abstract_device
-  return device is not None and device.device_kind in SUMMING
+  return device is not None and device.device_kind in SUM_FUSING_KINDS
 
 
 def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
@@ -61,22 +61,24 @@ def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
   """
   rows, inner = x.shape[:-axes], x.shape[-axes:]
   if on_cpu():
-    out = _joined(x.reshape(-1, math.prod(inner)), weights)
-    out = [y.reshape(*rows, *_cut(y.shape[-1:], heads)) for y in out]
+    out = _affine_each(x.reshape(-1, math.prod(inner)), weights)
+    out = [y.reshape(*rows, *_split_heads(y.shape[-1:], heads)) for y in out]
   else:
-    add = _plus_bias if heads and on_tpu() else jnp.add
+    add = _add_bias if heads and on_tpu() else jnp.add
     out = [
       add(
-        jnp.tensordot(x, w.reshape(*inner, *_cut(b.shape, heads)), axes),
-        b.reshape(_cut(b.shape, heads)),
+        jnp.tensordot(
+          x, w.reshape(*inner, *_split_heads(b.shape, heads)), axes
+        ),
+        b.reshape(_split_heads(b.shape, heads)),
       )
       for w, b in weights
     ]
-  return [checkpoint_name(y, SAVED) for y in out]
+  return [checkpoint_name(y, PRODUCT) for y in out]
 
 
 @jax.custom_vjp
-def _plus_bias(y, b):
+def _add_bias(y, b):
   """y + b, whose gradient by b is a product with ones.
 
   What a kernel gives back is summed over its rows in a pass of its own: as a
@@ -85,7 +87,7 @@ def _plus_bias(y, b):
   return y + b
 
 
-def _plus_bias_backward(b, slope):
+def _add_bias_backward(b, slope):
   rows = tuple(range(slope.ndim - b.ndim))
   # One row of ones XLA would turn back into a sum.
   ones = jnp.ones((2, *slope.shape[: len(rows)]), slope.dtype)
@@ -96,14 +98,14 @@ def _plus_bias_backward(b, slope):
   return slope, total[0].astype(b.dtype)
 
 
-_plus_bias.defvjp(lambda y, b: (y + b, b), _plus_bias_backward)
+_add_bias.defvjp(lambda y, b: (y + b, b), _add_bias_backward)
 
 
-def _cut(width: tuple[int], heads: int | None) -> tuple[int, ...]:
+def _split_heads(width: tuple[int], heads: int | None) -> tuple[int, ...]:
   return (heads, width[0] // heads) if heads else width
 
 
-def _joined(flat, weights):
+def _affine_each(flat, weights):
   """Products of x [N, A] with all matrices, as one where that pays."""
   if len(flat) < flat.shape[1]:
     return [_affine(flat, w, b) for w, b in weights]
@@ -112,19 +114,19 @@ def _joined(flat, weights):
   return jnp.split(_affine(flat, *joined), ends[:-1], axis=1)
 
 
-def transposed(x: jax.Array) -> jax.Array:
+def transpose(x: jax.Array) -> jax.Array:
   """[..., A, B] to [..., B, A], on the CPU written out."""
   if not on_cpu():
     return x.swapaxes(-1, -2)
-  return _kept(_kept(x).swapaxes(-1, -2))
+  return _row_major(_row_major(x).swapaxes(-1, -2))
 
 
-def _kept(x):
+def _row_major(x):
   """x in rows: between a product and a transposition it keeps them apart."""
   return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
-def dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+def dot_float32(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
   """float32 product of two matrices over axis axes[0] of a and axes[1] of b."""
   contracted = ((axes[0],), (axes[1],)), ((), ())
   return jax.lax.dot_general(
@@ -138,24 +140,24 @@ def weight_gradient(x: jax.Array, slope: jax.Array) -> jax.Array:
   The narrower of the two is transposed.
   """
   if x.shape[1] <= slope.shape[1]:
-    return dot(transposed(x), slope, (1, 0))
-  return transposed(dot(transposed(slope), x, (1, 0)))
+    return dot_float32(transpose(x), slope, (1, 0))
+  return transpose(dot_float32(transpose(slope), x, (1, 0)))
 
 
 @jax.custom_vjp
 def _affine(x, w, b):
-  return (dot(x, w, (1, 0)) + b).astype(x.dtype)
+  return (dot_float32(x, w, (1, 0)) + b).astype(x.dtype)
 
 
-def _forward(x, w, b):
+def _affine_forward(x, w, b):
   return _affine(x, w, b), (x, w)
 
 
-def _backward(kept, slope):
+def _affine_backward(kept, slope):
   x, w = kept
-  x_slope = dot(slope, w, (1, 1)).astype(x.dtype)
+  x_slope = dot_float32(slope, w, (1, 1)).astype(x.dtype)
   w_slope = weight_gradient(x, slope).astype(w.dtype)
   return x_slope, w_slope, slope.astype(jnp.float32).sum(0).astype(w.dtype)
 
 
-_affine.defvjp(_forward, _backward)
+_affine.defvjp(_affine_forward, _affine_backward)

@@ -20,15 +20,15 @@ def _saved(*names: str):
 REMAT = {
   'none': None,  # all that JAX's derivatives read
   'full': _saved(),
-  'outputs': _saved(matmul.SAVED, attention.SAVED, NORM, ACTIVATION),
-  'dots': _saved(matmul.SAVED, attention.SAVED),
-  'save_widened': _saved(attention.SAVED, UP, STREAM),
-  'save_attended': _saved(attention.SAVED, STREAM),
+  'outputs': _saved(matmul.PRODUCT, attention.ATTENTION, NORM, ACTIVATION),
+  'dots': _saved(matmul.PRODUCT, attention.ATTENTION),
+  'save_widened': _saved(attention.ATTENTION, UP, STREAM),
+  'save_attended': _saved(attention.ATTENTION, STREAM),
   'offload_widened': jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[MOMENTS],
-    names_which_can_be_offloaded=[attention.SAVED, UP],
+    names_which_can_be_offloaded=[attention.ATTENTION, UP],
     offload_src='device',
     offload_dst='pinned_host',
   ),
-  'save_attention': _saved(attention.SAVED, attention.HEADS),
+  'save_attention': _saved(attention.ATTENTION, attention.HEADS),
 }

@@ -19,16 +19,16 @@ import jax.numpy as jnp
 
 from atm.model import config as config_lib
 from atm.model import loss as loss_lib
-from atm.model.attention import Sight
+from atm.model.attention import AttentionMask
 from atm.model.layers import (
   DecoderLayer,
   EncoderLayer,
   LayerNorm,
-  moments,
-  normal,
-  stack,
+  norm_moments,
+  normal_init,
+  scan_layers,
 )
-from atm.parallel.sharding import by_rows, constrain, constrain_columns
+from atm.parallel.sharding import constrain, constrain_columns, map_batch_shards
 
 
 class Encoder(nn.Module):
@@ -39,8 +39,8 @@ class Encoder(nn.Module):
     c = self.config
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
     inputs = (nn.broadcast, nn.broadcast)
-    layers = stack(EncoderLayer, c, c.encoder_layers, inputs)
-    carry, _ = layers((x, moments(x, c)), sight, deterministic)
+    layers = scan_layers(EncoderLayer, c, c.encoder_layers, inputs)
+    carry, _ = layers((x, norm_moments(x, c)), sight, deterministic)
     return LayerNorm(c, name='norm')(*carry)
 
 
@@ -52,8 +52,8 @@ class Decoder(nn.Module):
     c = self.config
     x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
     inputs = (nn.broadcast,) * 4
-    layers = stack(DecoderLayer, c, c.decoder_layers, inputs)
-    carry = x, moments(x, c)
+    layers = scan_layers(DecoderLayer, c, c.decoder_layers, inputs)
+    carry = x, norm_moments(x, c)
     carry, _ = layers(carry, encoded, sight, sight_encoded, deterministic)
     return LayerNorm(c, name='norm')(*carry)
 
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
     """
     layers = nn.unbox(self.variables['params']['layers'])
     if '0' not in layers:
-      layers = unstacked(layers, self.config.decoder_layers)
+      layers = split_layer_params(layers, self.config.decoder_layers)
     layer = DecoderLayer(self.config, parent=None)
     for number in range(self.config.decoder_layers):
       yield functools.partial(layer.apply, {'params': layers[str(number)]})
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
     )
 
 
-def unstacked(layers: dict, count: int) -> dict:
+def split_layer_params(layers: dict, count: int) -> dict:
   """Parameters [L, ...] of all layers as {'0': those of the first, ...}."""
   cut = lambda i: jax.tree.map(lambda x: x[i], layers)
   return {str(i): cut(i) for i in range(count)}
@@ -101,7 +101,7 @@ class AlexaTM(nn.Module):
 
   def setup(self):
     c = self.config
-    table = normal(c, 'vocab', 'embed')
+    table = normal_init(c, 'vocab', 'embed')
     shape = (c.vocab_size, c.d_model)
     self.encoder_embedding = self.param('encoder_embedding', table, shape)
     # The paper starts all three V x D matrices from one, and ties none.
@@ -122,7 +122,7 @@ class AlexaTM(nn.Module):
       self.head = tied_head[c.ties]
     else:
       self.head = self.param('lm_head', same)
-    rows = normal(c, 'position', 'embed')
+    rows = normal_init(c, 'position', 'embed')
     shape = (c.positions, c.d_model)
     self.encoder_positions = self.param('encoder_positions', rows, shape)
     shape = (c.positions + c.position_offset, c.d_model)
@@ -198,13 +198,15 @@ class AlexaTM(nn.Module):
       not enable_dropout,
     )
     compute = functools.partial(
-      loss_lib.from_states,
+      loss_lib.cross_entropy_from_states,
       z_loss=z_loss,
       chunk=c.loss_chunk,
       constrain=_constrain_rows_logits,
     )
     targets = batch['decoder_target_tokens'], batch['decoder_loss_weights']
-    return by_rows(compute, (states, *targets), *self._head(states.dtype))
+    return map_batch_shards(
+      compute, (states, *targets), *self._head(states.dtype)
+    )
 
   def log_probabilities(self, batch: dict) -> tuple[jax.Array, jax.Array]:
     """Of given targets, several of one encoder input in each row.
@@ -221,17 +223,19 @@ class AlexaTM(nn.Module):
     states = self.decoder(
       self._embed_target(tokens, batch['decoder_positions']),
       self.encode(batch['encoder_input_tokens'], source, enable_dropout=False),
-      Sight(segments, segments, causal=True),
-      Sight(jnp.ones_like(segments), source),
+      AttentionMask(segments, segments, causal=True),
+      AttentionMask(jnp.ones_like(segments), source),
       True,
     )
     compute = functools.partial(
-      loss_lib.by_token,
+      loss_lib.token_log_probabilities,
       chunk=self.config.loss_chunk,
       constrain=_constrain_rows_logits,
     )
     targets = batch['decoder_target_tokens']
-    return by_rows(compute, (states, targets), *self._head(states.dtype))
+    return map_batch_shards(
+      compute, (states, targets), *self._head(states.dtype)
+    )
 
   def _embed(self, tokens, table, rows, positions):
     c = self.config
@@ -282,7 +286,9 @@ class AlexaTM(nn.Module):
       types = encoder_token_types
       types = jnp.zeros_like(encoder_input_tokens) if types is None else types
       x += self.encoder_types[types].astype(x.dtype)
-    return self.encoder(x, Sight(segments, segments), not enable_dropout)
+    return self.encoder(
+      x, AttentionMask(segments, segments), not enable_dropout
+    )
 
   def decode(
     self,
@@ -322,8 +328,8 @@ class AlexaTM(nn.Module):
     return self.decoder(
       self._embed_target(tokens, positions),
       encoded,
-      Sight(target, target, causal=True),
-      Sight(target, source),
+      AttentionMask(target, target, causal=True),
+      AttentionMask(target, source),
       deterministic,
     )
 
@@ -332,7 +338,7 @@ class AlexaTM(nn.Module):
     return self._embed(tokens, self.decoder_embedding, rows, positions)
 
   def empty_cache(self, encoded, length: int):
-    """A `layers.Cache` for each decoder layer, nothing of the decoder read.
+    """A `layers.KVCache` for each decoder layer, nothing of the decoder read.
 
     Args:
       encoded: [B, S, D] encoder states.
@@ -378,7 +384,7 @@ class AlexaTM(nn.Module):
     return logits if last is None else logits[:, 0], written
 
   def _logits(self, states):
-    logits = loss_lib.logits_of(states, *self._head(states.dtype))
+    logits = loss_lib.compute_logits(states, *self._head(states.dtype))
     return _constrain_logits(logits)
 
   def _head(self, dtype):

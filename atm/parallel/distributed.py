@@ -29,20 +29,20 @@ LAUNCHERS = {
   'SLURM': ('SLURM_NTASKS', 'SLURM_STEP_NODELIST'),
   'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'),
 }
-LOOK_MS = 5_000  # a wait is interrupted so often, for Ctrl-C to be heard
-LEAVE_S = 5
+POLL_MS = 5_000  # a wait is interrupted so often, for Ctrl-C to be heard
+SHUTDOWN_S = 5
 _numbers = itertools.count()
 _stage: str | None = None  # of this process: 'joining', then 'met'
 
 
-class OtherFailed(ValueError):
+class OtherProcessError(ValueError):
   """Another process failed, and says so itself."""
 
 
 # --- Meeting
 
 
-def launched() -> tuple[str, int]:
+def detect_launcher() -> tuple[str, int]:
   """(launcher, processes) that the environment tells of; ('', 1) if none."""
   for name, (count, needed) in LAUNCHERS.items():
     number = os.environ.get(count, '')
@@ -91,7 +91,7 @@ def connect(
   thread.start()
   thread.join(timeout)
   if thread.is_alive():
-    raise ValueError(_not_met(coordinator, processes, process, timeout))
+    raise ValueError(_meeting_error(coordinator, processes, process, timeout))
   if error and coordinator is None:
     raise ValueError(
       "start.distributed = 'auto', but JAX finds no TPU pod slice, SLURM step "
@@ -126,7 +126,7 @@ def check_address(address: str, process: int) -> None:
       ) from e
 
 
-def _not_met(coordinator, processes, process, timeout: int) -> str:
+def _meeting_error(coordinator, processes, process, timeout: int) -> str:
   """Says who is missing."""
   if coordinator is None:
     return (
@@ -155,18 +155,18 @@ def _line(error: Exception) -> str:
   return ' '.join(str(error).split())[:200]
 
 
-def joined() -> bool:
+def has_joined() -> bool:
   """Whether this process has begun to join others."""
   return _stage is not None
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
   """Ends a process that has joined others without waiting for them for long.
 
   The usual way would wait for all to come to the end, and for those that hang
   in a collective it is minutes. Does nothing in a run of one process.
   """
-  if not joined():
+  if not has_joined():
     return
   sys.stdout.flush()
   sys.stderr.flush()
@@ -174,42 +174,42 @@ def leave(status: int) -> None:
     # Together where all end for one reason, so that none sees another die.
     last = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     last.start()
-    last.join(LEAVE_S)
+    last.join(SHUTDOWN_S)
   os._exit(status)
 
 
 # --- Acting as one
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
   """Whether this process prints and writes for all."""
   return jax.process_index() == 0
 
 
-def share() -> tuple[int, int]:
+def process_share() -> tuple[int, int]:
   """(i, n): this process's part of work that is dealt out."""
   return jax.process_index(), jax.process_count()
 
 
-def first_then_all(make: Callable[[], T]) -> T:
+def run_main_process_first(make: Callable[[], T]) -> T:
   """make(), in process 0 before the others begin it; all return together.
 
   For files that are made once and that all then find; where processes do not
   see the same files, each makes its own. Waits as long as it takes.
 
   Raises:
-    OtherFailed: it raised in another process.
+    OtherProcessError: it raised in another process.
   """
   client = _client()
   if client is None:
     return make()
   key, value, error = f'atm/first/{next(_numbers)}', None, None
-  if is_first() or _get(client, key) == 'done':
+  if is_main_process() or _get(client, key) == 'done':
     try:
       value = make()
     except Exception as e:
       error = e
-  if is_first():
+  if is_main_process():
     client.key_value_set(key, 'failed' if error else 'done')
   told = error and _line(error)
   outcomes = _exchange(client, f'{key}/outcome', told)
@@ -217,16 +217,16 @@ def first_then_all(make: Callable[[], T]) -> T:
     raise error
   for process, outcome in enumerate(outcomes):
     if outcome:
-      raise OtherFailed(f'process {process}: {outcome}')
+      raise OtherProcessError(f'process {process}: {outcome}')
   return value
 
 
 def wait_for_all() -> None:
   """Returns when all processes have come here, however long it takes."""
-  first_then_all(lambda: None)
+  run_main_process_first(lambda: None)
 
 
-def check_same(**facts) -> None:
+def check_processes_agree(**facts) -> None:
   """Checks that all processes have the same `facts`, which JSON can hold.
 
   Raises:
@@ -273,7 +273,7 @@ def _get(client, key: str) -> str:
   """The value of a key, however long it takes to be set."""
   while True:
     try:
-      return client.blocking_key_value_get(key, LOOK_MS)
+      return client.blocking_key_value_get(key, POLL_MS)
     except jax.errors.JaxRuntimeError as e:
       if 'DEADLINE_EXCEEDED' not in str(e):
         raise
@@ -290,7 +290,7 @@ def _exchange(client, key: str, value) -> list:
 DISTRIBUTED = ('auto', 'off')
 
 
-def start(
+def start_jax(
   cpu_devices: int | None = None,
   distributed: str | None = None,
   coordinator: str | None = None,
@@ -315,7 +315,7 @@ def start(
     ValueError: settings that do not fit each other or the environment, devices
       that exist already in another number, or others that did not come.
   """
-  check_start(distributed, coordinator, processes, process, timeout)
+  check_start_settings(distributed, coordinator, processes, process, timeout)
   if cpu_devices is not None:
     try:
       jax.config.update('jax_platforms', 'cpu')
@@ -332,8 +332,10 @@ def start(
     )
 
 
-def check_start(distributed, coordinator, processes, process, timeout) -> None:
-  """Raises ValueError where `start`'s settings do not fit each other."""
+def check_start_settings(
+  distributed, coordinator, processes, process, timeout
+) -> None:
+  """Raises ValueError where `start_jax`'s settings do not fit each other."""
   if distributed not in (None, *DISTRIBUTED):
     raise ValueError(
       f'start.distributed = {distributed!r}: expected None or one of '
@@ -357,7 +359,7 @@ def check_start(distributed, coordinator, processes, process, timeout) -> None:
     raise ValueError(f'{", ".join(given)} without start.coordinator')
   if not isinstance(timeout, int) or timeout < 1:
     raise ValueError(f'start.timeout = {timeout!r}: expected seconds, from 1')
-  launcher, count = launched()
+  launcher, count = detect_launcher()
   if count > 1 and distributed is None and coordinator is None:
     raise ValueError(
       f'{launcher} started {count} processes, and each would be a run of its '

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
 
 
-def mesh(
+def make_mesh(
   slice: int = 1, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None
 ) -> jax.sharding.Mesh:
   """A mesh over `devices` (default: all); -1 fills one axis with the rest.
@@ -27,19 +27,21 @@ def mesh(
       is not the number of the TPU's slices.
   """
   devices = jax.devices() if devices is None else list(devices)
-  sizes = filled(len(devices), slice=slice, data=data, fsdp=fsdp, tensor=tensor)
+  sizes = fill_sizes(
+    len(devices), slice=slice, data=data, fsdp=fsdp, tensor=tensor
+  )
   return jax.sharding.Mesh(
-    arranged(sizes, devices),
+    arrange_devices(sizes, devices),
     MESH_AXES,
     axis_types=(AxisType.Auto,) * len(MESH_AXES),
   )
 
 
-def filled(count: int, **sizes: int) -> tuple[int, ...]:
+def fill_sizes(count: int, **sizes: int) -> tuple[int, ...]:
   """The sizes of a mesh over `count` devices, the -1 among them filled.
 
   Raises:
-    ValueError: see `mesh`.
+    ValueError: see `make_mesh`.
   """
   shown = ', '.join(f'mesh.{name} = {size}' for name, size in sizes.items())
   given = list(sizes.values())
@@ -57,7 +59,7 @@ def filled(count: int, **sizes: int) -> tuple[int, ...]:
   return tuple(given)
 
 
-def arranged(sizes: tuple[int, ...], devices: list) -> np.ndarray:
+def arrange_devices(sizes: tuple[int, ...], devices: list) -> np.ndarray:
   """Devices in the shape of a mesh, those that talk most close together.
 
   Raises:

@@ -128,7 +128,7 @@ _active = contextvars.ContextVar('atm_rules', default=None)
 
 
 @contextlib.contextmanager
-def use(mesh, rules: Rules):
+def use_mesh(mesh, rules: Rules):
   """While open, `constrain` applies, and jit sees `mesh`."""
   token = _active.set(rules)
   try:
@@ -138,13 +138,13 @@ def use(mesh, rules: Rules):
     _active.reset(token)
 
 
-def active() -> Rules | None:
-  """The rules of the `use` that is open."""
+def current_rules() -> Rules | None:
+  """The rules of the `use_mesh` that is open."""
   return _active.get()
 
 
-def target() -> tuple[str, int]:
-  """(platform, devices) of the mesh in `use`; else the default's, and 1."""
+def current_target() -> tuple[str, int]:
+  """Returns (platform, devices) of the mesh in use, else (the default's, 1)."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.abstract_device is None:
     return jax.default_backend(), 1
@@ -152,7 +152,7 @@ def target() -> tuple[str, int]:
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-  """Pins the sharding of an activation; the identity outside `use`."""
+  """Pins the sharding of an activation; the identity outside `use_mesh`."""
   rules = _active.get()
   if rules is None:
     return x
@@ -175,7 +175,9 @@ def constrain_columns(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
-def by_rows(compute, rows: tuple, table: jax.Array, bias: jax.Array | None):
+def map_batch_shards(
+  compute, rows: tuple, table: jax.Array, bias: jax.Array | None
+):
   """compute(*rows, table, bias), each device on the rows that it has.
 
   What the gradient of the table adds up from all devices, it adds once, however
@@ -232,7 +234,7 @@ def host_rows(mesh, rules: Rules, batch_size: int) -> np.ndarray:
   return np.unique(np.concatenate([rows[index] for index in held.values()]))
 
 
-def place(batch, mesh, rules: Rules, batch_size: int | None = None):
+def shard_batch(batch, mesh, rules: Rules, batch_size: int | None = None):
   """Host arrays [B, ...] to device arrays split over the batch axes.
 
   Args:

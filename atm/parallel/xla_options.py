@@ -13,7 +13,7 @@ from atm.messages import did_you_mean
 # Gathers of parameters and sums of gradients run beside the computation.
 # libtpu 0.0.42 and jaxlib 0.10.2 know the names; neither a TPU nor a GPU was
 # at hand to time them.
-OPTIONS = {
+PLATFORM_OPTIONS = {
   # A quarter less memory than side by side, in the same time on two cores.
   'cpu': {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'},
   'tpu': {
@@ -33,7 +33,7 @@ OPTIONS = {
     'xla_gpu_enable_while_loop_double_buffering': True,
   },
 }
-LIMIT = 'xla_tpu_scoped_vmem_limit_kib'
+VMEM_LIMIT = 'xla_tpu_scoped_vmem_limit_kib'
 _VMEM = re.compile(
   r'memory space vmem.*?%([\w.-]+) = .*size (\S+) and limit (\S+)', re.S
 )
@@ -42,9 +42,9 @@ _VMEM = re.compile(
 # of the cycles, by its own count for 20b, and compile for minutes more; v5e's
 # take more again at 98304. There is room then for reduce-scatters inside of
 # products, too, which v4 has not: it compiles them to 16.3 of 16 MiB.
-OF_KIND = {
+KIND_OPTIONS = {
   kind: {
-    LIMIT: kib,
+    VMEM_LIMIT: kib,
     'xla_enable_async_reduce_scatter_fusion': True,
     'xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter': True,
   }
@@ -56,7 +56,7 @@ OF_KIND = {
 }  # fmt: skip
 
 
-def jitted(update: Callable, state):
+def jit_update(update: Callable, state):
   """`update` of (state, batch) as training runs it.
 
   The state is donated and stays where it was.
@@ -69,7 +69,7 @@ def jitted(update: Callable, state):
   return jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
 
 
-def compiled(
+def compile_program(
   lowered: jax.stages.Lowered, device, changes: Mapping | None = None
 ) -> jax.stages.Compiled:
   """The program, with the options of its devices.
@@ -83,16 +83,18 @@ def compiled(
     ValueError: XLA does not know an option, or not this value of it; or an
       operation takes more vector memory than the options let it.
   """
-  known = OPTIONS.get(device.platform, {}) | OF_KIND.get(device.device_kind, {})
+  known = PLATFORM_OPTIONS.get(device.platform, {}) | KIND_OPTIONS.get(
+    device.device_kind, {}
+  )
   options = {**known, **(changes or {})}
   try:
     return lowered.compile(compiler_options=options or None)
   except jax.errors.JaxRuntimeError as e:
     if full := _VMEM.search(str(e)):
-      given = f' = {options[LIMIT]}' if LIMIT in options else ''
+      given = f' = {options[VMEM_LIMIT]}' if VMEM_LIMIT in options else ''
       raise ValueError(
-        f"XLA_OPTIONS: {LIMIT}{given}: {full[1]} takes {full[2]} of a TPU's "
-        f'vector memory, and may have {full[3]}'
+        f'XLA_OPTIONS: {VMEM_LIMIT}{given}: {full[1]} takes {full[2]} of a '
+        f"TPU's vector memory, and may have {full[3]}"
       ) from None
     said = str(e).partition('INVALID_ARGUMENT: ')[2]
     unknown = re.match(r"No such compile option: '(\w+)'", said)

@@ -32,7 +32,7 @@ def compile_or_overflow(traced, target: hardware.Target, options):
     dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
     options = {**(options or {}), **(dump if offloads else {})}
     try:
-      compiled = xla_options_lib.compiled(
+      compiled = xla_options_lib.compile_program(
         traced.lower(), target.device, options
       )
     except jax.errors.JaxRuntimeError as e:
@@ -62,7 +62,7 @@ def program_text(compiled, traced, target: hardware.Target, options) -> str:
   except (jax.errors.JaxRuntimeError, NotImplementedError):
     with tempfile.TemporaryDirectory(prefix='atm_plan_') as folder:
       dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
-      xla_options_lib.compiled(
+      xla_options_lib.compile_program(
         traced.lower(), target.device, {**(options or {}), **dump}
       )
       found = glob.glob(os.path.join(folder, DUMPED))
@@ -106,7 +106,7 @@ def _only(folder: str, pattern: str) -> str | None:
 
 def stopped(folder: str, traced, target, options) -> tuple[Stopped, None]:
   """As `compile.compile_or_overflow`, of which it is the first part."""
-  compiles = lambda lowered, dump: xla_options.compiled(
+  compiles = lambda lowered, dump: xla_options.compile_program(
     lowered, target.device, {**(options or {}), **dump}
   )
   return half_way(folder, traced.lower(), compiles), None

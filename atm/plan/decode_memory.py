@@ -66,7 +66,7 @@ def spec(job: decode_programs.Job) -> dict:
 def job_of(made: dict) -> decode_programs.Job:
   """The inverse of `spec`."""
   pod = hardware.pod(made['topology'])
-  mesh = mesh_lib.mesh(**made['mesh'], devices=hardware.devices(pod))
+  mesh = mesh_lib.make_mesh(**made['mesh'], devices=hardware.devices(pod))
   net, params = decode_programs.abstract_model(
     made['model'], made['weights'], mesh, made['rules']
   )

@@ -53,7 +53,7 @@ def plan_rows(
   model_config: config_lib.Config,
   program: str = 'decode',
   config: sampling.Config = sampling.Config(),
-  make_mesh: Callable = mesh_lib.mesh,
+  make_mesh: Callable = mesh_lib.make_mesh,
   rules: Rules = Rules(),
   topology: str | None = None,
   weights: str | None = None,

@@ -84,7 +84,7 @@ class Job:
   def traced(self, batch: dict):
     """The program that runs for a batch."""
     given = self.net, self.params
-    with sharding.use(self.target.mesh, self.rules):
+    with sharding.use_mesh(self.target.mesh, self.rules):
       if self.kind == 'encode':
         run = jax.jit(generate.encode, static_argnums=0, keep_unused=True)
         return run.trace(*given, batch['tokens'], batch['segments'])
@@ -98,7 +98,7 @@ class Job:
       return run.trace(*args, **named)
 
   def caches(self, batch: dict) -> list:
-    """Abstract `layers.Cache`s, as the loop over tokens carries them."""
+    """Abstract `layers.KVCache`s, as the loop over tokens carries them."""
     if self.kind == 'encode':
       return []
     c, named = self.config, {k: bare(v) for k, v in batch.items()}
@@ -140,7 +140,7 @@ def abstract_model(config: config_lib.Config, weights, mesh, rules: Rules):
       params,
     )
   net = transformer.AlexaTM(config)
-  with sharding.use(mesh, rules):
+  with sharding.use_mesh(mesh, rules):
     return net, generate.prepare_params(net, params, abstractly_apart)
 
 
@@ -287,6 +287,6 @@ def encode_flops(config: config_lib.Config, B: int, S: int) -> float:
   ids = jax.ShapeDtypeStruct((1, S), jnp.int32)
   params = jax.eval_shape(net.init, jax.random.key(0), ids, ids)['params']
   run = functools.partial(generate.encode, net)
-  return B * flops_lib.matrix_flops(
+  return B * flops_lib.jaxpr_flops(
     train_plan.live(jax.make_jaxpr(run)(params, ids, ids).jaxpr)
   )

@@ -96,7 +96,7 @@ def read_bytes(params, caches, config) -> dict[str, int]:
 
   Args:
     params: abstract, with shardings.
-    caches: a list of abstract `layers.Cache`s.
+    caches: a list of abstract `layers.KVCache`s.
     config: the model.Config.
   """
   head = {

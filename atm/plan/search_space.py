@@ -58,7 +58,9 @@ class Candidate:
     config = dataclasses.replace(given['model_config'], remat=self.remat)
     return {
       **given,
-      'make_mesh': functools.partial(mesh_lib.mesh, slice=slices, **self.mesh),
+      'make_mesh': functools.partial(
+        mesh_lib.make_mesh, slice=slices, **self.mesh
+      ),
       'model_config': config,
       'micro_batches': self.micro_batches,
     }
@@ -151,7 +153,7 @@ class Outlook:
   def target(self, candidate: Candidate) -> hardware.Target:
     key = tuple(candidate.mesh.values())
     if key not in self._targets:
-      mesh = mesh_lib.mesh(
+      mesh = mesh_lib.make_mesh(
         slice=self.slices, **candidate.mesh, devices=self.devices
       )
       self._targets[key] = hardware.Target(mesh, self.pod)
@@ -178,8 +180,10 @@ class Outlook:
       self.tx,
       z_loss=given['z_loss'],
     )
-    with sharding.use(self.mesh, self.rules):
-      traced = xla_options.jitted(update, self.state).trace(self.state, batch)
+    with sharding.use_mesh(self.mesh, self.rules):
+      traced = xla_options.jit_update(update, self.state).trace(
+        self.state, batch
+      )
     jaxpr = train_plan.live(traced.jaxpr.jaxpr)
     flops = train_plan.hardware_flops(jaxpr)
     kept, offloaded = (

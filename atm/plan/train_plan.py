@@ -50,7 +50,7 @@ def plan(
   train_steps: int,
   model_config: config_lib.Config,
   optimizer_config: optimizer.Config,
-  make_mesh: Callable = mesh_lib.mesh,
+  make_mesh: Callable = mesh_lib.make_mesh,
   rules: Rules = Rules(),
   topology: str | None = None,
   packed: bool = True,
@@ -113,9 +113,9 @@ def plan(
   counted = counted_flops(update, model_config, tx, state, batch)
   say(f'compiling the step for {describe(target)}')
   clock = time.perf_counter()
-  with sharding.use(mesh, rules):
+  with sharding.use_mesh(mesh, rules):
     run = functools.partial(update, net, tx, frozen=False)
-    traced = xla_options_lib.jitted(run, state).trace(state, batch)
+    traced = xla_options_lib.jit_update(run, state).trace(state, batch)
     compiled, overflow = (compiler or compile.compile_or_overflow)(
       traced, target, xla_options
     )
@@ -191,7 +191,7 @@ def describe(target: hardware.Target) -> str:
 
 
 def abstract_batch(B: int, lengths, mesh, rules: Rules, packed: bool) -> dict:
-  """Shapes of a batch of `batches.Batches`, as `sharding.place` puts it."""
+  """Returns the shapes and shardings of a batch of `batches.Batches`."""
   placed = NamedSharding(mesh, rules.spec('batch'))
   like = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct(
     shape, dtype, sharding=placed
@@ -231,14 +231,14 @@ def counted_flops(
   run = functools.partial(update, transformer.AlexaTM(plain), tx)
   bare = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
   traced = jax.make_jaxpr(run)(*jax.tree.map(bare, (state, batch)))
-  return flops.matrix_flops(live(traced.jaxpr))
+  return flops.jaxpr_flops(live(traced.jaxpr))
 
 
 def hardware_flops(jaxpr) -> dict[str, float]:
   """FLOPs that are computed, remat's repetitions included; kernels' of them."""
   jaxpr = live(jaxpr)
-  all_of_it = flops.matrix_flops(jaxpr)
-  outside = flops.matrix_flops(jaxpr, kernels=False)
+  all_of_it = flops.jaxpr_flops(jaxpr)
+  outside = flops.jaxpr_flops(jaxpr, kernels=False)
   return {'hardware_flops': all_of_it, 'kernel_flops': all_of_it - outside}
 
 

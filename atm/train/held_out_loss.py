@@ -88,7 +88,7 @@ class HeldOut:
     """`eval/loss/denoise`, `eval/loss/denoise/en`, `eval/accuracy/...`."""
     sums: dict[str, float] = {}
     for owner, batch in self.batches:
-      placed = sharding.place(batch, self.mesh, self.rules)
+      placed = sharding.shard_batch(batch, self.mesh, self.rules)
       rows = {k: np.asarray(v) for k, v in self.step(params, placed).items()}
       for i, names in enumerate(_groups(self.parts)):
         for kind, value in rows.items():

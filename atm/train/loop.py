@@ -85,12 +85,14 @@ class Loop:
     with contextlib.ExitStack() as last:
       opened = last.enter_context
       screen = opened(crash_report.Screen(self.model_dir, self.train_steps))
-      opened(sharding.use(self.mesh, self.rules))
+      opened(sharding.use_mesh(self.mesh, self.rules))
       last.callback(self.writer.close)
       last.callback(self.checkpoints.close)
       self.signals = opened(preemption.Signals())
       profile = opened(Profile(self.model_dir, self.profile_steps, self.say))
-      self.good.open(self.model_dir, start, writes=distributed.is_first())
+      self.good.open(
+        self.model_dir, start, writes=distributed.is_main_process()
+      )
       self.state, self.done = state, start
       self._evaluate_where_due_before()
       feed = batches.prefetch(self._batch_after, start, self.train_steps)
@@ -116,7 +118,9 @@ class Loop:
     """Dispatches the next step; its number."""
     now = self.done + 1
     if host_batch is not None:
-      batch = sharding.place(host_batch, self.mesh, self.rules, self.batch_size)
+      batch = sharding.shard_batch(
+        host_batch, self.mesh, self.rules, self.batch_size
+      )
       self._compile_where_due(batch)
     profile.before(now)
     if host_batch is None:
@@ -149,10 +153,10 @@ class Loop:
   def _compile(self, batch) -> None:
     clock = time.perf_counter()
     update = functools.partial(self.update, frozen=self.frozen)
-    lowered = xla_options_lib.jitted(update, self.state).lower(
+    lowered = xla_options_lib.jit_update(update, self.state).lower(
       self.state, batch
     )
-    self.compiled = xla_options_lib.compiled(
+    self.compiled = xla_options_lib.compile_program(
       lowered, jax.devices()[0], self.xla_options
     )
     until = f' with the encoder frozen to step {self.freeze_encoder_steps:,}'
@@ -203,7 +207,7 @@ class Loop:
   def _evaluate(self) -> None:
     with self.good.spent_on('evaluation'):
       row = self.signals.breakable(self._evaluated)
-      if not self.done and distributed.is_first():
+      if not self.done and distributed.is_main_process():
         row |= self.unigram()
       self.writer.write(self.done, row)
       losses = (

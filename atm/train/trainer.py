@@ -63,7 +63,7 @@ def train(
   model_config: config_lib.Config,
   optimizer_config: optimizer.Config,
   vocabulary: str | None = None,
-  make_mesh: Callable = mesh_lib.mesh,
+  make_mesh: Callable = mesh_lib.make_mesh,
   rules: Rules = Rules(),
   seed: int = 0,
   z_loss: float = 0.0,
@@ -145,7 +145,7 @@ def train(
       what asks, see `during_training.FewShotEvaluator`.
     profile_steps: (first, last) steps that JAX's profiler records into
       model_dir/profile, for TensorBoard or Perfetto.
-    xla_options: `changes` of `xla_options.compiled`, for the step.
+    xla_options: `changes` of `xla_options.compile_program`, for the step.
     checkpoint_dir: where checkpoints lie if not in model_dir, a folder of
       gs:// say; model_dir keeps its name.
     keep: how many checkpoints; None keeps all.
@@ -185,11 +185,11 @@ def train(
   config_checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
   config_checks.check_micro_batches(mesh, rules, batch_size, micro_batches)
   mine = sharding.host_rows(mesh, rules, batch_size)
-  say = say if distributed.is_first() else lambda text: None
+  say = say if distributed.is_main_process() else lambda text: None
   configure_tasks()
   registry.find_task(mixture)
   if checkpoint_dir is not None:
-    distributed.first_then_all(
+    distributed.run_main_process_first(
       lambda: paths.set_checkpoint_dir(model_dir, checkpoint_dir)
     )
   latest = reader.latest_step(model_dir)
@@ -204,7 +204,7 @@ def train(
   # --- Vocabulary and data
   if cache_dir is not None and vocabulary is None:
     vocabulary = os.path.join(cache_dir, 'vocabulary')
-  words = distributed.first_then_all(lambda: open_vocabulary(
+  words = distributed.run_main_process_first(lambda: open_vocabulary(
     vocabulary, model_dir, mixture, model_config, train_vocabulary, latest,
     source,
   ))  # fmt: skip
@@ -212,7 +212,7 @@ def train(
   rows_dir = cache_dir
   if cache_dir is None:
     rows_dir = os.path.join(model_dir, 'rows')
-    distributed.first_then_all(lambda: cache.build(
+    distributed.run_main_process_first(lambda: cache.build(
       mixture, words.path, lengths, rows_dir,
       ('validation',) if stream else ('train', 'validation'), row_passes,
       configure_tasks=configure_tasks, say=say,
@@ -221,7 +221,7 @@ def train(
     batches_lib.load_parts, mixture, vocabulary=words, lengths=sizes,
     directory=rows_dir,
     # A resumed run compares digests, and every row's own hash when it is read.
-    verify=distributed.share() if verify_cache and not latest else None,
+    verify=distributed.process_share() if verify_cache and not latest else None,
   )  # fmt: skip
   held_parts = opened(split='validation')
   if stream:
@@ -252,7 +252,9 @@ def train(
     'skip_steps': [list(steps) for steps in skip_steps],
     'config': config_text,
   }
-  distributed.check_same(**{**meta, 'config': latest}, mesh=mesh_text(mesh))
+  distributed.check_processes_agree(
+    **{**meta, 'config': latest}, mesh=mesh_text(mesh)
+  )
   net = transformer.AlexaTM(model_config)
   flops = flops_between(model_config, batch_size, sizes, freeze_encoder_steps)
   log = Log(say, train_steps, batch_size, sizes, flops, abort_after_nonfinite)
@@ -318,7 +320,7 @@ def train(
   if ask_every:
     asks = make_asker(model_config, words, mesh, rules, say)
   # A fresh run writes its evaluation at step 0 anew.
-  first = distributed.is_first()
+  first = distributed.is_main_process()
   rewind = start or -1
   writer = (
     metric_writer.Writer(model_dir, rewind) if first else metric_writer.Silent()
@@ -401,7 +403,7 @@ def mesh_text(mesh) -> str:
 
 def keep_beside(model_dir: str, words: Vocabulary, meta: dict) -> None:
   """Puts config.gin and the vocabulary into model_dir, for all hosts."""
-  if not distributed.is_first():
+  if not distributed.is_main_process():
     return
   fileio.write_atomically(
     os.path.join(model_dir, 'config.gin'), meta['config'].encode()

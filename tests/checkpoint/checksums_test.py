@@ -71,7 +71,7 @@ def test_it_does_not_depend_on_the_mesh(rng, dtype):
   array = jnp.asarray(rng.normal(size=(16, 24)), dtype)
   want = by_hand(array)
   for sizes in ({'data': 8}, {'fsdp': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}):
-    mesh = mesh_lib.mesh(**{'data': 1, **sizes})
+    mesh = mesh_lib.make_mesh(**{'data': 1, **sizes})
     for spec in (P(), P('fsdp'), P('tensor', 'fsdp'), P(('data', 'fsdp'))):
       placed = jax.device_put(array, NamedSharding(mesh, spec))
       assert checksum(placed) == want, (sizes, spec)

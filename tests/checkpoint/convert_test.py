@@ -33,7 +33,7 @@ def tensors(folder):
 
 
 def one():
-  return mesh_lib.mesh(devices=jax.devices()[:1])
+  return mesh_lib.make_mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_import_after_export_is_the_identity(tmp_path, name, dtype):
 @pytest.mark.parametrize('name', ['untied', 'blenderbot_c'])
 def test_an_imported_model_runs_like_the_folder(tmp_path, name):
   folder, run = folder_of(name, tmp_path / 'source'), str(tmp_path / 'run')
-  mesh = lambda: mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  mesh = lambda: mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   convert.import_weights(folder, run, mesh, say=quiet)
   g = golden(name)
   model = atm.load(run, mesh=one())

@@ -29,7 +29,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def load(root):
-  one = mesh_lib.mesh(devices=jax.devices()[:1])
+  one = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return lambda name, **more: atm.load(
     folder_of(name, root), **{'mesh': one, **more}
   )
@@ -267,7 +267,7 @@ def test_the_float32_casts_are_honoured():
 
 @pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)
 def test_a_sharded_model_has_the_same_logits(load, name):
-  mesh = mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   g = golden(name)
   if name == 'blenderbot_b':
     with pytest.raises(ValueError, match='vocab_size = 101 does not divide'):

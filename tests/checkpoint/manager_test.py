@@ -16,7 +16,7 @@ TX = optimizer.make(optimizer.Config())
 
 
 def abstract(config, **sizes):
-  mesh = mesh_lib.mesh(**sizes)
+  mesh = mesh_lib.make_mesh(**sizes)
   return step.abstract_state(AlexaTM(config), TX, mesh, Rules())
 
 

@@ -27,7 +27,7 @@ from conftest import tiny
 from goldens import HERE, folder_of, golden
 
 XLMR = f'{HERE}/xlmr_xl'
-EIGHT = functools.partial(mesh_lib.mesh, data=2, fsdp=2, tensor=2)
+EIGHT = functools.partial(mesh_lib.make_mesh, data=2, fsdp=2, tensor=2)
 SENTENCES = [
   'the quick brown fox jumps over the lazy dog',
   'pack my box with five dozen liquor jugs',
@@ -53,7 +53,7 @@ def _fresh(config, mesh, seed):
 
 
 def fresh(config, mesh=None, seed=7):
-  mesh = mesh or mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
   return jax.tree.map(jax.device_put, *_fresh(config, mesh, seed))
 
 
@@ -152,7 +152,7 @@ def test_xlmr_states(xlmr_words, shape):
   """Faults seen: positions without offset; without type 0; norms swapped."""
   config = beside_xlmr()
   devices = jax.devices()[: np.prod(shape)]
-  mesh = mesh_lib.mesh(*shape, devices=devices)
+  mesh = mesh_lib.make_mesh(*shape, devices=devices)
   _, params, _ = warm(config, XLMR, xlmr_words, mesh)
   g = np.load(f'{HERE}/xlmr_xl.io.npz')
   real = g['attention_mask'].astype(bool)
@@ -482,7 +482,7 @@ def test_a_warm_start_trains(xlmr_words):
     'decoder_target_tokens': ids,
     'decoder_loss_weights': np.ones(ids.shape, np.float32),
   }
-  batch = sharding.place(batch, mesh, sharding.Rules())
+  batch = sharding.shard_batch(batch, mesh, sharding.Rules())
 
   @functools.partial(jax.jit, donate_argnums=0)
   def update(params):
@@ -490,7 +490,7 @@ def test_a_warm_start_trains(xlmr_words):
     value, grads = jax.value_and_grad(loss)(params)
     return jax.tree.map(lambda p, g: p - 0.01 * g, params, grads), value
 
-  with sharding.use(mesh, sharding.Rules()):
+  with sharding.use_mesh(mesh, sharding.Rules()):
     params, first = update(state.params)
     _, second = update(params)
   assert jnp.isfinite(first) and second < first

@@ -56,7 +56,7 @@ def model(words) -> api.Model:
     encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
     positions=256, dtype='float32', init_std=0.3,
   )  # fmt: skip
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return api.Model(config, init(config), words, mesh, Rules(), 7)
 
 
@@ -176,7 +176,7 @@ def test_neither_batch_nor_order_nor_mesh_changes_an_answer(model, tmp_path):
   """Faults seen: answers in the order of lengths."""
   names = ('superglue_*', 'xnli_de', 'squadv2', 'flores101_en_de')
   first = run(model, tasks(*names), tmp_path / 'a')
-  mesh = mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   shapes = parameters.abstract_params(AlexaTM(model.config), mesh, Rules())
   placed = jax.tree.map(
     lambda x, to: jax.device_put(x, to.sharding), model.params, shapes

@@ -97,7 +97,7 @@ def model(words):
     encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
     positions=64, dtype='float32', init_std=0.3,
   )  # fmt: skip
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return api.Model(config, init(config), words, mesh, Rules(), 7)
 
 
@@ -157,7 +157,7 @@ def test_modes_put_the_marker(model):
 
 
 def test_any_mesh_generates_alike(model, words):
-  mesh = mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   prompts = ['Everyone has', 'Jeder', 'सभी', 'よって']
   other = dataclasses.replace(model, mesh=mesh)
   assert other.generate(prompts) == model.generate(prompts)
@@ -328,7 +328,7 @@ def test_samples_do_not_depend_on_the_batch(model):
 
 
 def test_beams_on_any_mesh(model):
-  mesh = mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   texts = ['Everyone has', 'Jeder', 'सभी', 'よって']
   config = sampling.Config(max_tokens=8, beams=3, results=2)
   other = dataclasses.replace(model, mesh=mesh)

@@ -37,7 +37,7 @@ def twin():
   """The model of the goldens, on one device."""
   from atm.parallel import mesh as mesh_lib
 
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return atm.load(os.path.join(HERE, 'blenderbot_generate'), mesh=mesh)
 
 

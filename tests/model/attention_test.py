@@ -10,7 +10,7 @@ import pytest
 
 from atm.model import attention, parameters
 from atm.model import remat as remat_lib
-from atm.model.attention import Sight
+from atm.model.attention import AttentionMask
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding as sharding_lib
@@ -21,11 +21,13 @@ from atm.train import step
 from conftest import batch, tiny
 
 SIGHTS = ('encoder', 'decoder', 'cross')
-splash_interpreted = functools.partial(attention.splash, interpret=True)
+splash_interpreted = functools.partial(
+  attention.splash_attention, interpret=True
+)
 WAYS = {
-  'rows': attention.rows,
+  'rows': attention.rowwise_attention,
   'splash': splash_interpreted,
-  'cudnn': functools.partial(attention.cudnn, kernel='xla'),
+  'cudnn': functools.partial(attention.cudnn_attention, kernel='xla'),
 }
 
 
@@ -42,7 +44,7 @@ def inputs(rng, kind, B=4, T=9, S=13, H=2, K=8, dtype=jnp.float32):
   draw = lambda n: jnp.asarray(rng.standard_normal((B, n, H, K)), dtype)
   queries, keys = segments(rng, B, T), segments(rng, B, S)
   keys = keys if kind == 'cross' else queries
-  sight = Sight(queries, keys, causal=kind == 'decoder')
+  sight = AttentionMask(queries, keys, causal=kind == 'decoder')
   return draw(T), draw(S), draw(S), sight
 
 
@@ -70,13 +72,13 @@ def test_every_way_equals_einsum(rng, monkeypatch, way, kind):
   monkeypatch.setattr(attention, 'ROWS_BYTES', 2 * 4 * 2 * 9 * 13)
   given = inputs(rng, kind)
   got = value_and_slopes(WAYS[way], *given)
-  want = value_and_slopes(attention.einsum, *given)
+  want = value_and_slopes(attention.einsum_attention, *given)
   for x, y in zip(got, want, strict=True):
     np.testing.assert_allclose(x, y, atol=3e-6)
 
 
 def over_keys(B: int, t: int, S: int, H: int, K: int, dtype, sharding=None):
-  """Shapes of what `over_cache` takes, t queries to a row of B."""
+  """Shapes of what `attend_to_cache` takes, t queries to a row of B."""
   like = lambda dtype, *shape: jax.ShapeDtypeStruct(
     shape, dtype, sharding=sharding
   )
@@ -102,7 +104,7 @@ def test_queries_that_share_keys_are_answered_apart(rng, monkeypatch, t, tpu):
     for x in over_keys(B, t, S, 2, 8, jnp.float32)
   )
   mask = jnp.asarray(rng.random((B, t, S)) < 0.5).at[:, :, 0].set(True)
-  got = attention.over_cache(query, keys, values, mask)
+  got = attention.attend_to_cache(query, keys, values, mask)
   assert got.shape == query.shape
   for row, i in np.ndindex(B, t):
     scores = jnp.einsum('hk,hks->hs', query[row, i], keys[row]) / 8**0.5
@@ -114,11 +116,13 @@ def test_queries_that_share_keys_are_answered_apart(rng, monkeypatch, t, tpu):
 @pytest.mark.libtpu
 def test_one_query_a_row_is_a_product_of_the_matrix_unit():
   """Most of its cycles are. Fault seen: the vector unit's, nine tenths."""
-  mesh = mesh_lib.mesh(devices=hardware.devices(hardware.pod('v5e:2x2'))[:1])
+  mesh = mesh_lib.make_mesh(
+    devices=hardware.devices(hardware.pod('v5e:2x2'))[:1]
+  )
   placed = sharding_lib.NamedSharding(mesh, jax.P())
   given = over_keys(32, 1, 2048, 4, 128, jnp.bfloat16, placed)
-  with sharding_lib.use(mesh, Rules()):
-    compiled = jax.jit(attention.over_cache).lower(*given).compile()
+  with sharding_lib.use_mesh(mesh, Rules()):
+    compiled = jax.jit(attention.attend_to_cache).lower(*given).compile()
   cycles = hlo.Program(compiled.as_text()).cycles()
   assert cycles['matrix products'] > cycles['elementwise']
 
@@ -127,7 +131,7 @@ def test_splash_over_several_blocks(rng):
   """1100 queries, 1030 keys: three blocks of 384 each, the last not full."""
   given = inputs(rng, 'cross', B=1, T=1100, S=1030, H=1)
   got = value_and_slopes(splash_interpreted, *given)
-  want = value_and_slopes(attention.einsum, *given)
+  want = value_and_slopes(attention.einsum_attention, *given)
   for x, y in zip(got, want, strict=True):
     np.testing.assert_allclose(x, y, atol=1e-5)
 
@@ -138,7 +142,7 @@ def test_splash_lowers_for_tpus(rng, kind):
   given = inputs(rng, kind, T=200, S=300, H=4, K=64, dtype=jnp.bfloat16)
 
   def total(query, key, value):
-    out = attention.splash(query, key, value, given[3])
+    out = attention.splash_attention(query, key, value, given[3])
     return out.astype(jnp.float32).sum()
 
   program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*given[:3])
@@ -151,8 +155,8 @@ def test_rows_in_bfloat16_are_as_near_as_einsum(rng, kind):
   """Distance from float32 on the same inputs, relative."""
   given = inputs(rng, kind, T=24, S=32, dtype=jnp.bfloat16)
   exact = [x.astype(jnp.float32) for x in given[:3]]
-  exact = value_and_slopes(attention.einsum, *exact, given[3])
-  for way in (attention.rows, attention.einsum):
+  exact = value_and_slopes(attention.einsum_attention, *exact, given[3])
+  for way in (attention.rowwise_attention, attention.einsum_attention):
     for got, want in zip(value_and_slopes(way, *given), exact, strict=True):
       error = np.linalg.norm(np.asarray(got, np.float32) - want)
       assert error < 0.01 * np.linalg.norm(want)
@@ -171,8 +175,8 @@ def test_rows_hold_no_scores_of_all_rows(rng, monkeypatch):
     shapes = [list(map(int, x.split('x'))) for x in shapes]
     return max(np.prod(x) for x in shapes if x[-1] == 13 and 9 in x)
 
-  assert largest(attention.rows) == some
-  assert largest(attention.einsum) == 2 * some
+  assert largest(attention.rowwise_attention) == some
+  assert largest(attention.einsum_attention) == 2 * some
 
 
 TARGETS = [
@@ -190,18 +194,22 @@ TARGETS = [
 def test_auto_is_by_platform(
   monkeypatch, platform, devices, dtype, length, want
 ):
-  monkeypatch.setattr(sharding_lib, 'target', lambda: (platform, devices))
+  monkeypatch.setattr(
+    sharding_lib, 'current_target', lambda: (platform, devices)
+  )
   x = jax.ShapeDtypeStruct((8, length, 8, 64), dtype)
-  assert attention.choose(x, x) == want
+  assert attention.choose_implementation(x, x) == want
 
 
 def test_what_only_einsum_can_is_einsums(rng, monkeypatch):
   def refuse(*args):
     raise AssertionError('not by einsum')
 
-  monkeypatch.setattr(attention, 'rows', refuse)
+  monkeypatch.setattr(attention, 'rowwise_attention', refuse)
   query, key, value, sight = inputs(rng, 'encoder')
-  attend = functools.partial(attention.attention, implementation='rows')
+  attend = functools.partial(
+    attention.dot_product_attention, implementation='rows'
+  )
   attend(query, key, value, sight, dropout=lambda x: x)
   half = [x.astype(jnp.bfloat16) for x in (query, key, value)]
   attend(*half, sight, scores_float32=False)
@@ -222,8 +230,8 @@ def slopes_of(mesh, rows, run=True, **changes):
     return sums['loss'].sum() / sums['weight'].sum()
 
   compute = jax.value_and_grad(mean)
-  with sharding_lib.use(mesh, Rules()):
-    rows = sharding_lib.place(rows, mesh, Rules())
+  with sharding_lib.use_mesh(mesh, Rules()):
+    rows = sharding_lib.shard_batch(rows, mesh, Rules())
     if not run:
       return jax.make_jaxpr(compute)(abstract, rows)
     draw = np.random.default_rng(0)
@@ -251,9 +259,9 @@ SMALL = dict(encoder_layers=2, decoder_layers=2)
 def test_over_devices_every_one_attends_on_its_rows_and_heads(
   rng, monkeypatch, one_device, way
 ):
-  monkeypatch.setattr(attention, 'splash', splash_interpreted)
+  monkeypatch.setattr(attention, 'splash_attention', splash_interpreted)
   rows = batch(rng, 8, 12, 10)
-  mesh = mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   got = slopes_of(mesh, rows, attention=way, **SMALL)
   assert_close(got, slopes_of(one_device, rows, attention='einsum', **SMALL))
 
@@ -263,7 +271,7 @@ def test_remat_changes_nothing_but_what_is_kept(
   rng, monkeypatch, one_device, way
 ):
   """Products, counted in the program; 'full' keeps no feed-forward's inside."""
-  monkeypatch.setattr(attention, 'splash', splash_interpreted)
+  monkeypatch.setattr(attention, 'splash_attention', splash_interpreted)
   rows = batch(rng, 2, 12, 10)
   products, inside = {}, {}
   for remat in remat_lib.REMAT:

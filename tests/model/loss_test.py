@@ -44,7 +44,9 @@ def plain(states, targets, weights, head, bias):
 
 
 def in_chunks(chunk):
-  return functools.partial(loss.from_states, z_loss=0.1, chunk=chunk)
+  return functools.partial(
+    loss.cross_entropy_from_states, z_loss=0.1, chunk=chunk
+  )
 
 
 def value_and_slopes(compute, states, targets, weights, head, bias, by_row=3.0):
@@ -188,7 +190,7 @@ def compiled(mesh, rows, length, **changes):
     k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
     for k, x in rows.items()
   }
-  with sharding.use(mesh, Rules()):
+  with sharding.use_mesh(mesh, Rules()):
     lowered = jax.jit(slopes_of(net)).lower(params, given)
     return lowered.compile(FUSED_AS_USERS).as_text()
 
@@ -225,7 +227,7 @@ def test_each_device_has_logits_of_its_own_rows_and_ids():
   Faults seen: the loop left to GSPMD, which sums the head's gradient in every
   turn; rows not split; ids not split; the head gathered over `tensor`, too.
   """
-  mesh, part = mesh_lib.mesh(data=2, fsdp=2, tensor=2), 75_000
+  mesh, part = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2), 75_000
   program = compiled(mesh, 16, 40, **LARGE)
   found = arrays(program, part)
   logits = {x for x in found if x[-1] % part == 0 and len(x) > 1}
@@ -244,7 +246,7 @@ def test_of_embeddings_tokens_alone_are_exchanged():
 
   Fault seen: positions added to columns, which exchanged them as well.
   """
-  program = compiled(mesh_lib.mesh(data=2, fsdp=4), 16, 40, **LARGE)
+  program = compiled(mesh_lib.make_mesh(data=2, fsdp=4), 16, 40, **LARGE)
   lines = re.findall(r'.* all-to-all\(.*', program)
   assert len([line for line in lines if '_embed' in line]) == 4
 
@@ -254,7 +256,7 @@ def test_each_device_is_sent_its_part_of_the_heads_gradient():
 
   Fault seen: the whole gradient summed to every device.
   """
-  program = compiled(mesh_lib.mesh(data=2, fsdp=4), 16, 40, **LARGE)
+  program = compiled(mesh_lib.make_mesh(data=2, fsdp=4), 16, 40, **LARGE)
   loops, entry = program.split('\nENTRY ')
   part = r'= \w+\[37500,32\].* reduce-scatter\('
   whole = r'= \w+\[150000,32\].* all-reduce\('
@@ -281,15 +283,15 @@ def test_devices_change_neither_value_nor_gradient(
   )
   ids = jnp.ones((1, 1), jnp.int32)
   rows, got = batch(rng, 8, 12, 10), []
-  for mesh in (one_device, mesh_lib.mesh(**sizes)):
+  for mesh in (one_device, mesh_lib.make_mesh(**sizes)):
     abstract = parameters.abstract_params(net, mesh, Rules())
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     make = lambda: nn.unbox(
       net.init(jax.random.key(0), ids, ids, enable_dropout=False)['params']
     )
     params = jax.jit(make, out_shardings=shardings)()
-    with sharding.use(mesh, Rules()):
-      placed = sharding.place(rows, mesh, Rules())
+    with sharding.use_mesh(mesh, Rules()):
+      placed = sharding.shard_batch(rows, mesh, Rules())
       got.append(jax.device_get(jax.jit(slopes_of(net))(params, placed)))
   assert np.isfinite(got[0][0])
   jax.tree.map(

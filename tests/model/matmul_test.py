@@ -62,7 +62,7 @@ def test_heads_are_cut_and_joined_inside_the_product(
   Faults seen: heads joined in the other order; the bias's gradient of one row;
   it twice.
   """
-  monkeypatch.setattr(sharding, 'target', lambda: (platform, 1))
+  monkeypatch.setattr(sharding, 'current_target', lambda: (platform, 1))
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
   x, out_of = draw(2, 5, 16), (draw(16, 24), draw(24))
   heads, into = draw(2, 5, 4, 6), (draw(24, 16), draw(16))
@@ -128,9 +128,9 @@ def test_every_product_is_of_the_fast_kind(rng, A, widths, dtype):
 
 
 def test_several_devices_use_plain_products(rng, monkeypatch):
-  monkeypatch.setattr(sharding, 'target', lambda: ('cpu', 8))
+  monkeypatch.setattr(sharding, 'current_target', lambda: ('cpu', 8))
   given = inputs(rng, 24, 32, [8, 16], jnp.float32)
   jaxpr = str(jax.make_jaxpr(lambda x, w: matmul.affine(x, *w))(*given[:2]))
   assert 'custom_vjp' not in jaxpr and 'layout' not in jaxpr
-  jaxpr = str(jax.make_jaxpr(matmul.transposed)(given[0]))
+  jaxpr = str(jax.make_jaxpr(matmul.transpose)(given[0]))
   assert 'layout' not in jaxpr

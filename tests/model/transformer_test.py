@@ -174,7 +174,7 @@ def test_gelu_and_the_product_behind_it_are_so_on_tpus_too(rng):
   )
   plain = lambda x, w, b: jax.nn.gelu(x, False) @ w + b
   (ours, back), (theirs, plain_back) = (
-    jax.vjp(f, x, w, b) for f in (layers.gelu_product, plain)
+    jax.vjp(f, x, w, b) for f in (layers.gelu_matmul, plain)
   )
   close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
   jax.tree.map(close, (ours, back(pull)), (theirs, plain_back(pull)))
@@ -199,8 +199,8 @@ def test_the_norms_gradient_is_that_of_its_formula(rng, norm):
     return centred * jax.lax.rsqrt(second + 1e-2) * scale + bias
 
   def ours(x, scale, bias, eps=1e-2):
-    known = layers.moments(x, tiny(norm=norm, norm_eps=eps))
-    return layers.normalised(x, known, scale, bias, norm)
+    known = layers.norm_moments(x, tiny(norm=norm, norm_eps=eps))
+    return layers.normalize(x, known, scale, bias, norm)
 
   (got, back), (want, plain_back) = (
     jax.vjp(f, x, scale, bias) for f in (ours, plain)

@@ -36,10 +36,10 @@ def test_rules_check_themselves():
 
 
 def test_mesh_fills_an_axis():
-  assert dict(mesh_lib.mesh(tensor=2).shape) == {
+  assert dict(mesh_lib.make_mesh(tensor=2).shape) == {
     'slice': 1, 'data': 4, 'fsdp': 1, 'tensor': 2
   }  # fmt: skip
-  filled = mesh_lib.mesh(slice=-1, data=2, fsdp=2)
+  filled = mesh_lib.make_mesh(slice=-1, data=2, fsdp=2)
   assert tuple(filled.shape.values()) == (2, 2, 2, 1)
 
 
@@ -59,7 +59,7 @@ def test_mesh_names_sizes_that_do_not_fit(sizes):
   with pytest.raises(
     ValueError, match='mesh.slice = .*mesh.data = .*mesh.tensor'
   ):
-    mesh_lib.mesh(**sizes)
+    mesh_lib.make_mesh(**sizes)
 
 
 @dataclasses.dataclass
@@ -88,25 +88,25 @@ def pod(*sides, slices=1):
 def test_slices_are_the_outer_axis():
   """Faults seen: devices reshaped as listed; slices laid on `fsdp`."""
   chips = pod(4, 4, 8, slices=2)
-  made = mesh_lib.arranged((2, 2, 64, 1), chips)
+  made = mesh_lib.arrange_devices((2, 2, 64, 1), chips)
   assert made.shape == (2, 2, 64, 1)
   assert len({chip.id for chip in made.flat}) == 256
   for number, block in enumerate(made):
     assert {chip.slice_index for chip in block.flat} == {number}
   with pytest.raises(ValueError, match='mesh.slice = 1, .* are 2 slices: set'):
-    mesh_lib.arranged((1, 4, 64, 1), chips)
+    mesh_lib.arrange_devices((1, 4, 64, 1), chips)
 
 
 def test_the_last_axis_follows_the_links_of_a_pod():
   """Fault seen: devices reshaped as listed."""
-  made = mesh_lib.arranged((1, 2, 16, 4), pod(4, 4, 8))
+  made = mesh_lib.arrange_devices((1, 2, 16, 4), pod(4, 4, 8))
   for line in made.reshape(-1, 4):  # a ring of four chips along one side
     coords = np.array([chip.coords for chip in line])
     assert sorted(np.ptp(coords, axis=0)) == [0, 0, 3]
 
 
 def test_sizes_that_do_not_divide_name_the_binding():
-  mesh = mesh_lib.mesh(tensor=8)
+  mesh = mesh_lib.make_mesh(tensor=8)
   with pytest.raises(
     ValueError, match=r'Config.vocab_size = 100 .*8.* (104|96)'
   ):
@@ -141,17 +141,19 @@ def test_every_size_is_checked_before_anything_is_compiled(split, message):
   sizes, rows = registry.Lengths(16, 20), 12 if 'BATCH' in message else 16
   with pytest.raises(ValueError, match=message):
     config_checks.check_sizes(
-      mesh_lib.mesh(data=1, fsdp=8), Rules(**rules), config, sizes, rows
+      mesh_lib.make_mesh(data=1, fsdp=8), Rules(**rules), config, sizes, rows
     )
 
 
 def test_place_gives_each_device_its_rows():
   """Fault seen: every device given the first rows."""
-  mesh = mesh_lib.mesh(slice=2, data=2, fsdp=1, tensor=2)
+  mesh = mesh_lib.make_mesh(slice=2, data=2, fsdp=1, tensor=2)
   rows = np.arange(8)
   np.testing.assert_array_equal(sharding.host_rows(mesh, Rules(), 8), rows)
   for size in (None, 8):
-    x = sharding.place({'x': rows[:, None] * [1, 1]}, mesh, Rules(), size)['x']
+    x = sharding.shard_batch(
+      {'x': rows[:, None] * [1, 1]}, mesh, Rules(), size
+    )['x']
     assert x.shape == (8, 2) and x.sharding.spec == Rules().spec('batch')
     for shard in x.addressable_shards:
       at = np.argwhere(mesh.device_ids == shard.device.id)[0]
@@ -161,8 +163,8 @@ def test_place_gives_each_device_its_rows():
 
 def test_start_refuses_another_number_of_devices():
   with pytest.raises(ValueError, match='already started with 8'):
-    distributed.start(cpu_devices=4)
-  distributed.start(cpu_devices=8)
+    distributed.start_jax(cpu_devices=4)
+  distributed.start_jax(cpu_devices=8)
   assert jax.device_count() == 8
 
 
@@ -186,7 +188,7 @@ def test_start_refuses_another_number_of_devices():
 )
 def test_start_names_what_does_not_fit(settings, message):
   with pytest.raises(ValueError, match=message):
-    distributed.start(**settings)
+    distributed.start_jax(**settings)
 
 
 @pytest.mark.parametrize(
@@ -202,5 +204,5 @@ def test_copies_of_one_run_are_refused(monkeypatch, name, environment):
   for variable, value in environment.items():
     monkeypatch.setenv(variable, value)
   with pytest.raises(ValueError, match=f"{name} started 4 .*'auto'.*'off'"):
-    distributed.start()
-  distributed.start(distributed='off')
+    distributed.start_jax()
+  distributed.start_jax(distributed='off')

@@ -26,7 +26,7 @@ def lowered():
 def test_an_option_reaches_the_compiler(lowered, tmp_path):
   """Fault seen: compiled without them."""
   options = {'xla_dump_to': str(tmp_path)}
-  compiled = xla_options.compiled(lowered, CPU, options)
+  compiled = xla_options.compile_program(lowered, CPU, options)
   assert list(tmp_path.iterdir())
   assert compiled(jnp.ones((8, 8)))[0, 0] == 8
 
@@ -37,18 +37,22 @@ def test_options_are_of_the_device_and_may_be_changed(monkeypatch):
   fake = types.SimpleNamespace(
     compile=lambda compiler_options: seen.append(compiler_options)
   )
-  monkeypatch.setattr(xla_options, 'OPTIONS', {'tpu': {'a': 1, 'b': 1}})
-  monkeypatch.setattr(xla_options, 'OF_KIND', {'TPU v6 lite': {'b': 2, 'c': 2}})
+  monkeypatch.setattr(
+    xla_options, 'PLATFORM_OPTIONS', {'tpu': {'a': 1, 'b': 1}}
+  )
+  monkeypatch.setattr(
+    xla_options, 'KIND_OPTIONS', {'TPU v6 lite': {'b': 2, 'c': 2}}
+  )
   device = lambda kind: types.SimpleNamespace(platform='tpu', device_kind=kind)
-  xla_options.compiled(fake, device('TPU v6 lite'), {'c': 3})
-  xla_options.compiled(fake, device('TPU v4'))
-  xla_options.compiled(fake, CPU)
+  xla_options.compile_program(fake, device('TPU v6 lite'), {'c': 3})
+  xla_options.compile_program(fake, device('TPU v4'))
+  xla_options.compile_program(fake, CPU)
   assert seen == [{'a': 1, 'b': 2, 'c': 3}, {'a': 1, 'b': 1}, None]
 
 
 def test_options_of_a_gpu_exist(lowered):
   """jaxlib reads them on any platform; libtpu alone knows those of TPUs."""
-  xla_options.compiled(lowered, GPU)
+  xla_options.compile_program(lowered, GPU)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def test_options_of_a_gpu_exist(lowered):
 )
 def test_a_mistake_is_named(lowered, options, expected):
   with pytest.raises(ValueError, match='XLA_OPTIONS = .*' + expected):
-    xla_options.compiled(lowered, GPU, options)
+    xla_options.compile_program(lowered, GPU, options)
 
 
 @pytest.mark.libtpu
@@ -79,13 +83,15 @@ def test_too_little_vector_memory_is_one_line():
 
   def attend(x):
     ids = jnp.ones(x.shape[:2], jnp.int32)
-    return attention.splash(x, x, x, attention.Sight(ids, ids))
+    return attention.splash_attention(
+      x, x, x, attention.AttentionMask(ids, ids)
+    )
 
   lowered = jax.jit(attend).lower(given)
   with pytest.raises(
     ValueError, match='_kib = 512: splash.* takes .* and may'
   ) as e:
-    xla_options.compiled(lowered, TPU, {xla_options.LIMIT: 512})
+    xla_options.compile_program(lowered, TPU, {xla_options.VMEM_LIMIT: 512})
   assert '\n' not in str(e.value)
 
 

@@ -29,7 +29,7 @@ from conftest import tiny as of_several_layers
 
 S, T = 16, 9
 LENGTHS = {'inputs': S, 'targets': T}
-MESH = functools.partial(mesh_lib.mesh, data=2, tensor=4)
+MESH = functools.partial(mesh_lib.make_mesh, data=2, tensor=4)
 GREEDY = sampling.Config(max_tokens=T)
 SAMPLED = sampling.Config(max_tokens=T, temperature=0.7, results=2)
 BEAMS = sampling.Config(max_tokens=T, beams=3, results=2)
@@ -110,7 +110,7 @@ def test_the_program_is_that_of_infer(loaded, monkeypatch, config, weights):
   real = halved(loaded) if weights else loaded
   run, given, named = run_of(real, config, monkeypatch)
   job = job_of(config, weights)
-  with sharding.use(MESH(), Rules()):
+  with sharding.use_mesh(MESH(), Rules()):
     lowered = run.lower(*given, **named)
   planned_ = job.traced(job.batch(8)).lower()
   assert planned_.as_text() == lowered.as_text()
@@ -118,7 +118,7 @@ def test_the_program_is_that_of_infer(loaded, monkeypatch, config, weights):
 
 def test_temporaries_are_those_of_the_real_program(loaded, monkeypatch):
   run, given, named = run_of(loaded, GREEDY, monkeypatch)
-  with sharding.use(MESH(), Rules()):
+  with sharding.use_mesh(MESH(), Rules()):
     analysis = run.lower(*given, **named).compile().memory_analysis()
   said = planned()['memory']
   assert said['heap'] == analysis.temp_size_in_bytes
@@ -133,7 +133,7 @@ def test_temporaries_are_those_of_the_real_program(loaded, monkeypatch):
 def test_bytes_are_those_of_the_real_shards(loaded, monkeypatch):
   """Faults seen: whole arrays counted; one result of each input."""
   _, (net, params, choice), named = run_of(loaded, SAMPLED, monkeypatch)
-  with sharding.use(MESH(), Rules()):
+  with sharding.use_mesh(MESH(), Rules()):
     rows = generate.start_decoding(net, params, choice, **named)
   said = planned(config=SAMPLED)
   assert said['memory']['parameters'] == on_device(params)
@@ -444,14 +444,14 @@ def test_a_plan_is_written_and_printed(tmp_path):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'make_mesh': functools.partial(mesh_lib.mesh, data=2, fsdp=4)},
+    ({'make_mesh': functools.partial(mesh_lib.make_mesh, data=2, fsdp=4)},
      'mesh.tensor=4 --gin.sharding.mesh.data=2'),
     ({'batch_size': None}, 'DECODE_BATCH_SIZE'),
     ({'batch_size': 3}, 'DECODE_BATCH_SIZE = 3 does not divide by 2'),
     ({'batch_size': 0}, 'DECODE_BATCH_SIZE = 0'),
     ({'program': 'decod'}, "Did you mean 'decode'"),
     ({'weights': 'bf16'}, 'WEIGHTS'),
-    ({'make_mesh': functools.partial(mesh_lib.mesh, data=1, tensor=8)},
+    ({'make_mesh': functools.partial(mesh_lib.make_mesh, data=1, tensor=8)},
      'heads'),
   ],
 )  # fmt: skip

@@ -252,7 +252,7 @@ RING = [(i, (i + 1) % 4) for i in range(4)]
 
 
 def mesh():
-  return mesh_lib.mesh(data=2, fsdp=4)
+  return mesh_lib.make_mesh(data=2, fsdp=4)
 
 
 def compiled(function, *args, out=P()):

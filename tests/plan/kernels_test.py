@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from atm.model import attention
-from atm.model.attention import Sight
+from atm.model.attention import AttentionMask
 from atm.plan import hardware, hlo, kernels
 
 
@@ -23,7 +23,7 @@ def bodies():
   ids = [like(T, dtype=jnp.int32) for T in (1152, 2048)]
 
   def total(query, key, value, *ids):
-    out = attention.splash(query, key, value, Sight(*ids))
+    out = attention.splash_attention(query, key, value, AttentionMask(*ids))
     return out.astype(jnp.float32).sum()
 
   slopes = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
@@ -127,7 +127,11 @@ def test_kernels_are_scheduled_alone():
       (1, T, *more), dtype, sharding=placed
     )
     ids = [like(T, dtype=jnp.int32) for T in (1024, keys)]
-    run = jax.jit(lambda q, k, v, *ids: attention.splash(q, k, v, Sight(*ids)))
+    run = jax.jit(
+      lambda q, k, v, *ids: attention.splash_attention(
+        q, k, v, AttentionMask(*ids)
+      )
+    )
     given = like(1024, 2, 128), like(keys, 2, 128), like(keys, 2, 128)
     text = run.lower(*given, *ids).compile().as_text()
     (cycles,) = kernels.cycles(hlo.Program(text), pod).values()

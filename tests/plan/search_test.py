@@ -37,7 +37,8 @@ def run(**changed) -> dict:
   given = dict(
     lengths={'inputs': 20, 'targets': 12}, batch_size=32, train_steps=10,
     model_config=tiny(), optimizer_config=optimizer.Config(learning_rate=1e-3),
-    make_mesh=functools.partial(mesh_lib.mesh, data=2, fsdp=4), rules=Rules(),
+    make_mesh=functools.partial(mesh_lib.make_mesh, data=2, fsdp=4),
+    rules=Rules(),
     topology=POD, packed=False, micro_batches=1, z_loss=0.0,
     freeze_encoder_steps=0, model_dir=None, say=lambda text: None,
   )  # fmt: skip

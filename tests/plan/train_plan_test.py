@@ -26,8 +26,8 @@ from conftest import batch, tiny
 
 B, S, T = 16, 20, 12
 LENGTHS = {'inputs': S, 'targets': T}
-FSDP = functools.partial(mesh_lib.mesh, data=2, fsdp=4)
-CUBE = functools.partial(mesh_lib.mesh, data=2, fsdp=2, tensor=2)
+FSDP = functools.partial(mesh_lib.make_mesh, data=2, fsdp=4)
+CUBE = functools.partial(mesh_lib.make_mesh, data=2, fsdp=2, tensor=2)
 TX = optimizer.Config(learning_rate=1e-3)
 
 
@@ -51,13 +51,13 @@ def real():
   mesh, net, tx = FSDP(), AlexaTM(tiny()), optimizer.make(TX)
   abstract = step.abstract_state(net, tx, mesh, Rules())
   state = step.init_state(net, tx, 0, abstract)
-  placed = sharding.place(
+  placed = sharding.shard_batch(
     batch(np.random.default_rng(0), B, S, T), mesh, Rules()
   )
-  with sharding.use(mesh, Rules()):
+  with sharding.use_mesh(mesh, Rules()):
     update = functools.partial(step.train_step, net, tx)
-    lowered = xla_options.jitted(update, state).lower(state, placed)
-    return state, placed, xla_options.compiled(lowered, jax.devices()[0])
+    lowered = xla_options.jit_update(update, state).lower(state, placed)
+    return state, placed, xla_options.compile_program(lowered, jax.devices()[0])
 
 
 def on_device(tree, number: int = 3) -> int:
@@ -129,7 +129,7 @@ def test_remat_is_of_the_hardware_not_of_the_model():
     assert (
       train_plan.counted_flops(update, net.config, tx, state, like) == flops
     )
-    with sharding.use(FSDP(), Rules()):
+    with sharding.use_mesh(FSDP(), Rules()):
       run = functools.partial(update, net, tx)
       traced = jax.make_jaxpr(run)(state, like)
     found = train_plan.hardware_flops(traced.jaxpr)
@@ -144,20 +144,20 @@ def test_splash_kernels_are_counted():
   """
   import jax.numpy as jnp
 
-  from atm.model.attention import Sight, splash
+  from atm.model.attention import AttentionMask, splash_attention
 
   b, L, H, K = 2, 2048, 3, 128  # two blocks each way
   x = jnp.zeros((b, L, H, K))
   ids = jnp.ones((b, L), jnp.int32)
-  out = lambda *qkv: splash(*qkv, Sight(ids, ids)).sum()
+  out = lambda *qkv: splash_attention(*qkv, AttentionMask(ids, ids)).sum()
   one = 2 * b * H * L * L * K
-  count = lambda f: flops_lib.matrix_flops(jax.make_jaxpr(f)(x, x, x).jaxpr)
+  count = lambda f: flops_lib.jaxpr_flops(jax.make_jaxpr(f)(x, x, x).jaxpr)
   assert count(out) == 2 * one
   gradient = jax.grad(out, argnums=(0, 1, 2))
   rows = 2 * b * H * L * K  # of out and its slope, beside the kernels
   assert count(gradient) == (2 + 5) * one + rows
   traced = jax.make_jaxpr(gradient)(x, x, x).jaxpr
-  assert flops_lib.matrix_flops(traced, kernels=False) == rows
+  assert flops_lib.jaxpr_flops(traced, kernels=False) == rows
 
 
 def test_collectives_are_those_of_the_compiled_program(planned, real):
@@ -207,7 +207,7 @@ def test_a_batch_is_that_of_the_data():
   found = {k: (v.shape, v.dtype) for k, v in rows.items()}
   found['objective'] = (4,), np.int32
   sizes = registry.Lengths(32, 24)
-  mesh = mesh_lib.mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   like = train_plan.abstract_batch(4, sizes, mesh, Rules(), packed=True)
   assert found == {k: (v.shape, v.dtype) for k, v in like.items()}
   alone = train_plan.abstract_batch(4, sizes, mesh, Rules(), packed=False)
@@ -329,7 +329,7 @@ def test_sums_of_gradients_that_could_be_scattered_are_named():
     kind='all-reduce', axes=('fsdp',), group=4, count=3, wire_bytes=3e9,
     asynchronous=False, source='atm/x.py:1',
   )  # fmt: skip
-  (said,) = train_plan.of_reductions([row], mesh_lib.mesh(data=1, fsdp=8))
+  (said,) = train_plan.of_reductions([row], mesh_lib.make_mesh(data=1, fsdp=8))
   assert '3.0 GB' in said and 'atm/x.py:1' in said and 'mesh.data' in said
   (said,) = train_plan.of_reductions([{**row, 'padded': 2.99e9}], FSDP())
   assert 'gathers over fsdp' in said and '3.0 GB' in said
@@ -378,7 +378,7 @@ def refuse(monkeypatch, said):
   def fails(*_):
     raise jax.errors.JaxRuntimeError(said)
 
-  monkeypatch.setattr(xla_options, 'compiled', fails)
+  monkeypatch.setattr(xla_options, 'compile_program', fails)
 
 
 def test_what_does_not_fit_gets_changes_that_would(monkeypatch):
@@ -486,7 +486,7 @@ def test_skew_of_versions(monkeypatch):
 
 @pytest.mark.libtpu
 def test_a_mesh_that_does_not_divide_is_one_line():
-  make = functools.partial(mesh_lib.mesh, data=3, fsdp=2)
+  make = functools.partial(mesh_lib.make_mesh, data=3, fsdp=2)
   with pytest.raises(ValueError, match='does not fit 8 devices'):
     made(make, topology='v5e:2x4')
 
@@ -498,7 +498,7 @@ def test_a_step_is_planned_for_a_tpu(tmp_path):
   lines = []
   said = train_plan.plan(
     {'inputs': 128, 'targets': 128}, 64, 1000, config, TX,
-    make_mesh=functools.partial(mesh_lib.mesh, data=2, fsdp=4),
+    make_mesh=functools.partial(mesh_lib.make_mesh, data=2, fsdp=4),
     topology='v5e:2x4', model_dir=str(tmp_path), say=lines.append,
   )  # fmt: skip
   assert said['fits'] and said['usable_hbm_gib'] == 15.75

@@ -55,8 +55,8 @@ def program(make_mesh, config, number, rows=32, frozen=False):
   update = functools.partial(
     step.train_step, net, tx, frozen=frozen, micro_batches=number
   )
-  with sharding.use(mesh, Rules()):
-    placed = sharding.place(unequal(0, rows), mesh, Rules())
+  with sharding.use_mesh(mesh, Rules()):
+    placed = sharding.shard_batch(unequal(0, rows), mesh, Rules())
     compiled = jax.jit(update).lower(abstract, placed).compile()
   places = jax.tree.map(lambda x: x.sharding, abstract)
   return mesh, jax.device_put(start(frozen), places), compiled
@@ -66,9 +66,9 @@ def updated(*which, state=None, batches=(unequal(1),), **options):
   """(state before, state after, metrics of the last update)."""
   mesh, first, update = program(*which, **options)
   before = state = first if state is None else state
-  with sharding.use(mesh, Rules()):
+  with sharding.use_mesh(mesh, Rules()):
     for b in batches:
-      state, metrics = update(state, sharding.place(b, mesh, Rules()))
+      state, metrics = update(state, sharding.shard_batch(b, mesh, Rules()))
   return before, state, {name: float(x) for name, x in metrics.items()}
 
 

@@ -358,7 +358,7 @@ def test_a_step_that_is_saved_is_not_called_lost(tmp_path, monkeypatch):
 
 
 def one():
-  return mesh.mesh(devices=jax.devices()[:1])
+  return mesh.make_mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture

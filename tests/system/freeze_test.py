@@ -27,7 +27,7 @@ from tiny_runs import (
 )
 
 RATE = 1e-2
-TIES = config_lib.CHOICES['ties']
+TIES = config_lib.CONFIG_CHOICES['ties']
 
 
 def setup(mesh=None, apart=True, model_changes=None, **changes):
@@ -48,9 +48,9 @@ def run(state, update, steps: int, until: int, mesh=None):
   """The state after each of `steps` updates, frozen up to `until`."""
   mesh = mesh or ONE()
   states, rng = [], np.random.default_rng(1)
-  with sharding.use(mesh, Rules()):
+  with sharding.use_mesh(mesh, Rules()):
     for n in range(steps):
-      placed = sharding.place(batch(rng, 8, 12, 10), mesh, Rules())
+      placed = sharding.shard_batch(batch(rng, 8, 12, 10), mesh, Rules())
       state, _ = update(state, placed, frozen=n < until)
       states.append(state)
   return states
@@ -218,7 +218,7 @@ def test_flops_are_those_of_the_frozen_steps_matrix_products(ties):
     attention='einsum',  # makes nothing again
   )  # fmt: skip
   for frozen in (True, False):
-    counted = flops_lib.matrix_flops(traced(config, B, S, T, frozen))
+    counted = flops_lib.jaxpr_flops(traced(config, B, S, T, frozen))
     formula = flops_lib.train_flops(config, B, S, T, frozen=frozen)
     assert counted == formula, frozen
   assert formula > 1.3 * flops_lib.train_flops(config, B, S, T, frozen=True)

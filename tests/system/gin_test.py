@@ -85,7 +85,7 @@ def test_every_model_builds_its_run_on_a_mesh(configured, name):
   """Shapes, shardings and the lowered step, without making an array."""
   config = configured(name)()
   tx = optimizer.make(gin.get_configurable('optimizer.Config')())
-  mesh = mesh_lib.mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   net = AlexaTM(config)
   state = step.abstract_state(net, tx, mesh, Rules())
   placed = sharding.NamedSharding(mesh, Rules().spec('batch'))
@@ -103,7 +103,7 @@ def test_every_model_builds_its_run_on_a_mesh(configured, name):
     'decoder_loss_weights': like(4, n, dtype=jnp.float32),
     'objective': like(4),
   }
-  with sharding.use(mesh, Rules()):
+  with sharding.use_mesh(mesh, Rules()):
     lowered = jax.jit(lambda s, b: step.train_step(net, tx, s, b)).lower(
       state, batch
     )

@@ -76,7 +76,7 @@ def test_four_processes_as_slurm_starts_them(tmp_path):
   assert [s['share'] for s in seen] == [[n, 4] for n in range(4)]
   assert {s['made'] for s in seen} == {'once'}
   for n, s in enumerate(seen):
-    others = 'OtherFailed: process {}: no disk in {}'
+    others = 'OtherProcessError: process {}: no disk in {}'
     own = lambda k: f'OSError: no disk in {k}'
     assert s['first_fails'] == (others.format(0, 0) if n else own(0))
     assert s['third_fails'] == (own(2) if n == 2 else others.format(2, 2))
@@ -200,7 +200,7 @@ class Stop(Exception):
 def alone(directory, words, mesh, stop_at=None, **more):
   """The run in this process, over as many of its devices as `mesh` has."""
   count = int(np.prod(list(mesh.values())))
-  one = lambda: mesh_lib.mesh(**mesh, devices=jax.devices()[:count])
+  one = lambda: mesh_lib.make_mesh(**mesh, devices=jax.devices()[:count])
 
   def say(text):
     if stop_at is not None and text.startswith(f'step {stop_at}/'):

@@ -86,7 +86,7 @@ def abstract_mesh(chips: int) -> AbstractMesh:
   sizes = {'slice': 1, 'data': -1, 'fsdp': 1, 'tensor': 1}
   sizes |= gin.get_bindings('sharding.mesh')
   return AbstractMesh(
-    mesh_lib.filled(chips, **sizes),
+    mesh_lib.fill_sizes(chips, **sizes),
     mesh_lib.MESH_AXES,
     axis_types=(AxisType.Auto,) * len(mesh_lib.MESH_AXES),
   )

@@ -192,8 +192,8 @@ def trained(make_mesh):
     out_shardings=(placed, None),
   )
   b, losses = batch(np.random.default_rng(0), 16, 12, 10), []
-  with sharding.use(mesh, Rules()):
-    placed = sharding.place(b, mesh, Rules())
+  with sharding.use_mesh(mesh, Rules()):
+    placed = sharding.shard_batch(b, mesh, Rules())
     for _ in range(8):
       state, m = update(state, placed)
       losses.append(float(m['sum/loss'] / m['tokens/target']))

@@ -75,9 +75,9 @@ def run(mesh, steps, **changes):
   rng = np.random.default_rng(1)
   _, _, state, update = setup(mesh, **changes)
   losses = []
-  with sharding.use(mesh, Rules()):
+  with sharding.use_mesh(mesh, Rules()):
     for _ in range(steps):
-      placed = sharding.place(batch(rng, 16, 12, 10), mesh, Rules())
+      placed = sharding.shard_batch(batch(rng, 16, 12, 10), mesh, Rules())
       state, m = update(state, placed)
       losses.append(float(m['sum/loss'] / m['tokens/target']))
   return losses, state
@@ -125,8 +125,8 @@ def test_loss_is_by_token_and_by_objective(one_device, rng):
   net, _, state, update = setup(one_device)
   b = batch(rng, 6, 12, 10)
   sums = jax.jit(functools.partial(step.forward, net))(state.params, b)
-  with sharding.use(one_device, Rules()):
-    _, m = update(state, sharding.place(b, one_device, Rules()))
+  with sharding.use_mesh(one_device, Rules()):
+    _, m = update(state, sharding.shard_batch(b, one_device, Rules()))
   for i, name in enumerate(('denoise', 'clm')):
     mine = b['objective'] == i
     np.testing.assert_allclose(
@@ -147,13 +147,13 @@ MESHES = {
 
 @pytest.fixture(scope='module')
 def single():
-  return run(mesh_lib.mesh(devices=jax.devices()[:1]), 10)
+  return run(mesh_lib.make_mesh(devices=jax.devices()[:1]), 10)
 
 
 @pytest.mark.parametrize('name', MESHES)
 def test_sharded_equals_unsharded(single, name):
   """Fault seen: parameters replicated where fsdp should split them."""
-  mesh = mesh_lib.mesh(**MESHES[name])
+  mesh = mesh_lib.make_mesh(**MESHES[name])
   losses, state = run(mesh, 10)
   np.testing.assert_allclose(losses, single[0], atol=1e-5)
   shard = state.params['encoder']['layers']['feed_forward']['up']['kernel']
@@ -175,7 +175,9 @@ def test_sharded_equals_unsharded(single, name):
 
 
 def test_what_waits_in_the_hosts_memory_comes_back_on_any_mesh(single):
-  losses, _ = run(mesh_lib.mesh(**MESHES['4x2']), 10, remat='offload_widened')
+  losses, _ = run(
+    mesh_lib.make_mesh(**MESHES['4x2']), 10, remat='offload_widened'
+  )
   np.testing.assert_allclose(losses, single[0], atol=1e-5)
 
 
@@ -192,7 +194,7 @@ def test_dropout_changes_with_the_step_and_the_seed(one_device, rng):
 
 def test_init_is_the_same_on_every_mesh(one_device):
   _, _, a, _ = setup(one_device)
-  _, _, b, _ = setup(mesh_lib.mesh(data=2, fsdp=2, tensor=2))
+  _, _, b, _ = setup(mesh_lib.make_mesh(data=2, fsdp=2, tensor=2))
   jax.tree.map(
     lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)),
     a.params,

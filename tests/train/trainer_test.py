@@ -413,7 +413,7 @@ def test_flops_are_those_of_the_steps_matrix_products():
   traced = jax.make_jaxpr(functools.partial(step_lib.train_step, net, tx))(
     state, b
   )
-  counted = flops.matrix_flops(traced.jaxpr)
+  counted = flops.jaxpr_flops(traced.jaxpr)
   assert counted == pytest.approx(flops.train_flops(config, B, S, T), rel=1e-9)
 
 
