@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 
-from atm.plan.hlo import COLLECTIVES, Instruction, Program, arrays
+from atm.plan.hlo import Instruction, Program, array_bytes
+from atm.plan.program_costs import COLLECTIVES
 
+# The notations of replica groups: XLA's lists and iotas, and Shardy's meshes.
 _LISTED = re.compile(r'replica_groups=\{(\{[\d,]*\}(?:,\s*\{[\d,]*\})*)\}')
 _IOTA = re.compile(
   r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?'
@@ -17,13 +20,13 @@ _MESH = re.compile(
   r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))?'
   r' \{([^}]*)\}'
 )
-# What goes to other slices by the hosts' network: a send of libtpu's own kind.
+# libtpu sends to other slices, over the hosts' network, by a `send` of its own.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _PAIRS = re.compile(r'source_target_pairs=\{(\{.*?\})\}')
 
 
-def collectives(program: Program, sizes: dict[str, int]) -> list[dict]:
-  """Every kind of collective, the largest traffic first.
+def list_collectives(program: Program, sizes: dict[str, int]) -> list[dict]:
+  """Lists every kind of collective, the largest traffic first.
 
   Args:
     program: a compiled one.
@@ -37,30 +40,64 @@ def collectives(program: Program, sizes: dict[str, int]) -> list[dict]:
     whether it may run beside something else; `source`, where most of the
     bytes come from.
   """
-  rows: dict[tuple, dict] = {}
-  for line, computation, times in program.running():
-    if computation in program.continued:
-      continue
-    if (key := _key(program, line, computation, sizes)) is None:
+  asynchronous = _called_by(program, _starts)
+  continued = _called_by(program, _continues)
+  rows, sources = {}, {}
+  for line, computation, times in program.executed():
+    key = _key(line, computation, sizes, computation in asynchronous)
+    if key is None or computation in continued:
       continue
     names = 'kind', 'axes', 'group', 'asynchronous'
-    nothing = {'count': 0, 'wire_bytes': 0, 'padded': 0, 'from': {}}
-    row = rows.setdefault(key, {**dict(zip(names, key)), **nothing})
+    empty = {'count': 0, 'wire_bytes': 0, 'padded': 0}
+    row = rows.setdefault(key, {**dict(zip(names, key)), **empty})
     kind, _, n, _ = key
     sent = times * wire_bytes(line, kind, n)
     row['count'] += times
     row['wire_bytes'] += sent
     if kind == 'all-reduce':
-      row['padded'] += sent * _padded(program, line, computation)
-    where = program.source(line, computation) or line.op_name
-    row['from'][where] = row['from'].get(where, 0) + sent
-  for row in rows.values():
-    row['source'] = max(origin := row.pop('from'), key=origin.get)
+      row['padded'] += sent * _padded_share(program, line, computation)
+    source = program.source(line, computation) or line.op_name
+    by_source = sources.setdefault(key, {})
+    by_source[source] = by_source.get(source, 0) + sent
+  for key, row in rows.items():
+    row['source'] = max(sources[key], key=sources[key].get)
   return sorted(rows.values(), key=lambda row: -row['wire_bytes'])
 
 
-def _key(program: Program, line: Instruction, computation: str, sizes):
-  """(kind, axes, group, asynchronous) of a collective; None: it is none."""
+def _called_by(
+  program: Program, is_caller: Callable[[Instruction], bool]
+) -> set[str]:
+  """Returns computations called by some instructions, and what those call."""
+  called = set()
+  for name in program.callers_first():
+    for line in program.computations[name]:
+      if name in called or is_caller(line):
+        called |= {callee for _, callee in line.called}
+  return called
+
+
+def _starts(line: Instruction) -> bool:
+  """Tells whether a line starts collectives that run beside others."""
+  # TPUs start some by a fusion of this name instead of async-start.
+  named = line.name.startswith('async-collective-start')
+  return named or line.opcode == 'async-start'
+
+
+def _continues(line: Instruction) -> bool:
+  """Tells whether a line goes on with a collective started elsewhere.
+
+  TPUs write such a collective out again: in every fusion that multiplies
+  meanwhile, and in the one that ends it.
+  """
+  return line.name.startswith('async-collective-done') or any(
+    callee.startswith('async_collective_fusion') for _, callee in line.called
+  )
+
+
+def _key(
+  line: Instruction, computation: str, sizes: dict, asynchronous: bool
+) -> tuple | None:
+  """Returns (kind, axes, group, asynchronous); None: no collective."""
   between = _BETWEEN_SLICES.search(line.rest)
   if line.opcode == 'send' and between:
     kind = between[1].lower().replace('_', '-')
@@ -68,65 +105,62 @@ def _key(program: Program, line: Instruction, computation: str, sizes):
   kind = line.opcode.removesuffix('-start')
   if kind not in COLLECTIVES:
     return None
-  kind = _meant(kind, computation)
-  members = groups(line.rest, math.prod(sizes.values()))
-  asynchronous = line.opcode != kind and line.opcode.endswith('-start')
-  asynchronous |= computation in program.asynchronous
-  return kind, axes_of(members, sizes), len(members[0]), asynchronous
+  # TPUs do a reduce-scatter as a fusion of all-reduce and slice.
+  fused = computation.startswith(('all-reduce-scatter', 'reduce-scatter'))
+  if kind == 'all-reduce' and fused:
+    kind = 'reduce-scatter'
+  members = replica_groups(line.rest, math.prod(sizes.values()))
+  asynchronous |= line.opcode != kind and line.opcode.endswith('-start')
+  return kind, spanned_axes(members, sizes), len(members[0]), asynchronous
 
 
-def _padded(program: Program, line: Instruction, computation: str) -> float:
-  """The share of what an all-reduce sums that was written into zeros.
-
-  So XLA gathers where it takes a ring for too slow: each device's part goes
-  into an array of zeros, and the sum is the whole.
-  """
+def _padded_share(
+  program: Program, line: Instruction, computation: str
+) -> float:
+  """Returns the share of an all-reduce's bytes that was written into zeros."""
+  # So XLA gathers where it takes a ring for too slow: each device's part goes
+  # into an array of zeros, and the sum is the whole.
   names = re.findall(r'%([\w.\-]+)', line.rest.partition(')')[0])
-  sizes = arrays(line.shape)
+  sizes = array_bytes(line.shape)
   if len(names) != len(sizes):
     return 0.0
-  made = {of.name: of for of in program.computations[computation]}
-  zeros = sum(
+  lines = {other.name: other for other in program.computations[computation]}
+  padded = sum(
     size
     for name, size in zip(names, sizes)
-    if name in made and program.writes_a_part(made[name])
+    if name in lines
+    and program.opcodes(lines[name]) & {'dynamic-update-slice', 'pad'}
   )
-  return zeros / max(1, sum(sizes))
+  return padded / max(1, sum(sizes))
 
 
-def _meant(kind: str, computation: str) -> str:
-  """TPUs do a reduce-scatter as a fusion of all-reduce and slice."""
-  fused = computation.startswith(('all-reduce-scatter', 'reduce-scatter'))
-  return 'reduce-scatter' if kind == 'all-reduce' and fused else kind
+def replica_groups(rest: str, devices: int) -> np.ndarray:
+  """Parses an instruction's groups to positions in the mesh, [groups, size].
 
-
-def groups(rest: str, devices: int) -> np.ndarray:
-  """[groups, devices of a group] of an instruction's attributes.
-
-  Numbers are positions in the mesh. Of a permutation, the longest chain.
+  Of a permutation, the longest chain. All devices where nothing is said.
   """
-  if found := _MESH.search(rest):
-    return _mesh_groups(*found.groups())
-  if found := _IOTA.search(rest):
-    number, size, sides, order = found.groups()
+  if match := _MESH.search(rest):
+    return _mesh_groups(*match.groups())
+  if match := _IOTA.search(rest):
+    number, size, sides, order = match.groups()
     return _iota(sides, order).reshape(int(number), int(size))
-  if found := _LISTED.search(rest):
-    listed = re.findall(r'\{([\d,]*)\}', found[1])
-    return np.array([[int(n) for n in ids.split(',')] for ids in listed])
-  if found := _PAIRS.search(rest):
-    return _rings(re.findall(r'\{(\d+),(\d+)\}', found[0]))
+  if match := _LISTED.search(rest):
+    groups = re.findall(r'\{([\d,]*)\}', match[1])
+    return np.array([[int(n) for n in ids.split(',')] for ids in groups])
+  if match := _PAIRS.search(rest):
+    return _longest_chain(re.findall(r'\{(\d+),(\d+)\}', match[0]))
   return np.arange(devices)[None]
 
 
 def _iota(sides: str, order: str | None) -> np.ndarray:
-  """0, 1, ... in the shape `sides`, transposed."""
+  """Returns 0, 1, ... in the shape `sides`, transposed."""
   shape = [int(n) for n in sides.split(',')]
   ids = np.arange(math.prod(shape)).reshape(shape)
   return ids.transpose([int(n) for n in order.split(',')]) if order else ids
 
 
 def _mesh_groups(axes: str, devices: str | None, within: str) -> np.ndarray:
-  """Groups along some axes of a mesh that XLA made up.
+  """Returns groups along some axes of a mesh that XLA made up.
 
   Args:
     axes: "'axis_0'=64,'axis_1'=2".
@@ -135,9 +169,9 @@ def _mesh_groups(axes: str, devices: str | None, within: str) -> np.ndarray:
       4 of its devices, a product of 1 of them before (Shardy's sub-axes).
   """
   names = re.findall(r"'(\w+)'=(\d+)", axes)
-  found = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', devices or '')
+  order = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', devices or '')
   count = math.prod(int(n) for _, n in names)
-  ids = _iota(found[1], found[2]) if found else np.arange(count)
+  ids = _iota(order[1], order[2]) if order else np.arange(count)
   parts = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", within)
   shape, chosen = [], []
   for name, size in names:
@@ -155,8 +189,8 @@ def _mesh_groups(axes: str, devices: str | None, within: str) -> np.ndarray:
   return ids.reshape(-1, math.prod(shape[i] for i in chosen))
 
 
-def _rings(pairs: list[tuple[str, str]]) -> np.ndarray:
-  """The longest chain from source to target; [1, devices]."""
+def _longest_chain(pairs: list[tuple[str, str]]) -> np.ndarray:
+  """Returns the longest chain from source to target; [1, devices]."""
   to = {int(a): int(b) for a, b in pairs}
 
   def chain(first):
@@ -168,21 +202,21 @@ def _rings(pairs: list[tuple[str, str]]) -> np.ndarray:
   return np.array([max(map(chain, to), key=len)])
 
 
-def axes_of(members: np.ndarray, sizes: dict[str, int]) -> tuple[str, ...]:
-  """The mesh axes that a group's devices differ in."""
-  places = np.unravel_index(members[0], tuple(sizes.values()))
+def spanned_axes(members: np.ndarray, sizes: dict[str, int]) -> tuple[str, ...]:
+  """Returns the mesh axes that a group's devices differ in."""
+  coordinates = np.unravel_index(members[0], tuple(sizes.values()))
   return tuple(
-    axis for axis, place in zip(sizes, places) if len(set(place)) > 1
+    axis for axis, along in zip(sizes, coordinates) if len(set(along)) > 1
   )
 
 
 def wire_bytes(line: Instruction, kind: str, n: int) -> float:
-  """Bytes that a device sends for one collective over a ring of n.
+  """Returns bytes that a device sends for one collective over a ring of n.
 
   A gather or scatter of N bytes in all sends N (n - 1) / n; a reduction is
   both, one after the other (Thakur et al., 2005, sections 3 and 4).
   """
-  sizes = arrays(line.shape)
+  sizes = array_bytes(line.shape)
   whole = sum(sizes)
   if line.opcode == 'send':  # (what is sent, a number, a token)
     whole = max(sizes)

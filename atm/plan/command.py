@@ -1,4 +1,4 @@
-"""What `atm plan` does: plan a run, search its settings, try it on pods."""
+"""The command `atm plan`: plans a run, searches settings, compares pods."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from atm.plan import (
   hardware,
+  report,
   search_report,
   step_time,
   suggestions,
@@ -35,7 +36,7 @@ def run(
     pods: names of pods files, in place of the run's own.
 
   Returns:
-    A plan, a search, or `by_pods`.
+    A plan, a search, or `compare_pods`.
 
   Raises:
     ValueError: see `train_plan.plan`; no such pod, or none to search for.
@@ -52,26 +53,29 @@ def run(
   if pods:
     short = [n.removeprefix('pods/').removesuffix('.gin') for n in pods]
     settings = {name: of_pod(name) for name in short}
-    return by_pods(settings, search, given['say'], given['model_dir'])
+    return compare_pods(settings, search, given['say'], given['model_dir'])
   if search:
-    return Search(given).done()
-  return run_plan(tried=functools.partial(fitting, given))
+    return Search(train_plan.plan, given).run()
+  return run_plan(tried=functools.partial(_find_changes, given))
 
 
-def fitting(given: dict, needs: float) -> list[dict]:
-  """Changes of a run that do; see `suggestions.fitting`."""
+def _find_changes(given: dict, needs: float) -> list[dict]:
+  """Returns changes of a run that fit; see `suggestions.find_fitting`."""
   if given['topology'] is None:
     return []
   given['say']('it does not fit: trying changes that may')
-  return suggestions.fitting(given, needs)
+  return suggestions.find_fitting(train_plan.plan, given, needs)
 
 
-def by_pods(
-  settings: dict[str, dict], searched: bool, say: Callable, model_dir
+def compare_pods(
+  settings: dict[str, dict],
+  searched: bool,
+  say: Callable,
+  model_dir: str | None,
 ) -> dict:
-  """Which pods hold a run, and how fast they are: printed, and in pods.json.
+  """Compares pods that may hold a run: a table, printed, and in pods.json.
 
-  Each is planned quickly with the mesh of its file, or searched.
+  Each is planned partly with the mesh of its file, or searched.
 
   Args:
     settings: name of a pods file -> `train_plan.plan`'s settings
@@ -82,33 +86,36 @@ def by_pods(
 
   Returns:
     What pods.json holds: `rows`, and what their times assume.
+
+  Raises:
+    ValueError: a pods file is of no TPU.
   """
   for name, given in settings.items():
     if given['topology'] is None:
       raise ValueError(f'PODS: {name!r} has no TOPOLOGY: it is no TPU')
   rows: dict[str, dict] = {}
+  results = _search_all(settings, say, model_dir)
   try:
-    for name, row in (_searched if searched else _planned)(
-      settings, say, model_dir
-    ):
-      rows[name] = {'pod': name, **_known(settings[name]), **row}
-      shown = search_report.outcome(rows[name])
-      say(f'[{len(rows)}/{len(settings)}] {name}: {shown}')
+    for name, row in results if searched else _plan_all(settings):
+      rows[name] = {**_describe(name, settings[name]), **row}
+      outcome = search_report.format_outcome(rows[name])
+      say(f'[{len(rows)}/{len(settings)}] {name}: {outcome}')
   finally:
-    found = {
+    table = {
       'searched': searched,
       'finished': len(rows) == len(settings),
-      'versions': train_plan.versions(),
+      'versions': hardware.installed_versions(),
       'rows': [rows[name] for name in settings if name in rows],
     }
-    say(search_report.pods(found))
-    train_plan.write(found, model_dir, PODS_FILE)
-  return found
+    say(search_report.pods_page(table))
+    report.write(table, model_dir, PODS_FILE)
+  return table
 
 
-def _known(given: dict) -> dict:
-  pod = hardware.pod(given['topology'])
+def _describe(name: str, given: dict) -> dict:
+  pod = hardware.parse_pod(given['topology'])
   return {
+    'pod': name,
     'chips': pod.size,
     'share_of_peak': pod.chip.share,
     'batch_size': given['batch_size'],
@@ -116,49 +123,45 @@ def _known(given: dict) -> dict:
   }
 
 
-def _planned(settings: dict, say, model_dir) -> Iterator[tuple[str, dict]]:
+def _plan_all(settings: dict) -> Iterator[tuple[str, dict]]:
   jobs = (
-    (name, workers.settings(given), True) for name, given in settings.items()
+    (name, workers.portable_settings(given), True)
+    for name, given in settings.items()
   )
-  for name, made in workers.planned(jobs, workers.workers()):
-    row = {'error': made['error']} if 'error' in made else _row(made)
-    yield name, row
+  for name, made in workers.run_plans(train_plan.plan, jobs):
+    yield name, {'error': made['error']} if 'error' in made else _row(made)
 
 
 def _row(made: dict) -> dict:
-  pod = hardware.pod(made['topology'])
+  """Returns the row of a partial plan, its computation by the share of peak."""
   flops = made['hardware_flops'] - made['kernel_flops']
-  compute = (flops / (pod.chip.share * pod.chip.peak * pod.size),) * 2
+  pod = hardware.parse_pod(made['topology'])
+  compute = (flops / pod.assumed_flops,) * 2
   split = {**made['time_split_s'], 'compute': compute}
+  names = 'mesh', 'fits', 'peak_hbm_gib', 'usable_hbm_gib'
   return {
-    'mesh': made['mesh'],
-    'fits': made['fits'],
-    'peak_hbm_gib': made['peak_hbm_gib'],
-    'usable_hbm_gib': made['usable_hbm_gib'],
+    **{name: made[name] for name in names},
     'headroom': headroom(made),
     'step_s': step_time.step_time(split),
   }
 
 
-def _searched(settings: dict, say, model_dir) -> Iterator[tuple[str, dict]]:
+def _search_all(settings: dict, say, model_dir) -> Iterator[tuple[str, dict]]:
   for name, given in settings.items():
     folder = model_dir and os.path.join(model_dir, name)
     say(f'--- {name}')
     try:
-      found = Search({**given, 'model_dir': folder}).done()
+      summary = Search(train_plan.plan, {**given, 'model_dir': folder}).run()
     except ValueError as e:
       yield name, {'error': str(e)}
       continue
-    best = next(
-      (r for r in found['rows'] if r['bindings'] == found['best']), {}
-    )
-    shown = ('fits', 'peak_hbm_gib', 'headroom', 'bindings')
-    yield (
-      name,
-      {
-        **{k: best.get(k) for k in shown},
-        'fits': bool(best),
-        'usable_hbm_gib': found['usable_hbm_gib'],
-        'step_s': best['plan']['step_time_range_s'] if best else None,
-      },
-    )
+    rows = {tuple(row['bindings']): row for row in summary['rows']}
+    best = rows[tuple(summary['best'])] if summary['best'] else {}
+    names = 'peak_hbm_gib', 'headroom', 'bindings'
+    row = {
+      **{name: best.get(name) for name in names},
+      'fits': bool(best),
+      'usable_hbm_gib': summary['usable_hbm_gib'],
+      'step_s': best['plan']['step_time_range_s'] if best else None,
+    }
+    yield name, row

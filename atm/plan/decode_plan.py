@@ -1,14 +1,13 @@
-"""What decoding or encoding will do on a pod, told without one.
+"""What decoding or encoding will do on a pod, found out without one.
 
-The programs of `atm infer` (buckets.py, decode.py, beams.py) compiled for the
-pod's devices: the largest batch that fits, and how fast a token can be.
+The programs of `atm infer` (bucketing.py, generate.py, beam_search.py) compiled
+for the pod's devices: the largest batch that fits, and how fast a token can be.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 
 import jax
@@ -22,24 +21,28 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
 from atm.parallel.sharding import Rules
 from atm.plan import (
-  decode_memory,
   decode_programs,
-  decode_report,
   hardware,
   memory,
-  train_plan,
+  plan_warnings,
+  report,
+  suggestions,
+  workers,
 )
-from atm.plan.decode_programs import Job
+from atm.plan.decode_programs import DecodeJob
 from atm.train import config_checks
 
 PROGRAMS = ('train', 'decode', 'encode')
-TRIES = 8  # of a search, before anything is compiled whole
+MOST_PLACED = 8  # batches of a search whose arrays are placed
 GRAIN = 64
 DOUBTS = 3
+# What the compiler adds to placed arrays: the program, which is not there yet
+# (40 MiB of a 20b's loop over tokens), and some room of its own.
+RESERVED = 64 * 2**20
 
 
 def program(name: str = 'train') -> str:
-  """PROGRAM, what is planned.
+  """Returns PROGRAM, what is planned.
 
   Raises:
     ValueError: it is none of PROGRAMS.
@@ -62,7 +65,7 @@ def plan_rows(
   start: Callable[[], None] = lambda: None,
   say: Callable[[str], None] = print,
 ) -> dict:
-  """Compiles what `atm infer` runs for a pod, and says what it will do.
+  """Compiles what `atm infer` runs for a pod, and reports what it will do.
 
   Args:
     lengths: `inputs`, ids of an encoder input; `targets`, tokens written.
@@ -80,54 +83,57 @@ def plan_rows(
   Raises:
     ValueError: settings that do not fit each other or the pod, or libtpu is
       missing.
+    RuntimeError: the compiler failed for another reason than memory.
   """
   sizes = registry.Lengths.of(lengths)
-  target = train_plan.aim(topology, make_mesh, start)
-  check(program, target, rules, model_config, sizes, batch_size)
+  target = hardware.find_target(topology, make_mesh, start)
   config = dataclasses.replace(config, max_tokens=sizes.targets)
-  net, params = decode_programs.abstract_model(
-    model_config, weights, target.mesh, rules
+  job = DecodeJob(
+    program, model_config, weights, config, sizes.inputs, rules, target
   )
-  job = Job(program, net, params, config, sizes.inputs, rules, target)
-  say(f'compiling {program} for {train_plan.describe(target)}')
+  _check(job, sizes, batch_size)
+  params = jax.tree.leaves(job.params)
+  say(f'compiling {program} for {target}')
   if batch_size is None:
-    tried, best = search(job, say)
+    batches, best = find_largest(job, say)
   else:
-    best = decode_programs.rows_planned(job, batch_size)
-    tried = [best]
-  made = {**best, **described(job, sizes), 'topology': topology}
-  made['searched'] = batch_size is None
-  made['batches'] = [brief(row) for row in tried]
-  made['compile_seconds'] = sum(row['compile_seconds'] for row in tried)
-  made['warnings'] = warnings(made, job)
-  made['changes'] = changes(made, job) if made['fits'] is False else []
-  say(decode_report.page(made, target.pod))
-  train_plan.write(made, model_dir)
+    best = decode_programs.plan_batch(job, batch_size)
+    batches = [best]
+  made = {
+    **best,
+    'program': program,
+    'topology': topology,
+    'mesh': dict(target.mesh.shape),
+    'devices': target.mesh.size,
+    'lengths': dataclasses.asdict(sizes),
+    'tokens_written': job.room[1],
+    'weights': str(params[0].dtype),
+    'params': sum(x.size for x in params),
+    'choosing': dataclasses.asdict(config),
+    'versions': hardware.installed_versions(),
+    'searched': batch_size is None,
+    'batches': [_summarize(row) for row in batches],
+    'compile_seconds': sum(row['compile_seconds'] for row in batches),
+    'changes': [],
+  }
+  units = made['batch_size'] // job.unit
+  above = (units + grain(units)) * job.unit
+  made['warnings'] = plan_warnings.decode_warnings(made, job, above)
+  if made['fits'] is False:
+    made['changes'] = suggestions.estimate_decode_changes(made, job)
+  say(report.decode_page(made, target.pod))
+  report.write(made, model_dir)
   return made
 
 
-def described(job: Job, lengths: registry.Lengths) -> dict:
-  """What was asked for, as plan.json has it."""
-  mesh, leaves = job.target.mesh, jax.tree.leaves(job.params)
-  return {
-    'program': job.kind,
-    'mesh': dict(mesh.shape),
-    'devices': mesh.size,
-    'lengths': dataclasses.asdict(lengths),
-    'tokens_written': job.room[1],
-    'weights': str(leaves[0].dtype),
-    'params': sum(x.size for x in leaves),
-    'choosing': dataclasses.asdict(job.config),
-    'versions': train_plan.versions(),
-  }
-
-
-def check(program, target, rules, config, lengths, batch_size) -> None:
+def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
   """Raises ValueError for what cannot be served, or not sensibly."""
-  check_choice('PROGRAM', program, PROGRAMS[1:])
-  mesh = target.mesh
+  check_choice('PROGRAM', job.kind, PROGRAMS[1:])
+  if job.weights is not None:
+    check_choice('WEIGHTS', job.weights, ('float32', 'bfloat16'))
+  mesh, config, rules = job.target.mesh, job.model_config, job.rules
   fsdp = mesh.shape['fsdp']
-  if program == 'decode' and fsdp > 1:
+  if job.kind == 'decode' and fsdp > 1:
     tensor = math.gcd(mesh.size, config.decoder_heads)
     raise ValueError(
       f'mesh.fsdp = {fsdp}: decoding would gather all parameters for every '
@@ -135,23 +141,22 @@ def check(program, target, rules, config, lengths, batch_size) -> None:
       f'--gin.sharding.mesh.fsdp=1 --gin.sharding.mesh.tensor={tensor} '
       f'--gin.sharding.mesh.data={mesh.size // tensor}'
     )
-  if batch_size is None and target.pod is None:
+  if batch_size is None and job.target.pod is None:
     raise ValueError(
       'DECODE_BATCH_SIZE = None, the most that fit: what fits on the devices '
       'of this machine is not known. Give a number, or a TOPOLOGY'
     )
-  unit = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
-  rows = unit if batch_size is None else batch_size
+  rows = job.unit if batch_size is None else batch_size
   config_checks.check_numbers(DECODE_BATCH_SIZE=rows)
   sharding.check_divides(mesh, rules, {'batch': ('DECODE_BATCH_SIZE', rows)})
-  config_checks.check_sizes(mesh, rules, config, lengths, unit)
+  config_checks.check_sizes(mesh, rules, config, lengths, job.unit)
 
 
 # --- The largest batch
 
 
-def search(job: Job, say) -> tuple[list[dict], dict]:
-  """(all that were tried, by size; the largest that fits, compiled whole).
+def find_largest(job: DecodeJob, say: Callable) -> tuple[list[dict], dict]:
+  """Finds the largest batch that fits.
 
   Memory is nearly linear in rows: two batches give a line, and the line the
   next to try, until one fits and the next one up does not (the next row of each
@@ -159,13 +164,16 @@ def search(job: Job, say) -> tuple[list[dict], dict]:
   largest is compiled; up to DOUBTS above it, while what is placed alone would
   fit; and the first tried, if it is smaller. Where none fits, the smallest
   stands for the largest.
+
+  Returns:
+    (all that were tried, by size; the largest, compiled whole).
   """
   unit, usable = job.unit, job.target.pod.chip.usable
   tried: dict[int, dict] = {}
   first = first_guess(job)
 
   def attempt(units: int, whole: bool = False) -> dict:
-    make = decode_programs.rows_planned if whole else rows_placed
+    make = decode_programs.plan_batch if whole else place_batch
     made = tried[units] = make(job, units * unit)
     fits = 'fits' if made['fits'] else 'does not fit'
     say(
@@ -180,17 +188,19 @@ def search(job: Job, say) -> tuple[list[dict], dict]:
     return max(fit, default=0), min(not_fit, default=math.inf)
 
   attempt(first)
-  while len(tried) < TRIES and bracket()[1] - bracket()[0] > grain(
-    bracket()[0]
-  ):
-    attempt(next_guess(tried, memory.held(job.params), usable, *bracket()))
+  while len(tried) < MOST_PLACED:
+    low, high = bracket()
+    if high - low <= grain(low):
+      break
+    base = memory.device_bytes(job.params)
+    attempt(next_guess(tried, base, usable, low, high))
   best = attempt(bracket()[0] or min(tried), whole=True)
   down = grain(bracket()[0])
   while not best['fits'] and bracket()[0]:  # the compiler wanted some more
     best = attempt(max(1, bracket()[1] - down), whole=True)
     down *= 2  # each takes a whole compilation
   for _ in range(DOUBTS):
-    if not best['fits'] or not in_doubt(tried.get(bracket()[1]), usable):
+    if not best['fits'] or not _is_doubtful(tried.get(bracket()[1]), usable):
       break
     made = attempt(bracket()[1], whole=True)
     if made['fits']:
@@ -202,41 +212,53 @@ def search(job: Job, say) -> tuple[list[dict], dict]:
   return [tried[n] for n in sorted(tried)], best
 
 
-def in_doubt(made: dict | None, usable: float) -> bool:
-  """Whether a batch was refused for room that the compiler may not need."""
+def _is_doubtful(made: dict | None, usable: float) -> bool:
+  """Tells whether a batch was refused for room the compiler may not need."""
   if made is None or made['whole']:
     return False
-  return made['memory']['peak'] - decode_memory.RESERVED <= usable
+  return made['memory']['peak'] - RESERVED <= usable
 
 
-def rows_placed(job: Job, rows: int) -> dict:
-  """A row of the table of batches: what it takes, not how long."""
-  clock = time.perf_counter()
-  used, usable = decode_memory.bytes_of(job, rows), job.target.pod.chip.usable
+def place_batch(job: DecodeJob, rows: int) -> dict:
+  """Returns what a batch takes, not how long, compiled partly.
+
+  A hundredth more than `peak_memory_in_bytes` of the whole compilation, and
+  known of programs that are too large for it.
+
+  Raises:
+    RuntimeError: the compiler failed; its first line.
+  """
+  jobs = [(rows, {'job': job, 'rows': rows}, True)]
+  ((_, made),) = workers.run_plans(decode_programs.measure_peak, jobs)
+  if 'error' in made:
+    raise RuntimeError(f'a batch of {rows} did not compile: {made["error"]}')
+  peak, batch = made['peak'] + RESERVED, job.batch(rows)
   return {
-    'batch_size': job.batch(rows)['tokens'].shape[0],
-    'fits': used <= usable,
-    'peak_hbm_gib': used / 2**30,
+    'batch_size': batch['tokens'].shape[0],
+    'fits': peak <= job.target.pod.chip.usable,
+    'peak_hbm_gib': peak / 2**30,
     'tokens_per_second_range': None,
-    'compile_seconds': time.perf_counter() - clock,
-    'memory': {'peak': used, 'cache': memory.held(job.caches(job.batch(rows)))},
+    'compile_seconds': made['seconds'],
+    'memory': {
+      'peak': peak, 'cache': memory.device_bytes(job.caches(batch))
+    },
     'whole': False,
-  }
+  }  # fmt: skip
 
 
-def first_guess(job: Job) -> int:
-  """A power of two that the shapes say fills half of what is left."""
-  usable = job.target.pod.chip.usable - memory.held(job.params)
+def first_guess(job: DecodeJob) -> int:
+  """Returns a power of two that the shapes say fills half of what is left."""
+  usable = job.target.pod.chip.usable - memory.device_bytes(job.params)
   batch = job.batch(job.unit)
-  row = memory.held(job.caches(batch))
+  row = memory.device_bytes(job.caches(batch))
   c, S = job.net.config, batch['tokens'].shape[1]
   states = 8 * S * c.d_model * jnp.dtype(c.dtype).itemsize
   most = max(2, usable / max(row, states if job.kind == 'encode' else 1))
-  return 2 ** int(math.log2(most / 2 + 1e-9)) if most >= 2 else 1
+  return 2 ** int(math.log2(most / 2 + 1e-9))
 
 
 def next_guess(tried: dict, base: float, usable: float, low, high) -> int:
-  """Where a line meets what a chip has: through the batches on either side.
+  """Returns where a line through batches meets what a chip has.
 
   Args:
     tried: units -> plans.
@@ -254,97 +276,21 @@ def next_guess(tried: dict, base: float, usable: float, low, high) -> int:
   met = math.floor(a + (usable - x) / slope) if slope > 0 else 2 * max(a, b)
   if high == math.inf:
     return max(met // step * step, low + step)
-  if len(tried) > 4:  # it is no line
+  if len(tried) > 4:  # padding makes it no line: halve what is left
     met = (low + high) // 2
   return int(min(max(met // step * step, low + step), high - step))
 
 
 def grain(low: int) -> int:
-  """Steps between batches of about `low`: a power of two, a GRAINth or less."""
-  return 2 ** max(0, (low // GRAIN).bit_length() - 1)
+  """Returns the step between batches of about `low`, a GRAINth or less."""
+  return 2 ** max(0, (low // GRAIN).bit_length() - 1)  # a power of two
 
 
-def brief(made: dict) -> dict:
-  """A row of the table of batches."""
+def _summarize(made: dict) -> dict:
+  """Returns a row of the table of batches."""
   names = (
     'batch_size', 'fits', 'peak_hbm_gib', 'tokens_per_second_range',
     'compile_seconds', 'whole',
   )  # fmt: skip
   row = {name: made[name] for name in names}
   return row | {'cache_gib': made['memory']['cache'] / 2**30}
-
-
-# --- Warnings
-
-
-def warnings(made: dict, job: Job) -> list[str]:
-  """What is not as it was meant, each with what to do."""
-  found = []
-  token, config = made['token'], job.net.config
-  if token:
-    found += of_copies(token, made)
-  if made['weights'] == 'float32' and config.dtype == 'bfloat16':
-    found.append(
-      'parameters are float32, and what reads them is bfloat16: programs may '
-      "keep both. WEIGHTS = 'bfloat16' keeps one, half the size"
-    )
-  too_large = [r['batch_size'] for r in made['batches'] if not r['fits']]
-  if made['searched'] and made['fits']:
-    above = min(too_large, default=math.inf)
-    units = made['batch_size'] // job.unit
-    if above > (units + grain(units)) * job.unit:
-      found.append(f'between {made["batch_size"]} and {above} none was tried')
-  parts = token, made['prefill']
-  loops = sum(len(part['unknown_loops']) for part in parts if part)
-  if loops:
-    found.append(f'{loops} more loops of unknown length are counted once')
-  if job.target.pod and (skew := hardware.version_skew()):
-    found.append(skew)
-  return found
-
-
-def of_copies(token: dict, made: dict) -> list[str]:
-  """Of the cache, in the loop over tokens and around it."""
-  found = []
-  held, rows = made['memory'], token['cache_copies']
-  share = lambda rows: sum(row['bytes'] for row in rows) / held['cache']
-  if rows:
-    found.append(
-      f'cache copied for every token: {sum(row["count"] for row in rows)} '
-      f'arrays, {share(rows):.0%} of it'
-    )
-  rows = token['copies_once']
-  if held['temporaries'] > held['cache'] / 2:
-    found.append(
-      f'beside the cache there are {held["temporaries"] / 2**30:.2f} GiB of '
-      f'temporaries: of the encoder, or of the {share(rows):.0%} of the cache '
-      'that is copied once, before the first token'
-    )
-  return found
-
-
-def changes(made: dict, job: Job) -> list[dict]:
-  """What would make it smaller, cheapest first; see `memory.changes`."""
-  held, config, mesh = made['memory'], job.net.config, job.target.mesh
-  found = []
-  add = lambda *row: found.append(dict(zip(('change', 'costs', 'saves'), row)))
-  if made['weights'] == 'float32':
-    half = held['parameters'] // 2
-    add("WEIGHTS = 'bfloat16'", 'parameters are rounded', half)
-  tensor = 2 * mesh.shape['tensor']
-  if mesh.shape['data'] % 2 == 0 and config.decoder_heads % tensor == 0:
-    less = f'mesh.data = {mesh.shape["data"] // 2}, mesh.tensor = {tensor}'
-    add(less, 'twice the chips wait for each other', held['parameters'] // 2)
-  if made['batch_size'] > job.unit:
-    rows = made['batch_size'] // job.unit // 2 * job.unit
-    saved = (held['cache'] + held['temporaries']) // 2
-    add(f'DECODE_BATCH_SIZE = {rows}', 'fewer tokens/s', saved)
-  if job.config.beams > 1:
-    fewer = 1 - 1 / job.config.beams
-    saved = int(held['cache'] * fewer / 2)
-    add('choosing.Config.beams = 1', 'other outputs', saved)
-  if job.kind == 'decode' and len(found) < 3:
-    n = made['lengths']['targets'] // 2
-    shorter = f"TASK_FEATURE_LENGTHS['targets'] = {n}"
-    add(shorter, 'shorter outputs', held['cache'] // 4)
-  return found[:3]

@@ -1,6 +1,6 @@
 """The programs of `atm infer`, compiled for a batch of rows on any devices.
 
-What one batch takes of a device and how long; plan_decode.py asks for several.
+What one batch takes of a device and how long; decode_plan.py asks for several.
 """
 
 from __future__ import annotations
@@ -9,50 +9,71 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from atm.inference import beam_search, bucketing, generate, sampling
-from atm.messages import check_choice
 from atm.model import config as config_lib
 from atm.model import flops as flops_lib
 from atm.model import parameters, transformer
 from atm.parallel import sharding
 from atm.parallel.sharding import NamedSharding, Rules
 from atm.plan import (
-  collectives,
+  compilation,
   decode_step,
   hardware,
   hlo,
-  kernels,
   memory,
   step_time,
-  train_plan,
+  train_program,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-  """What a model does for rows, but for how many they are.
+class DecodeJob:
+  """A program that decodes or encodes, but for how many rows.
 
   Attributes:
     kind: 'decode' or 'encode'.
-    net, params: the model, and abstract parameters with shardings.
+    model_config: as it is trained.
+    weights: see `api.load`.
     config: how tokens are chosen; its max_tokens are those asked for.
     longest: ids of an encoder input.
     rules: logical to mesh axes.
-    target: see chips.Target.
+    target: devices to compile for.
   """
 
   kind: str
-  net: transformer.AlexaTM
-  params: dict
+  model_config: config_lib.Config
+  weights: str | None
   config: sampling.Config
   longest: int
   rules: Rules
   target: hardware.Target
+
+  def __reduce__(self):
+    # Without the model, whose shardings hold devices, which do not pickle.
+    fields = dataclasses.fields(self)
+    return type(self), tuple(getattr(self, x.name) for x in fields)
+
+  @functools.cached_property
+  def _model(self) -> tuple[transformer.AlexaTM, dict]:
+    return _abstract_model(
+      self.model_config, self.weights, self.target.mesh, self.rules
+    )
+
+  @property
+  def net(self) -> transformer.AlexaTM:
+    """The model."""
+    return self._model[0]
+
+  @property
+  def params(self) -> dict:
+    """Abstract parameters with shardings, ready to decode."""
+    return self._model[1]
 
   @property
   def unit(self) -> int:
@@ -60,8 +81,14 @@ class Job:
     mesh = self.target.mesh
     return math.prod(mesh.shape[a] for a in self.rules.mesh_axes('batch'))
 
+  @property
+  def room(self) -> tuple[int, int]:
+    """(T, tokens that are written at most)."""
+    shape = bucketing.decoder_shape(self.net.config, 1, self.config.max_tokens)
+    return shape[1:]
+
   def batch(self, rows: int) -> dict:
-    """Shapes of `api.Model`'s batch of so many rows, all of them full."""
+    """Returns shapes of `api.Model`'s batch of so many full rows."""
     mesh, config = self.target.mesh, self.net.config
     B, S = bucketing.encoder_shape(config, mesh, self.longest, rows, rows)
     n, _, _ = bucketing.decoder_shape(config, 1, self.config.max_tokens)
@@ -74,62 +101,63 @@ class Job:
       return sides
     return dict(sides, prefix=like(B, n), lengths=like(B), number=like(B))
 
-  @property
-  def room(self) -> tuple[int, int]:
-    """(T, tokens that are written at most)."""
-    return bucketing.decoder_shape(self.net.config, 1, self.config.max_tokens)[
-      1:
-    ]
-
-  def traced(self, batch: dict):
-    """The program that runs for a batch."""
+  def trace(self, batch: dict) -> jax.stages.Traced:
+    """Traces the program that runs for a batch."""
     given = self.net, self.params
     with sharding.use_mesh(self.target.mesh, self.rules):
       if self.kind == 'encode':
         run = jax.jit(generate.encode, static_argnums=0, keep_unused=True)
         return run.trace(*given, batch['tokens'], batch['segments'])
       T, room = self.room
-      choice = sampling.Sampler.from_config(self.config).replace(
+      sampler = sampling.Sampler.from_config(self.config).replace(
         max_tokens=np.int32(room)
       )
       run, args, named = bucketing.select_program(
-        *given, choice, batch, self.config, T
+        *given, sampler, batch, self.config, T
       )
       return run.trace(*args, **named)
 
   def caches(self, batch: dict) -> list:
-    """Abstract `layers.KVCache`s, as the loop over tokens carries them."""
+    """Returns abstract `layers.KVCache`s, as the loop over tokens has them."""
     if self.kind == 'encode':
       return []
-    c, named = self.config, {k: bare(v) for k, v in batch.items()}
+    bare, c = train_program.without_sharding, self.config
+    named = {k: bare(v) for k, v in batch.items()}
     numbers = named.pop('number')
-    begin = functools.partial(beam_search.start_beams, k=c.beams)
+    start = functools.partial(beam_search.start_beams, k=c.beams)
     if c.beams == 1:
-      begin = functools.partial(
+      start = functools.partial(
         generate.start_decoding, results=c.results, seed=0
       )
       named |= dict(numbers=numbers)
     rows = jax.eval_shape(
-      functools.partial(begin, self.net, T=self.room[0]),
+      functools.partial(start, self.net, T=self.room[0]),
       jax.tree.map(bare, self.params), sampling.Sampler.from_config(c), **named,
     )  # fmt: skip
     placed = NamedSharding(
       self.target.mesh, self.rules.spec('batch', 'heads', None, None)
     )
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
-      rows.caches,
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+    return jax.tree.map(like, rows.caches)
+
+  def encode_flops(self, B: int, S: int) -> float:
+    """Counts model FLOPs of the encoder's products, of B rows of S tokens.
+
+    As `flops.train_flops` counts them: with plain attention, which multiplies
+    no padding; those of one row, B times.
+    """
+    net = transformer.AlexaTM(
+      dataclasses.replace(self.net.config, attention='einsum')
     )
+    ids = jax.ShapeDtypeStruct((1, S), jnp.int32)
+    params = jax.eval_shape(net.init, jax.random.key(0), ids, ids)['params']
+    run = functools.partial(generate.encode, net)
+    jaxpr = jax.make_jaxpr(run)(params, ids, ids).jaxpr
+    return B * flops_lib.jaxpr_flops(train_program.remove_dead_code(jaxpr))
 
 
-def bare(x) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def abstract_model(config: config_lib.Config, weights, mesh, rules: Rules):
-  """(model, abstract parameters) as `api.load` has them, ready to decode."""
-  if weights is not None:
-    check_choice('WEIGHTS', weights, ('float32', 'bfloat16'))
+def _abstract_model(config: config_lib.Config, weights, mesh, rules: Rules):
+  """Returns (model, abstract parameters) as `api.load` has them."""
   params = parameters.abstract_params(transformer.AlexaTM(config), mesh, rules)
   if weights == 'bfloat16':
     config = dataclasses.replace(config, dtype='bfloat16')
@@ -141,10 +169,10 @@ def abstract_model(config: config_lib.Config, weights, mesh, rules: Rules):
     )
   net = transformer.AlexaTM(config)
   with sharding.use_mesh(mesh, rules):
-    return net, generate.prepare_params(net, params, abstractly_apart)
+    return net, generate.prepare_params(net, params, _unstack_layers)
 
 
-def abstractly_apart(layers: dict, count: int) -> dict:
+def _unstack_layers(layers: dict, count: int) -> dict:
   """Unstacks abstract layers, with the shardings that JAX chooses."""
   lowered = generate.unstack_layers.lower(layers, count)
   return jax.tree.map(
@@ -157,136 +185,93 @@ def abstractly_apart(layers: dict, count: int) -> dict:
 # --- One batch
 
 
-def rows_planned(job: Job, rows: int) -> dict:
-  """What so many rows take, and how long.
+def plan_batch(job: DecodeJob, rows: int) -> dict:
+  """Compiles a batch's program whole, and returns what it takes and how long.
 
   Returns:
-    `batch_size`, `compile_seconds`, `token` (of `decode_step.figures`),
-    `prefill`, and what `account` and `speed` return.
+    `batch_size`, `compile_seconds`, `whole`; `token` (of
+    `decode_step.estimate_token`); `prefill` (of `step_time.estimate`), what is
+    done once for a batch; and what `memory.account` and `_rates` return.
   """
   batch, clock = job.batch(rows), time.perf_counter()
-  traced = job.traced(batch)
-  compiled, overflow = compile_or_overflow(traced)
-  caches = job.caches(batch)
+  traced, compiles = job.trace(batch), compilation.compile_plainly
+  compiled, overflow = compilation.compile_or_overflow(
+    traced, job.target, compiles
+  )
+  caches, B = job.caches(batch), batch['tokens'].shape[0]
+  arguments = {
+    'parameters': memory.device_bytes(job.params),
+    'batch': memory.device_bytes(batch),
+    'cache': memory.device_bytes(caches),
+  }
   made = {
-    'batch_size': batch['tokens'].shape[0],
+    'batch_size': B,
     'compile_seconds': time.perf_counter() - clock,
-    **account(job, batch, caches, compiled, overflow),
+    **memory.account(arguments, compiled, overflow, job.target.pod),
+    'cache_row_bytes': memory.total_bytes(caches) // B,
+    'cache_row_bytes_a_chip': arguments['cache'] * job.unit // B,
     'whole': True,
     'token': None,
     'prefill': None,
   }
-  text = compiled and hlo.Program(compiled.as_text())
-  if text is not None:
-    flops = train_plan.hardware_flops(traced.jaxpr.jaxpr)['kernel_flops']
+  del made['memory']['host']  # programs that decode leave nothing there
+  if compiled:
+    program = hlo.parse(compiled.as_text())
+    flops = train_program.hardware_flops(traced.jaxpr.jaxpr)['kernel_flops']
     if job.kind == 'decode':
-      loop = decode_step.loop_of(text)
-      made['token'] = decode_step.figures(
-        text, job.params, caches, job.net.config, job.target
+      made['token'] = decode_step.estimate_token(
+        program, job.params, caches, job.net.config, job.target
       )
-      text = text.without(loop)
-    made['prefill'] = prefill(text, flops, job.target)
-  return made | speed(job, made)
+      program = program.without_loop(decode_step.token_loop(program))
+    made['prefill'] = step_time.estimate(program, job.target, flops)
+    del made['prefill']['host_copies']
+  return made | _rates(job, made)
 
 
-def compile_or_overflow(traced):
-  """As `compile.compile_or_overflow`, with no options: `atm infer` has none."""
-  try:
-    return traced.lower().compile(), None
-  except jax.errors.JaxRuntimeError as e:
-    if overflow := memory.overflow(str(e)):
-      return None, overflow
-    raise
+def measure_peak(
+  job: DecodeJob, rows: int, say: Callable, compiler: Callable
+) -> dict:
+  """Returns `peak`, bytes of a device that a batch takes.
+
+  Args:
+    job, rows: what is compiled.
+    say, compiler: see `workers.run_plans`.
+  """
+  traced = job.trace(job.batch(rows))
+  compiled, _ = compiler(traced, job.target, compilation.compile_plainly)
+  return {'peak': compiled.memory_analysis().peak_memory_in_bytes}
 
 
-def account(job: Job, batch, caches, compiled, overflow) -> dict:
-  """What a device holds, and whether it fits; see `memory.account`."""
-  parts = {
-    'parameters': memory.held(job.params),
-    'batch': memory.held(batch),
-    'cache': memory.held(caches),
-  }
-  if compiled is not None:
-    said = compiled.memory_analysis()
-    heap, peak = said.temp_size_in_bytes, said.peak_memory_in_bytes
-  else:
-    heap, peak = None, overflow['used']  # arguments and all
-  pod = job.target.pod
-  usable = overflow['usable'] if overflow else pod and pod.chip.usable
-  B = batch['tokens'].shape[0]
-  return {
-    'memory': {
-      **parts,
-      'temporaries': max(0, peak - sum(parts.values())),
-      'heap': heap,
-      'peak': peak,
-    },
-    'cache_row_bytes': memory.whole(caches) // B,
-    'cache_row_bytes_a_chip': parts['cache'] * job.unit // B,
-    'peak_hbm_gib': peak / 2**30,
-    'usable_hbm_gib': usable / 2**30 if usable else None,
-    'fits': (peak <= usable and not overflow) if usable else None,
-    'largest_buffers': overflow['largest'] if overflow else None,
-  }
-
-
-def prefill(text: hlo.Program, kernel_flops: float, target) -> dict:
-  """What is done once for a batch: its encoder, and of a decoder's prefix."""
-  rows = collectives.collectives(text, dict(target.mesh.shape))
-  cycles = text.cycles(target.pod and kernels.cycles(text, target.pod))
-  split = time_range = None
-  if target.pod is not None:
-    split = step_time.time_split(rows, cycles, kernel_flops, target)
-    time_range = step_time.step_time(split)
-  return {
-    'collectives': rows,
-    'cycles': cycles,
-    'largest_arrays': text.largest(),
-    'unknown_loops': text.unknown_loops,
-    'time_split_s': split,
-    'time_range_s': time_range,
-  }
-
-
-def speed(job: Job, made: dict) -> dict:
-  """Tokens a second (least, most), those of all devices; None if not known.
+def _rates(job: DecodeJob, made: dict) -> dict:
+  """Returns tokens a second (least, most) of all devices; None if not known.
 
   Decoding: `tokens_per_second_range` while all rows are being written, and
   `whole_batch_tokens_per_second_range` with what comes before and all tokens
-  written. Encoding: tokens that are read.
+  written. Encoding: tokens that are read, and `model_flops`.
   """
   names = 'tokens_per_second_range', 'whole_batch_tokens_per_second_range'
-  out = dict.fromkeys((*names, 'batch_time_range_s', 'mfu_range'))
+  rates = dict.fromkeys((*names, 'batch_time_range_s', 'mfu_range'))
   once = made['prefill'] and made['prefill']['time_range_s']
   if once is None:
-    return out
+    return rates
+  per_second = lambda amount, seconds: tuple(
+    amount / t for t in reversed(seconds)
+  )
   B, S = job.batch(made['batch_size'])['tokens'].shape
   if job.kind == 'encode':
-    flops = encode_flops(job.net.config, B, S)
+    flops = job.encode_flops(B, S)
     peak = job.target.pod.chip.peak * job.target.mesh.size
-    out['model_flops'] = flops
-    out['batch_time_range_s'] = once
-    out[names[0]] = tuple(B * S / t for t in reversed(once))
-    out['mfu_range'] = tuple(flops / peak / t for t in reversed(once))
-    return out
+    return rates | {
+      'model_flops': flops,
+      'batch_time_range_s': once,
+      names[0]: per_second(B * S, once),
+      'mfu_range': per_second(flops / peak, once),
+    }
   written, turns = B * job.config.results, job.room[1] - 1
   each = made['token']['time_range_s']
   whole = tuple(a + turns * b for a, b in zip(once, each))
-  out['batch_time_range_s'] = whole
-  out[names[0]] = tuple(written / t for t in reversed(each))
-  out[names[1]] = tuple(written * (turns + 1) / t for t in reversed(whole))
-  return out
-
-
-def encode_flops(config: config_lib.Config, B: int, S: int) -> float:
-  """Model FLOPs of the encoder's products, as `flops.train_flops` has them.
-
-  Counted over those of one row, with plain attention.
-  """
-  net = transformer.AlexaTM(dataclasses.replace(config, attention='einsum'))
-  ids = jax.ShapeDtypeStruct((1, S), jnp.int32)
-  params = jax.eval_shape(net.init, jax.random.key(0), ids, ids)['params']
-  run = functools.partial(generate.encode, net)
-  return B * flops_lib.jaxpr_flops(
-    train_plan.live(jax.make_jaxpr(run)(params, ids, ids).jaxpr)
-  )
+  return rates | {
+    'batch_time_range_s': whole,
+    names[0]: per_second(written, each),
+    names[1]: per_second(written * (turns + 1), whole),
+  }

@@ -1,6 +1,6 @@
-"""TPU chips: what they can do and who says so; the devices of a pod none has.
+"""TPU chips: figures with their sources, and devices of pods to compile for.
 
-Figures are a chip's. Nothing here was measured by us.
+Figures are a chip's. None was measured here.
 
 - peak FLOP/s: Google's data sheets, see `devices.PEAK_FLOPS`.
 - usable HBM: the compiler's out-of-memory messages, libtpu 0.0.42.
@@ -18,26 +18,31 @@ Figures are a chip's. Nothing here was measured by us.
 - share: of peak FLOP/s, what a step of 20b reaches in all but those kernels by
   the compiler's cycles; for the same plans.
 - kernels: FLOPs of splash attention's kernels / cycles of the schedules that
-  the compiler makes for them, see kernels.py; for plans that stop before those.
+  the compiler makes for them, see kernels.py; used by plans
+  that stop before those are made.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import os
 import re
+from collections.abc import Callable
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from atm.messages import did_you_mean
 from atm.parallel import devices as devices_lib
+from atm.parallel import mesh as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one chip has.
+  """Figures of one chip; see the head of this module for their sources.
 
   Attributes:
     kind: JAX's device kind.
@@ -72,44 +77,44 @@ class Chip:
     return devices_lib.PEAK_FLOPS[self.kind]
 
 
-GIB = 2**30
+_GIB = 2**30
 CHIPS = {
   'v4': Chip(
-    'TPU v4', 3, 30.75 * GIB, 1.2e12, 4.5e10, 6.25e9, 1.5e10,
+    'TPU v4', 3, 30.75 * _GIB, 1.2e12, 4.5e10, 6.25e9, 1.5e10,
     clock=1.05e9, cores=2, share=0.80, kernels=0.67,
   ),
   'v5e': Chip(
-    'TPU v5e', 2, 15.75 * GIB, 8.19e11, 4.5e10, 3.1e9, 1.5e10,
+    'TPU v5e', 2, 15.75 * _GIB, 8.19e11, 4.5e10, 3.1e9, 1.5e10,
     clock=1.5e9, cores=1, share=0.91, kernels=0.88,
   ),
   'v5p': Chip(
-    'TPU v5p', 3, 95.73 * GIB, 2.765e12, 9e10, 6.25e9, 1.5e10,
+    'TPU v5p', 3, 95.73 * _GIB, 2.765e12, 9e10, 6.25e9, 1.5e10,
     clock=1.75e9, cores=2, share=0.86, kernels=0.88,
   ),
   'v6e': Chip(
-    'TPU v6e', 2, 31.24 * GIB, 1.638e12, 9e10, 6.25e9, 3.2e10,
+    'TPU v6e', 2, 31.24 * _GIB, 1.638e12, 9e10, 6.25e9, 3.2e10,
     clock=1.75e9, cores=1, share=0.69, kernels=0.34,
   ),
 }  # fmt: skip
-# What is sold, by dimensions; libtpu takes some more.
+# Shapes that are sold, by dimensions; libtpu takes some more.
 SHAPES = {
   3: '2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16',
   2: '2x2 2x4 4x4 4x8 8x8 8x16 16x16',
 }
-# So that libtpu neither asks the cloud what this machine is nor complains.
-QUIET = {
+# Without these libtpu asks the cloud what this machine is, and complains.
+_LIBTPU_ENVIRONMENT = {
   'TPU_STDERR_LOG_LEVEL': '3',
   'TPU_MIN_LOG_LEVEL': '3',
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
   'TPU_WORKER_HOSTNAMES': 'localhost',
 }
-_NAME = re.compile(r'(?:([1-9]\d*) \* )?(\w+):(\d+(?:x\d+)+)')
+_TOPOLOGY = re.compile(r'(?:([1-9]\d*) \* )?(\w+):(\d+(?:x\d+)+)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-  """'2 * v5p:4x4x8': slices of a shape."""
+  """Slices of a shape, named as TOPOLOGY has them: '2 * v5p:4x4x8'."""
 
   name: str
   slices: int
@@ -122,29 +127,34 @@ class Pod:
 
   @property
   def size(self) -> int:
-    """Chips."""
+    """Number of chips."""
     return self.slices * math.prod(self.shape)
 
   @property
+  def assumed_flops(self) -> float:
+    """FLOP/s of all chips outside attention kernels, by the share of peak."""
+    return self.chip.share * self.chip.peak * self.size
+
+  @property
   def wraps(self) -> tuple[bool, ...]:
-    """Which sides close to rings: multiples of 4 of a 3D torus (cubes of
-    4x4x4 are wired so), 16 of a 2D one."""
+    """Which sides close to rings."""
+    # Cubes of 4x4x4 are wired so in a 3D torus; in a 2D one, sides of 16.
     ring = lambda side: side % 4 == 0 if self.chip.sides == 3 else side == 16
     return tuple(ring(side) for side in self.shape)
 
-  def speeds(self, places) -> tuple[float, float]:
-    """Bytes a second that a chip sends to others at `places`: (least, most).
+  def link_speeds(self, coordinates) -> tuple[float, float]:
+    """Returns bytes a second (least, most) that a chip sends within a group.
 
-    Least: along one side. Most: along every side that the places differ in.
-    Of a side that wraps, both ways.
+    Least: along one side. Most: along every side that the group spans. Of a
+    side that wraps, both ways.
 
     Args:
-      places: coordinates of the chips of a group.
+      coordinates: of the chips of the group.
     """
     spanned = [
       wraps
       for axis, wraps in enumerate(self.wraps)
-      if len({place[axis] for place in places}) > 1
+      if len({place[axis] for place in coordinates}) > 1
     ]
     links = [2 if wraps else 1 for wraps in spanned] or [1]
     return self.chip.link * max(links), self.chip.link * sum(links)
@@ -152,11 +162,11 @@ class Pod:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """What is planned for.
+  """Devices planned for, in a run's mesh.
 
   Attributes:
-    mesh: over the target's devices.
-    pod: None: the devices of this machine.
+    mesh: over the devices.
+    pod: None: the devices are this machine's.
   """
 
   mesh: jax.sharding.Mesh
@@ -171,16 +181,50 @@ class Target:
   def platform(self) -> str:
     return self.device.platform
 
-  def places(self, axes: tuple[str, ...]) -> list[tuple[int, ...]]:
-    """Coordinates of the chips of one group along some mesh axes."""
+  def __str__(self):
+    axes = ' x '.join(f'{name} {n}' for name, n in self.mesh.shape.items())
+    kind = self.pod.name if self.pod else f'this machine ({self.platform})'
+    return f'{kind}, {self.mesh.size} device(s): {axes}'
+
+  def __reduce__(self):
+    # Devices do not pickle: another process makes its own of the same pod.
+    make_mesh = functools.partial(mesh_lib.make_mesh, **self.mesh.shape)
+    return find_target, (self.pod.name, make_mesh)
+
+  def coordinates(self, axes: tuple[str, ...]) -> list[tuple[int, ...]]:
+    """Returns coordinates of the chips of one group along some mesh axes."""
     index = tuple(
       slice(None) if axis in axes else 0 for axis in self.mesh.axis_names
     )
     return [tuple(d.coords) for d in self.mesh.devices[index].flat]
 
 
-def pod(name: str) -> Pod:
-  """The pod of TOPOLOGY.
+def find_target(
+  topology: str | None,
+  make_mesh: Callable,
+  start: Callable[[], None] = lambda: None,
+) -> Target:
+  """Returns the devices to plan for, in the run's mesh.
+
+  Args:
+    topology, make_mesh, start: see `train_plan.plan`.
+
+  Raises:
+    ValueError: see `parse_pod` and `pod_devices`; the mesh does not fit.
+  """
+  if topology is None:
+    start()
+    return Target(make_mesh(devices=jax.devices()), None)
+  jax.config.update('jax_platforms', 'cpu')  # libtpu makes JAX look for a TPU
+  # A program for absent devices could be written to the cache, but not read.
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # JAX asks only once whether there is one
+  pod = parse_pod(topology)
+  return Target(make_mesh(devices=pod_devices(pod)), pod)
+
+
+def parse_pod(name: str) -> Pod:
+  """Parses TOPOLOGY.
 
   Raises:
     ValueError: no such chip or shape; names the nearest.
@@ -188,77 +232,88 @@ def pod(name: str) -> Pod:
   known = [
     f'{k}:{s}' for k, c in CHIPS.items() for s in SHAPES[c.sides].split()
   ]
-  found = _NAME.fullmatch(str(name))
-  if not found or found[2] not in CHIPS:
+  parts = _TOPOLOGY.fullmatch(str(name))
+  if not parts or parts[2] not in CHIPS:
     raise ValueError(
       f"TOPOLOGY = {name!r}: expected a chip and a shape, 'v5p:4x4x8', or "
       f"slices of it, '2 * v5p:4x4x8'." + did_you_mean(str(name), known)
     )
-  shape = tuple(int(n) for n in found[3].split('x'))
-  made = Pod(name, int(found[1] or 1), found[2], shape)
-  if f'{found[2]}:{found[3]}' not in known:
-    of_kind = [k for k in known if k.startswith(f'{found[2]}:')]
-    near = min(of_kind, key=lambda k: abs(math.log(pod(k).size / made.size)))
+  slices, kind, sides = parts.groups()
+  shape = tuple(int(n) for n in sides.split('x'))
+  pod = Pod(name, int(slices or 1), kind, shape)
+  if f'{kind}:{sides}' not in known:
+    shapes = [k for k in known if k.startswith(f'{kind}:')]
+    distance = lambda k: abs(math.log(parse_pod(k).size / pod.size))
     raise ValueError(
-      f'TOPOLOGY = {name!r}: {found[2]} has no such shape; the nearest in '
-      f'size: {near!r}. Known: {", ".join(of_kind)}'
+      f'TOPOLOGY = {name!r}: {kind} has no such shape; the nearest in size: '
+      f'{min(shapes, key=distance)!r}. Known: {", ".join(shapes)}'
     )
-  return made
+  return pod
 
 
-def devices(of: Pod) -> list:
-  """The pod's devices, to compile for.
+def pod_devices(pod: Pod) -> list:
+  """Returns the pod's devices, none of which need exist, to compile for.
 
   Raises:
     ValueError: libtpu is missing, or refuses the pod.
   """
   # A second process of the same machine may compile, too.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  for name, value in QUIET.items():
+  for name, value in _LIBTPU_ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   try:
     import libtpu  # noqa: F401
   except ImportError:
     raise ValueError(
-      f'TOPOLOGY = {of.name!r}: to compile for TPUs without one takes libtpu: '
+      f'TOPOLOGY = {pod.name!r}: to compile for TPUs without one takes libtpu: '
       "pip install 'atm[plan]'"
     ) from None
   from jax.experimental import topologies
 
-  flat = len(of.shape) == 2
+  flat = len(pod.shape) == 2
   settings = dict(
-    chips_per_host_bounds=(2, 4, 1) if of.shape == (2, 4) else (2, 2, 1),
-    wrap=(*of.wraps, False) if flat else of.wraps,
-    num_slices=of.slices,
+    chips_per_host_bounds=(2, 4, 1) if pod.shape == (2, 4) else (2, 2, 1),
+    wrap=(*pod.wraps, False) if flat else pod.wraps,
+    num_slices=pod.slices,
   )
-  if of.chip.sides == 3:
+  if pod.chip.sides == 3:
     settings['chip_config_name'] = 'megacore'  # both cores are one device
-  shape = 'x'.join(map(str, of.shape))
+  shape = 'x'.join(map(str, pod.shape))
   try:
-    made = topologies.get_topology_desc(
-      platform='tpu', topology_name=f'{of.kind}:{shape}', **settings
+    topology = topologies.get_topology_desc(
+      platform='tpu', topology_name=f'{pod.kind}:{shape}', **settings
     )
-  except Exception as e:  # XLA's own, of several classes
-    said = str(e).strip().splitlines()[0]
-    raise ValueError(f'TOPOLOGY = {of.name!r}: libtpu says: {said}') from None
-  return list(made.devices)
+  except Exception as e:  # XLA raises several classes of its own
+    reason = str(e).strip().splitlines()[0]
+    raise ValueError(
+      f'TOPOLOGY = {pod.name!r}: libtpu says: {reason}'
+    ) from None
+  return list(topology.devices)
 
 
-def version_skew() -> str:
-  """What is wrong with libtpu's version beside JAX's; '' if nothing is."""
+def installed_versions() -> dict[str, str | None]:
+  """Returns versions of the packages that a plan depends on; None: missing."""
+  versions = {}
+  for name in ('jax', 'jaxlib', 'libtpu'):
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = None
+  return versions
+
+
+def find_version_skew() -> str:
+  """Returns what is wrong with libtpu's version beside JAX's; '' if nothing."""
   wanted = [
     need
     for need in importlib.metadata.requires('jax') or ()
     if need.startswith('libtpu') and 'extra == "tpu"' in need
   ]
-  found = re.match(r'libtpu\s*==\s*([\d.]+)\.\*', wanted[0] if wanted else '')
-  try:
-    has = importlib.metadata.version('libtpu')
-  except importlib.metadata.PackageNotFoundError:
-    return ''
-  if not found or f'{has}.'.startswith(f'{found[1]}.'):
+  series = re.match(r'libtpu\s*==\s*([\d.]+)\.\*', wanted[0] if wanted else '')
+  installed = installed_versions()['libtpu']
+  if not installed or not series or f'{installed}.'.startswith(f'{series[1]}.'):
     return ''
   return (
-    f'libtpu {has} beside jax {jax.__version__}, which was made with '
-    f'{found[1]}: install that'
+    f'libtpu {installed} beside jax {jax.__version__}, which was made with '
+    f'{series[1]}: install that'
   )

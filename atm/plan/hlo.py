@@ -1,6 +1,6 @@
-"""Reads the text of compiled HLO: loops, cycles, large arrays.
+"""Parses the text of compiled HLO: computations, loops, source lines.
 
-Text in, tables out; nothing here knows JAX, a mesh or a model. `Program` parses
+Text in, tables out; nothing here knows JAX, a mesh or a model. `parse` takes
 what `jax.stages.Compiled.as_text` gives for CPUs and for TPUs (jaxlib 0.10.2,
 libtpu 0.0.42). All is of one device: the compiled program is what each runs.
 """
@@ -12,24 +12,14 @@ import functools
 import math
 import re
 
-# Bytes of a number by XLA's name of its type; names not here (token) have none.
-BYTES = {
+# By XLA's name of a type; what is not here (token) takes no memory.
+_ITEM_BYTES = {
   'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4,
   's64': 8, 'u64': 8, 'f16': 2, 'bf16': 2, 'f32': 4, 'f64': 8, 'c64': 8,
   'c128': 16, 's4': 0.5, 'u4': 0.5, 'f8e4m3fn': 1, 'f8e5m2': 1,
 }  # fmt: skip
-COLLECTIVES = (
-  'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
-  'collective-permute', 'ragged-all-to-all', 'collective-broadcast',
-)  # fmt: skip
-HOST = 'S(5)'  # in the layout of an array that lies in the host's memory
-UNKNOWN_CYCLES = 2**63 - 1  # XLA's mark of an operation it has no estimate for
-# Operations that make no array of their own.
-FREE = {
-  'parameter', 'get-tuple-element', 'tuple', 'bitcast', 'while', 'constant',
-  'conditional', 'call', 'optimization-barrier',
-}  # fmt: skip
 
+_UNKNOWN_CYCLES = 2**63 - 1  # XLA's mark of an operation without an estimate
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$')
 _END = re.compile(r'^\}(, execution_thread=.*)?\s*$')
 _INSTRUCTION = re.compile(
@@ -43,7 +33,7 @@ _CALLED = re.compile(
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _FRAME = re.compile(r'stack_frame_id=(\d+)')
-_OLD_SOURCE = re.compile(r'source_file="([^"]+)"(?: source_line=(\d+))?')
+_SOURCE = re.compile(r'source_file="([^"]+)"(?: source_line=(\d+))?')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -58,114 +48,106 @@ class Instruction:
 
   @functools.cached_property
   def called(self) -> list[tuple[str, str]]:
-    """(how, computation) of what it calls: ('body', 'region_0'), ..."""
+    """(role, computation) of each it calls: ('body', 'region_0'), ..."""
     return [
-      (how, name)
-      for how, names in _CALLED.findall(self.rest)
+      (role, name)
+      for role, names in _CALLED.findall(self.rest)
       for name in re.findall(r'[\w.\-]+', names)
     ]
 
   @property
   def op_name(self) -> str:
     """JAX's name of it: 'jit(train_step)/.../dot_general'; '' if unknown."""
-    found = _OP_NAME.search(self.rest)
-    return found[1] if found else ''
+    match = _OP_NAME.search(self.rest)
+    return match[1] if match else ''
 
   @property
   def cycles(self) -> int | None:
     """The compiler's estimate; None where it has none."""
-    found = _CYCLES.search(self.rest)
-    cycles = int(found[1]) if found else UNKNOWN_CYCLES
-    return None if cycles >= UNKNOWN_CYCLES else cycles
+    match = _CYCLES.search(self.rest)
+    cycles = int(match[1]) if match else _UNKNOWN_CYCLES
+    return None if cycles >= _UNKNOWN_CYCLES else cycles
 
 
-def arrays(shape: str) -> list[float]:
-  """Bytes of each array of a shape, without padding: of a tuple's, several."""
-  sizes = []
-  for dtype, sides in ARRAY.findall(shape):
-    if dtype in BYTES:
-      sides = [int(n) for n in sides.split(',') if n]
-      sizes.append(BYTES[dtype] * math.prod(sides))
-  return sizes
+def array_bytes(shape: str) -> list[float]:
+  """Returns bytes of each array of a shape, a tuple's one by one, unpadded."""
+  return [
+    _ITEM_BYTES[dtype] * math.prod(int(n) for n in sides.split(',') if n)
+    for dtype, sides in ARRAY.findall(shape)
+    if dtype in _ITEM_BYTES
+  ]
 
 
+@dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled module.
+  """A compiled module, or a part of one.
 
   Attributes:
     computations: name -> its instructions.
-    entry: the name of the one that runs.
-    unknown_loops: names of loops whose trip count the text does not say, once
-      `times` has looked.
-    turns: loop's name -> how often it turns, whatever the text says.
+    entry: name of the computation that runs.
+    sources: stack frame number -> 'atm/model/layers.py:88'.
+    trip_counts: loop's name -> turns, in place of what the text says.
   """
 
-  def __init__(self, text: str):
-    self.computations: dict[str, list[Instruction]] = {}
-    self.entry = ''
-    self.unknown_loops: list[str] = []
-    self.turns: dict[str, int] = {}
-    self._places = _places(text)
-    inside: list[list[str]] | None = None
-    for line in text.splitlines():
-      if inside is None:
-        if header := _COMPUTATION.match(line):
-          inside = []
-      elif _END.match(line):
-        lines = [Instruction(*parts) for parts in inside]
-        self.computations[header[2]] = lines
-        self.entry = header[2] if header[1] else self.entry
-        inside = None
-      elif found := _INSTRUCTION.match(line):
-        inside.append(list(found.groups()))
-      elif inside:  # an attribute of several lines, as Pallas kernels have
-        inside[-1][3] += line
+  computations: dict[str, list[Instruction]]
+  entry: str
+  sources: dict[int, str]
+  trip_counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
-  def times(self) -> dict[str, int]:
-    """How often each computation runs; those that do not are left out.
+  def run_counts(self) -> dict[str, int]:
+    """How often each computation runs; those that never do are left out.
 
-    The bodies of loops as often as the loops turn, both branches of a
-    conditional once. What is done to each number (`to_apply` of a reduction)
-    is not counted.
+    Bodies of loops run as often as the loops turn, both branches of a
+    conditional once. What reduces numbers two by two (`to_apply` of a
+    reduction) is not counted.
     """
-    times = dict.fromkeys(self.computations, 0)
-    times[self.entry] = 1
-    for name in self._callers_first():
+    counts = dict.fromkeys(self.computations, 0)
+    counts[self.entry] = 1
+    for name in self.callers_first():
       for line in self.computations[name]:
-        turns = self._trips(line) if line.opcode == 'while' else 1
-        for how, callee in line.called:
-          if self._runs(line, how) and callee in times:
-            times[callee] += times[name] * turns
-    return {name: n for name, n in times.items() if n}
+        turns = 1
+        if line.opcode == 'while':
+          trips = self._trip_count(line)
+          turns = 1 if trips is None else trips
+        for role, callee in line.called:
+          if _runs(line, role) and callee in counts:
+            counts[callee] += counts[name] * turns
+    return {name: n for name, n in counts.items() if n}
+
+  def executed(self):
+    """Yields (instruction, its computation, how often) of all that runs."""
+    for name, times in self.run_counts.items():
+      for line in self.computations[name]:
+        yield line, name, times
 
   def loops(self) -> list[Instruction]:
-    """The loops that run, those inside of others as well."""
-    return [line for line, _, _ in self.running() if line.opcode == 'while']
+    """Returns the loops that run, those inside of others as well."""
+    return [line for line, _, _ in self.executed() if line.opcode == 'while']
 
-  def one_turn(self, loop: Instruction) -> Program:
-    """What one turn of a loop does, its condition included."""
+  @property
+  def unknown_loops(self) -> list[str]:
+    """Names of loops whose trip count the text does not say."""
+    return [x.name for x in self.loops() if self._trip_count(x) is None]
+
+  def one_iteration(self, loop: Instruction) -> Program:
+    """Returns what one turn of a loop runs, its condition included."""
     calls = [
-      Instruction(how, '', 'call', f', to_apply=%{callee}')
-      for how, callee in loop.called
+      Instruction(role, '', 'call', f', to_apply=%{callee}')
+      for role, callee in loop.called
     ]
-    return self._also('turn of ' + loop.name, calls, self.turns)
+    entry = 'turn of ' + loop.name
+    computations = {**self.computations, entry: calls}
+    return dataclasses.replace(self, computations=computations, entry=entry)
 
-  def without(self, loop: Instruction) -> Program:
-    """All but what a loop does."""
-    return self._also(
-      self.entry, self.computations[self.entry], {**self.turns, loop.name: 0}
+  def without_loop(self, loop: Instruction) -> Program:
+    """Returns everything but what a loop runs."""
+    return dataclasses.replace(
+      self, trip_counts={**self.trip_counts, loop.name: 0}
     )
 
-  def _also(self, entry: str, lines: list, turns: dict[str, int]) -> Program:
-    """The same text, begun at `entry`."""
-    made = object.__new__(Program)
-    made.computations = {**self.computations, entry: lines}
-    made.entry, made.turns, made.unknown_loops = entry, turns, []
-    made._places = self._places
-    return made
-
-  def _callers_first(self) -> list[str]:
+  def callers_first(self) -> list[str]:
+    """Returns the computations that the entry reaches, callers first."""
     order, seen = [], set()
 
     def visit(name):
@@ -173,50 +155,37 @@ class Program:
         return
       seen.add(name)
       for line in self.computations[name]:
-        for how, callee in line.called:
-          if self._runs(line, how):
+        for role, callee in line.called:
+          if _runs(line, role):
             visit(callee)
       order.append(name)
 
     visit(self.entry)
     return order[::-1]
 
-  def _runs(self, line: Instruction, how: str) -> bool:
-    return how != 'to_apply' or line.opcode == 'call'
-
-  def _trips(self, line: Instruction) -> int:
-    """Turns of a `while`: as XLA wrote, or its condition's one constant.
-
-    The condition compares a count with it; one that asks whether all rows are
-    done compares nothing.
-    """
-    if line.name in self.turns:
-      return self.turns[line.name]
-    if found := _TRIPS.search(line.rest):
-      return int(found[1])
+  def _trip_count(self, line: Instruction) -> int | None:
+    """Returns turns of a `while`: as XLA wrote, or its condition's constant."""
+    if line.name in self.trip_counts:
+      return self.trip_counts[line.name]
+    if match := _TRIPS.search(line.rest):
+      return int(match[1])
     condition = self.computations.get(dict(line.called).get('condition'), ())
     bounds = {
-      int(found[1])
+      int(match[1])
       for inner in condition
       if inner.opcode == 'constant'
-      and (found := re.match(r'(\d+)\)', inner.rest))
+      and (match := re.match(r'(\d+)\)', inner.rest))
     }
+    # A condition that asks whether all rows are done compares no count: a
+    # constant in it is no bound.
     compares = any(x.opcode in ('compare', 'fusion', 'call') for x in condition)
-    if compares and len(bounds) == 1:
-      return bounds.pop()
-    self.unknown_loops.append(line.name)
-    return 1
-
-  def running(self):
-    """(instruction, its computation, how often) of all that runs."""
-    for name, times in self.times.items():
-      for line in self.computations[name]:
-        yield line, name, times
+    return bounds.pop() if compares and len(bounds) == 1 else None
 
   def source(self, line: Instruction, computation: str = '') -> str:
-    """'atm/model/layers.py:88', the innermost known line of a project's file.
+    """Returns 'atm/model/layers.py:88', the innermost line of a project's file.
 
-    Where the line does not say, that of what calls its computation.
+    Where the line does not say, the source of what calls its computation; ''
+    if neither is known.
     """
     caller = self._callers.get(computation)
     return self._source(line) or (self._source(caller) if caller else '')
@@ -225,189 +194,78 @@ class Program:
   def _callers(self) -> dict[str, Instruction]:
     """Computation -> what calls it, or one of those."""
     return {
-      callee: line for line, _, _ in self.running() for _, callee in line.called
+      callee: line
+      for line, _, _ in self.executed()
+      for _, callee in line.called
     }
 
   def _source(self, line: Instruction) -> str:
-    if found := _FRAME.search(line.rest):
-      return self._places.get(int(found[1]), '')
-    if found := _OLD_SOURCE.search(line.rest):
-      return f'{_short(found[1])}:{found[2] or "?"}'
+    if match := _FRAME.search(line.rest):
+      return self.sources.get(int(match[1]), '')
+    if match := _SOURCE.search(line.rest):
+      return f'{_shorten(match[1])}:{match[2] or "?"}'
     return ''
 
-  # --- What is asked of it
-
-  def host_copies(self) -> list[tuple[str, int, bool, float]]:
-    """Copies between a device's memory and its host's.
-
-    Before the compiler ends it calls all of them async-start; their names say
-    which.
-
-    Returns:
-      (computation, how often it runs, whether to the host, bytes) of each.
-    """
-    found = []
-    for line, computation, times in self.running():
-      if HOST not in line.shape:
-        continue
-      kind, sizes = line.opcode, arrays(line.shape)
-      if kind == 'async-start':
-        kind = line.name.partition('.')[0]
-      if kind == 'dynamic-update-slice-start':  # ((whole, part, ...
-        found.append((computation, times, True, sizes[1]))
-      elif kind == 'dynamic-slice-start':  # (..., part, context)
-        found.append((computation, times, False, sizes[-2]))
-      elif kind == 'copy-start':  # (copy, original, context)
-        to_host = HOST in line.shape[: line.shape.index('}')]
-        found.append((computation, times, to_host, sizes[0]))
-    return found
-
-  @functools.cached_property
-  def asynchronous(self) -> set[str]:
-    """Computations whose collectives run beside others, and what they call.
-
-    Called by async-start; on TPUs by a fusion that starts a collective.
-    """
-    starts = lambda line: (
-      line.opcode == 'async-start'
-      or line.name.startswith('async-collective-start')
-    )
-    return self._called_by(starts)
-
-  @functools.cached_property
-  def continued(self) -> set[str]:
-    """Computations that go on with, or end, a collective started elsewhere.
-
-    TPUs write such a collective out again: in every fusion that multiplies
-    meanwhile, and in the one that ends it.
-    """
-    goes_on = lambda line: (
-      line.name.startswith('async-collective-done')
-      or any(
-        callee.startswith('async_collective_fusion')
-        for _, callee in line.called
-      )
-    )
-    return self._called_by(goes_on)
-
-  def _called_by(self, which) -> set[str]:
-    """Computations called by lines of some sort, and what they call."""
-    found = set()
-    for name in self._callers_first():
-      for line in self.computations[name]:
-        if name in found or which(line):
-          found |= {callee for _, callee in line.called}
-    return found
-
-  def writes_a_part(self, line: Instruction) -> bool:
-    """Whether it makes an array by writing a part of another."""
-    parts = {'dynamic-update-slice', 'pad'}
-    return bool(self._opcodes(line) & parts)
-
-  def updates(self, line: Instruction) -> bool:
-    """Whether it writes a part of what it is given."""
-    return bool(self._opcodes(line) & {'dynamic-update-slice', 'scatter'})
-
-  def only_moves(self, line: Instruction) -> bool:
-    """Whether it computes nothing."""
-    moves = {'copy', 'transpose', 'bitcast', 'reshape'}
-    return self._opcodes(line) <= moves
-
-  def cycles(self, kernels: dict[str, float] | None = None) -> dict:
-    """The compiler's estimated cycles by group of operations, loops included.
-
-    'unknown' counts the operations without an estimate, in place of cycles.
-
-    Args:
-      kernels: cycles by instruction's name of those that have no estimate.
-    """
-    total: dict[str, float] = {'unknown': 0}
-    for line, _, times in self.running():
-      if line.name in (kernels or ()):
-        found = total.get('kernels', 0)
-        total['kernels'] = found + times * kernels[line.name]
-      elif line.cycles is not None:
-        group = self._group(line)
-        total[group] = total.get(group, 0) + times * line.cycles
-      elif '"estimated_cycles"' in line.rest:
-        total['unknown'] += times
-    return total
-
-  def _group(self, line: Instruction) -> str:
-    opcodes = self._opcodes(line)
-    if 'custom-call' in opcodes:
-      return 'kernels'
-    if opcodes & {'convolution', 'dot'}:
-      return 'matrix products'
-    if any(o.removesuffix('-start') in COLLECTIVES for o in opcodes):
-      return 'collectives'
-    if opcodes <= {'copy', 'copy-start', 'copy-done', 'transpose', 'bitcast'}:
-      return 'copies'
-    return 'elementwise'
-
-  def _opcodes(self, line: Instruction) -> set[str]:
-    """Of an instruction and all it calls, parameters left out."""
-    found = {line.opcode} - {'fusion', 'async-start', 'parameter'}
-    for how, callee in line.called:
-      if how == 'calls':
+  def opcodes(self, line: Instruction) -> set[str]:
+    """Returns opcodes of an instruction and of what it calls, no parameters."""
+    opcodes = {line.opcode} - {'fusion', 'async-start', 'parameter'}
+    for role, callee in line.called:
+      if role == 'calls':
         for inner in self.computations.get(callee, ()):
-          found |= self._opcodes(inner)
-    return found
+          opcodes |= self.opcodes(inner)
+    return opcodes
 
+  @functools.cached_property
   def fused(self) -> set[str]:
     """Computations of which only the result is an array in memory."""
     return {
       callee
-      for line, _, _ in self.running()
+      for line, _, _ in self.executed()
       if line.opcode in ('fusion', 'async-start')
       for _, callee in line.called
     }
 
-  def largest(self, number: int = 10) -> list[dict]:
-    """The largest arrays that the program makes, by shape and source line.
 
-    Of what fusions make inside, and what only renames, nothing. Unpadded, and
-    not all live at one time.
-
-    Returns:
-      Rows of `bytes`, `shape`, `source`, `op_name`, `count` of instructions.
-    """
-    rows: dict[tuple, dict] = {}
-    fused = self.fused()
-    for line, computation, _ in self.running():
-      if line.opcode in FREE or computation in fused:
-        continue
-      for dtype, sides in set(ARRAY.findall(line.shape)):
-        shape = f'{dtype}[{sides}]'
-        key = shape, self.source(line)
-        empty = dict(
-          bytes=sum(arrays(shape)), shape=shape, source=key[1],
-          op_name=line.op_name, count=0,
-        )  # fmt: skip
-        rows.setdefault(key, empty)['count'] += 1
-    return sorted(rows.values(), key=lambda row: -row['bytes'])[:number]
+def _runs(line: Instruction, role: str) -> bool:
+  return role != 'to_apply' or line.opcode == 'call'
 
 
-# --- Source lines
+def parse(text: str) -> Program:
+  """Parses the text of a compiled module."""
+  computations, entry = {}, ''
+  lines: list[list[str]] | None = None  # of the computation that is open
+  for line in text.splitlines():
+    if lines is None:
+      if header := _COMPUTATION.match(line):
+        lines = []
+    elif _END.match(line):
+      computations[header[2]] = [Instruction(*parts) for parts in lines]
+      entry = header[2] if header[1] else entry
+      lines = None
+    elif match := _INSTRUCTION.match(line):
+      lines.append(list(match.groups()))
+    elif lines:  # Pallas kernels have attributes of several lines
+      lines[-1][3] += line
+  return Program(computations, entry, _parse_sources(text))
 
 
-def _short(path: str) -> str:
+def _shorten(path: str) -> str:
   """Returns a path from its folder `atm` on, or its last folder and file."""
   inside = path.rpartition('/atm/')[2]
   return f'atm/{inside}' if inside != path else '/'.join(path.split('/')[-2:])
 
 
-def _places(text: str) -> dict[int, str]:
-  """Stack frame number -> 'folder/file.py:line' of its innermost atm line.
+def _parse_sources(text: str) -> dict[int, str]:
+  """Returns stack frame number -> 'folder/file.py:line' of its innermost call.
 
-  From the tables at the head of the text; where no frame is atm's, the
-  innermost of any.
+  From the tables at the head of the text: atm's innermost line, or the
+  innermost of any where no frame is atm's.
   """
   head = text[: text.find('\nENTRY')]
 
   def table(title, pattern):
-    found = re.search(rf'^{title}\n((?:\d+ .*\n)+)', head, re.M)
-    rows = re.findall(rf'^(\d+) {pattern}', found[1] if found else '', re.M)
+    rows = re.search(rf'^{title}\n((?:\d+ .*\n)+)', head, re.M)
+    rows = re.findall(rf'^(\d+) {pattern}', rows[1] if rows else '', re.M)
     return {int(number): values for number, *values in rows}
 
   files = table('FileNames', r'"(.*)"')
@@ -416,14 +274,15 @@ def _places(text: str) -> dict[int, str]:
     'StackFrames', r'\{file_location_id=(\d+)(?: parent_frame_id=(\d+))?'
   )
 
-  def chain(frame):  # a parent's number is one more than it is called
+  def chain(frame):
     while frame in frames:
       file, line = lines[int(frames[frame][0])]
-      yield f'{_short(files[int(file)][0])}:{line}'
+      yield f'{_shorten(files[int(file)][0])}:{line}'
+      # XLA writes a parent's number one higher than the table has it.
       parent = int(frames[frame][1] or 1) - 1
       frame = parent if parent < frame else None
 
-  of = lambda places: next(
+  innermost = lambda places: next(
     (place for place in places if place.startswith('atm/')), places[0]
   )
-  return {frame: of(list(chain(frame))) for frame in frames}
+  return {frame: innermost(list(chain(frame))) for frame in frames}

@@ -50,32 +50,37 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def cycles(program: hlo.Program, pod: hardware.Pod) -> dict[str, float]:
-  """Cycles of one run of each kernel by its instruction's name.
+def kernel_cycles(program: hlo.Program, pod: hardware.Pod) -> dict[str, float]:
+  """Returns cycles of one run of each kernel, by its instruction's name.
 
-  None where a kernel's schedule is not known.
+  Empty where the schedules are not known.
   """
   calls = {
-    line.name: call(line) for line, _, _ in program.running() if is_call(line)
+    line.name: parse_call(line)
+    for line, _, _ in program.executed()
+    if is_kernel_call(line)
   }
   distinct = {c['config']: c for c in calls.values()}
-  bundles = dict(zip(distinct, schedules(list(distinct.values()), pod.kind)))
+  bundles = dict(zip(distinct, schedule(list(distinct.values()), pod.kind)))
   if not bundles:
     return {}
   each = {
     config: bundles[config]
-    * cells(json.loads(config)['custom_call_config']['body'], pod.chip.cores)
+    * count_cells(
+      json.loads(config)['custom_call_config']['body'], pod.chip.cores
+    )
     for config in distinct
   }
   return {name: each[c['config']] for name, c in calls.items()}
 
 
-def is_call(line: hlo.Instruction) -> bool:
+def is_kernel_call(line: hlo.Instruction) -> bool:
+  """Tells whether an instruction calls a Pallas kernel."""
   return line.opcode == 'custom-call' and CALL in line.rest
 
 
-def call(line: hlo.Instruction) -> dict:
-  """A kernel's call as it can be made again.
+def parse_call(line: hlo.Instruction) -> dict:
+  """Parses a kernel's call so that it can be made again.
 
   Returns:
     `takes` and `makes`, (dtype, sides) of its operands and results; `config`,
@@ -94,12 +99,12 @@ def call(line: hlo.Instruction) -> dict:
   }
 
 
-def schedules(calls: list[dict], kind: str) -> list[int]:
-  """Bundles of each of some calls of kernels; none if that fails.
+def schedule(calls: list[dict], kind: str) -> list[int]:
+  """Returns bundles of each of some calls of kernels; none if that fails.
 
   Args:
-    calls: see `call`.
-    kind: of the chip, a name of chips.CHIPS.
+    calls: see `parse_call`.
+    kind: of the chip, a name of hardware.CHIPS.
   """
   if not calls:
     return []
@@ -116,31 +121,33 @@ def schedules(calls: list[dict], kind: str) -> list[int]:
   return json.loads(done.stdout) if done.returncode == 0 else []
 
 
-def alone(given: dict, kind: str, folder: str) -> int:
-  """Bundles of a call, compiled here; libtpu dumps to the folder."""
+def compile_alone(given: dict, kind: str, folder: str) -> int:
+  """Returns bundles of a call, compiled here; libtpu dumps to the folder."""
   flat = hardware.CHIPS[kind].sides == 2
-  device = hardware.devices(
-    hardware.pod(f'{kind}:2x2' if flat else f'{kind}:2x2x1')
+  device = hardware.pod_devices(
+    hardware.parse_pod(f'{kind}:2x2' if flat else f'{kind}:2x2x1')
   )
   placed = jax.sharding.SingleDeviceSharding(device[0])
   takes = [
     jax.ShapeDtypeStruct(sides, dtype, sharding=placed)
     for dtype, sides in given['takes']
   ]
-  compiled = jax.jit(_again(given)).lower(*takes).compile()
-  program = hlo.Program(compiled.as_text())
-  (name,) = (line.name for line, _, _ in program.running() if is_call(line))
+  compiled = jax.jit(_rebuild_call(given)).lower(*takes).compile()
+  program = hlo.parse(compiled.as_text())
+  (name,) = (
+    line.name for line, _, _ in program.executed() if is_kernel_call(line)
+  )
   (path,) = glob.glob(os.path.join(folder, f'*-{name}-*-{_LABEL}*'))
   with open(path) as f:
-    found = len(_BUNDLE.findall(f.read()))
+    bundles = len(_BUNDLE.findall(f.read()))
   for path in glob.glob(os.path.join(folder, '*')):
     os.remove(path)
-  return found
+  return bundles
 
 
-def _again(given: dict):
-  """A function that makes a call."""
-  made = [
+def _rebuild_call(given: dict):
+  """Returns a function that makes a call."""
+  results = [
     jax.core.ShapedArray(sides, jax.numpy.dtype(dtype))
     for dtype, sides in given['makes']
   ]
@@ -160,13 +167,13 @@ def _again(given: dict):
 
   primitive = Primitive('kernel')
   primitive.multiple_results = True
-  primitive.def_abstract_eval(lambda *_: made)
+  primitive.def_abstract_eval(lambda *_: results)
   mlir.register_lowering(primitive, lower, platform='tpu')
   return lambda *operands: primitive.bind(*operands)
 
 
-def cells(body: str, cores: int) -> float:
-  """Cells of a kernel's grid that one core computes.
+def count_cells(body: str, cores: int) -> float:
+  """Returns cells of a kernel's grid that one core computes.
 
   Args:
     body: its Mosaic module, as the custom call has it.
@@ -187,4 +194,4 @@ def cells(body: str, cores: int) -> float:
 if __name__ == '__main__':
   kind, folder = sys.argv[1:]
   calls = json.load(sys.stdin)
-  print(json.dumps([alone(given, kind, folder) for given in calls]))
+  print(json.dumps([compile_alone(given, kind, folder) for given in calls]))

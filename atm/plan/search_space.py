@@ -1,8 +1,8 @@
-"""What a search may choose, and what is known of it before anything compiles.
+"""Candidates of a search, and what is known of them before anything compiles.
 
 A candidate is a mesh, what remat keeps and a number of micro-batches. Two
 figures decide which ones are worth a compilation: memory that it needs at
-least, and a step's time by a formula. S, T, D, L as in model.py.
+least, and a step's time by a formula. S, T, D, L as in transformer.py.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ import jax
 
 from atm.data import registry
 from atm.model import remat as remat_lib
-from atm.model import transformer
 from atm.parallel import mesh as mesh_lib
-from atm.parallel import sharding, xla_options
 from atm.parallel.sharding import NamedSharding
-from atm.plan import hardware, memory, step_time, train_plan
-from atm.train import config_checks, optimizer, step
+from atm.plan import hardware, memory, step_time, workers
+from atm.plan.train_program import TrainStep, hardware_flops, remove_dead_code
+from atm.train import config_checks
 
-TENSOR = 1, 2, 4, 8
-MICRO_BATCHES = 1, 2, 4, 8
+POWERS = 1, 2, 4, 8  # of two: tensor, micro-batches
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """Settings of a run; `slice` is the pod's."""
+  """Settings of a run; its `slice` is the pod's."""
 
   data: int
   fsdp: int
@@ -46,7 +44,7 @@ class Candidate:
     return f'{axes}; remat {self.remat}; {self.micro_batches} micro-batch(es)'
 
   def bindings(self) -> list[str]:
-    """Lines of gin."""
+    """Returns lines of gin."""
     return [
       *(f'sharding.mesh.{axis} = {n}' for axis, n in self.mesh.items()),
       f'model.Config.remat = {self.remat!r}',
@@ -54,10 +52,10 @@ class Candidate:
     ]
 
   def settings(self, given: dict, slices: int) -> dict:
-    """`train_plan.plan`'s, of a run with those of `given` otherwise."""
+    """Returns a run's portable settings of `train_plan.plan`, changed."""
     config = dataclasses.replace(given['model_config'], remat=self.remat)
     return {
-      **given,
+      **workers.portable_settings(given),
       'make_mesh': functools.partial(
         mesh_lib.make_mesh, slice=slices, **self.mesh
       ),
@@ -68,72 +66,69 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-  """Of a step with one kind of remat, on any mesh.
+  """Figures of a step with one kind of remat, on any mesh.
 
   Attributes:
     kept: bytes that loops over layers keep of a whole batch's rows.
+    offloaded: bytes that they keep in the host's memory.
     flops: computed on all chips, without attention kernels.
-    kernel_flops: of those.
-    offloaded: bytes of those rows that wait in the host's memory.
+    kernel_flops: in attention kernels.
   """
 
   kept: float
+  offloaded: float
   flops: float
   kernel_flops: float
-  offloaded: float
 
 
-class Outlook:
-  """What is known of the candidates of a run on a pod.
+class CostModel:
+  """Estimates memory and time of a run's candidates on a pod.
 
   Attributes:
-    own: the run's.
-    slices: of the pod.
+    given: settings of `train_plan.plan`, a topology among them.
+    own: the run's candidate.
+    pod: its slices are `slices`.
     usable: bytes of a chip.
   """
 
   def __init__(self, given: dict):
-    """Args: given: settings of `train_plan.plan`, a topology among them."""
     self.given, self.rules = given, given['rules']
-    target = train_plan.aim(given['topology'], given['make_mesh'], lambda: None)
+    target = hardware.find_target(given['topology'], given['make_mesh'])
     self.pod, shape = target.pod, target.mesh.shape
-    self.devices = list(hardware.devices(self.pod))
     self.usable, self.slices = self.pod.chip.usable, shape['slice']
-    self.sizes = registry.Lengths.of(given['lengths'])
-    config = given['model_config']
+    self.lengths = registry.Lengths.of(given['lengths'])
     self.own = Candidate(
       *(shape[axis] for axis in ('data', 'fsdp', 'tensor')),
-      config.remat, given['micro_batches'],
+      given['model_config'].remat, given['micro_batches'],
     )  # fmt: skip
-    tx = optimizer.make(
-      given['optimizer_config'], given['freeze_encoder_steps'] > 0
-    )
-    net = transformer.AlexaTM(config)
-    self.state = step.abstract_state(net, tx, target.mesh, self.rules)
-    self.params = sum(x.size for x in jax.tree.leaves(self.state.params))
-    self.tx, self.mesh = tx, target.mesh
+    self._devices = hardware.pod_devices(self.pod)
+    # What loops keep is counted of a whole batch.
+    step = TrainStep.of({**given, 'micro_batches': 1}, target.mesh)
+    self._step = step
     self._targets: dict[tuple, hardware.Target] = {}
-    self._held: dict[jax.sharding.Mesh, int] = {}
+    self._state_bytes: dict[jax.sharding.Mesh, int] = {}
     self._traced: dict[str, Traced] = {}
 
   def candidates(self) -> list[Candidate]:
-    """All that divide, the run's own first."""
-    found = [self.own]
-    for mesh in self._meshes():
-      for remat, n in itertools.product(remat_lib.REMAT, MICRO_BATCHES):
-        candidate = Candidate(*mesh, remat, n)
-        if candidate != self.own and self._divides(candidate):
-          found.append(candidate)
-    return found
+    """Returns all candidates that divide, the run's own first."""
+    others = (
+      Candidate(*mesh, remat, n)
+      for mesh in self._meshes()
+      for remat, n in itertools.product(remat_lib.REMAT, POWERS)
+    )
+    return [
+      self.own,
+      *(c for c in others if c != self.own and self._divides(c)),
+    ]
 
   def _meshes(self):
-    """(data, fsdp, tensor), `data` and `tensor` powers of two."""
+    """Yields (data, fsdp, tensor), `data` and `tensor` powers of two."""
     chips_of_slice = self.pod.size // self.slices
-    for tensor in TENSOR:
-      data_size = 1
-      while chips_of_slice % (data_size * tensor) == 0:
-        yield data_size, chips_of_slice // (data_size * tensor), tensor
-        data_size *= 2
+    for tensor in POWERS:
+      data = 1
+      while chips_of_slice % (data * tensor) == 0:
+        yield data, chips_of_slice // (data * tensor), tensor
+        data *= 2
 
   def _divides(self, candidate: Candidate) -> bool:
     batch_size, config = self.given['batch_size'], self.given['model_config']
@@ -141,7 +136,7 @@ class Outlook:
     mesh = jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
     try:
       config_checks.check_sizes(
-        mesh, self.rules, config, self.sizes, batch_size
+        mesh, self.rules, config, self.lengths, batch_size
       )
       config_checks.check_micro_batches(
         mesh, self.rules, batch_size, candidate.micro_batches
@@ -151,75 +146,61 @@ class Outlook:
     return True
 
   def target(self, candidate: Candidate) -> hardware.Target:
+    """Returns the pod's devices in a candidate's mesh."""
     key = tuple(candidate.mesh.values())
     if key not in self._targets:
       mesh = mesh_lib.make_mesh(
-        slice=self.slices, **candidate.mesh, devices=self.devices
+        slice=self.slices, **candidate.mesh, devices=self._devices
       )
       self._targets[key] = hardware.Target(mesh, self.pod)
     return self._targets[key]
 
-  # --- What is known of one
+  # --- Memory
 
   def traced(self, remat: str) -> Traced:
-    """Takes a second or two, once for each kind."""
+    """Returns figures of a remat; takes a second or two, once for each."""
     if remat not in self._traced:
       self._traced[remat] = self._trace(remat)
     return self._traced[remat]
 
   def _trace(self, remat: str) -> Traced:
-    given = self.given
-    batch_size = given['batch_size']
-    config = dataclasses.replace(given['model_config'], remat=remat)
-    batch = train_plan.abstract_batch(
-      batch_size, self.sizes, self.mesh, self.rules, given['packed']
-    )
-    update = functools.partial(
-      step.train_step,
-      transformer.AlexaTM(config),
-      self.tx,
-      z_loss=given['z_loss'],
-    )
-    with sharding.use_mesh(self.mesh, self.rules):
-      traced = xla_options.jit_update(update, self.state).trace(
-        self.state, batch
-      )
-    jaxpr = train_plan.live(traced.jaxpr.jaxpr)
-    flops = train_plan.hardware_flops(jaxpr)
-    kept, offloaded = (
-      sum(
-        row['bytes'] for row in memory.kept_by_loops(jaxpr, batch_size, 1, host)
-      )
+    config = dataclasses.replace(self._step.config, remat=remat)
+    traced = dataclasses.replace(self._step, config=config).trace()
+    jaxpr = remove_dead_code(traced.jaxpr.jaxpr)
+    flops = hardware_flops(jaxpr)
+    residuals = [
+      memory.loop_residuals(jaxpr, self.given['batch_size'], 1, host)
       for host in (False, True)
-    )
+    ]
     return Traced(
-      kept,
+      *(sum(row['bytes'] for row in rows) for rows in residuals),
       flops['hardware_flops'] - flops['kernel_flops'],
       flops['kernel_flops'],
-      offloaded,
     )
 
   def least_memory(self, candidate: Candidate) -> float:
-    """Bytes that a chip needs at least: its state, and what loops keep.
+    """Returns bytes that a chip needs at least: its state, and what loops keep.
 
     As if `tensor` split all that they keep: it does heads and mlp.
     """
     parts = self._row_shards(candidate) * candidate.tensor
     parts *= candidate.micro_batches
-    return self.held(candidate) + self.traced(candidate.remat).kept / parts
+    kept = self.traced(candidate.remat).kept
+    return self.state_bytes(candidate) + kept / parts
 
-  def held(self, candidate: Candidate) -> int:
-    """Bytes of a chip's parameters and optimizer."""
+  def state_bytes(self, candidate: Candidate) -> int:
+    """Returns bytes of a chip's parameters and optimizer."""
     mesh = self.target(candidate).mesh
-    if mesh not in self._held:
+    if mesh not in self._state_bytes:
       placed = lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)
       )
-      self._held[mesh] = memory.held(jax.tree.map(placed, self.state))
-    return self._held[mesh]
+      state = jax.tree.map(placed, self._step.state)
+      self._state_bytes[mesh] = memory.device_bytes(state)
+    return self._state_bytes[mesh]
 
-  def no_less(self, candidate: Candidate, other: Candidate) -> bool:
-    """Whether it keeps no less than another on the same mesh."""
+  def keeps_no_less(self, candidate: Candidate, other: Candidate) -> bool:
+    """Tells whether it keeps no less than another on the same mesh."""
     kept = lambda c: self.traced(c.remat).kept
     return (
       candidate.mesh == other.mesh
@@ -227,21 +208,22 @@ class Outlook:
       and kept(candidate) >= kept(other)
     )
 
-  def formula(self, candidate: Candidate) -> float:
-    """A step's seconds before anything compiles, middle of the range."""
-    split = self.split(candidate)
-    return sum(self.step_range(candidate, split, self.assumed)) / 2
-
   def _row_shards(self, candidate: Candidate) -> int:
     shape = self.target(candidate).mesh.shape
     return math.prod(shape[axis] for axis in self.rules.mesh_axes('batch'))
 
-  def split(self, candidate: Candidate) -> dict:
-    """`step_time.time_split` by a formula, without what is computed."""
+  # --- Time
+
+  def formula_time(self, candidate: Candidate) -> float:
+    """Returns a step's seconds by a formula, the middle of the range."""
+    return sum(self.step_range(candidate, self.formula_split(candidate))) / 2
+
+  def formula_split(self, candidate: Candidate) -> dict:
+    """Returns `step_time.split_time` by a formula, without what is computed."""
     traced = self.traced(candidate.remat)
     each = traced.offloaded / (self._row_shards(candidate) * candidate.tensor)
     copies = {'to_host_bytes': each, 'from_host_bytes': each, 'waits_s': 0.0}
-    return step_time.time_split(
+    return step_time.split_time(
       self._collectives(candidate),
       {'unknown': 0},
       traced.kernel_flops,
@@ -250,7 +232,7 @@ class Outlook:
     )
 
   def _collectives(self, candidate: Candidate) -> list[dict]:
-    """Rows as `collectives.collectives` has them: bytes a chip sends a step.
+    """Returns rows as `list_collectives` has them: bytes a chip sends a step.
 
     Parameters in bfloat16, gathered for both passes of every micro-batch; their
     gradients, scattered in each; sums over `data` and `slice`; and over
@@ -258,11 +240,11 @@ class Outlook:
     backward and where remat repeats it.
     """
     c, config = candidate, self.given['model_config']
-    params = 2 * self.params / c.tensor
+    params = 2 * self._step.params / c.tensor
     rows = self.given['batch_size'] / self._row_shards(c)
     hidden = 2 * rows * config.d_model * (
-      2 * config.encoder_layers * self.sizes.inputs
-      + 3 * config.decoder_layers * self.sizes.targets
+      2 * config.encoder_layers * self.lengths.inputs
+      + 3 * config.decoder_layers * self.lengths.targets
     )  # fmt: skip
     copies = c.data * self.slices
     around = lambda n: (n - 1) / n
@@ -280,27 +262,32 @@ class Outlook:
     ]
 
   def step_range(
-    self, candidate: Candidate, split: dict, per_flop: tuple[float, float]
+    self,
+    candidate: Candidate,
+    split: dict,
+    per_flop: tuple[float, float] | None = None,
   ) -> tuple[float, float]:
-    """Seconds (least, most) of a step, from FLOPs instead of cycles.
+    """Returns seconds (least, most) of a step, from FLOPs instead of cycles.
 
     Args:
       candidate: whose FLOPs.
-      split: `step_time.time_split` without cycles.
-      per_flop: seconds a FLOP that is not in kernels, (least, most).
+      split: of `step_time.split_time`, without cycles.
+      per_flop: seconds a FLOP outside kernels; None: `assumed_per_flop`.
     """
     flops = self.traced(candidate.remat).flops
+    per_flop = per_flop or self.assumed_per_flop
     compute = tuple(flops * seconds for seconds in per_flop)
     return step_time.step_time({**split, 'compute': compute})
 
   @property
-  def assumed(self) -> tuple[float, float]:
-    """Seconds a FLOP by the chip's share of peak, see `step_range`."""
-    chip = self.pod.chip
-    return (1 / (chip.share * chip.peak * self.pod.size),) * 2
+  def assumed_per_flop(self) -> tuple[float, float]:
+    """Seconds a FLOP (least, most) by the chip's share of peak."""
+    return (1 / self.pod.assumed_flops,) * 2
 
-  def per_flop(self, made: dict, candidate: Candidate) -> tuple[float, float]:
-    """Seconds a FLOP of a whole plan, by its cycles; see `step_range`."""
+  def planned_per_flop(
+    self, candidate: Candidate, made: dict
+  ) -> tuple[float, float]:
+    """Returns seconds a FLOP (least, most) of a whole plan, by its cycles."""
     flops = self.traced(candidate.remat).flops
     least, most = made['time_split_s']['compute']
     return least / flops, most / flops

@@ -1,58 +1,117 @@
-"""How long a step takes on chips that are not there: ranges, and what follows.
+"""Time of compiled programs on chips that are not there, as ranges.
 
-From a compiled program's traffic and cycles, and from what chips.py says of the
-chips. Times in seconds; ranges are (least, most).
+From a program's traffic and cycles, and from figures of chips (hardware.py).
+Times in seconds; ranges are (least, most).
 """
 
 from __future__ import annotations
 
-from atm.plan import hardware
-from atm.plan.kernels import WAIT
+from collections.abc import Iterable
+
+from atm.plan import collectives, hardware, hlo, kernels, program_costs
+
+# Keys of `estimate`, all None where there is no program.
+ESTIMATES = (
+  'collectives', 'cycles', 'largest_arrays', 'unknown_loops', 'host_copies',
+  'time_split_s', 'time_range_s',
+)  # fmt: skip
 
 
-def time_split(
-  rows,
+def estimate(
+  program: hlo.Program, target: hardware.Target, kernel_flops: float
+) -> dict:
+  """Estimates traffic, cycles, large arrays and time of a compiled program.
+
+  Args:
+    program: parsed.
+    target: devices that run it.
+    kernel_flops: of all devices in attention kernels, for where the cycles of
+      those are not known.
+
+  Returns:
+    A dict of ESTIMATES. `host_copies`, `time_split_s` and `time_range_s` are
+    None for devices of this machine.
+  """
+  made = {**dict.fromkeys(ESTIMATES), **tabulate(program, target)}
+  if target.pod is None:
+    return made
+  scheduled = {}
+  if len(made['cycles']) > 1:  # partial compilations stop before there are any
+    scheduled = kernels.kernel_cycles(program, target.pod)
+    made['cycles'] = program_costs.sum_cycles(program, scheduled)
+  copies = summarize_host_copies(program, scheduled, target.pod.chip)
+  split = split_time(
+    made['collectives'], made['cycles'], kernel_flops, target, copies
+  )
+  return {
+    **made,
+    'host_copies': copies,
+    'time_split_s': split,
+    'time_range_s': step_time(split),
+  }
+
+
+def tabulate(program: hlo.Program, target: hardware.Target) -> dict:
+  """Returns the tables of a program: those of ESTIMATES that need no chip."""
+  return {
+    'collectives': collectives.list_collectives(
+      program, dict(target.mesh.shape)
+    ),
+    'cycles': program_costs.sum_cycles(program),
+    'largest_arrays': program_costs.list_largest_arrays(program),
+    'unknown_loops': program.unknown_loops,
+  }
+
+
+def split_time(
+  rows: list[dict],
   cycles: dict,
   kernel_flops: float,
   target: hardware.Target,
   host: dict | None = None,
 ) -> dict:
-  """Seconds (least, most) of a step's parts, each as if alone.
+  """Returns seconds (least, most) of a program's parts, each as if alone.
 
-  Kernels, where their cycles are not known, by what such kernels reach. `host`
-  is what `host_copies` found.
+  Args:
+    rows: of `collectives.list_collectives`.
+    cycles: of `program_costs.sum_cycles`.
+    kernel_flops: see `estimate`.
+    target: a pod's.
+    host: of `summarize_host_copies`.
   """
   chip = target.pod.chip
   counted = sum(
     n for name, n in cycles.items() if name not in ('unknown', 'kernels')
   )
-  alone = kernel_flops / target.mesh.size / chip.peak / chip.kernels
+  in_kernels = kernel_flops / target.mesh.size / chip.peak / chip.kernels
   if 'kernels' in cycles:
-    alone = cycles['kernels'] / chip.clock
+    in_kernels = cycles['kernels'] / chip.clock
   split = {
     'compute': (counted / chip.clock,) * 2,
-    'kernels': (alone, alone * WAIT),
+    'kernels': (in_kernels, in_kernels * kernels.WAIT),
   }
   for when in ('synchronous', 'asynchronous'):
     slow = fast = 0.0
     for row in rows:
       if row['asynchronous'] == (when == 'asynchronous'):
-        least, most = speeds(row['axes'], target)
+        least, most = wire_speeds(row['axes'], target)
         slow += row['wire_bytes'] / least
         fast += row['wire_bytes'] / most
     split[f'{when} collectives'] = fast, slow
   if host:
-    each = host['to_host_bytes'], host['from_host_bytes']
-    split['host copies'] = host['waits_s'], sum(each) / chip.pcie
+    both = host['to_host_bytes'] + host['from_host_bytes']
+    split['host copies'] = host['waits_s'], both / chip.pcie
   return split
 
 
-def host_copies(program, kernels: dict, chip: hardware.Chip) -> dict | None:
-  """What a step copies between a chip and its host; None if nothing.
+def summarize_host_copies(
+  program: hlo.Program, scheduled: dict, chip: hardware.Chip
+) -> dict | None:
+  """Returns what a program copies between a chip and its host; None: nothing.
 
   Args:
-    program: an hlo.Program.
-    kernels: cycles by instruction, see `hlo.Program.cycles`.
+    program: parsed.
+    scheduled: cycles by instruction, see `program_costs.sum_cycles`.
     chip: whose.
 
   Returns:
@@ -60,64 +119,81 @@ def host_copies(program, kernels: dict, chip: hardware.Chip) -> dict | None:
     turn of a loop, both ways at once, outlast what the turn computes, of all
     turns: 0 where no cycles are known.
   """
-  sent, turns = [0.0, 0.0], {}
-  for computation, times, to_host, size in program.host_copies():
+  sent, by_turn = [0.0, 0.0], {}
+  for computation, times, to_host, size in program_costs.list_host_copies(
+    program
+  ):
     sent[not to_host] += times * size
-    ways = turns.setdefault(computation, [0.0, 0.0])
-    ways[not to_host] += size
+    by_turn.setdefault(computation, [0.0, 0.0])[not to_host] += size
   if not any(sent):
     return None
   waits = 0.0
   for loop in program.loops():
     body = dict(loop.called)['body']
-    cycles = program.one_turn(loop).cycles(kernels)
+    cycles = program_costs.sum_cycles(program.one_iteration(loop), scheduled)
     computed = sum(n for name, n in cycles.items() if name != 'unknown')
-    if body in turns and computed:
-      longer = max(turns[body]) / chip.pcie - computed / chip.clock
-      waits += program.times[body] * max(0.0, longer)
-  return dict(zip(
-    ('to_host_bytes', 'from_host_bytes', 'waits_s'), (*sent, waits)
-  ))  # fmt: skip
+    if body in by_turn and computed:
+      longer = max(by_turn[body]) / chip.pcie - computed / chip.clock
+      waits += program.run_counts[body] * max(0.0, longer)
+  keys = 'to_host_bytes', 'from_host_bytes', 'waits_s'
+  return dict(zip(keys, (*sent, waits)))
 
 
-def speeds(
+def wire_speeds(
   axes: tuple[str, ...], target: hardware.Target
 ) -> tuple[float, float]:
-  """Bytes a second (least, most) of a collective along mesh axes."""
+  """Returns bytes a second (least, most) of a collective along mesh axes."""
   if 'slice' in axes:
     return target.pod.chip.dcn, target.pod.chip.dcn
-  return target.pod.speeds(target.places(axes))
+  return target.pod.link_speeds(target.coordinates(axes))
 
 
 def step_time(split: dict) -> tuple[float, float]:
-  """(least, most): what may run beside the rest is hidden whole, or not."""
-  least, most = (
-    sum(split[name][end] for name in split if name[:5] != 'async')
-    for end in (0, 1)
+  """Returns (least, most): asynchronous collectives hidden whole, or not."""
+  hidden = 'asynchronous collectives'
+  return overlap(split, [name for name in split if name != hidden], [hidden])
+
+
+def overlap(split: dict, *tracks: Iterable[str]) -> tuple[float, float]:
+  """Returns (least, most) of parts: tracks beside one another, or in turn.
+
+  Args:
+    split: part -> (least, most).
+    tracks: names of parts; those of none come on top.
+  """
+  total = lambda names, end: sum(split[name][end] for name in names)
+  rest = [name for name in split if not any(name in t for t in tracks)]
+  return (
+    max(total(track, 0) for track in tracks) + total(rest, 0),
+    sum(total(track, 1) for track in tracks) + total(rest, 1),
   )
-  beside = split['asynchronous collectives']
-  return max(least, beside[0]), most + beside[1]
 
 
-def totals(
+def project_run(
   made: dict, target: hardware.Target, tokens: int, train_steps: int
 ) -> dict:
-  """What follows from a step's time; None where that is not known."""
-  names = (
-    'mfu_range', 'mfu_ceiling', 'tokens_per_second_range', 'days_range',
-    'chip_hours_range',
-  )  # fmt: skip
-  out = {'tokens_per_step': tokens, 'train_steps': train_steps}
+  """Returns rates and totals of a run, None where a step's time is not known.
+
+  Args:
+    made: a plan with FLOPs and `step_time_range_s`.
+    target: its devices.
+    tokens: of a step, encoder and decoder together.
+    train_steps: of the run.
+  """
+  keys = 'mfu_range', 'tokens_per_second_range', 'days_range'
+  keys += 'chip_hours_range', 'mfu_ceiling'
+  run = dict.fromkeys(keys)
+  run |= {'tokens_per_step': tokens, 'train_steps': train_steps}
   if target.pod is None:
-    return out | dict.fromkeys(names)
+    return run
+  run['mfu_ceiling'] = made['model_flops'] / made['hardware_flops']
+  if made['step_time_range_s'] is None:
+    return run
   size = target.mesh.size
   ideal = made['model_flops'] / (size * target.pod.chip.peak)
-  out['mfu_ceiling'] = made['model_flops'] / made['hardware_flops']
-  if made['step_time_range_s'] is None:
-    return dict.fromkeys(names) | out
   least, most = made['step_time_range_s']
   whole = [s * train_steps for s in (least, most)]
-  return out | {
+  return run | {
     'mfu_range': (ideal / most, ideal / least),
     'tokens_per_second_range': (tokens / most, tokens / least),
     'days_range': tuple(s / 86400 for s in whole),

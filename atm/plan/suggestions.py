@@ -1,132 +1,227 @@
-"""Changes of a run that does not fit a pod, each known to fit."""
+"""Changes of a run that does not fit: estimated, or each known to fit.
+
+Estimated savings follow from the split of memory, so only planning again tells;
+`find_fitting` plans again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from atm.plan import workers
-from atm.plan.search_space import Candidate, Outlook
+from atm.plan.decode_programs import DecodeJob
+from atm.plan.search_space import Candidate, CostModel
 from atm.train import optimizer
 
-TRIES = 8  # quick plans
+MOST_PLANS = 8  # partial ones
 WANTED = 3
-ROUNDED = "MOMENTS_DTYPE = 'bfloat16'"
+_ROUNDED = "MOMENTS_DTYPE = 'bfloat16'", 'moments are rounded'
+
+
+def _change(change: str, costs: str, saves: float) -> dict:
+  return {'change': change, 'costs': costs, 'saves': int(saves)}
+
+
+def estimate_train_changes(made: dict, given: dict, mesh, rows: int) -> list:
+  """Returns the three changes of a training run that cost the least speed.
+
+  Args:
+    made: its plan, with `memory`.
+    given: settings of `train_plan.plan`.
+    mesh: the run's.
+    rows: of a batch, that a data shard has.
+
+  Returns:
+    Rows of `change`, `costs` and `saves`, bytes; those that save enough first.
+  """
+  memory, config = made['memory'], given['model_config']
+  micro = given['micro_batches']
+  changes = []
+  if _may_round_moments(given):
+    changes.append(_change(*_ROUNDED, memory['optimizer'] // 2))
+  if mesh.shape['data'] > 1:
+    less, more = mesh.shape['data'] // 2, mesh.shape['fsdp'] * 2
+    wider = f'mesh.data = {less}, mesh.fsdp = {more}'
+    state = memory['parameters'] + memory['optimizer']
+    changes.append(_change(wider, 'longer gathers of parameters', state // 2))
+  if config.remat != 'full':
+    layers = config.encoder_layers + config.decoder_layers
+    kept = memory['temporaries'] * (1 - 1 / max(2, layers / 4))
+    costs = 'up to a third more computation'
+    changes.append(_change("Config.remat = 'full'", costs, kept))
+  smaller = [n for n in range(micro + 1, rows + 1) if rows % n == 0]
+  if smaller:
+    n = smaller[0]
+    saved = int(memory['temporaries'] * (1 - micro / n)) - memory['parameters']
+    costs = f'parameters gathered {n} times'
+    changes.append(_change(f'MICRO_BATCHES = {n}', costs, max(0, saved)))
+  if mesh.shape['tensor'] == 1:
+    costs = 'activations cross the links'
+    changes.append(_change('mesh.tensor = 2', costs, memory['peak'] // 3))
+  over = memory['peak'] - made['usable_hbm_gib'] * 2**30
+  enough = lambda row: row['saves'] >= over
+  # Stable: those that save enough stay in the order of what they cost.
+  changes.sort(key=lambda r: (not enough(r), 0 if enough(r) else -r['saves']))
+  return changes[:WANTED]
+
+
+def _may_round_moments(given: dict) -> bool:
+  kind = optimizer.kind(given['optimizer_config'])
+  return kind['name'] == 'adamw' and kind['moments_dtype'] != 'bfloat16'
+
+
+def estimate_decode_changes(made: dict, job: DecodeJob) -> list[dict]:
+  """Returns three changes of decoding or encoding, the cheapest first.
+
+  Args:
+    made: a plan, with `memory`.
+    job: what was planned.
+
+  Returns:
+    Rows of `change`, `costs` and `saves`, bytes.
+  """
+  memory, mesh = made['memory'], job.target.mesh
+  half, changes = memory['parameters'] // 2, []
+  if made['weights'] == 'float32':
+    changes.append(
+      _change("WEIGHTS = 'bfloat16'", 'parameters are rounded', half)
+    )
+  tensor = 2 * mesh.shape['tensor']
+  divides = job.net.config.decoder_heads % tensor == 0
+  if mesh.shape['data'] % 2 == 0 and divides:
+    wider = f'mesh.data = {mesh.shape["data"] // 2}, mesh.tensor = {tensor}'
+    costs = 'twice the chips wait for each other'
+    changes.append(_change(wider, costs, half))
+  if made['batch_size'] > job.unit:
+    rows = made['batch_size'] // job.unit // 2 * job.unit
+    saved = (memory['cache'] + memory['temporaries']) // 2
+    fewer = f'DECODE_BATCH_SIZE = {rows}'
+    changes.append(_change(fewer, 'fewer tokens/s', saved))
+  if job.config.beams > 1:
+    saved = memory['cache'] * (1 - 1 / job.config.beams) / 2
+    greedy = 'choosing.Config.beams = 1'
+    changes.append(_change(greedy, 'other outputs', saved))
+  if job.kind == 'decode':
+    targets = made['lengths']['targets'] // 2
+    shorter = f"TASK_FEATURE_LENGTHS['targets'] = {targets}"
+    changes.append(_change(shorter, 'shorter outputs', memory['cache'] // 4))
+  return changes[:WANTED]
+
+
+# --- Changes that were tried
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """What a run becomes; `rounded`: with ROUNDED."""
+  """Settings that a run may become; `rounded`: with moments in bfloat16."""
 
   to: Candidate
   rounded: bool
 
 
-def fitting(given: dict, needs: float) -> list[dict]:
-  """Three changes that fit, by quick plans; fewer if `TRIES` find no more.
+def find_fitting(plan: Callable, given: dict, needs: float) -> list[dict]:
+  """Returns three changes that fit, by partial plans; fewer if no more do.
 
   Those of fewest settings first, a mesh being one, then the fastest by the
-  formula of candidates.py.
+  formula of search_space.py.
 
   Args:
-    given: settings of `train_plan.plan`, of a run that does not fit its pod.
-    needs: bytes of a chip that it takes.
+    plan: `train_plan.plan`.
+    given: its settings, of a run that does not fit its pod.
+    needs: bytes of a chip that the run takes.
 
   Returns:
     Rows of `change`, `costs`, `peak_hbm_gib`, `usable_hbm_gib`.
   """
-  outlook = Outlook(given)
-  queue, found, failed = possible(outlook, needs), [], []
+  model = CostModel(given)
+  queue, fit, failed = possible_changes(model, needs), [], []
 
   def jobs() -> Iterator[tuple]:
-    tries = 0
+    plans = 0
     for change in queue:
-      if len(found) >= WANTED or tries >= TRIES:
+      if len(fit) >= WANTED or plans >= MOST_PLANS:
         return
-      if not any(_as_large(outlook, change, other) for other in failed):
-        tries += 1
-        yield change, settings(outlook, change), True
+      if not any(_keeps_no_less(model, change, other) for other in failed):
+        plans += 1
+        yield change, changed_settings(model, change), True
 
-  for change, made in workers.planned(jobs(), workers.workers()):
+  for change, made in workers.run_plans(plan, jobs()):
     if made.get('fits'):
-      found.append((queue.index(change), change, made))
+      fit.append((queue.index(change), change, made))
     else:
       failed.append(change)
-  found.sort(key=lambda place: place[0])
-  return [row(outlook, change, made) for _, change, made in found[:WANTED]]
+  fit.sort(key=lambda place: place[0])
+  return [_describe(model, change, made) for _, change, made in fit[:WANTED]]
 
 
-def possible(outlook: Outlook, needs: float) -> list[Change]:
-  """All that may fit, the cheapest first.
+def possible_changes(model: CostModel, needs: float) -> list[Change]:
+  """Returns all changes that may fit, the cheapest first.
 
   What the run needs beyond the least that is known of it, others are taken to
   need, too, or as much in proportion if that is less.
+
+  Args:
+    model: of the run.
+    needs: bytes of a chip that the run takes.
   """
-  kind = optimizer.kind(outlook.given['optimizer_config'])
-  halves = kind['name'] == 'adamw' and kind['moments_dtype'] != 'bfloat16'
-  every = [
-    Change(to, rounded)
-    for to in outlook.candidates()
-    for rounded in ((False, True) if halves else (False,))
+  rounding = (False, True) if _may_round_moments(model.given) else (False,)
+  changes = [
+    Change(to, rounded) for to in model.candidates() for rounded in rounding
   ]
-  least = outlook.least_memory(outlook.own)
+  least = model.least_memory(model.own)
 
   def may_fit(change):
-    known = _least(outlook, change)
+    known = model.least_memory(change.to)
+    if change.rounded:  # which saves 4 of 12 bytes a parameter
+      known -= model.state_bytes(change.to) / 3
     beyond = max(0, needs - least) * min(1, known / least)
-    return known + beyond <= outlook.usable
+    return known + beyond <= model.usable
 
-  some = [change for change in every if may_fit(change)]
-  price = lambda c: (len(costs(outlook, c)), c.rounded, outlook.formula(c.to))
-  return sorted(some, key=price)
-
-
-def _least(outlook: Outlook, change: Change) -> float:
-  """Bytes: rounded moments take 8 of 12 bytes a parameter."""
-  saved = outlook.held(change.to) / 3 if change.rounded else 0
-  return outlook.least_memory(change.to) - saved
+  price = lambda c: (
+    len(change_costs(model, c)), c.rounded, model.formula_time(c.to)
+  )  # fmt: skip
+  return sorted(filter(may_fit, changes), key=price)
 
 
-def _as_large(outlook: Outlook, change: Change, other: Change) -> bool:
-  """Whether it keeps no less than another."""
-  no_less = outlook.no_less(change.to, other.to)
+def _keeps_no_less(model: CostModel, change: Change, other: Change) -> bool:
+  no_less = model.keeps_no_less(change.to, other.to)
   return no_less and change.rounded <= other.rounded
 
 
-def settings(outlook: Outlook, change: Change) -> dict:
-  made = change.to.settings(workers.settings(outlook.given), outlook.slices)
+def changed_settings(model: CostModel, change: Change) -> dict:
+  """Returns settings of `train_plan.plan` with a change."""
+  settings = change.to.settings(model.given, model.slices)
   if change.rounded:
-    config = made['optimizer_config']
-    rounded = dataclasses.replace(config, moments_dtype='bfloat16')
-    made['optimizer_config'] = rounded
-  return made
+    settings['optimizer_config'] = dataclasses.replace(
+      settings['optimizer_config'], moments_dtype='bfloat16'
+    )
+  return settings
 
 
-def costs(outlook: Outlook, change: Change) -> list[str]:
-  """What each changed setting does; none: nothing is changed."""
-  own, to, said = outlook.own, change.to, []
+def change_costs(model: CostModel, change: Change) -> list[str]:
+  """Returns what each changed setting costs; none: nothing is changed."""
+  own, to, costs = model.own, change.to, []
   if to.mesh != own.mesh:
-    said.append('another mesh')
+    costs.append('another mesh')
   if to.remat != own.remat:
-    more = outlook.traced(to.remat).flops / outlook.traced(own.remat).flops - 1
-    said.append(f'{more:+.0%} computation')
+    flops = lambda candidate: model.traced(candidate.remat).flops
+    costs.append(f'{flops(to) / flops(own) - 1:+.0%} computation')
   if to.micro_batches != own.micro_batches:
-    said.append(f'parameters gathered {to.micro_batches} times')
-  return [*said, *(['moments are rounded'] * change.rounded)]
+    costs.append(f'parameters gathered {to.micro_batches} times')
+  return [*costs, *([_ROUNDED[1]] * change.rounded)]
 
 
-def row(outlook: Outlook, change: Change, made: dict) -> dict:
-  """What `fitting` returns of a change and its quick plan."""
-  bound = outlook.own.bindings()
+def _describe(model: CostModel, change: Change, made: dict) -> dict:
+  """Returns the row of a change and its partial plan."""
+  bound = model.own.bindings()
   lines = [line for line in change.to.bindings() if line not in bound]
-  lines += [ROUNDED] * change.rounded
-  least, most = outlook.step_range(
-    change.to, made['time_split_s'], outlook.assumed
-  )
+  lines += [_ROUNDED[0]] * change.rounded
+  least, most = model.step_range(change.to, made['time_split_s'])
   seconds = f'a step about {least:.1f} to {most:.1f} s'
   return {
     'change': ', '.join(line.removeprefix('sharding.') for line in lines),
-    'costs': ', '.join([*costs(outlook, change), seconds]),
+    'costs': ', '.join([*change_costs(model, change), seconds]),
     'peak_hbm_gib': made['peak_hbm_gib'],
     'usable_hbm_gib': made['usable_hbm_gib'],
   }

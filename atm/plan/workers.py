@@ -1,11 +1,4 @@
-"""Plans in processes of their own, several at a time, and quick ones.
-
-A quick plan stops the compiler once it has scheduled the program and placed its
-arrays in memory, a tenth of its work for a large model on a TPU: memory and
-collectives are those of the whole compilation, cycles are not known. XLA has no
-option to end there; it writes what it has to a folder, and the process that
-compiles ends when that is there.
-"""
+"""Plans in processes of their own, several at a time."""
 
 from __future__ import annotations
 
@@ -17,69 +10,80 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from atm.plan import compile, train_plan
+from atm.plan import compilation
 
-LIMIT = 1800  # seconds, of one plan
+TIME_LIMIT = 1800  # seconds, of one plan
+_HOOKS = 'start', 'say', 'compiler', 'tried', 'instead'
 
 
-def settings(given: dict) -> dict:
-  """Of `train_plan.plan`'s, those that say what to plan, for another process.
+def portable_settings(given: dict) -> dict:
+  """Returns those of `train_plan.plan`'s settings that say what to plan.
 
-  The mesh stays a callable; each job has its own, which pickles.
+  They pickle but for the mesh, a callable: each job has its own.
   """
-  hooks = 'start', 'say', 'compiler', 'tried', 'instead'
-  kept = {name: value for name, value in given.items() if name not in hooks}
+  kept = {name: value for name, value in given.items() if name not in _HOOKS}
   return {**kept, 'model_dir': None}
 
 
-def planned(jobs, workers: int) -> Iterator[tuple]:
-  """Plans, each in a process of its own, as they end.
+def run_plans(
+  plan: Callable, jobs: Iterable[tuple], processes: int | None = None
+) -> Iterator[tuple]:
+  """Runs plans, each in a process of its own, and yields them as they end.
 
   Args:
-    jobs: yields (name, settings of `train_plan.plan`, whether quickly); asked
-      for the next one when a process is free.
-    workers: processes at one time.
+    plan: called with the settings of a job, and with `say` and `compiler`, as
+      `train_plan.plan`.
+    jobs: yields (name, settings, whether to compile partly); asked for the next
+      one when a process is free.
+    processes: at one time; None: as many as `default_processes`.
 
   Yields:
-    (name, what `train_plan.plan` returns); in its place {'error': a line} where
-    it failed. `seconds`, what it took, is added.
+    (name, what `plan` returns); in its place {'error': a line} where it
+    failed. `seconds`, what it took, is added.
   """
   jobs, running = iter(jobs), {}
+  processes = processes or default_processes()
   try:
     while True:
-      while len(running) < workers and (job := next(jobs, None)):
-        work = _Work(*job)
-        running[work.pipe] = work
+      while len(running) < processes and (job := next(jobs, None)):
+        worker = _Worker(plan, *job)
+        running[worker.pipe] = worker
       if not running:
         return
       for pipe in multiprocessing.connection.wait(list(running), timeout=1):
-        work = running.pop(pipe)
-        yield work.name, work.result()
-      for pipe, work in list(running.items()):
-        if work.seconds > LIMIT:
+        worker = running.pop(pipe)
+        yield worker.name, worker.result()
+      for pipe, worker in list(running.items()):
+        if worker.seconds > TIME_LIMIT:
           running.pop(pipe).end()
-          yield work.name, {'error': f'took over {LIMIT} s', 'seconds': LIMIT}
+          error = f'took over {TIME_LIMIT} s'
+          yield worker.name, {'error': error, 'seconds': TIME_LIMIT}
   finally:
-    for work in running.values():
-      work.end()
+    for worker in running.values():
+      worker.end()
 
 
-class _Work:
+def default_processes() -> int:
+  """Returns the number of cores, up to four: a whole plan takes 3 GiB."""
+  return min(4, len(os.sched_getaffinity(0)))
+
+
+class _Worker:
   """A process that plans.
 
   Attributes:
     pipe: has its result, once.
   """
 
-  def __init__(self, name, settings: dict, fast: bool):
+  def __init__(self, plan: Callable, name, settings: dict, partly: bool):
     self.name, self._began = name, time.perf_counter()
     self._folder = tempfile.mkdtemp(prefix='atm_plan_')
     context = multiprocessing.get_context('spawn')  # libtpu does not fork
     self.pipe, theirs = context.Pipe()
     self._process = context.Process(
-      target=_plan, args=(theirs, settings, self._folder, fast)
+      target=_run, args=(theirs, plan, settings, self._folder, partly)
     )
     self._process.start()
     theirs.close()
@@ -105,22 +109,19 @@ class _Work:
     shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _plan(pipe, settings: dict, folder: str, fast: bool) -> None:
-  """Plans in this process, and ends it, whatever the compiler still does."""
+def _run(
+  pipe, plan: Callable, settings: dict, folder: str, partly: bool
+) -> None:
+  """Sends a plan or an error, then exits without waiting for the compiler."""
   tempfile.tempdir = os.path.join(folder, 'more')  # goes with the folder
   os.mkdir(tempfile.tempdir)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-  compiler = compile.compile_or_overflow
-  if fast:
-    compiler = functools.partial(compile.stopped, folder)
+  compiler = compilation.compile_or_overflow
+  if partly:
+    compiler = functools.partial(compilation.compile_partly, folder)
   try:
-    made = train_plan.plan(**settings, say=lambda text: None, compiler=compiler)
+    made = plan(**settings, say=lambda text: None, compiler=compiler)
   except Exception as e:
     made = {'error': next(iter(str(e).splitlines()), '') or repr(e)}
   pipe.send(made)
   os._exit(0)
-
-
-def workers() -> int:
-  """As many as cores, up to four: a whole plan takes 3 GiB."""
-  return min(4, len(os.sched_getaffinity(0)))

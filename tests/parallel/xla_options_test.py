@@ -77,7 +77,7 @@ def test_too_little_vector_memory_is_one_line():
   given = jax.ShapeDtypeStruct(
     (2, 256, 2, 128), jnp.float32,
     sharding=jax.sharding.SingleDeviceSharding(
-      hardware.devices(hardware.pod('v5e:2x2'))[0]
+      hardware.pod_devices(hardware.parse_pod('v5e:2x2'))[0]
     ),
   )  # fmt: skip
 

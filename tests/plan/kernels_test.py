@@ -10,7 +10,7 @@ import pytest
 
 from atm.model import attention
 from atm.model.attention import AttentionMask
-from atm.plan import hardware, hlo, kernels
+from atm.plan import hardware, hlo, kernels, program_costs
 
 
 @pytest.fixture(scope='module')
@@ -37,8 +37,8 @@ def bodies():
 def test_cores_share_the_cells_of_a_grid(bodies):
   """Faults seen: cores not counted; the first side of the grid alone."""
   for body in bodies:
-    assert kernels.cells(body, 1) == 2 * 4 * 3 * 2
-    assert kernels.cells(body, 2) == 4 * 3 * 2
+    assert kernels.count_cells(body, 1) == 2 * 4 * 3 * 2
+    assert kernels.count_cells(body, 2) == 4 * 3 * 2
 
 
 MADE = 'f32[8,128]{1,0:T(8,128)}', 'bf16[2]{0}'
@@ -56,7 +56,7 @@ operand_layout_constraints={{{TAKEN}}}, frontend_attributes={{kernel_metadata={{
     for name, body in bodies.items()
   ]
   head = ['ENTRY %main () -> f32[8] {', *lines, '}']
-  return hlo.Program('\n'.join(head))
+  return hlo.parse('\n'.join(head))
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def scheduled(monkeypatch):
   asked = []
 
   def say(*bundles):
-    def schedules(calls, kind):
+    def schedule(calls, kind):
       asked.append((calls, kind))
       return list(bundles)
 
-    monkeypatch.setattr(kernels, 'schedules', schedules)
+    monkeypatch.setattr(kernels, 'schedule', schedule)
     return asked
 
   return say
@@ -83,9 +83,9 @@ def test_cycles_are_bundles_times_cells(bodies, scheduled):
   forward, backward = bodies
   given = program(first=forward, again=forward, back=backward)
   asked = scheduled(100, 7)
-  cycles = kernels.cycles(given, hardware.pod('v5p:4x4x8'))
+  cycles = kernels.kernel_cycles(given, hardware.parse_pod('v5p:4x4x8'))
   assert cycles == {'first.1': 2400, 'again.1': 2400, 'back.1': 7 * 24}
-  assert given.cycles(cycles)['kernels'] == 4800 + 168
+  assert program_costs.sum_cycles(given, cycles)['kernels'] == 4800 + 168
   ((calls, kind),) = asked
   assert kind == 'v5p' and len(calls) == 2
 
@@ -93,8 +93,8 @@ def test_cycles_are_bundles_times_cells(bodies, scheduled):
 def test_a_call_is_read_as_it_can_be_made_again(bodies):
   """Fault seen: only the first operand."""
   given = program(first=bodies[0])
-  (line,) = (x for x, _, _ in given.running() if kernels.is_call(x))
-  call = kernels.call(line)
+  (line,) = (x for x, _, _ in given.executed() if kernels.is_kernel_call(x))
+  call = kernels.parse_call(line)
   assert call['makes'] == [('float32', [8, 128]), ('bfloat16', [2])]
   assert call['takes'] == [
     ('int8', [1, 1]), ('bfloat16', [4, 2]), ('int32', [])
@@ -111,16 +111,18 @@ def test_kernels_are_unknown_where_they_cannot_be_scheduled(
   """The process that compiles them fails: no libtpu, or another."""
   failed = subprocess.CompletedProcess([], 1, '', 'no libtpu')
   monkeypatch.setattr(subprocess, 'run', lambda *_, **__: failed)
-  pod = hardware.pod('v5e:2x4')
-  assert kernels.cycles(program(first=bodies[0]), pod) == {}
-  assert kernels.cycles(hlo.Program('ENTRY %main () -> f32[8] {\n}'), pod) == {}
+  pod = hardware.parse_pod('v5e:2x4')
+  assert kernels.kernel_cycles(program(first=bodies[0]), pod) == {}
+  assert (
+    kernels.kernel_cycles(hlo.parse('ENTRY %main () -> f32[8] {\n}'), pod) == {}
+  )
 
 
 @pytest.mark.libtpu
 def test_kernels_are_scheduled_alone():
   """Twice the keys in blocks of the same size: more cells, the same bundles."""
-  pod = hardware.pod('v5e:2x2')
-  placed = jax.sharding.SingleDeviceSharding(hardware.devices(pod)[0])
+  pod = hardware.parse_pod('v5e:2x2')
+  placed = jax.sharding.SingleDeviceSharding(hardware.pod_devices(pod)[0])
 
   def found(keys):
     like = lambda T, *more, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(
@@ -134,7 +136,7 @@ def test_kernels_are_scheduled_alone():
     )
     given = like(1024, 2, 128), like(keys, 2, 128), like(keys, 2, 128)
     text = run.lower(*given, *ids).compile().as_text()
-    (cycles,) = kernels.cycles(hlo.Program(text), pod).values()
+    (cycles,) = kernels.kernel_cycles(hlo.parse(text), pod).values()
     return cycles
 
   short, long = found(1024), found(2048)

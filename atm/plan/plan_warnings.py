@@ -1,0 +1,162 @@
+"""Warnings of plans: what is not as it was meant, each with what to do."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from atm.data import registry
+from atm.model import attention
+from atm.model import config as config_lib
+from atm.plan import hardware
+from atm.plan.decode_programs import DecodeJob
+from atm.plan.train_program import TrainStep
+
+LARGE = 64 * 2**20  # bytes worth a warning
+
+
+def train_warnings(
+  made: dict, job: TrainStep, lengths: registry.Lengths, target
+) -> list[str]:
+  """Returns the warnings of a training plan.
+
+  Args:
+    made: the plan, as far as estimates.
+    job: what was planned.
+    lengths: of its rows.
+    target: a hardware.Target.
+  """
+  lines = [
+    *reduction_warnings(made['collectives'] or (), job.mesh),
+    *replication_warnings(job.state.params, job.mesh),
+    *padding_warnings(job.config, lengths, target.platform),
+  ]
+  off = abs(made['flops_counted'] / made['model_flops'] - 1)
+  if off > 0.02:
+    lines.append(f'the formula of model FLOPs is {off:.1%} off the count')
+  return lines + _common_warnings(len(made['unknown_loops'] or ()), target)
+
+
+def decode_warnings(made: dict, job: DecodeJob, above: float) -> list[str]:
+  """Returns the warnings of a plan of decoding or encoding.
+
+  Args:
+    made: the plan, as far as its tables.
+    job: what was planned.
+    above: the next batch that a search would have tried.
+  """
+  lines = cache_warnings(made['token'], made['memory']) if made['token'] else []
+  if made['weights'] == 'float32' and job.net.config.dtype == 'bfloat16':
+    lines.append(
+      'parameters are float32, and what reads them is bfloat16: programs may '
+      "keep both. WEIGHTS = 'bfloat16' keeps one, half the size"
+    )
+  too_large = [r['batch_size'] for r in made['batches'] if not r['fits']]
+  refused = min(too_large, default=math.inf)
+  if made['searched'] and made['fits'] and refused > above:
+    lines.append(f'between {made["batch_size"]} and {refused} none was tried')
+  parts = made['token'], made['prefill']
+  loops = sum(len(part['unknown_loops']) for part in parts if part)
+  return lines + _common_warnings(loops, job.target)
+
+
+def _common_warnings(unknown_loops: int, target: hardware.Target) -> list[str]:
+  lines = []
+  if unknown_loops:
+    lines.append(
+      f'{unknown_loops} loops of unknown length are counted once: traffic and '
+      'time are more than said'
+    )
+  if target.pod and (skew := hardware.find_version_skew()):
+    lines.append(skew)
+  return lines
+
+
+def reduction_warnings(rows, mesh) -> list[str]:
+  """Returns warnings of sums over the axis that splits parameters.
+
+  Each device keeps but a part of such a sum.
+
+  Args:
+    rows: of `collectives.list_collectives`.
+    mesh: the run's.
+  """
+  lines = []
+  for row in rows:
+    if row['kind'] != 'all-reduce' or 'fsdp' not in row['axes']:
+      continue
+    axes, padded = ' x '.join(row['axes']), row.get('padded', 0)
+    if padded > LARGE:
+      lines.append(
+        f'gathers over {axes} are done as all-reduces of arrays that are zero '
+        f"but for a part: {padded / 1e9:.1f} GB on the wire, twice a gather's"
+      )
+    summed = row['wire_bytes'] - padded
+    if summed > LARGE:
+      lines.append(
+        f'all-reduce over {axes}, {summed / 1e9:.1f} GB on the wire, most of '
+        f'it at {row["source"] or "?"}: a reduce-scatter would send half'
+      )
+  if lines and mesh.shape['data'] == mesh.shape['slice'] == 1:
+    lines[-1] += '; mesh.data = 2 beside fsdp may bring it'
+  return lines
+
+
+def replication_warnings(params, mesh) -> list[str]:
+  """Returns warnings of matrices whole on every device of a larger mesh."""
+  split = math.prod(mesh.shape[axis] for axis in ('fsdp', 'tensor'))
+  lines = []
+  flat = jax.tree_util.tree_flatten_with_path(params)[0]
+  for path, x in flat if split > 1 else ():
+    size = x.size * x.dtype.itemsize
+    if x.sharding.is_fully_replicated and size > LARGE:
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      lines.append(
+        f'{name} {x.shape} is whole on every device: look at sharding.Rules'
+      )
+  return lines
+
+
+def padding_warnings(
+  config: config_lib.Config, lengths: registry.Lengths, platform: str
+) -> list[str]:
+  """Returns warnings of attention kernels' work on what fills their blocks."""
+  splash = config.attention == 'splash' or (
+    config.attention == 'auto' and platform == 'tpu'
+  )
+  if not splash or config.attention_dropout:  # dropout has plain attention
+    return []
+  up = lambda n: math.ceil(n / attention.BLOCK) * attention.BLOCK
+  head = config.d_model // config.encoder_heads
+  sizes = dict(zip(('inputs', 'targets', 'a head'), (*lengths.both, head)))
+  return [
+    f'attention kernels fill {name} of {n} up to {up(n)}: '
+    f'{1 - n / up(n):.0%} of their work is padding'
+    for name, n in sizes.items()
+    if up(n) > 1.05 * n
+  ]
+
+
+def cache_warnings(token: dict, memory: dict) -> list[str]:
+  """Returns warnings of copies of the cache, in the loop and before.
+
+  Args:
+    token: of `decode_step.estimate_token`.
+    memory: bytes of `cache` and `temporaries`.
+  """
+  lines, rows = [], token['cache_copies']
+  share = lambda rows: sum(row['bytes'] for row in rows) / memory['cache']
+  if rows:
+    lines.append(
+      f'cache copied for every token: {sum(row["count"] for row in rows)} '
+      f'arrays, {share(rows):.0%} of it'
+    )
+  if memory['temporaries'] > memory['cache'] / 2:
+    lines.append(
+      f'beside the cache there are {memory["temporaries"] / 2**30:.2f} GiB of '
+      'temporaries: of the encoder, or of the '
+      f'{share(token["copies_once"]):.0%} of the cache that is copied once, '
+      'before the first token'
+    )
+  return lines

@@ -1,0 +1,363 @@
+"""Plans as text, as `atm plan` prints them, and as files."""
+
+from __future__ import annotations
+
+import os
+
+from atm import fileio
+from atm.plan.decode_step import HBM_SHARE, HOP
+from atm.plan.kernels import WAIT
+from atm.plan.memory import UNITS
+
+PLAN_FILE = 'plan.json'
+NOT_KNOWN = 'not known'
+
+
+def write(made: dict, model_dir: str | None, name: str = PLAN_FILE) -> None:
+  """Writes a plan, whole or not at all, to model_dir/`name`; None: nowhere."""
+  if model_dir is not None:
+    os.makedirs(model_dir, exist_ok=True)
+    fileio.write_json(os.path.join(model_dir, name), made)
+
+
+def format_table(title: str, rows: list[tuple[str, ...]], notes=()) -> str:
+  """Formats rows of cells in columns, the first above them; '' without rows."""
+  if len(rows) < 2:
+    return ''
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines = [
+    '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+    for row in rows
+  ]
+  return title + ''.join(f'\n  {line}' for line in (*lines, *notes))
+
+
+def format_list(title: str, lines) -> str:
+  """Formats lines as items."""
+  return title + ''.join(f'\n  - {line}' for line in lines)
+
+
+def format_range(pair, form: str = '.2f') -> str:
+  """Formats (least, most); None is not known."""
+  return f'{pair[0]:{form}} to {pair[1]:{form}}' if pair else NOT_KNOWN
+
+
+def format_bytes(n: float) -> str:
+  """Formats bytes as 3.51 GiB; smaller ones in MiB or KiB."""
+  unit = next((u for u in 'GM' if n >= UNITS[u] / 10), 'K')
+  return f'{n / UNITS[unit]:.2f} {unit}iB'
+
+
+# --- Training
+
+
+def train_page(made: dict, pod) -> str:
+  """Formats a training plan.
+
+  Args:
+    made: what `train_plan.plan` returns.
+    pod: the hardware.Pod planned for, or None.
+  """
+  residuals = made['largest_buffers']
+  return _join(
+    _verdict(made, 'changes that fit, each tried, cheapest first:'),
+    _train_memory(made),
+    format_table(
+      'largest arrays that loops over layers keep'
+      if residuals
+      else 'largest arrays that the step makes, not all at one time',
+      _array_rows(residuals or made['largest_arrays']),
+    ),
+    _train_flops(made),
+    _collectives('a chip and step', made),
+    _cycles(made),
+    _train_speed(made),
+    format_list('warnings', made['warnings'] or ['none']),
+    format_list('assumptions', _train_assumptions(made, pod)),
+  )
+
+
+def _join(*parts: str) -> str:
+  return '\n\n'.join(part for part in parts if part)
+
+
+def _verdict(made: dict, title: str) -> str:
+  """Tells whether a program fits, and how much it needs; else what may help."""
+  fits, peak = made['fits'], made['peak_hbm_gib']
+  if fits is None:
+    shown = format_bytes(peak * 2**30)
+    return f'needs {shown} a device; what it may use is not known'
+  usable = made['usable_hbm_gib']
+  share = f'{peak:.2f} of {usable:.2f} GiB a chip'
+  if fits:
+    return f'fits: {share} at the peak, {1 - peak / usable:.0%} left'
+  text = f'does not fit: needs {share}'
+  if not made['changes']:
+    return text
+  if 'saves' in made['changes'][0]:
+    title = 'changes that would help, cheapest first (estimated savings):'
+  return f'{text}\n{format_list(title, map(_change, made["changes"]))}'
+
+
+def _change(row: dict) -> str:
+  if 'saves' in row:
+    result = f'about {format_bytes(row["saves"])} less'
+  else:
+    peak, usable = row['peak_hbm_gib'], row['usable_hbm_gib']
+    result = f'{peak:.2f} of {usable:.2f} GiB'
+  return f'{row["change"]}: {result}; {row["costs"]}'
+
+
+def _memory_rows(memory: dict, *names: str) -> list[tuple[str, ...]]:
+  rows = [(name, format_bytes(memory[name])) for name in names]
+  return [('memory', 'a chip'), *rows]
+
+
+def _train_memory(made: dict) -> str:
+  memory = made['memory']
+  rows = _memory_rows(
+    memory, 'parameters', 'optimizer', 'batch', 'temporaries', 'peak'
+  )
+  if memory['host']:
+    rows.append(("in its host's memory", format_bytes(memory['host'])))
+  saved = format_bytes(made['checkpoint_bytes'])
+  return format_table(
+    f'{made["params"]:,} parameters; a checkpoint has {saved}',
+    rows,
+    ['temporaries: activations, gradients, and copies at the peak'],
+  )
+
+
+def _array_rows(arrays: list[dict] | None) -> list[tuple[str, ...]]:
+  rows = [('size', 'shape', 'where', 'of')]
+  for r in (arrays or [])[:8]:
+    size, source = format_bytes(r['bytes']), r['source'] or '-'
+    op_name = '/'.join(r['op_name'].split('/')[-3:])[-48:] or '-'
+    rows.append((size, r['shape'], source, op_name))
+  return rows
+
+
+def _train_flops(made: dict) -> str:
+  model, counted = made['model_flops'], made['flops_counted']
+  hardware = made['hardware_flops']
+  rows = [
+    ('of', 'FLOPs', ''),
+    ('model, by formula', f'{model:.4g}', 'flops.train_flops'),
+    ('model, counted', f'{counted:.4g}', f'{counted / model - 1:+.2%}'),
+    ('hardware', f'{hardware:.4g}', f'{hardware / model - 1:+.1%}: computed '
+     'again, and masked or padded attention'),
+  ]  # fmt: skip
+  return format_table('a step', rows)
+
+
+def _collectives(each: str, made: dict) -> str:
+  rows = [('kind', 'mesh axes', 'of', 'count', 'sent', '', 'most at')]
+  for r in made.get('collectives') or ():
+    rows.append((
+      r['kind'], ' x '.join(r['axes']) or '-', str(r['group']),
+      f'{r["count"]:,}', format_bytes(r['wire_bytes']),
+      'asynchronous' if r['asynchronous'] else 'synchronous',
+      r['source'] or '-',
+    ))  # fmt: skip
+  return format_table(f'collectives, {each}', rows)
+
+
+def _cycles(made: dict) -> str:
+  groups = dict(made.get('cycles') or {})
+  unknown = groups.pop('unknown', 0)
+  total = sum(groups.values())
+  if not total:
+    return ''
+  rows = [('operations', 'cycles', 'share')]
+  for name, n in sorted(groups.items(), key=lambda item: -item[1]):
+    rows.append((name, f'{n:.3g}', f'{n / total:.0%}'))
+  notes = [f'{unknown} operations without an estimate'] if unknown else []
+  return format_table("the compiler's estimated cycles", rows, notes)
+
+
+def _train_speed(made: dict) -> str:
+  if made['step_time_range_s'] is None:
+    return 'step time: ' + NOT_KNOWN
+  parts = {**made['time_split_s'], 'together': made['step_time_range_s']}
+  rows = [('a step', 'seconds')]
+  rows += [(name, format_range(pair)) for name, pair in parts.items()]
+  return format_table('time', rows, [
+    f'MFU {format_range(made["mfu_range"], ".1%")}; '
+    f'at most {made["mfu_ceiling"]:.1%} for what is computed again',
+    f'tokens/s {format_range(made["tokens_per_second_range"], ",.0f")}; '
+    f'{made["tokens_per_step"]:,} a step, of encoder and decoder together',
+    f'{made["train_steps"]:,} steps: '
+    f'{format_range(made["days_range"], ".1f")} days, '
+    f'{format_range(made["chip_hours_range"], ",.0f")} chip-hours',
+  ])  # fmt: skip
+
+
+def _compiled(made: dict) -> str:
+  versions = made['versions']
+  return (
+    f'compiled in {made["compile_seconds"]:.0f} s by jax {versions["jax"]}, '
+    f'libtpu {versions["libtpu"] or "none"}'
+  )
+
+
+def _chip_assumptions(chip) -> list[str]:
+  return [
+    'nothing here was measured on a chip; sources: atm/plan/hardware.py',
+    f'peak {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.clock / 1e9:.2f} GHz',
+    f'links {chip.link / 1e9:.0f} GB/s one way',
+  ]
+
+
+def _train_assumptions(made: dict, pod) -> list[str]:
+  rows = 'several documents' if made['packed'] else 'one document'
+  lines = [
+    _compiled(made),
+    f'rows of {rows} each, all positions taken for real ones',
+  ]
+  if pod is None:
+    return [*lines, "this machine's devices: no memory limit, no step time"]
+  chip = pod.chip
+  wraps = ', '.join(
+    f'{n} {"wraps" if w else "is a line"}' for n, w in zip(pod.shape, pod.wraps)
+  )
+  lines += _chip_assumptions(chip)
+  lines[-1] += f'; sides: {wraps}'
+  kernels = 'by the schedules compiled for them'
+  if made['kernel_flops'] and 'kernels' not in (made['cycles'] or ()):
+    kernels = f'at {chip.kernels:.0%} of peak (their schedules are not known)'
+  lines += [
+    f'time: compiler cycles, plus kernels {kernels} to {WAIT:.1f} times that, '
+    'plus collectives along all sides that they span to along a single one; '
+    'asynchronous ones hidden whole, to not at all',
+    'not counted: waiting for data, hosts, checkpoints, evaluations, restarts',
+  ]
+  if made['host_copies']:
+    lines.append(
+      f'host: {chip.pcie / 1e9:.0f} GB/s one way; copies waited for where '
+      "those of a loop's turn, both ways at once, outlast what it computes, "
+      'to one after another with nothing beside'
+    )
+  if pod.shape == (8, 16):
+    lines.append('whether 8 of 8x16 wraps is not known; taken as a line')
+  return lines
+
+
+# --- Decoding and encoding
+
+
+def decode_page(made: dict, pod) -> str:
+  """Formats a plan of decoding or encoding.
+
+  Args:
+    made: what `decode_plan.plan_rows` returns.
+    pod: the hardware.Pod planned for, or None.
+  """
+  each = 'token' if made['token'] else 'batch'
+  main = made['token'] or made['prefill'] or {}
+  return _join(
+    _decode_verdict(made),
+    _batches(made),
+    _decode_memory(made),
+    format_table(
+      f'largest arrays that a {each} makes, not all at one time',
+      _array_rows(main.get('largest_arrays')),
+    ),
+    _collectives(f'a chip and {each}', main),
+    _cycles(main),
+    _decode_speed(made),
+    format_list('warnings', made['warnings'] or ['none']),
+    format_list('assumptions', _decode_assumptions(made, pod)),
+  )
+
+
+def _decode_verdict(made: dict) -> str:
+  B, verdict = made['batch_size'], _verdict(made, '')
+  if made['searched'] and made['fits']:
+    return f'largest batch that fits: {B}\n{verdict}'
+  return f'a batch of {B}: {verdict}'
+
+
+def _batches(made: dict) -> str:
+  rows = [('batch', 'GiB a chip', 'of it cache', '', '', 'tokens/s')]
+  for row in made['batches']:
+    rows.append((
+      f'{row["batch_size"]:,}',
+      f'{row["peak_hbm_gib"]:.2f}',
+      f'{row["cache_gib"]:.2f}',
+      {True: 'fits', False: 'does not fit', None: ''}[row['fits']],
+      'compiled' if row['whole'] else 'placed',
+      format_range(row['tokens_per_second_range'], ',.0f'),
+    ))  # fmt: skip
+  return format_table('batches tried', rows)
+
+
+def _decode_memory(made: dict) -> str:
+  rows = _memory_rows(
+    made['memory'], 'parameters', 'batch', 'cache', 'temporaries', 'peak'
+  )
+  notes = ['temporaries: all else at the peak']
+  if made['cache_row_bytes']:
+    notes = [
+      f'the cache of an input: {format_bytes(made["cache_row_bytes"])}, of it '
+      f'{format_bytes(made["cache_row_bytes_a_chip"])} on each chip that has '
+      'it',
+      *notes,
+    ]
+  title = f'{made["params"]:,} parameters, {made["weights"]}'
+  return format_table(title, rows, notes)
+
+
+def _decode_speed(made: dict) -> str:
+  if made['tokens_per_second_range'] is None:
+    return 'time: ' + NOT_KNOWN
+  token, once = made['token'], made['prefill']
+  timed = token or once
+  parts = {**timed['time_split_s'], 'together': timed['time_range_s']}
+  rows = [('a token of every row' if token else 'a batch', 'ms')]
+  for name, pair in parts.items():
+    rows.append((name, format_range([1000 * s for s in pair], ',.4g')))
+  rate = format_range(made['tokens_per_second_range'], ',.0f')
+  if not token:
+    mfu = format_range(made['mfu_range'], '.1%')
+    return format_table('time', rows, [f'tokens/s read {rate}; MFU {mfu}'])
+  read = {k: format_bytes(n) for k, n in token['read_bytes'].items()}
+  whole = made['whole_batch_tokens_per_second_range']
+  return format_table('time', rows, [
+    f'tokens/s {rate}, of {made["batch_size"]} inputs together',
+    f'read for a token: weights {read["weights"]}, cache {read["cache"]}, '
+    f'copies of it (and written) {read["copies"]} a chip',
+    f'before the first token: {format_range(once["time_range_s"])} s; a batch '
+    f'to its last: {format_range(made["batch_time_range_s"], ".3g")} s, '
+    f'{format_range(whole, ",.0f")} tokens/s',
+  ])  # fmt: skip
+
+
+def _decode_assumptions(made: dict, pod) -> list[str]:
+  lines = [
+    _compiled(made) + ', without options, as `atm infer` does',
+    f'inputs of {made["lengths"]["inputs"]:,} tokens, all of them real',
+  ]
+  if made['token']:
+    lines.append(
+      f'{made["tokens_written"]:,} tokens written: the loop ends when all rows '
+      'are done, and is taken to turn until the last'
+    )
+  if pod is None:
+    return [*lines, "this machine's devices: no memory limit, no time"]
+  low, high = HBM_SHARE
+  lines += _chip_assumptions(pod.chip)
+  if made['token']:
+    lines += [
+      f'HBM {pod.chip.hbm / 1e9:,.0f} GB/s, of which reading has {low:.0%} to '
+      f'{high:.0%}; all positions of the cache are read for each token',
+      f'{1e6 * HOP:.0f} us from chip to chip: straight to the farthest, to '
+      'twice around a ring of the group',
+      "least: reading or the compiler's cycles, whichever is longer, and "
+      'collectives; most: one after the other',
+    ]
+  return [
+    *lines,
+    'the encoder: compiler cycles, kernels by their schedules to '
+    f'{WAIT:.1f} times that, collectives along all sides to along one',
+    'not counted: hosts, tokenising, batches that are not full',
+  ]

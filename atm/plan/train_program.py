@@ -1,0 +1,142 @@
+"""The training step as a run would make it, of abstract arrays; its FLOPs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.interpreters import partial_eval
+
+from atm.data import registry
+from atm.model import config as config_lib
+from atm.model import flops, transformer
+from atm.parallel import sharding, xla_options
+from atm.parallel.sharding import NamedSharding, Rules
+from atm.train import optimizer, step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+  """A run's training step, the one that trains all parameters.
+
+  Attributes:
+    config: of the model.
+    tx: the optimizer.
+    state, batch: arguments of `step.train_step`, abstract, with shardings.
+    mesh, rules: see `trainer.train`.
+    options: named arguments of `step.train_step`.
+  """
+
+  config: config_lib.Config
+  tx: optax.GradientTransformation
+  state: step.State
+  batch: dict
+  mesh: jax.sharding.Mesh
+  rules: Rules
+  options: dict
+
+  @classmethod
+  def of(cls, given: Mapping, mesh: jax.sharding.Mesh) -> TrainStep:
+    """Makes the step of a run.
+
+    Args:
+      given: settings of `train_plan.plan`.
+      mesh: over the devices planned for.
+
+    Raises:
+      ValueError: a size of the model does not divide by the mesh.
+    """
+    config, rules = given['model_config'], given['rules']
+    freezes = given['freeze_encoder_steps'] > 0
+    tx = optimizer.make(given['optimizer_config'], freezes)
+    lengths = registry.Lengths.of(given['lengths'])
+    return cls(
+      config,
+      tx,
+      step.abstract_state(transformer.AlexaTM(config), tx, mesh, rules),
+      abstract_batch(
+        given['batch_size'], lengths, mesh, rules, given['packed']
+      ),
+      mesh,
+      rules,
+      {name: given[name] for name in ('seed', 'z_loss', 'micro_batches')},
+    )
+
+  @property
+  def params(self) -> int:
+    """Number of parameters."""
+    return sum(x.size for x in jax.tree.leaves(self.state.params))
+
+  def trace(self) -> jax.stages.Traced:
+    """Traces the step as training jits it; takes a second or two."""
+    with sharding.use_mesh(self.mesh, self.rules):
+      jitted = xla_options.jit_update(self._update(self.config), self.state)
+      return jitted.trace(self.state, self.batch)
+
+  def counted_flops(self) -> float:
+    """Counts model FLOPs over the step's traced products.
+
+    Traced without remat and with plain attention, which compute nothing twice,
+    and as one device would run it.
+    """
+    plain = dataclasses.replace(self.config, remat='none', attention='einsum')
+    arguments = jax.tree.map(without_sharding, (self.state, self.batch))
+    traced = jax.make_jaxpr(self._update(plain))(*arguments)
+    return flops.jaxpr_flops(remove_dead_code(traced.jaxpr))
+
+  def _update(self, config: config_lib.Config):
+    net = transformer.AlexaTM(config)
+    return functools.partial(
+      step.train_step, net, self.tx, frozen=False, **self.options
+    )
+
+
+def abstract_batch(
+  B: int, lengths: registry.Lengths, mesh, rules: Rules, packed: bool
+) -> dict:
+  """Returns shapes of a batch of `batches.Batches`, placed as in training.
+
+  Args:
+    B: rows.
+    lengths: of both sides.
+    mesh, rules: see `trainer.train`.
+    packed: rows of several documents, which have positions of their own.
+  """
+  placed = NamedSharding(mesh, rules.spec('batch'))
+  like = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct(
+    shape, dtype, sharding=placed
+  )
+  batch = {'objective': like(B)}
+  kinds = ('input_tokens', 'segment_ids', *(('positions',) * packed))
+  for side, length in zip(('encoder', 'decoder'), lengths.both):
+    for kind in kinds:
+      batch[f'{side}_{kind}'] = like(B, length)
+  batch['decoder_target_tokens'] = like(B, lengths.targets)
+  weights = like(B, lengths.targets, dtype=jnp.float32)
+  return batch | {'decoder_loss_weights': weights}
+
+
+def without_sharding(x) -> jax.ShapeDtypeStruct:
+  """Returns an abstract array's shape and dtype alone."""
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def hardware_flops(jaxpr) -> dict[str, float]:
+  """Counts FLOPs that are computed, remat's repetitions included.
+
+  Returns:
+    `hardware_flops`; of them `kernel_flops`, in attention kernels.
+  """
+  jaxpr = remove_dead_code(jaxpr)
+  everything = flops.jaxpr_flops(jaxpr)
+  outside = flops.jaxpr_flops(jaxpr, kernels=False)
+  return {'hardware_flops': everything, 'kernel_flops': everything - outside}
+
+
+def remove_dead_code(jaxpr):
+  """Removes what nothing reads from a jaxpr, as XLA does."""
+  return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
