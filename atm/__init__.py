@@ -9,7 +9,7 @@ __version__ = '0.1.0'
 
 
 def load(directory: str, **options):
-  """A trained model from a MODEL_DIR, see `atm.infer.load`."""
+  """Loads a trained model from a MODEL_DIR, see `atm.inference.api.load`."""
   from atm.inference import api  # imports JAX
 
   return api.load(directory, **options)

@@ -31,6 +31,6 @@ def parse(run, *rest, files=()):
     scan.text(binding, f'--gin.{binding}')
   gin_config.import_modules(scan.modules, modules)
   for name, function in gin_config.configurables().items():
-    gin_config.register(function, name)
+    gin_config.register_configurable(function, name)
   gin_config.check_bindings(scan)
   return scan

@@ -152,7 +152,7 @@ def configured():
 
   def call(*files, bindings=()):
     files = [gin_config.find_file(f) for f in ('runs/plan.gin', *files)]
-    gin_config.configure(files, list(bindings), set())
+    gin_config.apply_config(files, list(bindings), set())
 
   with gin.unlock_config():
     yield call

@@ -8,7 +8,7 @@ import os
 import sys
 
 from atm.cli import gin_config
-from atm.cli.gin_config import UserError, configured, get_setting
+from atm.cli.gin_config import UserError, get_configurable, get_setting
 from atm.messages import did_you_mean
 
 USAGE = (
@@ -17,7 +17,7 @@ USAGE = (
 )
 
 
-def pretrain() -> None:
+def run_pretrain() -> None:
   """Trains, or resumes, and closes with a summary and what to do next."""
   from atm.pages import train_summary
   from atm.parallel import distributed
@@ -26,7 +26,7 @@ def pretrain() -> None:
   crash_report.hush()
   adopt_source_model()
   check_pairs()
-  run = configured('trainer.train')(config_text=gin_config.config_text())
+  run = get_configurable('trainer.train')(config_text=gin_config.config_text())
   if not distributed.is_main_process():
     return
   train_summary.print_summary(run)
@@ -69,7 +69,7 @@ def check_pairs() -> None:
   path, mixture = map(get_setting, ('PAIRS', 'MIXTURE_OR_TASK_NAME'))
   if path is None:
     return
-  configured('atm_tasks.configure')()
+  get_configurable('atm_tasks.configure')()
   tasks = registry.list_tasks(mixture, 'train')
   if 'pairs' not in [task.name for task in tasks]:
     raise UserError(
@@ -114,17 +114,18 @@ def adopt_source_model() -> None:
   gin_config.bind(values)
 
 
-def plan() -> None:
+def run_plan() -> None:
   """Plans a training run, or decoding, for devices that need not be here."""
-  start = configured('sharding.start')
-  if (program := configured('plan_decode.program')()) != 'train':
+  start = get_configurable('sharding.start')
+  if (program := get_configurable('plan_decode.program')()) != 'train':
     for name in ('SEARCH', 'PODS'):
       if get_setting(name):
         raise UserError(f"{name} is for PROGRAM = 'train', not {program!r}")
-    configured('plan_decode.plan_rows')(start=start)
+    get_configurable('plan_decode.plan_rows')(start=start)
     return
-  configured('planner.run')(
-    functools.partial(configured('plan.plan'), start=start), settings_for_pod
+  get_configurable('planner.run')(
+    functools.partial(get_configurable('plan.plan'), start=start),
+    settings_for_pod,
   )
 
 
@@ -148,28 +149,28 @@ def settings_for_pod(name: str) -> dict:
     raise UserError(f'PODS: no pods file {name!r}.' + near) from None
   files, bindings, modules = gin_config.arguments()
   own = [f for f in files if os.path.basename(os.path.dirname(f)) != 'pods']
-  gin_config.reconfigure([*own, path], bindings, modules)
-  given = configured('plan.plan')(instead=dict)
+  gin_config.replace_config([*own, path], bindings, modules)
+  given = get_configurable('plan.plan')(instead=dict)
   # Bound now: the next pods file brings another mesh.
   bound = gin_config.get_bindings(mesh.make_mesh)
   return {**given, 'make_mesh': functools.partial(mesh.make_mesh, **bound)}
 
 
-def cache() -> None:
+def run_cache() -> None:
   """Turns a mixture's text into rows of tokens, in several processes."""
   prepare = functools.partial(
     gin_config.prepare_process, *gin_config.arguments()
   )
-  configured('cache.build')(prepare=prepare)
+  get_configurable('cache.build')(prepare=prepare)
 
 
-def evaluate() -> None:
+def run_evaluation() -> None:
   """Asks a suite's questions, and writes the page of the answers."""
   from atm.evals.results import RESULTS_FILE
   from atm.pages import eval_page
   from atm.parallel import distributed
 
-  evaluation = configured('suite.evaluate')
+  evaluation = get_configurable('suite.evaluate')
   folder = evaluation(config_text=gin_config.config_text()).run()
   if folder is not None and distributed.is_main_process():
     page = eval_page.write_eval_page(folder)
@@ -178,18 +179,18 @@ def evaluate() -> None:
 
 # A function, or the gin name of what to call, whose text is printed.
 RUNS = {
-  'pretrain': pretrain,
-  'finetune': pretrain,  # with INIT_FROM and other defaults
-  'plan': plan,
+  'pretrain': run_pretrain,
+  'finetune': run_pretrain,  # with INIT_FROM and other defaults
+  'plan': run_plan,
   'vocab': 'data.vocab',
-  'cache': cache,
+  'cache': run_cache,
   'mixture': 'mixture.show',
   'inspect': 'look.inspect',
   'report': 'run_page.write',
   'infer': 'files.infer_file',
   'score': 'files.score_file',
   'chat': 'chat.chat',
-  'eval': evaluate,
+  'eval': run_evaluation,
   'compare': 'compare.compare',
   'lm_eval': 'harness.evaluate',
   'import': 'convert.import_weights',
@@ -205,7 +206,7 @@ def execute(run: str) -> None:
   if callable(command):
     command()
     return
-  made = configured(command)()
+  made = get_configurable(command)()
   if hasattr(made, 'run'):  # a job: a dataclass that gin configured
     made = made.run()
   if isinstance(made, str):

@@ -77,7 +77,7 @@ def configurables() -> dict[str, Callable]:
   }
 
 
-def configured(name: str) -> Callable:
+def get_configurable(name: str) -> Callable:
   """Returns what gin binds under a name, with its parameters bound."""
   return gin.get_configurable(name)
 
@@ -113,7 +113,7 @@ def config_text() -> str:
 def prepare_process(files, bindings, modules) -> Callable:
   """Configures another process of this run; returns what configures tasks."""
   logging.set_verbosity(logging.ERROR)
-  configure(files, bindings, modules)
+  apply_config(files, bindings, modules)
   return gin.get_configurable('atm_tasks.configure')
 
 
@@ -285,7 +285,7 @@ def import_modules(modules, named: set[str]) -> None:
     except ModuleNotFoundError as e:
       raise UserError(f'no module {e.name!r} to import') from e
     for function in getattr(loaded, 'GIN', ()):
-      register(function, f'{module}.{function.__name__}')
+      register_configurable(function, f'{module}.{function.__name__}')
 
 
 @contextlib.contextmanager
@@ -309,7 +309,7 @@ def silence_stderr():
 _registered: dict[str, Callable] = {}
 
 
-def register(function: Callable, name: str) -> None:
+def register_configurable(function: Callable, name: str) -> None:
   """Lets gin bind a function under a name, 'atm.model.Config' say."""
   if name not in _registered:
     module, _, short = name.rpartition('.')
@@ -365,11 +365,13 @@ _arguments: list = []
 
 
 def arguments() -> list:
-  """Returns what `configure` was given, for other processes of this run."""
+  """Returns what `apply_config` was given, for other processes of this run."""
   return _arguments
 
 
-def configure(files: list[str], bindings: list[str], modules: set[str]) -> None:
+def apply_config(
+  files: list[str], bindings: list[str], modules: set[str]
+) -> None:
   """Checks a configuration whole, then hands it to gin.
 
   Args:
@@ -388,15 +390,15 @@ def configure(files: list[str], bindings: list[str], modules: set[str]) -> None:
     scan.text(binding, f'--gin.{binding}')
   import_modules(scan.modules, modules)
   for name, function in configurables().items():
-    register(function, name)
+    register_configurable(function, name)
   check_bindings(scan)
   for part in scan.parts:
     gin.parse_config(part)
   gin.finalize()
 
 
-def reconfigure(files, bindings, modules) -> None:
-  """Replaces the whole configuration; see `configure`."""
+def replace_config(files, bindings, modules) -> None:
+  """Replaces the whole configuration; see `apply_config`."""
   with gin.unlock_config():
     gin.clear_config()
-    configure(files, bindings, modules)
+    apply_config(files, bindings, modules)

@@ -74,12 +74,12 @@ def run_command(arguments: list[str] | None) -> int:
     return 0
   try:
     run, files, bindings, modules = parse_arguments(arguments)
-    gin_config.configure(files, bindings, modules)
+    gin_config.apply_config(files, bindings, modules)
     from atm.parallel import xla_options
 
     xla_options.set_compilation_cache()
     if run not in commands.WITHOUT_DEVICES:
-      gin_config.configured('sharding.start')()
+      gin_config.get_configurable('sharding.start')()
     commands.execute(run)
   except KeyboardInterrupt:
     return 130

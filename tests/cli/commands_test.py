@@ -29,7 +29,7 @@ def test_a_command_is_a_function_a_text_or_a_job(monkeypatch, capsys):
   runs = {name: f'a.{name}' for name in ('text', 'job', 'rest')}
   runs['function'] = lambda: print('called')
   monkeypatch.setattr(commands, 'RUNS', runs)
-  monkeypatch.setattr(commands, 'configured', shout)
+  monkeypatch.setattr(commands, 'get_configurable', shout)
   for run in ('function', 'text', 'job', 'rest'):
     commands.execute(run)
   assert capsys.readouterr().out == 'called\nsaid\nran\n'

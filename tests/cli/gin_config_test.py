@@ -80,7 +80,7 @@ def bound(tmp_path, monkeypatch):
     (tmp_path / 'x.gin').write_text(text)
     found = []
     for read in (
-      lambda: gin_config.configure(['x.gin'], [], set()),
+      lambda: gin_config.apply_config(['x.gin'], [], set()),
       lambda: gin.parse_config_file('x.gin'),  # knows no files but those here
     ):
       gin.clear_config()
@@ -134,7 +134,7 @@ def test_includes_are_what_gin_takes_for_includes(bound, text):
 def test_a_comment_may_follow_an_include(bound, tmp_path):
   """Fault seen: gin then looked for the file itself, and found none."""
   (tmp_path / 'x.gin').write_text("include 'models/tiny.gin'  # sizes\n")
-  gin_config.configure([gin_config.find_file('runs/pretrain.gin'), 'x.gin'],
+  gin_config.apply_config([gin_config.find_file('runs/pretrain.gin'), 'x.gin'],
                  ['MODEL_DIR = "x"'], set())  # fmt: skip
   assert gin.query_parameter('model.Config.d_model')
 
@@ -203,7 +203,7 @@ def test_what_is_wrong_in_an_included_file_is_named(bound, files, message):
     with open(f'{name}.gin', 'w') as f:
       f.write(text)
   with pytest.raises(gin_config.UserError) as error:
-    gin_config.configure([gin_config.find_file('x.gin')], [], set())
+    gin_config.apply_config([gin_config.find_file('x.gin')], [], set())
   assert str(error.value).startswith(message)
   assert '\n' not in str(error.value)
 

@@ -434,7 +434,7 @@ def test_the_command_shows_a_single_task(words, tmp_path, capsys):
   }
   bindings = [f'{name} = {value!r}' for name, value in given.items()]
   with gin.unlock_config():
-    gin_config.configure(
+    gin_config.apply_config(
       [gin_config.find_file('runs/inspect.gin')], bindings, set()
     )
     commands.execute('inspect')

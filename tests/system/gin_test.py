@@ -27,7 +27,7 @@ def configured():
 
   def call(*files):
     files = [gin_config.find_file(f) for f in ('runs/pretrain.gin', *files)]
-    gin_config.configure(files, ['MODEL_DIR = "unused"'], set())
+    gin_config.apply_config(files, ['MODEL_DIR = "unused"'], set())
     return gin.get_configurable('model.Config')
 
   with gin.unlock_config():

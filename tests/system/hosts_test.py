@@ -210,7 +210,7 @@ def alone(directory, words, mesh, stop_at=None, **more):
     _, files, bindings, modules = main.parse_arguments(
       settings(directory, words, mesh, STEPS, **more)
     )
-    gin_config.configure(files, bindings, modules)
+    gin_config.apply_config(files, bindings, modules)
     train = gin.get_configurable('trainer.train')
     train(make_mesh=one, say=say)
   gin.clear_config()

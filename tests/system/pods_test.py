@@ -74,7 +74,7 @@ def bound():
 
   def call(*files, run='pretrain', bindings=()):
     files = [gin_config.find_file(f) for f in (f'runs/{run}.gin', *files)]
-    gin_config.configure(files, ['MODEL_DIR = "unused"', *bindings], set())
+    gin_config.apply_config(files, ['MODEL_DIR = "unused"', *bindings], set())
 
   with gin.unlock_config():
     yield call

@@ -17,7 +17,7 @@ import pytest
 
 import atm
 import gin
-from atm.cli.gin_config import configure, find_file
+from atm.cli.gin_config import apply_config, find_file
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BEFORE = os.path.join(os.path.dirname(HERE), 'testdata', 'before')
@@ -216,7 +216,7 @@ def test_a_configuration_binds_the_same(run, name, expected):
     with gin.unlock_config():
       gin.clear_config()
       path = os.path.join(BEFORE, f'{name}.gin')
-      configure([find_file(f'runs/{run}.gin'), path], [], set())
+      apply_config([find_file(f'runs/{run}.gin'), path], [], set())
       bound = gin.config_str().splitlines()
   finally:
     gin.clear_config()

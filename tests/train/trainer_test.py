@@ -378,7 +378,7 @@ def test_what_a_model_says_of_itself_is_bound(train, tmp_path, resumes):
   ]  # fmt: skip
   try:
     with gin.unlock_config():
-      gin_config.configure(
+      gin_config.apply_config(
         [gin_config.find_file('runs/finetune.gin')], bindings, set()
       )
       commands.adopt_source_model()
