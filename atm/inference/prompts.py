@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from atm.data import languages
+from atm.data.sentences import drop_partial_sentence
 from atm.messages import check_choice
 
 # In 'clm' the decoder continues the prompt; in 'denoise' it writes it again,
@@ -211,15 +211,6 @@ def _filled_cue(template: Template, prompt: str) -> str:
   return prompt[start:]
 
 
-# The tokenizer's NFKC makes a full-width ! or ? an ASCII one, so these need no
-# space behind them. A full stop does, else 3.14 would end a sentence; that of a
-# single capital (J. Smith) does not end one.
-_CLOSING = r'["\'”’»)\]」』]*'
-_SENTENCE_END = re.compile(
-  rf'(?:(?<!\b[A-Z])[.…]+(?={_CLOSING}(?:\s|$))|[!?！？。｡।॥؟۔]+){_CLOSING}'
-)
-
-
 def cut_document(
   text: str,
   encode: Callable[[str], Sequence[int]],
@@ -241,9 +232,7 @@ def cut_document(
   ids = encode(text)
   if len(ids) <= limit:
     return text
-  kept = decode(ids[:limit])
-  ends = [found.end() for found in _SENTENCE_END.finditer(kept)]
-  return kept[: ends[-1]] if ends else kept
+  return drop_partial_sentence(decode(ids[:limit]))
 
 
 def choose_shots(

@@ -29,7 +29,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from atm_tasks.pretraining.text_forms import sentences, without_punctuation
+from atm.data.sentences import split_sentences
+from atm_tasks.pretraining.text_forms import without_punctuation
 
 ENDINGS = ('.txt', '.jsonl', '.tsv')
 # First and last code points of scripts written without spaces.
@@ -178,7 +179,7 @@ class Index:
     if not self._met(split_words(text)):
       return text, {}
     kept, dropped = [], Counter()
-    for sentence in sentences(text):
+    for sentence in split_sentences(text):
       met = self._met(split_words(sentence))
       dropped.update(self.names[i] for i in met)
       if not met:

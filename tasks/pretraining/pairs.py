@@ -21,10 +21,11 @@ import seqio
 import tensorflow as tf
 
 from atm.data import languages
+from atm.data.sentences import split_sentences
 from atm.data.vocabulary import CLM_TOKEN
 from atm.inference import prompts
 from atm.messages import check_choice
-from atm_tasks.pretraining import records, sources, tasks, text_forms
+from atm_tasks.pretraining import records, sources, tasks
 
 PAIR_FIELDS = ('input', 'target')
 HELD_OUT = 0.05  # share of a single file
@@ -133,7 +134,7 @@ class LanguagePairs(sources.TextSource):
   def documents(self, split: str, shard: int) -> Iterator[str]:
     language = languages.LANGUAGE_CODES[shard]
     for article in self.texts_of[language].documents(split, 0):
-      for sentence in text_forms.sentences(article):
+      for sentence in split_sentences(article):
         yield pair_to_text(sentence.strip(), languages.LANGUAGES[language])
 
 

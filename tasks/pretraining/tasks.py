@@ -26,6 +26,7 @@ import tensorflow as tf
 from atm.data import counter_rng, packing
 from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
+from atm.data.sentences import count_sentences
 from atm_tasks.pretraining import sources, text_forms
 
 
@@ -146,7 +147,7 @@ class PrepareText:
     """
     if self.index is not None:
       texts = [self._clean(written, counts) for written in texts]
-    counts['sentences'] += sum(map(text_forms.count_sentences, texts))
+    counts['sentences'] += sum(map(count_sentences, texts))
     return [*map(text_forms.spoken, texts)] if self.form == 'spoken' else texts
 
   def _clean(self, written: str, counts: collections.Counter) -> str:

@@ -23,9 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import atm_tasks
+from atm.data.sentences import split_sentences
 from atm_tasks.pretraining import decontaminate
 from atm_tasks.pretraining.decontaminate import Index
-from atm_tasks.pretraining.text_forms import sentences, spoken
+from atm_tasks.pretraining.text_forms import spoken
 
 
 def slow_words(text):
@@ -54,7 +55,7 @@ def slow_sets(sets, n):
 def slow_clean(sets, text, n):
   """`sets` as made by slow_sets."""
   kept, dropped = '', collections.Counter()
-  for sentence in sentences(text):
+  for sentence in split_sentences(text):
     grams = slow_grams(sentence, n)
     met = [name for name, found in sets.items() if grams & found]
     dropped.update(met)
@@ -364,10 +365,10 @@ def test_the_shipped_text_loses_just_those(tmp_path, configure, form):
   """Sentences that share no 13-gram with others; one of them in both sets."""
   texts = {k: shipped(k)[0] for k in ('en', 'hi', 'ja', 'fr')}
   grams = {s: slow_grams(s, 13) for v in texts.values() for t in v
-           for s in sentences(t)}  # fmt: skip
+           for s in split_sentences(t)}  # fmt: skip
   owners = collections.Counter(g for found in grams.values() for g in found)
   en, hi, ja = (
-    [s for t in texts[k] for s in sentences(t)
+    [s for t in texts[k] for s in split_sentences(t)
      if grams[s] and all(owners[g] == 1 for g in grams[s])][::5]
     for k in ('en', 'hi', 'ja')
   )  # fmt: skip
@@ -391,7 +392,7 @@ def test_the_shipped_text_loses_just_those(tmp_path, configure, form):
     prepare = type(registered)(form, registered.index)
     counts = collections.Counter()
     made = prepare.direct(texts[language], counts)
-    kept = [[s for s in sentences(t) if s not in {*en, *hi, *ja}]
+    kept = [[s for s in split_sentences(t) if s not in {*en, *hi, *ja}]
             for t in texts[language]]  # fmt: skip
     expected = [''.join(s) for s in kept]
     assert made == (
