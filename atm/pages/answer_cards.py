@@ -16,7 +16,6 @@ from atm.evals import metrics
 from atm.pages.charts import is_missing
 
 PREDICTIONS = 'predictions'
-LONGEST_TEXT = 1200  # characters that are shown; a prompt is shown whole
 MOST_CHOICES = 6  # shown of a question with more
 
 
@@ -80,21 +79,17 @@ def answer_quality(task: Mapping, lines: Sequence[Mapping]) -> np.ndarray:
 
 
 def select_answers(
-  task: Mapping, lines: Sequence[Mapping], each: int = 2
+  task: Mapping, lines: Sequence[Mapping]
 ) -> list[tuple[str, float, Mapping]]:
   """Returns (why, quality, line) of the worst, a middle one, and the best."""
   quality = answer_quality(task, lines)
-  order = [
-    i for i in np.argsort(quality, kind='stable') if not np.isnan(quality[i])
-  ]
-  reasons = {}
-  for why, some in (
-    ('worst', order[:each]),
-    ('best', order[::-1][:each]),
-    ('in the middle', order[len(order) // 2 :][:1]),
-  ):
-    for i in some:
-      reasons.setdefault(i, why)
+  order = np.argsort(quality, kind='stable')  # nan comes last
+  order = order[: np.count_nonzero(~np.isnan(quality))].tolist()
+  reasons = dict.fromkeys(order[:2], 'worst')
+  for i in order[:-3:-1]:
+    reasons.setdefault(i, 'best')
+  for i in order[len(order) // 2 :][:1]:
+    reasons.setdefault(i, 'in the middle')
   shown = sorted(reasons, key=order.index)
   return [(reasons[i], float(quality[i]), lines[i]) for i in shown]
 
@@ -132,54 +127,33 @@ def answer_card(
   else:
     kind = {'worst': 'bad', 'best': 'good'}.get(why, 'middle')
     verdict = f'{metrics.get_metric(ranking_metric(task)).title} {quality:.1f}'
-  shown = (line.get('shown') or {}).items()
   return {
     'class': kind,
     'title': f'{why}: {verdict} · question {line["id"]}',
-    'source_language': task['source_language'] or task['language'],
-    'language': task['language'],
-    'shown': [(name, shortened_text(str(text))) for name, text in shown],
-    'sent': sent_texts(line),
-    **(_choices(task, line) if line.get('pairs') else _texts(line)),
+    'task': task,
+    'line': line,
+    'choices': ranked_choices(line, task['normalize']),
   }
 
 
-def shortened_text(text: str) -> str:
-  """Returns the beginning of a text, up to LONGEST_TEXT characters."""
-  return text if len(text) <= LONGEST_TEXT else f'{text[:LONGEST_TEXT]} …'
+def ranked_choices(line: Mapping, normalize: str) -> list[dict[str, Any]]:
+  """Returns the choices of a question, likeliest first, [] where it has none.
 
-
-def _texts(line: Mapping) -> dict[str, Any]:
-  """Returns the answer and what was wanted."""
-  truth = line['truth']
-  wanted = [truth] if isinstance(truth, str) else list(truth)
-  return {
-    'choices': [],
-    'answer': shortened_text(str(line['answer'])),
-    'wanted_title': 'wanted' if len(wanted) < 2 else 'wanted, one of',
-    'wanted': [shortened_text(text) for text in dict.fromkeys(wanted)],
-  }
-
-
-def _choices(task: Mapping, line: Mapping) -> dict[str, Any]:
-  """Returns the choices, likeliest first, marked as chosen and as right."""
+  Of many the likeliest, and those that are right.
+  """
+  if not line.get('pairs'):
+    return []
   inputs, outputs = zip(*line['pairs'])
   texts = without_shared_start(outputs if len(set(outputs)) > 1 else inputs)
   right = right_choices(line)
-  scores = choice_scores(line, task['normalize'])
-  order = sorted(range(len(texts)), key=lambda i: -scores[i] if scores else i)
-  choices = [
-    {
-      'text': texts[i],
-      'chosen': i == line['answer'],
-      'right': i in right,
-      'nats': f'{scores[i]:.2f}'.replace('-', '−') if scores else '',
-    }
+  scores = choice_scores(line, normalize) or [None] * len(texts)
+  order = sorted(range(len(texts)), key=lambda i: -(scores[i] or 0))
+  return [
+    {'text': texts[i], 'score': scores[i], 'right': i in right,
+     'chosen': i == line['answer']}
     for rank, i in enumerate(order)
     if rank < MOST_CHOICES or i in right
-  ]
-  unit = 'nats a token' if task['normalize'] == 'mean' else 'nats'
-  return {'choices': choices, 'unit': unit}
+  ]  # fmt: skip
 
 
 def without_shared_start(texts: Sequence[str]) -> list[str]:
@@ -189,14 +163,3 @@ def without_shared_start(texts: Sequence[str]) -> list[str]:
   if len(texts) < 2 or len(shared) < 40:
     return list(texts)
   return [f'… {text[len(shared) :]}' for text in texts]
-
-
-def sent_texts(line: Mapping) -> list[tuple[str, str]]:
-  """Returns (name, text) of all that the model was sent and wrote."""
-  if line.get('prompt'):
-    texts = ('prompt', line['prompt']), ('output', line.get('output'))
-    return [(name, text) for name, text in texts if text is not None]
-  sent = []
-  for i, (source, target) in enumerate(line.get('pairs') or []):
-    sent += [(f'choice {i}, encoder', source), (f'{i}, decoder', target)]
-  return sent

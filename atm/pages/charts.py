@@ -7,7 +7,7 @@ SVG in the colours of style.css.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from atm.data.languages import LANGUAGES
@@ -123,46 +123,30 @@ def layout_heat_map(
   present = {code for pair in cells for code in pair}
   codes = [code for code in LANGUAGES if code in present]
   codes += sorted(present - set(codes))
-  end = max((abs(_value(score)) for score in cells.values()), default=0.0)
-  mean = lambda keep: _mean([s for k, s in cells.items() if keep(k)], signed)
-  rows = [
-    {
-      'code': code,
-      'language': LANGUAGES.get(code, ''),
-      'cells': [_cell((code, to), cells, end, signed) for to in codes],
-      'mean': mean(lambda pair, code=code: pair[0] == code),
-    }
-    for code in codes
-  ]
-  means = [mean(lambda pair, code=code: pair[1] == code) for code in codes]
-  scale = f'−{end:.1f} to +{end:.1f}' if signed else f'0 to {end:.1f}'
-  return {'scale': scale, 'rows': rows, 'means': [*means, mean(bool)]}
+  values = {
+    pair: 0.0 if is_missing(score['value']) else score['value']
+    for pair, score in cells.items()
+  }
+  end = max(map(abs, values.values()), default=0.0)
 
+  def mean(keep) -> float | None:
+    some = [value for pair, value in values.items() if keep(pair)]
+    return sum(some) / len(some) if some else None
 
-def _value(score: Mapping[str, Any]) -> float:
-  return 0.0 if is_missing(score['value']) else score['value']
+  def cell(pair) -> dict[str, Any] | None:
+    if pair not in cells:
+      return None
+    share = 70 * abs(values[pair]) / end if end else 0  # % of the accent colour
+    kind = ('bad' if values[pair] < 0 else 'good') if signed else ''
+    return {'sure': False, **cells[pair], 'class': kind, 'share': share}
 
-
-def _cell(
-  pair: tuple[str, str], cells: Mapping, end: float, signed: bool
-) -> dict[str, Any]:
-  """Returns text and attributes of a cell; `--heat` colours it in style.css."""
-  made = dict.fromkeys(('class', 'title', 'style', 'sure'))
-  if pair not in cells:
-    text = NONE if pair[0] != pair[1] else ''
-    return {**made, 'class': 'none', 'text': text}
-  score = cells[pair]
-  text = format_number(score['value'], '+.1f' if signed else '.1f')
-  title = f'{pair[0]} to {pair[1]}: {text}'
-  if format_interval(score) != NONE:
-    title += f' ({format_interval(score)})'
-  share = 70 * abs(_value(score)) / end if end else 0
-  made |= {'text': text, 'title': title, 'style': f'--heat: {share:.0f}%'}
-  if signed:
-    made['class'] = 'bad' if _value(score) < 0 else 'good'
-  return {**made, 'sure': score.get('sure')}
-
-
-def _mean(scores: Sequence[Mapping[str, Any]], signed: bool) -> str:
-  mean = sum(map(_value, scores)) / len(scores) if scores else None
-  return format_number(mean, '+.1f' if signed else '.1f')
+  return {
+    'end': end,
+    'form': '+.1f' if signed else '.1f',
+    'signed': signed,
+    'codes': {code: LANGUAGES.get(code, '') for code in codes},
+    'cells': {(a, b): cell((a, b)) for a in codes for b in codes},
+    'row_means': {a: mean(lambda pair, a=a: pair[0] == a) for a in codes},
+    'column_means': [mean(lambda pair, b=b: pair[1] == b) for b in codes],
+    'mean': mean(bool),
+  }

@@ -6,34 +6,28 @@ OUTPUT_DIR/index.html: all of them, and histograms.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 
 import rich.console
 import rich.text
 
+from atm import messages
 from atm.data import batches as batches_lib
-from atm.data import cache, mixture_stats, registry, vocabulary_training
-from atm.data.batches import Batches
-from atm.data.inspection import (
-  DROPPED,
-  MEASURED_ROWS,
-  READ,
-  WRITTEN,
-  Inspection,
-  Reader,
-  TextRun,
-  measure_objectives,
-  pick_examples,
-  summarize_counts,
+from atm.data import (
+  cache,
+  inspection,
+  mixture_stats,
+  registry,
+  vocabulary_training,
 )
+from atm.data.inspection import Inspection, TextRun
 from atm.data.languages import name_language
 from atm.data.registry import Lengths
 from atm.data.vocabulary import MODEL_FILE, Vocabulary
 from atm.pages import inspect_page
 
-ON_TERMINAL = 240  # characters of a text
+LONGEST_ON_TERMINAL = 240  # characters of a text
 
 
 def inspect(
@@ -71,7 +65,9 @@ def inspect(
     ValueError: a setting out of range, an unknown name, rows made otherwise.
     FileNotFoundError: `cache_dir` has no finished rows of the mixture.
   """
-  check(examples, seed, tokens)
+  messages.check_number('EXAMPLES', examples, least=1)
+  messages.check_number('SEED', seed)
+  messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
   console, sizes = console or rich.console.Console(), Lengths.of(lengths)
   say = lambda text: console.print(rich.text.Text(text), soft_wrap=True)
   configure_tasks()
@@ -82,35 +78,22 @@ def inspect(
   else:
     cache_dir = os.path.join(output_dir, 'rows')
     train = lambda folder: train_vocabulary(mixture, folder, vocabulary_size)
-    words = own_vocabulary(vocabulary, cache_dir, mixture, train, say)
+    words = find_vocabulary(vocabulary, cache_dir, mixture, train, say)
     cache.build(
       mixture, words.path, lengths, cache_dir, ('train',), say=say,
       configure_tasks=configure_tasks,
     )  # fmt: skip
   configure_tasks(vocabulary=words.path)
-  look = look_at(mixture, words, sizes, cache_dir, examples, seed, tokens)
-  show(look, console)
+  look = inspect_rows(mixture, words, sizes, cache_dir, examples, seed, tokens)
+  print_inspection(look, console)
   say(f'page: {inspect_page.write_inspect_page(look, output_dir)}')
   return look
 
 
-def check(examples, seed, tokens) -> None:
-  """Raises ValueError for a setting out of range."""
-  whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-  if not whole(examples) or examples < 1:
-    raise ValueError(
-      f'EXAMPLES = {examples!r}: expected a whole number above 0'
-    )
-  if not whole(seed):
-    raise ValueError(f'SEED = {seed!r}: expected a whole number')
-  if not isinstance(tokens, int | float) or not 0 < tokens < math.inf:
-    raise ValueError(f'TRAIN_TOKENS = {tokens!r}: expected more than 0')
-
-
-def own_vocabulary(
+def find_vocabulary(
   path: str | None, directory: str, mixture: str, train: Callable, say: Callable
 ) -> Vocabulary:
-  """The vocabulary at `path`, or the one beside the rows, trained if missing.
+  """Returns the vocabulary at `path`, or trains one beside the rows if missing.
 
   Raises:
     ValueError: there is no text to train it on.
@@ -128,31 +111,32 @@ def own_vocabulary(
   return Vocabulary(path or own)
 
 
-def look_at(
+def inspect_rows(
   mixture, words, lengths: Lengths, directory, examples: int, seed, tokens
 ) -> Inspection:
   """Reads what is shown of a mixture's rows in `directory`."""
   parts = batches_lib.load_parts(
     mixture, 'train', words, lengths, directory, passes=None, verify=None
   )
-  batches = Batches(parts, words, lengths, 1, seed)
-  counts = measure_objectives(batches, MEASURED_ROWS)
+  batches = batches_lib.Batches(parts, words, lengths, 1, seed)
+  counts = inspection.measure_objectives(batches, inspection.MEASURED_ROWS)
+  reader = inspection.Reader(words)
   notes = [
     *mixture_stats.describe_padding(parts, words, lengths),
-    *(summarize_counts(kind, found) for kind, found in counts.items()),
+    *(inspection.summarize_counts(k, found) for k, found in counts.items()),
     *mixture_stats.lost(parts),
   ]
   return Inspection(
     mixture, words, lengths, directory, seed, tokens, parts,
     mixture_stats.compute_lines(parts, tokens), notes,
-    pick_examples(batches, Reader(words), examples), counts,
+    inspection.pick_examples(batches, reader, examples), counts,
   )  # fmt: skip
 
 
 # --- On the terminal
 
 
-def show(look: Inspection, console: rich.console.Console) -> None:
+def print_inspection(look: Inspection, console: rich.console.Console) -> None:
   """Prints the mixture's table and the beginnings of the examples."""
   console.print(mixture_stats.build_table(look.lines, look.tokens))
   color = console.is_terminal
@@ -166,26 +150,30 @@ def show(look: Inspection, console: rich.console.Console) -> None:
       put(Text(f'\n{each.title()}', 'cyan'))
       for what, runs in each.blocks:
         put(Text(f'{what}:', 'dim'))
-        put(styled(shortened(runs, ON_TERMINAL), color))
+        put(style_runs(shorten_runs(runs, LONGEST_ON_TERMINAL), color))
   put('')
 
 
-def styled(runs: list[TextRun], color: bool) -> rich.text.Text:
-  """Runs in colour, or with marks where they begin and end."""
-  style = {READ: '', DROPPED: 'red strike', WRITTEN: 'green'}
-  around = {READ: ('', ''), DROPPED: ('[-', '-]'), WRITTEN: ('{+', '+}')}
+def style_runs(runs: list[TextRun], color: bool) -> rich.text.Text:
+  """Returns runs in colour, or with marks where they begin and end."""
+  styles = {
+    inspection.READ: ('', '', ''),
+    inspection.DROPPED: ('red strike', '[-', '-]'),
+    inspection.WRITTEN: ('green', '{+', '+}'),
+  }
   made = rich.text.Text()
   for run in runs:
     text = ''.join(c if c.isprintable() else '\ufffd' for c in run.text)
+    style, *around = styles[run.mark]
     if color:
-      made.append(text, 'reverse ' * run.special + style[run.mark])
+      made.append(text, 'reverse ' * run.special + style)
     else:
-      made.append(text.join(around[run.mark]))
+      made.append(text.join(around))
   return made
 
 
-def shortened(runs: list[TextRun], most: int) -> list[TextRun]:
-  """The first `most` characters."""
+def shorten_runs(runs: list[TextRun], most: int) -> list[TextRun]:
+  """Returns runs of the first `most` characters."""
   made = []
   for run in runs:
     if len(run.text) > most and not run.special:

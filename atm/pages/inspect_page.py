@@ -12,15 +12,11 @@ import numpy as np
 
 from atm.data import mixture_stats
 from atm.data.inspection import (
-  DROPPED,
-  WRITTEN,
   InspectedExample,
   Inspection,
   ObjectiveCounts,
-  TextRun,
   count_spans,
 )
-from atm.data.languages import name_language
 from atm.pages import render
 from atm.pages.figures import ACCENT, INK, draw_svg
 
@@ -50,7 +46,7 @@ def inspect_page_data(look: Inspection) -> dict[str, Any]:
       ('rows are in', look.directory),
     ],
     'tokens': f'{look.tokens:,.0f}',
-    'sources': _mixture_table(look.lines),
+    'sources': _group_by_source(look.lines),
     'notes': look.notes,
     'histograms': [
       {
@@ -67,65 +63,26 @@ def inspect_page_data(look: Inspection) -> dict[str, Any]:
   }
 
 
-def _mixture_table(
+def _group_by_source(
   lines: list[mixture_stats.MixtureLine],
-) -> list[list[list[str]]]:
-  """Returns a group of table rows for each source; the first is its total."""
-  groups = []
-  for source in dict.fromkeys(line.source for line in lines):
-    mine = [line for line in lines if line.source == source]
-    weight = sum(line.weight for line in mine)
-    rows = [[source, '', '', '', f'{weight:.2%}', '']]
-    for line in mine:
-      rows.append(
-        [name_language(line.language), line.form, f'{line.sentences:,}',
-         f'{line.tokens:,}', f'{line.weight:.2%}',
-         mixture_stats.format_epochs(line.epochs)]
-      )  # fmt: skip
-    groups.append(rows)
+) -> dict[str, list[mixture_stats.MixtureLine]]:
+  """Returns the lines of the mixture's table by source."""
+  groups: dict[str, list[mixture_stats.MixtureLine]] = {}
+  for line in lines:
+    groups.setdefault(line.source, []).append(line)
   return groups
-
-
-# --- Examples
 
 
 def _group_by_form(
   examples: list[InspectedExample],
-) -> dict[str, dict[str, list[dict]]]:
-  """Returns {form: {objective: cards}} of the examples of a language."""
-  forms: dict[str, dict[str, list[dict]]] = {}
+) -> dict[str, dict[str, list[InspectedExample]]]:
+  """Returns {form: {objective: examples}} of the examples of a language."""
+  forms: dict[str, dict[str, list[InspectedExample]]] = {}
   for each in examples:
     form = f'{each.part.source} {each.part.form}'.strip()
     columns = forms.setdefault(form, {})
-    columns.setdefault(each.part.objective.name, []).append(_card(each))
+    columns.setdefault(each.part.objective.name, []).append(each)
   return forms
-
-
-def _card(each: InspectedExample) -> dict[str, Any]:
-  """Returns one example; a block has no title where the one before has it."""
-  titles = [title for title, _ in each.blocks]
-  shown = ['' if a == b else b for a, b in zip([None, *titles], titles)]
-  return {
-    'title': each.title(),
-    'language': '' if each.part.language == 'all' else each.part.language,
-    'blocks': [
-      {'title': title, **text_block(runs)}
-      for title, (_, runs) in zip(shown, each.blocks)
-    ],
-  }
-
-
-def text_block(runs: list[TextRun]) -> dict[str, Any]:
-  """Returns a text with the mark of its direction.
-
-  Special pieces have Latin names and do not count for the direction.
-  """
-  elements = {DROPPED: 'del', WRITTEN: 'ins'}
-  text = ''.join(run.text for run in runs if not run.special)
-  return {
-    'direction_mark': render.direction_mark(text),
-    'runs': [(elements.get(r.mark), r.special, r.text) for r in runs],
-  }
 
 
 # --- Histograms

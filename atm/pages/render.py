@@ -10,7 +10,8 @@ import functools
 import os
 import unicodedata
 
-from atm import fileio
+from atm import fileio, messages
+from atm.data import mixture_stats
 from atm.data.languages import name_language
 from atm.pages import charts
 
@@ -33,11 +34,14 @@ def environment():
     undefined=jinja2.StrictUndefined,
   )
   made.filters.update(
+    clock=messages.clock_text,
     direction_mark=direction_mark,
+    epochs=mixture_stats.format_epochs,
     interval=charts.format_interval,
     language_name=name_language,
     number=charts.format_number,
     p_value=charts.format_p_value,
+    percent='{:.2%}'.format,
     thousands='{:,}'.format,
   )
   made.globals.update(

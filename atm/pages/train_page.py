@@ -11,12 +11,10 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from atm import messages
 from atm.data.languages import name_language
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.pages import render
@@ -29,7 +27,10 @@ POINTS = 400  # of a curve; more are averaged
 EVAL = 'eval/loss/'
 UNIGRAM = 'eval/unigram/'
 FEW_SHOT = 'few_shot/'
-PARTS = ('first', 'last', 'unigram')  # of held-out losses
+LARGE = 4.8, 2.8  # of a figure, in inches
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+Line = tuple[Curve | float, dict]  # or a level, and how matplotlib draws it
 
 
 def write_train_page(model_dir: str) -> str:
@@ -52,26 +53,23 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   """Returns what the page shows of a run's folder and its metrics."""
   config = _read(model_dir, 'config.gin')
   samples = _read(model_dir, SAMPLES_FILE)
-  large, small = (4.8, 2.8), (3.6, 2.2)
-  started_from = re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", config or '', re.M)
+  origins = re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", config or '', re.M)
   return {
     'name': os.path.basename(os.path.abspath(model_dir)),
-    'facts': [*(('started from', path) for path in started_from),
-              *_facts(rows)],
-    'loss': _figures(_loss_plots(rows), large),
-    'by_language': _by_language(rows, small),
-    'few_shot': _figures(_few_shot_plots(rows), large),
+    'facts': [*(('started from', path) for path in origins),
+              *_list_facts(rows)],
+    'loss': _figures(_loss_lines(rows), LARGE),
+    'by_language': _by_language(rows),
+    'few_shot': _figures(_few_shot_lines(rows), LARGE),
     'updates': _figures(
-      _metric_plots(rows, ('learning_rate', 'grad_norm', 'param_norm')), small
+      _metric_lines(rows, 'learning_rate', 'grad_norm', 'param_norm')
     ),
     'speed': _figures(
-      _metric_plots(rows, ('tokens_per_second', 'mfu', 'goodput')), small
+      _metric_lines(rows, 'tokens_per_second', 'mfu', 'goodput')
     ),
-    'time': [
-      (meaning, messages.clock_text(seconds), share)
-      for meaning, seconds, share in wall_time(model_dir)
-    ],
-    'samples': samples and _samples(json.loads(samples)),
+    'time': wall_time(model_dir),
+    'objectives': OBJECTIVE_NAMES,
+    'samples': samples and json.loads(samples),
     'config': config,
     'config_path': os.path.join(model_dir, 'config.gin'),
   }  # fmt: skip
@@ -86,7 +84,7 @@ def _read(model_dir: str, name: str) -> str | None:
     return f.read()
 
 
-def _facts(rows: list[dict]) -> list[tuple[str, str]]:
+def _list_facts(rows: list[dict]) -> list[tuple[str, str]]:
   """Returns names and values of the last row, and of all together."""
   trained = [row for row in rows if 'loss' in row]
   last = trained[-1] if trained else {}
@@ -109,7 +107,7 @@ def _facts(rows: list[dict]) -> list[tuple[str, str]]:
 # --- Losses
 
 
-def curve(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+def curve(rows: list[dict], key: str) -> Curve:
   """Returns steps and values of a metric; of many points, neighbours' means."""
   found = [(r['step'], r[key]) for r in rows if r.get(key) is not None]
   points = np.array(found, np.float64).reshape(-1, 2)
@@ -149,114 +147,99 @@ def held_out_losses(rows: list[dict]) -> dict[str | None, dict[str, dict]]:
   keys = {key for row in rows for key in row if key.startswith(EVAL)}
   parts = [key.removeprefix(EVAL).split('/') for key in keys]
   languages = sorted({part[1] for part in parts if len(part) == 2})
-  made = {}
+  losses: dict[str | None, dict[str, dict]] = {}
   for language in (*languages, None):
-    ends = {
-      name: _first_and_last(
-        rows, name if language is None else f'{name}/{language}'
-      )
-      for name in OBJECTIVE_NAMES
-    }
-    made[language] = {name: ends for name, ends in ends.items() if ends}
-  return made
+    losses[language] = {}
+    for name in OBJECTIVE_NAMES:
+      key = name if language is None else f'{name}/{language}'
+      values = curve(rows, f'{EVAL}{key}')[1]
+      unigram = next(iter(curve(rows, f'{UNIGRAM}{key}')[1]), None)
+      if len(values):
+        losses[language][name] = {
+          'first': values[0], 'last': values[-1], 'unigram': unigram
+        }  # fmt: skip
+  return losses
 
 
-def _first_and_last(rows: list[dict], key: str) -> dict[str, float] | None:
-  values = curve(rows, f'{EVAL}{key}')[1]
-  unigram = curve(rows, f'{UNIGRAM}{key}')[1]
-  if not len(values):
-    return None
-  return {
-    'first': values[0],
-    'last': values[-1],
-    'unigram': next(iter(unigram), None),
-  }
-
-
-def _by_language(rows: list[dict], size) -> dict[str, Any] | None:
+def _by_language(rows: list[dict]) -> dict[str, Any] | None:
   """Returns curves and a table of the held-out loss by language."""
   losses = held_out_losses(rows)
   objectives = list(losses.pop(None))
   if list(losses) in ([], ['all']):  # pairs are of no language
     return None
-
-  def plot(axes, language):
-    for name in losses[language]:
-      points = curve(rows, f'{EVAL}{name}/{language}')
-      axes.plot(*points, color=COLOURS[name], lw=1.5)
-
   plots = {
-    name_language(language): functools.partial(plot, language=language)
-    for language in losses
+    name_language(language): [
+      (
+        curve(rows, f'{EVAL}{name}/{language}'),
+        dict(color=COLOURS[name], lw=1.5),
+      )
+      for name in mine
+    ]
+    for language, mine in losses.items()
   }
-  columns = [(name, part) for name in objectives for part in PARTS]
-  table = []
-  for language, mine in losses.items():
-    values = [mine.get(name, {}).get(part) for name, part in columns]
-    cells = ('' if value is None else f'{value:.2f}' for value in values)
-    table.append([name_language(language), *cells])
   return {
-    'objectives': objectives,
-    'figures': _figures(plots, size),
-    'columns': ['language', *(f'{name}, {part}' for name, part in columns)],
-    'rows': table,
-  }
+    'objectives': objectives, 'figures': _figures(plots), 'losses': losses
+  }  # fmt: skip
 
 
 # --- Figures
 
 
-def _figures(plots: dict[str, Callable], size) -> list[tuple[str, str]]:
+def _figures(
+  plots: dict[str, list[Line]], size: tuple[float, float] = (3.6, 2.2)
+) -> list[tuple[str, str]]:
   """Returns captions and SVGs of plots of `size` inches."""
-  draw = functools.partial(draw_svg, size=size, percent=False)
-  return [(name, draw(plot)) for name, plot in plots.items()]
+
+  def draw(axes, lines):
+    for points, style in lines:
+      if np.ndim(points):
+        axes.plot(*points, **style)
+      else:
+        axes.axhline(points, **style)
+
+  return [
+    (name, draw_svg(functools.partial(draw, lines=lines), size, percent=False))
+    for name, lines in plots.items()
+  ]
 
 
-def _loss_plots(rows: list[dict]) -> dict[str, Callable]:
-  """Returns a plot for each objective: training, held out, and the unigram."""
-
-  def plot(axes, name, curves):
-    axes.plot(*curves['training'], color=COLOURS[name], lw=1, alpha=0.6)
-    axes.plot(
-      *curves['held out'], color=COLOURS[name], lw=1.5, marker='o', ms=3
-    )
-    if curves['unigram'] is not None:
-      axes.axhline(curves['unigram'], color=INK, lw=1, ls='--', alpha=0.5)
-
-  title = '{}: line training, dots held out, dashes a unigram model'
-  return {
-    title.format(name): functools.partial(plot, name=name, curves=curves)
-    for name, curves in loss_curves(rows).items()
-  }
-
-
-def _metric_plots(rows: list[dict], keys: tuple[str, ...]) -> dict:
-  """Returns a plot for each of some metrics that the run has."""
-  curves = {key: curve(rows, key) for key in keys}
-  return {
-    key.replace('_', ' '): lambda axes, points=points: axes.plot(
-      *points, color=INK, lw=1.2
-    )
-    for key, points in curves.items()
-    if len(points[0])
-  }
-
-
-def _few_shot_plots(rows: list[dict]) -> dict[str, Callable]:
-  """Returns a plot for each metric of the few-shot suite during training."""
-  keys = sorted({k for row in rows for k in row if k.startswith(FEW_SHOT)})
-  plots, faint = {}, dict(color=INK, lw=0.8, alpha=0.25)
-  for key in (k for k in keys if k.count('/') == 1):
-    mine = [k for k in keys if k.startswith(f'{key}/')]
-    title = f'{key.removeprefix(FEW_SHOT)}: the mean, and each task in grey'
-    plots[title] = lambda axes, key=key, mine=mine: [
-      *(axes.plot(*curve(rows, k), **faint) for k in mine),
-      axes.plot(*curve(rows, key), color=INK, lw=1.6, marker='o', ms=3),
+def _loss_lines(rows: list[dict]) -> dict[str, list[Line]]:
+  """Returns training, held-out and unigram loss of each objective."""
+  plots = {}
+  for name, curves in loss_curves(rows).items():
+    colour = COLOURS[name]
+    lines = [
+      (curves['training'], dict(color=colour, lw=1, alpha=0.6)),
+      (curves['held out'], dict(color=colour, lw=1.5, marker='o', ms=3)),
     ]
+    if curves['unigram'] is not None:
+      dashes = dict(color=INK, lw=1, ls='--', alpha=0.5)
+      lines.append((curves['unigram'], dashes))
+    plots[f'{name}: line training, dots held out, dashes a unigram model'] = (
+      lines
+    )
   return plots
 
 
-# --- Where the time went, samples
+def _metric_lines(rows: list[dict], *keys: str) -> dict[str, list[Line]]:
+  """Returns a plot for each of some metrics that the run has."""
+  curves = {key.replace('_', ' '): curve(rows, key) for key in keys}
+  style = dict(color=INK, lw=1.2)
+  return {k: [(line, style)] for k, line in curves.items() if len(line[0])}
+
+
+def _few_shot_lines(rows: list[dict]) -> dict[str, list[Line]]:
+  """Returns a plot for each metric of the few-shot suite during training."""
+  keys = sorted({k for row in rows for k in row if k.startswith(FEW_SHOT)})
+  faint = dict(color=INK, lw=0.8, alpha=0.25)
+  bold = dict(color=INK, lw=1.6, marker='o', ms=3)
+  plots = {}
+  for key in (k for k in keys if k.count('/') == 1):
+    tasks = [k for k in keys if k.startswith(f'{key}/')]
+    title = f'{key.removeprefix(FEW_SHOT)}: the mean, and each task in grey'
+    plots[title] = [(curve(rows, k), faint) for k in tasks]
+    plots[title].append((curve(rows, key), bold))
+  return plots
 
 
 def wall_time(model_dir: str) -> list[tuple[str, float, float]]:
@@ -268,15 +251,3 @@ def wall_time(model_dir: str) -> list[tuple[str, float, float]]:
     for kind, seconds in spent.items()
     if seconds
   ]
-
-
-def _samples(found: dict[str, Any]) -> dict[str, Any]:
-  """Returns what the model wrote of held-out text, by objective."""
-  by_objective = {
-    name: [s for s in found['samples'] if s['objective'] == name]
-    for name in OBJECTIVE_NAMES
-  }
-  return {
-    'step': f'{found["step"]:,}',
-    'objectives': [(k, some) for k, some in by_objective.items() if some],
-  }

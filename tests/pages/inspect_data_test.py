@@ -37,7 +37,7 @@ from atm.data import (
   span_corruption,
   vocabulary_training,
 )
-from atm.pages import inspect_data, inspect_page
+from atm.pages import inspect_data, render
 
 LENGTHS = {'inputs': 64, 'targets': 64}
 NASTY = (
@@ -248,7 +248,9 @@ def test_most_letters_decide_the_direction(text, mark):
     inspection.TextRun('<s>', inspection.READ, True),
     inspection.TextRun(text, inspection.READ),
   ]
-  assert inspect_page.text_block(runs)['direction_mark'] == mark
+  macro = "{% from 'cards.html.jinja' import marked_text %}"
+  template = render.environment().from_string(macro + '{{ marked_text(runs) }}')
+  assert template.render(runs=runs) == f'{mark}<bdi>&lt;s&gt;</bdi>{text}'
 
 
 # --- What rows hold
@@ -394,14 +396,16 @@ def test_the_terminal_marks_and_shortens(terminal, seen):
   assert '[bold]text' in text
   for each in of_kind(seen, 'denoise'):
     for _, runs in each.blocks:
-      shown = inspect_data.shortened(runs, inspect_data.ON_TERMINAL)
-      assert f'\n{inspect_data.styled(shown, False).plain}\n' in text
+      shown = inspect_data.shorten_runs(runs, inspect_data.LONGEST_ON_TERMINAL)
+      assert f'\n{inspect_data.style_runs(shown, False).plain}\n' in text
   runs = of_kind(seen, 'denoise')[0].blocks[0][1]
-  shown = inspect_data.styled(inspect_data.shortened(runs, 60), False).plain
+  shown = inspect_data.style_runs(
+    inspect_data.shorten_runs(runs, 60), False
+  ).plain
   assert '[-' in shown and shown.endswith('…')
   plain = re.sub(r'\[-|-\]|…|\[DOC\]|</s>', '', shown)
   assert text_of(runs).startswith(plain) and 40 < len(plain) <= 60
-  colored = inspect_data.styled(
+  colored = inspect_data.style_runs(
     [inspection.TextRun('a', inspection.DROPPED)], True
   )
   assert colored.plain == 'a' and 'strike' in str(colored.spans[0].style)
@@ -495,10 +499,13 @@ def test_pairs_are_shown_as_input_and_target(words, tmp_path):
 @pytest.mark.parametrize(
   'settings, message',
   [
-    ({'examples': 0}, 'EXAMPLES = 0: expected a whole number above 0'),
-    ({'examples': 1.5}, 'EXAMPLES = 1.5: expected a whole number above 0'),
+    ({'examples': 0}, 'EXAMPLES = 0: expected a whole number of at least 1'),
+    (
+      {'examples': 1.5},
+      'EXAMPLES = 1.5: expected a whole number of at least 1',
+    ),
     ({'seed': 'a'}, "SEED = 'a': expected a whole number"),
-    ({'tokens': 0}, 'TRAIN_TOKENS = 0: expected more than 0'),
+    ({'tokens': 0}, 'TRAIN_TOKENS = 0: expected a number of at least 1'),
     ({'lengths': {'inputs': 64}}, 'TASK_FEATURE_LENGTHS = '),
     ({'vocabulary': 'nowhere'}, "no vocabulary at 'nowhere'"),
   ],
