@@ -36,6 +36,7 @@ from atm.data import batches as batches_lib
 from atm.data import (
   cache,
   cache_shards,
+  cache_worker,
   counter_rng,
   objectives,
   registry,
@@ -156,7 +157,10 @@ class Stages:
 
   def tokenise(self) -> int:
     """The cache's own step: texts to ids."""
-    step, many = atm_tasks.pretraining.tasks.Tokenize(), cache.TEXTS_AT_ONCE
+    step, many = (
+      atm_tasks.pretraining.tasks.Tokenize(),
+      cache_worker.TEXTS_AT_ONCE,
+    )
     return sum(
       sum(map(len, step.direct(self.texts[i : i + many], {})))
       for i in range(0, len(self.texts), many)
@@ -164,14 +168,18 @@ class Stages:
 
   def read(self) -> int:
     """All the cache does before rows: reads, counts sentences, tokenises."""
-    job = cache_shards.CacheJob(self.words.path, self.lengths, '', 1)
+    words = self.words
+    job = cache_shards.CacheJob(words.path, words.sha256, self.lengths, '', 1)
     total = 0
     # One task a text; its other objectives share the tokens.
     wanted = [(seqio.TaskRegistry.get(p.name), 'train') for p in self.parts]
     for unit in cache_shards.list_units(wanted, job):
       task = seqio.TaskRegistry.get(unit.tasks[0])
       counts = collections.Counter()
-      total += sum(map(len, cache.read_documents(task, unit, job, counts)))
+      documents = cache_worker.read_documents(
+        task, unit, job, counts, words.unk_id
+      )
+      total += sum(map(len, documents))
     return total
 
   def write(self) -> int:

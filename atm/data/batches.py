@@ -2,9 +2,9 @@
 
 seqio is the registry: a task gives the text, its tokens (the preprocessors in
 front of its cache placeholder) and, behind the placeholder, an `Apply` object
-whose attributes are read here; a mixture gives the rates. `atm.cache` builds
-rows from the tokens once, before step 0; from then on row number n of the run
-is found by arithmetic: which task, which of its rows, which noise. So the only
+whose attributes are read here; a mixture gives the rates. `cache` builds rows
+from the tokens once, before step 0; from then on row number n of the run is
+found by arithmetic: which task, which of its rows, which noise. So the only
 state of the data is the step, and hosts agree without talking.
 """
 
@@ -29,7 +29,7 @@ CYCLE = 1 << 20  # rows after which the pattern of tasks repeats
 
 @dataclasses.dataclass
 class MixturePart:
-  """One task: its rows, its objective, and its share of the examples."""
+  """One task of a mixture: its rows, objective, and rate."""
 
   name: str
   language: str
@@ -54,7 +54,7 @@ def load_parts(
   passes: int | None = 1,
   verify: tuple[int, int] | None = (0, 1),
 ) -> list[MixturePart]:
-  """The parts of a task or mixture, from rows that `atm.cache` has built.
+  """Opens the rows that `cache.build` made of a task or mixture.
 
   Args:
     name: a seqio task or mixture.
@@ -74,10 +74,10 @@ def load_parts(
   mixture, tasks = registry.find_task(name), registry.list_tasks(name, split)
   opened = []
   for task in tasks:
-    folder = registry.get_rows_folder(directory, task.name, split)
     made_from = registry.get_provenance(
-      task, split, vocabulary, lengths, passes
+      task, split, vocabulary.sha256, lengths, passes
     )
+    folder = registry.get_rows_folder(directory, task.name, split)
     try:
       opened.append(TokenRows(folder, made_from, verify))
     except FileNotFoundError as e:
@@ -88,6 +88,7 @@ def load_parts(
     if split == 'train' and (apply := registry.get_apply(task)):
       apply.measured = {**opened[-1].counts, 'rows': len(opened[-1])}
   parts = []
+  # All are opened first: a rate depends on the counts of every task.
   for task, rows in zip(tasks, opened):
     weighed = split == 'train' and not isinstance(mixture, seqio.Task)
     rate = mixture.get_rate(task) if weighed else 1.0
@@ -96,9 +97,8 @@ def load_parts(
       parts.append(
         MixturePart(
           task.name, getattr(apply, 'language', 'all'),
-          registry.get_objective(task),
-          rows, rate, getattr(apply, 'source', task.name),
-          getattr(apply, 'form', ''),
+          registry.get_objective(task), rows, rate,
+          getattr(apply, 'source', task.name), getattr(apply, 'form', ''),
         )
       )  # fmt: skip
   if not parts:
@@ -138,23 +138,16 @@ class Batches:
     self.packs = any(kind.packs for kind in kinds)
     self._sizes = np.array([len(part.rows) for part in parts])
     self._task_ids = np.array([part.id for part in parts], np.int64)
-    rates = np.array([part.rate for part in parts])
-    exact = rates / rates.sum() * CYCLE
-    quota = np.floor(exact).astype(np.int64)
-    short = CYCLE - quota.sum()
-    quota[np.argsort(quota - exact, kind='stable')[:short]] += 1
-    for rare in np.flatnonzero(quota == 0):  # at least one in a cycle
-      quota[rare], quota[np.argmax(quota)] = 1, quota.max() - 1
+    self.quota = quota = _apportion(np.array([part.rate for part in parts]))
     draw = counter_rng.uniform(counter_rng.make_key(seed, 0x6D6978), CYCLE)[0]
     pattern = np.repeat(np.arange(len(parts), dtype=np.int32), quota)
     self.pattern = pattern[np.argsort(draw)]
     by_part = np.argsort(self.pattern, kind='stable')
     self.rank = np.empty(CYCLE, np.int32)
     self.rank[by_part] = np.arange(CYCLE) - (np.cumsum(quota) - quota)[pattern]
-    self.quota = quota
 
-  def place(self, n: np.ndarray) -> tuple:
-    """Numbers of rows of the run [B] -> (part, epoch, row), each [B]."""
+  def locate(self, n: np.ndarray) -> tuple:
+    """Returns (part, epoch, row), each [B], of rows of the run [B]."""
     part = self.pattern[n % CYCLE]
     m = n // CYCLE * self.quota[part] + self.rank[n % CYCLE]
     size = self._sizes[part]
@@ -164,7 +157,7 @@ class Batches:
     return part, epoch, row
 
   def __call__(self, step: int, rows=slice(None)) -> dict:
-    """The arrays of batch `step`, or only some of its rows, for one host.
+    """Returns the arrays of batch `step`, or only some of its rows, for a host.
 
     Args:
       step: number of the batch.
@@ -175,16 +168,19 @@ class Batches:
       `objective` [B] int32, indices into `objectives.OBJECTIVE_NAMES`.
     """
     n = step * self.batch_size + np.arange(self.batch_size)[rows]
-    return self._make(*self.place(n))
+    return self.make_rows(*self.locate(n))
 
-  def _make(self, part, epoch, row) -> dict:
+  def make_rows(self, part, epoch, row) -> dict:
+    """Returns the arrays of any rows [B], in their order, see `__call__`."""
     batch: dict[str, np.ndarray] = {}
-    for mine in self._by_objective(part):
-      made = make_examples(
+    kinds = self.kinds[part]
+    for kind in np.unique(kinds):
+      mine = np.flatnonzero(kinds == kind)
+      arrays = make_examples(
         self.parts, part[mine], self.ids, self.lengths, self.seed, epoch[mine],
         row[mine],
       )  # fmt: skip
-      for name, value in made.items():
+      for name, value in arrays.items():
         if name not in batch:
           batch[name] = np.zeros((len(part), *value.shape[1:]), value.dtype)
         batch[name][mine] = value
@@ -192,15 +188,20 @@ class Batches:
       del batch['encoder_positions'], batch['decoder_positions']
     return batch
 
-  def _by_objective(self, part: np.ndarray) -> Iterator[np.ndarray]:
-    """Places of a batch whose rows one call makes."""
-    kind = self.kinds[part]
-    for number in np.unique(kind):
-      yield np.flatnonzero(kind == number)
+
+def _apportion(rates: np.ndarray) -> np.ndarray:
+  """Returns how many of CYCLE rows are of each part; at least one is."""
+  exact = rates / rates.sum() * CYCLE
+  quota = np.floor(exact).astype(np.int64)
+  short = CYCLE - quota.sum()
+  quota[np.argsort(quota - exact, kind='stable')[:short]] += 1
+  for rare in np.flatnonzero(quota == 0):
+    quota[rare], quota[np.argmax(quota)] = 1, quota.max() - 1
+  return quota
 
 
 def make_examples(parts, part, ids, lengths, seed, epoch, row) -> dict:
-  """The arrays of some rows of parts that have one objective.
+  """Returns the arrays of some rows, of parts that have one objective.
 
   Noise is keyed by (seed, task, epoch, row).
 
@@ -208,50 +209,48 @@ def make_examples(parts, part, ids, lengths, seed, epoch, row) -> dict:
     parts: all parts.
     part, epoch, row: [B].
   """
-  S, T = lengths.both
   objective = parts[part[0]].objective
-  read = read_rows(parts, part, row)
-  length = np.array([len(tokens) for tokens in read], np.int64)
-  tokens = np.zeros((len(read), length.max()), np.int32)
-  for i, ids_read in enumerate(read):
-    tokens[i, : len(ids_read)] = ids_read
+  sequences = read_rows(parts, part, row)
+  length = np.array([len(sequence) for sequence in sequences], np.int64)
+  tokens = np.zeros((len(sequences), length.max()), np.int32)
+  tokens[np.arange(length.max()) < length[:, None]] = np.concatenate(sequences)
   task = np.array([p.id for p in parts], np.int64)[part]
   key = counter_rng.make_key(seed, task, epoch, row)
-  batch = objective.examples(tokens, length, key, ids, S, T)
+  batch = objective.examples(tokens, length, key, ids, *lengths.both)
   number = objectives.OBJECTIVE_NAMES.index(objective.name)
   batch['objective'] = np.full(len(row), number, np.int32)
   return batch
 
 
 def read_rows(parts, part, row) -> list[np.ndarray]:
-  """The ids of some rows; those of an object store many at a time."""
-  each = [(parts[p].rows, int(r)) for p, r in zip(part, row)]
-  read = lambda pair: pair[0].row(pair[1])
-  if not any(rows.remote for rows, _ in each):
-    return [read(pair) for pair in each]
+  """Returns the ids of some rows; reads many of an object store at a time."""
+  stores = [parts[p].rows for p in part]
+  read = lambda rows, number: rows.row(int(number))
+  if not any(rows.remote for rows in stores):
+    return list(map(read, stores, row))
   with ThreadPoolExecutor(REMOTE_READS) as pool:
-    return list(pool.map(read, each))
+    return list(pool.map(read, stores, row))
 
 
 def prefetch(
   make: Callable[[int], dict], first: int, last: int, depth: int = 2
 ) -> Iterator[dict]:
-  """make(first), ..., make(last - 1), up to `depth` of them made beforehand.
+  """Yields make(first), ..., make(last - 1), up to `depth` of them made ahead.
 
   They are made one after another in a thread, while the caller does something
   else; what it raises is raised here, at its turn.
   """
   with ThreadPoolExecutor(1) as pool:
-    made = collections.deque()
+    queue = collections.deque()
     for step in range(first, last):
-      made.append(pool.submit(make, step))
-      if len(made) > depth:
-        yield made.popleft().result()
-    while made:
-      yield made.popleft().result()
+      queue.append(pool.submit(make, step))
+      if len(queue) > depth:
+        yield queue.popleft().result()
+    while queue:
+      yield queue.popleft().result()
 
 
 def hash_parts(parts: Iterable[MixturePart]) -> str:
-  """What the parts' rows are: changes whenever one of their files does."""
-  told = [(part.name, part.rows.sha256) for part in parts]
-  return hashlib.sha256(repr(told).encode()).hexdigest()
+  """Returns a hash that changes whenever one of the parts' files does."""
+  hashes = [(part.name, part.rows.sha256) for part in parts]
+  return hashlib.sha256(repr(hashes).encode()).hexdigest()

@@ -1,12 +1,12 @@
-"""From a seqio task's text to rows of tokens on disk, once.
+"""Builds rows of tokens on disk from a seqio task's text, once.
 
-The work is cut in units: one shard of a source, in one form. A unit is read,
-tokenised once, and made rows of by each objective that wants it; each of these
-is a file, whose bytes depend on the text, the vocabulary and the objective
-alone, not on who made it or when. A unit that is there is not made again, so a
-build may be killed at any time; units are shared out over processes and over
-machines that see the same folder. When all files of a task are there, its
-manifest is written.
+The work is cut in units (`cache_shards`): one shard of a source, in one form.
+A worker (`cache_worker`) reads and tokenises a unit once, and writes a file of
+rows for each objective that wants it. A file's bytes depend on the text, the
+vocabulary and the objective alone, not on who makes it or when, and a file that
+is there is not made again. So a build may be killed at any time, and units are
+shared out over processes and over machines that see the same folder. When all
+files of a task are there, its manifest is written.
 """
 
 from __future__ import annotations
@@ -14,25 +14,21 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import glob
-import itertools
 import multiprocessing
-import operator
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
 from etils import epath
 
-from atm import fileio
-from atm.data import cache_shards, counter_rng, packing, registry, token_store
+from atm.data import cache_shards, registry, token_store
 from atm.data.cache_shards import CacheJob, CacheUnit
+from atm.data.cache_worker import make_unit
 from atm.data.registry import Lengths
-from atm.data.vocabulary import MODEL_FILE, Vocabulary
+from atm.data.vocabulary import MODEL_FILE, Vocabulary, write_vocabulary
 from atm.messages import clock_text
 
-TEXTS_AT_ONCE = 256  # that are tokenised in one call
+LOG_SECONDS = 10  # between two lines of progress
 
 
 def build(
@@ -65,7 +61,7 @@ def build(
     configure_tasks: called with the vocabulary's path before reading.
     prepare: called in every other process, gives it its `configure_tasks`; it
       must pickle. None: works in this process alone.
-    say: told what is going on, a line at a time.
+    say: logs a line.
 
   Returns:
     whether all rows are there, those of other machines' units included.
@@ -80,10 +76,10 @@ def build(
       f'CACHE_DIR = {directory!r}: rows are written to a local folder; copy it '
       'to the object store then, training reads it there'
     )
-  words, sizes = Vocabulary(vocabulary), Lengths.of(lengths)
-  words = store_vocabulary(words, directory)
+  sizes = Lengths.of(lengths)
+  words = store_vocabulary(Vocabulary(vocabulary), directory)
   configure_tasks(vocabulary=words.path)
-  job = CacheJob(words.path, sizes, directory, passes)
+  job = CacheJob(words.path, words.sha256, sizes, directory, passes)
   wanted = [
     (task, split)
     for split in splits
@@ -91,70 +87,93 @@ def build(
   ]
   if not wanted:
     raise ValueError(f'{mixture!r} has none of the splits {tuple(splits)}')
-  every = cache_shards.list_units(wanted, job)
-  cache_shards.check_finished_rows(every, words, job)
+  units = cache_shards.list_units(wanted, job)
+  cache_shards.check_finished_rows(units, job)
   # Shared out before looking which are there: machines do not start together.
-  mine = [
-    u for u in every[index::machines] if not cache_shards.is_done(u, words, job)
+  share_of_units = units[index::machines]
+  todo = [
+    unit for unit in share_of_units if not cache_shards.is_done(unit, job)
   ]
-  if mine:
-    say(f'building rows of tokens: {mixture}, {len(mine)} units, {directory}')
-    count = processes or os.cpu_count() or 1
-    run = _alone if prepare is None or count == 1 else _together
-    progress = BuildProgress(mine, say)
-    for unit, tokens in run(mine, job, count, prepare):
-      progress.add(unit, tokens)
-  done = write_manifests(every, words, job, say)
-  for line in describe_omissions(read_counts(every, job)) if done else ():
+  if todo:
+    say(f'building rows of tokens: {mixture}, {len(todo)} units, {directory}')
+    log_progress(make_units(todo, job, processes, prepare), todo, say)
+  if missing := write_manifests(units, job):
+    say(
+      f'{missing} files are still missing: other machines make them, or this '
+      'command without SHARE'
+    )
+    return False
+  for line in describe_omissions(read_counts(units, job)):
     say(line)
-  return done
+  return True
+
+
+def check_share(share) -> tuple[int, int]:
+  """Returns (i, n); raises ValueError unless 0 <= i < n."""
+  pair = isinstance(share, tuple | list) and len(share) == 2
+  whole = pair and all(isinstance(x, int) for x in share)
+  if not whole or not 0 <= share[0] < share[1]:
+    raise ValueError(
+      f'SHARE = {share!r}: expected (i, n) with 0 <= i < n, machine i of n'
+    )
+  return share[0], share[1]
 
 
 def store_vocabulary(words: Vocabulary, directory: str) -> Vocabulary:
-  """The vocabulary as it lies beside the rows; copies it where there is none.
+  """Returns the vocabulary beside the rows; copies it where there is none.
 
   Raises:
     ValueError: another one lies there.
   """
-  place = os.path.join(directory, 'vocabulary')
-  if not os.path.exists(place):
-    os.makedirs(place)
-    path = os.path.join(place, MODEL_FILE)
-    with open(f'{path}.partial-{os.getpid()}', 'wb') as f:
-      f.write(words.model)
-    os.replace(f.name, path)
-  kept = Vocabulary(place)
-  if kept.sha256 != words.sha256:
+  folder = os.path.join(directory, 'vocabulary')
+  if os.path.exists(os.path.join(folder, MODEL_FILE)):
+    stored = Vocabulary(folder)
+  else:
+    stored = write_vocabulary(words.model, folder)
+  if stored.sha256 != words.sha256:
     raise ValueError(
       f'{directory!r} was made with another vocabulary than {words.path}: use '
-      f'{kept.path}, or another CACHE_DIR'
+      f'{stored.path}, or another CACHE_DIR'
     )
-  return kept
+  return stored
 
 
-def check_share(share) -> tuple[int, int]:
-  """Raises ValueError unless (i, n) with 0 <= i < n."""
-  pair = isinstance(share, tuple | list) and len(share) == 2
-  if not pair or not all(isinstance(x, int) for x in share):
-    raise ValueError(f'SHARE = {share!r}: expected (i, n), machine i of n')
-  if not 0 <= share[0] < share[1]:
-    raise ValueError(f'SHARE = {share!r}: expected (i, n) with 0 <= i < n')
-  return share[0], share[1]
+def open_cache(directory: str) -> tuple[Vocabulary, Lengths]:
+  """Returns the vocabulary and lengths that a cache was made with.
 
-
-def _alone(mine, job, count, prepare):
-  for unit in mine:
-    yield unit, make_unit(unit, job)
-
-
-def _together(mine, job, count, prepare):
-  """Units in other processes, largest first; started anew, not forked."""
-  context = multiprocessing.get_context('spawn')
-  pool = concurrent.futures.ProcessPoolExecutor(
-    min(count, len(mine)), context, _start, (prepare, job.vocabulary)
+  Raises:
+    FileNotFoundError: it has no finished rows.
+  """
+  folder = epath.Path(directory)
+  for path in sorted(folder.glob(f'*/{token_store.MANIFEST}')):
+    manifest = token_store.read_manifest(os.fspath(path.parent))
+    lengths = Lengths(*manifest['made_from']['lengths'])
+    return Vocabulary(folder / 'vocabulary'), lengths
+  raise FileNotFoundError(
+    f'CACHE_DIR = {directory!r}: no finished rows there; `atm cache` makes them'
   )
+
+
+# --- Making units
+
+
+def make_units(
+  units: list[CacheUnit], job: CacheJob, processes: int | None, prepare
+) -> Iterator[tuple[CacheUnit, int]]:
+  """Yields each unit, when it is made, with its tokens; see `build`."""
+  count = min(processes or os.cpu_count() or 1, len(units))
+  if prepare is None or count == 1:
+    for unit in units:
+      yield unit, make_unit(unit, job)
+    return
+  # TensorFlow's threads do not survive a fork: workers start anew.
+  pool = concurrent.futures.ProcessPoolExecutor(
+    count, multiprocessing.get_context('spawn'), _start_worker,
+    (prepare, job.vocabulary),
+  )  # fmt: skip
   with pool:
-    order = sorted(mine, key=lambda unit: -unit.size)
+    # The largest first: none of them is left for the end, when others idle.
+    order = sorted(units, key=lambda unit: -unit.size)
     running = {pool.submit(make_unit, unit, job): unit for unit in order}
     try:
       for done in concurrent.futures.as_completed(running):
@@ -164,102 +183,54 @@ def _together(mine, job, count, prepare):
       raise
 
 
-def _start(prepare: Callable, vocabulary: str) -> None:
+def _start_worker(prepare: Callable, vocabulary: str) -> None:
   prepare()(vocabulary=vocabulary)
 
 
-class BuildProgress:
-  """Says how far a build is, at most every ten seconds."""
-
-  def __init__(self, mine: list[CacheUnit], say: Callable[[str], None]):
-    self.say, self.count = say, len(mine)
-    self.size = sum(unit.size for unit in mine)
-    self.start = self.told = time.perf_counter()
-    self.done = self.made = self.tokens = 0
-
-  def add(self, unit: CacheUnit, tokens: int) -> None:
-    self.done, self.made = self.done + 1, self.made + unit.size
-    self.tokens += tokens
-    now = time.perf_counter()
-    if now - self.told < 10 and self.done < self.count:
-      return
-    self.told, spent = now, now - self.start
-    left = spent * (self.size - self.made) / self.made
-    self.say(
-      f'{self.done:,}/{self.count:,} units  {self.tokens:,} tokens  '
-      f'{self.tokens / spent:,.0f} tokens/s  {clock_text(left)} left'
+def log_progress(
+  made: Iterable[tuple[CacheUnit, int]], units: list[CacheUnit], say
+) -> None:
+  """Waits until all units are made; logs a line every LOG_SECONDS."""
+  total = sum(unit.size for unit in units)
+  start = logged = time.perf_counter()
+  size = tokens = 0
+  for done, (unit, count) in enumerate(made, 1):
+    size, tokens, now = size + unit.size, tokens + count, time.perf_counter()
+    if now - logged < LOG_SECONDS and done < len(units):
+      continue
+    logged, spent = now, now - start
+    left = clock_text(spent * (total - size) / size)
+    say(
+      f'{done:,}/{len(units):,} units  {tokens:,} tokens  '
+      f'{tokens / spent:,.0f} tokens/s  {left} left'
     )
 
 
-# --- What there is, and what there is to do
-
-
-def open_cache(directory: str) -> tuple[Vocabulary, Lengths]:
-  """The vocabulary and lengths that a cache was made with.
+def write_manifests(units: list[CacheUnit], job: CacheJob) -> int:
+  """Writes the manifests of finished tasks; returns how many files miss.
 
   Raises:
-    FileNotFoundError: it has no finished rows.
-  """
-  for path in sorted(epath.Path(directory).glob(f'*/{token_store.MANIFEST}')):
-    S, T = token_store.read_manifest(os.fspath(path.parent))['made_from'][
-      'lengths'
-    ]
-    return Vocabulary(epath.Path(directory) / 'vocabulary'), Lengths(S, T)
-  raise FileNotFoundError(
-    f'CACHE_DIR = {directory!r}: no finished rows there; `atm cache` makes them'
-  )
-
-
-def write_manifests(
-  every: list[CacheUnit], words: Vocabulary, job: CacheJob, say
-) -> bool:
-  """Writes the manifests of tasks whose files are all there.
-
-  Returns:
-    whether all tasks' are.
-
-  Raises:
-    ValueError: a task has no text to train on; or as `facts_of`.
+    ValueError: a task has no text to train on, or files made otherwise.
   """
   missing = 0
-  for task, split, mine in cache_shards.group_by_task(every):
-    parts = [cache_shards.read_facts(task, unit, words, job) for unit in mine]
-    absent = sum(part is None for part in parts)
-    missing += absent
-    if absent:
+  for task, split, mine in cache_shards.group_by_task(units):
+    parts = [cache_shards.read_facts(task, unit, job) for unit in mine]
+    if absent := parts.count(None):
+      missing += absent
       continue
     if split == 'train' and not any(p['counts']['documents'] for p in parts):
       raise ValueError(f'task {task.name!r} has no text in its {split!r} split')
-    folder = registry.get_rows_folder(job.directory, task.name, split)
-    if not os.path.exists(os.path.join(folder, token_store.MANIFEST)):
-      made_from = job.made_of(task, split, words)
+    folder = job.get_folder(task.name, split)
+    if not token_store.is_finished(folder):
+      made_from = job.get_provenance(task, split)
       token_store.write_manifest(folder, made_from, parts)
-    for left_over in glob.glob(
-      os.path.join(glob.escape(folder), '*.partial-*')
-    ):
-      os.remove(left_over)
-  if missing:
-    say(
-      f'{missing} files are still missing: other machines make them, or this '
-      'command without SHARE'
-    )
-  return not missing
+    # Left by killed processes; all files are there, so nobody writes any more.
+    for partial in glob.glob(f'{glob.escape(folder)}/*.partial-*'):
+      os.remove(partial)
+  return missing
 
 
-def read_counts(every: list[CacheUnit], job: CacheJob) -> Iterator[tuple]:
-  """(source, language, counts) of every task's finished rows."""
-  for task, split, _ in cache_shards.group_by_task(every):
-    manifest = token_store.read_manifest(
-      registry.get_rows_folder(job.directory, task.name, split)
-    )
-    apply = registry.get_apply(task)
-    source = getattr(apply, 'source', task.name)
-    yield (
-      f'{source} ({split})',
-      getattr(apply, 'language', ''),
-      manifest['counts'],
-    )
-
+# --- What was left out of the text
 
 OMISSIONS = {
   'dropped': '{count:,} sentences dropped that {of} holds',
@@ -269,161 +240,34 @@ OMISSIONS = {
 }
 
 
+def read_counts(units: list[CacheUnit], job: CacheJob) -> Iterator[tuple]:
+  """Yields (source, language, counts) of every task's finished rows."""
+  for task, split, _ in cache_shards.group_by_task(units):
+    manifest = token_store.read_manifest(job.get_folder(task.name, split))
+    apply = registry.get_apply(task)
+    source = f'{getattr(apply, "source", task.name)} ({split})'
+    yield source, getattr(apply, 'language', ''), manifest['counts']
+
+
 def describe_omissions(counted: Iterable[tuple]) -> list[str]:
-  """What was left out: sentences met in evaluation sets, bad lines, long ends.
+  """Returns a line for each kind of text that rows leave out.
+
+  Sentences of evaluation sets, bad lines, ends of long pairs, unknown
+  characters.
 
   Args:
     counted: (source, language, counts); those of one text, which several tasks
       have, count once.
   """
-  seen, sums = set(), collections.Counter()
+  sums, once = collections.Counter(), {}
   for source, language, counts in counted:
     for name, count in counts.items():
-      kind, _, of = name.partition('/')
-      if kind in OMISSIONS and (source, language, name) not in seen:
-        seen.add((source, language, name))
-        sums[source, kind, of] += count
+      once.setdefault((source, language, name), count)
+  for (source, _, name), count in once.items():
+    kind, _, of = name.partition('/')
+    if kind in OMISSIONS:
+      sums[source, kind, of] += count
   return [
     f'{source}: {OMISSIONS[kind].format(count=count, of=of)}'
     for (source, kind, of), count in sorted(sums.items())
   ]
-
-
-# --- Making a unit
-
-
-def make_unit(unit: CacheUnit, job: CacheJob) -> int:
-  """Makes the rows of one unit for all its tasks; returns how many tokens."""
-  import seqio
-
-  words = Vocabulary(job.vocabulary)
-  ids = packing.SpecialIds.of(words)
-  tasks = [seqio.TaskRegistry.get(name) for name in unit.tasks]
-  counts = collections.Counter(documents=0, sentences=0, tokens=0)
-  with registry.shorten_tf_errors(tasks[0].name):
-    documents = list(read_documents(tasks[0], unit, job, counts, words.unk_id))
-  for task in tasks:
-    path = unit.path(job.directory, task.name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    mine = collections.Counter(counts)
-    file = token_store.write_rows(
-      path, make_rows(task, unit, documents, ids, job, mine)
-    )
-    made_from = job.made_of(task, unit.split, words)
-    facts = {
-      'made_from': made_from,
-      'text': unit.text,
-      'counts': dict(mine),
-      'file': file,
-    }
-    fileio.write_json(cache_shards.get_facts_path(path), facts)
-  return counts['tokens']
-
-
-def make_rows(
-  task, unit, documents: list, ids, job: CacheJob, counts
-) -> Iterator:
-  """The rows of a task; counts `examples` before they are packed."""
-  objective = registry.get_objective(task)
-  length = objective.row_length(*job.lengths.both)
-  passes = job.passes_of(unit.split)
-  if passes > 1 and objective.joins:
-    key = zlib.crc32(task.name.encode())
-    documents = repeat_shuffled(documents, passes, key)
-  made = counted(objective.rows(documents, ids, length), counts)
-  return (
-    objective.pack(made, ids, *job.lengths.both) if objective.packs else made
-  )
-
-
-def counted(made: Iterator[np.ndarray], counts) -> Iterator[np.ndarray]:
-  for row in made:
-    counts['examples'] += 1
-    yield row
-
-
-def repeat_shuffled(items: list, passes: int, key: int) -> Iterator:
-  """All items, `passes` times, each time in another order."""
-  for number in range(passes):
-    order = counter_rng.make_key(key, number)
-    index = counter_rng.permute(np.arange(len(items)), len(items), order)
-    yield from (items[i] for i in index)
-
-
-def read_documents(
-  task, unit: CacheUnit, job: CacheJob, counts, unknown: int
-) -> Iterator:
-  """The ids of a unit's documents, in order; pairs where the task has pairs.
-
-  Adds to `counts`: documents, tokens, what the preprocessors count, `skipped`
-  records; of pairs how many are as long as `full` lengths, and their tokens of
-  the id `unknown`.
-  """
-  apply = registry.get_apply(task)
-  steps = cache_shards.get_precache_steps(task) if apply else []
-  direct = hasattr(task.source, 'texts') and all(
-    hasattr(step, 'direct') for step in steps
-  )
-  if apply and direct:
-    found = _read_direct(task, unit, steps, counts)
-  elif [hasattr(step, 'pair') for step in task.preprocessors] == [True]:
-    found = _read_pairs(task, unit, job, counts)
-  else:
-    found = _read_stream(task, unit, job, apply)
-  for document in found:
-    counts['documents'] += 1
-    if isinstance(document, tuple):
-      counts['inputs'] += len(document[0])
-      counts['targets'] += len(document[1])
-      counts['tokens'] += len(document[0]) + len(document[1])
-      if any(map(operator.ge, map(len, document), job.lengths.both)):
-        counts['full'] += 1
-      if strange := sum(int((x == unknown).sum()) for x in document):
-        counts['unknown'] += strange
-    else:
-      counts['tokens'] += len(document)
-    yield document
-
-
-def _read_direct(task, unit: CacheUnit, steps, counts) -> Iterator[np.ndarray]:
-  for shard in unit.shards:
-    texts = task.source.texts(unit.split, shard)
-    while made := list(itertools.islice(texts, TEXTS_AT_ONCE)):
-      for step in steps:
-        made = step.direct(made, counts)
-      yield from (document for document in made if len(document))
-    if bad := task.source.bad(shard):
-      counts['skipped'] += bad
-
-
-def _read_pairs(
-  task, unit: CacheUnit, job: CacheJob, counts
-) -> Iterator[tuple]:
-  """Pairs of texts that one preprocessor frames, without tf.data."""
-  (frame,) = task.preprocessors
-  for shard in unit.shards:
-    for text in task.source.texts(unit.split, shard):
-      yield frame.pair(text, *job.lengths.both)
-    if bad := task.source.bad(shard):
-      counts['skipped'] += bad
-
-
-def _read_stream(task, unit: CacheUnit, job: CacheJob, apply) -> Iterator:
-  import seqio
-
-  one_each = len(unit.shards) == 1
-  info = seqio.ShardInfo(unit.number, unit.count) if one_each else None
-  if apply:
-    dataset = task.source.get_dataset(
-      unit.split, shuffle=False, shard_info=info
-    )
-    dataset = task.preprocess_precache(dataset)
-    for example in dataset.as_numpy_iterator():
-      yield example['targets']
-    return
-  S, T = job.lengths.both
-  dataset = task.get_dataset(
-    {'inputs': S, 'targets': T}, unit.split, shuffle=False, shard_info=info
-  )
-  for example in dataset.as_numpy_iterator():
-    yield example['inputs'], example['targets']

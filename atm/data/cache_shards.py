@@ -1,8 +1,8 @@
-"""The units of work of a cache, and what is there of each.
+"""Units of work of a cache build, and how far each of them is.
 
-A unit is one shard of a source, in one form; it becomes a file for each task
-that shares this text. Beside a file lie its facts: what it was made from, the
-text's name and size, counts. By them a file is known as done, or refused.
+A unit is one shard of a source, in one form; each task that shares this text
+gets a file of it. Beside a file lie its facts: provenance, the text's name and
+size, counts. They tell whether a file is done, or was made otherwise.
 """
 
 from __future__ import annotations
@@ -15,14 +15,45 @@ from collections.abc import Iterator
 
 from atm.data import registry, token_store
 from atm.data.registry import Lengths
-from atm.data.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheJob:
+  """Settings of a build, which every worker gets.
+
+  Attributes:
+    vocabulary: path of the SentencePiece file.
+    vocabulary_sha256: hash of that file.
+    lengths, directory, passes: see `cache.build`.
+  """
+
+  vocabulary: str
+  vocabulary_sha256: str
+  lengths: Lengths
+  directory: str
+  passes: int
+
+  def passes_of(self, split: str) -> int:
+    """Returns the passes over a split's text; held-out rows are made once."""
+    return self.passes if split == 'train' else 1
+
+  def get_folder(self, task: str, split: str) -> str:
+    """Returns the folder of a task's rows."""
+    return registry.get_rows_folder(self.directory, task, split)
+
+  def get_provenance(self, task, split: str) -> dict:
+    """Returns facts that rows depend on, see `registry.get_provenance`."""
+    return registry.get_provenance(
+      task, split, self.vocabulary_sha256, self.lengths, self.passes_of(split)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheUnit:
-  """Some shards, mostly one, of the text that some tasks share.
+  """Shards, mostly one, of the text that some tasks share.
 
   Attributes:
+    tasks: names of the tasks that get a file of it.
     number, count: which unit of how many of this text and split.
     shards: numbers of the source's shards it reads.
     text: a name and size for each, to tell whether the text has changed.
@@ -37,74 +68,58 @@ class CacheUnit:
   text: tuple[str, ...]
   size: int
 
-  def path(self, directory: str, task: str) -> str:
-    """The unit's file of a task."""
+  def get_path(self, job: CacheJob, task: str) -> str:
+    """Returns the path of the unit's file of a task."""
     name = f'rows-{self.number:05d}-of-{self.count:05d}.array_record'
-    return os.path.join(
-      registry.get_rows_folder(directory, task, self.split), name
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class CacheJob:
-  """What a worker needs to know of all units."""
-
-  vocabulary: str
-  lengths: Lengths
-  directory: str
-  passes: int
-
-  def passes_of(self, split: str) -> int:
-    """Held-out rows are made once."""
-    return self.passes if split == 'train' else 1
-
-  def made_of(self, task, split: str, words: Vocabulary) -> dict:
-    """See `registry.get_provenance`."""
-    passes = self.passes_of(split)
-    return registry.get_provenance(task, split, words, self.lengths, passes)
+    return os.path.join(job.get_folder(task, self.split), name)
 
 
 def list_units(wanted: list[tuple], job: CacheJob) -> list[CacheUnit]:
-  """The units of (task, split) pairs; tasks of one text are one unit."""
+  """Returns the units of (task, split) pairs; tasks of one text share units."""
   groups = collections.defaultdict(list)
   for task, split in wanted:
-    groups[(split, id(task.source), *_get_text_key(task))].append(task)
-  made = []
+    groups[split, id(task.source), *_get_text_key(task)].append(task)
+  units = []
   for (split, *_), tasks in groups.items():
     with registry.shorten_tf_errors(tasks[0].name):
       shards = [describe_shard(s) for s in tasks[0].source.list_shards(split)]
     names = tuple(task.name for task in tasks)
-    each = [[number] for number in range(len(shards))]
-    # Several passes join the documents of all shards, each in another order.
-    joined = job.passes_of(split) > 1 and shards
-    groups_of = [range(len(shards))] if joined else each
-    for number, group in enumerate(groups_of):
-      text, sizes = zip(*(shards[i] for i in group))
-      place = names, split, number, len(groups_of)
-      made.append(CacheUnit(*place, tuple(group), text, sum(sizes)))
-  return made
+    numbers = [(i,) for i in range(len(shards))]
+    if job.passes_of(split) > 1 and shards:
+      # Several passes join the documents of all shards, each in another order.
+      numbers = [tuple(range(len(shards)))]
+    for i, chosen in enumerate(numbers):
+      text, sizes = zip(*(shards[k] for k in chosen))
+      units.append(
+        CacheUnit(names, split, i, len(numbers), chosen, text, sum(sizes))
+      )
+  return units
 
 
 def _get_text_key(task) -> tuple[int, ...]:
-  """Identities of what stands in front of a task's cache placeholder."""
+  """Returns ids of the preprocessors before CacheDatasetPlaceholder.
+
+  Tasks of one source and equal keys share text. A task without `Apply` shares
+  its inputs and targets with no other.
+  """
   if registry.get_apply(task) is None:
-    return (id(task),)  # its inputs and targets are nobody else's
+    return (id(task),)
   return tuple(id(step) for step in get_precache_steps(task))
 
 
 def get_precache_steps(task) -> list:
-  """The preprocessors in front of a task's cache placeholder."""
+  """Returns the preprocessors before a task's CacheDatasetPlaceholder."""
   import seqio
 
   steps = list(task.preprocessors)
-  kinds = [isinstance(step, seqio.CacheDatasetPlaceholder) for step in steps]
-  if not any(kinds):
-    raise ValueError(f'task {task.name!r} has no seqio.CacheDatasetPlaceholder')
-  return steps[: kinds.index(True)]
+  for number, step in enumerate(steps):
+    if isinstance(step, seqio.CacheDatasetPlaceholder):
+      return steps[:number]
+  raise ValueError(f'task {task.name!r} has no seqio.CacheDatasetPlaceholder')
 
 
 def describe_shard(shard: str) -> tuple[str, int]:
-  """(name and size to tell it by, bytes) of 'path' or 'path#k/n'."""
+  """Returns (name and size to tell it by, bytes) of 'path' or 'path#k/n'."""
   path, _, part = shard.partition('#')
   if not os.path.exists(path):
     return shard, 1
@@ -114,72 +129,62 @@ def describe_shard(shard: str) -> tuple[str, int]:
 
 
 def get_facts_path(path: str) -> str:
+  """Returns where the facts of a file of rows lie."""
   return os.path.splitext(path)[0] + '.json'
 
 
-def read_facts(
-  task, unit: CacheUnit, words: Vocabulary, job: CacheJob
-) -> dict | None:
-  """What is kept beside a task's file of a unit; None where it is not there.
+def read_facts(task, unit: CacheUnit, job: CacheJob) -> dict | None:
+  """Returns the facts of a task's file of a unit; None: not made yet.
 
   Raises:
-    ValueError: it was made otherwise, or of other text.
+    ValueError: the file was made otherwise, or of other text.
   """
-  path = unit.path(job.directory, task.name)
+  path = unit.get_path(job, task.name)
   if not os.path.exists(path) or not os.path.exists(get_facts_path(path)):
     return None
   with open(get_facts_path(path)) as f:
     facts = json.load(f)
-  made_from = job.made_of(task, unit.split, words)
-  for what, found, wanted in (
-    *((k, facts['made_from'].get(k), made_from.get(k))
-      for k in {**facts['made_from'], **made_from}),
-    ('text', facts['text'], list(unit.text)),
-  ):  # fmt: skip
-    if found != wanted:
-      raise ValueError(
-        f'{path} was made with {what} = {found!r}, but this run has '
-        f'{wanted!r}. Remove {os.path.dirname(path)} to build it again, or '
-        'name another.'
-      )
+  found = {**facts['made_from'], 'text': facts['text']}
+  wanted = job.get_provenance(task, unit.split)
+  # Facts that this run does not know count, too: rows of newer code.
+  wanted = {**dict.fromkeys(found), **wanted, 'text': list(unit.text)}
+  token_store.check_provenance(path, found, wanted, os.path.dirname(path))
   return facts
 
 
-def group_by_task(every: list[CacheUnit]) -> Iterator[tuple]:
-  """(task, split, its units, in order)."""
-  import seqio
-
-  found = collections.defaultdict(list)
-  for unit in every:
-    for name in unit.tasks:
-      found[name, unit.split].append(unit)
-  for (name, split), mine in found.items():
-    yield seqio.TaskRegistry.get(name), split, mine
-
-
-def check_finished_rows(
-  every: list[CacheUnit], words: Vocabulary, job: CacheJob
-) -> None:
-  """Raises ValueError where finished rows were made otherwise."""
-  for task, split, mine in group_by_task(every):
-    folder = registry.get_rows_folder(job.directory, task.name, split)
-    if not os.path.exists(os.path.join(folder, token_store.MANIFEST)):
-      continue
-    made = token_store.TokenRows(
-      folder, job.made_of(task, split, words), verify=None
-    )
-    files = [os.path.basename(u.path(job.directory, task.name)) for u in mine]
-    if [file['name'] for file in made.files] != files:
-      raise ValueError(
-        f'{folder} was made of {len(made.files)} pieces of text, but there are '
-        f'{len(files)} now. Remove the folder to build it again, or '
-        'name another.'
-      )
-
-
-def is_done(unit: CacheUnit, words: Vocabulary, job: CacheJob) -> bool:
-  """Whether all files of a unit are there; raises as `read_facts`."""
+def is_done(unit: CacheUnit, job: CacheJob) -> bool:
+  """Tells whether all files of a unit are there; raises as `read_facts`."""
   import seqio
 
   tasks = map(seqio.TaskRegistry.get, unit.tasks)
-  return all([read_facts(task, unit, words, job) for task in tasks])
+  # A list: each file is checked, also behind one that is missing.
+  return all([read_facts(task, unit, job) for task in tasks])
+
+
+def group_by_task(units: list[CacheUnit]) -> Iterator[tuple]:
+  """Yields (task, split, its units, in order)."""
+  import seqio
+
+  groups = collections.defaultdict(list)
+  for unit in units:
+    for name in unit.tasks:
+      groups[name, unit.split].append(unit)
+  for (name, split), mine in groups.items():
+    yield seqio.TaskRegistry.get(name), split, mine
+
+
+def check_finished_rows(units: list[CacheUnit], job: CacheJob) -> None:
+  """Raises ValueError if a task's finished rows were made otherwise."""
+  for task, split, mine in group_by_task(units):
+    folder = job.get_folder(task.name, split)
+    if not token_store.is_finished(folder):
+      continue
+    made_from = job.get_provenance(task, split)
+    files = token_store.TokenRows(folder, made_from, verify=None).files
+    names = [os.path.basename(u.get_path(job, task.name)) for u in mine]
+    if [file['name'] for file in files] != names:
+      raise ValueError(
+        f'{folder} was made of {len(files)} pieces of text, but there are '
+        f'{len(names)} now. Remove the folder to build it again, or '
+        'name another.'
+      )

@@ -176,7 +176,7 @@ def pick_examples(
   made = []
   for i in range(len(batches.parts)):
     n = find_examples(batches, i, count)
-    part, epoch, row = batches.place(n)
+    part, epoch, row = batches.locate(n)
     assert (part == i).all()
     for where in zip(n.tolist(), epoch.tolist(), row.tolist()):
       made.append(decode_example(batches, reader, i, *where))
@@ -237,7 +237,7 @@ def measure_objectives(
   batches: Batches, count: int
 ) -> dict[object, ObjectiveCounts]:
   """Objective -> Counts of its first `count` rows in a run's first cycle."""
-  part, epoch, row = batches.place(np.arange(batches_lib.CYCLE))
+  part, epoch, row = batches.locate(np.arange(batches_lib.CYCLE))
   kinds, made = dict.fromkeys(p.objective for p in batches.parts), {}
   for kind in sorted(kinds, key=rank):
     mine = np.array([p.objective == kind for p in batches.parts])

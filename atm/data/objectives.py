@@ -40,7 +40,7 @@ OBJECTIVE_NAMES = ('denoise', 'clm', 'pair')
 
 @dataclasses.dataclass(frozen=True)
 class Denoise:
-  """Drop spans, write everything (paper section 3: 80% of examples).
+  """Drops spans, writes everything (paper section 3: 80% of examples).
 
   Raises:
     ValueError: the density is not in (0, 0.5], or the mean is not above 0.
@@ -59,14 +59,12 @@ class Denoise:
       raise ValueError(f'Denoise.mean_span = {self.mean_span}: expected > 0')
 
   def row_length(self, S: int, T: int) -> int:
-    """The longest row whose inputs fit in S and whose targets fit in T."""
-    kept = lambda length: (
-      length - span_corruption.count_noise_tokens(length, self.density)
-    )
+    """Returns the longest row whose inputs fit in S and targets in T."""
+    noise = lambda n: span_corruption.count_noise_tokens(n, self.density)
     length = T - 1
-    while length > 0 and kept(length) > S - 2:
+    while length > 0 and length - noise(length) > S - 2:
       length -= 1
-    return _positive(length, S, T)
+    return _check_length(length, S, T)
 
   def rows(
     self,
@@ -74,31 +72,28 @@ class Denoise:
     ids: packing.SpecialIds,
     length: int,
   ) -> Iterator[np.ndarray]:
-    """Concatenates documents with `[DOC]` between, cut every `length` ids."""
-    ids.need('doc')
-    parts, held = [], 0
-    for document in documents:
-      if not len(document):
-        continue
-      separator = [[ids.doc]] if held else []
-      for part in (*separator, document):
-        parts.append(np.asarray(part, np.int32))
-        held += len(parts[-1])
-      if held >= length:
-        flat = np.concatenate(parts)
-        for start in range(0, held - length + 1, length):
+    """Joins documents with `[DOC]` between; cuts them every `length` ids."""
+    ids.require('doc')
+    pieces, count = [], 0
+    for document in filter(len, documents):
+      for piece in ([ids.doc],) * (count > 0) + (document,):
+        pieces.append(np.asarray(piece, np.int32))
+        count += len(pieces[-1])
+      if count >= length:
+        flat = np.concatenate(pieces)
+        for start in range(0, count - length + 1, length):
           yield flat[start : start + length]
-        rest = flat[held - held % length :]
+        rest = flat[count - count % length :]
         # A row need not begin with the separator of the row before it.
         rest = rest[1:] if len(rest) and rest[0] == ids.doc else rest
-        parts, held = [rest], len(rest)
-    if held > 1:
-      yield np.concatenate(parts)
+        pieces, count = [rest], len(rest)
+    if count > 1:
+      yield np.concatenate(pieces)
 
   def examples(
     self, tokens, length, key, ids: packing.SpecialIds, S: int, T: int
   ) -> dict:
-    """Rows [B, L] of `length` [B] ids to arrays of a batch, see `frame`."""
+    """Makes arrays of rows [B, L] of `length` [B] ids, see `frame_batch`."""
     width = tokens.shape[1]
     mask = span_corruption.draw_keep_mask(
       key, length, width, self.density, self.mean_span
@@ -115,7 +110,7 @@ class Denoise:
 
 @dataclasses.dataclass(frozen=True)
 class CLM:
-  """Read the beginning, write the rest (paper section 3: 20% of examples).
+  """Reads the beginning, writes the rest (paper section 3: 20% of examples).
 
   The paper has one document a row. With `packs` a row holds as many as fit
   however they are split, with `[DOC]` between.
@@ -138,9 +133,9 @@ class CLM:
       )
 
   def row_length(self, S: int, T: int) -> int:
-    """The longest row of which every split fits; at most T."""
+    """Returns the longest row of which every split fits; at most T."""
     by_prefix = math.floor((S - 3) / self.high)
-    return _positive(min(T, by_prefix), S, T)
+    return _check_length(min(T, by_prefix), S, T)
 
   def rows(
     self,
@@ -148,8 +143,8 @@ class CLM:
     ids: packing.SpecialIds,
     length: int,
   ) -> Iterator[np.ndarray]:
-    """One document a row, with `</s>` where it ends, cut at `length`."""
-    ids.need('clm', 'doc')
+    """Yields a document a row, with `</s>` where it ends, cut at `length`."""
+    ids.require('clm', 'doc')
     for document in documents:
       if len(document) >= 2:
         row = [*document[:length], ids.eos][:length]
@@ -173,7 +168,7 @@ class CLM:
     return np.clip(np.rint(share * length), 1, length - 1).astype(np.int64)
 
   def split(self, length, draw) -> np.ndarray:
-    """[N] lengths of the prefix: uniform in low..high of the document.
+    """Returns [N] lengths of the prefix: uniform in low..high of a document.
 
     Args:
       length: [N] tokens of each document, without `</s>`.
@@ -184,7 +179,7 @@ class CLM:
   def examples(
     self, tokens, length, key, ids: packing.SpecialIds, S: int, T: int
   ) -> dict:
-    """Rows [B, L] of `length` [B] ids to arrays of a batch, see `frame`."""
+    """Makes arrays of rows [B, L] of `length` [B] ids, see `frame_batch`."""
     flat = tokens[np.arange(tokens.shape[1]) < length[:, None]]
     row_end = np.cumsum(length)
     between = np.flatnonzero(flat == ids.doc)
@@ -197,15 +192,12 @@ class CLM:
     draw = counter_rng.uniform(key, rank.max() + 1)[row, rank]
     prefix = self.split(own, draw)
     rest = end - start - prefix
+    source = flat[packing.expand_ranges(start, prefix)]
+    target = flat[packing.expand_ranges(start + prefix, rest)]
     return packing.frame_batch(
       row,
-      (
-        (ids.bos, ids.clm),
-        flat[packing.expand_ranges(start, prefix)],
-        prefix,
-        (ids.eos,),
-      ),
-      ((), flat[packing.expand_ranges(start + prefix, rest)], rest, ()),
+      ((ids.bos, ids.clm), source, prefix, (ids.eos,)),
+      ((), target, rest, ()),
       (len(tokens), S, T),
       ids,
     )
@@ -224,13 +216,13 @@ class Pairs:
   joins = False
 
   def row_length(self, S: int, T: int) -> int:
-    """The longest pair."""
-    return _positive(min(S, T), S, T) and S + T
+    """Returns the length of the longest pair."""
+    return _check_length(min(S, T), S, T) and S + T
 
   def rows(
     self, pairs, ids: packing.SpecialIds, length: int
   ) -> Iterator[np.ndarray]:
-    """One pair (inputs, targets) a row; a pair without targets is left out."""
+    """Yields a pair (inputs, targets) a row; leaves out empty targets."""
     for source, target in pairs:
       if len(target):
         head = [1, len(source), len(target)]
@@ -247,7 +239,7 @@ class Pairs:
       yield np.concatenate([head, *bodies]).astype(np.int32)
 
   def targets(self, row: np.ndarray) -> np.ndarray:
-    """The ids of a row's targets, end to end."""
+    """Returns the ids of a row's targets, end to end."""
     n, m = row[1 : 1 + 2 * row[0]].reshape(-1, 2).T
     start = 1 + 2 * row[0] + np.cumsum(n + m) - m
     return row[packing.expand_ranges(start, m)]
@@ -255,7 +247,7 @@ class Pairs:
   def examples(
     self, tokens, length, key, ids: packing.SpecialIds, S: int, T: int
   ) -> dict:
-    """Rows [B, L] to arrays of a batch, see `frame`; draws nothing."""
+    """Makes arrays of rows [B, L], see `frame_batch`; draws nothing."""
     del length, key
     count = tokens[:, 0].astype(np.int64)
     row = np.repeat(np.arange(len(tokens)), count)
@@ -273,7 +265,8 @@ class Pairs:
     )
 
 
-def _positive(length: int, S: int, T: int) -> int:
+def _check_length(length: int, S: int, T: int) -> int:
+  """Returns the length; raises ValueError if no example fits."""
   if length < 4:
     raise ValueError(
       f"TASK_FEATURE_LENGTHS {{'inputs': {S}, 'targets': {T}}} leave no room "

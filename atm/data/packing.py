@@ -7,9 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from atm.data import vocabulary as vocabulary_lib
-
-MARKS = (vocabulary_lib.CLM_TOKEN, vocabulary_lib.DOC_TOKEN)
+from atm.data.vocabulary import CLM_TOKEN, DOC_TOKEN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +26,13 @@ class SpecialIds:
 
   @classmethod
   def of(cls, vocabulary) -> SpecialIds:
-    v, found = vocabulary, vocabulary.special_ids()
-    marks = map(found.get, MARKS)
+    """Takes the ids from a vocabulary."""
+    v, ids = vocabulary, vocabulary.special_ids()
+    marks = ids.get(CLM_TOKEN), ids.get(DOC_TOKEN)
     return cls(v.pad_id, v.bos_id, v.eos_id, *marks)
 
-  def need(self, *names: str) -> None:
-    """Raises ValueError where the vocabulary has not all of these pieces."""
+  def require(self, *names: str) -> None:
+    """Raises ValueError unless the vocabulary has all of these pieces."""
     for name in names:
       if getattr(self, name) is None:
         raise ValueError(
@@ -43,13 +42,12 @@ class SpecialIds:
 
 
 def pack(items: Iterable, most, S: int, T: int, open_rows: int = 64):
-  """Lists of items that fit a row together: best fit, over some open rows.
+  """Groups items that fit a row together: best fit, over some open rows.
 
   Args:
     items: what is packed, read once.
-    most: item -> the most places it takes, (encoder, decoder).
-    S: encoder places of a row.
-    T: decoder places of a row.
+    most: item -> the most positions it takes, (encoder, decoder).
+    S, T: encoder and decoder positions of a row.
     open_rows: how many rows are open at a time; the fullest leaves when none
       has room.
 
@@ -81,44 +79,44 @@ def pack(items: Iterable, most, S: int, T: int, open_rows: int = 64):
 
 
 def get_starts(length: np.ndarray, row: np.ndarray) -> np.ndarray:
-  """[N] where each run starts in its row, the runs of a row end to end."""
+  """Returns [N] where each run starts in its row, runs laid end to end."""
   before = np.cumsum(length) - length
   return before - before[np.searchsorted(row, row)]
 
 
 def rank_in_row(row: np.ndarray) -> np.ndarray:
-  """[N] sorted rows -> how many of the same row stand before."""
+  """Returns [N] how many of sorted rows [N] before each are the same row."""
   return np.arange(len(row)) - np.searchsorted(row, row)
 
 
 def expand_ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-  """Indices of runs [start, start + length), end to end."""
+  """Returns the indices of runs [start, start + length), end to end."""
   before = np.cumsum(length) - length
   return np.repeat(start - before, length) + np.arange(length.sum())
 
 
 def _lay_out(row, run: tuple, B: int, width: int, pad: int) -> tuple:
-  """Sets runs into [B, width].
+  """Lays runs out in [B, width].
 
   Args:
     row: [N], sorted: the row of each run.
-    run: (ids before each, all ids end to end, [N] how many, ids behind each).
+    run: (ids before each, all ids end to end, [N] how many, ids after each).
 
   Returns:
     (tokens, segments, positions), int32 [B, width], and [N] indices into the
     flat tokens where a run starts.
   """
-  before, flat, count, behind = run
-  length = count + len(before) + len(behind)
+  before, flat, count, after = run
+  length = count + len(before) + len(after)
   start = get_starts(length, row)
   total = np.bincount(row, length, minlength=B)
   assert total.max(initial=0) <= width
-  place = np.arange(width, dtype=np.int32)
-  inside = place < total[:, None]
+  position = np.arange(width, dtype=np.int32)
+  inside = position < total[:, None]
   at = start + row * width
   framing = [(at + i, piece) for i, piece in enumerate(before)]
   last = at + len(before) + count
-  framing += [(last + i, piece) for i, piece in enumerate(behind)]
+  framing += [(last + i, piece) for i, piece in enumerate(after)]
   tokens = np.full((B, width), pad, np.int32)
   body = inside.copy()
   for where, piece in framing:
@@ -127,19 +125,20 @@ def _lay_out(row, run: tuple, B: int, width: int, pad: int) -> tuple:
   tokens[body] = flat
   first = np.zeros((B, width), np.int32)
   segments = inside.astype(np.int32)
+  # One run a row, as denoising has, needs no sums along the rows.
   if len(row) > len(np.unique(row)):
     first.reshape(-1)[at] = start
     first = np.maximum.accumulate(first, axis=1)
     begun = np.zeros_like(first)
     begun.reshape(-1)[at] = 1
     segments *= np.cumsum(begun, axis=1, dtype=np.int32)
-  return tokens, segments, (place - first) * inside, at
+  return tokens, segments, (position - first) * inside, at
 
 
 def frame_batch(
   row: np.ndarray, source: tuple, target: tuple, sizes: tuple, ids: SpecialIds
 ) -> dict[str, np.ndarray]:
-  """The arrays of a batch, by t5x's names.
+  """Returns the arrays of a batch, by t5x's names.
 
   Segment ids number the examples of a row from 1, 0 is padding; positions
   start at 0 in each; loss weights are 1 on targets. None is read off the ids,

@@ -1,7 +1,8 @@
-"""Looks up seqio tasks and mixtures and what data building needs of them."""
+"""Looks up seqio tasks and mixtures, and what rows of theirs depend on."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from atm import messages
 from atm.data import objectives
 
+# Tasks that are registered only where a setting names their files.
 SETTINGS_OF_TASKS = {
   'text': 'TEXT_DIR',
   'pairs': 'PAIRS, or CACHE_DIR of rows of them,',
@@ -16,7 +18,7 @@ SETTINGS_OF_TASKS = {
 
 
 def find_task(name: str):
-  """The seqio task or mixture of that name.
+  """Returns the seqio task or mixture of that name.
 
   Raises:
     ValueError: there is none; suggests the nearest.
@@ -24,20 +26,25 @@ def find_task(name: str):
   import seqio  # takes seconds: TensorFlow
 
   known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-  if name not in known:
-    raise ValueError(
-      f'MIXTURE_OR_TASK_NAME = {name!r}: no such seqio task or mixture.'
-      + (
-        f' Set {SETTINGS_OF_TASKS[name]} to register it.'
-        if name in SETTINGS_OF_TASKS
-        else messages.did_you_mean(name, known)
-      )
-    )
-  return seqio.get_mixture_or_task(name)
+  if name in known:
+    return seqio.get_mixture_or_task(name)
+  hint = messages.did_you_mean(name, known)
+  if name in SETTINGS_OF_TASKS:
+    hint = f' Set {SETTINGS_OF_TASKS[name]} to register it.'
+  raise ValueError(
+    f'MIXTURE_OR_TASK_NAME = {name!r}: no such seqio task or mixture.{hint}'
+  )
+
+
+def list_tasks(name: str, split: str) -> list:
+  """Returns the tasks of a task or mixture that have the split."""
+  import seqio
+
+  return [t for t in seqio.get_subtasks(find_task(name)) if split in t.splits]
 
 
 def get_apply(task):
-  """The `Apply` preprocessor of a seqio task, or None."""
+  """Returns the `Apply` preprocessor of a seqio task, or None."""
   for preprocessor in task.preprocessors:
     if hasattr(preprocessor, 'objective'):
       return preprocessor
@@ -45,21 +52,24 @@ def get_apply(task):
 
 
 def get_objective(task):
-  """A task's objective; `Pairs` where it has inputs and targets of its own."""
+  """Returns a task's objective; `Pairs` if it has inputs and targets."""
   apply = get_apply(task)
   return apply.objective if apply else objectives.Pairs()
 
 
 def read_texts(name: str, split: str = 'train') -> Iterator[tuple[str, str]]:
-  """Pairs (language, text) of a task or of all tasks of a mixture.
+  """Yields (language, text) of a task or of all tasks of a mixture.
 
   Tasks that share a source (the forms and objectives of one text) are read
   once.
+
+  Raises:
+    ValueError: bad text; or a task has none to train on.
   """
-  sources = {}
+  tasks = {}
   for task in list_tasks(name, split):
-    sources.setdefault(id(task.source), task)
-  for task in sources.values():
+    tasks.setdefault(id(task.source), task)
+  for task in tasks.values():
     apply = get_apply(task)
     language, empty = apply.language if apply else 'all', True
     with shorten_tf_errors(task.name):
@@ -71,7 +81,7 @@ def read_texts(name: str, split: str = 'train') -> Iterator[tuple[str, str]]:
 
 
 def read_source(source, split: str) -> Iterator[str]:
-  """The texts of a seqio source, without tf.data where it can."""
+  """Yields the texts of a seqio source, without tf.data where it can."""
   if hasattr(source, 'texts'):
     for shard in range(len(source.list_shards(split))):
       yield from source.texts(split, shard)
@@ -85,20 +95,17 @@ def read_source(source, split: str) -> Iterator[str]:
     yield example['text'].decode('utf-8')
 
 
-class shorten_tf_errors:
-  """Turns an error raised inside tf.data into its last line."""
-
-  def __init__(self, task: str):
-    self.task = task
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, kind, error, _):
-    if error is not None and 'tensorflow' in (kind.__module__ or ''):
-      found = re.findall(r'^\w*Error: (.*)$', str(error), re.M)
-      message = found[-1] if found else str(error)
-      raise ValueError(f'reading task {self.task!r}: {message}') from error
+@contextlib.contextmanager
+def shorten_tf_errors(task: str):
+  """Turns an error raised inside tf.data into a ValueError of its last line."""
+  try:
+    yield
+  except Exception as e:
+    if 'tensorflow' not in (type(e).__module__ or ''):
+      raise
+    found = re.findall(r'^\w*Error: (.*)$', str(e), re.M)
+    message = found[-1] if found else str(e)
+    raise ValueError(f'reading task {task!r}: {message}') from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +117,7 @@ class Lengths:
 
   @classmethod
   def of(cls, lengths: dict[str, int]) -> Lengths:
-    """Raises ValueError unless exactly `inputs` and `targets`, positive."""
+    """Raises ValueError unless `inputs` and `targets`, of at least 8 tokens."""
     named = isinstance(lengths, dict) and set(lengths) == {'inputs', 'targets'}
     if not named or any(
       not isinstance(n, int) or n < 8 for n in lengths.values()
@@ -126,26 +133,28 @@ class Lengths:
     return self.inputs, self.targets
 
 
-def list_tasks(name: str, split: str) -> list:
-  """The tasks of a task or mixture that have the split."""
-  import seqio
-
-  return [t for t in seqio.get_subtasks(find_task(name)) if split in t.splits]
-
-
 def get_rows_folder(directory: str, task: str, split: str) -> str:
+  """Returns the folder of a task's rows."""
   return f'{directory.rstrip("/")}/{task}-{split}'
 
 
-def get_provenance(task, split: str, vocabulary, lengths: Lengths, passes: int):
-  """What a task's rows depend on, besides its text."""
-  objective = get_objective(task)
+def get_provenance(
+  task, split: str, vocabulary_sha256: str, lengths: Lengths, passes: int | None
+) -> dict:
+  """Returns what a task's rows depend on besides its text.
+
+  A manifest keeps these facts, and rows of others are refused: neither their
+  names nor the objectives' repr() may change.
+
+  Args:
+    passes: see `cache.build`; None: any.
+  """
   facts = {
     'task': task.name,
     'split': split,
-    'objective': repr(objective),
+    'objective': repr(get_objective(task)),
     'lengths': list(lengths.both),
-    'vocabulary': vocabulary.sha256,
+    'vocabulary': vocabulary_sha256,
   }
   if passes is not None:
     facts['passes'] = passes

@@ -11,6 +11,7 @@ hashes that it checks whenever one is read.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import functools
 import hashlib
@@ -46,46 +47,38 @@ def write_rows(path: str, rows: Iterable[np.ndarray]) -> dict:
   """
   from array_record.python import array_record_module
 
-  partial = f'{path}.partial-{os.getpid()}'
-  count = tokens = longest = 0
+  sizes = []
   try:
-    writer = array_record_module.ArrayRecordWriter(partial, WRITER)
-    for row in rows:
-      writer.write(np.ascontiguousarray(row, '<i4').tobytes())
-      count, tokens = count + 1, tokens + len(row)
-      longest = max(longest, len(row))
-    writer.close()
-  except RuntimeError as e:
-    _remove(partial)
+    with fileio.replacing(path, 'wb') as partial:
+      writer = array_record_module.ArrayRecordWriter(partial.name, WRITER)
+      for row in rows:
+        writer.write(np.ascontiguousarray(row, '<i4').tobytes())
+        sizes.append(len(row))
+      writer.close()
+      size, crc32 = os.path.getsize(partial.name), fileio.checksum(partial.name)
+  except RuntimeError as e:  # what array_record raises
     raise OSError(f'{path}: cannot be written: {e}') from e
-  except BaseException:
-    _remove(partial)
-    raise
-  with open(partial, 'rb') as f:
-    os.fsync(f.fileno())
-  facts = {
+  return {
     'name': os.path.basename(path),
-    'rows': count,
-    'tokens': tokens,
-    'longest': longest,
-    'bytes': os.path.getsize(partial),
-    'crc32': fileio.checksum(partial),
+    'rows': len(sizes),
+    'tokens': sum(sizes),
+    'longest': max(sizes, default=0),
+    'bytes': size,
+    'crc32': crc32,
   }
-  os.replace(partial, path)
-  return facts
-
-
-def _remove(path: str) -> None:
-  if os.path.exists(path):
-    os.remove(path)
 
 
 def write_manifest(directory: str, made_from: dict, parts: list[dict]) -> None:
-  """Writes the manifest from the facts of all parts, in order."""
-  counts: dict[str, int] = {}
+  """Writes the manifest from the facts of all files, in order.
+
+  Args:
+    directory: the folder of the files.
+    made_from: facts that the rows depend on.
+    parts: for each file its `counts`, and `file`: see `write_rows`.
+  """
+  counts = collections.Counter()
   for part in parts:
-    for name, value in part['counts'].items():
-      counts[name] = counts.get(name, 0) + value
+    counts.update(part['counts'])
   files = [part['file'] for part in parts]
   manifest = {
     'made_from': made_from,
@@ -98,8 +91,13 @@ def write_manifest(directory: str, made_from: dict, parts: list[dict]) -> None:
   fileio.write_json(os.path.join(directory, MANIFEST), manifest)
 
 
+def is_finished(directory: str) -> bool:
+  """Tells whether a local folder has a manifest."""
+  return os.path.exists(os.path.join(directory, MANIFEST))
+
+
 def read_manifest(directory: str) -> dict:
-  """The manifest of a folder, local or of an object store.
+  """Returns the manifest of a folder, local or of an object store.
 
   Raises:
     FileNotFoundError: there is none.
@@ -112,11 +110,28 @@ def read_manifest(directory: str) -> dict:
     raise ValueError(f'{path} is damaged: {e}') from e
 
 
+def check_provenance(path: str, found: dict, wanted: dict, folder: str) -> None:
+  """Raises ValueError if rows were made from other facts than `wanted`.
+
+  Args:
+    path: of the rows.
+    found: the facts that they were made from.
+    wanted: those of this run.
+    folder: which one to remove, to build them again.
+  """
+  for name, value in wanted.items():
+    if found.get(name) != value:
+      raise ValueError(
+        f'{path} was made with {name} = {found.get(name)!r}, but this run has '
+        f'{value!r}. Remove {folder} to build it again, or name another.'
+      )
+
+
 @functools.lru_cache(OPEN_FILES)
-def _reader(path: str, crc: int):
+def _open_reader(path: str, crc: int):
   from array_record.python import array_record_module
 
-  del crc  # a file made anew is another
+  del crc  # only keys the cache: a file made anew is another
   return array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0')
 
 
@@ -154,14 +169,8 @@ class TokenRows:
     """
     manifest = read_manifest(directory)
     self.directory, self.made_from = directory, manifest['made_from']
-    for key, wanted in (made_from or {}).items():
-      found = self.made_from.get(key)
-      if found != wanted:
-        raise ValueError(
-          f'{directory} was made with {key} = {found!r}, but this run has '
-          f'{wanted!r}. Remove the folder to build it again, or name '
-          'another.'
-        )
+    wanted = made_from or {}
+    check_provenance(directory, self.made_from, wanted, 'the folder')
     text = json.dumps(manifest, sort_keys=True)
     self.sha256 = hashlib.sha256(text.encode()).hexdigest()
     self.counts, self.files = manifest['counts'], manifest['files']
@@ -173,17 +182,18 @@ class TokenRows:
     if not self.remote:
       self._verify(verify)
 
+  def _get_path(self, file: dict) -> str:
+    return f'{self.directory.rstrip("/")}/{file["name"]}'
+
   def _verify(self, share: tuple[int, int] | None) -> None:
     for file in self.files:
-      path = os.path.join(self.directory, file['name'])
+      path = self._get_path(file)
       if not os.path.exists(path):
         raise ValueError(f'{path} is missing, though the manifest names it')
       if os.path.getsize(path) != file['bytes']:
         raise ValueError(f'{path} is damaged: expected {file["bytes"]:,} bytes')
-    if share is None:
-      return
-    mine = self.files[share[0] :: share[1]]
-    paths = [os.path.join(self.directory, f['name']) for f in mine]
+    mine = self.files[share[0] :: share[1]] if share else []
+    paths = [self._get_path(file) for file in mine]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
       for path, file, crc in zip(paths, mine, pool.map(fileio.checksum, paths)):
         if crc != file['crc32']:
@@ -196,7 +206,7 @@ class TokenRows:
     return int(self._starts[-1])
 
   def head(self, n: int) -> np.ndarray:
-    """The first n ids of all rows, end to end."""
+    """Returns the first n ids of all rows, end to end."""
     pieces, found = [np.zeros(0, np.int32)], 0
     for row in range(len(self)):
       if found >= n:
@@ -206,7 +216,7 @@ class TokenRows:
     return np.concatenate(pieces)[:n]
 
   def row(self, index: int) -> np.ndarray:
-    """The ids of one row.
+    """Returns the ids of one row, int32 [n].
 
     Raises:
       IndexError: no such row.
@@ -216,9 +226,9 @@ class TokenRows:
       raise IndexError(f'row {index} of {len(self)}')
     number = int(np.searchsorted(self._starts, index, side='right')) - 1
     file = self.files[number]
-    path = f'{self.directory.rstrip("/")}/{file["name"]}'
+    path = self._get_path(file)
     try:
-      reader = _reader(path, file['crc32'])
+      reader = _open_reader(path, file['crc32'])
       # Singly: a list of a few goes through a thread pool, three times slower.
       record = reader.read([int(index - self._starts[number])])[0]
     except (RuntimeError, IndexError) as e:

@@ -338,6 +338,12 @@ def test_another_vocabulary_is_refused(folder, words, configure, tmp_path):
     batches.load_parts('text', 'train', made, SIZES, str(tmp_path / 'rows'))
 
 
+def test_a_build_killed_before_it_stored_the_vocabulary(words, tmp_path):
+  """Fault seen: the empty folder was taken for a vocabulary, for good."""
+  (tmp_path / 'vocabulary').mkdir()
+  assert cache.store_vocabulary(words, str(tmp_path)).sha256 == words.sha256
+
+
 def test_an_object_store_is_no_place_to_build_in(folder, words, configure):
   with pytest.raises(ValueError, match="CACHE_DIR = 'gs://bucket/rows'"):
     build('gs://bucket/rows', words, configure, folder)

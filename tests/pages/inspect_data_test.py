@@ -188,7 +188,7 @@ def test_clm_is_read_then_written_document_by_document(seen, batches, words):
 def test_the_examples_are_the_first_of_each_task_in_the_run(seen, batches):
   assert len(seen.examples) == 3 * len(seen.parts) == 3 * 48
   most = max(e.n for e in seen.examples)
-  part, epoch, row = batches.place(np.arange(most + 1))
+  part, epoch, row = batches.locate(np.arange(most + 1))
   for i, p in enumerate(seen.parts):
     mine = [(e.n, e.epoch, e.row) for e in seen.examples if e.part is p]
     first = np.flatnonzero(part == i)[:3]
@@ -200,7 +200,7 @@ def test_a_rare_task_is_met_once_a_cycle(seen, words):
   made = batches_lib.Batches(few, words, seen.lengths, 16, 0)
   n = inspection.find_examples(made, 0, 3)
   assert (np.diff(n) == batches_lib.CYCLE).all()
-  assert (made.place(n)[0] == 0).all()
+  assert (made.locate(n)[0] == 0).all()
 
 
 # --- Characters
@@ -267,7 +267,7 @@ def test_histograms_count_every_span(seen, batches):
     counts.budgets.sum()
   )
   assert len(counts.encoder) == len(counts.decoder) == inspection.MEASURED_ROWS
-  part, epoch, row = batches.place(np.arange(200))
+  part, epoch, row = batches.locate(np.arange(200))
   n = [i for i in range(200) if seen.parts[part[i]].objective == kind]
   spans = []
   for i in n:
@@ -283,7 +283,7 @@ def test_histograms_count_every_span(seen, batches):
 def test_documents_and_what_is_read_of_them_are_counted(seen, batches, words):
   """Against the rows themselves, cut at [DOC], and what the encoder reads."""
   (kind,) = (k for k in seen.counts if k.name == 'clm')
-  part, _, row = batches.place(np.arange(300))
+  part, _, row = batches.locate(np.arange(300))
   texts, read = [], []
   for n in range(300):
     p = seen.parts[part[n]]

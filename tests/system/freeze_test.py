@@ -10,6 +10,7 @@ import pytest
 from jax.interpreters import partial_eval
 
 from atm.checkpoint import manager
+from atm.data import registry
 from atm.model import config as config_lib
 from atm.model import flops as flops_lib
 from atm.model.transformer import AlexaTM
@@ -336,7 +337,7 @@ def test_errors(train, tmp_path, value, message):
 
 
 def test_flops_between_weighs_the_frozen_steps():
-  lengths = trainer.data.Lengths.of({'inputs': 12, 'targets': 10})
+  lengths = registry.Lengths.of({'inputs': 12, 'targets': 10})
   flops = trainer.flops_between(tiny(), 4, lengths, 3)
   frozen, full = (
     flops_lib.train_flops(tiny(), 4, 12, 10, frozen=f) for f in (True, False)
