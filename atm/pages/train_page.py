@@ -27,7 +27,7 @@ POINTS = 400  # of a curve; more are averaged
 EVAL = 'eval/loss/'
 UNIGRAM = 'eval/unigram/'
 FEW_SHOT = 'few_shot/'
-LARGE = 4.8, 2.8  # of a figure, in inches
+LARGE_FIGURE = 4.8, 2.8  # inches
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 Line = tuple[Curve | float, dict]  # or a level, and how matplotlib draws it
@@ -58,9 +58,9 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
     'name': os.path.basename(os.path.abspath(model_dir)),
     'facts': [*(('started from', path) for path in origins),
               *_list_facts(rows)],
-    'loss': _figures(_loss_lines(rows), LARGE),
+    'loss': _figures(loss_lines(rows), LARGE_FIGURE),
     'by_language': _by_language(rows),
-    'few_shot': _figures(_few_shot_lines(rows), LARGE),
+    'few_shot': _figures(_few_shot_lines(rows), LARGE_FIGURE),
     'updates': _figures(
       _metric_lines(rows, 'learning_rate', 'grad_norm', 'param_norm')
     ),
@@ -117,23 +117,25 @@ def curve(rows: list[dict], key: str) -> Curve:
   return points[:, 0], points[:, 1]
 
 
-def loss_curves(rows: list[dict]) -> dict[str, dict[str, Any]]:
-  """Returns the curves of each objective that the run has.
-
-  Returns:
-    {objective: {'training', 'held out': (steps, values), 'unigram': the loss of
-    a unigram model, or None}}.
-  """
-  curves = {}
+def loss_lines(rows: list[dict]) -> dict[str, list[Line]]:
+  """Returns training, held-out and unigram loss of each objective."""
+  plots = {}
   for name in OBJECTIVE_NAMES:
-    both = {
-      'training': curve(rows, f'loss/{name}'),
-      'held out': curve(rows, f'{EVAL}{name}'),
+    colour = COLOURS[name]
+    styles = {
+      f'loss/{name}': dict(label='training', color=colour, lw=1, alpha=0.6),
+      f'{EVAL}{name}': dict(
+        label='held out', color=colour, lw=1.5, marker='o', ms=3
+      ),
     }
-    if any(len(steps) for steps, _ in both.values()):
-      _, unigram = curve(rows, f'{UNIGRAM}{name}')
-      curves[name] = {**both, 'unigram': next(iter(unigram), None)}
-  return curves
+    lines = [(curve(rows, key), style) for key, style in styles.items()]
+    lines = [(points, style) for points, style in lines if len(points[0])]
+    for level in curve(rows, f'{UNIGRAM}{name}')[1][:1]:
+      style = dict(label='unigram', color=INK, lw=1, ls='--', alpha=0.5)
+      lines.append((level, style))
+    if lines:
+      plots[name] = lines
+  return plots
 
 
 def held_out_losses(rows: list[dict]) -> dict[str | None, dict[str, dict]]:
@@ -189,36 +191,20 @@ def _figures(
   plots: dict[str, list[Line]], size: tuple[float, float] = (3.6, 2.2)
 ) -> list[tuple[str, str]]:
   """Returns captions and SVGs of plots of `size` inches."""
-
-  def draw(axes, lines):
-    for points, style in lines:
-      if np.ndim(points):
-        axes.plot(*points, **style)
-      else:
-        axes.axhline(points, **style)
-
+  draw = functools.partial(draw_svg, size=size, percent=False)
   return [
-    (name, draw_svg(functools.partial(draw, lines=lines), size, percent=False))
+    (name, draw(functools.partial(draw_lines, lines=lines)))
     for name, lines in plots.items()
   ]
 
 
-def _loss_lines(rows: list[dict]) -> dict[str, list[Line]]:
-  """Returns training, held-out and unigram loss of each objective."""
-  plots = {}
-  for name, curves in loss_curves(rows).items():
-    colour = COLOURS[name]
-    lines = [
-      (curves['training'], dict(color=colour, lw=1, alpha=0.6)),
-      (curves['held out'], dict(color=colour, lw=1.5, marker='o', ms=3)),
-    ]
-    if curves['unigram'] is not None:
-      dashes = dict(color=INK, lw=1, ls='--', alpha=0.5)
-      lines.append((curves['unigram'], dashes))
-    plots[f'{name}: line training, dots held out, dashes a unigram model'] = (
-      lines
-    )
-  return plots
+def draw_lines(axes, lines: list[Line]) -> None:
+  """Draws curves and levels in matplotlib's axes."""
+  for points, style in lines:
+    if np.ndim(points):
+      axes.plot(*points, **style)
+    else:
+      axes.axhline(points, **style)
 
 
 def _metric_lines(rows: list[dict], *keys: str) -> dict[str, list[Line]]:

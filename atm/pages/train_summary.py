@@ -22,36 +22,25 @@ from atm.pages import train_page
 from atm.train import metric_writer
 
 LOSS_CURVE_FILE = 'loss.png'
-COLORS = dict(zip(OBJECTIVE_NAMES, ('tab:blue', 'tab:orange', 'tab:green')))
+COLORS = {'denoise': 'tab:blue', 'clm': 'tab:orange', 'pair': 'tab:green'}
 
 
 def draw_loss_curves(model_dir: str) -> str:
   """Draws training and held-out loss by objective; returns the PNG's path."""
-  import matplotlib  # heavy
+  from matplotlib.figure import Figure  # heavy
 
-  matplotlib.use('agg')
-  import matplotlib.pyplot as plt
-
-  curves = train_page.loss_curves(metric_writer.read(model_dir))
-  figure, axes = plt.subplots(figsize=(8, 4.5), layout='constrained')
-  styles = {
-    'training': {'lw': 1, 'alpha': 0.6},
-    'held out': {'lw': 1.5, 'marker': 'o', 'ms': 4},
-  }
-  for name, mine in curves.items():
-    color = COLORS[name]
-    for label, style in styles.items():
-      if len(mine[label][0]):
-        axes.plot(*mine[label], color=color, label=f'{name}, {label}', **style)
-    if mine['unigram'] is not None:
-      label = f'{name}, unigram'
-      axes.axhline(mine['unigram'], color=color, ls=':', label=label)
+  figure = Figure(figsize=(8, 4.5), layout='constrained')
+  axes = figure.subplots()
+  plots = train_page.loss_lines(metric_writer.read(model_dir))
+  for name, lines in plots.items():
+    for points, style in lines:
+      own = {'color': COLORS[name], 'label': f'{name}, {style["label"]}'}
+      train_page.draw_lines(axes, [(points, style | own)])
   axes.set(xlabel='step', ylabel='loss (nats a token)')
   axes.grid(alpha=0.3)
   axes.legend()
   path = os.path.join(model_dir, LOSS_CURVE_FILE)
   figure.savefig(path, dpi=120)
-  plt.close(figure)
   return path
 
 
