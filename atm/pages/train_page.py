@@ -107,10 +107,15 @@ def _list_facts(rows: list[dict]) -> list[tuple[str, str]]:
 # --- Losses
 
 
+def metric_points(rows: list[dict], key: str) -> np.ndarray:
+  """Returns steps and values of a metric [points, 2]."""
+  found = [(r['step'], r[key]) for r in rows if r.get(key) is not None]
+  return np.array(found, np.float64).reshape(-1, 2)
+
+
 def curve(rows: list[dict], key: str) -> Curve:
   """Returns steps and values of a metric; of many points, neighbours' means."""
-  found = [(r['step'], r[key]) for r in rows if r.get(key) is not None]
-  points = np.array(found, np.float64).reshape(-1, 2)
+  points = metric_points(rows, key)
   if len(points) > POINTS:
     pieces = np.array_split(points, POINTS)
     points = np.array([piece.mean(0) for piece in pieces])
@@ -130,7 +135,7 @@ def loss_lines(rows: list[dict]) -> dict[str, list[Line]]:
     }
     lines = [(curve(rows, key), style) for key, style in styles.items()]
     lines = [(points, style) for points, style in lines if len(points[0])]
-    for level in curve(rows, f'{UNIGRAM}{name}')[1][:1]:
+    for level in metric_points(rows, f'{UNIGRAM}{name}')[:1, 1]:
       style = dict(label='unigram', color=INK, lw=1, ls='--', alpha=0.5)
       lines.append((level, style))
     if lines:
@@ -154,8 +159,8 @@ def held_out_losses(rows: list[dict]) -> dict[str | None, dict[str, dict]]:
     losses[language] = {}
     for name in OBJECTIVE_NAMES:
       key = name if language is None else f'{name}/{language}'
-      values = curve(rows, f'{EVAL}{key}')[1]
-      unigram = next(iter(curve(rows, f'{UNIGRAM}{key}')[1]), None)
+      values = metric_points(rows, f'{EVAL}{key}')[:, 1]
+      unigram = next(iter(metric_points(rows, f'{UNIGRAM}{key}')[:, 1]), None)
       if len(values):
         losses[language][name] = {
           'first': values[0], 'last': values[-1], 'unigram': unigram

@@ -124,6 +124,13 @@ def test_long_curves_are_averaged():
   assert [a.tolist() for a in short] == [[3.0], [1.0]]
 
 
+def test_first_and_last_loss_are_no_averages():
+  """Seen to fail where they are the ends of the averaged curve."""
+  rows = [{'step': i, 'eval/loss/clm': float(i)} for i in range(1000)]
+  loss = train_page.held_out_losses(rows)[None]['clm']
+  assert loss == {'first': 0.0, 'last': 999.0, 'unigram': None}
+
+
 def test_the_command(run, tmp_path, capsys):
   gin.clear_config()
   assert main.main(['report', f'--gin.MODEL_DIR="{run}"']) == 0
