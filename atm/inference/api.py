@@ -457,14 +457,15 @@ class Model:
         np.full((B, 1), c.start_id, np.int32), np.ones(B, np.int32),
         batch['number'], config.seed, T=bucketing.next_power_of_two(room),
       )  # fmt: skip
-      length = 0
-      while True:
-        new = int(_fetched(rows.length)[0])
-        if new > length:
-          yield int(_fetched(rows.ids)[0, length])
-        length = new
-        if _fetched(rows.done)[0]:
-          return
+    length = 0
+    while True:
+      new = int(_fetched(rows.length)[0])
+      if new > length:
+        yield int(_fetched(rows.ids)[0, length])
+      length = new
+      if _fetched(rows.done)[0]:
+        return
+      with sharding.use(self.mesh, self.rules):  # not open while others run
         rows = generate_lib.decode_step(net, self._ready, sampler, rows)
 
   def _generation(self, prefix, ids, log_probabilities, score, stop):

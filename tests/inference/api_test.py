@@ -15,6 +15,7 @@ from atm.inference import generate as generate_lib
 from atm.model.config import Config
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
+from atm.parallel import sharding
 from atm.parallel.sharding import Rules
 
 from conftest import tiny
@@ -274,6 +275,18 @@ def test_a_stream_is_what_complete_gives(model, temperature, stop):
     )
     assert ''.join(pieces) == one.text
     assert len(pieces) > 2 or stop
+
+
+def test_a_stream_that_waits_leaves_no_mesh_in_use(model):
+  """So streams of two meshes can take turns.
+
+  Fault seen: the mesh in use while a stream is suspended.
+  """
+  config = sampling.Config(max_tokens=24)
+  stream = model.stream('Everyone has', config=config)
+  next(stream)
+  assert sharding.active() is None
+  stream.close()
 
 
 def test_banned_texts_are_not_written(model):
