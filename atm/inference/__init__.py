@@ -1,5 +1,7 @@
-"""A trained model's answers: greedy, sampled and beam decoding, likelihoods.
+"""Runs trained models: greedy, sampled and beam decoding, log-likelihoods.
 
 May import `atm.checkpoint` and all that it may import; not `atm.train`. Begin
-with `api.py` (`atm.load` and `Model`), then `generate.py` and `sampling.py`.
+with `api.py` (`atm.load` and `Model`). A text goes through `framing.py` to ids,
+`bucketing.py` to arrays, `generate.py` or `beam_search.py`, whose tokens
+`sampling.py` chooses, and `generations.py` back to text.
 """

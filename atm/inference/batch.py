@@ -1,8 +1,8 @@
-"""Prompting and scoring whole files: `atm infer` and `atm score`.
+"""Prompts and scores whole files: `atm infer` and `atm score`.
 
-What is done is written at once to a file beside the output, so a run that was
-killed goes on where it was; the output itself is written whole, in the order of
-the input, at the end.
+Results go to a .part file beside the output as soon as they are computed, so a
+run that was killed goes on where it was. The output itself is written whole, in
+the order of the input, at the end.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from atm.parallel import distributed
 
 
 def read_inputs(path: str, fields: Sequence[str] = ('input',)) -> list[dict]:
-  """The lines of a text file, or the objects of JSONL.
+  """Returns a row for each line of a text file, or for each object of JSONL.
 
   Args:
-    path: a text file, an `input` a line; or .jsonl, whose objects have a
-      string for each of `fields`; `text` may stand for `input`.
-    fields: what each row must have.
+    path: a text file, an `input` a line; or .jsonl, where `text` may stand for
+      `input`.
+    fields: keys that must hold a string in each row.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -37,31 +37,29 @@ def read_inputs(path: str, fields: Sequence[str] = ('input',)) -> list[dict]:
   """
   if not os.path.exists(path):
     raise FileNotFoundError(f'INPUT = {path!r}: no such file')
-  rows = []
+  is_json, rows = path.endswith('.jsonl'), []
   with open(path, 'rb') as f:
     for number, raw in enumerate(f, 1):
       try:
         line = raw.decode('utf-8').rstrip('\r\n')
-        if not path.endswith('.jsonl'):
-          rows.append({'input': line})
-        elif line.strip():
-          row = json.loads(line)
-          row.setdefault('input', row.get('text'))
-          rows.append(row)
-        if rows and not all(isinstance(rows[-1].get(x), str) for x in fields):
+        if is_json and not line.strip():
+          continue
+        row = json.loads(line) if is_json else {'input': line}
+        row.setdefault('input', row.get('text'))
+        if not all(isinstance(row.get(x), str) for x in fields):
           raise TypeError
       except (ValueError, AttributeError, TypeError) as e:
-        kind = ''
-        if path.endswith('.jsonl') or len(fields) > 1:
-          kind = ' JSON with a string ' + ' and '.join(f'`{x}`' for x in fields)
+        kind = ' JSON with a string ' + ' and '.join(f'`{x}`' for x in fields)
+        kind = kind if is_json or len(fields) > 1 else ''
         raise ValueError(
           f'{path}, line {number}: expected UTF-8{kind}; got {raw[:60]!r}'
         ) from e
+      rows.append(row)
   return rows
 
 
-def read_task(name: str, split: str, lengths: dict) -> list[dict]:
-  """The examples of a seqio task: their ids, and texts where it kept them.
+def read_task(name: str, split: str, lengths: dict | None) -> list[dict]:
+  """Returns the examples of a seqio task, as ids and as texts.
 
   Args:
     name: of a registered task.
@@ -81,17 +79,13 @@ def read_task(name: str, split: str, lengths: dict) -> list[dict]:
     dataset = task.get_dataset(
       lengths, split, shuffle=False, num_epochs=1, seed=0
     )
-    features = task.output_features
     for example in dataset.as_numpy_iterator():
       row = {}
       for side, field in (('inputs', 'input'), ('targets', 'target')):
         ids = [int(i) for i in example[side]]
-        text = example.get(f'{side}_pretokenized')
-        text = (
-          features[side].vocabulary.decode(ids)
-          if text is None
-          else text.decode('utf-8')
-        )
+        text = example.get(f'{side}_pretokenized', b'').decode('utf-8')
+        if f'{side}_pretokenized' not in example:
+          text = task.output_features[side].vocabulary.decode(ids)
         row |= {field: text, f'{field}_ids': ids}
       rows.append(row)
   return rows
@@ -216,8 +210,8 @@ class FileJob(api.ModelSource):
     mode: how texts are framed, one of `prompts.MODES`.
     batch_size: rows at a time.
     say: prints a line.
-    suffix, required: of the kind of job.
-    counted: what the rows are called in what is printed.
+    suffix, required, counted: of a kind of job; the last is the rows' name in
+      what is printed.
   """
 
   input: str | None = None
@@ -235,19 +229,23 @@ class FileJob(api.ModelSource):
   counted: ClassVar[str]
 
   def run(self) -> str:
-    """Writes the output and returns its path; goes on where a run was killed.
+    """Writes the output and returns its path.
 
     Raises:
       FileNotFoundError: there is no input or no model.
       ValueError: a row is not as expected, or has no room in the model.
     """
-    name = self._input_name()
+    if (self.input is None) == (self.task is None):
+      raise ValueError('expected one of INPUT, a file, and TASK, a seqio task')
+    if self.task is None:  # wrong lines are named before a model is read
+      rows = read_inputs(self.input, self.required)
+      name = os.path.splitext(self.input)[0]
     model = self.load()
-    rows = self._read_rows(model)
-    inputs = model.ids(
-      [x.get('input_ids') or x['input'] for x in rows], self.mode
-    )
-    compute = self._prepare(model, rows, inputs)
+    if self.task is not None:
+      self.configure_tasks(vocabulary=model.vocabulary.path)
+      rows, name = read_task(self.task, self.split, self.lengths), self.task
+    ids = model.ids([x.get('input_ids') or x['input'] for x in rows], self.mode)
+    compute = self._prepare(model, rows, ids)
     results = PartialResults(
       self.output or name + self.suffix, self._settings(model, rows), len(rows)
     )
@@ -256,26 +254,10 @@ class FileJob(api.ModelSource):
       f'step {model.step:,} of {self.model_dir}: {len(rows):,} {self.counted}, '
       f'mode {self.mode}'
     )
-    lengths = list(map(len, inputs))
+    lengths = list(map(len, ids))
     compute_missing(rows, lengths, results, self.batch_size, compute, log)
     log(f'wrote {results.output}')
     return results.output
-
-  def _input_name(self) -> str:
-    """Checks what is read, before a model is; returns a name for the output."""
-    if (self.input is None) == (self.task is None):
-      raise ValueError('expected one of INPUT, a file, and TASK, a seqio task')
-    if self.task is not None:
-      return self.task
-    if not os.path.exists(self.input):
-      raise FileNotFoundError(f'INPUT = {self.input!r}: no such file')
-    return os.path.splitext(self.input)[0]
-
-  def _read_rows(self, model: api.Model) -> list[dict]:
-    if self.task is None:
-      return read_inputs(self.input, self.required)
-    self.configure_tasks(vocabulary=model.vocabulary.path)
-    return read_task(self.task, self.split, self.lengths)
 
   def _settings(self, model: api.Model, rows: list[dict]) -> dict:
     """Returns all that the results depend on."""
@@ -284,8 +266,8 @@ class FileJob(api.ModelSource):
       mode=self.mode, weights=self.weights,
     )  # fmt: skip
 
-  def _prepare(self, model: api.Model, rows: list[dict], inputs) -> Callable:
-    """Returns the `compute` of `compute_missing`, given encoder ids of rows."""
+  def _prepare(self, model: api.Model, rows: list[dict], ids) -> Callable:
+    """Returns the `compute` of `compute_missing`; ids are the encoder's."""
     raise NotImplementedError
 
 
@@ -313,18 +295,13 @@ class InferJob(FileJob):
       config=self.config, stop=self.stop, banned=self.banned
     )
 
-  def _prepare(self, model, rows, inputs):
+  def _prepare(self, model, rows, ids):
     def compute(numbers):
+      prefixes = [rows[i].get('prefix', '') for i in numbers]
       generations = model.complete(
-        [inputs[i] for i in numbers],
-        self.mode,
-        self.config,
-        [rows[i].get('prefix', '') for i in numbers],
-        self.stop,
-        self.banned,
-        self.batch_size,
-        numbers,
-      )
+        [ids[i] for i in numbers], self.mode, self.config, prefixes, self.stop,
+        self.banned, self.batch_size, numbers,
+      )  # fmt: skip
       results = {}
       for i, row in zip(numbers, generations):
         texts = [x.text for x in row]
@@ -346,17 +323,13 @@ class ScoreJob(FileJob):
   required = ('input', 'target')
   counted = 'targets'
 
-  def _prepare(self, model, rows, inputs):
+  def _prepare(self, model, rows, ids):
     targets = [x.get('target_ids') or x['target'] for x in rows]
     targets = model.ids(targets, None)
 
     def compute(numbers):
-      totals, counts = model.score(
-        [inputs[i] for i in numbers],
-        [targets[i] for i in numbers],
-        self.mode,
-        self.batch_size,
-      )
+      pairs = [ids[i] for i in numbers], [targets[i] for i in numbers]
+      totals, counts = model.score(*pairs, self.mode, self.batch_size)
       results = {
         i: {'log_probability': float(total), 'tokens': int(count)}
         for i, total, count in zip(numbers, totals, counts)

@@ -1,9 +1,10 @@
-"""Beam search over an explicit cache; letters as in decode.py, k beams.
+"""Beam search over an explicit cache; letters as in `generate`, and k beams.
 
-Beams change places after every token; the cache stays. An input's row of it has
-its prefix, then a slot for each beam and token: the token that beam j read at
-step t is in slot n + t k + j, and each beam knows the slots that it descends
-from. One product reads them for all beams.
+Beams change places after every token; the cache does not, for copying it would
+cost more than the token. An input's row of it has the prefix, then a slot for
+each beam and token: what beam j read at step t is in slot n + t k + j, and each
+beam knows the slots that it descends from. One product reads them for all
+beams.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from atm.inference.sampling import (
 )
 from atm.model.transformer import AlexaTM
 
-NO_SCORE = -1e9  # the score of what is no candidate
+NO_SCORE = -1e9  # of what is no candidate
 
 
 @flax.struct.dataclass
@@ -33,7 +34,7 @@ class BeamState:
   """k beams that are being written, and the k best that are finished.
 
   Attributes:
-    caches, source: see Rows; B rows, n + k (T - 1) slots.
+    caches, source: see DecodeState; B rows, n + k (T - 1) slots.
     seen: [B, k, n + k (T - 1)] bool, the slots that a beam descends from.
     token: [B, k], what each beam reads next.
     history: see History; B x k rows.
@@ -56,7 +57,7 @@ class BeamState:
 
 
 def _gather_beams(tree, index):
-  """Leaves [B, m, ...] by index [B, k] to [B, k, ...]."""
+  """Returns leaves [B, k, ...], the beams `index` [B, k] of [B, m, ...]."""
   row = jnp.arange(len(index))[:, None]
   return jax.tree.map(lambda x: x[row, index], tree)
 
@@ -74,83 +75,109 @@ def _flatten_beams(tree):
 def _extend_beams(
   model, sampler: Sampler, beams: BeamState, logits
 ) -> BeamState:
-  """Beams with one more token each, of logits [B, k, V].
+  """Writes one more token to each beam, chosen of logits [B, k, V].
 
-  The 2 k best continuations are looked at: were k of them ends, as many would
-  be left to go on with. An end counts if it is among the k best.
+  The 2 k best continuations are candidates: should k of them be ends, as many
+  are left to go on with.
   """
-  B, k, V = logits.shape
-  end_id = model.config.end_id
-  each = jax.nn.log_softmax(logits)
-  scores = process_logits(sampler, beams.history, _flatten_beams(each), end_id)
+  k, end_id = logits.shape[1], model.config.end_id
+  log_probabilities = jax.nn.log_softmax(logits)
+  candidates, beam, token, history = _best_candidates(
+    sampler, beams, log_probabilities, end_id
+  )
+  ended = token == end_id
+  hits = ended | _unflatten_beams(has_stopped(sampler, history), 2 * k)
+  count = history.count[0]
+  at = (jnp.arange(candidates['ids'].shape[-1]) == count - 1)[None, None]
+  picked = log_probabilities[jnp.arange(len(token))[:, None], beam, token]
+  write = lambda name, new, at: jnp.where(at, new[..., None], candidates[name])
+  candidates |= {
+    'ids': write('ids', token, at & ~ended[..., None]),
+    'log_probabilities': write('log_probabilities', picked, at),
+    'length': candidates['length'] + ~ended,
+    'count': candidates['count'] + 1,
+  }
+  going = jnp.where(hits, candidates['score'] + NO_SCORE, candidates['score'])
+  going, kept = jax.lax.top_k(going, k)
+  running = {**_gather_beams(candidates, kept), 'score': going}
+  finished, full = _finish_beams(sampler, beams, candidates, hits, count)
+  is_open = _is_open(sampler, beams, running, finished, full, hits, count)
+  return beams.replace(
+    seen=_gather_beams(beams.seen, _gather_beams(beam, kept)),
+    token=_gather_beams(token, kept),
+    history=_flatten_beams(
+      _gather_beams(_unflatten_beams(history, 2 * k), kept)
+    ),
+    running=running,
+    finished=finished,
+    full=full,
+    open=is_open,
+  )
+
+
+def _best_candidates(sampler, beams: BeamState, log_probabilities, end_id):
+  """Returns the 2 k best continuations of each input's beams.
+
+  Returns:
+    (their beams, as BeamState.running has them, with the new score; the beam
+    [B, 2 k] that each continues; its token [B, 2 k]; histories, B x 2 k rows).
+  """
+  B, k, V = log_probabilities.shape
+  scores = process_logits(
+    sampler, beams.history, _flatten_beams(log_probabilities), end_id
+  )
   scores = _unflatten_beams(scores, k) + beams.running['score'][..., None]
   score, index = jax.lax.top_k(scores.reshape(B, -1), 2 * k)
   beam, token = index // V, (index % V).astype(jnp.int32)
-
-  made = _gather_beams(beams.running, beam)
-  past = append_token(
-    sampler,
-    _flatten_beams(_gather_beams(_unflatten_beams(beams.history, k), beam)),
-    _flatten_beams(token),
+  candidates = _gather_beams(beams.running, beam)
+  history = _gather_beams(_unflatten_beams(beams.history, k), beam)
+  history = append_token(
+    sampler, _flatten_beams(history), _flatten_beams(token)
   )
-  ended = token == end_id
-  hits = ended | _unflatten_beams(has_stopped(sampler, past), 2 * k)
-  count = past.count[0]
-  at = (jnp.arange(made['ids'].shape[-1]) == count - 1)[None, None]
-  picked = each[jnp.arange(B)[:, None], beam, token]
-  made = {
-    'ids': jnp.where(at & ~ended[..., None], token[..., None], made['ids']),
-    'log_probabilities': jnp.where(
-      at, picked[..., None], made['log_probabilities']
-    ),
-    'length': made['length'] + ~ended,
-    'count': made['count'] + 1,
-    'score': score,
-  }
+  return {**candidates, 'score': score}, beam, token, history
 
-  going = jnp.where(hits, score + NO_SCORE, score)
-  going, kept = jax.lax.top_k(going, k)
-  running = {**_gather_beams(made, kept), 'score': going}
 
-  eager = sampler.early_stopping is True
-  shut = ~beams.open | (beams.full.all(1) & eager)
+def _finish_beams(sampler, beams: BeamState, candidates, hits, count) -> tuple:
+  """Returns `finished` and `full` with the candidates that end.
+
+  As in Hugging Face's `generate`, an end counts if it is among the k best.
+  """
+  k = beams.full.shape[1]
+  shut = ~beams.open | (beams.full.all(1) & (sampler.early_stopping is True))
   new = hits & (jnp.arange(2 * k) < k)
-  ends = score / count.astype(jnp.float32) ** sampler.length_penalty
+  ends = candidates['score'] / (
+    count.astype(jnp.float32) ** sampler.length_penalty
+  )
   ends = jnp.where(new & ~shut[:, None], ends, NO_SCORE)
   both = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b], axis=1),
     (beams.finished, beams.full),
-    ({**made, 'score': ends}, new & ~shut[:, None]),
+    ({**candidates, 'score': ends}, new & ~shut[:, None]),
   )
   _, best = jax.lax.top_k(both[0]['score'], k)
-  finished, full = _gather_beams(both, best)
+  return _gather_beams(both, best)
 
+
+def _is_open(sampler, beams: BeamState, running, finished, full, hits, count):
+  """Returns [B], whether a running beam could still be among the k best."""
   reach = sampler.max_tokens if sampler.early_stopping == 'never' else count
   reach = jnp.where(sampler.length_penalty > 0, reach, count)
   hope = running['score'][:, :1] / reach**sampler.length_penalty
   worst = jnp.where(full, finished['score'].min(1, keepdims=True), NO_SCORE)
-  open_ = beams.open & (hope > worst).any(1) & ~hits.all(1)
-  if eager:
-    open_ &= ~full.all(1)
-  return beams.replace(
-    seen=_gather_beams(beams.seen, _gather_beams(beam, kept)),
-    token=_gather_beams(token, kept),
-    history=_flatten_beams(_gather_beams(_unflatten_beams(past, 2 * k), kept)),
-    running=running,
-    finished=finished,
-    full=full,
-    open=open_,
-  )
+  is_open = beams.open & (hope > worst).any(1) & ~hits.all(1)
+  if sampler.early_stopping is True:
+    is_open &= ~full.all(1)
+  return is_open
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'k', 'results'))
 def beam_search(
   model, params, sampler, tokens, segments, prefix, lengths, T, k, results=1
 ):  # fmt: skip
-  """The best of k beams by log-probability / tokens ** length_penalty.
+  """Returns the best of k beams by log-probability / tokens ** length_penalty.
 
-  The choices, their order and when it ends are those of Hugging Face's
-  `generate`, but for an input by itself: another in the batch changes nothing.
+  Choices, their order and the end are those of Hugging Face's `generate`, but
+  for an input by itself: others in the batch change nothing.
 
   Args:
     model, params, sampler, tokens, segments, prefix, lengths, T, results: see
@@ -176,13 +203,13 @@ def beam_search(
 def start_beams(
   model, params, sampler, tokens, segments, prefix, lengths, T, k
 ) -> BeamState:
-  """Beams with their first token; see `beam_search`."""
+  """Returns beams with their first token; see `beam_search`."""
   B, n = prefix.shape
-  room = n + k * (T - 1)  # nobody reads the last tokens
+  room = n + k * (T - 1)  # the last tokens are written, but never read
   logits, caches = prefill(
     model, params, tokens, segments, prefix, lengths, room
   )
-  read = jnp.arange(room) < lengths[:, None, None]
+  is_prefix = jnp.arange(room) < lengths[:, None, None]
   repeat = lambda x: jnp.repeat(x, k, axis=0)
   blank = {
     'ids': jnp.full((B, k, T), model.config.pad_id, jnp.int32),
@@ -191,27 +218,27 @@ def start_beams(
     'count': jnp.zeros((B, k), jnp.int32),
     'score': jnp.full((B, k), NO_SCORE),
   }
-  only = jnp.where(jnp.arange(k) == 0, 0.0, NO_SCORE)  # all k are one as yet
+  # All k beams are one as yet: only the first has continuations that count.
+  first_only = jnp.where(jnp.arange(k) == 0, 0.0, NO_SCORE)
   beams = BeamState(
     caches=caches,
     source=segments,
-    seen=jnp.broadcast_to(read, (B, k, room)),
+    seen=jnp.broadcast_to(is_prefix, (B, k, room)),
     token=jnp.zeros((B, k), jnp.int32),
     history=initial_history(model, sampler, repeat(prefix), repeat(lengths)),
-    running={**blank, 'score': jnp.broadcast_to(only, (B, k))},
+    running={**blank, 'score': jnp.broadcast_to(first_only, (B, k))},
     finished=blank,
     full=jnp.zeros((B, k), bool),
     open=segments.max(1) > 0,
   )
-  return _extend_beams(
-    model, sampler, beams, _unflatten_beams(repeat(logits), k)
-  )
+  logits = _unflatten_beams(repeat(logits), k)
+  return _extend_beams(model, sampler, beams, logits)
 
 
 def _advance(
   model, params, sampler: Sampler, beams: BeamState, lengths
 ) -> BeamState:
-  """Every beam reads its token, and has one more."""
+  """Reads every beam's token, and writes one more."""
   B, k, room = beams.seen.shape
   step = _unflatten_beams(beams.history.count, k) - 1
   n = room - k * (beams.running['ids'].shape[-1] - 1)
@@ -227,6 +254,5 @@ def _advance(
     seen=seen,
     method=AlexaTM.decode_cached,
   )
-  return _extend_beams(
-    model, sampler, beams.replace(caches=caches, seen=seen), logits
-  )
+  beams = beams.replace(caches=caches, seen=seen)
+  return _extend_beams(model, sampler, beams, logits)

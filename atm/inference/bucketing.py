@@ -1,32 +1,37 @@
-"""Which program decodes a batch, and of what shape: few, so that few compile.
+"""Pads batches to few shapes, and selects the program that decodes them.
 
-Letters as in decode.py. `atm infer` runs these, and `atm plan` compiles them.
+Letters as in `generate`. `atm infer` runs these programs, `atm plan` compiles
+them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
 
 from atm.inference import beam_search, generate
 
 
 def next_power_of_two(n: int) -> int:
-  """The least one that is not below n."""
+  """Returns the least power of two that is not below n, for n of at least 1."""
   return 1 << (n - 1).bit_length()
 
 
 def encoder_shape(
   config, mesh, longest: int, rows: int, batch_size: int
-) -> tuple:
-  """(B, S) of encoder inputs: what is behind them is padding.
+) -> tuple[int, int]:
+  """Returns the padded shape (B, S) of encoder inputs.
 
-  A batch that is not full grows in powers of two up to one that is, and all
-  divide by the data shards.
+  A batch that is not full grows in powers of two up to a full one; B divides
+  by the data shards.
 
   Args:
     config: a `model.config.Config`.
     mesh: where they are decoded.
     longest: ids of the longest.
-    rows: how many they are.
-    batch_size: of a full batch.
+    rows: inputs in the batch.
+    batch_size: inputs of a full batch.
   """
   shards = mesh.size // mesh.shape['tensor']
   B = min(next_power_of_two(rows), batch_size)
@@ -37,7 +42,7 @@ def encoder_shape(
 def decoder_shape(
   config, longest: int, max_tokens: int
 ) -> tuple[int, int, int]:
-  """(n, T, room) of the decoder: its prefix, what is written behind it.
+  """Returns (n, T, room) of the decoder.
 
   Args:
     config: a `model.config.Config`.
@@ -45,7 +50,8 @@ def decoder_shape(
     max_tokens: asked for.
 
   Returns:
-    n and T, powers of two; how many tokens there really may be, T or less.
+    The padded lengths of prefix and output, powers of two, and how many tokens
+    may really be written, T or less.
 
   Raises:
     ValueError: Config.positions has no room for a token.
@@ -60,15 +66,59 @@ def decoder_shape(
   return next_power_of_two(longest), next_power_of_two(room), room
 
 
+def pad_inputs(
+  config, mesh, rows: Sequence[Sequence[int]], batch_size: int
+) -> dict[str, np.ndarray]:
+  """Returns `tokens` and `segments` of encoder ids, int32 [B, S] each.
+
+  Rows behind the last input are of padding alone, in segment 0.
+  """
+  shape = encoder_shape(
+    config, mesh, max(map(len, rows)), len(rows), batch_size
+  )
+  tokens = np.full(shape, config.pad_id, np.int32)
+  segments = np.zeros(shape, np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row)], segments[i, : len(row)] = row, 1
+  return {'tokens': tokens, 'segments': segments}
+
+
+def pad_batch(
+  config, mesh, rows, prefixes, numbers, max_tokens: int, batch_size: int
+) -> tuple[dict[str, np.ndarray], int, int]:
+  """Returns (batch, T, room): all that a program reads of a few inputs.
+
+  Args:
+    config: a `model.config.Config`.
+    mesh: where the batch is decoded.
+    rows: encoder ids of each input.
+    prefixes: decoder ids of each, start token included.
+    numbers: of the inputs, for sampling.
+    max_tokens, batch_size: see `decoder_shape` and `encoder_shape`.
+
+  Raises:
+    ValueError: see `decoder_shape`.
+  """
+  n, T, room = decoder_shape(config, max(map(len, prefixes)), max_tokens)
+  batch = pad_inputs(config, mesh, rows, batch_size)
+  B = len(batch['tokens'])
+  prefix = np.full((B, n), config.pad_id, np.int32)
+  prefix[:, 0], lengths = config.start_id, np.ones(B, np.int32)
+  number = np.zeros(B, np.int32)
+  number[: len(rows)] = np.asarray(numbers, np.int64) % 2**31
+  for i, row in enumerate(prefixes):
+    prefix[i, : len(row)], lengths[i] = row, len(row)
+  return batch | dict(prefix=prefix, lengths=lengths, number=number), T, room
+
+
 def select_program(net, params, sampler, batch: dict, config, T: int) -> tuple:
-  """(jitted function, arguments, named arguments) that decode a batch.
+  """Returns (jitted function, arguments, keyword arguments) for a batch.
 
   Args:
     net: the model.
     params: of `generate.prepare_params`.
     sampler: the `sampling.Sampler` of config.
-    batch: `tokens`, `segments`, `prefix`, `lengths` and `number`, see
-      `generate.generate`; arrays, or shapes with shardings.
+    batch: of `pad_batch`; or shapes with shardings.
     config: a `sampling.Config`.
     T: room for tokens.
   """

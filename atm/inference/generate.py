@@ -1,7 +1,7 @@
 """Generation, greedy or sampled, over an explicit cache.
 
 Pure functions of arrays whose unit is the row: `prefill` reads prompts,
-`choose_first_tokens` begins the outputs, `advance` writes one more token, and
+`start_decoding` begins the outputs, `advance` writes one more token, and
 `insert_row` puts a prefilled row in another's place, for continuous batching.
 `generate` is a loop of them in one program, which ends when all rows are done.
 Beam search has its own loop, in `beam_search`.
@@ -18,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from atm.inference.generations import fetch
 from atm.inference.sampling import (
   History,
   Sampler,
@@ -62,12 +63,11 @@ class DecodeState:
 
 # --- Reading
 
-
 unstack_layers = jax.jit(split_layer_params, static_argnames='count')
 
 
 def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
-  """Parameters as decoding on a CPU is fastest with: layers apart.
+  """Returns parameters as they decode fastest: on a CPU with layers unstacked.
 
   XLA's CPU backend copies a layer out of the stack for each token. The
   decoder's layers are in memory twice then; elsewhere they are left stacked.
@@ -80,7 +80,7 @@ def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
 
 
 def encode(model: AlexaTM, params, tokens, segments):
-  """Encoder states [B, S, D] of ids [B, S], segments 0 on padding."""
+  """Returns encoder states [B, S, D] of ids [B, S], segments 0 on padding."""
   return model.apply(
     {'params': params},
     tokens,
@@ -119,102 +119,7 @@ def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
   )
 
 
-def decode_token(model: AlexaTM, params, token, position, caches, source):
-  """Reads one token [R] at `position` [R]; returns (logits [R, V], caches)."""
-  return model.apply(
-    {'params': params},
-    token[:, None],
-    position[:, None],
-    caches,
-    source,
-    jnp.zeros_like(position),
-    method=AlexaTM.decode_cached,
-  )
-
-
-def repeat_caches(caches: list, times: int) -> list:
-  """Caches of B rows for B x times, which share the encoder's part."""
-  repeat = lambda x: jnp.repeat(x, times, axis=0)
-  return [
-    c.replace(self_keys=repeat(c.self_keys), self_values=repeat(c.self_values))
-    for c in caches
-  ]
-
-
-# --- Rows
-
-
-def choose_first_tokens(
-  model, sampler, logits, caches, source, prefix, lengths, keys, T
-):
-  """Rows with their first token chosen, of what `prefill` returned.
-
-  Args:
-    model: the model.
-    sampler: a `Sampler`.
-    logits: [R, V].
-    caches: for R rows.
-    source: [B, S]; an input of zeros is done before it begins.
-    prefix, lengths: [R, n] and [R], what was read.
-    keys: [R] random keys.
-    T: room for tokens.
-  """
-  R = len(logits)
-  rows = DecodeState(
-    caches=caches,
-    source=source,
-    token=jnp.zeros(R, jnp.int32),
-    position=lengths - 1,
-    ids=jnp.full((R, T), model.config.pad_id, jnp.int32),
-    log_probabilities=jnp.zeros((R, T), jnp.float32),
-    length=jnp.zeros(R, jnp.int32),
-    done=jnp.repeat(source.max(1) == 0, R // len(source)),
-    history=initial_history(model, sampler, prefix, lengths),
-    keys=keys,
-  )
-  return _chosen(model, sampler, rows, logits)
-
-
-def advance(model, params, sampler: Sampler, rows: DecodeState) -> DecodeState:
-  """One more token for every row that is not done."""
-  at = jnp.minimum(rows.position, rows.caches[0].self_values.shape[2] - 1)
-  logits, caches = decode_token(
-    model, params, rows.token, at, rows.caches, rows.source
-  )
-  return _chosen(model, sampler, rows.replace(caches=caches), logits)
-
-
-def _chosen(model, sampler, rows: DecodeState, logits) -> DecodeState:
-  end_id = model.config.end_id
-  token, log_probability = choose_tokens(
-    sampler, rows.history, rows.keys, logits, end_id
-  )
-  row, at, open_ = jnp.arange(len(token)), rows.length, ~rows.done
-  ended = token == end_id
-  put = lambda x, new, where: x.at[row, at].set(
-    jnp.where(where, new, x[row, at]), mode='drop'
-  )
-  past = jax.tree.map(
-    lambda new, old: jnp.where(
-      open_[(...,) + (None,) * (new.ndim - 1)], new, old
-    ),
-    append_token(sampler, rows.history, token),
-    rows.history,
-  )
-  return rows.replace(
-    token=token,
-    position=rows.position + 1,
-    ids=put(rows.ids, token, open_ & ~ended),
-    log_probabilities=put(rows.log_probabilities, log_probability, open_),
-    length=at + (open_ & ~ended),
-    done=rows.done | ended | has_stopped(sampler, past),
-    history=past,
-  )
-
-
-def insert_row(rows: DecodeState, row: DecodeState, at) -> DecodeState:
-  """`rows` with the one row of `row` in place `at`; R = B in both."""
-  return jax.tree.map(lambda x, new: x.at[at].set(new[0]), rows, row)
+# --- Writing
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'results'))
@@ -222,24 +127,117 @@ def start_decoding(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
   results=1,
 ) -> DecodeState:  # fmt: skip
-  """Rows with their first token, see `generate`."""
-  room = prefix.shape[1] + T - 1  # nobody reads the last token
+  """Returns rows with their first token, see `generate`.
+
+  An input of padding alone is done before it begins.
+  """
+  B, n = prefix.shape
+  room = n + T - 1  # the last token is written, but never read
   logits, caches = prefill(
     model, params, tokens, segments, prefix, lengths, room
   )
   repeat = lambda x: jnp.repeat(x, results, axis=0)
   fold = jax.random.fold_in
   keys = jax.vmap(functools.partial(fold, jax.random.key(seed)))(numbers)
-  keys = jax.vmap(fold)(
-    repeat(keys), jnp.tile(jnp.arange(results), len(tokens))
+  keys = jax.vmap(fold)(repeat(keys), jnp.tile(jnp.arange(results), B))
+  logits = repeat(logits)
+  caches = [  # the results of an input share the encoder's part
+    c.replace(self_keys=repeat(c.self_keys), self_values=repeat(c.self_values))
+    for c in caches
+  ]
+  prefix, lengths, R = repeat(prefix), repeat(lengths), B * results
+  state = DecodeState(
+    caches=caches,
+    source=segments,
+    token=jnp.zeros(R, jnp.int32),
+    position=lengths - 1,
+    ids=jnp.full((R, T), model.config.pad_id, jnp.int32),
+    log_probabilities=jnp.zeros((R, T), jnp.float32),
+    length=jnp.zeros(R, jnp.int32),
+    done=jnp.repeat(segments.max(1) == 0, results),
+    history=initial_history(model, sampler, prefix, lengths),
+    keys=keys,
   )
-  return choose_first_tokens(
-    model, sampler, repeat(logits), repeat_caches(caches, results), segments,
-    repeat(prefix), repeat(lengths), keys, T,
-  )  # fmt: skip
+  return _write_next(model, sampler, state, logits)
 
 
-decode_step = jax.jit(advance, static_argnames='model', donate_argnames='rows')
+def advance(model, params, sampler: Sampler, state: DecodeState) -> DecodeState:
+  """Reads each row's last token and writes one more, but in rows done."""
+  at = jnp.minimum(state.position, state.caches[0].self_values.shape[2] - 1)
+  logits, caches = model.apply(
+    {'params': params},
+    state.token[:, None],
+    at[:, None],
+    state.caches,
+    state.source,
+    jnp.zeros_like(at),
+    method=AlexaTM.decode_cached,
+  )
+  return _write_next(model, sampler, state.replace(caches=caches), logits)
+
+
+def _write_next(model, sampler, state: DecodeState, logits) -> DecodeState:
+  """Writes each row's next token, chosen of logits [R, V]."""
+  end_id = model.config.end_id
+  token, log_probability = choose_tokens(
+    sampler, state.history, state.keys, logits, end_id
+  )
+  row, at, is_open = jnp.arange(len(token)), state.length, ~state.done
+  ended = token == end_id
+  put = lambda x, new, where: x.at[row, at].set(
+    jnp.where(where, new, x[row, at]), mode='drop'
+  )
+  history = jax.tree.map(
+    lambda new, old: jnp.where(
+      is_open[(...,) + (None,) * (new.ndim - 1)], new, old
+    ),
+    append_token(sampler, state.history, token),
+    state.history,
+  )
+  return state.replace(
+    token=token,
+    position=state.position + 1,
+    ids=put(state.ids, token, is_open & ~ended),
+    log_probabilities=put(state.log_probabilities, log_probability, is_open),
+    length=at + (is_open & ~ended),
+    done=state.done | ended | has_stopped(sampler, history),
+    history=history,
+  )
+
+
+def insert_row(state: DecodeState, row: DecodeState, at) -> DecodeState:
+  """Returns `state` with the one row of `row` in place `at`; R = B in both."""
+  return jax.tree.map(lambda x, new: x.at[at].set(new[0]), state, row)
+
+
+decode_step = jax.jit(advance, static_argnames='model', donate_argnames='state')
+
+
+def stream_tokens(model, params, sampler, batch, seed: int, T: int, use):
+  """Yields the ids of the first row, each as soon as it is chosen.
+
+  Args:
+    model, params, sampler, seed, T: see `generate`.
+    batch: device arrays, see `bucketing.pad_batch`.
+    use: returns the context of mesh and rules that a program needs. It is not
+      open while the caller runs, who may need another.
+  """
+  batch = dict(batch)
+  numbers = batch.pop('number')
+  with use():
+    state = start_decoding(
+      model, params, sampler, **batch, numbers=numbers, seed=seed, T=T
+    )
+  length = 0
+  while True:
+    new = int(fetch(state.length)[0])
+    if new > length:  # not where the end token was chosen
+      yield int(fetch(state.ids)[0, length])
+    length = new
+    if fetch(state.done)[0]:
+      return
+    with use():
+      state = decode_step(model, params, sampler, state)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'results'))
@@ -247,13 +245,12 @@ def generate(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
   results=1,
 ):  # fmt: skip
-  """Greedy or sampled tokens until every row is done.
+  """Writes greedy or sampled tokens until every row is done.
 
   Args:
-    model: the model.
-    params: its parameters.
+    model, tokens, segments, prefix, lengths: see `prefill`.
+    params: of `prepare_params`.
     sampler: a `Sampler`.
-    tokens, segments, prefix, lengths: see `prefill`.
     numbers: [B] of the inputs, for sampling.
     seed: scalar.
     T: room for tokens, sampler.max_tokens or more.
@@ -264,14 +261,14 @@ def generate(
     how many ids and how many log-probabilities there are, [B, results]: where
     the end token was chosen, one more of these).
   """
-  rows = start_decoding(
+  state = start_decoding(
     model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
     results,
   )  # fmt: skip
-  rows = jax.lax.while_loop(
-    lambda rows: ~rows.done.all(),
-    lambda rows: advance(model, params, sampler, rows),
-    rows,
+  state = jax.lax.while_loop(
+    lambda state: ~state.done.all(),
+    lambda state: advance(model, params, sampler, state),
+    state,
   )
-  out = rows.ids, rows.log_probabilities, rows.length, rows.history.count
+  out = state.ids, state.log_probabilities, state.length, state.history.count
   return tuple(x.reshape(-1, results, *x.shape[1:]) for x in out)

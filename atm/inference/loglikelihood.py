@@ -1,8 +1,9 @@
-"""Log-probabilities of given targets; those of one input share its row.
+"""Teacher-forced decoding: log-probabilities of given targets, and logits.
 
-The choices of one question have often one encoder input. It is read once, and
-so are its keys and values: the targets stand behind each other in the decoder,
-each a segment that sees itself and the whole input.
+The choices of one question often have the same encoder input. Such pairs share
+a row: the input is read once, and so are its keys and values; the targets stand
+behind each other in the decoder, each a segment that attends to itself and to
+the whole input.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from atm.inference import bucketing
+from atm.inference.generations import fetch
 from atm.model.config import Config
 from atm.model.transformer import AlexaTM
+from atm.parallel import sharding
 
 
 @dataclasses.dataclass
 class TargetsRow:
-  """One encoder input, and targets of it.
+  """One encoder input with targets of it.
 
   Attributes:
     source: encoder ids.
-    numbers: of the targets, in order.
-    length: tokens of all of them.
+    numbers: of the pairs whose targets they are, in order.
+    length: tokens of all targets together.
   """
 
   source: Sequence[int]
@@ -34,12 +39,12 @@ class TargetsRow:
 
 
 def pack_targets(sources, targets, room: int) -> list[TargetsRow]:
-  """Pairs of ids in as few rows as there are inputs; long rows are the last.
+  """Packs pairs of ids into few rows, sorted by length, the longest last.
 
   Args:
     sources: encoder ids of each pair.
     targets: decoder ids of each pair.
-    room: tokens of targets that a row has, unless one alone has more.
+    room: tokens of targets in a row, unless a single one has more.
   """
   rows: list[TargetsRow] = []
   newest: dict[tuple, TargetsRow] = {}
@@ -54,18 +59,22 @@ def pack_targets(sources, targets, room: int) -> list[TargetsRow]:
 
 
 def padded_length(length: int) -> int:
-  """T of a batch: at most an eighth more, or 15; so few shapes compile."""
+  """Returns T of a batch: at most an eighth more, or 15; few shapes compile."""
   step = max(16, 1 << max(0, (length - 1).bit_length() - 4))
   return -(-length // step) * step
 
 
 def decoder_batch(
-  rows: Sequence[TargetsRow], targets, shape: tuple[int, int], config: Config
+  rows: Sequence[TargetsRow], targets, B: int, config: Config
 ) -> dict[str, np.ndarray]:
-  """The decoder's part of a batch, int32 [B, T] each; 0 is no segment."""
+  """Returns the decoder's part of a batch, int32 [B, T] each.
+
+  Segments count from 1 in a row; 0 is padding.
+  """
+  shape = B, padded_length(max(row.length for row in rows))
   names = 'input_tokens', 'target_tokens', 'segment_ids', 'positions'
-  made = {f'decoder_{name}': np.zeros(shape, np.int32) for name in names}
-  inputs, labels, segments, positions = made.values()
+  batch = {f'decoder_{name}': np.zeros(shape, np.int32) for name in names}
+  inputs, labels, segments, positions = batch.values()
   inputs[:], labels[:] = config.pad_id, config.pad_id
   for i, row in enumerate(rows):
     start = 0
@@ -76,13 +85,13 @@ def decoder_batch(
       inputs[i, at] = [config.start_id, *ids[:-1]]
       positions[i, at] = np.arange(len(ids))
       start += len(ids)
-  return made
+  return batch
 
 
 def sum_targets(
   row: TargetsRow, targets, given, logs: np.ndarray, likeliest: np.ndarray
 ) -> list[tuple[int, float, bool]]:
-  """(number, summed log-probability, whether greedy) of a row's targets.
+  """Returns (number, summed log-probability, is greedy) of a row's targets.
 
   Args:
     row: of `pack_targets`.
@@ -90,19 +99,71 @@ def sum_targets(
     given: how many of each target's first tokens do not count.
     logs, likeliest: [T], of the row's tokens.
   """
-  made, start = [], 0
+  sums, start = [], 0
   for number in row.numbers:
     end = start + len(targets[number])
     at = slice(start + given[number], end)
     total = float(logs[at].sum(dtype=np.float64))
-    made.append((number, total, bool(likeliest[at].all())))
+    sums.append((number, total, bool(likeliest[at].all())))
     start = end
-  return made
+  return sums
+
+
+def score_pairs(
+  model: AlexaTM, params, mesh, rules, sources, targets, given, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Scores pairs of ids, see `api.Model.likelihoods`.
+
+  Args:
+    model, params, mesh, rules: of `api.Model`.
+    sources, targets: encoder and decoder ids of each pair.
+    given: how many of each target's first tokens are not scored; None: 0.
+    batch_size: rows of `pack_targets` at a time.
+  """
+  given = [0] * len(targets) if given is None else given
+  for i, (row, n) in enumerate(zip(targets, given, strict=True)):
+    if not 0 <= n < len(row):
+      raise ValueError(f'given[{i}] = {n}: expected 0 to {len(row) - 1}')
+  config = model.config
+  totals, greedy = np.zeros(len(sources)), np.zeros(len(sources), bool)
+  packed = pack_targets(sources, targets, config.positions)
+  for start in range(0, len(packed), batch_size):
+    rows = packed[start : start + batch_size]
+    batch = bucketing.pad_inputs(
+      config, mesh, [row.source for row in rows], batch_size
+    )
+    batch = {
+      'encoder_input_tokens': batch['tokens'],
+      'encoder_segment_ids': batch['segments'],
+      **decoder_batch(rows, targets, len(batch['tokens']), config),
+    }
+    batch = sharding.shard_batch(batch, mesh, rules)
+    with sharding.use_mesh(mesh, rules):
+      tokens = score_tokens(model, params, batch)
+    for row, *of_tokens in zip(rows, *map(fetch, tokens)):
+      for i, *sums in sum_targets(row, targets, given, *of_tokens):
+        totals[i], greedy[i] = sums
+  counts = [len(row) - n for row, n in zip(targets, given)]
+  return totals, np.array(counts, np.int64), greedy
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def score_tokens(model: AlexaTM, params, batch: dict):
-  """See `AlexaTM.log_probabilities`."""
+  """Compiles `AlexaTM.log_probabilities`."""
   return model.apply(
     {'params': params}, batch, method=AlexaTM.log_probabilities
   )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def next_token_logits(model: AlexaTM, params, tokens, decoder_tokens, segments):
+  """Returns float32 logits [B, T, V] of the token after each decoder token."""
+  logits = model.apply(
+    {'params': params},
+    tokens,
+    decoder_tokens,
+    encoder_segment_ids=segments,
+    decoder_segment_ids=jnp.ones_like(decoder_tokens),
+    enable_dropout=False,
+  )
+  return logits.astype(jnp.float32)

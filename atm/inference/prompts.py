@@ -1,4 +1,4 @@
-"""Prompts for in-context learning: templates as data, and answers cut out.
+"""Builds prompts for in-context learning, and cuts answers out of outputs.
 
 A prompt is k shots, examples with their answers, and one query without:
 
@@ -6,8 +6,7 @@ A prompt is k shots, examples with their answers, and one query without:
 
 The formats are those of the paper's evaluation, as its authors' released script
 and notebook write them. The tokenizer drops newlines, so `;` or `<br>` stands
-between, and there a generated answer is cut. An answer which holds this
-delimiter itself is cut there too, as theirs is.
+between, and a generated answer is cut there, even if it should hold one.
 
 A prompt has no `[CLM]`: text never encodes to it, so the caller inserts the id,
 as `Model.generate(..., mode='clm')` does.
@@ -113,11 +112,7 @@ TEMPLATES = {
 
 
 def find_template(name: str) -> Template:
-  """The template of a name.
-
-  Raises:
-    ValueError: there is none; says the nearest.
-  """
+  """Returns the template of a name; raises ValueError with the nearest."""
   check_choice('template', name, TEMPLATES)
   return TEMPLATES[name]
 
@@ -125,7 +120,7 @@ def find_template(name: str) -> Template:
 def build_prompt(
   template: Template, query: Mapping[str, str], shots: Sequence[Mapping] = ()
 ) -> str:
-  """The text the encoder reads, without `[CLM]`.
+  """Writes the text that the encoder reads, without `[CLM]`.
 
   Whitespace in a field, newlines too, becomes single spaces, as in the
   tokenizer; not `<br>`, which ends answers.
@@ -172,7 +167,7 @@ def _one_line(text: str) -> str:
 def extract_answer(
   template: Template, output: str, mode: str = 'clm', prompt: str = ''
 ) -> str:
-  """The answer in a generated text: up to the template's delimiter.
+  """Extracts the answer of a generated text, up to the template's delimiter.
 
   In 'denoise' the output repeats the prompt, shots and all, so the answer
   stands behind as many cues as the prompt has. An output with fewer did not
@@ -201,7 +196,7 @@ def extract_answer(
 
 
 def _filled_cue(template: Template, prompt: str) -> str:
-  """The cue a prompt ends in, its language filled in."""
+  """Returns the cue that a prompt ends in, its language filled in."""
   start = prompt.rfind(template.cue.split('{')[0])
   if start < 0:
     raise ValueError(
@@ -238,7 +233,7 @@ def cut_document(
 def choose_shots(
   examples: Iterable[Mapping], k: int = 1, field: str = 'document'
 ) -> list[Mapping]:
-  """The first k examples under 192 words: the shots for summaries.
+  """Returns the first k examples under 192 words: the shots for summaries.
 
   A word is what stands between spaces, so in Japanese all documents are short.
 

@@ -1,4 +1,4 @@
-"""Which token comes next: of logits, what is asked for and what was written.
+"""Chooses the next token of logits, by settings and what was written.
 
 R rows, V vocabulary.
 """
@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atm.messages import check_choice
+from atm.messages import check_choice, check_number
 
-NEG_INF = -jnp.inf  # a log-probability
+NEG_INF = -jnp.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """How to choose tokens; checks itself. The paper's generation is greedy.
+  """Settings of generation, greedy by default, as in the paper.
 
-  Names and meanings are those of Hugging Face's `generate`.
+  Names and meanings are those of Hugging Face's `generate`. Class and fields
+  keep their names and order: `str` of them is hashed in .part files.
 
   Attributes:
     max_tokens: at most this many a generation, its end token included.
@@ -61,21 +62,18 @@ class Config:
   seed: int = 0
 
   def __post_init__(self):
-    whole = {'max_tokens': 1, 'min_tokens': 0, 'beams': 1, 'results': 1}
-    for name, least in {**whole, 'top_k': 0, 'seed': 0}.items():
-      value = getattr(self, name)
-      if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-          f'{name} = {value!r}: expected a whole number, {least} or more'
-        )
-    for name, right, range_ in (
-      ('temperature', self.temperature >= 0, '0 or more'),
-      ('top_p', 0 < self.top_p <= 1, 'above 0, at most 1'),
-      ('min_p', 0 <= self.min_p <= 1, '0 to 1'),
-      ('repetition_penalty', self.repetition_penalty > 0, 'above 0'),
-    ):
-      if not right:
-        raise ValueError(f'{name} = {getattr(self, name)!r}: expected {range_}')
+    least = dict(
+      max_tokens=1, min_tokens=0, beams=1, results=1, top_k=0, seed=0
+    )
+    for name, bound in least.items():
+      check_number(name, getattr(self, name), bound)
+    check_number('temperature', self.temperature, 0, whole=False)
+    check_number('min_p', self.min_p, 0, 1, whole=False)
+    for name, most in (('top_p', 1), ('repetition_penalty', np.inf)):
+      if not 0 < getattr(self, name) <= most:
+        end = '' if most == np.inf else f', at most {most}'
+        value = getattr(self, name)
+        raise ValueError(f'{name} = {value!r}: expected above 0{end}')
     if not isinstance(self.early_stopping, bool):
       check_choice('early_stopping', self.early_stopping, ('never',))
     if self.beams > 1 and self.temperature:
@@ -93,7 +91,7 @@ class Config:
 
 @flax.struct.dataclass
 class Sampler:
-  """A Config as arrays, so that other values are no other program.
+  """A Config as arrays, so that other values compile no other program.
 
   Attributes:
     max_tokens, min_tokens, length_penalty, temperature, top_k, top_p, min_p,
@@ -123,11 +121,17 @@ class Sampler:
 
   @classmethod
   def from_config(cls, config: Config, banned=(), stops=None) -> Sampler:
-    """Of a Config, sequences of ids not to write, and a table of stops."""
+    """Returns the arrays of a Config.
+
+    Args:
+      config: the settings.
+      banned: sequences of ids not to write.
+      stops: of `stop_strings.build_table`, or None.
+    """
+    number = lambda name: getattr(config, name)
     whole = ('max_tokens', 'min_tokens', 'top_k')
     real = ('length_penalty', 'temperature', 'top_p', 'min_p')
-    kinds = {name: np.int32 for name in whole}
-    kinds |= {name: np.float32 for name in (*real, 'repetition_penalty')}
+    real = (*real, 'repetition_penalty')
     # Powers of two, so that few shapes compile.
     size = lambda n: n and 1 << (n - 1).bit_length()
     longest = max((len(row) for row in banned), default=1)
@@ -135,7 +139,8 @@ class Sampler:
     for out, row in zip(table, banned):
       out[-len(row) :] = row
     return cls(
-      **{name: kind(getattr(config, name)) for name, kind in kinds.items()},
+      **{name: np.int32(number(name)) for name in whole},
+      **{name: np.float32(number(name)) for name in real},
       banned=table,
       stops=stops,
       sampled=config.temperature > 0,
@@ -163,7 +168,7 @@ class History:
 
 
 def initial_history(model, sampler: Sampler, prefix, lengths) -> History:
-  """Of rows that have read their prefix [R, n] and written nothing."""
+  """Returns the history of rows whose prefix [R, n] was prefilled."""
   R, n = prefix.shape
   M = sampler.banned.shape[1] - 1
   at = lengths[:, None] - M + jnp.arange(M)
@@ -178,43 +183,46 @@ def initial_history(model, sampler: Sampler, prefix, lengths) -> History:
   return History(none, jnp.where(at < 0, -1, tail), written, state)
 
 
-def append_token(sampler: Sampler, past: History, token) -> History:
-  """The history with token [R] written."""
-  written, state = past.written, past.state
+def append_token(sampler: Sampler, history: History, token) -> History:
+  """Returns the history with token [R] written."""
+  written, state = history.written, history.state
   if written is not None:
     written = written.at[jnp.arange(len(token)), token].set(True)
   if state is not None:
     state = sampler.stops[state, token]
-  tail = jnp.concatenate([past.tail, token[:, None]], axis=1)[:, 1:]
-  return History(past.count + 1, tail, written, state)
+  tail = jnp.concatenate([history.tail, token[:, None]], axis=1)[:, 1:]
+  return History(history.count + 1, tail, written, state)
 
 
-def has_stopped(sampler: Sampler, past: History) -> jax.Array:
-  """[R]: a stop string has been written, or there is no room for more."""
-  full = past.count >= sampler.max_tokens
-  if past.state is None:
+def has_stopped(sampler: Sampler, history: History) -> jax.Array:
+  """Returns [R]: a stop string was written, or there is no room for more."""
+  full = history.count >= sampler.max_tokens
+  if history.state is None:
     return full
-  return full | (past.state == len(sampler.stops) - 1)
+  return full | (history.state == len(sampler.stops) - 1)
 
 
-def process_logits(sampler: Sampler, past: History, logits, end_id: int):
-  """Logits [R, V] as the sampler wants them; log-probabilities do as well."""
+def process_logits(sampler: Sampler, history: History, logits, end_id: int):
+  """Applies penalties, bans and min_tokens to logits [R, V].
+
+  Log-probabilities do as well.
+  """
   if sampler.repeats:
     penalty = sampler.repetition_penalty
     other = jnp.where(logits < 0, logits * penalty, logits / penalty)
-    logits = jnp.where(past.written, other, logits)
+    logits = jnp.where(history.written, other, logits)
   if sampler.banned.size:
     before, last = sampler.banned[:, :-1], sampler.banned[:, -1]
-    same = (past.tail[:, None] == before) | (before < 0)
+    same = (history.tail[:, None] == before) | (before < 0)
     bans = same.all(-1) & (last >= 0)  # [R, N]
     logits = logits.at[:, last].add(jnp.where(bans, NEG_INF, 0.0))
-  early = past.count < sampler.min_tokens
+  early = history.count < sampler.min_tokens
   ends = jnp.where(early, NEG_INF, logits[:, end_id])
   return logits.at[:, end_id].set(ends)
 
 
 def truncate_logits(sampler: Sampler, logits):
-  """Logits [R, V], -inf on what top_k, top_p and min_p leave out, in turn."""
+  """Sets logits [R, V] to -inf where top_k, top_p and min_p, in turn, cut."""
   V = logits.shape[-1]
   ascending = jnp.sort(logits, axis=-1)
   k = jnp.where(sampler.top_k > 0, jnp.minimum(sampler.top_k, V), V)
@@ -229,21 +237,23 @@ def truncate_logits(sampler: Sampler, logits):
   return jnp.where(logits < least, NEG_INF, logits)
 
 
-def adjust_logits(sampler: Sampler, past: History, logits, end_id: int):
-  """Logits [R, V] of which the sampler takes the greatest, or a sample."""
-  logits = process_logits(sampler, past, logits, end_id)
+def adjust_logits(sampler: Sampler, history: History, logits, end_id: int):
+  """Applies `process_logits`, and for sampling temperature and truncation."""
+  logits = process_logits(sampler, history, logits, end_id)
   if sampler.sampled:
     logits /= sampler.temperature
     logits = truncate_logits(sampler, logits) if sampler.cut else logits
   return logits
 
 
-def choose_tokens(sampler: Sampler, past: History, keys, logits, end_id: int):
-  """A token [R] for each row, and its log-probability [R] by the model."""
+def choose_tokens(
+  sampler: Sampler, history: History, keys, logits, end_id: int
+):
+  """Returns a token [R] a row, and its log-probability [R] by the model."""
   log_probabilities = jax.nn.log_softmax(logits)
-  logits = adjust_logits(sampler, past, logits, end_id)
+  logits = adjust_logits(sampler, history, logits, end_id)
   if sampler.sampled:
-    keys = jax.vmap(jax.random.fold_in)(keys, past.count)
+    keys = jax.vmap(jax.random.fold_in)(keys, history.count)
     token = jax.vmap(jax.random.categorical)(keys, logits)
   else:
     token = jnp.argmax(logits, axis=-1)

@@ -1,18 +1,18 @@
-"""Stop strings as a table that a program steps through token by token."""
+"""Finds stop strings: by a table of tokens in a program, by text outside."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 
 def build_table(pieces: Sequence[str], stops: Sequence[str]) -> np.ndarray:
-  """Where each piece leads from each state of having read a part of a stop.
+  """Builds the transitions of an automaton that finds stops in pieces of text.
 
-  The automaton of Aho and Corasick (1975) over characters, followed over whole
-  pieces. State 0 has read nothing of a stop; the last state has read all of
-  one, and is never left.
+  That of Aho and Corasick (1975) over characters, followed over whole pieces.
+  State 0 has read nothing of a stop; the last state has read all of one, and is
+  never left.
 
   Args:
     pieces: [V] texts of the vocabulary's ids.
@@ -45,7 +45,7 @@ def build_table(pieces: Sequence[str], stops: Sequence[str]) -> np.ndarray:
 
 
 def _automaton(stops, letters) -> np.ndarray:
-  """[states, letters + 1] transitions; the last letter is any other."""
+  """Returns [states, letters + 1] transitions; the last letter is any other."""
   prefixes = {stop[:n] for stop in stops for n in range(len(stop))}
   order = sorted(prefixes, key=lambda text: (len(text), text))
   number = {text: i for i, text in enumerate(order)}
@@ -65,15 +65,44 @@ def _automaton(stops, letters) -> np.ndarray:
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-  """The text up to the first stop string in it."""
+  """Returns the text up to the first stop string in it."""
   found = [at for stop in stops if (at := text.find(stop)) >= 0]
   return text[: min(found)] if found else text
 
 
-def hold_back(text: str, stops: Sequence[str]) -> str:
-  """The part of an unfinished text that is sure to stay.
+def stream_text(
+  tokens: Iterable[int], decode: Callable, stops: Sequence[str]
+) -> Iterator[str]:
+  """Yields a text in pieces as its tokens come, up to a stop string.
 
-  Without an end that could begin a stop string or is half a character.
+  What may yet change is held back: an end that could begin a stop string, or
+  is half a character.
+
+  Args:
+    tokens: ids of the text.
+    decode: list of ids -> text.
+    stops: strings.
+  """
+  shown, ids = '', []
+  for token in tokens:
+    ids.append(token)
+    text = decode(ids)
+    if cut_at_stop(text, stops) != text:
+      break
+    sure = hold_back(text, stops)
+    if sure.startswith(shown) and len(sure) > len(shown):
+      yield sure[len(shown) :]
+      shown = sure
+  whole = cut_at_stop(decode(ids), stops)
+  if len(whole) > len(shown):
+    yield whole[len(shown) :]
+
+
+def hold_back(text: str, stops: Sequence[str]) -> str:
+  """Returns the part of an unfinished text that is sure to stay.
+
+  Without an end that could begin a stop string, or half a character, which
+  decodes as U+FFFD.
   """
   text = text.rstrip('\ufffd')
   longest = max(map(len, stops), default=1)

@@ -1,0 +1,81 @@
+"""Few-shot prompts of the paper's formats as methods of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from atm.inference import prompts
+
+
+class FewShotMixin:
+  """Adds translate, summarize and answers to a class with `generate`.
+
+  In all, `mode` and `options` are those of `generate`, and `shots` examples to
+  learn from, of which the paper has one.
+  """
+
+  def translate(
+    self,
+    sentences: Sequence[str],
+    to: str,
+    shots: Sequence[tuple[str, str]] = (),
+    mode: str = 'clm',
+    **options,
+  ) -> list[str]:
+    """Translates sentences, in the paper's 1-shot format.
+
+    Args:
+      sentences: texts.
+      to: the target's language, a code or an English name of
+        `languages.LANGUAGES`.
+      shots: (sentence, translation) pairs.
+    """
+    example = lambda text: {'sentence': text, 'language': to}
+    shots = [{**example(x), 'translation': y} for x, y in shots]
+    queries = list(map(example, sentences))
+    return self.answers(prompts.TRANSLATION, queries, shots, mode, **options)
+
+  def summarize(
+    self,
+    documents: Sequence[str],
+    shots: Sequence[tuple[str, str]] = (),
+    mode: str = 'clm',
+    **options,
+  ) -> list[str]:
+    """Summarizes documents, in the paper's 1-shot format.
+
+    Args:
+      documents: texts, cut as `prompts.cut_document` does.
+      shots: (document, summary) pairs.
+    """
+    short = lambda text: prompts.cut_document(
+      text, self.vocabulary.encode, self.vocabulary.decode
+    )
+    shots = [{'document': short(x), 'summary': y} for x, y in shots]
+    queries = [{'document': short(text)} for text in documents]
+    return self.answers(prompts.SUMMARY, queries, shots, mode, **options)
+
+  def answers(
+    self, template: prompts.Template, queries, shots=(), mode='clm', **options
+  ) -> list[str]:
+    """Generates answers to queries of a template, cut at its delimiter.
+
+    Args:
+      template: one of `prompts.TEMPLATES`, or another.
+      queries: dicts of the template's fields.
+      shots: the same, with answers.
+      options: in 'clm' `stop` is the template's delimiter by default.
+
+    Raises:
+      ValueError: the model has no tokenizer, or see `prompts.build_prompt`.
+    """
+    if self.vocabulary is None:
+      raise ValueError('this model has no tokenizer: prompts are texts')
+    texts = [prompts.build_prompt(template, query, shots) for query in queries]
+    if mode == 'clm':  # in 'denoise' the shots are written, delimiters and all
+      options = {'stop': [template.cut], **options}
+    outputs = self.generate(texts, mode, **options)
+    return [
+      prompts.extract_answer(template, output, mode, text)
+      for text, output in zip(texts, outputs)
+    ]

@@ -1,0 +1,71 @@
+"""Brings a program's arrays to the host, as one `Generation` per output."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from atm.data.vocabulary import Vocabulary
+from atm.inference import stop_strings
+
+
+@dataclasses.dataclass
+class Generation:
+  """One output of `Model.complete`.
+
+  Attributes:
+    text: prefix and ids decoded, up to a stop string; None where the model has
+      no tokenizer.
+    ids: the tokens written, without prefix, start and end.
+    log_probabilities: of each of `ids` and, where there is one, of the end
+      token, by the model before penalties and temperature.
+    score: of beam search, else the sum of the log-probabilities.
+  """
+
+  text: str | None
+  ids: list[int]
+  log_probabilities: list[float]
+  score: float
+
+
+def fetch(x) -> np.ndarray:
+  """Returns an array of any mesh, whole on every host."""
+  if jax.process_count() > 1:
+    x = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)
+
+
+def collect(
+  outputs,
+  prefixes: Sequence[Sequence[int]],
+  vocabulary: Vocabulary | None,
+  stop: Sequence[str],
+) -> list[list[Generation]]:
+  """Returns the generations of each input, the best first.
+
+  Args:
+    outputs: what `generate.generate` or `beam_search.beam_search` returned.
+    prefixes: the decoder's first ids of each input, start token included.
+    vocabulary: decodes the ids; None: texts are None.
+    stop: strings that texts are cut at.
+  """
+  ids, logs, lengths, counts, *scores = map(fetch, outputs)
+
+  def generation(i: int, j: int) -> Generation:
+    row = ids[i, j, : lengths[i, j]].tolist()
+    log_probabilities = logs[i, j, : counts[i, j]]
+    score = scores[0][i, j] if scores else log_probabilities.sum()
+    text = None
+    if vocabulary is not None:
+      text = vocabulary.decode([*prefixes[i][1:], *row])
+      text = stop_strings.cut_at_stop(text, stop)
+    return Generation(text, row, log_probabilities.tolist(), float(score))
+
+  return [
+    [generation(i, j) for j in range(lengths.shape[1])]
+    for i in range(len(prefixes))
+  ]
