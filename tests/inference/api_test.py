@@ -285,7 +285,7 @@ def test_a_stream_that_waits_leaves_no_mesh_in_use(model):
   config = sampling.Config(max_tokens=24)
   stream = model.stream('Everyone has', config=config)
   next(stream)
-  assert sharding.active() is None
+  assert sharding.current_rules() is None
   stream.close()
 
 
