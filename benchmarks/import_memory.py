@@ -56,7 +56,7 @@ def write(folder: str, config: Config) -> None:
     keys = hf_keys.ALEXATM.keys(path, x.shape)
     for key in keys:
       shapes[key] = (
-        hf_folder.hf_shape(path, x.shape, len(keys)),
+        hf_folder.hf_shape(path, x.shape),
         np.float32,
       )
   random = np.random.default_rng(0)

@@ -39,7 +39,7 @@ from atm.train import crash_report, optimizer, step
 
 import conftest  # noqa: F401, devices are set before anything imports them
 import survive
-from damage_test import damaged, files
+from damage import damage_file, list_files
 
 KILLS, FLIPS, SEED = 50, 300, 0
 AT_POINTS = 25  # of the kills, inside a save
@@ -115,7 +115,7 @@ def fate(run: str, shapes, whole: list) -> str:
 
 def flips(folder: str, nursery: survive.Nursery) -> None:
   run, shapes, whole = a_checkpoint(folder, nursery)
-  paths = files(f'{run}/checkpoints/6')
+  paths = list_files(f'{run}/checkpoints/6')
   compare, unseal = checksums.verify_checksums, checksums.unseal_meta
   for name in ('with checksums', 'Orbax alone'):
     draw, fates = random.Random(SEED), collections.Counter()
@@ -126,7 +126,7 @@ def flips(folder: str, nursery: survive.Nursery) -> None:
         sealed.get('checksums', {}),
       )
     for _ in range(FLIPS):
-      with damaged(draw.choice(paths), draw):
+      with damage_file(draw.choice(paths), draw):
         fates[fate(run, shapes, whole)] += 1
     print(
       f'{FLIPS} flips and cuts over {len(paths)} files, {name}: {dict(fates)}'

@@ -38,37 +38,37 @@ class DamageError(ValueError):
 
 
 def _mix(x):
-  """A bijection of 32-bit words: MurmurHash3's fmix32 (public domain)."""
+  """Maps 32-bit words one to one: MurmurHash3's fmix32 (public domain)."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
 
 
-def _mixed(words: jax.Array, place: jax.Array) -> list[jax.Array]:
-  """Two mixed words for each word and its position."""
+def _mix_twice(words: jax.Array, position: jax.Array) -> list[jax.Array]:
+  """Returns two mixed words for each word and its position."""
   # Odd numbers: 2^32 over the golden ratio, and one of xxHash's primes.
-  first = _mix(words ^ (place * jnp.uint32(0x9E3779B9)))
+  first = _mix(words ^ (position * jnp.uint32(0x9E3779B9)))
   return [first, _mix(first + jnp.uint32(0x85EBCA77))]
 
 
 def _sum(x: jax.Array) -> jax.Array:
-  """uint32 [2] of an array of any shape."""
+  """Returns the checksum, uint32 [2], of an array of any shape."""
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
   words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize])
   words = words.astype(jnp.uint32)
-  place = jnp.zeros(words.shape, jnp.uint32)
+  position = jnp.zeros(words.shape, jnp.uint32)
   for axis in range(words.ndim):
     stride = math.prod(words.shape[axis + 1 :]) % 2**32
     iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    place += iota * jnp.uint32(stride)
-  mixed = _mixed(words, place)
+    position += iota * jnp.uint32(stride)
+  mixed = _mix_twice(words, position)
   return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in mixed])
 
 
 @functools.cache
-def _summer(mesh):
-  """A jitted function: arrays -> uint32 [N, 2], on every device of `mesh`."""
+def _jit_sums(mesh):
+  """Returns a jitted function: N arrays -> uint32 [N, 2] on all of `mesh`."""
   out = None if mesh is None else NamedSharding(mesh, PartitionSpec())
   return jax.jit(
     lambda arrays: jnp.stack([_sum(x) for x in arrays]), out_shardings=out
@@ -77,15 +77,15 @@ def _summer(mesh):
 
 @jax.jit
 def _sum_of_piece(words, first, count) -> jax.Array:
-  """uint32 [2] of the first `count` words, which begin at position `first`."""
+  """Returns the sum of the first `count` words, from position `first` on."""
   index = jnp.arange(len(words), dtype=jnp.uint32)
-  mixed = _mixed(words, index + first)
+  mixed = _mix_twice(words, index + first)
   inside = [jnp.where(index < count, x, 0) for x in mixed]
   return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in inside])
 
 
 def _sum_on_host(array: np.ndarray) -> np.ndarray:
-  """`_sum` in pieces of few sizes: one program for arrays of all shapes."""
+  """Computes `_sum` in pieces of two sizes: two programs serve all shapes."""
   words = np.ascontiguousarray(array).reshape(-1).view(_WORDS[array.itemsize])
   size = PIECE if len(words) > SMALL_PIECE else SMALL_PIECE
   total = np.zeros(2, np.uint32)
@@ -98,18 +98,18 @@ def _sum_on_host(array: np.ndarray) -> np.ndarray:
 
 
 def path_name(path) -> str:
-  """A path of JAX's as text, as in `params/encoder/layers/...`."""
+  """Returns a path of JAX's as text, as in `params/encoder/layers/...`."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def flatten_named(tree) -> dict:
-  """The leaves of a tree by `path_name`."""
+  """Returns the leaves of a tree by `path_name`."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {path_name(path): leaf for path, leaf in leaves}
 
 
 def array_type(array) -> str:
-  """An array's dtype and shape, as in `float32[32,64]`."""
+  """Returns an array's dtype and shape, as in `float32[32,64]`."""
   shape = ','.join(map(str, array.shape))
   return f'{np.dtype(array.dtype).name}[{shape}]'
 
@@ -124,36 +124,32 @@ def parse_array_type(text: str) -> jax.ShapeDtypeStruct:
 def compute_checksums(
   arrays: Mapping[str, jax.Array | np.ndarray],
 ) -> dict[str, str]:
-  """`float32[32,64] 0123456789abcdef` for every array, where they lie.
+  """Returns `float32[32,64] 0123456789abcdef` for every array.
 
   JAX's arrays are summed on their devices by one program compiled for them all,
   NumPy's a piece at a time.
   """
-  on_host = {k: x for k, x in arrays.items() if isinstance(x, np.ndarray)}
-  texts = {
-    key: _text(x, _sum_on_host(x)) for key, x in on_host.items()
-  } | _on_devices({k: x for k, x in arrays.items() if k not in on_host})
-  return {key: texts[key] for key in arrays}
+  sums = {k: _sum_on_host(x) for k, x in arrays.items() if _is_numpy(x)}
+  if placed := {k: x for k, x in arrays.items() if not _is_numpy(x)}:
+    shardings = [getattr(x, 'sharding', None) for x in placed.values()]
+    meshes = {s.mesh for s in shardings if isinstance(s, NamedSharding)}
+    mesh = meshes.pop() if len(meshes) == 1 else None
+    found = np.asarray(_jit_sums(mesh)(list(placed.values())))
+    sums.update(zip(placed, found, strict=True))
+  return {
+    key: '{} {:08x}{:08x}'.format(array_type(x), *sums[key])
+    for key, x in arrays.items()
+  }
 
 
-def _on_devices(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
-  if not arrays:
-    return {}
-  found = [getattr(x, 'sharding', None) for x in arrays.values()]
-  meshes = {s.mesh for s in found if isinstance(s, NamedSharding)}
-  mesh = meshes.pop() if len(meshes) == 1 else None
-  sums = np.asarray(_summer(mesh)(list(arrays.values())))
-  return {key: _text(x, s) for (key, x), s in zip(arrays.items(), sums)}
+def _is_numpy(x) -> bool:
+  return isinstance(x, np.ndarray)
 
 
-def _text(array, sums: np.ndarray) -> str:
-  return f'{array_type(array)} {sums[0]:08x}{sums[1]:08x}'
-
-
-def verify_checksums(arrays: Mapping, wanted: Mapping[str, str]) -> None:
+def verify_checksums(arrays: Mapping, expected: Mapping[str, str]) -> None:
   """Raises DamageError unless the arrays have these checksums."""
-  found = compute_checksums(arrays)
-  wrong = [name for name in found if found[name] != wanted.get(name)]
+  sums = compute_checksums(arrays)
+  wrong = [name for name in sums if sums[name] != expected.get(name)]
   if wrong:
     more = f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''
     raise DamageError(f'{wrong[0]}{more} differs from its checksum')
@@ -168,18 +164,18 @@ def _digest(value: dict) -> str:
 
 
 def seal_meta(meta: dict, sums: Mapping[str, str]) -> dict:
-  """`meta` with the arrays' checksums, and a hash of it all."""
+  """Returns `meta` with the arrays' checksums, and a hash of it all."""
   whole = json.loads(json.dumps({**meta, SUMS: dict(sums)}))
   return {**whole, SEAL: _digest(whole)}
 
 
 def unseal_meta(sealed: dict) -> tuple[dict, dict | None]:
-  """(meta, checksums); checksums are None where it was never sealed.
+  """Returns (meta, checksums), without checksums (None) if never sealed.
 
   Raises:
-    DamageError: it is not what was sealed. One damaged name cannot make it look
-      unsealed: there are two.
+    DamageError: the content is not what was sealed.
   """
+  # Two names, so that one damaged name cannot make it look unsealed.
   meta = {k: v for k, v in sealed.items() if k not in (SEAL, SUMS)}
   if SEAL not in sealed and SUMS not in sealed:
     return meta, None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
+from atm import fileio
 from atm.checkpoint import (
   checksums,
   hf_folder,
@@ -77,19 +77,18 @@ def import_weights(
   weights = hf_folder.WeightReader(
     hf_folder.WeightFolder(source), layout, abstract
   )
-  sizes = weights.bytes()
+  sizes = weights.sizes()
   if any(weights.dtype(path) != np.float32 for path in sizes):
     config = dataclasses.replace(config, dtype='bfloat16')
-  say(forecast(config, sizes))
+  say(describe_import(sizes))
 
-  partial = os.path.abspath(model_dir) + '.importing'
-  shutil.rmtree(partial, ignore_errors=True)
-  os.makedirs(partial)
-  with removed_on_error(partial):
+  with staging_folder(os.path.abspath(model_dir) + '.importing') as partial:
     meta = {'model': dataclasses.asdict(config), 'hf_config': described}
     sums = write_parameters(partial, weights, say)
-    write_meta(partial, checksums.seal_meta(meta, sums))
-    write_beside(partial, source, config, described)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+      sealed = ocp.args.JsonSave(checksums.seal_meta(meta, sums))
+      writer.save(os.path.join(partial, paths.CHECKPOINTS, '0/meta'), sealed)
+    write_config_and_tokenizer(partial, source, config, described)
     os.makedirs(model_dir, exist_ok=True)
     for name in os.listdir(partial):
       target = os.path.join(model_dir, name)
@@ -101,16 +100,19 @@ def import_weights(
 
 
 @contextlib.contextmanager
-def removed_on_error(directory: str):
+def staging_folder(directory: str) -> Iterator[str]:
+  """Yields an empty folder, which is removed if the block raises."""
+  shutil.rmtree(directory, ignore_errors=True)
+  os.makedirs(directory)
   try:
-    yield
+    yield directory
   except BaseException:
     shutil.rmtree(directory, ignore_errors=True)
     raise
 
 
-def forecast(config: Config, sizes: Mapping[tuple, int]) -> str:
-  """What the import will read, write and hold."""
+def describe_import(sizes: Mapping[tuple, int]) -> str:
+  """Formats what an import reads, writes and holds, by bytes of parameters."""
   total, largest = sum(sizes.values()), max(sizes.values())
   name = '/'.join(max(sizes, key=sizes.get))
   return (
@@ -123,14 +125,11 @@ def forecast(config: Config, sizes: Mapping[tuple, int]) -> str:
 def write_parameters(
   directory: str, weights: hf_folder.WeightReader, say
 ) -> dict:
-  """Writes checkpoints/0/params bit by bit, with Orbax's partial save.
-
-  Returns:
-    their checksums.
-  """
+  """Writes checkpoints/0/params in parts; returns the checksums."""
   from orbax.checkpoint.experimental import v1 as orbax
 
-  sizes, total = weights.bytes(), sum(weights.bytes().values())
+  sizes = weights.sizes()
+  total = sum(sizes.values())
   path = os.path.join(directory, 'parameters')
   start = said = time.perf_counter()
   done, sums, group = 0, {}, {}
@@ -162,32 +161,21 @@ def write_parameters(
   return sums
 
 
-def write_meta(directory: str, meta: dict) -> None:
-  """Writes checkpoints/0/meta."""
-  path = os.path.join(directory, paths.CHECKPOINTS, '0', 'meta')
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-    writer.save(path, ocp.args.JsonSave(meta))
-
-
-def write_beside(directory, source: str, config: Config, described: dict):
-  """config.gin, hf_config.json and the tokenizer."""
-  with open(os.path.join(directory, 'config.gin'), 'w') as f:
-    f.write(gin_text(config, source))
-  with open(os.path.join(directory, 'hf_config.json'), 'w') as f:
-    json.dump(described, f, indent=1)
-  tokenizer = hf_folder.find_tokenizer(source)
-  if tokenizer:
+def write_config_and_tokenizer(
+  directory: str, source: str, config: Config, described: dict
+) -> None:
+  """Writes config.gin, hf_config.json and, where there is one, vocabulary/."""
+  gin = ''.join(
+    f'model.Config.{name} = {value!r}\n'
+    for name, value in dataclasses.asdict(config).items()
+  )
+  gin = f'# The model imported from {source}.\n{gin}'
+  fileio.write_atomically(os.path.join(directory, 'config.gin'), gin)
+  fileio.write_json(os.path.join(directory, 'hf_config.json'), described)
+  if tokenizer := hf_folder.find_tokenizer(source):
     folder = os.path.join(directory, 'vocabulary')
     os.makedirs(folder)
     shutil.copyfile(tokenizer, os.path.join(folder, vocabulary.MODEL_FILE))
-
-
-def gin_text(config: Config, source: str) -> str:
-  """A gin file of every field of a Config."""
-  lines = [f'# The model imported from {source}.']
-  for name, value in dataclasses.asdict(config).items():
-    lines.append(f'model.Config.{name} = {value!r}')
-  return '\n'.join(lines) + '\n'
 
 
 # --- Export
@@ -224,14 +212,10 @@ def export_weights(
   with reader.open_step(model_dir, at_step) as (checkpoints, number):
     meta = checkpoints.meta(number)
     config = Config(**meta['model'])
-    kind, described = describe(config, meta.get('hf_config'))
+    kind, described = describe_model(config, meta.get('hf_config'))
     tensors, read = plan_export(checkpoints, number, config, kind)
-    partial = os.path.abspath(output) + '.exporting'
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
-    with removed_on_error(partial):
-      with open(os.path.join(partial, 'config.json'), 'w') as f:
-        json.dump(described, f, indent=1)
+    with staging_folder(os.path.abspath(output) + '.exporting') as partial:
+      fileio.write_json(os.path.join(partial, 'config.json'), described)
       words = os.path.join(model_dir, 'vocabulary', vocabulary.MODEL_FILE)
       if os.path.exists(words):
         shutil.copyfile(words, os.path.join(partial, '20b_tokenizer.model'))
@@ -241,39 +225,71 @@ def export_weights(
 
 
 def plan_export(
-  checkpoints: reader.CheckpointReader, number: int, config: Config, kind: str
+  checkpoints: reader.CheckpointReader, step: int, config: Config, kind: str
 ) -> tuple[dict, Callable[[str], np.ndarray]]:
-  """(their key -> (shape, dtype), a function that reads one)."""
+  """Returns their key -> (shape, dtype), and a function that reads a key."""
   layout = hf_keys.LAYOUTS[kind]
   abstract = traverse_util.flatten_dict(pretrained.shapes_on_one_device(config))
-  saved = checkpoints.dtypes(number)
+  dtypes = checkpoints.dtypes(step)
   tensors, origin = {}, {}
   for path, like in abstract.items():
     keys = layout.keys(path, like.shape)
     for i, key in enumerate(keys):
-      shape = hf_folder.hf_shape(path, like.shape, len(keys))
-      tensors[key] = (shape, saved[path])
+      shape = hf_folder.hf_shape(path, like.shape)
+      tensors[key] = (shape, dtypes[path])
       origin[key] = (path, i)
+  copies, constants = {}, {}
   if kind == 'alexatm':
-    tensors |= buffers(config, tensors, layout)
-  held: dict = {}
+    copies, constants = plan_buffers(config, tensors, layout)
+    tensors |= {key: tensors[source] for key, source in copies.items()}
+    tensors |= {key: (x.shape, x.dtype) for key, x in constants.items()}
+
+  cache: dict = {}
 
   def read(key: str) -> np.ndarray:
-    if key not in origin:
-      return buffer(key, config, read)
-    path, i = origin[key]
-    if path not in held:  # one parameter at a time
-      held.clear()
-      held[path] = checkpoints.read_parameter(number, path)
-    stacked = len(path) > 2 and path[1] == 'layers'
-    value = held[path][i] if stacked else held[path]
+    if key in constants:
+      return constants[key]
+    path, i = origin[copies.get(key, key)]
+    if path not in cache:
+      cache.clear()  # before the read: memory holds one parameter at a time
+      cache[path] = checkpoints.read_parameter(step, path)
+    value = cache[path][i] if hf_folder.is_stacked(path) else cache[path]
     return value.T if path[-1] == 'kernel' else value.reshape(tensors[key][0])
 
   return tensors, read
 
 
-def describe(config: Config, described: dict | None) -> tuple[str, dict]:
-  """(layout, config.json) of a model; raises ValueError where there is none."""
+def plan_buffers(
+  config: Config, tensors: Mapping, layout: hf_keys.Layout
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+  """Returns what else the released format holds: key -> key copied, constants.
+
+  PyTorch's `load_state_dict` wants every key, also of tied matrices and of
+  parameters that this model has not, which are zeros.
+  """
+  embedding = layout.tables['encoder_embedding']
+  decoder = layout.tables['decoder_embedding']
+  head_source = decoder if config.ties == 'decoder_head' else embedding
+  copies = {
+    'model.shared.weight': embedding, 'lm_head.weight': head_source,
+    decoder: embedding,
+  }  # fmt: skip
+  dtype = tensors[embedding][1]
+  constants = {
+    'model.encoder.position_ids': np.arange(config.positions)[None],
+    layout.tables['logits_bias']: np.zeros((1, config.vocab_size), dtype),
+    layout.tables['encoder_types']: np.zeros((1, config.d_model), dtype),
+  }
+  missing = lambda keys: {k: x for k, x in keys.items() if k not in tensors}
+  return missing(copies), missing(constants)
+
+
+def describe_model(config: Config, described: dict | None) -> tuple[str, dict]:
+  """Returns (layout, config.json) of a model.
+
+  Raises:
+    ValueError: the model has no Hugging Face format.
+  """
   if described is not None:
     return hf_keys.model_type(described), described
   if config.norm != 'uncentred' or config.embed_scale:
@@ -283,34 +299,3 @@ def describe(config: Config, described: dict | None) -> tuple[str, dict]:
       "and no scale. Train with model.Config.norm = 'uncentred' to export"
     )
   return 'alexatm', hf_keys.config_to_hf(config)
-
-
-def buffers(config: Config, tensors: Mapping, layout: hf_keys.Layout) -> dict:
-  """Keys of the released format that hold copies or constants."""
-  extra = {'model.encoder.position_ids': ((1, config.positions), np.int64)}
-  shape, dtype = tensors[layout.tables['encoder_embedding']]
-  for key in ('model.shared.weight', 'lm_head.weight',
-              'model.decoder.embed_tokens.weight'):  # fmt: skip
-    if key not in tensors:
-      extra[key] = (shape, dtype)
-  bias = layout.tables['logits_bias']
-  if bias not in tensors:
-    extra[bias] = ((1, config.vocab_size), dtype)
-  types = layout.tables['encoder_types']
-  if types not in tensors:
-    extra[types] = ((1, config.d_model), dtype)
-  return extra
-
-
-def buffer(key: str, config: Config, read) -> np.ndarray:
-  """The content of one of `buffers`."""
-  encoder = 'model.encoder.token_embeddings.weight'
-  if key == 'model.encoder.position_ids':
-    return np.arange(config.positions, dtype=np.int64)[None]
-  if key == 'lm_head.weight' and config.ties == 'decoder_head':
-    return read('model.decoder.embed_tokens.weight')
-  if key.endswith(('shared.weight', 'lm_head.weight', 'embed_tokens.weight')):
-    return read(encoder)
-  dtype = read(encoder).dtype
-  width = config.vocab_size if 'bias' in key else config.d_model
-  return np.zeros((1, width), dtype)

@@ -9,7 +9,6 @@ memory stays near the largest of them.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
+from atm import fileio
 from atm.checkpoint.hf_keys import Layout, WeightsError
 from atm.checkpoint.torch_reader import TorchFile
 from atm.messages import did_you_mean
@@ -73,7 +73,12 @@ class _SafeTensors:
 
 
 class WeightFolder:
-  """The tensors of all weight files of a Hugging Face folder."""
+  """The tensors of all weight files of a Hugging Face folder.
+
+  Attributes:
+    directory: the folder.
+    files: key -> the open file that holds its tensor.
+  """
 
   def __init__(self, directory: str):
     """Opens the files; reads no tensor.
@@ -84,20 +89,20 @@ class WeightFolder:
         match its files.
     """
     self.directory = directory
-    self._where: dict[str, Any] = {}
-    for path, expected in self._files().items():
+    self.files: dict[str, Any] = {}
+    for path, expected in self._find_files().items():
       if not os.path.exists(path):
         raise FileNotFoundError(f'{path} is missing: the index names it')
       opened = (TorchFile if path.endswith('.bin') else _SafeTensors)(path)
       for key in opened.keys():
-        if key in self._where:
+        if key in self.files:
           raise WeightsError(f'{key!r} is in two files of {directory}')
-        self._where[key] = opened
+        self.files[key] = opened
       for key in expected - set(opened.keys()):
         raise WeightsError(f'{path} lacks {key!r}, which the index puts there')
 
-  def _files(self) -> dict[str, set[str]]:
-    """Path -> the keys that an index expects in it."""
+  def _find_files(self) -> dict[str, set[str]]:
+    """Returns path -> the keys that an index expects in it."""
     for name, whole in zip(INDEXES, WHOLE, strict=True):
       path = os.path.join(self.directory, whole)
       if os.path.exists(path):
@@ -115,21 +120,9 @@ class WeightFolder:
       'either in shards with an index.json'
     )
 
-  def keys(self) -> set[str]:
-    return set(self._where)
-
-  def shape(self, key: str) -> tuple[int, ...]:
-    return self._where[key].shape(key)
-
-  def dtype(self, key: str):
-    return self._where[key].dtype(key)
-
-  def read(self, key: str) -> np.ndarray:
-    return self._where[key].read(key)
-
 
 def read_json(path: str) -> dict:
-  """A JSON object; raises WeightsError where it is none."""
+  """Returns a JSON object; raises WeightsError where it is none."""
   try:
     with open(path, encoding='utf-8') as f:
       value = json.load(f)
@@ -143,10 +136,14 @@ def read_json(path: str) -> dict:
 # --- Reading
 
 
-def hf_shape(path, shape: tuple[int, ...], count: int) -> tuple[int, ...]:
-  """The shape of one of the `count` tensors of a parameter."""
-  stacked = len(path) > 2 and path[1] == 'layers'
-  shape = shape[1:] if stacked else shape
+def is_stacked(path: tuple[str, ...]) -> bool:
+  """Tells whether a parameter stacks the tensors of all layers of a stack."""
+  return len(path) > 2 and path[1] == 'layers'
+
+
+def hf_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns the shape of each tensor that a parameter is made of."""
+  shape = shape[1:] if is_stacked(path) else shape
   if path == ('logits_bias',):
     return (1, *shape)
   return tuple(reversed(shape)) if path[-1] == 'kernel' else tuple(shape)
@@ -168,11 +165,11 @@ class WeightReader:
     """
     self.folder, self.layout = folder, layout
     self.abstract = traverse_util.flatten_dict(abstract)
-    left = folder.keys() - set(layout.ignored)
+    left = folder.files.keys() - set(layout.ignored)
     for path, like in self.abstract.items():
       keys = layout.keys(path, like.shape)
       for key in keys:
-        self._check(key, hf_shape(path, like.shape, len(keys)), keys[0])
+        self._check(key, hf_shape(path, like.shape), keys[0])
       left -= set(keys)
     for path in self.abstract:
       left -= self._aliases(path, left)
@@ -183,58 +180,55 @@ class WeightReader:
       )
 
   def _check(self, key: str, shape: tuple[int, ...], first: str) -> None:
-    folder = self.folder
-    if key not in folder.keys():
+    files = self.folder.files
+    if key not in files:
       raise WeightsError(
-        f'{folder.directory} lacks {key!r}.' + did_you_mean(key, folder.keys())
+        f'{self.folder.directory} lacks {key!r}.' + did_you_mean(key, files)
       )
-    if folder.shape(key) != shape:
-      raise WeightsError(
-        f'{key!r} has shape {folder.shape(key)}, expected {shape}'
-      )
-    dtype = folder.dtype(key)
+    found, dtype = files[key].shape(key), files[key].dtype(key)
+    if found != shape:
+      raise WeightsError(f'{key!r} has shape {found}, expected {shape}')
     if dtype not in FLOATS:
       raise WeightsError(
         f'{key!r} is {dtype}, expected float32, bfloat16 or float16'
       )
-    if dtype != folder.dtype(first):
-      raise WeightsError(
-        f'{key!r} is {dtype}, but {first!r} is {folder.dtype(first)}'
-      )
+    if dtype != (other := files[first].dtype(first)):
+      raise WeightsError(f'{key!r} is {dtype}, but {first!r} is {other}')
 
   def _aliases(self, path, left: set[str]) -> set[str]:
-    """Keys of tied copies; raises WeightsError where one differs."""
-    if len(path) > 1:
-      return set()
-    found = left & set(self.layout.aliases.get(path[0], ()))
-    if found:
-      own = self.folder.read(self.layout.tables[path[0]])
-      for key in found:
-        if not np.array_equal(own, self.folder.read(key)):
-          raise WeightsError(
-            f'{key!r} differs from {self.layout.tables[path[0]]!r}, but '
-            'config.json says that they are tied'
-          )
-    return found
+    """Returns keys of tied copies; raises WeightsError where one differs."""
+    copies = left & set(self.layout.aliases.get('/'.join(path), ()))
+    own = self._read_key(self.layout.tables[path[0]]) if copies else None
+    for key in copies:
+      if not np.array_equal(own, self._read_key(key)):
+        raise WeightsError(
+          f'{key!r} differs from {self.layout.tables[path[0]]!r}, but '
+          'config.json says that they are tied'
+        )
+    return copies
+
+  def _read_key(self, key: str) -> np.ndarray:
+    return self.folder.files[key].read(key)
 
   def dtype(self, path) -> np.dtype:
-    like = self.abstract[path]
-    return self.folder.dtype(self.layout.keys(path, like.shape)[0])
+    """Returns the dtype of a parameter in the folder."""
+    key = self.layout.keys(path, self.abstract[path].shape)[0]
+    return self.folder.files[key].dtype(key)
 
   def read(self, path) -> np.ndarray:
-    """One parameter, in our shape and the folder's dtype."""
+    """Returns one parameter, in our shape and the folder's dtype."""
     like = self.abstract[path]
     keys = self.layout.keys(path, like.shape)
     turn = np.transpose if path[-1] == 'kernel' else np.asarray
-    if len(path) == 1 or path[1] != 'layers':
-      return turn(self.folder.read(keys[0])).reshape(like.shape)
+    if not is_stacked(path):
+      return turn(self._read_key(keys[0])).reshape(like.shape)
     out = empty_aligned(like.shape, self.dtype(path))
     for i, key in enumerate(keys):
-      out[i] = turn(self.folder.read(key))
+      out[i] = turn(self._read_key(key))
     return out
 
   def arrays(self) -> Iterator[tuple[tuple[str, ...], jax.Array]]:
-    """(path, sharded array), one after the other."""
+    """Yields (path, sharded array), one after the other."""
     for path, like in self.abstract.items():
       # No local name holds an array while the next one is made.
       yield path, put_sharded(self.read(path), like.sharding)
@@ -243,7 +237,8 @@ class WeightReader:
     """Returns all parameters, nested and sharded."""
     return traverse_util.unflatten_dict(dict(self.arrays()))
 
-  def bytes(self) -> dict[tuple[str, ...], int]:
+  def sizes(self) -> dict[tuple[str, ...], int]:
+    """Returns path -> bytes of the parameter in the folder's dtype."""
     return {
       path: int(np.prod(like.shape)) * np.dtype(self.dtype(path)).itemsize
       for path, like in self.abstract.items()
@@ -251,7 +246,8 @@ class WeightReader:
 
 
 def empty_aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
-  """An empty array at a multiple of 64 bytes, which JAX's CPU need not copy."""
+  """Returns an empty array that JAX's CPU need not copy."""
+  # XLA's CPU shares a buffer of NumPy's that begins at a multiple of 64 bytes.
   size = int(np.prod(shape)) * np.dtype(dtype).itemsize
   raw = np.empty(size + 64, np.uint8)
   start = -raw.ctypes.data % 64
@@ -259,7 +255,7 @@ def empty_aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
 
 
 def put_sharded(value: np.ndarray, sharding) -> jax.Array:
-  """A sharded array, on one CPU device without a copy."""
+  """Returns a sharded array, on one CPU device without a copy."""
   if sharding.num_devices > 1:
     return jax.device_put(value, sharding)
   (device,) = sharding.device_set
@@ -270,12 +266,10 @@ def put_sharded(value: np.ndarray, sharding) -> jax.Array:
 
 
 def find_tokenizer(directory: str) -> str | None:
-  """The SentencePiece model of a folder, if it has one."""
-  found = sorted(
-    glob.glob(os.path.join(directory, '*.model'))
-    + glob.glob(os.path.join(directory, '*.spm'))
-  )
-  return found[0] if found else None
+  """Returns the path of a folder's SentencePiece model, or None."""
+  names = sorted(os.listdir(directory))
+  models = [name for name in names if name.endswith(('.model', '.spm'))]
+  return os.path.join(directory, models[0]) if models else None
 
 
 # --- Writing
@@ -314,5 +308,4 @@ def write_shards(
     where.update(dict.fromkeys(keys, name))
   if len(shards) > 1:
     index = {'metadata': {'total_size': total}, 'weight_map': where}
-    with open(os.path.join(directory, INDEXES[0]), 'w') as f:
-      json.dump(index, f, indent=1)
+    fileio.write_json(os.path.join(directory, INDEXES[0]), index)

@@ -34,7 +34,7 @@ class Layout:
   ignored: tuple[str, ...] = ()
 
   def keys(self, path: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
-    """The keys that hold a parameter: one, or one a layer."""
+    """Returns the keys that hold a parameter: one, or one a layer."""
     suffix = '.bias' if path[-1] == 'bias' else '.weight'
     if len(path) == 1:
       return [self.tables[path[0]]]
@@ -146,7 +146,7 @@ XLMR = 'xlm-roberta-xl'  # XL and XXL; an encoder only, see `warm_start`
 
 
 def make_xlmr_layout(keys: Iterable[str]) -> Layout:
-  """The layout of XLM-R XL's encoder, among the keys of a folder.
+  """Returns the layout of XLM-R XL's encoder, by the keys of a folder.
 
   Heads and buffers are ignored; all but the bare model has a prefix.
   """
@@ -174,68 +174,83 @@ def make_xlmr_layout(keys: Iterable[str]) -> Layout:
   )
 
 
-def _need(hf: dict, name: str, kind=int):
-  if name not in hf or (kind and not isinstance(hf[name], kind)):
-    raise WeightsError(
-      f'config.json: {name} is {hf.get(name, "missing")!r}, expected '
-      f'{kind.__name__}'
-    )
-  return hf[name]
+# --- config.json
+
+# Field of Config -> the integer of config.json.
+_SIZES = {
+  'vocab_size': 'vocab_size',
+  'd_model': 'd_model',
+  'encoder_layers': 'encoder_layers',
+  'encoder_heads': 'encoder_attention_heads',
+  'encoder_ff': 'encoder_ffn_dim',
+  'decoder_layers': 'decoder_layers',
+  'decoder_heads': 'decoder_attention_heads',
+  'decoder_ff': 'decoder_ffn_dim',
+  'positions': 'max_position_embeddings',
+  'pad_id': 'pad_token_id',
+  'start_id': 'decoder_start_token_id',
+  'end_id': 'eos_token_id',
+}
+_XLMR_SIZES = {
+  'vocab_size': 'vocab_size',
+  'd_model': 'hidden_size',
+  'encoder_layers': 'num_hidden_layers',
+  'encoder_heads': 'num_attention_heads',
+  'encoder_ff': 'intermediate_size',
+  'decoder_heads': 'num_attention_heads',
+  'positions': 'max_position_embeddings',
+  'token_types': 'type_vocab_size',
+  'pad_id': 'pad_token_id',
+  'start_id': 'bos_token_id',
+  'end_id': 'eos_token_id',
+}
+_DROPOUTS = ('dropout', 'attention_dropout', 'activation_dropout')
+# AlexaTM's (share_embeddings, tie_word_embeddings) -> Config.ties.
+_TIES = {
+  (False, False): 'none',
+  (True, False): 'embeddings',
+  (False, True): 'decoder_head',
+  (True, True): 'all',
+}
+# AlexaTM's encoder is configured like RoBERTa, under names of its own.
+_TWINS = {
+  'num_hidden_layers': 'encoder_layers',
+  'intermediate_size': 'encoder_ffn_dim',
+}
 
 
-def _activation(hf: dict, name: str) -> None:
-  if hf.get(name, 'gelu') != 'gelu':
-    raise WeightsError(
-      f'config.json: {name} = {hf[name]!r}: only the exact gelu is supported'
-    )
-
-
-def _common(hf: dict) -> dict:
-  need = lambda name: _need(hf, name)
-  return dict(
-    vocab_size=need('vocab_size'),
-    d_model=need('d_model'),
-    decoder_layers=need('decoder_layers'),
-    decoder_heads=need('decoder_attention_heads'),
-    decoder_ff=need('decoder_ffn_dim'),
-    positions=need('max_position_embeddings'),
-    dropout=float(hf.get('dropout', 0.0)),
-    attention_dropout=float(hf.get('attention_dropout', 0.0)),
-    activation_dropout=float(hf.get('activation_dropout', 0.0)),
-    logits_bias=True,
-    pad_id=need('pad_token_id'),
-    start_id=need('decoder_start_token_id'),
-    end_id=need('eos_token_id'),
-  )
-
-
-def _alexatm_config(hf: dict) -> dict:
-  _activation(hf, 'hidden_act')
-  for twin, name in (
-    ('num_hidden_layers', 'encoder_layers'),
-    ('intermediate_size', 'encoder_ffn_dim'),
-  ):
-    if hf.get(twin, hf.get(name)) != hf.get(name):
+def _read_sizes(hf: dict, sizes: Mapping[str, str]) -> dict[str, int]:
+  """Returns fields of Config; raises WeightsError where one is no integer."""
+  for key in sizes.values():
+    if not isinstance(hf.get(key), int):
       raise WeightsError(
-        f'config.json: {twin} = {hf[twin]}, but {name} = {hf.get(name)}'
+        f'config.json: {key} is {hf.get(key, "missing")!r}, expected int'
       )
-  if hf.get('position_embedding_type', 'absolute') != 'absolute':
-    raise WeightsError('config.json: position_embedding_type must be absolute')
-  ties = {
-    (False, False): 'none',
-    (True, False): 'embeddings',
-    (False, True): 'decoder_head',
-    (True, True): 'all',
-  }
+  return {name: hf[key] for name, key in sizes.items()}
+
+
+def _check_fixed(hf: dict, **fixed: str) -> None:
+  """Raises WeightsError where a field has a value that no Config stands for."""
+  for key, value in fixed.items():
+    if hf.get(key, value) != value:
+      raise WeightsError(
+        f'config.json: {key} = {hf[key]!r}: only {value!r} is supported'
+      )
+
+
+def _config_from_alexatm(hf: dict) -> dict:
+  # transformers' 'gelu' is the exact one, by erf.
+  _check_fixed(hf, hidden_act='gelu', position_embedding_type='absolute')
+  for twin, key in _TWINS.items():
+    if hf.get(twin, hf.get(key)) != hf.get(key):
+      raise WeightsError(
+        f'config.json: {twin} = {hf[twin]}, but {key} = {hf.get(key)}'
+      )
   tied = hf.get('share_embeddings', False), hf.get('tie_word_embeddings', True)
   return dict(
-    _common(hf),
-    encoder_layers=_need(hf, 'encoder_layers'),
-    encoder_heads=_need(hf, 'encoder_attention_heads'),
-    encoder_ff=_need(hf, 'encoder_ffn_dim'),
     token_types=hf.get('type_vocab_size', 0),
     position_offset=hf.get('extra_pos_embeddings', 2),
-    ties=ties[bool(tied[0]), bool(tied[1])],
+    ties=_TIES[bool(tied[0]), bool(tied[1])],
     norm='uncentred',
     norm_eps=float(hf.get('layer_norm_eps', 1e-12)),
     norm_float32=bool(hf.get('fp32_cast_layer_norm', False)),
@@ -243,56 +258,12 @@ def _alexatm_config(hf: dict) -> dict:
   )
 
 
-def config_to_hf(config: Config) -> dict:
-  """The inverse of `_alexatm_config`, for a model trained here."""
-  c = config
-  if c.ties == 'encoder_head':
-    raise ValueError("Config.ties = 'encoder_head' has no Hugging Face format")
-  return {
-    'model_type': 'alexatm',
-    'architectures': ['AlexaTMSeq2SeqForConditionalGeneration'],
-    'is_encoder_decoder': True,
-    'vocab_size': c.vocab_size,
-    'd_model': c.d_model,
-    'hidden_act': 'gelu',
-    'encoder_layers': c.encoder_layers,
-    'num_hidden_layers': c.encoder_layers,
-    'encoder_attention_heads': c.encoder_heads,
-    'encoder_ffn_dim': c.encoder_ff,
-    'intermediate_size': c.encoder_ff,
-    'decoder_layers': c.decoder_layers,
-    'decoder_attention_heads': c.decoder_heads,
-    'decoder_ffn_dim': c.decoder_ff,
-    'max_position_embeddings': c.positions,
-    'extra_pos_embeddings': c.position_offset,
-    'type_vocab_size': max(1, c.token_types),
-    'layer_norm_eps': c.norm_eps,
-    'fp32_cast_layer_norm': c.norm_float32,
-    'fp32_cast_query_key': True if c.scores_float32 else None,
-    'share_embeddings': c.ties in ('embeddings', 'all'),
-    'tie_word_embeddings': c.ties in ('decoder_head', 'all'),
-    'dropout': c.dropout,
-    'hidden_dropout_prob': c.dropout,
-    'attention_dropout': c.attention_dropout,
-    'attention_probs_dropout_prob': c.attention_dropout,
-    'activation_dropout': c.activation_dropout,
-    'pad_token_id': c.pad_id,
-    'bos_token_id': c.start_id,
-    'decoder_start_token_id': c.start_id,
-    'eos_token_id': c.end_id,
-  }
-
-
-def _blenderbot_config(hf: dict) -> dict:
-  _activation(hf, 'activation_function')
+def _config_from_blenderbot(hf: dict) -> dict:
+  _check_fixed(hf, activation_function='gelu')
   return dict(
-    _common(hf),
-    encoder_layers=_need(hf, 'encoder_layers'),
-    encoder_heads=_need(hf, 'encoder_attention_heads'),
-    encoder_ff=_need(hf, 'encoder_ffn_dim'),
     embed_scale=bool(hf.get('scale_embedding', False)),
     ties='all' if hf.get('tie_word_embeddings', True) else 'embeddings',
-    norm_eps=1e-5,
+    norm_eps=1e-5,  # of torch.nn.LayerNorm; config.json has no field for it
   )
 
 
@@ -306,42 +277,69 @@ def model_type(hf: dict, known: Collection[str] = tuple(LAYOUTS)) -> str:
   return name
 
 
-def config_from_hf(hf: dict, dtype: str = 'float32') -> Config:
-  """The Config of a config.json, whose every field that matters is honoured.
+def config_from_hf(hf: dict) -> Config:
+  """Returns the float32 Config of an AlexaTM's or Blenderbot's config.json.
 
   Raises:
     WeightsError: a field is missing, or asks for what this model has not.
   """
-  make = {'alexatm': _alexatm_config, 'blenderbot': _blenderbot_config}
-  return Config(**make[model_type(hf)](hf), dtype=dtype)
+  convert = {
+    'alexatm': _config_from_alexatm,
+    'blenderbot': _config_from_blenderbot,
+  }[model_type(hf)]
+  return Config(
+    **convert(hf),
+    **_read_sizes(hf, _SIZES),
+    **{name: float(hf.get(name, 0.0)) for name in _DROPOUTS},
+    logits_bias=True,
+    dtype='float32',
+  )
 
 
 def config_from_xlmr(hf: dict) -> Config:
-  """The Config of an XLM-R XL encoder; what it says of a decoder is void.
+  """Returns the Config of an XLM-R XL encoder; its decoder is a placeholder.
 
-  Its position table has `pad_token_id + 1` rows more than `positions`, in
+  The table of positions has `pad_token_id + 1` rows more than `positions`, in
   front.
 
   Raises:
     WeightsError: a field is missing, or asks for what this model has not.
   """
-  need = lambda name: _need(hf, name)
-  _activation(hf, 'hidden_act')
-  if hf.get('position_embedding_type', 'absolute') != 'absolute':
-    raise WeightsError('config.json: position_embedding_type must be absolute')
-  return Config(
-    vocab_size=need('vocab_size'),
-    d_model=need('hidden_size'),
-    encoder_layers=need('num_hidden_layers'),
-    encoder_heads=need('num_attention_heads'),
-    encoder_ff=need('intermediate_size'),
-    decoder_layers=1,
-    decoder_heads=need('num_attention_heads'),
-    positions=need('max_position_embeddings') - need('pad_token_id') - 1,
-    token_types=need('type_vocab_size'),
-    norm_eps=float(hf.get('layer_norm_eps', 1e-5)),
-    dtype='float32',
-    pad_id=need('pad_token_id'),
-    start_id=need('bos_token_id'),
-    end_id=need('eos_token_id'),
-  )
+  _check_fixed(hf, hidden_act='gelu', position_embedding_type='absolute')
+  sizes = _read_sizes(hf, _XLMR_SIZES)
+  sizes['positions'] -= sizes['pad_id'] + 1
+  norm_eps = float(hf.get('layer_norm_eps', 1e-5))
+  return Config(**sizes, decoder_layers=1, norm_eps=norm_eps, dtype='float32')
+
+
+def config_to_hf(config: Config) -> dict:
+  """Returns the config.json, in AlexaTM's format, of a model trained here.
+
+  Raises:
+    ValueError: the format has no such ties.
+  """
+  if config.ties not in _TIES.values():
+    raise ValueError(
+      f'Config.ties = {config.ties!r} has no Hugging Face format'
+    )
+  sizes = {key: getattr(config, name) for name, key in _SIZES.items()}
+  tied = next(key for key, ties in _TIES.items() if ties == config.ties)
+  return {
+    'model_type': 'alexatm',
+    'architectures': ['AlexaTMSeq2SeqForConditionalGeneration'],
+    'is_encoder_decoder': True,
+    **sizes,
+    **{twin: sizes[key] for twin, key in _TWINS.items()},
+    'bos_token_id': config.start_id,
+    'hidden_act': 'gelu',
+    'extra_pos_embeddings': config.position_offset,
+    'type_vocab_size': max(1, config.token_types),
+    'layer_norm_eps': config.norm_eps,
+    'fp32_cast_layer_norm': config.norm_float32,
+    'fp32_cast_query_key': True if config.scores_float32 else None,
+    'share_embeddings': tied[0],
+    'tie_word_embeddings': tied[1],
+    **{name: getattr(config, name) for name in _DROPOUTS},
+    'hidden_dropout_prob': config.dropout,
+    'attention_probs_dropout_prob': config.attention_dropout,
+  }

@@ -113,7 +113,7 @@ class CheckpointManager(reader.CheckpointReader):
       self.save_error = None
 
   def raise_if_unsaved(self) -> None:
-    """Waits; raises SaveError if the last save failed, whatever `on_error`."""
+    """Raises SaveError if the last save failed, whatever `on_error`; waits."""
     self.wait_until_finished()
     if self.save_error is not None:
       raise self.save_error

@@ -6,13 +6,15 @@ import os
 
 from etils import epath
 
+from atm import fileio
+
 CHECKPOINTS = 'checkpoints'
 
 
 def find_checkpoint_dir(model_dir: str) -> epath.Path:
-  """The folder of a run's checkpoints.
+  """Returns the folder of a run's checkpoints.
 
-  MODEL_DIR/checkpoints, unless that is a file: then what the file names, see
+  MODEL_DIR/checkpoints is the folder, or a file that names it, see
   `set_checkpoint_dir`.
   """
   path = epath.Path(os.path.abspath(model_dir)) / CHECKPOINTS
@@ -36,6 +38,4 @@ def set_checkpoint_dir(model_dir: str, directory: str) -> None:
       'use another MODEL_DIR'
     )
   os.makedirs(model_dir, exist_ok=True)
-  with open(path + '.tmp', 'w') as f:
-    f.write(directory + '\n')
-  os.replace(path + '.tmp', path)
+  fileio.write_atomically(path, directory + '\n')

@@ -201,7 +201,7 @@ class TorchFile:
     self.close()
 
   def keys(self) -> list[str]:
-    """Names of the tensors, in the order of the file."""
+    """Returns the names of the tensors, in the order of the file."""
     return list(self._places)
 
   def shape(self, key: str) -> tuple[int, ...]:
@@ -213,10 +213,10 @@ class TorchFile:
     return self._find(key).dtype
 
   def read(self, key: str) -> np.ndarray:
-    """A tensor, C-contiguous and the caller's own; reads only its bytes.
+    """Returns a tensor, C-contiguous, of the caller's own.
 
-    Takes the memory of the tensor, and as much again while it is put in order
-    if the file has it in another (transposed).
+    Reads only the tensor's bytes. Takes as much memory again while it is put in
+    order if the file has it in another (transposed).
 
     Raises:
       TorchFileError: there is no such tensor, or its bytes cannot be read.
@@ -235,13 +235,14 @@ class TorchFile:
 
   def _find(self, key: str) -> _Place:
     if key not in self._places:
+      # `did_you_mean` would list all names, which may be thousands.
       close = difflib.get_close_matches(str(key), self._places, n=1)
       nearest = f'; the nearest is {close[0]!r}' if close else ''
       raise self._error(f'there is no tensor {key!r}{nearest}')
     return self._places[key]
 
   def _at(self, start: int, size: int, whose: str) -> np.ndarray:
-    """Bytes of the file, uint8 [size]."""
+    """Returns bytes of the file, uint8 [size]."""
     raw = np.empty(size, np.uint8)
     try:
       self._file.seek(start)
@@ -253,7 +254,7 @@ class TorchFile:
     return raw
 
   def _read_members(self) -> dict[str, tuple[int, int]]:
-    """Members by their names -> (start in the file, bytes)."""
+    """Returns members by their names -> (start in the file, bytes)."""
     magic = self._at(0, 4, 'the header').tobytes()
     if magic[0] == 0x80:
       raise self._error(f'is a bare pickle, as before PyTorch 1.6; {RESAVE}')
@@ -304,16 +305,17 @@ class TorchFile:
       raise self._error(f'its pickle has {place[1]} bytes, over {MAX_PICKLE}')
     code = io.BytesIO(self._at(*place, 'data.pkl'))
     try:
-      made = _Unpickler(code).load()
+      state_dict = _Unpickler(code).load()
     except Exception as e:  # nonsense may raise anything
-      said = isinstance(e, pickle.UnpicklingError)
-      why = str(e) if said else type(e).__name__
+      is_ours = isinstance(e, pickle.UnpicklingError)
+      why = str(e) if is_ours else type(e).__name__
       raise self._error(
         f'its pickle is damaged or not just a state dict: {why}; {RESAVE}'
       ) from e
-    if type(made) is not _Dict:
-      raise self._error(f'holds a {type(made).__name__}, not a dict; {RESAVE}')
-    return made
+    if type(state_dict) is not _Dict:
+      kind = type(state_dict).__name__
+      raise self._error(f'holds a {kind}, not a dict; {RESAVE}')
+    return state_dict
 
   def _place(self, key: str, tensor) -> _Place:
     """Compares a tensor's claims with each other and with the archive."""

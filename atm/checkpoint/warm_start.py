@@ -1,4 +1,4 @@
-"""A fresh model whose encoder starts from a trained one.
+"""Starts the encoder of a fresh model from a trained one.
 
 The paper starts its encoder from a trained encoder, and the decoder's embedding
 and the LM head from that one's embedding. The source is a MODEL_DIR, a Hugging
@@ -26,14 +26,9 @@ from atm.model.config import Config
 
 # What must be the same for the layers to compute the same.
 SHARED_FIELDS = (
-  'encoder_layers',
-  'd_model',
-  'encoder_heads',
-  'encoder_ff',
-  'norm',
-  'norm_eps',
-  'embed_scale',
-)
+  'encoder_layers', 'd_model', 'encoder_heads', 'encoder_ff', 'norm',
+  'norm_eps', 'embed_scale',
+)  # fmt: skip
 EMBEDDINGS = ('encoder_embedding', 'decoder_embedding', 'lm_head')
 OTHER_TOKENIZERS = ('tokenizer.json', 'vocab.json', 'vocab.txt')
 
@@ -43,8 +38,8 @@ class EncoderSource:
   """A trained encoder, read a parameter at a time.
 
   Attributes:
-    directory: where it lies.
-    config: its sizes and numerics; what it says of a decoder does not matter.
+    directory: the folder.
+    config: sizes and numerics; the decoder's do not matter.
     read: path of a parameter -> array in the shape that `config` gives it.
     pieces: piece -> row of the embedding; None: there is no tokenizer.
     sha256: of the vocabulary's file, where its rows are all of the embedding.
@@ -86,10 +81,10 @@ def open_source(directory: str) -> EncoderSource:
   return EncoderSource(directory, config, read, pieces, vocabulary.sha256)
 
 
-def _open_xlmr(directory: str, described: dict) -> EncoderSource:
-  """A Hugging Face folder of XLM-R XL or XXL, bare or with a head."""
-  config = hf_keys.config_from_xlmr(described)
-  offset = described['pad_token_id'] + 1
+def _open_xlmr(directory: str, hf_config: dict) -> EncoderSource:
+  """Opens a Hugging Face folder of XLM-R XL or XXL, bare or with a head."""
+  config = hf_keys.config_from_xlmr(hf_config)
+  offset = config.pad_id + 1
   names = ('encoder', 'encoder_embedding', 'encoder_types')
   tree = pretrained.shapes_on_one_device(config)
   tree = {name: tree[name] for name in names if name in tree}
@@ -97,7 +92,7 @@ def _open_xlmr(directory: str, described: dict) -> EncoderSource:
   tree['encoder_positions'] = jax.ShapeDtypeStruct(rows, np.float32)
   folder = hf_folder.WeightFolder(directory)
   reader = hf_folder.WeightReader(
-    folder, hf_keys.make_xlmr_layout(folder.keys()), tree
+    folder, hf_keys.make_xlmr_layout(folder.files), tree
   )
 
   def read(path):
@@ -125,10 +120,10 @@ def _xlmr_pieces(directory: str, config: Config) -> dict[str, int] | None:
 
 
 def _find_tokenizer(directory: str) -> str | None:
-  """The SentencePiece file of a Hugging Face folder.
+  """Returns the SentencePiece file of a Hugging Face folder, or None.
 
   Raises:
-    WeightsError: it has another tokenizer, whose rows would be taken for ours.
+    WeightsError: there is another tokenizer, whose rows would pass for ours.
   """
   path = hf_folder.find_tokenizer(directory)
   for name in OTHER_TOKENIZERS if path is None else ():
@@ -140,20 +135,10 @@ def _find_tokenizer(directory: str) -> str | None:
   return path
 
 
-# --- Checks
-
-
-def check_encoder(config: Config, source: str) -> None:
+def check_encoder(config: Config, source: EncoderSource) -> None:
   """Raises ValueError where a source does not fit; reads no tensors."""
-  _check(config, open_source(source))
-
-
-def _check(config: Config, source: EncoderSource) -> None:
-  wrong = {
-    name: getattr(source.config, name)
-    for name in SHARED_FIELDS
-    if getattr(source.config, name) != getattr(config, name)
-  }
+  theirs = {name: getattr(source.config, name) for name in SHARED_FIELDS}
+  wrong = {k: v for k, v in theirs.items() if getattr(config, k) != v}
   if wrong:
     here = ', '.join(f'Config.{k} = {getattr(config, k)!r}' for k in wrong)
     there = ', '.join(map(repr, wrong.values()))
@@ -176,7 +161,7 @@ def _check(config: Config, source: EncoderSource) -> None:
 
 
 def index_pieces(vocabulary: Vocabulary, rows: int) -> dict[str, int]:
-  """Piece -> id, of ids below `rows`; special ones by SPECIALS' names."""
+  """Returns piece -> id below `rows`; special pieces by SPECIAL_TOKENS."""
   pieces = vocabulary.pieces(range(vocabulary.size))
   ids = {piece: i for i, piece in enumerate(pieces)}
   for name, i in vocabulary.special_ids().items():
@@ -186,14 +171,14 @@ def index_pieces(vocabulary: Vocabulary, rows: int) -> dict[str, int]:
 
 
 def match_rows(
-  source: EncoderSource, config: Config, vocabulary: Vocabulary, say=print
+  source: EncoderSource, config: Config, vocabulary: Vocabulary, log=print
 ) -> np.ndarray:
-  """[V] int64: the source's row for each of ours, -1 where it has none."""
+  """Returns [V] int64: the source's row for each of ours, -1 for none."""
   V = config.vocab_size
   same = vocabulary.sha256 == source.sha256
   if source.pieces is None or (same and source.config.vocab_size == V):
     why = 'it has the same vocabulary' if same else 'it has no tokenizer'
-    say(f'embedding: {why}, all {V:,} rows copied as they stand')
+    log(f'embedding: {why}, all {V:,} rows copied as they stand')
     return np.arange(V)
   rows = np.full(V, -1)
   special = 0
@@ -201,15 +186,15 @@ def match_rows(
     rows[i] = source.pieces.get(piece, -1)
     special += piece in SPECIAL_TOKENS and rows[i] >= 0
   matched = (rows >= 0).sum()
-  say(
+  log(
     f'embedding: {matched:,} of {V:,} rows matched by piece, {special} of '
     f'them special pieces by role; the other {V - matched:,} stay fresh'
   )
   return rows
 
 
-def _embedding(fresh: jax.Array, table: np.ndarray, rows: np.ndarray):
-  """[V, D], placed as `fresh`: `table[rows]`, and `fresh` where rows are -1."""
+def _merge_rows(fresh: jax.Array, table: np.ndarray, rows: np.ndarray):
+  """Returns `table[rows]`, sharded as `fresh`; `fresh` where rows are -1."""
   at = np.maximum(rows, 0)
   cut = lambda i: np.array(table[:, i[1]][at[i[0]]], fresh.dtype)
   taken = jax.make_array_from_callback(fresh.shape, fresh.sharding, cut)
@@ -221,7 +206,7 @@ def _embedding(fresh: jax.Array, table: np.ndarray, rows: np.ndarray):
 
 
 def tile_positions(table: np.ndarray, rows: int) -> np.ndarray:
-  """[P, D] to [rows, D]: row n + k P repeats row n; fewer rows are cut.
+  """Repeats or cuts positions [P, D] to [rows, D]: row n + k P is row n.
 
   Positions that the source knows stay exactly what they were, and beyond them
   neighbours still differ as its layers have learned, where interpolation would
@@ -231,8 +216,10 @@ def tile_positions(table: np.ndarray, rows: int) -> np.ndarray:
   return table[np.arange(rows) % len(table)]
 
 
-def _tables(source: EncoderSource, config: Config) -> dict[str, np.ndarray]:
-  """The encoder's positions, and token types where the model has them.
+def _read_positions_and_types(
+  source: EncoderSource, config: Config
+) -> dict[str, np.ndarray]:
+  """Returns the encoder's positions, and token types where the model has them.
 
   A model without types adds the source's type 0 to every position, which is
   what the source does. A model with more types than the source starts them as
@@ -258,8 +245,8 @@ def _tables(source: EncoderSource, config: Config) -> dict[str, np.ndarray]:
 # --- All of it
 
 
-def _place(value: np.ndarray, like: jax.Array) -> jax.Array:
-  """A host array with the dtype and sharding of `like`."""
+def _put_like(value: np.ndarray, like: jax.Array) -> jax.Array:
+  """Returns a host array with the dtype and sharding of `like`."""
   assert value.shape == like.shape, (value.shape, like.shape)
   cut = lambda index: np.array(value[index], like.dtype)
   return jax.make_array_from_callback(like.shape, like.sharding, cut)
@@ -268,11 +255,11 @@ def _place(value: np.ndarray, like: jax.Array) -> jax.Array:
 def init_encoder(
   params: dict,
   config: Config,
-  source: str,
+  source: EncoderSource,
   vocabulary: Vocabulary,
-  say: Callable[[str], None] = print,
+  log: Callable[[str], None] = print,
 ) -> dict:
-  """Fresh parameters with the encoder of `source` in them.
+  """Returns fresh parameters with the encoder of `source` in them.
 
   The layers, the final norm, positions and token types of the encoder are
   copied; its embedding piece by piece, see `match_rows`. The decoder's
@@ -281,36 +268,34 @@ def init_encoder(
   Args:
     params: the fresh parameters, nested; arrays may be sharded.
     config: of the fresh model.
-    source: a MODEL_DIR or a Hugging Face folder, see the head of this file.
+    source: what `open_source` returned.
     vocabulary: of the fresh model.
-    say: prints a line.
+    log: called with each line of what is copied.
 
   Returns:
     Parameters of the same shapes, dtypes and shardings. Arrays that are not
     replaced are those of `params`.
 
   Raises:
-    FileNotFoundError: there is no model at `source`.
-    ValueError: it is not sound, or does not fit; names the binding to set.
+    ValueError: the source does not fit; names the binding to set.
   """
-  opened = open_source(source)
-  _check(config, opened)
-  say(f'encoder from {source}: {config.encoder_layers} layers')
+  check_encoder(config, source)
+  log(f'encoder from {source.directory}: {config.encoder_layers} layers')
   out = traverse_util.flatten_dict(params)
-  rows = match_rows(opened, config, vocabulary, say)
-  table = opened.read(('encoder_embedding',))
-  embedding = _embedding(out['encoder_embedding',], table, rows)
+  rows = match_rows(source, config, vocabulary, log)
+  table = source.read(('encoder_embedding',))
+  embedding = _merge_rows(out['encoder_embedding',], table, rows)
   del table
   for name in EMBEDDINGS:
     if (name,) in out:  # a tied matrix is there once
       # Equal, but not one buffer: an update donates each.
       out[name,] = jnp.copy(embedding)
-  for name, value in _tables(opened, config).items():
-    out[name,] = _place(value, out[name,])
-  known, wanted = opened.config.positions, config.positions
+  for name, value in _read_positions_and_types(source, config).items():
+    out[name,] = _put_like(value, out[name,])
+  known, wanted = source.config.positions, config.positions
   if wanted > known:
-    say(f'positions: {known:,} known, repeated to fill {wanted:,}')
+    log(f'positions: {known:,} known, repeated to fill {wanted:,}')
   for path, like in out.items():
     if path[0] == 'encoder':
-      out[path] = _place(opened.read(path), like)
+      out[path] = _put_like(source.read(path), like)
   return traverse_util.unflatten_dict(out)

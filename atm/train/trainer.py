@@ -196,7 +196,8 @@ def train(
   config_checks.check_one_start(model_dir, init_from, init_encoder)
   source = None
   if latest is None and init_encoder is not None:
-    warm_start.check_encoder(model_config, init_encoder)
+    encoder = warm_start.open_source(init_encoder)
+    warm_start.check_encoder(model_config, encoder)
   if latest is None and init_from is not None:
     source = pretrained.open_pretrained(init_from)
     config_checks.check_same_model(model_config, source)
@@ -306,8 +307,9 @@ def train(
       state = state.replace(params=params)
       say(f'starting from {init_from}, trained for {source.step:,} steps')
     if init_encoder is not None:
+      encoder = warm_start.open_source(init_encoder)
       params = warm_start.init_encoder(
-        state.params, model_config, init_encoder, words, say
+        state.params, model_config, encoder, words, say
       )
       state = state.replace(params=params)
   count = sum(x.size for x in jax.tree.leaves(state.params))

@@ -28,8 +28,8 @@ def quiet(text):
 
 
 def tensors(folder):
-  opened = hf_folder.WeightFolder(str(folder))
-  return {key: opened.read(key) for key in opened.keys()}
+  files = hf_folder.WeightFolder(str(folder)).files
+  return {key: file.read(key) for key, file in files.items()}
 
 
 def one():
@@ -378,7 +378,7 @@ def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
     keys = hf_keys.ALEXATM.keys(path, x.shape)
     for key in keys:
       shapes[key] = (
-        hf_folder.hf_shape(path, x.shape, len(keys)),
+        hf_folder.hf_shape(path, x.shape),
         np.float32,
       )
   hf_folder.write_shards(

@@ -254,17 +254,6 @@ def test_blenderbot_states_and_logits(load, name):
   close(full, g['full_logits'])
 
 
-def test_the_float32_casts_are_honoured():
-  described = hf_folder.read_json(f'{HERE}/untied.config.json')
-  plain = hf_keys.config_from_hf(described)
-  assert not plain.norm_float32 and not plain.scores_float32
-  cast = hf_keys.config_from_hf(
-    {**described, 'fp32_cast_layer_norm': True, 'fp32_cast_query_key': 'fp32'}
-  )
-  assert cast.norm_float32 and cast.scores_float32
-  assert hf_keys.config_from_hf(hf_keys.config_to_hf(cast)) == cast
-
-
 @pytest.mark.parametrize('name', ALEXATM + BLENDERBOT)
 def test_a_sharded_model_has_the_same_logits(load, name):
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)

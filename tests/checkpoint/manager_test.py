@@ -1,4 +1,10 @@
+"""Saving, restoring on another mesh, and saves that fail."""
+
 import dataclasses
+import gc
+import os
+import shutil
+import time
 
 import jax
 import numpy as np
@@ -11,6 +17,24 @@ from atm.parallel.sharding import Rules
 from atm.train import optimizer, step
 
 from conftest import tiny
+from damage import (
+  IGNORE_LEFTOVERS,
+  abstract_like,
+  bytes_of,
+  full_disk,
+  make_trees,
+  save_steps,
+)
+
+pytestmark = IGNORE_LEFTOVERS
+
+
+@pytest.fixture(autouse=True)
+def collected(few_objects):
+  """So that they warn here, not in the tests to come."""
+  yield
+  gc.collect()
+
 
 TX = optimizer.make(optimizer.Config())
 
@@ -68,11 +92,87 @@ def test_to_keep_none_is_refused_and_all_are_kept(tmp_path, keep):
   assert manager.CheckpointManager(str(tmp_path)).all_steps() == [1]
 
 
-def test_a_bucket_is_no_folder(tmp_path, monkeypatch):
-  """Fault seen: a folder named gs: made in the working directory."""
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(
-    ValueError, match="MODEL_DIR = 'gs://bucket/run'.*CHECKPOINT_DIR"
-  ):
-    reader.latest_step('gs://bucket/run')
-  assert not list(tmp_path.iterdir())
+# --- Saves that fail
+
+
+@pytest.mark.parametrize('room', [0, 64, 300, 1024, 2048])
+def test_a_save_that_failed_is_never_listed(tmp_path, room):
+  """Faults seen: Orbax's list taken as it is; the leftovers kept."""
+  made = save_steps(tmp_path, [1])
+  with pytest.raises(manager.SaveError, match='step 2 could not be saved'):
+    with full_disk(room):
+      made.save(2, make_trees(2), {})
+      made.wait_until_finished()
+  assert made.all_steps() == [1] and made.latest_step() == 1
+  assert reader.latest_step(str(tmp_path)) == 1
+  assert os.listdir(tmp_path / 'checkpoints') == ['1']
+  with pytest.raises(manager.SaveError):  # still true
+    made.raise_if_unsaved()
+  made.save(2, make_trees(2), {})
+  made.raise_if_unsaved()
+  state = made.restore(2, abstract_like(make_trees()))
+  assert bytes_of(state) == bytes_of(make_trees(2))
+
+
+def test_training_may_go_on_without_a_checkpoint(tmp_path):
+  lines = []
+  made = save_steps(tmp_path, [1], on_error='go_on', log=lines.append)
+  for n in (2, 3):
+    with full_disk():
+      made.save(n, make_trees(n), {})
+      made.wait_until_finished()
+  assert made.failures == 2 and made.all_steps() == [1]
+  assert lines[-1].startswith('the checkpoint of step 3 could not be saved: ')
+  assert lines[-1].endswith('training goes on, saves failed so far: 2')
+  with pytest.raises(manager.SaveError):
+    made.raise_if_unsaved()
+  made.save(4, make_trees(4), {})
+  made.raise_if_unsaved()
+  assert made.all_steps() == [1, 4] and made.failures == 2
+
+
+def test_a_failure_is_heard_of_between_two_saves(tmp_path):
+  """Fault seen: it was heard of at the next save, SAVE_EVERY steps later."""
+  made = save_steps(tmp_path, [1])
+  with full_disk():
+    made.save(2, make_trees(2), {})
+    while made.orbax.is_saving_in_progress():
+      time.sleep(0.01)
+  with pytest.raises(manager.SaveError):
+    made.check_for_errors()
+  made.check_for_errors()  # once
+
+
+def test_a_failed_commit_is_never_listed(tmp_path, monkeypatch):
+  """What fails at the very last, when all files are there."""
+  made = save_steps(tmp_path, [1])
+  rename = os.rename
+
+  def fail(source, target, *args, **named):
+    if 'checkpoint-tmp' in str(source):
+      raise OSError(5, 'Input/output error')
+    return rename(source, target, *args, **named)
+
+  with monkeypatch.context() as patch:
+    for name in ('rename', 'replace'):
+      patch.setattr(os, name, fail)
+    with pytest.raises(manager.SaveError, match='step 2 .*Input/output'):
+      made.save(2, make_trees(2), {})
+      made.wait_until_finished()
+  assert made.all_steps() == [1] and made.latest_step() == 1
+
+
+def test_a_step_that_is_saved_is_not_called_lost(tmp_path, monkeypatch):
+  """What fails after the commit: an old step that cannot be removed."""
+  made = save_steps(tmp_path, [1], keep=1)
+
+  def fail(*args, **named):
+    raise PermissionError(13, 'Permission denied')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, 'rmtree', fail)
+    with pytest.raises(manager.SaveError, match='2 is saved, but .*13'):
+      made.save(2, make_trees(2), {})
+      made.wait_until_finished()
+  made.raise_if_unsaved()
+  assert made.all_steps() == [1, 2]

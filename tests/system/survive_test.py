@@ -12,7 +12,7 @@ from atm.data import cache
 from atm.train import crash_report, metric_writer
 
 import survive
-from damage_test import break_values
+from damage import change_a_value
 from tiny_runs import comparable
 
 STEPS = 20
@@ -133,7 +133,7 @@ def test_a_damaged_step_is_done_again(nursery, campaign, tmp_path):
   run = tmp_path / 'run'
   nursery.run(run, 'begin', 3, train_steps=STEPS)
   assert survive.saved_steps(run) == [3, 6]
-  break_values(run, 6)
+  change_a_value(run, 6)
   ended = nursery.run(run, 'begin', 2, train_steps=STEPS)
   said = '\n'.join(ended.lines)
   assert f'step 6 in {run}/checkpoints is damaged: params/' in said
@@ -149,7 +149,7 @@ def test_where_all_is_damaged_nothing_is_begun_anew(nursery, tmp_path):
   run = tmp_path / 'run'
   nursery.run(run, 'begin', 3, train_steps=STEPS)
   for step in (3, 6):
-    break_values(run, step)
+    change_a_value(run, step)
   before = metric_writer.read(str(run))
   ended = nursery.run(run, train_steps=STEPS)
   assert ended.code == 1 and survive.saved_steps(run) == [3, 6]

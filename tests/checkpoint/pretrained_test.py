@@ -1,0 +1,74 @@
+"""Trained models in a MODEL_DIR and in a Hugging Face folder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from atm.checkpoint import checksums, manager, pretrained
+from atm.parallel import mesh as mesh_lib
+
+from conftest import tiny
+from goldens import folder_of
+
+
+@pytest.fixture
+def run(tmp_path) -> str:
+  """A MODEL_DIR of steps 1 and 2, whose parameters are the step's number."""
+  abstract = pretrained.shapes_on_one_device(tiny())
+  checkpoints = manager.CheckpointManager(str(tmp_path / 'run'))
+  for step in (1, 2):
+    full = lambda x, n=step: jnp.full(x.shape, n, x.dtype, device=x.sharding)
+    params = jax.tree.map(full, abstract)
+    meta = {'model': dataclasses.asdict(tiny())}
+    checkpoints.save(step, {'params': params}, meta)
+  checkpoints.close()
+  return str(tmp_path / 'run')
+
+
+def one():
+  return mesh_lib.make_mesh(devices=jax.devices()[:1])
+
+
+def break_meta(run: str, step: int) -> None:
+  path = f'{run}/checkpoints/{step}/meta/metadata'
+  with open(path) as f:
+    text = f.read()
+  with open(path, 'w') as f:
+    f.write(text.replace('"d_model": 32', '"d_model": 33'))
+
+
+def test_a_run_is_opened_at_a_step(run):
+  """Fault seen: the newest step's parameters read for another step."""
+  model = pretrained.open_pretrained(run, at_step=1)
+  assert (model.step, model.config, model.vocabulary) == (1, tiny(), None)
+  params = model.read_params(one())
+  assert all((x == 1).all() for x in jax.tree.leaves(params))
+  assert (model.parameter_reader()(('lm_head',)) == 1).all()
+  assert pretrained.open_pretrained(run).step == 2
+
+
+def test_a_hugging_face_folder_is_opened_alike(tmp_path):
+  """All parameters at once and one at a time, and in the model's dtype."""
+  model = pretrained.open_pretrained(folder_of('untied', tmp_path / 'hf'))
+  assert model.step == 0 and model.meta['hf_config']['model_type'] == 'alexatm'
+  read = model.parameter_reader()
+  params = traverse_util.flatten_dict(model.read_params(one()))
+  for path, value in params.items():
+    np.testing.assert_array_equal(np.asarray(value), read(path))
+  cast = model.read_params(one(), as_saved=False)
+  assert {x.dtype for x in jax.tree.leaves(cast)} == {np.dtype('float32')}
+
+
+def test_the_configuration_is_that_of_the_newest_sound_step(run):
+  """Fault seen: the newest step's metadata, or none."""
+  break_meta(run, 2)
+  assert pretrained.read_config(run) == tiny()
+  with pytest.raises(checksums.DamageError, match=r'intact: \[1\]'):
+    pretrained.open_pretrained(run)
+  break_meta(run, 1)
+  with pytest.raises(checksums.DamageError, match='step 1 .* intact: none'):
+    pretrained.read_config(run)
