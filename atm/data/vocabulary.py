@@ -19,17 +19,13 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, MASK_TOKEN, CLM_TOKEN, DOC_TOKEN = (
-  SPECIAL_TOKENS
-) = (
-  '[PAD]',
-  '<s>',
-  '</s>',
-  '<unk>',
-  '[MASK]',
-  '[CLM]',
-  '[DOC]',
-)
+from atm import fileio
+
+PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN = '[PAD]', '<s>', '</s>', '<unk>'
+MASK_TOKEN, CLM_TOKEN, DOC_TOKEN = '[MASK]', '[CLM]', '[DOC]'
+SPECIAL_TOKENS = (
+  PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, MASK_TOKEN, CLM_TOKEN, DOC_TOKEN,
+)  # fmt: skip
 # XLM-R's names of what is otherwise the same.
 OTHER_NAMES = {PAD_TOKEN: '<pad>', MASK_TOKEN: '<mask>'}
 XLMR_FILE = 'sentencepiece.bpe.model'
@@ -82,7 +78,7 @@ class Vocabulary:
     raise ValueError(f'vocabulary {self.path!r} has no piece {piece!r}')
 
   def special_ids(self) -> dict[str, int]:
-    """Those of SPECIALS that there are, `<pad>` as `[PAD]`, with their ids."""
+    """Returns the ids of SPECIAL_TOKENS that there are, `<pad>` as `[PAD]`."""
     ids = {}
     for piece in SPECIAL_TOKENS:
       with contextlib.suppress(ValueError):
@@ -107,22 +103,40 @@ class Vocabulary:
     silent[[i for piece, i in special.items() if piece != UNK_TOKEN]] = True
     return silent
 
+  def is_special(self, i: int) -> bool:
+    """Tells whether an id stands for no text."""
+    return bool(self._silent[i])
+
+  def is_byte(self, i: int) -> bool:
+    """Tells whether an id stands for one byte of a character."""
+    return self._sp.IsByte(i)
+
   def encode(self, text: str) -> list[int]:
-    """The ids of a text, without special pieces."""
+    """Returns the ids of a text, without special pieces."""
     return self._sp.EncodeAsIds(text)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of ids; special pieces leave no trace."""
+    """Returns the text of ids; special pieces leave no trace."""
     return self._sp.DecodeIds([int(i) for i in ids if not self._silent[i]])
 
+  def surfaces(self, ids: Sequence[int]) -> list[str]:
+    """Returns [L] texts of [L] ids; joined, they are `decode(ids)`.
+
+    A special piece has none; a character of several byte pieces stands with the
+    last of them.
+    """
+    plain = [i for i in ids if not self._silent[i]]
+    found = iter(self._sp.DecodeIdsAsProto(plain).pieces)
+    return ['' if self._silent[i] else next(found).surface for i in ids]
+
   def inside(self, text: str) -> list[int]:
-    """The ids of a text as it stands where no space is in front of it."""
+    """Returns the ids of a text where no space is in front of it."""
     mark = self._sp.EncodeAsIds('_')
     whole = self._sp.EncodeAsIds('_' + text)
     return whole[len(mark) :] if whole[: len(mark)] == mark else []
 
   def spelling(self) -> list[str]:
-    """[V], what each id adds to a running text.
+    """Returns [V] what each id adds to a running text.
 
     Of pieces that are bytes only those of ASCII are known by themselves.
     """
@@ -138,21 +152,20 @@ class Vocabulary:
     return out
 
   def pieces(self, ids: Sequence[int]) -> list[str]:
-    """The pieces themselves, special ones included."""
+    """Returns the pieces of ids, special ones included."""
     return [self._sp.IdToPiece(int(i)) for i in ids]
 
 
 def write_vocabulary(model: bytes, directory: str) -> Vocabulary:
+  """Writes a SentencePiece model into a folder, whole or not at all."""
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, MODEL_FILE)
-  with open(path + '.tmp', 'wb') as f:
-    f.write(model)
-  os.replace(path + '.tmp', path)
+  fileio.write_atomically(path, model)
   return Vocabulary(path)
 
 
 def convert_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
-  """XLM-R's tokenizer as a vocabulary, ids as Hugging Face numbers them.
+  """Converts XLM-R's tokenizer, to ids as Hugging Face numbers them.
 
   XLM-R's file begins `<unk> <s> </s>`, and Hugging Face shifts its ids when it
   encodes. Here the pieces stand where those ids point: `<s> <pad> </s> <unk>`,
@@ -172,7 +185,7 @@ def convert_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
   if not os.path.exists(path):
     raise FileNotFoundError(f'no tokenizer at {path!r}: expected {XLMR_FILE}')
   with open(path, 'rb') as f:
-    model = _proto(f.read(), path)
+    model = _parse_model(f.read(), path)
   first = [piece.piece for piece in model.pieces[:3]]
   if first != [UNK_TOKEN, BOS_TOKEN, EOS_TOKEN]:
     raise ValueError(
@@ -193,8 +206,8 @@ def convert_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
   )
 
 
-def _proto(model: bytes, path: str):
-  """A SentencePiece ModelProto; raises ValueError where it is none."""
+def _parse_model(model: bytes, path: str):
+  """Parses a SentencePiece ModelProto; raises ValueError if it is none."""
   from google.protobuf.message import DecodeError
   from sentencepiece import sentencepiece_model_pb2
 
@@ -205,7 +218,7 @@ def _proto(model: bytes, path: str):
 
 
 def _reorder(model, pad: str, behind: Sequence[str]) -> None:
-  """`<unk> <s> </s> ...` to `<s> <pad> </s> <unk> ...` and control symbols."""
+  """Turns `<unk> <s> </s> ...` to `<s> <pad> </s> <unk> ...` and controls."""
   Piece = type(model).SentencePiece
   control = lambda name: Piece(piece=name, score=0.0, type=Piece.CONTROL)
   unk, bos, eos, *rest = model.pieces

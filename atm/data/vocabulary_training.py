@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import io
-import itertools
-import json
 import os
 from collections.abc import Callable, Iterable
 
 import sentencepiece
 
+from atm import fileio
 from atm.data import registry
 from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
 
+REPORT_FILE = 'report.json'
+
 
 def mix_forms(
-  texts: Iterable[str], spoken, spoken_share: float
+  texts: Iterable[str], spoken: Callable[[str], str], spoken_share: float
 ) -> Iterable[str]:
-  """Each text once, an exact share of them in spoken form, evenly spread.
+  """Yields each text once, an exact share of them in spoken form.
 
   The paper trains its tokenizer on spoken : written = 7 : 3 (section 2.1).
   """
-  owed = 0.0
+  owed = 0.0  # texts, so that spoken ones are spread evenly
   for text in texts:
     owed += spoken_share
     if owed >= 0.5:
@@ -41,7 +41,7 @@ def train_sentencepiece(
   tags: int = 0,
   byte_fallback: bool = False,
   character_coverage: float = 0.9999,
-) -> vocabulary_lib.Vocabulary:
+) -> Vocabulary:
   """Trains a SentencePiece unigram model into `directory`.
 
   Args:
@@ -56,8 +56,13 @@ def train_sentencepiece(
   Raises:
     ValueError: the size does not suit the text; says what SentencePiece said.
   """
-  out = io.BytesIO()
+  out, v = io.BytesIO(), vocabulary_lib
   reserved = [f'[TAG_{i}]' for i in range(tags)]
+  ids = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)
+  pieces = dict(
+    pad_piece=v.PAD_TOKEN, bos_piece=v.BOS_TOKEN, eos_piece=v.EOS_TOKEN,
+    unk_piece=v.UNK_TOKEN,
+  )  # fmt: skip
   try:
     sentencepiece.SentencePieceTrainer.Train(
       sentence_iterator=iter(texts),
@@ -66,97 +71,70 @@ def train_sentencepiece(
       vocab_size=size,
       character_coverage=character_coverage,
       byte_fallback=byte_fallback,
-      control_symbols=[
-        vocabulary_lib.MASK_TOKEN,
-        vocabulary_lib.CLM_TOKEN,
-        vocabulary_lib.DOC_TOKEN,
-        *reserved,
-      ],
-      pad_id=0,
-      bos_id=1,
-      eos_id=2,
-      unk_id=3,
-      pad_piece=vocabulary_lib.PAD_TOKEN,
-      bos_piece=vocabulary_lib.BOS_TOKEN,
-      eos_piece=vocabulary_lib.EOS_TOKEN,
-      unk_piece=vocabulary_lib.UNK_TOKEN,
+      control_symbols=[v.MASK_TOKEN, v.CLM_TOKEN, v.DOC_TOKEN, *reserved],
       max_sentence_length=65536,
       num_threads=8,
       minloglevel=2,
+      **ids,
+      **pieces,
     )
   except RuntimeError as e:
     raise ValueError(
       f'a vocabulary of {size} pieces cannot be trained on this text: {e}'
     ) from e
-  return vocabulary_lib.write_vocabulary(out.getvalue(), directory)
-
-
-@dataclasses.dataclass
-class Coverage:
-  """How a vocabulary meets the text of one language."""
-
-  texts: int = 0
-  words: int = 0
-  characters: int = 0
-  pieces: int = 0
-  unknown: int = 0
-
-  def row(self) -> dict[str, float]:
-    return {
-      'texts': self.texts,
-      'pieces_per_word': self.pieces / max(1, self.words),
-      'characters_per_piece': self.characters / max(1, self.pieces),
-      'unknown_rate': self.unknown / max(1, self.pieces),
-    }
+  return v.write_vocabulary(out.getvalue(), directory)
 
 
 def measure_coverage(
-  vocabulary: vocabulary_lib.Vocabulary, texts: Iterable[tuple[str, str]]
+  vocabulary: Vocabulary, texts: Iterable[tuple[str, str]]
 ) -> dict[str, dict[str, float]]:
-  """language -> texts, pieces a word, characters a piece, share unknown.
+  """Returns how a vocabulary meets the text of each language.
 
   Args:
     vocabulary: the vocabulary.
-    texts: pairs (language, text). A word is what stands between spaces, which
-      says little for Japanese; compare characters a piece there.
+    texts: pairs (language, text).
+
+  Returns:
+    language -> texts, pieces a word, characters a piece, share unknown. A word
+    is what stands between spaces, which says little for Japanese; compare
+    characters a piece there.
   """
-  seen = collections.defaultdict(Coverage)
+  sums = collections.defaultdict(collections.Counter)
   for language, text in texts:
     ids = vocabulary.encode(text)
-    row = seen[language]
-    row.texts += 1
-    row.words += len(text.split())
-    row.characters += len(text)
-    row.pieces += len(ids)
-    row.unknown += ids.count(vocabulary.unk_id)
-  return {language: row.row() for language, row in sorted(seen.items())}
+    sums[language].update(
+      texts=1, words=len(text.split()), characters=len(text), pieces=len(ids),
+      unknown=ids.count(vocabulary.unk_id),
+    )  # fmt: skip
+  return {
+    language: {
+      'texts': n['texts'],
+      'pieces_per_word': n['pieces'] / max(1, n['words']),
+      'characters_per_piece': n['characters'] / max(1, n['pieces']),
+      'unknown_rate': n['unknown'] / max(1, n['pieces']),
+    }
+    for language, n in sorted(sums.items())
+  }
 
 
-def write_report(vocabulary: vocabulary_lib.Vocabulary, rows: dict) -> str:
+def write_report(vocabulary: Vocabulary, rows: dict) -> str:
   """Writes report.json beside the model; returns it as a table to print."""
-  path = os.path.join(os.path.dirname(vocabulary.path), REPORT_FILE)
-  with open(path, 'w') as f:
-    json.dump(
-      {
-        'size': vocabulary.size,
-        'sha256': vocabulary.sha256,
-        'languages': rows,
-      },
-      f,
-      indent=1,
-    )
-  head = ('language', 'texts', 'pieces/word', 'chars/piece', 'unknown')
-  lines = ['{:<9}{:>9}{:>13}{:>13}{:>10}'.format(*head)]
-  for language, row in rows.items():
-    lines.append(
-      f'{language:<9}{row["texts"]:>9,}{row["pieces_per_word"]:>13.2f}'
-      f'{row["characters_per_piece"]:>13.2f}{row["unknown_rate"]:>10.4%}'
-    )
-  return '\n'.join(
-    itertools.chain(
-      [f'vocabulary of {vocabulary.size:,} pieces: {vocabulary.path}'], lines
-    )
+  fileio.write_json(
+    os.path.join(os.path.dirname(vocabulary.path), REPORT_FILE),
+    {'size': vocabulary.size, 'sha256': vocabulary.sha256, 'languages': rows},
   )
+  line = '{:<9}{:>9}{:>13}{:>13}{:>10}'.format
+  return '\n'.join([
+    f'vocabulary of {vocabulary.size:,} pieces: {vocabulary.path}',
+    line('language', 'texts', 'pieces/word', 'chars/piece', 'unknown'),
+    *(
+      line(
+        language, f'{row["texts"]:,}', f'{row["pieces_per_word"]:.2f}',
+        f'{row["characters_per_piece"]:.2f}', f'{row["unknown_rate"]:.4%}',
+      )
+      for language, row in rows.items()
+    ),
+  ])  # fmt: skip
 
 
 def train_vocabulary(
@@ -186,11 +164,7 @@ def train_vocabulary(
   configure_tasks()
   say(f'training a vocabulary of {size:,} pieces on the text of {mixture}')
   written = (text for _, text in registry.read_texts(mixture))
-  in_forms = mix_forms(written, spoken, spoken_share)
-  made = train(in_forms, directory, size)
+  made = train(mix_forms(written, spoken, spoken_share), directory, size)
   rows = measure_coverage(made, registry.read_texts(mixture))
   say(write_report(made, rows))
   return made
-
-
-REPORT_FILE = 'report.json'

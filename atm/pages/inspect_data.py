@@ -120,16 +120,15 @@ def inspect_rows(
   )
   batches = batches_lib.Batches(parts, words, lengths, 1, seed)
   counts = inspection.measure_objectives(batches, inspection.MEASURED_ROWS)
-  reader = inspection.Reader(words)
   notes = [
     *mixture_stats.describe_padding(parts, words, lengths),
     *(inspection.summarize_counts(k, found) for k, found in counts.items()),
-    *mixture_stats.lost(parts),
+    *mixture_stats.list_omissions(parts),
   ]
   return Inspection(
     mixture, words, lengths, directory, seed, tokens, parts,
     mixture_stats.compute_lines(parts, tokens), notes,
-    inspection.pick_examples(batches, reader, examples), counts,
+    inspection.pick_examples(batches, words, examples), counts,
   )  # fmt: skip
 
 
@@ -138,7 +137,7 @@ def inspect_rows(
 
 def print_inspection(look: Inspection, console: rich.console.Console) -> None:
   """Prints the mixture's table and the beginnings of the examples."""
-  console.print(mixture_stats.build_table(look.lines, look.tokens))
+  console.print(mixture_stats.build_mixture_table(look.lines, look.tokens))
   color = console.is_terminal
   Text = rich.text.Text
   put = lambda text: console.print(text, soft_wrap=not color)

@@ -338,7 +338,9 @@ def test_the_padding_that_is_told_is_that_of_the_batches(
 
 
 def test_bad_tokens(built):
-  with pytest.raises(ValueError, match='TRAIN_TOKENS = 0: expected more'):
+  with pytest.raises(
+    ValueError, match='TRAIN_TOKENS = 0: expected a number of at least 1'
+  ):
     shown(built, tokens=0)
 
 

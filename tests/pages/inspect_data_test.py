@@ -212,25 +212,23 @@ def test_characters_of_several_byte_pieces_stay_whole(tmp_path):
     ['a plain text', 'and another text'] * 20, str(tmp_path), 278,
     byte_fallback=True,
   )  # fmt: skip
-  reader = inspection.Reader(made)
   ids = made.encode('a 𝄞 text 漢')
   clef = made.pieces(ids).index('<0xF0>')
   marks = [inspection.READ] * len(ids)
   marks[clef + 1] = inspection.DROPPED
-  runs = reader.runs(ids, marks)
+  runs = inspection.split_runs(made, ids, marks)
   assert [(r.text, r.mark) for r in runs] == [
     ('a ', inspection.READ), ('𝄞', inspection.DROPPED),
     (' text 漢', inspection.READ),
   ]  # fmt: skip
-  assert ''.join(reader.characters(ids)) == made.decode(ids)
+  assert ''.join(made.surfaces(ids)) == made.decode(ids)
 
 
 def test_what_only_looks_special_is_text(words):
   """And so is an unknown character."""
-  reader = inspection.Reader(words)
   ids = [words.doc_id, *words.encode('[DOC] ☃'), words.clm_id]
   assert words.unk_id in ids
-  runs = reader.runs(ids, [inspection.READ] * len(ids))
+  runs = inspection.split_runs(words, ids, [inspection.READ] * len(ids))
   assert [run.special for run in runs] == [True, False, True]
   assert text_of(runs) == words.decode(ids)
 
