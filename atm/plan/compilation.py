@@ -1,9 +1,4 @@
-"""Compiles a program in part or whole, and reports what overflows.
-
-A compilation in part stops the compiler once it has scheduled the program and
-placed its arrays in memory, a tenth of its work for a large model on a TPU:
-memory and collectives are those of the whole compilation, cycles are not known.
-"""
+"""Compiles a program whole or partly, and reports what overflows."""
 
 from __future__ import annotations
 
@@ -18,7 +13,7 @@ from collections.abc import Callable
 
 import jax
 
-from atm.parallel import xla_options as xla_options_lib
+from atm.parallel import xla_options
 from atm.plan import hardware, memory
 
 # Files of xla_dump_to, by libtpu 0.0.42: the program as as_text has it; before
@@ -28,42 +23,34 @@ _SCHEDULED = '*.after_optimizations.txt'
 _PLACED = '*.after_optimizations_after_buffer_assignment.txt'
 
 
-def compile_step(options: dict | None, lowered, target, dump: dict):
-  """Compiles a training step with its XLA options; see `compile_or_overflow`.
-
-  Args:
-    options: XLA_OPTIONS, as `functools.partial` binds them.
-    lowered, target, dump: see `compile_or_overflow`.
-  """
-  return xla_options_lib.compile_program(
-    lowered, target.device, {**(options or {}), **dump}
-  )
-
-
-def compile_plainly(lowered, target, dump: dict):
-  """Compiles without options, as `atm infer`; see `compile_or_overflow`."""
-  return lowered.compile(compiler_options=dump or None)
+def _compile(lowered, target: hardware.Target, options: dict | None, folder=''):
+  """Compiles a lowered program, and dumps what the compiler has to a folder."""
+  dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True} if folder else {}
+  if options is None:
+    return lowered.compile(compiler_options=dump or None)
+  return xla_options.compile_program(lowered, target.device, options | dump)
 
 
 def compile_or_overflow(
-  traced, target: hardware.Target, compiles: Callable
+  traced, target: hardware.Target, options: dict | None
 ) -> tuple:
   """Compiles a traced program, or finds how much memory is missing.
 
   Args:
     traced: a `jax.stages.Traced`.
     target: devices to compile for.
-    compiles: `compile_plainly`, or a partial of `compile_step`; called with
-      the lowered program, the target, and options that dump to a folder.
+    options: XLA_OPTIONS, beside those of training; None: none at all, as
+      `atm infer` compiles.
 
   Returns:
     (compiled, None), or (None, what `memory.parse_overflow` returns).
   """
   with tempfile.TemporaryDirectory(prefix='atm_plan_') as folder:
     offloads = target.pod and memory.offloads(traced.jaxpr.jaxpr)
-    dump = _dump_to(folder) if offloads else {}
     try:
-      compiled = compiles(traced.lower(), target, dump)
+      compiled = _compile(
+        traced.lower(), target, options, folder if offloads else ''
+      )
     except jax.errors.JaxRuntimeError as e:
       if overflow := memory.parse_overflow(str(e)):
         return None, overflow
@@ -79,17 +66,11 @@ def compile_or_overflow(
 
 @dataclasses.dataclass(frozen=True)
 class DumpedProgram:
-  """Stands for a `jax.stages.Compiled`, its memory read off a dumped report.
-
-  Attributes:
-    as_text: returns the program's text.
-    peak: bytes of a device.
-    host: bytes in the host's memory; None: not known.
-  """
+  """Stands for a `jax.stages.Compiled`, its memory read off a dumped report."""
 
   as_text: Callable[[], str]
-  peak: int
-  host: int | None = None
+  peak: int  # bytes of a device
+  host: int | None = None  # bytes in the host's memory
 
   def memory_analysis(self):
     return types.SimpleNamespace(
@@ -97,10 +78,6 @@ class DumpedProgram:
       peak_memory_in_bytes=self.peak,
       host_temp_size_in_bytes=self.host,
     )
-
-
-def _dump_to(folder: str) -> dict:
-  return {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
 
 
 def _find(folder: str, pattern: str) -> str | None:
@@ -113,47 +90,42 @@ def _read(path: str) -> str:
     return f.read()
 
 
-def program_text(
-  compiled, traced, target: hardware.Target, compiles: Callable
-) -> str:
-  """Returns the compiled program's text.
-
-  Args:
-    compiled: of `compile_or_overflow`.
-    traced, target, compiles: its arguments.
-  """
+def program_text(compiled, traced, target: hardware.Target, options) -> str:
+  """Returns a compiled program's text; arguments as `compile_or_overflow`'s."""
   try:
     return compiled.as_text()
   except (jax.errors.JaxRuntimeError, NotImplementedError):
     # A libtpu newer than JAX's own compiles, but its programs cannot be read
     # back; a second compilation dumps the text.
     with tempfile.TemporaryDirectory(prefix='atm_plan_') as folder:
-      compiles(traced.lower(), target, _dump_to(folder))
+      _compile(traced.lower(), target, options, folder)
       if (path := _find(folder, _CODE)) is None:
         raise
       return _read(path)
 
 
 def compile_partly(
-  folder: str, traced, target: hardware.Target, compiles: Callable
+  folder: str, traced, target: hardware.Target, options: dict | None
 ) -> tuple[DumpedProgram, None]:
-  """Compiles until the program's arrays have their places in memory.
+  """Compiles until the program is scheduled and its arrays are placed.
 
-  The compiler goes on in a thread and writes to the folder: the process had
-  better end, and the folder go after it. XLA has no option to end there.
+  A tenth of the compiler's work for a large model on a TPU. Memory and
+  collectives are those of the whole compilation, cycles are not known.
 
   Args:
-    folder: an empty one.
-    traced, target, compiles: see `compile_or_overflow`, as what is returned.
+    folder: an empty one. The compiler goes on in a thread and writes to it: the
+      process had better end, and the folder go after it.
+    traced, target, options: see `compile_or_overflow`, as what is returned.
   """
   lowered, errors = traced.lower(), []
 
   def run():
     try:
-      compiles(lowered, target, _dump_to(folder))
+      _compile(lowered, target, options, folder)
     except Exception as e:
       errors.append(e)
 
+  # XLA has no option to end there, but dumps as it goes.
   thread = threading.Thread(target=run, daemon=True)
   thread.start()
   while thread.is_alive() and not _find(folder, _PLACED):
@@ -162,5 +134,4 @@ def compile_partly(
   if errors and not _find(folder, memory.REPORT):
     raise errors[0]
   text = _read(_find(folder, _SCHEDULED))
-  peak = memory.read_dumped_peak(folder)
-  return DumpedProgram(lambda: text, peak), None
+  return DumpedProgram(lambda: text, memory.read_dumped_peak(folder)), None

@@ -156,18 +156,15 @@ def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
 
 
 def find_largest(job: DecodeJob, say: Callable) -> tuple[list[dict], dict]:
-  """Finds the largest batch that fits.
+  """Returns (all batches tried, by size; the largest that fits).
 
-  Memory is nearly linear in rows: two batches give a line, and the line the
-  next to try, until one fits and the next one up does not (the next row of each
-  data shard; of many, a GRAINth). So far arrays are only placed; then the
-  largest is compiled; up to DOUBTS above it, while what is placed alone would
-  fit; and the first tried, if it is smaller. Where none fits, the smallest
-  stands for the largest.
-
-  Returns:
-    (all that were tried, by size; the largest, compiled whole).
+  The largest is compiled whole. Where none fits, it is the smallest.
   """
+  # Memory is nearly linear in rows: two batches give a line, and the line the
+  # next to try, until one fits and the next one up does not (the next row of
+  # each data shard; of many, a GRAINth). So far arrays are only placed; then
+  # the largest is compiled; up to DOUBTS above it, while what is placed alone
+  # would fit; and the first tried, if it is smaller.
   unit, usable = job.unit, job.target.pod.chip.usable
   tried: dict[int, dict] = {}
   first = first_guess(job)
@@ -222,9 +219,6 @@ def _is_doubtful(made: dict | None, usable: float) -> bool:
 def place_batch(job: DecodeJob, rows: int) -> dict:
   """Returns what a batch takes, not how long, compiled partly.
 
-  A hundredth more than `peak_memory_in_bytes` of the whole compilation, and
-  known of programs that are too large for it.
-
   Raises:
     RuntimeError: the compiler failed; its first line.
   """
@@ -262,8 +256,7 @@ def next_guess(tried: dict, base: float, usable: float, low, high) -> int:
 
   Args:
     tried: units -> plans.
-    base: bytes without rows: a second point while there is but one.
-    usable: bytes.
+    base, usable: bytes without rows, and of a chip.
     low, high: the largest that fits, the smallest that does not.
   """
   near = sorted(tried, key=lambda n: abs(tried[n]['memory']['peak'] - usable))

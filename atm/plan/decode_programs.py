@@ -34,23 +34,13 @@ from atm.plan import (
 
 @dataclasses.dataclass(frozen=True)
 class DecodeJob:
-  """A program that decodes or encodes, but for how many rows.
+  """A program that decodes or encodes, but for how many rows."""
 
-  Attributes:
-    kind: 'decode' or 'encode'.
-    model_config: as it is trained.
-    weights: see `api.load`.
-    config: how tokens are chosen; its max_tokens are those asked for.
-    longest: ids of an encoder input.
-    rules: logical to mesh axes.
-    target: devices to compile for.
-  """
-
-  kind: str
-  model_config: config_lib.Config
-  weights: str | None
-  config: sampling.Config
-  longest: int
+  kind: str  # 'decode' or 'encode'
+  model_config: config_lib.Config  # as it is trained
+  weights: str | None  # see `api.load`
+  config: sampling.Config  # max_tokens are those asked for
+  longest: int  # ids of an encoder input
   rules: Rules
   target: hardware.Target
 
@@ -60,20 +50,24 @@ class DecodeJob:
     return type(self), tuple(getattr(self, x.name) for x in fields)
 
   @functools.cached_property
-  def _model(self) -> tuple[transformer.AlexaTM, dict]:
-    return _abstract_model(
-      self.model_config, self.weights, self.target.mesh, self.rules
-    )
-
-  @property
   def net(self) -> transformer.AlexaTM:
-    """The model."""
-    return self._model[0]
+    """The model; weights in bfloat16 compute in it."""
+    config = self.model_config
+    if self.weights == 'bfloat16':
+      config = dataclasses.replace(config, dtype='bfloat16')
+    return transformer.AlexaTM(config)
 
-  @property
+  @functools.cached_property
   def params(self) -> dict:
-    """Abstract parameters with shardings, ready to decode."""
-    return self._model[1]
+    """Abstract parameters as `api.load` has them, with shardings."""
+    mesh, rules = self.target.mesh, self.rules
+    net = transformer.AlexaTM(self.model_config)
+    params = parameters.abstract_params(net, mesh, rules)
+    if self.weights == 'bfloat16':
+      halved = lambda x: _place(x, x.sharding, jnp.bfloat16)
+      params = jax.tree.map(halved, params)
+    with sharding.use_mesh(mesh, rules):
+      return generate.prepare_params(self.net, params, _unstack_layers)
 
   @property
   def unit(self) -> int:
@@ -134,18 +128,14 @@ class DecodeJob:
       functools.partial(start, self.net, T=self.room[0]),
       jax.tree.map(bare, self.params), sampling.Sampler.from_config(c), **named,
     )  # fmt: skip
-    placed = NamedSharding(
-      self.target.mesh, self.rules.spec('batch', 'heads', None, None)
-    )
-    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
-    return jax.tree.map(like, rows.caches)
+    spec = self.rules.spec('batch', 'heads', None, None)
+    placed = NamedSharding(self.target.mesh, spec)
+    return jax.tree.map(lambda x: _place(x, placed), rows.caches)
 
   def encode_flops(self, B: int, S: int) -> float:
-    """Counts model FLOPs of the encoder's products, of B rows of S tokens.
-
-    As `flops.train_flops` counts them: with plain attention, which multiplies
-    no padding; those of one row, B times.
-    """
+    """Counts model FLOPs of encoding B rows of S tokens."""
+    # As `flops.train_flops` has them: with plain attention, which multiplies no
+    # padding. Those of one row, B times.
     net = transformer.AlexaTM(
       dataclasses.replace(self.net.config, attention='einsum')
     )
@@ -156,30 +146,15 @@ class DecodeJob:
     return B * flops_lib.jaxpr_flops(train_program.remove_dead_code(jaxpr))
 
 
-def _abstract_model(config: config_lib.Config, weights, mesh, rules: Rules):
-  """Returns (model, abstract parameters) as `api.load` has them."""
-  params = parameters.abstract_params(transformer.AlexaTM(config), mesh, rules)
-  if weights == 'bfloat16':
-    config = dataclasses.replace(config, dtype='bfloat16')
-    params = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, jnp.bfloat16, sharding=x.sharding
-      ),
-      params,
-    )
-  net = transformer.AlexaTM(config)
-  with sharding.use_mesh(mesh, rules):
-    return net, generate.prepare_params(net, params, _unstack_layers)
+def _place(x, sharding, dtype=None) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
 
 
 def _unstack_layers(layers: dict, count: int) -> dict:
   """Unstacks abstract layers, with the shardings that JAX chooses."""
   lowered = generate.unstack_layers.lower(layers, count)
-  return jax.tree.map(
-    lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
-    lowered.out_info,
-    lowered.compile().output_shardings,
-  )
+  shardings = lowered.compile().output_shardings
+  return jax.tree.map(_place, lowered.out_info, shardings)
 
 
 # --- One batch
@@ -189,15 +164,12 @@ def plan_batch(job: DecodeJob, rows: int) -> dict:
   """Compiles a batch's program whole, and returns what it takes and how long.
 
   Returns:
-    `batch_size`, `compile_seconds`, `whole`; `token` (of
-    `decode_step.estimate_token`); `prefill` (of `step_time.estimate`), what is
-    done once for a batch; and what `memory.account` and `_rates` return.
+    `token`, see `decode_step.estimate_token`; `prefill`, done once for a batch,
+    see `step_time.estimate`; and what `memory.account` and `_rates` return.
   """
   batch, clock = job.batch(rows), time.perf_counter()
-  traced, compiles = job.trace(batch), compilation.compile_plainly
-  compiled, overflow = compilation.compile_or_overflow(
-    traced, job.target, compiles
-  )
+  traced = job.trace(batch)
+  compiled, overflow = compilation.compile_or_overflow(traced, job.target, None)
   caches, B = job.caches(batch), batch['tokens'].shape[0]
   arguments = {
     'parameters': memory.device_bytes(job.params),
@@ -231,14 +203,9 @@ def plan_batch(job: DecodeJob, rows: int) -> dict:
 def measure_peak(
   job: DecodeJob, rows: int, say: Callable, compiler: Callable
 ) -> dict:
-  """Returns `peak`, bytes of a device that a batch takes.
-
-  Args:
-    job, rows: what is compiled.
-    say, compiler: see `workers.run_plans`.
-  """
+  """Returns `peak`, bytes of a device; arguments as in `workers.run_plans`."""
   traced = job.trace(job.batch(rows))
-  compiled, _ = compiler(traced, job.target, compilation.compile_plainly)
+  compiled, _ = compiler(traced, job.target, None)
   return {'peak': compiled.memory_analysis().peak_memory_in_bytes}
 
 

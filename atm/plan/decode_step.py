@@ -36,9 +36,8 @@ def estimate_token(
   """Estimates what one turn of the loop over tokens does, and its time.
 
   Args:
-    program: the whole of it.
+    program, target: the whole of it; devices that run it.
     params, caches, config: see `read_bytes`.
-    target: devices that run it.
 
   Returns:
     What `step_time.tabulate` has; `read_bytes`; rows of `cache_copies`, in the
@@ -75,24 +74,23 @@ def list_cache_copies(
 ) -> list[dict]:
   """Lists arrays as large as one of the cache that are not written in place.
 
-  Reading into the chip's vector memory is no copy, nor is a scatter or update
-  into the array that it is given. Of a copy in pieces only what is like a whole
-  array is found.
+  Of a copy in pieces only what is like a whole array is found.
 
   Args:
     program: one turn of its loop; or all but the loop.
     caches: abstract arrays with shardings.
-    once: look only at what the program does itself, not in its other loops,
-      and only for what moves an array of the cache's sides: there each has to
-      be made, and others are as large.
+    once: list only what the program does itself, not in its other loops, and
+      only what moves an array of the cache's sides.
 
   Returns:
     Rows of `shape`, `opcode`, `source`, `count`, `bytes` of all.
   """
+  # Outside the loop each array has to be made, and others are as large.
   like = (lambda sides: tuple(sorted(sides))) if once else math.prod
   shards = {
     like(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(caches)
   }
+  # Reading into the chip's vector memory is no copy.
   free = program_costs.NO_ALLOCATION | _PREFETCH
   rows = {}
   for line, computation, times in program.executed():
@@ -131,14 +129,12 @@ def _in_place(program: hlo.Program, line: hlo.Instruction) -> bool:
 def read_bytes(params, caches: list, config) -> dict[str, int]:
   """Returns bytes that a device reads for one token: weights, caches whole.
 
-  The decoder's layers and the LM head; of embeddings a row, which is nothing.
-  The cache is read to its end, masked where nothing has been written.
-
   Args:
-    params: abstract, with shardings.
-    caches: abstract `layers.KVCache`s.
+    params, caches: abstract, with shardings.
     config: of the model.
   """
+  # The decoder's layers and the LM head; of embeddings a row, which is nothing.
+  # The cache is read to its end, masked where nothing has been written.
   head = {
     'decoder_head': 'decoder_embedding',
     'encoder_head': 'encoder_embedding',
@@ -158,10 +154,8 @@ def read_bytes(params, caches: list, config) -> dict[str, int]:
 def count_hops(
   target: hardware.Target, axes: tuple[str, ...]
 ) -> tuple[int, int]:
-  """Returns steps from chip to chip of one collective: (least, most).
-
-  Least: straight to the farthest of a group. Most: around a ring, twice.
-  """
+  """Returns steps from chip to chip of one collective: (least, most)."""
+  # Least: straight to the farthest of a group. Most: around a ring, twice.
   coordinates = target.coordinates(axes)
   far = 0
   for n, wraps, along in zip(
@@ -178,9 +172,8 @@ def split_token_time(
   """Returns seconds (least, most) of one token's parts, each as if alone.
 
   Args:
-    rows: of `collectives.list_collectives`, of one turn.
-    cycles: of `program_costs.sum_cycles`, of one turn.
-    read: of `read_bytes`.
+    rows, cycles: see `step_time.tabulate`, of one turn.
+    read: see `read_bytes`.
     target: a pod's.
   """
   chip = target.pod.chip
@@ -203,8 +196,6 @@ def split_token_time(
 
 
 def token_time(split: dict) -> tuple[float, float]:
-  """Returns (least, most): reading and computing beside one another, or not.
-
-  Collectives wait for what they sum, so they come on top.
-  """
+  """Returns (least, most): reading and computing beside one another, or not."""
+  # Collectives wait for what they sum, so they come on top.
   return step_time.overlap(split, ['reading HBM'], ['compute'])

@@ -1,26 +1,4 @@
-"""TPU chips: figures with their sources, and devices of pods to compile for.
-
-Figures are a chip's. None was measured here.
-
-- peak FLOP/s: Google's data sheets, see `devices.PEAK_FLOPS`.
-- usable HBM: the compiler's out-of-memory messages, libtpu 0.0.42.
-- HBM and DCN bytes a second: the data sheets (docs.cloud.google.com/tpu/docs)
-  of each; DCN of v4 and v6e is v5p's, for want of a figure.
-- link: "How to Scale Your Model", part 2 (jax-ml.github.io/scaling-book), one
-  way; a tenth below the data sheets' figures. A collective along one axis that
-  closes to a ring sends both ways, one along several axes uses the links of
-  each (part 3 there).
-- pcie: the same part 2, one way.
-- clock: peak FLOP/s / FLOPs a cycle: 262,144 of v4 and v5p, 131,072 of v5e,
-  524,288 of v6e. These are what the compiler's cycles mean: it gives bfloat16
-  products of 16384 x 4096 by 4096 x 4096 236,964 (v4), 255,819 (v5p), 128,148
-  (v5e) and 477,219 (v6e) FLOPs a cycle, 90% to 98% of them.
-- share: of peak FLOP/s, what a step of 20b reaches in all but those kernels by
-  the compiler's cycles; for the same plans.
-- kernels: FLOPs of splash attention's kernels / cycles of the schedules that
-  the compiler makes for them, see kernels.py; used by plans
-  that stop before those are made.
-"""
+"""TPU chips: figures with their sources, and devices of pods to compile for."""
 
 from __future__ import annotations
 
@@ -42,33 +20,20 @@ from atm.parallel import mesh as mesh_lib
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Figures of one chip; see the head of this module for their sources.
+  """Figures of one chip."""
 
-  Attributes:
-    kind: JAX's device kind.
-    sides: dimensions of the torus that its links make.
-    usable: bytes of HBM that a program may use.
-    hbm: bytes a second from and to it.
-    link: bytes a second one way over one link to a neighbour.
-    dcn: bytes a second to another slice.
-    pcie: bytes a second one way between it and its host's memory.
-    clock: cycles a second.
-    cores: that make one device.
-    share: of peak FLOP/s, reached by all but attention kernels.
-    kernels: share of peak FLOP/s that attention kernels reach by their
-      schedules, forward and backward of 1024 x 1024 with heads of 128.
-  """
-
-  kind: str
-  sides: int
-  usable: float
-  hbm: float
-  link: float
-  dcn: float
-  pcie: float
-  clock: float
-  cores: int
-  share: float
+  kind: str  # JAX's device kind
+  sides: int  # dimensions of the torus that its links make
+  usable: float  # bytes of HBM that a program may use
+  hbm: float  # bytes a second from and to it
+  link: float  # bytes a second one way over one link to a neighbour
+  dcn: float  # bytes a second to another slice
+  pcie: float  # bytes a second one way between it and its host's memory
+  clock: float  # cycles a second
+  cores: int  # that make one device
+  share: float  # of peak FLOP/s, reached by all but attention kernels
+  # Share of peak FLOP/s that attention kernels reach by their schedules,
+  # forward and backward of 1024 x 1024 with heads of 128.
   kernels: float
 
   @property
@@ -78,6 +43,24 @@ class Chip:
 
 
 _GIB = 2**30
+# Figures of a chip, none measured here, and their sources:
+# - peak FLOP/s: Google's data sheets, see `devices.PEAK_FLOPS`.
+# - usable HBM: the compiler's out-of-memory messages, libtpu 0.0.42.
+# - HBM and DCN bytes a second: the data sheets (docs.cloud.google.com/tpu/docs)
+#   of each; DCN of v4 and v6e is v5p's, for want of a figure.
+# - link: "How to Scale Your Model", part 2 (jax-ml.github.io/scaling-book), one
+#   way; a tenth below the data sheets' figures. A collective along one axis
+#   that closes to a ring sends both ways, one along several axes uses the links
+#   of each (part 3 there).
+# - pcie: the same part 2, one way.
+# - clock: peak FLOP/s / FLOPs a cycle: 262,144 of v4 and v5p, 131,072 of v5e,
+#   524,288 of v6e. These are what the compiler's cycles mean: it gives bfloat16
+#   products of 16384 x 4096 by 4096 x 4096 236,964 (v4), 255,819 (v5p), 128,148
+#   (v5e) and 477,219 (v6e) FLOPs a cycle, 90% to 98% of them.
+# - share: of peak FLOP/s, what a step of 20b reaches in all but those kernels
+#   by the compiler's cycles; for plans that stop before cycles are known.
+# - kernels: FLOPs of splash attention's kernels / cycles of the schedules that
+#   the compiler makes for them, see kernels.py; for the same plans.
 CHIPS = {
   'v4': Chip(
     'TPU v4', 3, 30.75 * _GIB, 1.2e12, 4.5e10, 6.25e9, 1.5e10,
@@ -143,14 +126,9 @@ class Pod:
     return tuple(ring(side) for side in self.shape)
 
   def link_speeds(self, coordinates) -> tuple[float, float]:
-    """Returns bytes a second (least, most) that a chip sends within a group.
-
-    Least: along one side. Most: along every side that the group spans. Of a
-    side that wraps, both ways.
-
-    Args:
-      coordinates: of the chips of the group.
-    """
+    """Returns bytes a second (least, most) that a chip of a group sends."""
+    # Least: along one side. Most: along every side that the group spans. Of a
+    # side that wraps, both ways.
     spanned = [
       wraps
       for axis, wraps in enumerate(self.wraps)
@@ -162,15 +140,10 @@ class Pod:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """Devices planned for, in a run's mesh.
-
-  Attributes:
-    mesh: over the devices.
-    pod: None: the devices are this machine's.
-  """
+  """Devices planned for, in a run's mesh."""
 
   mesh: jax.sharding.Mesh
-  pod: Pod | None
+  pod: Pod | None  # None: the devices are this machine's
 
   @property
   def device(self):
@@ -204,10 +177,7 @@ def find_target(
   make_mesh: Callable,
   start: Callable[[], None] = lambda: None,
 ) -> Target:
-  """Returns the devices to plan for, in the run's mesh.
-
-  Args:
-    topology, make_mesh, start: see `train_plan.plan`.
+  """Returns the devices to plan for; arguments as `train_plan.plan`'s.
 
   Raises:
     ValueError: see `parse_pod` and `pod_devices`; the mesh does not fit.

@@ -80,28 +80,20 @@ def array_bytes(shape: str) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled module, or a part of one.
-
-  Attributes:
-    computations: name -> its instructions.
-    entry: name of the computation that runs.
-    sources: stack frame number -> 'atm/model/layers.py:88'.
-    trip_counts: loop's name -> turns, in place of what the text says.
-  """
+  """A compiled module, or a part of one."""
 
   computations: dict[str, list[Instruction]]
-  entry: str
-  sources: dict[int, str]
+  entry: str  # the computation that runs
+  sources: dict[int, str]  # by stack frame number: 'atm/model/layers.py:88'
+  # Turns of loops by name, in place of what the text says.
   trip_counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def run_counts(self) -> dict[str, int]:
-    """How often each computation runs; those that never do are left out.
-
-    Bodies of loops run as often as the loops turn, both branches of a
-    conditional once. What reduces numbers two by two (`to_apply` of a
-    reduction) is not counted.
-    """
+    """How often each computation runs; those that never do are left out."""
+    # Bodies of loops run as often as the loops turn, both branches of a
+    # conditional once. What reduces numbers two by two (`to_apply` of a
+    # reduction) is not counted.
     counts = dict.fromkeys(self.computations, 0)
     counts[self.entry] = 1
     for name in self.callers_first():
@@ -182,11 +174,8 @@ class Program:
     return bounds.pop() if compares and len(bounds) == 1 else None
 
   def source(self, line: Instruction, computation: str = '') -> str:
-    """Returns 'atm/model/layers.py:88', the innermost line of a project's file.
-
-    Where the line does not say, the source of what calls its computation; ''
-    if neither is known.
-    """
+    """Returns 'atm/model/layers.py:88', an instruction's; '' if not known."""
+    # Where the line does not say, the source of what calls its computation.
     caller = self._callers.get(computation)
     return self._source(line) or (self._source(caller) if caller else '')
 
@@ -256,11 +245,9 @@ def _shorten(path: str) -> str:
 
 
 def _parse_sources(text: str) -> dict[int, str]:
-  """Returns stack frame number -> 'folder/file.py:line' of its innermost call.
-
-  From the tables at the head of the text: atm's innermost line, or the
-  innermost of any where no frame is atm's.
-  """
+  """Returns stack frame number -> 'folder/file.py:line', the innermost."""
+  # From the tables at the head of the text: atm's innermost line, or the
+  # innermost of any where no frame is atm's.
   head = text[: text.find('\nENTRY')]
 
   def table(title, pattern):

@@ -1,15 +1,15 @@
-"""Cycles of Pallas kernels, which the compiler schedules but does not estimate.
+"""Cycles of Pallas kernels, for which the compiler has no estimate."""
 
-The compiler can write the schedule of every operation: bundles of instructions,
-one a cycle, `libtpu` 0.0.42. It has to be told before it is loaded, and takes
-minutes over those of a whole step. So the kernels of a program that is compiled
-are compiled again, each alone, in a process of their own.
-
-A kernel's bundles are those of one cell of its grid, with every branch and the
-loops that Mosaic unrolled; loops that it did not are counted once. Cores of a
-chip share the grid where a dimension of it is parallel and the chip's cores are
-one device. Waiting for memory is in none of it.
-"""
+# The compiler can write the schedule of every operation: bundles of
+# instructions, one a cycle, `libtpu` 0.0.42. It has to be told before it is
+# loaded, and takes minutes over those of a whole step. So the kernels of a
+# program that is compiled are compiled again, each alone, in a process of their
+# own.
+#
+# A kernel's bundles are those of one cell of its grid, with every branch and
+# the loops that Mosaic unrolled; loops that it did not are counted once. Cores
+# of a chip share the grid where a dimension of it is parallel and the chip's
+# cores are one device. Waiting for memory is in none of it.
 
 from __future__ import annotations
 

@@ -84,13 +84,11 @@ def account(
 
 
 def read_dumped_peak(folder: str) -> int:
-  """Reads a device's bytes from the report that the compiler dumped.
-
-  All arrays where they lie, gaps between them included: what the compiler
-  compares with the chip's memory. More by a hundredth than
-  `peak_memory_in_bytes`, and known where a program does not fit or keeps arrays
-  in the host's memory, which `peak_memory_in_bytes` includes.
-  """
+  """Reads a device's bytes from the report that the compiler dumped."""
+  # All arrays where they lie, gaps between them included: what the compiler
+  # compares with the chip's memory. More by a hundredth than
+  # `peak_memory_in_bytes`, and known where a program does not fit or keeps
+  # arrays in the host's memory, which `peak_memory_in_bytes` includes.
   (path,) = glob.glob(os.path.join(folder, REPORT))
   with open(path) as f:
     return int(_TOTAL.search(f.read())[1])
@@ -110,9 +108,10 @@ def parse_overflow(message: str) -> dict | None:
 
   Returns:
     `used` and `usable` bytes; `largest`, rows of `bytes`, `shape`, `source` and
-    `op_name`. What the message calls HLO temporaries includes the arguments: it
-    is the total of the compiler's own report of its memory.
+    `op_name`.
   """
+  # What the message calls HLO temporaries includes the arguments: it is the
+  # total of the compiler's own report of its memory.
   for pattern in _USED:
     if match := pattern.search(message):
       return {
@@ -144,13 +143,9 @@ def loop_residuals(
 ) -> list[dict]:
   """Lists what loops over layers keep of every batch row, the largest first.
 
-  For where the compiler names no buffers: of the traced program, so before
-  anything is fused or padded.
-
   Args:
-    jaxpr: of the whole step.
-    batch_size: rows; an array [layers, rows, ...] is a loop's.
-    shards: parts that rows are split into.
+    jaxpr: of the whole step, so before anything is fused or padded.
+    batch_size, shards: rows, and parts that they are split into.
     host: list what is kept in the host's memory instead of the device's.
 
   Returns:
@@ -161,6 +156,7 @@ def loop_residuals(
     for result in eqn.outvars[eqn.params['num_carry'] :]:
       x = result.aval
       there = (x.memory_space == jax.memory.Space.Host) == host
+      # An array [layers, rows, ...] is kept by a loop over layers.
       if not there or x.shape[1:2] != (batch_size,):
         continue
       sides = x.shape[0], batch_size // shards, *x.shape[2:]

@@ -19,14 +19,7 @@ LARGE = 64 * 2**20  # bytes worth a warning
 def train_warnings(
   made: dict, job: TrainStep, lengths: registry.Lengths, target
 ) -> list[str]:
-  """Returns the warnings of a training plan.
-
-  Args:
-    made: the plan, as far as estimates.
-    job: what was planned.
-    lengths: of its rows.
-    target: a hardware.Target.
-  """
+  """Returns the warnings of a training plan, made as far as estimates."""
   lines = [
     *reduction_warnings(made['collectives'] or (), job.mesh),
     *replication_warnings(job.state.params, job.mesh),
@@ -42,8 +35,7 @@ def decode_warnings(made: dict, job: DecodeJob, above: float) -> list[str]:
   """Returns the warnings of a plan of decoding or encoding.
 
   Args:
-    made: the plan, as far as its tables.
-    job: what was planned.
+    made, job: the plan, as far as its tables, and what was planned.
     above: the next batch that a search would have tried.
   """
   lines = cache_warnings(made['token'], made['memory']) if made['token'] else []
@@ -74,14 +66,7 @@ def _common_warnings(unknown_loops: int, target: hardware.Target) -> list[str]:
 
 
 def reduction_warnings(rows, mesh) -> list[str]:
-  """Returns warnings of sums over the axis that splits parameters.
-
-  Each device keeps but a part of such a sum.
-
-  Args:
-    rows: of `collectives.list_collectives`.
-    mesh: the run's.
-  """
+  """Returns warnings of sums of which each device keeps but a part."""
   lines = []
   for row in rows:
     if row['kind'] != 'all-reduce' or 'fsdp' not in row['axes']:
@@ -139,12 +124,7 @@ def padding_warnings(
 
 
 def cache_warnings(token: dict, memory: dict) -> list[str]:
-  """Returns warnings of copies of the cache, in the loop and before.
-
-  Args:
-    token: of `decode_step.estimate_token`.
-    memory: bytes of `cache` and `temporaries`.
-  """
+  """Returns warnings of copies of the cache; see `estimate_token`."""
   lines, rows = [], token['cache_copies']
   share = lambda rows: sum(row['bytes'] for row in rows) / memory['cache']
   if rows:

@@ -23,7 +23,7 @@ def sum_cycles(
   """Sums the compiler's estimated cycles by group of operations.
 
   Args:
-    program: loops count as often as they turn.
+    program: its loops count as often as they turn.
     kernels: cycles by instruction's name of those that have no estimate.
 
   Returns:
@@ -81,11 +81,9 @@ def list_host_copies(program: Program) -> list[tuple[str, int, bool, float]]:
 def list_largest_arrays(program: Program, number: int = 10) -> list[dict]:
   """Lists the largest arrays that a program makes, by shape and source line.
 
-  Without those inside fusions and those only renamed. Sizes are unpadded, and
-  not all arrays live at one time.
-
   Returns:
-    Rows of `bytes`, `shape`, `source`, `op_name`, `count` of instructions.
+    Rows of `bytes`, unpadded, `shape`, `source`, `op_name`, and `count` of
+    instructions. Not all arrays live at one time.
   """
   rows: dict[tuple, dict] = {}
   for line, computation, _ in program.executed():

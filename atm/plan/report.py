@@ -52,12 +52,7 @@ def format_bytes(n: float) -> str:
 
 
 def train_page(made: dict, pod) -> str:
-  """Formats a training plan.
-
-  Args:
-    made: what `train_plan.plan` returns.
-    pod: the hardware.Pod planned for, or None.
-  """
+  """Formats what `train_plan.plan` returns, for a hardware.Pod or None."""
   residuals = made['largest_buffers']
   return _join(
     _verdict(made, 'changes that fit, each tried, cheapest first:'),
@@ -246,12 +241,7 @@ def _train_assumptions(made: dict, pod) -> list[str]:
 
 
 def decode_page(made: dict, pod) -> str:
-  """Formats a plan of decoding or encoding.
-
-  Args:
-    made: what `decode_plan.plan_rows` returns.
-    pod: the hardware.Pod planned for, or None.
-  """
+  """Formats what `decode_plan.plan_rows` returns, for a Pod or None."""
   each = 'token' if made['token'] else 'batch'
   main = made['token'] or made['prefill'] or {}
   return _join(

@@ -7,7 +7,6 @@ three, and the run as it is bound, whole.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -28,22 +27,10 @@ STOPPED = 'were not tried when it was stopped'
 
 
 class Search:
-  """A search of one run on one pod.
-
-  Attributes:
-    rows: candidate -> a row of each that was tried.
-    plans: candidate -> its whole plan.
-    per_flop: remat -> seconds a FLOP outside kernels, of the first whole plan
-      that has it, see `CostModel.step_range`.
-    left_out: reason -> candidates.
-  """
+  """A search of one run on one pod."""
 
   def __init__(self, plan: Callable, given: dict):
-    """Prepares a search.
-
-    Args:
-      plan: `train_plan.plan`.
-      given: its settings, of the run.
+    """Takes `train_plan.plan` and its settings.
 
     Raises:
       ValueError: no topology, or settings that do not fit it.
@@ -55,18 +42,15 @@ class Search:
       )
     self.plan, self.given, self.say = plan, given, given['say']
     self.model = CostModel(given)
-    self.rows: dict[Candidate, dict] = {}
-    self.plans: dict[Candidate, dict] = {}
-    self.left_out: dict[str, list[Candidate]] = {}
+    self.rows: dict[Candidate, dict] = {}  # of those that were tried
+    self.plans: dict[Candidate, dict] = {}  # whole ones
+    self.left_out: dict[str, list[Candidate]] = {}  # by reason
+    # By remat, seconds a FLOP outside kernels: of the first whole plan of it.
     self.per_flop: dict[str, tuple[float, float]] = {}
     self._began, self._finished = time.perf_counter(), False
 
   def run(self) -> dict:
-    """Searches, prints and writes; what is known so far if interrupted.
-
-    Returns:
-      See `summary`.
-    """
+    """Searches, prints and writes `summary`, even if interrupted."""
     queue = self._queue()
     try:
       self._try_many(queue)
@@ -111,14 +95,12 @@ class Search:
       self.say(f'[{number}/{count}] {candidate}: {outcome}; {left} left')
 
   def _jobs(self, queue: list[Candidate]) -> Iterator[tuple]:
-    """Takes from the queue what is worth trying as processes get free.
-
-    Until one fits with room to spare, every other one is that which needs
-    least memory.
-    """
+    """Takes from the queue what is worth trying as processes get free."""
     tries = 0
     while queue and tries < MOST_TRIED:
       candidate = queue[0]
+      # Until one fits with room to spare, every other one is that which needs
+      # least memory.
       if tries % 2 and not any(map(has_headroom, self.rows.values())):
         candidate = min(queue, key=self.model.least_memory)
       queue.remove(candidate)
@@ -140,7 +122,9 @@ class Search:
 
   def _add(self, candidate: Candidate, made: dict) -> None:
     self.rows[candidate] = {
-      **dataclasses.asdict(candidate),
+      **candidate.mesh,
+      'remat': candidate.remat,
+      'micro_batches': candidate.micro_batches,
       'own': candidate == self.model.own,
       'error': made.get('error'),
       'fits': made.get('fits'),
@@ -167,16 +151,14 @@ class Search:
       self.say(f'{candidate}: {search_report.format_plan(made)}')
 
   def _best_jobs(self) -> Iterator[tuple]:
-    """Yields the run's own, then the fastest by estimate, anew for each.
-
-    Of those with headroom, if there are any. Plans that have ended correct the
-    estimates of what is not begun; one whose remat is being planned waits for
-    that, where there is another.
-    """
+    """Yields the run's own, then the fastest by estimate, anew for each."""
     own, begun = self.model.own, []
     if self.rows.get(own, {}).get('fits'):
       begun.append(own)
       yield self._job(own, partly=False)
+    # Of those with headroom, if there are any. Plans that have ended correct
+    # the estimates of what is not begun; one whose remat is being planned waits
+    # for that, where there is another.
     fit = [c for c, row in self.rows.items() if row['fits']]
     some = [c for c in fit if has_headroom(self.rows[c])] or fit
     for _ in range(min(BEST, len(some))):
@@ -205,10 +187,8 @@ class Search:
   def summary(self) -> dict:
     """Returns what search.json holds.
 
-    Returns:
-      `rows` by estimated time, those that fit first, each with `estimate_s`
-      and, where it was planned whole, `step_time_range_s` and the plan's
-      other figures; `best`, gin bindings of the fastest planned whole.
+    `rows` by estimated time, those that fit first, each with `estimate_s` and,
+    where it was planned whole, `plan`; `best`, gin bindings of the fastest.
     """
     rows = [self._row(candidate) for candidate in self.rows]
     rows.sort(key=lambda r: (not r['fits'], sum(r['estimate_s'])))
@@ -246,10 +226,7 @@ class Search:
     }
 
   def _shares_of_peak(self) -> dict[str, float]:
-    """Returns remat -> share of peak outside kernels, of whole plans.
-
-    'assumed' without any.
-    """
+    """Returns remat -> share of peak outside kernels, or 'assumed' -> it."""
     share = self.model.pod.chip.share
     if not self.per_flop:
       return {'assumed': share}

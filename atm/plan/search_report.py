@@ -28,11 +28,7 @@ def format_plan(made: dict) -> str:
 
 
 def search_page(summary: dict) -> str:
-  """Formats a search: its table, what was left out, bindings to paste.
-
-  Args:
-    summary: of `search.Search`.
-  """
+  """Formats `search.Search.summary`: table, notes, bindings to paste."""
   last = 'the fastest that was planned whole:\n\n' + '\n'.join(
     f'  {line}' for line in summary['best'] or ()
   )
@@ -117,11 +113,7 @@ def _explain_none(summary: dict) -> str:
 
 
 def pods_page(table: dict) -> str:
-  """Formats the table of pods.
-
-  Args:
-    table: of `command.compare_pods`.
-  """
+  """Formats the table of `command.compare_pods`."""
   searched = table['searched']
   rows = [(
     'pod', 'chips', 'batch', 'fits', 'GiB', 'usable', 'left',
@@ -150,99 +142,76 @@ def pods_page(table: dict) -> str:
 
 
 def draw(summary: dict, path: str) -> None:
-  """Draws memory of a chip against a step's estimated time, as PNG.
-
-  Candidates far beyond stand hollow at the edge.
-  """
-  import matplotlib  # heavy
-
-  matplotlib.use('agg')
-  import matplotlib.pyplot as plt
+  """Draws memory of a chip against a step's estimated time, as PNG."""
+  from matplotlib.figure import Figure  # heavy
 
   usable, kept = summary['usable_hbm_gib'], 1 - summary['headroom_wanted']
   rows = [r for r in summary['rows'] if r['peak_hbm_gib']]
-  at = {id(r): (r['peak_hbm_gib'], sum(r['estimate_s']) / 2) for r in rows}
-  quickest = min(y for _, y in at.values())
-  ends = (
-    usable * 1.35,
-    1.03 * min(1.6 * quickest, max(y for _, y in at.values())),
-  )
-  figure, axes = plt.subplots(figsize=(10, 6), layout='constrained')
-  axes.axvspan(usable, ends[0], color='tab:red', alpha=0.12, lw=0)
+  times = [_middle(r) for r in rows]
+  right = usable * 1.35
+  bottom, top = min(times), 1.03 * min(1.6 * min(times), max(times))
+  figure = Figure(figsize=(10, 6), layout='constrained')
+  axes = figure.subplots()
+  axes.axvspan(usable, right, color='tab:red', alpha=0.12, lw=0)
   axes.axvline(usable * kept, color='tab:red', ls='--', lw=1)
-  for r in rows:
-    _draw_point(axes, r, at[id(r)], ends, _colors(rows)[r['remat']])
-  _draw_ranks(axes, summary, {id(r): at[id(r)] for r in rows})
+  _draw_points(axes, rows, right, top)
+  _draw_ranks(axes, summary)
   style = dict(va='top', color='tab:red', size=9)
-  top = ends[1] * 0.995
-  axes.text(usable, top, f' out of memory\n ({usable:.2f} GiB)', **style)
+  axes.text(
+    usable, 0.995 * top, f' out of memory\n ({usable:.2f} GiB)', **style
+  )
   left = f'{summary["headroom_wanted"]:.0%} left '
-  axes.text(usable * kept, top, left, ha='right', **style)
+  axes.text(usable * kept, 0.995 * top, left, ha='right', **style)
   axes.set(
-    xlim=(0, ends[0]),
-    ylim=(0.95 * quickest, ends[1]),
+    xlim=(0, right),
+    ylim=(0.95 * bottom, top),
     xlabel='memory of a chip at the peak, GiB',
     ylabel='a step, estimated seconds (middle of the range)',
     title=f'{summary["topology"]}: {len(rows)} candidates',
   )
   axes.grid(alpha=0.3)
-  _draw_legend(axes, summary, rows)
+  figure.legend(loc='outside right center')
   figure.savefig(path, dpi=120)
-  plt.close(figure)
 
 
-def _draw_point(axes, row: dict, at, ends, color: str) -> None:
-  x, y = (min(n, 0.99 * end) for n, end in zip(at, ends))
-  axes.plot(
-    x, y, _MARKERS.get(row['micro_batches'], 'P'), ms=7, color=color, alpha=0.8,
-    markerfacecolor=color if (x, y) == at else 'none',
-  )  # fmt: skip
+def _middle(row: dict) -> float:
+  return sum(row['estimate_s']) / 2
 
 
-def _colors(rows: list[dict]) -> dict[str, str]:
+def _draw_points(axes, rows: list[dict], right: float, top: float) -> None:
+  """Draws candidates: remats by colour, micro-batches by marker."""
   kinds = sorted({r['remat'] for r in rows})
-  return {kind: f'C{number}' for number, kind in enumerate(kinds)}
-
-
-def _ranked(summary: dict) -> list[tuple[int, dict]]:
-  """Returns (1, row), ... of those planned whole, the fastest first."""
-  rows = {tuple(r['bindings']): r for r in summary['rows']}
-  return [
-    (number, rows[tuple(bindings)])
-    for number, bindings in enumerate(summary['ranked'], 1)
-  ]
-
-
-def _draw_ranks(axes, summary: dict, at: dict) -> None:
-  """Draws ranks of whole plans, on alternate sides of the points."""
-  for side, (number, row) in enumerate(
-    sorted(_ranked(summary), key=lambda pair: at[id(pair[1])])
-  ):
-    axes.plot(*at[id(row)], 'o', ms=14, color='black', markerfacecolor='none')
-    axes.annotate(
-      str(number), at[id(row)], xytext=(0, (13, -13)[side % 2]),
-      textcoords='offset points', ha='center', va='center', weight='bold',
+  colors = {kind: f'C{number}' for number, kind in enumerate(kinds)}
+  for kind, color in colors.items():
+    axes.plot([], [], 'o', color=color, label=f'remat {kind}')
+  for n in sorted({r['micro_batches'] for r in rows}):
+    label = f'{n} micro-batch{"es" * (n > 1)}'
+    axes.plot([], [], _MARKERS.get(n, 'P'), color='grey', label=label)
+  for r in rows:
+    # Candidates far beyond the axes stand hollow at the edge.
+    at, color = (r['peak_hbm_gib'], _middle(r)), colors[r['remat']]
+    shown = min(at[0], 0.99 * right), min(at[1], 0.99 * top)
+    axes.plot(
+      *shown, _MARKERS.get(r['micro_batches'], 'P'), ms=7, color=color,
+      alpha=0.8, markerfacecolor=color if shown == at else 'none',
     )  # fmt: skip
 
 
-def _draw_legend(axes, summary: dict, rows: list[dict]) -> None:
-  from matplotlib.lines import Line2D
-
-  entry = lambda label, **style: Line2D([], [], ls='', label=label, **style)
-  handles = [
-    entry(f'remat {kind}', marker='o', color=color)
-    for kind, color in _colors(rows).items()
-  ]
-  for n in sorted({r['micro_batches'] for r in rows}):
-    label = f'{n} micro-batch{"es" * (n > 1)}'
-    handles.append(entry(label, marker=_MARKERS.get(n, 'P'), color='grey'))
-  for number, r in _ranked(summary):
-    seconds = format_range(r['plan']['step_time_range_s'], '.1f')
-    own = '\n   as bound' if r['own'] else ''
-    handles.append(entry(
-      f'{number}. data {r["data"]}, fsdp {r["fsdp"]}, tensor {r["tensor"]}\n'
-      f'   planned: {seconds} s{own}',
-      marker='o', ms=12, color='black', markerfacecolor='none',
-    ))  # fmt: skip
-  figure = axes.get_figure()
-  figure.legend(handles=handles, loc='outside right center')
+def _draw_ranks(axes, summary: dict) -> None:
+  """Draws ranks of whole plans, on alternate sides of the points."""
+  rows = {tuple(r['bindings']): r for r in summary['rows']}
+  ranked = [rows[tuple(bindings)] for bindings in summary['ranked']]
+  sides = sorted(ranked, key=lambda r: (r['peak_hbm_gib'], _middle(r)))
+  for number, r in enumerate(ranked, 1):
+    at = r['peak_hbm_gib'], _middle(r)
+    axes.annotate(
+      str(number), at, xytext=(0, (13, -13)[sides.index(r) % 2]),
+      textcoords='offset points', ha='center', va='center', weight='bold',
+    )  # fmt: skip
+    axes.plot(
+      *at, 'o', ms=14, color='black', markerfacecolor='none',
+      label=f'{number}. data {r["data"]}, fsdp {r["fsdp"]}, tensor '
+      f'{r["tensor"]}\n   planned: '
+      f'{format_range(r["plan"]["step_time_range_s"], ".1f")} s'
+      + '\n   as bound' * r['own'],
+    )  # fmt: skip

@@ -34,6 +34,7 @@ class Candidate:
   tensor: int
   remat: str
   micro_batches: int
+  rounded: bool = False  # moments in bfloat16
 
   @property
   def mesh(self) -> dict[str, int]:
@@ -49,35 +50,31 @@ class Candidate:
       *(f'sharding.mesh.{axis} = {n}' for axis, n in self.mesh.items()),
       f'model.Config.remat = {self.remat!r}',
       f'MICRO_BATCHES = {self.micro_batches}',
+      *(["MOMENTS_DTYPE = 'bfloat16'"] * self.rounded),
     ]
 
   def settings(self, given: dict, slices: int) -> dict:
     """Returns a run's portable settings of `train_plan.plan`, changed."""
-    config = dataclasses.replace(given['model_config'], remat=self.remat)
+    axes = {'slice': slices, **self.mesh}
+    config, replace = given['optimizer_config'], dataclasses.replace
+    if self.rounded:
+      config = replace(config, moments_dtype='bfloat16')
     return {
       **workers.portable_settings(given),
-      'make_mesh': functools.partial(
-        mesh_lib.make_mesh, slice=slices, **self.mesh
-      ),
-      'model_config': config,
+      'make_mesh': functools.partial(mesh_lib.make_mesh, **axes),
+      'model_config': replace(given['model_config'], remat=self.remat),
+      'optimizer_config': config,
       'micro_batches': self.micro_batches,
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-  """Figures of a step with one kind of remat, on any mesh.
+  """Figures of a step with one kind of remat, on any mesh."""
 
-  Attributes:
-    kept: bytes that loops over layers keep of a whole batch's rows.
-    offloaded: bytes that they keep in the host's memory.
-    flops: computed on all chips, without attention kernels.
-    kernel_flops: in attention kernels.
-  """
-
-  kept: float
-  offloaded: float
-  flops: float
+  kept: float  # bytes that loops over layers keep of a whole batch's rows
+  offloaded: float  # bytes that they keep in the host's memory
+  flops: float  # on all chips, without attention kernels
   kernel_flops: float
 
 
@@ -103,8 +100,7 @@ class CostModel:
     )  # fmt: skip
     self._devices = hardware.pod_devices(self.pod)
     # What loops keep is counted of a whole batch.
-    step = TrainStep.of({**given, 'micro_batches': 1}, target.mesh)
-    self._step = step
+    self._step = TrainStep.of({**given, 'micro_batches': 1}, target.mesh)
     self._targets: dict[tuple, hardware.Target] = {}
     self._state_bytes: dict[jax.sharding.Mesh, int] = {}
     self._traced: dict[str, Traced] = {}
@@ -179,14 +175,14 @@ class CostModel:
     )
 
   def least_memory(self, candidate: Candidate) -> float:
-    """Returns bytes that a chip needs at least: its state, and what loops keep.
-
-    As if `tensor` split all that they keep: it does heads and mlp.
-    """
+    """Returns bytes that a chip needs at least: state, and what loops keep."""
+    # As if `tensor` split all that they keep: it does heads and mlp.
     parts = self._row_shards(candidate) * candidate.tensor
     parts *= candidate.micro_batches
-    kept = self.traced(candidate.remat).kept
-    return self.state_bytes(candidate) + kept / parts
+    state = self.state_bytes(candidate)
+    if candidate.rounded:
+      state -= state / 3  # moments take 8 of 12 bytes a parameter, now 4
+    return state + self.traced(candidate.remat).kept / parts
 
   def state_bytes(self, candidate: Candidate) -> int:
     """Returns bytes of a chip's parameters and optimizer."""
@@ -205,6 +201,7 @@ class CostModel:
     return (
       candidate.mesh == other.mesh
       and candidate.micro_batches <= other.micro_batches
+      and candidate.rounded <= other.rounded
       and kept(candidate) >= kept(other)
     )
 
@@ -232,13 +229,11 @@ class CostModel:
     )
 
   def _collectives(self, candidate: Candidate) -> list[dict]:
-    """Returns rows as `list_collectives` has them: bytes a chip sends a step.
-
-    Parameters in bfloat16, gathered for both passes of every micro-batch; their
-    gradients, scattered in each; sums over `data` and `slice`; and over
-    `tensor` what each block of a layer adds to the hidden states, forward and
-    backward and where remat repeats it.
-    """
+    """Returns rows like `list_collectives`'s: bytes a chip sends a step."""
+    # Parameters in bfloat16, gathered for both passes of every micro-batch;
+    # their gradients, scattered in each; sums over `data` and `slice`; and over
+    # `tensor` what each block of a layer adds to the hidden states, forward and
+    # backward and where remat repeats it.
     c, config = candidate, self.given['model_config']
     params = 2 * self._step.params / c.tensor
     rows = self.given['batch_size'] / self._row_shards(c)
@@ -270,8 +265,7 @@ class CostModel:
     """Returns seconds (least, most) of a step, from FLOPs instead of cycles.
 
     Args:
-      candidate: whose FLOPs.
-      split: of `step_time.split_time`, without cycles.
+      candidate, split: whose FLOPs; its `step_time.split_time`.
       per_flop: seconds a FLOP outside kernels; None: `assumed_per_flop`.
     """
     flops = self.traced(candidate.remat).flops

@@ -23,8 +23,7 @@ def estimate(
   """Estimates traffic, cycles, large arrays and time of a compiled program.
 
   Args:
-    program: parsed.
-    target: devices that run it.
+    program, target: what runs, and the devices.
     kernel_flops: of all devices in attention kernels, for where the cycles of
       those are not known.
 
@@ -73,11 +72,10 @@ def split_time(
   """Returns seconds (least, most) of a program's parts, each as if alone.
 
   Args:
-    rows: of `collectives.list_collectives`.
-    cycles: of `program_costs.sum_cycles`.
+    rows, cycles: see `tabulate`.
     kernel_flops: see `estimate`.
     target: a pod's.
-    host: of `summarize_host_copies`.
+    host: see `summarize_host_copies`.
   """
   chip = target.pod.chip
   counted = sum(
@@ -110,9 +108,8 @@ def summarize_host_copies(
   """Returns what a program copies between a chip and its host; None: nothing.
 
   Args:
-    program: parsed.
+    program, chip: what runs, and where.
     scheduled: cycles by instruction, see `program_costs.sum_cycles`.
-    chip: whose.
 
   Returns:
     `to_host_bytes`, `from_host_bytes`; `waits_s`, by which the copies of one
@@ -175,22 +172,19 @@ def project_run(
   """Returns rates and totals of a run, None where a step's time is not known.
 
   Args:
-    made: a plan with FLOPs and `step_time_range_s`.
-    target: its devices.
+    made, target: a plan with FLOPs and `step_time_range_s`, and its devices.
     tokens: of a step, encoder and decoder together.
     train_steps: of the run.
   """
-  keys = 'mfu_range', 'tokens_per_second_range', 'days_range'
-  keys += 'chip_hours_range', 'mfu_ceiling'
-  run = dict.fromkeys(keys)
-  run |= {'tokens_per_step': tokens, 'train_steps': train_steps}
-  if target.pod is None:
-    return run
-  run['mfu_ceiling'] = made['model_flops'] / made['hardware_flops']
+  run = {'tokens_per_step': tokens, 'train_steps': train_steps}
+  run |= dict.fromkeys(
+    ('mfu_range', 'tokens_per_second_range', 'days_range', 'chip_hours_range')
+  )
+  model, size = made['model_flops'], target.mesh.size
+  run['mfu_ceiling'] = target.pod and model / made['hardware_flops']
   if made['step_time_range_s'] is None:
     return run
-  size = target.mesh.size
-  ideal = made['model_flops'] / (size * target.pod.chip.peak)
+  ideal = model / (size * target.pod.chip.peak)
   least, most = made['step_time_range_s']
   whole = [s * train_steps for s in (least, most)]
   return run | {

@@ -16,7 +16,6 @@ from atm.train import optimizer
 
 MOST_PLANS = 8  # partial ones
 WANTED = 3
-_ROUNDED = "MOMENTS_DTYPE = 'bfloat16'", 'moments are rounded'
 
 
 def _change(change: str, costs: str, saves: float) -> dict:
@@ -27,9 +26,7 @@ def estimate_train_changes(made: dict, given: dict, mesh, rows: int) -> list:
   """Returns the three changes of a training run that cost the least speed.
 
   Args:
-    made: its plan, with `memory`.
-    given: settings of `train_plan.plan`.
-    mesh: the run's.
+    made, given, mesh: its plan, its settings of `train_plan.plan`, its mesh.
     rows: of a batch, that a data shard has.
 
   Returns:
@@ -39,7 +36,8 @@ def estimate_train_changes(made: dict, given: dict, mesh, rows: int) -> list:
   micro = given['micro_batches']
   changes = []
   if _may_round_moments(given):
-    changes.append(_change(*_ROUNDED, memory['optimizer'] // 2))
+    halved, saved = "MOMENTS_DTYPE = 'bfloat16'", memory['optimizer'] // 2
+    changes.append(_change(halved, 'moments are rounded', saved))
   if mesh.shape['data'] > 1:
     less, more = mesh.shape['data'] // 2, mesh.shape['fsdp'] * 2
     wider = f'mesh.data = {less}, mesh.fsdp = {more}'
@@ -74,12 +72,7 @@ def _may_round_moments(given: dict) -> bool:
 def estimate_decode_changes(made: dict, job: DecodeJob) -> list[dict]:
   """Returns three changes of decoding or encoding, the cheapest first.
 
-  Args:
-    made: a plan, with `memory`.
-    job: what was planned.
-
-  Returns:
-    Rows of `change`, `costs` and `saves`, bytes.
+  Rows as those of `estimate_train_changes`.
   """
   memory, mesh = made['memory'], job.target.mesh
   half, changes = memory['parameters'] // 2, []
@@ -112,23 +105,11 @@ def estimate_decode_changes(made: dict, job: DecodeJob) -> list[dict]:
 # --- Changes that were tried
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
-  """Settings that a run may become; `rounded`: with moments in bfloat16."""
-
-  to: Candidate
-  rounded: bool
-
-
 def find_fitting(plan: Callable, given: dict, needs: float) -> list[dict]:
   """Returns three changes that fit, by partial plans; fewer if no more do.
 
-  Those of fewest settings first, a mesh being one, then the fastest by the
-  formula of search_space.py.
-
   Args:
-    plan: `train_plan.plan`.
-    given: its settings, of a run that does not fit its pod.
+    plan, given: `train_plan.plan` and its settings, of a run that is too large.
     needs: bytes of a chip that the run takes.
 
   Returns:
@@ -142,9 +123,9 @@ def find_fitting(plan: Callable, given: dict, needs: float) -> list[dict]:
     for change in queue:
       if len(fit) >= WANTED or plans >= MOST_PLANS:
         return
-      if not any(_keeps_no_less(model, change, other) for other in failed):
+      if not any(model.keeps_no_less(change, other) for other in failed):
         plans += 1
-        yield change, changed_settings(model, change), True
+        yield change, change.settings(given, model.slices), True
 
   for change, made in workers.run_plans(plan, jobs()):
     if made.get('fits'):
@@ -155,69 +136,49 @@ def find_fitting(plan: Callable, given: dict, needs: float) -> list[dict]:
   return [_describe(model, change, made) for _, change, made in fit[:WANTED]]
 
 
-def possible_changes(model: CostModel, needs: float) -> list[Change]:
-  """Returns all changes that may fit, the cheapest first.
+def possible_changes(model: CostModel, needs: float) -> list[Candidate]:
+  """Returns all changes that may fit, of a run of `needs` bytes.
 
-  What the run needs beyond the least that is known of it, others are taken to
-  need, too, or as much in proportion if that is less.
-
-  Args:
-    model: of the run.
-    needs: bytes of a chip that the run takes.
+  Those of fewest settings come first, a mesh being one, then the fastest by the
+  formula of search_space.py.
   """
-  rounding = (False, True) if _may_round_moments(model.given) else (False,)
-  changes = [
-    Change(to, rounded) for to in model.candidates() for rounded in rounding
-  ]
+  changes = model.candidates()
+  if _may_round_moments(model.given):
+    replace = dataclasses.replace
+    changes = [replace(c, rounded=r) for c in changes for r in (False, True)]
   least = model.least_memory(model.own)
 
   def may_fit(change):
-    known = model.least_memory(change.to)
-    if change.rounded:  # which saves 4 of 12 bytes a parameter
-      known -= model.state_bytes(change.to) / 3
+    # What the run needs beyond the least that is known of it, others are taken
+    # to need, too, or as much in proportion if that is less.
+    known = model.least_memory(change)
     beyond = max(0, needs - least) * min(1, known / least)
     return known + beyond <= model.usable
 
   price = lambda c: (
-    len(change_costs(model, c)), c.rounded, model.formula_time(c.to)
+    len(change_costs(model, c)), c.rounded, model.formula_time(c)
   )  # fmt: skip
   return sorted(filter(may_fit, changes), key=price)
 
 
-def _keeps_no_less(model: CostModel, change: Change, other: Change) -> bool:
-  no_less = model.keeps_no_less(change.to, other.to)
-  return no_less and change.rounded <= other.rounded
-
-
-def changed_settings(model: CostModel, change: Change) -> dict:
-  """Returns settings of `train_plan.plan` with a change."""
-  settings = change.to.settings(model.given, model.slices)
-  if change.rounded:
-    settings['optimizer_config'] = dataclasses.replace(
-      settings['optimizer_config'], moments_dtype='bfloat16'
-    )
-  return settings
-
-
-def change_costs(model: CostModel, change: Change) -> list[str]:
+def change_costs(model: CostModel, to: Candidate) -> list[str]:
   """Returns what each changed setting costs; none: nothing is changed."""
-  own, to, costs = model.own, change.to, []
+  own, costs = model.own, []
   if to.mesh != own.mesh:
     costs.append('another mesh')
   if to.remat != own.remat:
-    flops = lambda candidate: model.traced(candidate.remat).flops
-    costs.append(f'{flops(to) / flops(own) - 1:+.0%} computation')
+    more = model.traced(to.remat).flops / model.traced(own.remat).flops - 1
+    costs.append(f'{more:+.0%} computation')
   if to.micro_batches != own.micro_batches:
     costs.append(f'parameters gathered {to.micro_batches} times')
-  return [*costs, *([_ROUNDED[1]] * change.rounded)]
+  return [*costs, *(['moments are rounded'] * to.rounded)]
 
 
-def _describe(model: CostModel, change: Change, made: dict) -> dict:
+def _describe(model: CostModel, change: Candidate, made: dict) -> dict:
   """Returns the row of a change and its partial plan."""
   bound = model.own.bindings()
-  lines = [line for line in change.to.bindings() if line not in bound]
-  lines += [_ROUNDED[0]] * change.rounded
-  least, most = model.step_range(change.to, made['time_split_s'])
+  lines = [line for line in change.bindings() if line not in bound]
+  least, most = model.step_range(change, made['time_split_s'])
   seconds = f'a step about {least:.1f} to {most:.1f} s'
   return {
     'change': ', '.join(line.removeprefix('sharding.') for line in lines),

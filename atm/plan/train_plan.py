@@ -7,7 +7,6 @@ off the compiled program, the traced one, and the shapes of the state.
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -66,11 +65,10 @@ def plan(
     model_dir: gets plan.json; None writes nothing.
     start: called before this machine's devices are used.
     say: prints a line.
-    compiler: `compilation.compile_or_overflow`, or a function that returns the
-      like of it.
+    compiler: in place of `compilation.compile_or_overflow`.
     tried: called with the bytes of a step that does not fit; returns changes
-      that do, see `suggestions.find_fitting`. Where there is none, or no
-      change, `suggestions.estimate_train_changes` are reported.
+      that do, see `suggestions.find_fitting`. None, or no changes: those of
+      `suggestions.estimate_train_changes` are reported.
     instead: gets all of these settings by name, in place of planning.
 
   Returns:
@@ -96,8 +94,8 @@ def plan(
   say(f'compiling the step for {target}')
   clock = time.perf_counter()
   traced = job.trace()
-  compiles = functools.partial(compilation.compile_step, xla_options)
-  compiled, overflow = compiler(traced, target, compiles)
+  options = xla_options or {}
+  compiled, overflow = compiler(traced, target, options)
   made = {
     'topology': topology,
     'mesh': dict(mesh.shape),
@@ -112,7 +110,7 @@ def plan(
     'flops_counted': counted,
     **hardware_flops(traced.jaxpr.jaxpr),
   }
-  made |= _estimate(compiled, traced, target, compiles, made['kernel_flops'])
+  made |= _estimate(compiled, traced, target, options, made['kernel_flops'])
   tokens = batch_size * sum(sizes.both)
   made |= step_time.project_run(made, target, tokens, train_steps)
   made['warnings'] = plan_warnings.train_warnings(made, job, sizes, target)
@@ -134,11 +132,11 @@ def _arguments(job: TrainStep) -> dict[str, int]:
   }
 
 
-def _estimate(compiled, traced, target, compiles, kernel_flops: float) -> dict:
+def _estimate(compiled, traced, target, options, kernel_flops: float) -> dict:
   """Returns `step_time.estimate`, its time as `step_time_range_s`."""
   made = dict.fromkeys(step_time.ESTIMATES)
   if compiled:
-    text = compilation.program_text(compiled, traced, target, compiles)
+    text = compilation.program_text(compiled, traced, target, options)
     made = step_time.estimate(hlo.parse(text), target, kernel_flops)
   made['step_time_range_s'] = made.pop('time_range_s')
   return made

@@ -21,35 +21,20 @@ from atm.train import optimizer, step
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-  """A run's training step, the one that trains all parameters.
+  """A run's training step, the one that trains all parameters."""
 
-  Attributes:
-    config: of the model.
-    tx: the optimizer.
-    state, batch: arguments of `step.train_step`, abstract, with shardings.
-    mesh, rules: see `trainer.train`.
-    options: named arguments of `step.train_step`.
-  """
-
-  config: config_lib.Config
+  config: config_lib.Config  # of the model
   tx: optax.GradientTransformation
+  # Arguments of `step.train_step`: abstract, with shardings; and named ones.
   state: step.State
   batch: dict
+  options: dict
   mesh: jax.sharding.Mesh
   rules: Rules
-  options: dict
 
   @classmethod
   def of(cls, given: Mapping, mesh: jax.sharding.Mesh) -> TrainStep:
-    """Makes the step of a run.
-
-    Args:
-      given: settings of `train_plan.plan`.
-      mesh: over the devices planned for.
-
-    Raises:
-      ValueError: a size of the model does not divide by the mesh.
-    """
+    """Makes the step of a run, given the settings of `train_plan.plan`."""
     config, rules = given['model_config'], given['rules']
     freezes = given['freeze_encoder_steps'] > 0
     tx = optimizer.make(given['optimizer_config'], freezes)
@@ -61,9 +46,9 @@ class TrainStep:
       abstract_batch(
         given['batch_size'], lengths, mesh, rules, given['packed']
       ),
+      {name: given[name] for name in ('seed', 'z_loss', 'micro_batches')},
       mesh,
       rules,
-      {name: given[name] for name in ('seed', 'z_loss', 'micro_batches')},
     )
 
   @property
@@ -78,11 +63,9 @@ class TrainStep:
       return jitted.trace(self.state, self.batch)
 
   def counted_flops(self) -> float:
-    """Counts model FLOPs over the step's traced products.
-
-    Traced without remat and with plain attention, which compute nothing twice,
-    and as one device would run it.
-    """
+    """Counts model FLOPs over the step's traced products."""
+    # Traced without remat and with plain attention, which compute nothing
+    # twice, and as one device would run it.
     plain = dataclasses.replace(self.config, remat='none', attention='einsum')
     arguments = jax.tree.map(without_sharding, (self.state, self.batch))
     traced = jax.make_jaxpr(self._update(plain))(*arguments)
@@ -98,19 +81,13 @@ class TrainStep:
 def abstract_batch(
   B: int, lengths: registry.Lengths, mesh, rules: Rules, packed: bool
 ) -> dict:
-  """Returns shapes of a batch of `batches.Batches`, placed as in training.
-
-  Args:
-    B: rows.
-    lengths: of both sides.
-    mesh, rules: see `trainer.train`.
-    packed: rows of several documents, which have positions of their own.
-  """
+  """Returns shapes of a batch of `batches.Batches`, placed as in training."""
   placed = NamedSharding(mesh, rules.spec('batch'))
   like = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct(
     shape, dtype, sharding=placed
   )
   batch = {'objective': like(B)}
+  # Rows of several documents have positions of their own.
   kinds = ('input_tokens', 'segment_ids', *(('positions',) * packed))
   for side, length in zip(('encoder', 'decoder'), lengths.both):
     for kind in kinds:
@@ -126,11 +103,7 @@ def without_sharding(x) -> jax.ShapeDtypeStruct:
 
 
 def hardware_flops(jaxpr) -> dict[str, float]:
-  """Counts FLOPs that are computed, remat's repetitions included.
-
-  Returns:
-    `hardware_flops`; of them `kernel_flops`, in attention kernels.
-  """
+  """Counts FLOPs that are computed, remat's included; in kernels, of them."""
   jaxpr = remove_dead_code(jaxpr)
   everything = flops.jaxpr_flops(jaxpr)
   outside = flops.jaxpr_flops(jaxpr, kernels=False)

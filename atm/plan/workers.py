@@ -19,10 +19,7 @@ _HOOKS = 'start', 'say', 'compiler', 'tried', 'instead'
 
 
 def portable_settings(given: dict) -> dict:
-  """Returns those of `train_plan.plan`'s settings that say what to plan.
-
-  They pickle but for the mesh, a callable: each job has its own.
-  """
+  """Returns those of `train_plan.plan`'s settings that say what to plan."""
   kept = {name: value for name, value in given.items() if name not in _HOOKS}
   return {**kept, 'model_dir': None}
 
@@ -71,11 +68,7 @@ def default_processes() -> int:
 
 
 class _Worker:
-  """A process that plans.
-
-  Attributes:
-    pipe: has its result, once.
-  """
+  """A process that plans, and sends its result through `pipe`."""
 
   def __init__(self, plan: Callable, name, settings: dict, partly: bool):
     self.name, self._began = name, time.perf_counter()

@@ -1,5 +1,7 @@
 """Changes of a run that does not fit."""
 
+import dataclasses
+
 import pytest
 
 from atm.plan import suggestions, train_plan
@@ -28,13 +30,13 @@ def test_changes_are_tried_until_three_fit(planned):
   least = model.least_memory(OWN)
   needs = 2 * model.usable
   every = suggestions.possible_changes(model, needs)
-  assert not any(c.to == OWN and not c.rounded for c in every)
+  assert OWN not in every
   count = [len(suggestions.change_costs(model, c)) for c in every]
   assert count == sorted(count) and count[0] == 1 and count[-1] == 4
   for candidate in model.candidates():
     share = model.least_memory(candidate) / least
     planned.sizes[candidate] = 2 * 15.75 * share
-  planned.sizes[every[0].to] = 20.0
+  planned.sizes[dataclasses.replace(every[0], rounded=False)] = 20.0
   rows = suggestions.find_fitting(train_plan.plan, run(), needs)
   assert len(rows) == 3 and len(planned.tried) <= 5
   assert all(r['peak_hbm_gib'] <= 15.75 and r['change'] for r in rows)
@@ -44,7 +46,10 @@ def test_changes_are_tried_until_three_fit(planned):
 
 
 def test_rounded_moments_are_bound(simulated):
+  rounded = dataclasses.replace(OWN, rounded=True)
+  made = rounded.settings(run(), 1)
+  assert "MOMENTS_DTYPE = 'bfloat16'" in rounded.bindings()
   model = CostModel(run())
-  made = suggestions.changed_settings(model, suggestions.Change(OWN, True))
+  assert model.least_memory(rounded) < model.least_memory(OWN)
   assert made['optimizer_config'].moments_dtype == 'bfloat16'
   assert made['model_config'] == tiny()
