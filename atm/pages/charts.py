@@ -91,17 +91,13 @@ def layout_difference_bar(
   at = lambda value: f'{WIDTH / 2 * (1 + min(max(value / end, -1), 1)):.1f}'
   value = difference['value']
   label = f'{format_number(value, "+.1f")}, 95% interval '
+  lines = _interval_lines(at(difference['low']), at(difference['high']))
   return {
     'class': f'bar {"good" if value > 0 else "bad"}',
-    'label': label + format_interval(difference),
-    'width': WIDTH,
-    'rectangles': [],
-    'lines': [
-      (at(0), at(0), 1, 15, 'zero'),
-      *_interval_lines(at(difference['low']), at(difference['high'])),
-    ],
+    'label': label + format_interval(difference), 'width': WIDTH,
+    'rectangles': [], 'lines': [(at(0), at(0), 1, 15, 'zero'), *lines],
     'circles': [(at(value), 3.5, 'value')],
-  }
+  }  # fmt: skip
 
 
 def _interval_lines(low: str, high: str) -> list[tuple]:

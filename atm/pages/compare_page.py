@@ -104,9 +104,7 @@ def compare_page_data(
     comparisons: of each task that all runs have.
     notes: how the runs differ.
   """
-  sets: dict[str, list[compare_lib.Comparison]] = {}
-  for one in comparisons:
-    sets.setdefault(one.task['set'], []).append(one)
+  sets = render.group_by(comparisons, lambda one: one.task['set'])
   count = sum(len(one.differences) for one in comparisons)
   keys = dict.fromkeys(key for run in every for key in run['settings'])
   setting = lambda run, key: str(run['settings'].get(key))
@@ -156,22 +154,18 @@ def _set_data(
     for one in comparisons
   ]
   maps = []
-  if all(task['source_language'] for task in tasks) and (
-    len(tasks) > eval_page.MANY_DIRECTIONS
-  ):
+  if eval_page.are_many_directions(tasks):
     pairs = [(task['source_language'], task['language']) for task in tasks]
     by_run = zip(*(row['differences'] for row in rows))
     maps = [dict(zip(pairs, differences)) for differences in by_run]
   differences = [each for row in rows for each in row['differences']]
   ends = [abs(each[side]) for each in differences for side in ('low', 'high')]
-  one_metric = len({row['metric'] for row in rows}) == 1
+  same_metric = len(rows) > 1 and len({row['metric'] for row in rows}) == 1
   return {
     'name': name,
     'rows': rows,
     'end': max([1.0, *(end for end in ends if not np.isnan(end))]),
-    'means': _mean_scores(comparisons)
-    if one_metric and len(rows) > 1
-    else None,
+    'means': _mean_scores(comparisons) if same_metric else None,
     'maps': maps,
   }
 

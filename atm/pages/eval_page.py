@@ -34,9 +34,7 @@ def write_eval_page(folder: str) -> str:
 def eval_page_data(folder: str, results: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what the page shows of results.json and predictions/."""
   tasks = results['tasks']
-  sets: dict[str, list[Mapping]] = {}
-  for task in tasks:
-    sets.setdefault(task['set'], []).append(task)
+  sets = render.group_by(tasks, lambda task: task['set'])
   figures = [f for task in tasks for f in _published_figures(task) if f]
   return {
     'results': results,
@@ -205,12 +203,17 @@ def _axis_end(tasks: Sequence[Mapping]) -> float:
   return charts.axis_end(values)
 
 
+def are_many_directions(tasks: Sequence[Mapping]) -> bool:
+  """Tells whether a set is of translations, too many for a table alone."""
+  directions = [task for task in tasks if task['source_language']]
+  return len(directions) == len(tasks) > MANY_DIRECTIONS
+
+
 def _heat_maps(
   tasks: Sequence[Mapping], metrics: Mapping[str, metrics_lib.Metric]
 ) -> dict[str, dict[tuple[str, str], Mapping]]:
   """Returns, by title of a metric, the scores of many directions."""
-  directions = [task for task in tasks if task['source_language']]
-  if not len(directions) == len(tasks) > MANY_DIRECTIONS:
+  if not are_many_directions(tasks):
     return {}
   return {
     metrics[name].title: {

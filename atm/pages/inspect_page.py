@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from atm.data import mixture_stats
 from atm.data.inspection import (
   InspectedExample,
   Inspection,
@@ -46,43 +45,28 @@ def inspect_page_data(look: Inspection) -> dict[str, Any]:
       ('rows are in', look.directory),
     ],
     'tokens': f'{look.tokens:,.0f}',
-    'sources': _group_by_source(look.lines),
+    'sources': render.group_by(look.lines, lambda line: line.source),
     'notes': look.notes,
     'histograms': [
-      {
-        'objective': kind.name,
-        'rows': f'{len(counts.encoder):,}',
-        'figures': _histograms(kind, counts),
-      }
+      (kind.name, len(counts.encoder), _histograms(kind, counts))
       for kind, counts in look.counts.items()
     ],
     'languages': [
-      (language, _group_by_form(examples))
+      (language, _columns(examples))
       for language, examples in look.by_language().items()
     ],
   }
 
 
-def _group_by_source(
-  lines: list[mixture_stats.MixtureLine],
-) -> dict[str, list[mixture_stats.MixtureLine]]:
-  """Returns the lines of the mixture's table by source."""
-  groups: dict[str, list[mixture_stats.MixtureLine]] = {}
-  for line in lines:
-    groups.setdefault(line.source, []).append(line)
-  return groups
-
-
-def _group_by_form(
-  examples: list[InspectedExample],
-) -> dict[str, dict[str, list[InspectedExample]]]:
+def _columns(examples: list[InspectedExample]) -> dict[str, dict[str, list]]:
   """Returns {form: {objective: examples}} of the examples of a language."""
-  forms: dict[str, dict[str, list[InspectedExample]]] = {}
-  for each in examples:
-    form = f'{each.part.source} {each.part.form}'.strip()
-    columns = forms.setdefault(form, {})
-    columns.setdefault(each.part.objective.name, []).append(each)
-  return forms
+  forms = render.group_by(
+    examples, lambda each: f'{each.part.source} {each.part.form}'.strip()
+  )
+  return {
+    form: render.group_by(some, lambda each: each.part.objective.name)
+    for form, some in forms.items()
+  }
 
 
 # --- Histograms

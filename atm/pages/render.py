@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import unicodedata
+from collections.abc import Callable, Iterable
 
 from atm import fileio, messages
 from atm.data import mixture_stats
@@ -61,6 +62,14 @@ def write_page(path: str, template: str, data: dict) -> str:
   """Writes a page, whole or not at all; returns its path."""
   fileio.write_atomically(path, render(template, data))
   return path
+
+
+def group_by(items: Iterable, key: Callable) -> dict[str, list]:
+  """Returns items by their key, in the order in which keys come first."""
+  groups: dict[str, list] = {}
+  for item in items:
+    groups.setdefault(key(item), []).append(item)
+  return groups
 
 
 def direction_mark(text: str) -> str:

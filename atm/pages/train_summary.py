@@ -18,10 +18,15 @@ from atm import fileio
 from atm.checkpoint import paths
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.inference import api
-from atm.pages import train_page
+from atm.pages import render, train_page
 from atm.train import metric_writer
 
 LOSS_CURVE_FILE = 'loss.png'
+SAMPLE_TITLES = {
+  'denoise': "Denoising: text with 15% dropped, and the model's text",
+  'clm': "CLM: the beginning of a text, and the model's continuation",
+  'pair': "Pairs: an input, and the model's answer",
+}
 COLORS = {'denoise': 'tab:blue', 'clm': 'tab:orange', 'pair': 'tab:green'}
 
 
@@ -103,22 +108,14 @@ def generate_samples(run, model, count: int = 3) -> list[dict]:
 def sample_tables(samples: list[dict]) -> list[rich.table.Table]:
   """Returns a table of samples for each objective that has any."""
   tables = []
-  for name in OBJECTIVE_NAMES:
-    table = rich.table.Table(
-      title={
-        'denoise': "Denoising: text with 15% dropped, and the model's text",
-        'clm': "CLM: the beginning of a text, and the model's continuation",
-        'pair': "Pairs: an input, and the model's answer",
-      }[name],
-      show_lines=True,
-    )
+  for name, some in render.group_by(samples, lambda s: s['objective']).items():
+    table = rich.table.Table(title=SAMPLE_TITLES[name], show_lines=True)
     for column in ('', 'input', 'output', 'truth'):
-      table.add_column(column, ratio=None if column == '' else 1)
-    for sample in (s for s in samples if s['objective'] == name):
+      table.add_column(column, ratio=1 if column else None)
+    for sample in some:
       texts = (sample[what] for what in ('input', 'output', 'truth'))
       table.add_row(sample['language'], *map(rich.markup.escape, texts))
-    if table.row_count:
-      tables.append(table)
+    tables.append(table)
   return tables
 
 
