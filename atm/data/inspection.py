@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from atm.data import batches as batches_lib
-from atm.data import counter_rng, mixture_stats, objectives, span_corruption
+from atm.data import counter_rng, mixture_stats, objectives
 from atm.data.batches import Batches, MixturePart
 from atm.data.registry import Lengths
 from atm.data.vocabulary import Vocabulary
@@ -192,9 +192,8 @@ def decode_example(
 
 def _mark_dropped(part: MixturePart, tokens, key, source, target) -> list[str]:
   """Returns the marks of a row's ids, by the mask that its key draws."""
-  kind, size = part.objective, len(tokens)
-  (mask,) = span_corruption.draw_keep_mask(
-    np.atleast_1d(key), np.array([size]), size, kind.density, kind.mean_span
+  (mask,) = part.objective.keep_mask(
+    np.atleast_1d(key), np.array([len(tokens)]), len(tokens)
   )
   assert np.array_equal(tokens[mask], source[1:-1]), 'other tokens are dropped'
   assert np.array_equal(tokens, target[:-1]), 'another row'
@@ -250,10 +249,8 @@ def _measure_rows(batches: Batches, kind, part, epoch, row) -> tuple:
 def measure_spans(kind: objectives.Denoise, key, length) -> tuple:
   """Returns lengths of all spans dropped from [B] rows; [B] tokens in them."""
   width = length.max()
-  mask = span_corruption.draw_keep_mask(
-    key, length, width, kind.density, kind.mean_span
-  )
-  gone = ~mask & (np.arange(width) < length[:, None])
+  gone = ~kind.keep_mask(key, length, width)
+  gone &= np.arange(width) < length[:, None]
   edges = np.diff(np.pad(gone, ((0, 0), (1, 1))).astype(np.int8), axis=1)
   # Row by row: so the k-th beginning and the k-th end are those of one span.
   return np.nonzero(edges == -1)[1] - np.nonzero(edges == 1)[1], gone.sum(1)

@@ -5,16 +5,18 @@ encoder reads what is left, with nothing where a span was; the decoder writes
 the whole row. CLM: the encoder reads `[CLM]` and the first 20% to 80% of one
 document; the decoder writes the rest.
 
-Everything is a function of its arguments: the random numbers of a row come
-from a counter hashed with (seed, epoch, row), so a row's noise depends neither
-on its batch nor on which host makes it. Two stages:
+Everything is a function of its arguments: a row's random numbers come from its
+key (`counter_rng`), so its noise depends neither on its batch nor on its host.
+Each objective has
 
-  rows      ids of documents -> rows of ids, once, before training
-  examples  rows of ids and a key -> encoder inputs and decoder targets
+  row_length  the longest row for lengths S, T
+  rows        documents of ids -> rows of ids, once, before training
+  pack        rows of one example -> rows of several (`packs`), planned by
+              bounds that hold for every random split
+  examples    rows of ids and their keys -> arrays of a batch
 
-A row may hold several examples, packed: then each has a segment number, from 1,
-and its positions start at 0 again. What is packed together is planned when rows
-are made, by bounds that hold for every random split.
+and takes the special ids from a `packing.SpecialIds`. Packed examples have
+segment numbers from 1, and positions that start at 0 in each.
 
 Letters: B rows, L row length, S encoder length, T decoder length, N examples.
 
@@ -28,7 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -66,12 +68,7 @@ class Denoise:
       length -= 1
     return _check_length(length, S, T)
 
-  def rows(
-    self,
-    documents: Iterable[Sequence[int]],
-    ids: packing.SpecialIds,
-    length: int,
-  ) -> Iterator[np.ndarray]:
+  def rows(self, documents, ids, length: int) -> Iterator[np.ndarray]:
     """Joins documents with `[DOC]` between; cuts them every `length` ids."""
     ids.require('doc')
     pieces, count = [], 0
@@ -90,15 +87,16 @@ class Denoise:
     if count > 1:
       yield np.concatenate(pieces)
 
-  def examples(
-    self, tokens, length, key, ids: packing.SpecialIds, S: int, T: int
-  ) -> dict:
-    """Makes arrays of rows [B, L] of `length` [B] ids, see `frame_batch`."""
-    width = tokens.shape[1]
-    mask = span_corruption.draw_keep_mask(
+  def keep_mask(self, key, length, width: int) -> np.ndarray:
+    """Draws which tokens survive, see `span_corruption.draw_keep_mask`."""
+    return span_corruption.draw_keep_mask(
       key, length, width, self.density, self.mean_span
     )
-    inside = np.arange(width) < length[:, None]
+
+  def examples(self, tokens, length, key, ids, S: int, T: int) -> dict:
+    """Makes arrays of rows [B, L] of `length` [B] ids, see `frame_batch`."""
+    mask = self.keep_mask(key, length, tokens.shape[1])
+    inside = np.arange(tokens.shape[1]) < length[:, None]
     return packing.frame_batch(
       np.arange(len(tokens)),
       ((ids.bos,), tokens[mask], mask.sum(1), (ids.eos,)),
@@ -137,12 +135,7 @@ class CLM:
     by_prefix = math.floor((S - 3) / self.high)
     return _check_length(min(T, by_prefix), S, T)
 
-  def rows(
-    self,
-    documents: Iterable[Sequence[int]],
-    ids: packing.SpecialIds,
-    length: int,
-  ) -> Iterator[np.ndarray]:
+  def rows(self, documents, ids, length: int) -> Iterator[np.ndarray]:
     """Yields a document a row, with `</s>` where it ends, cut at `length`."""
     ids.require('clm', 'doc')
     for document in documents:
@@ -150,9 +143,7 @@ class CLM:
         row = [*document[:length], ids.eos][:length]
         yield np.asarray(row, np.int32)
 
-  def pack(
-    self, rows, ids: packing.SpecialIds, S: int, T: int
-  ) -> Iterator[np.ndarray]:
+  def pack(self, rows, ids, S: int, T: int) -> Iterator[np.ndarray]:
     """Joins rows of one document each into rows that every split fits."""
 
     def most(row):
@@ -176,9 +167,7 @@ class CLM:
     """
     return self._cut(self.low + (self.high - self.low) * draw, length)
 
-  def examples(
-    self, tokens, length, key, ids: packing.SpecialIds, S: int, T: int
-  ) -> dict:
+  def examples(self, tokens, length, key, ids, S: int, T: int) -> dict:
     """Makes arrays of rows [B, L] of `length` [B] ids, see `frame_batch`."""
     flat = tokens[np.arange(tokens.shape[1]) < length[:, None]]
     row_end = np.cumsum(length)
@@ -219,18 +208,14 @@ class Pairs:
     """Returns the length of the longest pair."""
     return _check_length(min(S, T), S, T) and S + T
 
-  def rows(
-    self, pairs, ids: packing.SpecialIds, length: int
-  ) -> Iterator[np.ndarray]:
+  def rows(self, pairs, ids, length: int) -> Iterator[np.ndarray]:
     """Yields a pair (inputs, targets) a row; leaves out empty targets."""
     for source, target in pairs:
       if len(target):
         head = [1, len(source), len(target)]
         yield np.concatenate([head, source, target]).astype(np.int32)
 
-  def pack(
-    self, rows, ids: packing.SpecialIds, S: int, T: int
-  ) -> Iterator[np.ndarray]:
+  def pack(self, rows, ids, S: int, T: int) -> Iterator[np.ndarray]:
     """Joins rows of one pair each into rows of S and T at most."""
     for chosen in packing.pack(rows, lambda row: (row[1], row[2]), S, T):
       sizes = np.concatenate([row[1:3] for row in chosen])
@@ -244,9 +229,7 @@ class Pairs:
     start = 1 + 2 * row[0] + np.cumsum(n + m) - m
     return row[packing.expand_ranges(start, m)]
 
-  def examples(
-    self, tokens, length, key, ids: packing.SpecialIds, S: int, T: int
-  ) -> dict:
+  def examples(self, tokens, length, key, ids, S: int, T: int) -> dict:
     """Makes arrays of rows [B, L], see `frame_batch`; draws nothing."""
     del length, key
     count = tokens[:, 0].astype(np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -39,25 +40,19 @@ class Stream:
   def _begin(self, step: int) -> None:
     import seqio
 
-    tasks = seqio.get_subtasks(self.provider)
-    labelled = (
-      {}
-      if isinstance(self.provider, seqio.Task)
-      else {'passthrough_features': ['objective']}
-    )
-    dataset = self.provider.get_dataset(
-      {'inputs': self.lengths.inputs, 'targets': self.lengths.targets},
-      self.split,
-      shuffle=True,
-      seed=self.seed,
-      num_epochs=None,
-      **(labelled if all(map(registry.get_apply, tasks)) else {}),
-    )
+    mixture, labels = self.provider, {}
+    applied = all(map(registry.get_apply, seqio.get_subtasks(mixture)))
+    if applied and not isinstance(mixture, seqio.Task):
+      labels = {'passthrough_features': ['objective']}
+    dataset = mixture.get_dataset(
+      dataclasses.asdict(self.lengths), self.split, shuffle=True,
+      seed=self.seed, num_epochs=None, **labels,
+    )  # fmt: skip
     dataset = dataset.skip(step * self.batch_size)
     self._examples, self._next = dataset.as_numpy_iterator(), step
 
   def __call__(self, step: int, rows=slice(None)) -> dict:
-    """As `Batches`; raises ValueError where the stream ends."""
+    """Returns arrays as `Batches` does; ValueError where the stream ends."""
     with registry.shorten_tf_errors(self.provider.name):
       if step != self._next:
         self._begin(step)
@@ -72,10 +67,8 @@ class Stream:
       for side in ('inputs', 'targets')
     ]  # fmt: skip
     sizes = (len(batch), *self.lengths.both)
-    made = packing.frame_batch(np.arange(len(batch)), *runs, sizes, self.ids)
-    del made['encoder_positions'], made['decoder_positions']
-    other = objectives.OBJECTIVE_NAMES.index('pair')
-    made['objective'] = np.array(
-      [e.get('objective', other) for e in batch], np.int32
-    )
-    return made
+    arrays = packing.frame_batch(np.arange(len(batch)), *runs, sizes, self.ids)
+    del arrays['encoder_positions'], arrays['decoder_positions']
+    pair = objectives.OBJECTIVE_NAMES.index('pair')
+    numbers = [e.get('objective', pair) for e in batch]
+    return arrays | {'objective': np.array(numbers, np.int32)}

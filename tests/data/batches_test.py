@@ -231,8 +231,8 @@ RECORDED_UNPACKED = (
 def test_batches_are_those_of_every_version():
   """A run that resumes with newer code reads on as before, bit for bit.
 
-  Faults seen: a task's id by another hash; rows of a batch by another order of
-  objectives; `</s>` left out of a CLM prefix's length.
+  Faults seen: a task's id by another hash; rows of an objective in another
+  order; `</s>` counted as a token of a CLM document.
   """
   kinds = [
     objectives.Denoise(), objectives.Denoise(0.3, 5.0), objectives.CLM(),
