@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 
 
@@ -44,6 +45,9 @@ def check_number(
 ) -> None:
   """Raises ValueError unless `value` is a number of a range.
 
+  Where a whole number is expected and another number given, the error names
+  the nearest that fits.
+
   Args:
     name: of the setting, as a user writes it.
     value: what was given; a bool is no number, numpy's numbers are.
@@ -59,7 +63,7 @@ def check_number(
     fits = value >= least
   if fits and most is not None:
     fits = value <= most
-  if fits and value == value and abs(value) != float('inf'):
+  if fits and math.isfinite(value):
     return
   span = '' if least is None else f' of at least {least}'
   if most is not None:
@@ -68,4 +72,9 @@ def check_number(
     )
   also = ', or None' if optional else ''
   what = 'whole number' if whole else 'number'
-  raise ValueError(f'{name} = {value!r}: expected a {what}{span}{also}')
+  hint = ''
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if whole and number and math.isfinite(value):
+    nearest = round(value) if least is None else max(least, round(value))
+    hint = f'. Did you mean {nearest if most is None else min(most, nearest)}?'
+  raise ValueError(f'{name} = {value!r}: expected a {what}{span}{also}{hint}')

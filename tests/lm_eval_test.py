@@ -31,7 +31,7 @@ from atm.lm_eval import AtmLM, Newlines, generation
 from atm.model.config import Config
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
-from atm.train import trainer
+from atm.train.run_folder import RunFolder
 from atm.train.step import State
 
 from transformer_test import init
@@ -481,7 +481,7 @@ def run(model, tmp_path_factory) -> str:
   state = State(jnp.zeros((), jnp.int32), model.params, {'x': jnp.zeros(1)})
   checkpoints.save(7, state.to_trees(), meta)
   checkpoints.close()
-  trainer.keep_beside(directory, model.vocabulary, meta)
+  RunFolder(directory).save_setup('', model.vocabulary)
   return directory
 
 

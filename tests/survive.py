@@ -133,6 +133,7 @@ def train(directory: str, rows: str, d_model: int = 32, **changes):
   from atm.model import config as config_lib
   from atm.parallel import mesh
   from atm.train import optimizer, trainer
+  from atm.train.config import TrainConfig
 
   config = config_lib.Config(
     vocab_size=2048, d_model=d_model, encoder_layers=1, decoder_layers=1,
@@ -149,7 +150,7 @@ def train(directory: str, rows: str, d_model: int = 32, **changes):
     configure_tasks=atm_tasks.configure,
     say=lambda text: print(text, flush=True),
   )  # fmt: skip
-  return trainer.train(**{**settings, **changes})
+  return trainer.train(TrainConfig(**{**settings, **changes}))
 
 
 def nursery() -> None:

@@ -11,6 +11,7 @@ from atm.checkpoint import paths
 from atm.model import config as config_lib
 from atm.parallel import mesh as mesh_lib
 from atm.train import metric_writer, optimizer, trainer
+from atm.train.config import TrainConfig
 
 ONE = lambda: mesh_lib.make_mesh(devices=jax.devices()[:1])
 EIGHT = functools.partial(mesh_lib.make_mesh, data=2, fsdp=2, tensor=2)
@@ -28,6 +29,19 @@ def small_model(**changes) -> config_lib.Config:
     positions=64, dtype='float32',
   )  # fmt: skip
   return config_lib.Config(**{**sizes, **changes})
+
+
+def small_config(directory, steps=8, **changes) -> TrainConfig:
+  """Returns the settings of a small run."""
+  settings = dict(
+    model_dir=str(directory), mixture='udhr', train_steps=steps, batch_size=16,
+    lengths={'inputs': 32, 'targets': 32},
+    model_config=small_model(dropout=0.1),
+    optimizer_config=optimizer.Config(learning_rate=1e-3, decay_steps=20),
+    make_mesh=ONE, log_every=1, eval_every=4, eval_rows=2, save_every=3,
+    keep=None,
+  )  # fmt: skip
+  return TrainConfig(**{**settings, **changes})
 
 
 class Trainer:
@@ -54,16 +68,11 @@ class Trainer:
         raise Stop
 
     settings = dict(
-      model_dir=str(directory), mixture='udhr',
-      lengths={'inputs': 32, 'targets': 32}, batch_size=16, train_steps=steps,
-      model_config=small_model(dropout=0.1),
-      optimizer_config=optimizer.Config(learning_rate=1e-3, decay_steps=20),
-      vocabulary=self.vocabulary.path, make_mesh=make_mesh, log_every=1,
-      eval_every=4, eval_rows=2, save_every=3, keep=None,
+      vocabulary=self.vocabulary.path, make_mesh=make_mesh,
       configure_tasks=atm_tasks.configure, say=say,
     )  # fmt: skip
     try:
-      run = trainer.train(**{**settings, **changes})
+      run = trainer.train(small_config(directory, steps, **settings | changes))
     finally:
       if os.path.exists(mine) and not os.path.exists(rows):
         shutil.copytree(mine, rows)

@@ -21,12 +21,13 @@ def run_pretrain() -> None:
   """Trains, or resumes, and closes with a summary and what to do next."""
   from atm.pages import train_summary
   from atm.parallel import distributed
-  from atm.train import crash_report
+  from atm.train import crash_report, trainer
 
   crash_report.hush()
   adopt_source_model()
   check_pairs()
-  run = get_configurable('trainer.train')(config_text=gin_config.config_text())
+  make_config = get_configurable('trainer.train')
+  run = trainer.train(make_config(config_text=gin_config.config_text()))
   if not distributed.is_main_process():
     return
   train_summary.print_summary(run)

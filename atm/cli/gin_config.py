@@ -45,7 +45,8 @@ def configurables() -> dict[str, Callable]:
   from atm.pages import compare_page, inspect_data, train_page
   from atm.parallel import distributed, mesh, sharding
   from atm.plan import command, decode_plan, train_plan
-  from atm.train import optimizer, trainer
+  from atm.train import config as train_config
+  from atm.train import optimizer
 
   return {
     'atm.cache.build': cache_lib.build,
@@ -72,7 +73,7 @@ def configurables() -> dict[str, Callable]:
     'atm.sharding.start': distributed.start_jax,
     'atm.suite.Asker': during_training.FewShotEvaluator,
     'atm.suite.evaluate': runner.SuiteEvaluation,
-    'atm.trainer.train': trainer.train,
+    'atm.trainer.train': train_config.TrainConfig,
     'atm.vocabulary.train': vocabulary_training.train_sentencepiece,
   }
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from atm.data import registry
 from atm.inference import sampling
-from atm.messages import check_choice
+from atm.messages import check_choice, check_number
 from atm.model import config as config_lib
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
@@ -147,7 +147,7 @@ def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
       'of this machine is not known. Give a number, or a TOPOLOGY'
     )
   rows = job.unit if batch_size is None else batch_size
-  config_checks.check_numbers(DECODE_BATCH_SIZE=rows)
+  check_number('DECODE_BATCH_SIZE', rows, 1)
   sharding.check_divides(mesh, rules, {'batch': ('DECODE_BATCH_SIZE', rows)})
   config_checks.check_sizes(mesh, rules, config, lengths, job.unit)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from atm.data import registry
+from atm.messages import check_number
 from atm.model import config as config_lib
 from atm.model import flops
 from atm.parallel import mesh as mesh_lib
@@ -82,9 +83,10 @@ def plan(
   given = dict(locals())
   if instead is not None:
     return instead(given)
-  config_checks.check_numbers(BATCH_SIZE=batch_size, TRAIN_STEPS=train_steps)
-  config_checks.check_freeze(freeze_encoder_steps)
-  config_checks.check_z_loss(z_loss)
+  check_number('BATCH_SIZE', batch_size, 1)
+  check_number('TRAIN_STEPS', train_steps, 1)
+  check_number('FREEZE_ENCODER_STEPS', freeze_encoder_steps, 0)
+  check_number('Z_LOSS', z_loss, 0, whole=False)
   target = hardware.find_target(topology, make_mesh, start)
   sizes, mesh = registry.Lengths.of(lengths), target.mesh
   config_checks.check_sizes(mesh, rules, model_config, sizes, batch_size)

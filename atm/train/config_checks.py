@@ -4,57 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 
 from atm.data.vocabulary import Vocabulary
+from atm.messages import check_number
 from atm.model import config as config_lib
 from atm.model import parameters
 from atm.parallel import sharding
 from atm.train import optimizer
+from atm.train.config import TrainConfig
 
 
-def check_numbers(**values) -> None:
-  """Raises ValueError unless all are whole numbers above 0."""
-  for name, value in values.items():
-    if not isinstance(value, int) or value < 1:
-      raise ValueError(f'{name} = {value!r}: expected a whole number above 0')
-
-
-def check_freeze(steps) -> None:
-  """Raises ValueError unless `steps` is a whole number, 0 or more."""
-  number = isinstance(steps, int | float) and not isinstance(steps, bool)
-  if not number or not isinstance(steps, int) or steps < 0:
-    text = f'FREEZE_ENCODER_STEPS = {steps!r}: expected a whole number from 0'
-    if number and math.isfinite(steps):
-      text += f'. Did you mean {max(0, round(steps))}?'
-    raise ValueError(text)
-
-
-def check_profile(steps) -> None:
-  """Raises ValueError unless None or (first, last) with 1 <= first <= last."""
-  if steps is None:
-    return
-  pair = isinstance(steps, tuple | list) and len(steps) == 2
-  if not pair or not all(type(n) is int for n in steps):
-    raise ValueError(f'PROFILE_STEPS = {steps!r}: expected (first, last)')
-  if not 1 <= steps[0] <= steps[1]:
-    raise ValueError(
-      f'PROFILE_STEPS = {steps!r}: expected 1 <= first <= last. Did you mean '
-      f'{(max(1, min(steps)), max(1, *steps))}?'
-    )
-
-
-def check_z_loss(z_loss) -> None:
-  """Raises ValueError unless the coefficient is a finite number from 0."""
-  if not isinstance(z_loss, int | float) or not 0 <= z_loss < math.inf:
-    raise ValueError(
-      f'Z_LOSS = {z_loss!r}: expected a number from 0 (PaLM: 1e-4)'
-    )
+def check_fits(config: TrainConfig, mesh) -> None:
+  """Raises ValueError where a run's sizes do not fit its mesh."""
+  rules, batch_size = config.rules, config.batch_size
+  check_sizes(mesh, rules, config.model_config, config.sizes, batch_size)
+  check_micro_batches(mesh, rules, batch_size, config.micro_batches)
 
 
 def check_micro_batches(mesh, rules, batch_size: int, number: int) -> None:
   """Raises ValueError unless each data shard's rows divide by `number`."""
-  check_numbers(MICRO_BATCHES=number)
+  check_number('MICRO_BATCHES', number, 1)
   shards = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
   rows = batch_size // shards
   if rows % number:
@@ -68,36 +37,6 @@ def check_micro_batches(mesh, rules, batch_size: int, number: int) -> None:
     )
 
 
-def check_skip_steps(ranges) -> None:
-  """Raises ValueError unless `ranges` holds pairs (first, last), 1 or more."""
-  whole = lambda n: isinstance(n, int) and not isinstance(n, bool)
-  pair = lambda r: (
-    isinstance(r, tuple | list) and len(r) == 2 and all(map(whole, r))
-  )
-  if pair(ranges):
-    raise ValueError(
-      f'SKIP_STEPS = {ranges!r}: expected pairs of a first and a last step. '
-      f'Did you mean ({tuple(ranges)},)?'
-    )
-  if not isinstance(ranges, tuple | list) or not all(map(pair, ranges)):
-    raise ValueError(
-      f'SKIP_STEPS = {ranges!r}: expected pairs of a first and a last step, '
-      'such as ((120, 140),), or () for none'
-    )
-  for first, last in ranges:
-    if not 1 <= first <= last:
-      nearest = tuple(sorted((max(1, first), max(1, last))))
-      raise ValueError(
-        f'SKIP_STEPS: {(first, last)}: expected 1 <= first <= last. Did you '
-        f'mean {nearest}?'
-      )
-
-
-def skipped(ranges, step: int) -> bool:
-  """Whether a step lies in one of SKIP_STEPS' ranges."""
-  return any(first <= step <= last for first, last in ranges)
-
-
 # What may differ between a model and the one that its parameters come from:
 # how it computes and what it drops, not what.
 FREE = (
@@ -105,21 +44,6 @@ FREE = (
   'scores_float32', 'init_std', 'dtype', 'remat', 'attention', 'loss_chunk',
   'unroll',
 )  # fmt: skip
-
-
-def check_one_start(model_dir: str, init_from, init_encoder) -> None:
-  """Raises ValueError where a run is to start from two models, or itself."""
-  same = lambda other: os.path.realpath(other) == os.path.realpath(model_dir)
-  if init_from is not None and same(init_from):
-    raise ValueError(
-      f'INIT_FROM = {init_from!r} is MODEL_DIR: use another MODEL_DIR, or, to '
-      'go on with that run, leave out INIT_FROM'
-    )
-  if init_from is not None and init_encoder is not None:
-    raise ValueError(
-      f'INIT_FROM = {init_from!r} and INIT_ENCODER = {init_encoder!r}: '
-      'expected one of them; INIT_FROM brings an encoder'
-    )
 
 
 def check_same_model(config: config_lib.Config, source) -> None:
@@ -139,28 +63,6 @@ def check_same_model(config: config_lib.Config, source) -> None:
       f'{source.directory!r}: leave out what binds '
       f'{", ".join(f"model.Config.{k}" for k in wrong)}'
     )
-
-
-def vocabulary_of(source, path: str | None) -> Vocabulary:
-  """Returns the vocabulary of a run that starts from a PretrainedModel.
-
-  Raises:
-    ValueError: the one at `path` is another, or there is none.
-  """
-  own = source.vocabulary
-  if path is None and own is None:
-    raise ValueError(
-      f'INIT_FROM = {source.directory!r} has no vocabulary: set VOCABULARY to '
-      'the one it was trained with'
-    )
-  words = own if path is None else Vocabulary(path)
-  if own is not None and words.sha256 != own.sha256:
-    raise ValueError(
-      f'the vocabulary {words.path} is not the one that INIT_FROM = '
-      f'{source.directory!r} was trained with: leave out VOCABULARY, or build '
-      f'CACHE_DIR with VOCABULARY = {own.path!r}'
-    )
-  return words
 
 
 def encoder_apart(start: int, then: dict, freeze: int) -> bool:
@@ -286,17 +188,3 @@ def _check_same_skips(start: int, then, now) -> None:
     f'{first} and later out of MODEL_DIR/checkpoints, or use SKIP_STEPS = '
     f'{(*past, *ahead)}'
   )
-
-
-def check_ask_every(ask_every: int | None, eval_every: int) -> None:
-  """Raises ValueError unless questions are asked in evaluations."""
-  if ask_every is None:
-    return
-  whole = isinstance(ask_every, int) and ask_every > 0
-  if not whole or ask_every % eval_every:
-    near = eval_every * max(1, round(ask_every / eval_every)) if whole else None
-    hint = f'. Did you mean {near}?' if near else ''
-    raise ValueError(
-      f'ASK_EVERY = {ask_every!r}: expected a multiple of EVAL_EVERY = '
-      f'{eval_every}, or None{hint}'
-    )

@@ -19,7 +19,7 @@ FILE = 'failure.txt'
 ATM = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-class Screen:
+class CrashReport:
   """Adds to an error that leaves it a note that fits one screen.
 
   The whole traceback goes to MODEL_DIR/failure.txt. Python prints an error's
@@ -79,7 +79,7 @@ def _place(error: Exception) -> str:
 
 
 def is_noted(error: BaseException) -> bool:
-  """Whether a Screen has added its note."""
+  """Tells whether a CrashReport has added its note."""
   return bool(getattr(error, '__notes__', []))
 
 

@@ -13,6 +13,8 @@ from atm.data.batches import MixturePart
 from atm.data.registry import Lengths
 from atm.data.vocabulary import Vocabulary
 from atm.parallel import sharding
+from atm.train.config import TrainConfig
+from atm.train.inputs import Inputs
 from atm.train.step import eval_step
 
 
@@ -67,17 +69,16 @@ class HeldOut:
   The noise is that of epoch 0, so every evaluation of a run sees the same.
   """
 
-  def __init__(
-    self, model, parts, vocabulary, lengths, batch_size, seed, rows_each,
-    mesh, rules,
-  ):  # fmt: skip
-    self.parts, self.eos_id = parts, vocabulary.eos_id
-    self.mesh, self.rules = mesh, rules
+  def __init__(self, config: TrainConfig, model, inputs: Inputs, mesh):
+    """Takes the model, and what the run reads."""
+    self.parts, self.model, self.mesh = inputs.held_out, model, mesh
+    self.rules = config.rules
     self.batches = list(
       evaluation_batches(
-        parts, vocabulary, lengths, batch_size, seed, rows_each
+        self.parts, inputs.vocabulary, config.sizes, config.batch_size,
+        config.seed, config.eval_rows,
       )
-    )
+    )  # fmt: skip
     # Sums of every row on every device: each process can read them all.
     self.step = jax.jit(
       functools.partial(eval_step, model),
@@ -111,10 +112,8 @@ def _written(part: MixturePart) -> np.ndarray:
   return np.concatenate([part.objective.targets(row) for row in rows])
 
 
-def unigram(
-  train: list[MixturePart], held_out: HeldOut, size: int
-) -> dict[str, float]:
-  """The loss of unigram models on the same held-out targets.
+def unigram(train: list[MixturePart], held_out: HeldOut) -> dict[str, float]:
+  """Returns the loss of unigram models on the same held-out targets.
 
   Counts, plus one, of the ids of the training rows (the first 10 million of a
   task; of pairs, the targets of 10,000 rows), the end of a row included.
@@ -124,15 +123,15 @@ def unigram(
   Args:
     train: the training parts.
     held_out: the evaluation to compare with.
-    size: V.
   """
+  config = held_out.model.config
   counts: dict[str, np.ndarray] = {}
   for part, names in zip(train, _groups(train)):
     ids = _written(part)
-    seen = np.bincount(ids, minlength=size).astype(np.float64)
+    seen = np.bincount(ids, minlength=config.vocab_size).astype(np.float64)
     # A row's target ends in `</s>`; the rows of CLM hold it already.
     if part.objective.name == 'denoise':
-      seen[held_out.eos_id] += len(part.rows)
+      seen[config.end_id] += len(part.rows)
     for name in names:
       counts[name] = counts.get(name, 1.0) + seen
   sums: dict[str, list[float]] = {}

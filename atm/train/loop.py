@@ -14,17 +14,13 @@ from atm.checkpoint.manager import CheckpointManager
 from atm.data import batches, objectives
 from atm.parallel import devices, distributed, sharding
 from atm.parallel import xla_options as xla_options_lib
-from atm.parallel.sharding import Rules
-from atm.train import (
-  config_checks,
-  crash_report,
-  held_out_loss,
-  metric_writer,
-  preemption,
-)
+from atm.train import crash_report, metric_writer, preemption
+from atm.train.config import TrainConfig
 from atm.train.goodput import Goodput
-from atm.train.metric_logger import Log
-from atm.train.profiler import Profile
+from atm.train.held_out_loss import HeldOut
+from atm.train.metric_logger import MetricLogger
+from atm.train.profiler import Profiler
+from atm.train.run_folder import RunFolder
 from atm.train.step import State
 
 
@@ -33,46 +29,35 @@ class Loop:
   """Steps from where a run stands to its last one.
 
   Attributes:
-    model_dir: of the run.
-    train_steps, log_every, eval_every, save_every, skip_steps,
-      freeze_encoder_steps, profile_steps, xla_options: see `trainer.train`.
+    config: of the run.
+    folder: of the run.
+    mesh: where state and batches lie.
     update: called with (state, batch, frozen=...), see `step.train_step`.
-    batch: called with a batch's number, gives this host's rows of it.
-    batch_size: B, of the whole batch.
-    mesh, rules: how state and batches lie.
+    batch: called with a batch's number; returns this host's rows of it.
     held_out: the evaluation.
-    asks: called with (parameters, step) in every `ask_every`-th step's
-      evaluation, and the last; gives more metrics. None: nothing is asked.
-    unigram: called once, gives what to compare the evaluation with.
+    ask: called with (parameters, step) in evaluations, see `ask_every`; returns
+      more metrics. None: nothing is asked.
+    unigram: called once; returns what to compare the evaluation with.
     checkpoints: of the run.
     meta: kept in every checkpoint.
-    log, writer, good, say: where it is said and counted.
+    log: sums the metrics of steps.
+    writer: writes metrics.jsonl.
+    goodput: counts the seconds.
   """
 
-  model_dir: str
-  train_steps: int
-  log_every: int
-  eval_every: int
-  save_every: int
-  skip_steps: tuple[tuple[int, int], ...]
-  freeze_encoder_steps: int
-  profile_steps: tuple[int, int] | None
-  xla_options: dict | None
+  config: TrainConfig
+  folder: RunFolder
+  mesh: jax.sharding.Mesh
   update: Callable
   batch: Callable[[int], dict]
-  batch_size: int
-  mesh: jax.sharding.Mesh
-  rules: Rules
-  held_out: held_out_loss.HeldOut
-  asks: Callable[[dict, int], dict] | None
-  ask_every: int
+  held_out: HeldOut
+  ask: Callable[[dict, int], dict] | None
   unigram: Callable[[], dict]
   checkpoints: CheckpointManager
   meta: dict
-  log: Log
-  writer: metric_writer.Writer | metric_writer.Silent
-  good: Goodput
-  say: Callable[[str], None]
+  log: MetricLogger
+  writer: metric_writer.Writer
+  goodput: Goodput
 
   def run(self, start: int, state: State) -> None:
     """Does the steps after `start`, beginning with its `state`.
@@ -82,70 +67,72 @@ class Loop:
       FloatingPointError, SaveError: see `trainer.train`.
     """
     devices.peak_flops()  # measured now, on one device, not within a step
+    config, last_step = self.config, self.config.train_steps
     with contextlib.ExitStack() as last:
       opened = last.enter_context
-      screen = opened(crash_report.Screen(self.model_dir, self.train_steps))
-      opened(sharding.use_mesh(self.mesh, self.rules))
+      report = opened(crash_report.CrashReport(self.folder.path, last_step))
+      opened(sharding.use_mesh(self.mesh, config.rules))
       last.callback(self.writer.close)
       last.callback(self.checkpoints.close)
       self.signals = opened(preemption.Signals())
-      profile = opened(Profile(self.model_dir, self.profile_steps, self.say))
-      self.good.open(
-        self.model_dir, start, writes=distributed.is_main_process()
+      profiler = opened(
+        Profiler(self.folder.path, config.profile_steps, config.say)
       )
+      writes = distributed.is_main_process()
+      self.goodput.open(self.folder.path, start, writes)
       self.state, self.done = state, start
       self._evaluate_where_due_before()
-      feed = batches.prefetch(self._batch_after, start, self.train_steps)
+      feed = batches.prefetch(self._batch_after, start, last_step)
       last.callback(feed.close)
-      self.compiled, self.frozen = None, start < self.freeze_encoder_steps
+      self.compiled, self.frozen = None, start < config.freeze_encoder_steps
       self.log.begin(start)
-      while self.done < self.train_steps:
-        with self.good.spent_on('data'):
+      while self.done < last_step:
+        with self.goodput.spent_on('data'):
           host_batch = next(feed)
-        screen.done = self._step(host_batch, profile)
+        report.done = self._step(host_batch, profiler)
         self._after_step()
       self.checkpoints.raise_if_unsaved()
 
   def _batch_after(self, done: int) -> dict | None:
-    """The batch of the step after `done`; None where that is skipped."""
-    if config_checks.skipped(self.skip_steps, done + 1):
-      return None
-    return self.batch(done)
+    """Returns the batch of the step after `done`; None where it is skipped."""
+    return None if self.config.skips(done + 1) else self.batch(done)
 
   # --- A step
 
-  def _step(self, host_batch: dict | None, profile: Profile) -> int:
-    """Dispatches the next step; its number."""
-    now = self.done + 1
+  def _step(self, host_batch: dict | None, profiler: Profiler) -> int:
+    """Dispatches the next step; returns its number."""
+    now, config = self.done + 1, self.config
     if host_batch is not None:
       batch = sharding.shard_batch(
-        host_batch, self.mesh, self.rules, self.batch_size
+        host_batch, self.mesh, config.rules, config.batch_size
       )
       self._compile_where_due(batch)
-    profile.before(now)
+    profiler.before(now)
     if host_batch is None:
       self.state = self.state.replace(step=self.state.step + 1)
       self.log.leap()
     else:
       self.state, values = self.compiled(self.state, batch)
       self.log.add(now, values)
-    profile.after(now, self.state)
+    profiler.after(now, self.state)
     self.done = now
     return now
 
   def _compile_where_due(self, batch) -> None:
     """Compiles the first step, and the one that ends a frozen encoder."""
-    if self.frozen and self.done >= self.freeze_encoder_steps:
+    if self.frozen and self.done >= self.config.freeze_encoder_steps:
       self.frozen = False
       jax.block_until_ready(self.state)  # its time is the frozen steps'
-      with self.log.pause(), self.good.spent_on('compile'):
-        self.say(f'step {self.done:,}: from here on the encoder trains too')
+      with self.log.pause(), self.goodput.spent_on('compile'):
+        self.config.say(
+          f'step {self.done:,}: from here on the encoder trains too'
+        )
         self._save()  # compiling may take longer than a notice gives
         self.checkpoints.wait_until_finished()
         with self.signals.at_once():
           self._compile(batch)
     elif self.compiled is None:
-      with self.good.spent_on('compile'):
+      with self.goodput.spent_on('compile'):
         self._compile(batch)
       self.log.begin(self.done)
       self.signals.listen()
@@ -157,26 +144,34 @@ class Loop:
       self.state, batch
     )
     self.compiled = xla_options_lib.compile_program(
-      lowered, jax.devices()[0], self.xla_options
+      lowered, jax.devices()[0], self.config.xla_options
     )
-    until = f' with the encoder frozen to step {self.freeze_encoder_steps:,}'
+    until = ''
+    if self.frozen:
+      step = self.config.freeze_encoder_steps
+      until = f' with the encoder frozen to step {step:,}'
     seconds = time.perf_counter() - clock
-    self.say(f'compiled{until if self.frozen else ""} in {seconds:.1f} s')
+    self.config.say(f'compiled{until} in {seconds:.1f} s')
     # Gloo's first meeting on a CPU waits 30 s and fails.
     distributed.wait_for_all()
 
   # --- Between two steps
 
+  def _is_due(self, every: int) -> bool:
+    """Tells whether what is done `every` so many steps, and last, is now."""
+    done = self.done
+    return done % every == 0 or done == self.config.train_steps
+
   def _after_step(self) -> None:
     """Logs, evaluates, saves and stops, where one is due."""
-    done, at_end = self.done, self.done == self.train_steps
-    logs = done % self.log_every == 0 or at_end
+    done, at_end = self.done, self.done == self.config.train_steps
+    logs = self._is_due(self.config.log_every)
     if logs and (row := self.log.emit(done)):
-      self.writer.write(done, {**row, 'goodput': self.good.share(done)})
+      self.writer.write(done, {**row, 'goodput': self.goodput.share(done)})
     self.checkpoints.check_for_errors()
     stopping = self.signals.stops_after(done) and not at_end
-    evaluates = done % self.eval_every == 0 or at_end
-    saves = done % self.save_every == 0 or at_end or stopping
+    evaluates = self._is_due(self.config.eval_every)
+    saves = self._is_due(self.config.save_every) or stopping
     if evaluates or saves:
       jax.block_until_ready(self.state)  # what follows pays for itself alone
       with self.log.pause():
@@ -186,26 +181,30 @@ class Loop:
           except preemption.Broken:  # the next process does it
             stopping = True
         if saves or stopping:
-          with self.good.spent_on('checkpoint'):
+          with self.goodput.spent_on('checkpoint'):
             self._save()
     if logs or evaluates or saves:
-      self.good.write(done)
+      self.goodput.write(done)
     if stopping:
       self.checkpoints.raise_if_unsaved()
-      self.say(f'stopped and saved at step {done:,}; the same command goes on.')
+      self.config.say(
+        f'stopped and saved at step {done:,}; the same command goes on.'
+      )
       raise KeyboardInterrupt
 
   def _evaluate_where_due_before(self) -> None:
-    """The evaluation that a fresh run begins with, or a stopped one owes."""
-    due = self.done % self.eval_every == 0 or self.done == self.train_steps
-    if due and not metric_writer.was_evaluated(self.model_dir, self.done):
+    """Evaluates as a fresh run does first, or as a stopped one owes."""
+    due = self._is_due(self.config.eval_every)
+    if due and not self.folder.was_evaluated(self.done):
       self._evaluate()
-    for first, last in self.skip_steps:
+    for first, last in self.config.skip_steps:
       if last > self.done:
-        self.say(f'SKIP_STEPS: steps {first:,} to {last:,} are not trained on')
+        self.config.say(
+          f'SKIP_STEPS: steps {first:,} to {last:,} are not trained on'
+        )
 
   def _evaluate(self) -> None:
-    with self.good.spent_on('evaluation'):
+    with self.goodput.spent_on('evaluation'):
       row = self.signals.breakable(self._evaluated)
       if not self.done and distributed.is_main_process():
         row |= self.unigram()
@@ -215,15 +214,16 @@ class Loop:
         for name in objectives.OBJECTIVE_NAMES
         if (key := f'eval/loss/{name}') in row
       )
-      self.say(f'step {self.done:,} held out: ' + ', '.join(losses))
+      self.config.say(f'step {self.done:,} held out: ' + ', '.join(losses))
       if asked := [k for k in row if k.startswith('few_shot/')]:
         means = (f'{k} {row[k]:.2f}' for k in asked if k.count('/') == 1)
-        self.say(f'step {self.done:,} asked: ' + ', '.join(means))
+        self.config.say(f'step {self.done:,} asked: ' + ', '.join(means))
 
   def _evaluated(self) -> dict[str, float]:
-    row, params = self.held_out(self.state.params), self.state.params
-    due = self.done % self.ask_every == 0 or self.done == self.train_steps
-    return row | self.asks(params, self.done) if self.asks and due else row
+    row = self.held_out(self.state.params)
+    if self.ask and self._is_due(self.config.ask_every):
+      row |= self.ask(self.state.params, self.done)
+    return row
 
   def _save(self) -> None:
     position = {**self.meta['data'], 'step': self.done}

@@ -6,44 +6,46 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable
 
 import jax
 
 from atm import messages
 from atm.data import objectives
+from atm.model import flops
 from atm.parallel import devices
+from atm.train.config import TrainConfig
 
 LATEST = ('grad_norm', 'param_norm', 'learning_rate')  # of the last update
 
 
-class Log:
+class MetricLogger:
   """Sums metrics between log lines, with rates and time left.
 
   Keeps at most one step unread: adding a step's metrics waits for the step
   before it.
   """
 
-  def __init__(
-    self,
-    say: Callable[[str], None],
-    last: int,
-    batch_size: int,
-    lengths,
-    flops: Callable[[int, int], float],
-    abort_after: int = 10,
-  ):
-    """Takes the run's last step, its `flops_between`, and how many skipped
-    updates in a row end it."""
-    self.say, self.last, self.flops = say, last, flops
-    self.places = {
-      'input': batch_size * lengths.inputs,
-      'target': batch_size * lengths.targets,
+  def __init__(self, config: TrainConfig):
+    self.say, self.last = config.say, config.train_steps
+    self.positions = {
+      'input': config.batch_size * config.sizes.inputs,
+      'target': config.batch_size * config.sizes.targets,
     }
+    sizes = config.model_config, config.batch_size, *config.sizes.both
+    self.frozen_steps = config.freeze_encoder_steps
+    self.flops_frozen = flops.train_flops(*sizes, frozen=True)
+    self.flops_full = flops.train_flops(*sizes)
     self.unread, self.latest = None, {}
-    self.abort_after, self.in_a_row, self.since = abort_after, 0, 0
+    self.abort_after = config.abort_after_nonfinite
+    self.in_a_row, self.since = 0, 0
     self.sums, self.steps = collections.Counter(), 0
     self.earlier = (0, 0.0)  # steps and tokens that this process did not do
+
+  def flops_between(self, first: int, last: int) -> float:
+    """Returns the model FLOPs from after step `first` to step `last`."""
+    frozen = max(0, min(last, self.frozen_steps) - first)
+    full = last - first - frozen
+    return frozen * self.flops_frozen + full * self.flops_full
 
   def begin(self, done: int) -> None:
     """Starts the clock, `done` steps into the run."""
@@ -144,8 +146,8 @@ class Log:
     self.clock += seconds
     self.spent += seconds
     row = self._row(done, seconds)
-    speed = self.flops(self.first, done) / self.spent
-    left = self.flops(done, self.last) / speed if speed else 0.0
+    speed = self.flops_between(self.first, done) / self.spent
+    left = self.flops_between(done, self.last) / speed if speed else 0.0
     by_name = ', '.join(
       f'{k[5:]} {v:.3f}' for k, v in row.items() if k.startswith('loss/')
     )
@@ -168,7 +170,7 @@ class Log:
       row['tokens_per_second'] = (self._tokens() - self.earlier[1]) / seconds
       row['seconds_per_step'] = seconds / steps
       if peak := devices.peak_flops():
-        row['mfu'] = self.flops(done - steps, done) / seconds / peak
+        row['mfu'] = self.flops_between(done - steps, done) / seconds / peak
     return row
 
   def _means(self) -> dict[str, float]:
@@ -185,9 +187,11 @@ class Log:
       if s[f'weight/loss/{name}']:
         total = s[f'sum/loss/{name}']
         row[f'loss/{name}'] = total / s[f'weight/loss/{name}']
-    for side, places in self.places.items():
+    for side, positions in self.positions.items():
       row[f'tokens/{side}'] = s[f'tokens/{side}']
-      row[f'padding/{side}'] = 1 - s[f'tokens/{side}'] / (places * self.steps)
+      row[f'padding/{side}'] = 1 - s[f'tokens/{side}'] / (
+        positions * self.steps
+      )
     return row
 
 

@@ -54,11 +54,3 @@ def read(directory: str) -> list[dict]:
         except json.JSONDecodeError:
           break
   return rows
-
-
-def was_evaluated(directory: str, step: int) -> bool:
-  """Whether the held-out losses of a step are in a run's metrics.jsonl."""
-  return any(
-    row['step'] == step and any(key.startswith('eval/') for key in row)
-    for row in read(directory)
-  )

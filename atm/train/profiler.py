@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 
 
-class Profile:
+class Profiler:
   """Records some steps with JAX's profiler, into MODEL_DIR/profile."""
 
   def __init__(

@@ -210,7 +210,7 @@ def test_load_says_what_is_missing(tmp_path):
 def test_from_checkpoint_to_jsonl(model, words, tmp_path):
   """What a trainer saved, `atm.load` and `infer` read, with 8 devices too."""
   from atm.checkpoint import manager
-  from atm.train import trainer
+  from atm.train.run_folder import RunFolder
   from atm.train.step import State
 
   directory = str(tmp_path / 'run')
@@ -223,7 +223,7 @@ def test_from_checkpoint_to_jsonl(model, words, tmp_path):
   state = State(jnp.zeros((), jnp.int32), model.params, {'x': jnp.zeros(1)})
   checkpoints.save(7, state.to_trees(), meta)
   checkpoints.close()
-  trainer.keep_beside(directory, words, meta)
+  RunFolder(directory).save_setup('', words)
   (tmp_path / 'in.jsonl').write_text('{"input": "Everyone", "id": 1}\n' * 3)
   out = batch.InferJob(
     directory, str(tmp_path / 'in.jsonl'), say=lambda t: None

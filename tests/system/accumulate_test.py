@@ -14,7 +14,7 @@ import pytest
 from atm.model.transformer import AlexaTM
 from atm.parallel import sharding
 from atm.parallel.sharding import Rules
-from atm.train import config_checks, optimizer, step
+from atm.train import optimizer, step
 
 from conftest import batch, tiny
 from tiny_runs import EIGHT, ONE
@@ -297,21 +297,6 @@ def test_a_gradient_that_is_not_finite_skips_the_update(bad):
 
 
 # --- Settings
-
-
-@pytest.mark.parametrize(
-  'number, message',
-  [
-    (3, 'MICRO_BATCHES = 3 does not divide the 8 rows .* 4 data .*: 2 or 4'),
-    (16, 'does not divide the 8 rows .* nearest that does: 8'),
-    (0, 'MICRO_BATCHES = 0: expected a whole number above 0'),
-    (2.0, 'MICRO_BATCHES = 2.0: expected a whole number above 0'),
-  ],
-)
-def test_micro_batches_that_do_not_divide(number, message):
-  with pytest.raises(ValueError, match=message):
-    config_checks.check_micro_batches(EIGHT(), Rules(), 32, number)
-  config_checks.check_micro_batches(EIGHT(), Rules(), 32, 8)
 
 
 def test_a_batch_that_does_not_divide():

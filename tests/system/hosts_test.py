@@ -21,6 +21,7 @@ from atm.checkpoint import manager, paths
 from atm.cli import gin_config, main
 from atm.inference import api
 from atm.parallel import mesh as mesh_lib
+from atm.train import trainer
 
 from tiny_runs import comparable
 
@@ -211,8 +212,8 @@ def alone(directory, words, mesh, stop_at=None, **more):
       settings(directory, words, mesh, STEPS, **more)
     )
     gin_config.apply_config(files, bindings, modules)
-    train = gin.get_configurable('trainer.train')
-    train(make_mesh=one, say=say)
+    make_config = gin.get_configurable('trainer.train')
+    trainer.train(make_config(make_mesh=one, say=say))
   gin.clear_config()
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from atm.train import held_out_loss, preemption, run_lock
+from atm.train import held_out_loss, preemption
 
 from tiny_runs import (
   comparable,
@@ -106,34 +106,6 @@ def test_an_evaluation_given_up_is_made_up(train, tmp_path, monkeypatch):
   assert comparable(parts) == comparable(whole)
   a, b = parameters(whole, 8), parameters(parts, 8)
   assert all((a[name] == b[name]).all() for name in a)
-
-
-def test_a_wrong_choice_is_named(train, tmp_path):
-  with pytest.raises(ValueError, match="'stpo'. Did you mean 'stop'"):
-    train(tmp_path / 'run', 2, on_save_error='stpo')
-
-
-def test_a_lock_is_held_by_one_and_leaves_nothing_alone(tmp_path):
-  """Faults seen: no lock; its folder left behind by a run that is refused."""
-  directory = str(tmp_path / 'run')
-  inside = []
-
-  @run_lock.held
-  def work(model_dir, also=()):
-    inside.append(sorted(os.listdir(model_dir)))
-    for other in also:
-      other(model_dir)
-    raise KeyError
-
-  with pytest.raises(KeyError):
-    work(directory)
-  assert inside == [['lock']] and not os.path.exists(directory)
-  with pytest.raises(ValueError, match=f'in use by process {os.getpid()} on '):
-    work(model_dir=directory, also=[work])
-  os.makedirs(f'{directory}/checkpoints')
-  with pytest.raises(KeyError):
-    work(directory)
-  assert sorted(os.listdir(directory)) == ['checkpoints', 'lock']
 
 
 def free_port() -> int:

@@ -1,0 +1,211 @@
+"""The settings of a training run, which gin binds as `trainer.train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+from atm.checkpoint import manager
+from atm.data import vocabulary_training
+from atm.data.registry import Lengths
+from atm.messages import check_choice, check_number
+from atm.model import config as model_config_lib
+from atm.parallel import mesh as mesh_lib
+from atm.parallel.sharding import Rules
+from atm.train import optimizer
+
+# The least value of each whole number; a user writes the names in capitals.
+LEAST = {
+  'batch_size': 1, 'train_steps': 1, 'log_every': 1, 'eval_every': 1,
+  'save_every': 1, 'row_passes': 1, 'micro_batches': 1,
+  'abort_after_nonfinite': 1, 'freeze_encoder_steps': 0,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """What decides a training run.
+
+  Attributes:
+    model_dir: the folder of the run, see `run_folder`.
+    mixture: a seqio task or mixture, see `atm.data.registry`.
+    lengths: {'inputs': S, 'targets': T}, in tokens.
+    batch_size: B, rows a step over all devices.
+    train_steps: updates in all.
+    model_config: the model.
+    optimizer_config: the optimizer.
+    vocabulary: a SentencePiece file; None takes the one of `cache_dir`, or
+      trains model_dir/vocabulary, of the model's size, on the mixture's text.
+    make_mesh: called without arguments, once devices may be used.
+    rules: logical to mesh axes.
+    seed: of parameters, shuffle, noise and dropout.
+    z_loss: see `loss.cross_entropy`.
+    micro_batches: parts of the batch that a step runs one after another, to
+      save memory; changes the update by rounding only, and dropout's draws.
+    skip_steps: ranges (first, last) of steps, both included and numbered as
+      in the log, whose batches are not trained on: such a step changes
+      nothing but the number of the step.
+    abort_after_nonfinite: so many steps in a row whose loss or gradient is
+      not finite, and whose update was skipped therefore, end the run.
+    init_from: a fresh run starts from all parameters of this model, a MODEL_DIR
+      or a Hugging Face folder, and takes its vocabulary; see
+      `config_checks.check_same_model` for what of `model_config` may differ.
+    init_encoder: a fresh run's encoder starts from this MODEL_DIR or Hugging
+      Face folder, see `warm_start`.
+    freeze_encoder_steps: updates, from the first, that leave the encoder and
+      its embedding as they are, see `step.train_step`. The paper freezes its
+      pre-trained encoder for the first 100,000 or so. May be another number
+      when a run is resumed, unless a run that began with 0 were to freeze now.
+    row_passes: `passes` of `cache.build`.
+    cache_dir: rows that `cache.build` made; None builds model_dir/rows.
+    verify_cache: compare the checksums of the rows' files before the first
+      step, shared by the hosts; a resumed run compares what the manifests say
+      with its checkpoint.
+    stream: train on seqio's own stream of the mixture, see `Stream`; only
+      the validation split has rows.
+    log_every, eval_every, save_every: in steps.
+    eval_rows: held-out rows of each task in an evaluation.
+    ask_every: run the few-shot suite every so many steps, a multiple of
+      `eval_every`, and at the end; None: never.
+    make_asker: called with (model_config, vocabulary, mesh, rules, say), gives
+      what runs the suite, see `during_training`.
+    profile_steps: (first, last) steps that JAX's profiler records into
+      model_dir/profile, for TensorBoard or Perfetto.
+    xla_options: `changes` of `xla_options.compile_program`, for the step.
+    checkpoint_dir: where checkpoints lie if not in model_dir, a folder of
+      gs:// say; model_dir keeps its name.
+    keep: how many checkpoints; None keeps all.
+    on_save_error: 'stop', or 'go_on' without the checkpoint that could not be
+      written; the last one must be.
+    train_vocabulary: called with (mixture, directory, size) where there is
+      none.
+    configure_tasks: called before the mixture is looked up, and again with
+      vocabulary=FILE before a task is read.
+    config_text: kept in model_dir/config.gin and in every checkpoint.
+    say: prints a line; of several hosts the first calls it.
+
+  Raises:
+    ValueError: a value out of its range, or two that do not fit each other.
+  """
+
+  model_dir: str
+  mixture: str
+  lengths: dict[str, int]
+  batch_size: int
+  train_steps: int
+  model_config: model_config_lib.Config
+  optimizer_config: optimizer.Config
+  vocabulary: str | None = None
+  make_mesh: Callable = mesh_lib.make_mesh
+  rules: Rules = Rules()
+  seed: int = 0
+  z_loss: float = 0.0
+  micro_batches: int = 1
+  skip_steps: tuple[tuple[int, int], ...] = ()
+  abort_after_nonfinite: int = 10
+  init_from: str | None = None
+  init_encoder: str | None = None
+  freeze_encoder_steps: int = 0
+  row_passes: int = 1
+  cache_dir: str | None = None
+  verify_cache: bool = True
+  stream: bool = False
+  log_every: int = 10
+  eval_every: int = 100
+  eval_rows: int = 64
+  ask_every: int | None = None
+  make_asker: Callable | None = None
+  profile_steps: tuple[int, int] | None = None
+  xla_options: dict | None = None
+  save_every: int = 100
+  checkpoint_dir: str | None = None
+  keep: int | None = 3
+  on_save_error: str = 'stop'
+  train_vocabulary: Callable = vocabulary_training.train_vocabulary
+  configure_tasks: Callable = lambda **named: None
+  config_text: str = ''
+  say: Callable[[str], None] = print
+
+  def __post_init__(self):
+    for name, least in LEAST.items():
+      check_number(name.upper(), getattr(self, name), least)
+    check_number('KEEP', self.keep, 1, optional=True)
+    check_number('Z_LOSS', self.z_loss, 0, whole=False)
+    check_choice('ON_SAVE_ERROR', self.on_save_error, manager.ON_ERROR)
+    check_skip_steps(self.skip_steps)
+    if self.profile_steps is not None:
+      check_range('PROFILE_STEPS', self.profile_steps)
+    self._check_ask_every()
+    self._check_one_start()
+    Lengths.of(self.lengths)
+
+  @property
+  def sizes(self) -> Lengths:
+    """Encoder length S and decoder length T."""
+    return Lengths.of(self.lengths)
+
+  def skips(self, step: int) -> bool:
+    """Tells whether the batch of a step is not trained on."""
+    return any(first <= step <= last for first, last in self.skip_steps)
+
+  def _check_ask_every(self) -> None:
+    """Raises ValueError unless questions are asked in evaluations."""
+    ask, evaluate = self.ask_every, self.eval_every
+    if ask is None:
+      return
+    check_number('ASK_EVERY', ask, evaluate, optional=True)
+    if ask % evaluate:
+      raise ValueError(
+        f'ASK_EVERY = {ask}: expected a multiple of EVAL_EVERY = {evaluate}, '
+        f'or None. Did you mean {evaluate * max(1, round(ask / evaluate))}?'
+      )
+
+  def _check_one_start(self) -> None:
+    """Raises ValueError where a run is to start from two models, or itself."""
+    source, real = self.init_from, os.path.realpath
+    if source is None:
+      return
+    if real(source) == real(self.model_dir):
+      raise ValueError(
+        f'INIT_FROM = {source!r} is MODEL_DIR: use another MODEL_DIR, or, to '
+        'go on with that run, leave out INIT_FROM'
+      )
+    if self.init_encoder is not None:
+      raise ValueError(
+        f'INIT_FROM = {source!r} and INIT_ENCODER = {self.init_encoder!r}: '
+        'expected one of them; INIT_FROM brings an encoder'
+      )
+
+
+def check_range(name: str, steps) -> None:
+  """Raises ValueError unless `steps` is (first, last), 1 <= first <= last."""
+  if not _is_pair(steps):
+    raise ValueError(f'{name} = {steps!r}: expected (first, last)')
+  first, last = steps
+  if not 1 <= first <= last:
+    nearest = tuple(sorted((max(1, first), max(1, last))))
+    raise ValueError(
+      f'{name}: {(first, last)}: expected 1 <= first <= last. Did you mean '
+      f'{nearest}?'
+    )
+
+
+def check_skip_steps(ranges) -> None:
+  """Raises ValueError unless `ranges` holds pairs of `check_range`."""
+  if not isinstance(ranges, tuple | list) or not all(map(_is_pair, ranges)):
+    hint = ', such as ((120, 140),), or () for none'
+    if _is_pair(ranges):
+      hint = f'. Did you mean ({tuple(ranges)},)?'
+    raise ValueError(
+      f'SKIP_STEPS = {ranges!r}: expected pairs of a first and a last step'
+      + hint
+    )
+  for steps in ranges:
+    check_range('SKIP_STEPS', steps)
+
+
+def _is_pair(steps) -> bool:
+  """Tells whether `steps` is a pair of whole numbers."""
+  pair = isinstance(steps, tuple | list) and len(steps) == 2
+  return pair and all(type(n) is int for n in steps)

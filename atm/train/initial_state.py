@@ -1,0 +1,127 @@
+"""The state that a run goes on from: restored, of another model, or fresh."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import optax
+
+from atm.checkpoint import recovery, warm_start
+from atm.checkpoint.manager import CheckpointManager
+from atm.checkpoint.pretrained import PretrainedModel
+from atm.data.vocabulary import Vocabulary
+from atm.model.transformer import AlexaTM
+from atm.train import config_checks, optimizer
+from atm.train import step as step_lib
+from atm.train.config import TrainConfig
+from atm.train.metric_logger import MetricLogger
+from atm.train.step import State
+
+
+@dataclasses.dataclass
+class Start:
+  """Where a run begins: after `step` steps, in `state`, updated by `tx`."""
+
+  step: int
+  tx: optax.GradientTransformation
+  state: State
+
+
+@dataclasses.dataclass
+class StateOpener:
+  """Opens the state that a run goes on from.
+
+  Attributes:
+    config: of the run.
+    model: the model.
+    mesh: where the state is to lie.
+    checkpoints: of the run.
+    meta: to be kept in its checkpoints; gets `encoder_apart` and `hf_config`.
+    log: goes on from that of the checkpoint.
+  """
+
+  config: TrainConfig
+  model: AlexaTM
+  mesh: jax.sharding.Mesh
+  checkpoints: CheckpointManager
+  meta: dict
+  log: MetricLogger
+
+  def open(self, source: PretrainedModel | None, words: Vocabulary) -> Start:
+    """Returns the newest intact state, or else a fresh one.
+
+    A fresh one has the parameters of `source`, or the encoder of INIT_ENCODER,
+    if either is given.
+    """
+    say = self.config.say
+    number, start = recovery.read_newest_intact(self.checkpoints, self._restore)
+    if start is None:
+      return self._begin(source, words)
+    if start.step:
+      say(f'resumed from step {start.step:,} in {self.checkpoints.directory}')
+    else:
+      folder = f'{self.checkpoints.directory}/{number}'
+      say(f'starting from the weights in {folder}')
+    return start
+
+  def _begin(self, source: PretrainedModel | None, words: Vocabulary) -> Start:
+    """Returns a fresh state."""
+    config = self.config
+    tx, abstract = self._abstract(source.meta if source else {}, 0)
+    state = step_lib.init_state(self.model, tx, config.seed, abstract)
+    if source is not None:
+      params = source.read_params(self.mesh, config.rules, as_saved=False)
+      state = state.replace(params=params)
+      config.say(
+        f'starting from {config.init_from}, trained for {source.step:,} steps'
+      )
+    if config.init_encoder is not None:
+      encoder = warm_start.open_source(config.init_encoder)
+      params = warm_start.init_encoder(
+        state.params, config.model_config, encoder, words, config.say
+      )
+      state = state.replace(params=params)
+    return Start(0, tx, state)
+
+  def _restore(self, number: int) -> Start:
+    """Returns the state in a checkpoint, or one that begins from its weights.
+
+    Raises:
+      DamageError: the checkpoint is not what was saved.
+      ValueError: it is of another run, or weights, and INIT_FROM given, too.
+    """
+    config, then = self.config, self.checkpoints.meta(number)
+    if self.checkpoints.has_optimizer(number):
+      tx, abstract = self._abstract(then, number)
+      config_checks.check_resumable(then, self.meta)
+      self.log.restore(then['log'])
+      trees = self.checkpoints.restore(number, abstract.to_trees())
+      return Start(number, tx, State.from_trees(trees))
+    if config.init_from is not None:
+      raise ValueError(
+        f'INIT_FROM = {config.init_from!r}, but MODEL_DIR = '
+        f'{config.model_dir!r} has weights to start from: leave out INIT_FROM, '
+        'or use another MODEL_DIR'
+      )
+    tx, abstract = self._abstract(then, 0)  # imported weights
+    state = step_lib.init_state(self.model, tx, config.seed, abstract)
+    trees = self.checkpoints.restore(number, {'params': abstract.params})
+    return Start(0, tx, state.replace(params=trees['params']))
+
+  def _abstract(self, then: dict, after: int):
+    """Returns the optimizer, and the state's shapes, of a run.
+
+    Args:
+      then: meta of what it goes on from.
+      after: steps that it has done.
+    """
+    config = self.config
+    apart = config_checks.encoder_apart(
+      after, then, config.freeze_encoder_steps
+    )
+    self.meta['encoder_apart'] = apart
+    if 'hf_config' in then:
+      self.meta['hf_config'] = then['hf_config']
+    tx = optimizer.make(config.optimizer_config, apart)
+    return tx, step_lib.abstract_state(self.model, tx, self.mesh, config.rules)

@@ -1,0 +1,152 @@
+"""What a run reads: its vocabulary, training batches and held-out rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+
+from atm.checkpoint.pretrained import PretrainedModel
+from atm.data import batches as batches_lib
+from atm.data import cache
+from atm.data.batches import MixturePart
+from atm.data.streaming import Stream
+from atm.data.vocabulary import Vocabulary
+from atm.parallel import distributed
+from atm.train import config_checks
+from atm.train.config import TrainConfig
+from atm.train.run_folder import RunFolder
+
+
+@dataclasses.dataclass
+class Inputs:
+  """What a run reads.
+
+  Attributes:
+    vocabulary: of the rows and the model.
+    batches: called with (number of a batch, slice of its rows).
+    parts: training rows; none of a stream.
+    held_out: rows of the validation split.
+    digest: changes whenever a training row does.
+  """
+
+  vocabulary: Vocabulary
+  batches: Callable[[int, slice], dict]
+  parts: list[MixturePart]
+  held_out: list[MixturePart]
+  digest: str
+
+
+def open_inputs(
+  config: TrainConfig, folder: RunFolder, source: PretrainedModel | None
+) -> Inputs:
+  """Opens, and where needed builds, what a run reads.
+
+  Args:
+    config: of the run.
+    folder: of the run.
+    source: the model that it starts from, if it does.
+
+  Raises:
+    ValueError: see `open_vocabulary`, `cache.build` and `batches.load`.
+  """
+  words = distributed.run_main_process_first(
+    lambda: open_vocabulary(config, folder, source)
+  )
+  config.configure_tasks(vocabulary=words.path)
+  if config.cache_dir is None:
+    distributed.run_main_process_first(
+      lambda: build_rows(config, folder.rows, words)
+    )
+  # A resumed run compares digests, and every row's own hash when it is read.
+  verifies = config.verify_cache and not folder.step_found
+  load = functools.partial(
+    batches_lib.load_parts,
+    config.mixture,
+    vocabulary=words,
+    lengths=config.sizes,
+    directory=folder.rows if config.cache_dir is None else config.cache_dir,
+    verify=distributed.process_share() if verifies else None,
+  )
+  held_out = load(split='validation')
+  settings = words, config.sizes, config.batch_size, config.seed
+  if config.stream:
+    stream = Stream(config.mixture, *settings)
+    return Inputs(words, stream, [], held_out, 'stream')
+  parts = load(split='train', passes=config.row_passes)
+  tokens = sum(part.rows.tokens for part in parts)
+  rows = sum(len(part.rows) for part in parts)
+  times = config.train_steps * config.batch_size / rows
+  config.say(
+    f'{config.mixture}: {len(parts)} tasks, {tokens:,} tokens in {rows:,} '
+    f'training rows, read {times:,.1f} times in all'
+  )
+  batches = batches_lib.Batches(parts, *settings)
+  return Inputs(words, batches, parts, held_out, batches_lib.hash_parts(parts))
+
+
+def build_rows(config: TrainConfig, directory: str, words: Vocabulary) -> None:
+  """Builds the rows of tokens that are not there yet."""
+  splits = ('validation',) if config.stream else ('train', 'validation')
+  cache.build(
+    config.mixture, words.path, config.lengths, directory, splits,
+    config.row_passes, configure_tasks=config.configure_tasks, say=config.say,
+  )  # fmt: skip
+
+
+def open_vocabulary(
+  config: TrainConfig, folder: RunFolder, source: PretrainedModel | None
+) -> Vocabulary:
+  """Opens the vocabulary of a run, or trains its own where there is none.
+
+  A run that starts from `source` has that one's.
+
+  Raises:
+    ValueError: the run or its source has weights, but no vocabulary or one that
+      they were not trained with; or the model does not fit the vocabulary.
+  """
+  path, own = config.vocabulary, folder.vocabulary
+  if path is None and config.cache_dir is not None:
+    path = os.path.join(config.cache_dir, 'vocabulary')
+  if source is not None:
+    words = vocabulary_of(source, path)
+    if os.path.exists(own) and Vocabulary(own).sha256 != words.sha256:
+      raise ValueError(
+        f'{own} is not the vocabulary that INIT_FROM = {source.directory!r} '
+        'was trained with: remove it, or use another MODEL_DIR'
+      )
+  else:
+    if path is None and not os.path.exists(own):
+      if folder.step_found is not None:
+        raise ValueError(
+          f'MODEL_DIR = {folder.path!r} has weights but no vocabulary: set '
+          'VOCABULARY to the one they were trained with'
+        )
+      size = config.model_config.vocab_size
+      config.train_vocabulary(config.mixture, own, size)
+    words = Vocabulary(own if path is None else path)
+  config_checks.check_vocabulary(words, config.model_config)
+  return words
+
+
+def vocabulary_of(source: PretrainedModel, path: str | None) -> Vocabulary:
+  """Returns the vocabulary of a run that starts from `source`.
+
+  Raises:
+    ValueError: the one at `path` is another, or there is none.
+  """
+  own = source.vocabulary
+  if path is None and own is None:
+    raise ValueError(
+      f'INIT_FROM = {source.directory!r} has no vocabulary: set VOCABULARY to '
+      'the one it was trained with'
+    )
+  words = own if path is None else Vocabulary(path)
+  if own is not None and words.sha256 != own.sha256:
+    raise ValueError(
+      f'the vocabulary {words.path} is not the one that INIT_FROM = '
+      f'{source.directory!r} was trained with: leave out VOCABULARY, or build '
+      f'CACHE_DIR with VOCABULARY = {own.path!r}'
+    )
+  return words

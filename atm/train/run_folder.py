@@ -1,0 +1,165 @@
+"""The folder of a training run: its files, and one run at a time in it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import functools
+import json
+import os
+import socket
+
+import jax
+
+from atm import fileio
+from atm.checkpoint import manager, paths, reader
+from atm.data import vocabulary as vocabulary_lib
+from atm.data.vocabulary import Vocabulary
+from atm.parallel import distributed
+from atm.train import metric_writer
+from atm.train.config import TrainConfig
+
+LOCK_FILE = 'lock'
+
+
+class RunFolder:
+  """MODEL_DIR, made once for a run and handed on.
+
+  Attributes:
+    path: the folder, which gets config.gin, vocabulary/, rows/, checkpoints/,
+      metrics.jsonl, goodput.jsonl and tensorboard/.
+    vocabulary: the path of its own vocabulary, which need not be there.
+    rows: the path of its own rows, likewise.
+  """
+
+  def __init__(self, path: str):
+    self.path = path
+    self.vocabulary = os.path.join(path, 'vocabulary')
+    self.rows = os.path.join(path, 'rows')
+
+  # --- Lock
+
+  @contextlib.contextmanager
+  def lock(self):
+    """Yields this folder; while open, no other process may lock it.
+
+    The lock is the kernel's (flock) on MODEL_DIR/lock, so it ends with its
+    process however that ends; the file stays and says who took it last. Of
+    several hosts the first takes it.
+
+    Raises:
+      ValueError: another run holds it; says which.
+    """
+    if jax.process_index():
+      yield self
+      return
+    is_new = not os.path.exists(self.path)
+    with self._open_lock() as file:
+      _sign(file)
+      try:
+        yield self
+      finally:
+        if is_new:
+          self._remove_if_empty()
+
+  def _open_lock(self):
+    """Returns the lock's file, locked; child processes do not inherit it."""
+    path = os.path.join(self.path, LOCK_FILE)
+    while True:
+      os.makedirs(self.path, exist_ok=True)
+      file = open(path, 'a+')  # noqa: SIM115, the caller closes it
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+          if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+      except BlockingIOError as e:
+        file.close()
+        raise ValueError(
+          f'MODEL_DIR = {self.path!r} is in use by {_holder(path)}: wait for '
+          'it, stop it, or use another MODEL_DIR'
+        ) from e
+      file.close()  # its name was removed before we had the lock
+
+  def _remove_if_empty(self) -> None:
+    """Removes what a run leaves that was refused before it began."""
+    if os.listdir(self.path) == [LOCK_FILE]:
+      with contextlib.suppress(OSError):
+        os.remove(os.path.join(self.path, LOCK_FILE))
+        os.rmdir(self.path)
+
+  # --- Files
+
+  def save_setup(self, config_text: str, vocabulary: Vocabulary) -> None:
+    """Writes config.gin, and the vocabulary where there is none yet."""
+    if not distributed.is_main_process():
+      return
+    fileio.write_atomically(
+      os.path.join(self.path, 'config.gin'), config_text.encode()
+    )
+    path = os.path.join(self.vocabulary, vocabulary_lib.MODEL_FILE)
+    if not os.path.exists(path):
+      os.makedirs(self.vocabulary, exist_ok=True)
+      fileio.write_atomically(path, vocabulary.model)
+
+  def put_checkpoints(self, directory: str | None) -> None:
+    """Lets checkpoints lie in `directory`, see `paths.set_checkpoint_dir`."""
+    if directory is not None:
+      distributed.run_main_process_first(
+        lambda: paths.set_checkpoint_dir(self.path, directory)
+      )
+
+  @functools.cached_property
+  def step_found(self) -> int | None:
+    """The step of the newest checkpoint when the run began, or None."""
+    return reader.latest_step(self.path)
+
+  def open_checkpoints(self, config: TrainConfig) -> manager.CheckpointManager:
+    """Opens the checkpoints, to be written as a run is configured."""
+    return manager.CheckpointManager(
+      self.path, config.keep, config.on_save_error, log=config.say
+    )
+
+  def open_metrics(self, start: int) -> metric_writer.Writer:
+    """Opens the log of metrics; drops what it holds beyond step `start`.
+
+    A fresh run writes its evaluation at step 0 anew.
+    """
+    if not distributed.is_main_process():
+      return metric_writer.Silent()
+    return metric_writer.Writer(self.path, start or -1)
+
+  def metrics(self) -> list[dict]:
+    """Returns the rows of metrics.jsonl."""
+    return metric_writer.read(self.path)
+
+  def was_evaluated(self, step: int) -> bool:
+    """Tells whether metrics.jsonl has the held-out losses of a step."""
+    return any(
+      row['step'] == step and any(key.startswith('eval/') for key in row)
+      for row in self.metrics()
+    )
+
+
+def _sign(file) -> None:
+  """Writes into the lock's file who holds it."""
+  file.truncate(0)
+  now = datetime.datetime.now().astimezone()
+  who = {
+    'host': socket.gethostname(),
+    'pid': os.getpid(),
+    'since': now.isoformat(timespec='seconds'),
+  }
+  file.write(json.dumps(who) + '\n')
+  file.flush()
+
+
+def _holder(path: str) -> str:
+  """Returns a text about the process that holds a lock."""
+  try:
+    with open(path) as file:
+      who = json.loads(file.read())
+    return f'process {who["pid"]} on {who["host"]}, since {who["since"]}'
+  except (ValueError, KeyError, TypeError):  # it is just being written
+    return 'another process'
