@@ -106,7 +106,10 @@ def configure(
 
 
 def configured(**named) -> tasks.LateVocabulary:
-  """`configure(**named)`, and the vocabulary of all tasks: for t5x's gin."""
+  """Calls `configure(**named)`; returns the vocabulary of all tasks.
+
+  For t5x's gin files.
+  """
   configure(**named)
   return tasks.VOCABULARY
 

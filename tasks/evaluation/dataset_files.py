@@ -1,4 +1,4 @@
-"""How an evaluation set is found and read; `releases` is the list of them.
+"""Finds and reads evaluation sets; `datasets` lists them.
 
 A set is looked for in DATA_DIR first, as the files of its release, then as a
 TFDS data set that is already prepared. Nothing is downloaded. A part of a set
@@ -87,7 +87,7 @@ class MissingSplit(MissingData):
 def find_split(
   data: DataSet, part: str, split: str, data_dir: str, tfds_dir: str | None
 ) -> FoundSplit:
-  """Where a split is; reads none of it.
+  """Finds a split; reads none of it.
 
   Raises:
     Missing: it is neither in `data_dir` nor prepared in `tfds_dir`.
@@ -114,12 +114,12 @@ def find_split(
 
 
 def glob_paths(root: str, pattern: str) -> list[str]:
-  """The paths of a file, folder or glob, sorted."""
+  """Returns the paths of a file, folder or glob, sorted."""
   return sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
 
 
 def _read_tfds(data: DataSet, folder: str, part: str, split: str):
-  """The examples of a prepared TFDS data set, in its own order."""
+  """Yields the examples of a prepared TFDS data set, in its own order."""
   import tensorflow_datasets as tfds
 
   builder = tfds.builder_from_directory(folder)
@@ -135,7 +135,7 @@ def _read_tfds(data: DataSet, folder: str, part: str, split: str):
 
 
 def _to_python(value, feature):
-  """A TFDS value with str for bytes, lists for arrays, names for labels."""
+  """Converts a TFDS value: bytes to str, arrays to lists, labels to names."""
   if isinstance(value, dict):
     inner = dict(feature.items()) if hasattr(feature, 'items') else {}
     return {k: _to_python(v, inner.get(k)) for k, v in value.items()}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from atm.data.languages import LANGUAGE_CODES
+from atm.data.languages import LANGUAGE_CODES, LANGUAGES
 from atm_tasks.evaluation import readers, superglue
 from atm_tasks.evaluation.dataset_files import DataSet, Paths
 from atm_tasks.evaluation.readers import RawExample
@@ -22,7 +22,7 @@ from atm_tasks.pretraining import pairs, tasks
 
 
 def either_layout(folder: str, *paths: str) -> list[list[str]]:
-  """The release's files, in the folder it unpacks to or without it."""
+  """Returns a release's files, in the folder it unpacks to and without it."""
   return [[os.path.join(folder, path) for path in paths], [*paths]]
 
 
@@ -40,21 +40,16 @@ FLORES = {
 
 
 def _flores_files(part: str, split: str) -> list[list[str]]:
-  languages = part.split('_')
-  made = []
+  layouts = []
   for i, folder in enumerate(('flores101_dataset', 'flores200_dataset')):
-    paths = [f'{split}/{FLORES[k][i]}.{split}' for k in languages]
-    made += either_layout(folder, *paths)
-  return made
+    paths = [f'{split}/{FLORES[k][i]}.{split}' for k in part.split('_')]
+    layouts += either_layout(folder, *paths)
+  return layouts
 
 
 def _read_paths(reader) -> Callable:
-  """A reader that needs neither part nor split."""
+  """Makes a `DataSet.read` of a reader that needs neither part nor split."""
   return lambda paths, part, split: reader(paths)
-
-
-def _always(name: str) -> Callable[[str], str]:
-  return lambda part: name
 
 
 DATASETS: dict[str, DataSet] = {}
@@ -76,17 +71,13 @@ _add(
 
 # --- Summaries
 
-ENGLISH_NAMES = {
-  'ar': 'arabic', 'de': 'german', 'en': 'english', 'es': 'spanish',
-  'fr': 'french', 'hi': 'hindi', 'it': 'italian', 'ja': 'japanese',
-  'mr': 'marathi', 'pt': 'portuguese', 'ta': 'tamil', 'te': 'telugu',
-}  # fmt: skip
+ENGLISH_NAMES = {code: name.lower() for code, name in LANGUAGES.items()}
 SAME = {'train': 'train', 'validation': 'validation', 'test': 'test'}
 VAL = {'train': 'train', 'validation': 'val', 'test': 'test'}
 
 
 def _convert_summaries(document: str, summary: str) -> Callable:
-  """A TFDS example with these fields; without either it is left out."""
+  """Makes a `DataSet.convert` of these fields; blank ones are left out."""
 
   def convert(e: Mapping, part: str) -> list[RawExample]:
     texts = {'document': e[document], 'summary': e[summary]}
@@ -222,7 +213,7 @@ _add(
 
 
 def _convert_superglue(task: str) -> Callable:
-  """A TFDS example of SuperGLUE as the release's files have it."""
+  """Makes a `DataSet.convert` to examples as the release's files have them."""
 
   def convert(e: Mapping, part: str) -> list[RawExample]:
     e = dict(e)
@@ -244,7 +235,8 @@ def _convert_superglue(task: str) -> Callable:
 
 
 SUPERGLUE = {
-  'boolq': ('BoolQ', superglue.read_boolq),
+  'boolq': ('BoolQ', functools.partial(
+    superglue.read_fields, passage=str, question=str, label=bool)),
   'cb': ('CB', functools.partial(
     superglue.read_entailment, labels=superglue.NLI_LABELS)),
   'copa': ('COPA', readers.read_copa),
@@ -252,7 +244,8 @@ SUPERGLUE = {
   'record': ('ReCoRD', superglue.read_record),
   'rte': ('RTE', functools.partial(
     superglue.read_entailment, labels=superglue.RTE_LABELS)),
-  'wic': ('WiC', superglue.read_wic),
+  'wic': ('WiC', functools.partial(
+    superglue.read_fields, word=str, sentence1=str, sentence2=str, label=bool)),
   'wsc': ('WSC', superglue.read_wsc),
 }  # fmt: skip
 for _task, (_name, _reader) in SUPERGLUE.items():
@@ -265,7 +258,9 @@ for _task, (_name, _reader) in SUPERGLUE.items():
     splits={'train': 'train', 'validation': 'val'},
     files=lambda part, split: [[f'{split}.jsonl']],
     read=_read_paths(_reader),
-    tfds=_always(f'super_glue/{_task}' + '.fixed' * (_task == 'wsc')),
+    tfds=lambda part, task=_task: (
+      f'super_glue/{task}' + '.fixed' * (task == 'wsc')
+    ),
     convert=_convert_superglue(_task),
   )
 
@@ -334,7 +329,7 @@ _add(
 
 
 def _read_articles(path: str, held_out: bool) -> list[tuple[str, str]]:
-  """(article, paragraph) of one side; the preamble is not aligned."""
+  """Reads (article, paragraph) of a split; the preamble is not aligned."""
   rows = (line.partition('\t') for _, line in readers.read_lines(path))
   return [
     (article, text)
@@ -346,7 +341,7 @@ def _read_articles(path: str, held_out: bool) -> list[tuple[str, str]]:
 def _read_declaration(
   paths: Paths, part: str, split: str
 ) -> Iterator[RawExample]:
-  """Paragraphs in two languages: articles have as many in all twelve."""
+  """Reads paragraphs in two languages; articles have as many in all twelve."""
   source, target = (
     _read_articles(path, split == 'validation') for path in paths
   )
@@ -363,8 +358,10 @@ _BREAK = re.compile(r'\s+|(?<=、)')
 
 
 def _split_in_half(text: str) -> tuple[str, str, str]:
-  """(beginning, space or '', end), divided next to the middle; of either, what
-  is next to the division: HALF characters at most, and whole words."""
+  """Divides a text next to its middle: (beginning, space or '', end).
+
+  Of either half, whole words next to the division, HALF characters at most.
+  """
   breaks = [m.span() for m in _BREAK.finditer(text)]
   a, b = min(breaks, key=lambda s: abs(sum(s) - len(text)))
   begun, end = text[:a], text[b:]
@@ -380,7 +377,7 @@ def _split_in_half(text: str) -> tuple[str, str, str]:
 def _read_continuations(
   paths: Paths, part: str, split: str
 ) -> Iterator[RawExample]:
-  """The end of each paragraph, among three of other articles of the split.
+  """Reads the end of each paragraph, among three of the split's other articles.
 
   `train` is for models that were trained on other text.
   """
@@ -403,23 +400,6 @@ def _read_continuations(
            'label': label}  # fmt: skip
 
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_UDHR = os.path.join(_ROOT, 'udhr')
-for _name, _reader, _splits in (
-  ('udhr_translate', _read_declaration, ('train', 'validation')),
-  ('udhr_next', _read_continuations, ('train', 'validation')),
-):
-  _add(
-    _name,
-    _UDHR,
-    url='atm',
-    licence='tasks/udhr/LICENSE',
-    splits={split: split for split in _splits},
-    files=lambda part, split: [[f'{k}.tsv' for k in part.split('_')]],
-    read=_reader,
-  )
-
-
 def _read_languages(
   paths: Paths, part: str, split: str
 ) -> Iterator[RawExample]:
@@ -429,21 +409,30 @@ def _read_languages(
       yield {'id': f'{shard}/{number}', **pairs.text_to_pair(stored)}
 
 
-_add(
-  'udhr_language',
-  _UDHR,
-  url='atm',
-  licence='tasks/udhr/LICENSE',
-  splits={split: split for split in ('train', 'validation')},
-  files=lambda part, split: [[f'{k}.tsv' for k in LANGUAGE_CODES]],
-  read=_read_languages,
-)
+def _part_files(part: str, split: str) -> list[list[str]]:
+  return [[f'{k}.tsv' for k in part.split('_')]]
+
+
+def _all_files(part: str, split: str) -> list[list[str]]:
+  return [[f'{k}.tsv' for k in LANGUAGE_CODES]]
+
+
+OWN = {'train': 'train', 'validation': 'validation'}
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+for _name, _files, _reader in (
+  ('udhr_translate', _part_files, _read_declaration),
+  ('udhr_next', _part_files, _read_continuations),
+  ('udhr_language', _all_files, _read_languages),
+):
+  _add(_name, os.path.join(_ROOT, 'udhr'), url='atm',
+       licence='tasks/udhr/LICENSE', splits=OWN, files=_files,
+       read=_reader)  # fmt: skip
 # One's own, to fine-tune on with PAIRS = 'DATA_DIR/pairs'.
 _add(
   'pairs',
   url='your own: a line {"input": ..., "target": ...} each',
   licence='your own',
-  splits={split: split for split in ('train', 'validation')},
+  splits=OWN,
   files=lambda part, split: [[f'{split}.jsonl']],
   read=_read_paths(readers.read_pairs),
 )

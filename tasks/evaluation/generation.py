@@ -1,7 +1,7 @@
-"""Tasks whose answers are generated, in the paper's prompts.
+"""Questions whose answers are generated, in the paper's prompts.
 
 See `prompts` for the templates. In 'denoise' the prompt is the same, and the
-answer is what the decoder fills in behind its last cue.
+decoder fills in the answer behind its last cue.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class PromptFormat:
 
   @property
   def stop(self) -> tuple[str, ...]:
-    """What ends an answer, where the decoder writes nothing else."""
+    """The texts that end an answer, where the decoder writes nothing else."""
     return (self.template.cut,)
 
   def question(
     self, example: Mapping, shots: Sequence[Mapping], language: str, mode: str,
     cut: Cut,
   ) -> Question:  # fmt: skip
-    """The example as it is asked, behind its shots."""
+    """Writes the question of an example, behind its shots."""
 
     def written(one: Mapping, tokens: int) -> dict[str, str]:
       fields = dict(self.fields(one, language))
@@ -69,10 +69,9 @@ class PromptFormat:
     return Question(example['id'], truth, prompt=prompt, shown=shown)
 
   def answer(self, output: str, question: Question, mode: str) -> str:
-    """The answer in what was generated."""
-    return self.read(
-      prompts.extract_answer(self.template, output, mode, question.prompt)
-    )
+    """Returns the answer in a generated text."""
+    answer = prompts.extract_answer
+    return self.read(answer(self.template, output, mode, question.prompt))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +87,16 @@ class InputFormat:
     self, example: Mapping, shots: Sequence[Mapping], language: str, mode: str,
     cut: Cut,
   ) -> Question:  # fmt: skip
-    """The example as it is asked.
-
-    Raises:
-      ValueError: there are shots.
-    """
+    """Returns the input as the question; raises ValueError with shots."""
     if shots:
       raise ValueError('SHOTS: pairs are asked as they are: expected 0 or None')
-    shown = {'input': example['input']}
-    truth = example['target']
-    return Question(example['id'], truth, prompt=example['input'], shown=shown)
+    text = example['input']
+    return Question(
+      example['id'], example['target'], prompt=text, shown={'input': text}
+    )
 
   def answer(self, output: str, question: Question, mode: str) -> str:
-    """What was generated."""
+    """Returns the generated text."""
     return output.strip()
 
 
@@ -140,7 +136,7 @@ NO_ANSWER = frozenset((
 
 
 def drop_refusal(answer: str) -> str:
-  """'' where an answer says that there is none."""
+  """Returns an answer, '' in place of one which says that there is none."""
   return '' if answer.strip(' .!"\'').lower() in NO_ANSWER else answer
 
 

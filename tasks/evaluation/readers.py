@@ -1,8 +1,8 @@
-"""Evaluation data as it is published: files in, plain examples out.
+"""Readers of evaluation data as published: files in, plain examples out.
 
 A reader takes the paths of one split's files and yields an example at a time, a
-dict whose `id` is unique in the split; texts are as they are in the file. What
-a file does not hold as it should is a ValueError with file and line.
+dict whose `id` is unique in the split; texts are as they are in the file. A
+broken file raises ValueError with file and line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RawExample = dict
 
 
 def data_error(path: str, number: int | None, expected: str, got) -> ValueError:
-  """The error for line `number` (from 1) of a file, or for all of it."""
+  """Builds the error for line `number` (from 1) of a file, or for all of it."""
   line = '' if number is None else f', line {number}'
   shown = repr(got)
   shown = shown if len(shown) <= 120 else f'{shown[:117]}...'
@@ -30,7 +30,7 @@ def data_error(path: str, number: int | None, expected: str, got) -> ValueError:
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
-  """(number from 1, line without its end) of a text file."""
+  """Yields (number from 1, line without its end) of a text file."""
   with open(path, 'rb') as f:
     for number, raw in enumerate(f, 1):
       try:
@@ -43,7 +43,7 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
 def read_json_lines(
   path: str, fields: Mapping[str, type | tuple[type, ...]]
 ) -> Iterator[tuple[int, RawExample]]:
-  """(number, object) of a JSONL file whose objects have `fields`."""
+  """Yields (number, object) of a JSONL file whose objects have `fields`."""
   for number, line in read_lines(path):
     if line.strip():
       try:
@@ -68,7 +68,7 @@ def require_fields(row, fields: Mapping, path: str, number: int | None) -> None:
 
 
 def look_up(value, known: Mapping, path: str, number: int, what: str):
-  """known[value]; raises ValueError where there is none."""
+  """Looks up known[value]; raises ValueError where there is none."""
   if value not in known:
     names = ', '.join(map(repr, known))
     raise data_error(path, number, f'{what}, one of {names}', value)
@@ -78,7 +78,7 @@ def look_up(value, known: Mapping, path: str, number: int, what: str):
 def read_tsv(
   path: str, columns: Sequence[str]
 ) -> Iterator[tuple[int, RawExample]]:
-  """(number, column -> text) of a file with a header; quotes are plain text."""
+  """Yields (number, column -> text) of a file with a header; no quoting."""
   header: list[str] | None = None
   for number, line in read_lines(path):
     cells = line.split('\t')
@@ -93,7 +93,7 @@ def read_tsv(
 
 
 def read_json(path: str):
-  """The value of a JSON file."""
+  """Reads the value of a JSON file."""
   try:
     with open(path, encoding='utf-8-sig') as f:
       return json.load(f)
@@ -102,7 +102,7 @@ def read_json(path: str):
 
 
 def read_parallel(paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
-  """The lines of files of which line i belongs to line i of the others."""
+  """Yields the lines of several files side by side."""
   missing = object()
   files = [read_lines(path) for path in paths]
   for found in itertools.zip_longest(*files, fillvalue=missing):
@@ -119,20 +119,20 @@ def read_parallel(paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def read_sentence_pairs(paths: Sequence[str]) -> Iterator[RawExample]:
-  """{source, target} of two files; Flores-101 and Flores-200."""
+  """Reads {source, target} of two files; Flores-101 and Flores-200."""
   for i, (source, target) in enumerate(read_parallel(paths)):
     yield {'id': str(i), 'source': source, 'target': target}
 
 
 def read_document_pairs(paths: Sequence[str]) -> Iterator[RawExample]:
-  """{document, summary} of two files, a document a line; WikiLingua of GEM."""
+  """Reads {document, summary} of two files, one a line; WikiLingua of GEM."""
   for i, (document, summary) in enumerate(read_parallel(paths)):
     if document.strip() and summary.strip():
       yield {'id': str(i), 'document': document, 'summary': summary}
 
 
 def read_summaries(paths: Sequence[str]) -> Iterator[RawExample]:
-  """JSONL with `text` and `summary`: MLSum, XL-Sum. Empty ones are left out."""
+  """Reads `text` and `summary` of JSONL but empty ones; MLSum, XL-Sum."""
   fields = {'text': str, 'summary': str}
   for number, row in read_json_lines(paths[0], fields):
     if row['text'].strip() and row['summary'].strip():
@@ -149,7 +149,7 @@ _PAGE = frozenset(
 
 
 def read_xsum(paths: Sequence[str], split: str) -> Iterator[RawExample]:
-  """XSum: the file of splits, and the folder of ID.summary it names.
+  """Reads XSum: the file of splits, and the folder of ID.summary it names.
 
   The summary is the section FIRST-SENTENCE, the document RESTBODY; articles
   without one of them are left out.
@@ -186,7 +186,7 @@ _ENDS = ('.', '!', '?', "'", '`', '"', '’', '”', ')')
 
 
 def read_cnn_dailymail(paths: Sequence[str]) -> Iterator[RawExample]:
-  """CNN / Daily Mail, not anonymised: a list of URLs, and folders of stories.
+  """Reads CNN / Daily Mail, not anonymised: URLs, and folders of stories.
 
   A story is named by the SHA-1 of its URL; what follows `@highlight` is its
   summary, a line each. Stories without text or highlights are left out.
@@ -220,7 +220,7 @@ def _read_story(path: str) -> tuple[list[str], list[str]]:
 
 
 def read_e2e(paths: Sequence[str]) -> Iterator[RawExample]:
-  """E2E: a CSV of `mr` and `ref`; the references of one `mr` become one."""
+  """Reads E2E, a CSV of `mr` and `ref`, with all references of one `mr`."""
   texts: dict[str, list[str]] = {}
   reader = csv.DictReader(line for _, line in read_lines(paths[0]))
   if not {'mr', 'ref'} <= set(reader.fieldnames or ()):
@@ -234,7 +234,7 @@ def read_e2e(paths: Sequence[str]) -> Iterator[RawExample]:
 
 
 def read_webnlg(paths: Sequence[str]) -> Iterator[RawExample]:
-  """WebNLG: XML files with entries of triples and their texts in English."""
+  """Reads WebNLG: XML files with triples and their texts in English."""
   for path in paths:
     try:
       entries = ET.parse(path).getroot().iter('entry')
@@ -252,7 +252,7 @@ def read_webnlg(paths: Sequence[str]) -> Iterator[RawExample]:
 
 
 def join_triples(triples: Sequence[str]) -> str:
-  """WebNLG's triples on one line: `A | b | C, A | d | E`, without `_`."""
+  """Writes WebNLG's triples on one line: `A | b | C, A | d | E`, no `_`."""
   return ', '.join(triple.strip().replace('_', ' ') for triple in triples)
 
 
@@ -260,7 +260,7 @@ def join_triples(triples: Sequence[str]) -> str:
 
 
 def read_squad(paths: Sequence[str]) -> Iterator[RawExample]:
-  """SQuAD 2.0. Its plausible answers are none, and are not read."""
+  """Reads SQuAD 2.0 but its plausible answers, which are wrong."""
   whole = read_json(paths[0])
   require_fields(whole, {'data': list}, paths[0], None)
   for article in whole['data']:
@@ -280,7 +280,7 @@ def read_squad(paths: Sequence[str]) -> Iterator[RawExample]:
 
 
 def read_xnli(paths: Sequence[str], language: str) -> Iterator[RawExample]:
-  """XNLI 1.0: all languages in one file; XNLI-MT writes `contradictory`."""
+  """Reads XNLI 1.0, a file of all languages; XNLI-MT writes `contradictory`."""
   labels = {'entailment': 'entailment', 'neutral': 'neutral',
             'contradiction': 'contradiction',
             'contradictory': 'contradiction'}  # fmt: skip
@@ -295,7 +295,7 @@ def read_xnli(paths: Sequence[str], language: str) -> Iterator[RawExample]:
 
 
 def read_pawsx(paths: Sequence[str]) -> Iterator[RawExample]:
-  """PAWS-X: id, sentence1, sentence2, label: 1 is a paraphrase.
+  """Reads PAWS-X: id, sentence1, sentence2, label: 1 is a paraphrase.
 
   Rows without a label of 0 or 1 are left out, as everywhere.
   """
@@ -306,7 +306,7 @@ def read_pawsx(paths: Sequence[str]) -> Iterator[RawExample]:
 
 
 def read_copa(paths: Sequence[str]) -> Iterator[RawExample]:
-  """COPA and XCOPA, whose `changed` is not needed."""
+  """Reads COPA and XCOPA but `changed`."""
   fields = dict.fromkeys(('premise', 'choice1', 'choice2', 'question'), str)
   for number, row in read_json_lines(paths[0], {**fields, 'label': int}):
     look_up(row['question'], {'cause': 0, 'effect': 1}, paths[0], number,
@@ -316,7 +316,7 @@ def read_copa(paths: Sequence[str]) -> Iterator[RawExample]:
 
 
 def read_xwinograd(paths: Sequence[str], language: str) -> Iterator[RawExample]:
-  """XWinograd: seven columns, no header; Japanese is `jp`.
+  """Reads XWinograd: seven columns, no header; Japanese is `jp`.
 
   The pronoun and the answers are JSON: text, range of tokens, tokens, and of
   answers whether it is the right one.
@@ -342,7 +342,7 @@ def read_xwinograd(paths: Sequence[str], language: str) -> Iterator[RawExample]:
 
 
 def _find_pronoun(text: str, tokens: Sequence[str], pronoun) -> int:
-  """Where the pronoun stands in the text, of which `tokens` are the tokens."""
+  """Returns the pronoun's index in the text; `tokens` are the text's."""
   at = 0
   for token in tokens[: pronoun[1][0]]:
     found = text.find(token, at)  # NLTK's own quotes are not there
@@ -358,6 +358,6 @@ def _find_pronoun(text: str, tokens: Sequence[str], pronoun) -> int:
 
 
 def read_pairs(paths: Sequence[str]) -> Iterator[RawExample]:
-  """JSONL of `input` and `target`: {id, input, target}."""
+  """Reads `input` and `target` of JSONL."""
   for number, row in read_json_lines(paths[0], {'input': str, 'target': str}):
     yield {'id': str(number), 'input': row['input'], 'target': row['target']}

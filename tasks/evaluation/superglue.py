@@ -25,9 +25,9 @@ def _read_rows(
     yield number, {**row, 'id': str(row['idx'])}
 
 
-def read_boolq(paths: Sequence[str]) -> Iterator[RawExample]:
-  """Reads BoolQ: passage, question, and a label, true or false."""
-  for _, row in _read_rows(paths, passage=str, question=str, label=bool):
+def read_fields(paths: Sequence[str], **fields) -> Iterator[RawExample]:
+  """Reads rows as they are; BoolQ and WiC."""
+  for _, row in _read_rows(paths, **fields):
     yield row
 
 
@@ -82,13 +82,6 @@ def read_record(paths: Sequence[str]) -> Iterator[RawExample]:
         'entities': [*dict.fromkeys(entities)],
         'answers': [*dict.fromkeys(answer['text'] for answer in qa['answers'])],
       }
-
-
-def read_wic(paths: Sequence[str]) -> Iterator[RawExample]:
-  """Reads WiC: a word and two sentences that have it."""
-  fields = dict.fromkeys(('word', 'sentence1', 'sentence2'), str)
-  for _, row in _read_rows(paths, **fields, label=bool):
-    yield row
 
 
 def read_wsc(paths: Sequence[str]) -> Iterator[RawExample]:

@@ -30,6 +30,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from atm.data.sentences import split_sentences
+from atm.messages import check_number
 from atm_tasks.pretraining.text_forms import without_punctuation
 
 ENDINGS = ('.txt', '.jsonl', '.tsv')
@@ -61,33 +62,33 @@ def _space_characters(text: str) -> str:
 
 
 def split_words(text: str) -> list[str]:
-  """What is compared, see the head of this file."""
+  """Splits into the words that are compared, see the head of this file."""
   plain = without_punctuation(text.casefold())
   return (plain if plain.isascii() else _space_characters(plain)).split()
 
 
 def _ngrams(words: list[str], n: int, step: int = 1) -> Iterator[bytes]:
-  """Each n words in a row, from every `step`-th word."""
+  """Yields each n words in a row, from every `step`-th word."""
   for i in range(0, len(words) - n + 1, step):
     yield ' '.join(words[i : i + n]).encode('utf-8', 'surrogatepass')
 
 
 def _hash_ngrams(words: list[str], n: int) -> np.ndarray:
-  """The first 64 bits of BLAKE2b of each n-gram."""
+  """Hashes each n-gram: the first 64 bits of BLAKE2b."""
   blake2b = hashlib.blake2b
   digests = [blake2b(g, digest_size=8).digest() for g in _ngrams(words, n)]
   return np.frombuffer(b''.join(digests), '<u8')
 
 
 def _set_bits(places: np.ndarray, size: int) -> bytes:
-  """A field of `size` bits (at least 8) with those at `places` set."""
+  """Makes a field of `size` bits (at least 8) with those at `places` set."""
   field = np.zeros(size // 8, np.uint8)
   np.bitwise_or.at(field, places >> 3, (1 << (places & 7)).astype(np.uint8))
   return field.tobytes()
 
 
 def _inner_gram(n: int) -> tuple[int, int]:
-  """(k, step): each n-gram holds a k-gram that begins at a multiple of step."""
+  """Returns (k, step): each n-gram holds a k-gram at a multiple of step."""
   k = n // 2 + 1
   return k, n - k + 1
 
@@ -96,9 +97,8 @@ def _inner_gram(n: int) -> tuple[int, int]:
 class Index:
   """The n-grams of evaluation sets; made by `build` or `read`.
 
-  It takes 10 bytes an n-gram and set (a hash and the set's number), and 8 to 16
-  bytes more for the field of bits that spares most texts the hashing:
-  whatever the training text, nothing else is kept.
+  Memory: 10 bytes an n-gram and set (a hash and the set's number), and 8 to 16
+  bytes more for the field of bits that spares most texts the hashing.
 
   N-grams are compared by 64 bits of BLAKE2b: one of a training text that is not
   in the index is taken for one with probability len(index) / 2**64.
@@ -115,18 +115,17 @@ class Index:
   sha256: str
   _hash: np.ndarray  # sorted; as often as there are sets with that n-gram
   _set: np.ndarray  # the number of the set
-  _seen: bytes  # the bits of k-grams, see `_suspect`
+  _seen: bytes  # the bits of k-grams, see `_candidates`
   _distinct: int
 
   @classmethod
   def build(cls, sets: dict[str, Iterable[str]], n: int = 13) -> Index:
-    """An index of texts by the name of their evaluation set.
+    """Indexes texts by the name of their evaluation set.
 
     Raises:
       ValueError: n is not a positive integer; a set is a string, not texts.
     """
-    if not isinstance(n, int) or n < 1:
-      raise ValueError(f'n = {n!r}: expected a positive number of words')
+    check_number('n', n, least=1)
     names = tuple(sorted(sets))
     hashes, owners = [np.zeros(0, '<u8')], [np.zeros(0, '<u2')]
     short = [np.zeros(0, np.int64)]
@@ -150,7 +149,7 @@ class Index:
 
   @classmethod
   def read(cls, paths: dict[str, str], n: int = 13) -> Index:
-    """`build` from files: each path is a file, a glob or a folder.
+    """Builds an index from files: each path is a file, a glob or a folder.
 
     A text is a line of a .txt, a cell of a .tsv, a string anywhere in the JSON
     of a line of a .jsonl.
@@ -172,26 +171,26 @@ class Index:
     """Drops the sentences which share an n-gram with an evaluation set.
 
     Returns:
-      (the other sentences as they stood, set -> how many sentences met it); the
-      very same text and {} where none is met. A sentence counts for each set
-      that it meets.
+      (the other sentences as they stood, set -> how many sentences share an
+      n-gram with it); the very same text and {} where none does. A sentence
+      counts for each such set.
     """
-    if not self._met(split_words(text)):
+    if not self._matching_sets(split_words(text)):
       return text, {}
     kept, dropped = [], Counter()
     for sentence in split_sentences(text):
-      met = self._met(split_words(sentence))
-      dropped.update(self.names[i] for i in met)
-      if not met:
+      matching = self._matching_sets(split_words(sentence))
+      dropped.update(self.names[i] for i in matching)
+      if not matching:
         kept.append(sentence)
     return (''.join(kept), dict(dropped)) if dropped else (text, {})
 
-  def _met(self, words: list[str]) -> set[int]:
-    """Numbers of the sets with which the words share an n-gram."""
+  def _matching_sets(self, words: list[str]) -> set[int]:
+    """Returns the numbers of the sets with which words share an n-gram."""
     k, n = _inner_gram(self.n)[0], self.n
     near = [
       _hash_ngrams(words[max(0, p + k - n) : p + n], n)
-      for p in self._suspect(words)
+      for p in self._candidates(words)
     ]
     if not near:
       return set()
@@ -202,8 +201,8 @@ class Index:
     sets = (self._set[first[i] : last[i]].tolist() for i in hit)
     return set().union(*sets)
 
-  def _suspect(self, words: list[str]) -> list[int]:
-    """Multiples of `step` at which a k-gram may be one of the index.
+  def _candidates(self, words: list[str]) -> list[int]:
+    """Finds multiples of `step` at which a k-gram may be one of the index.
 
     Each n-gram of the text holds just one such k-gram whole, so an n-gram near
     none of them is not in the index.
@@ -219,7 +218,7 @@ class Index:
 
 
 def _hash_texts(texts: Iterable[str], n: int) -> tuple[np.ndarray, np.ndarray]:
-  """(distinct hashes of n-grams, distinct CRC-32 of their k-grams)."""
+  """Returns (distinct hashes of n-grams, distinct CRC-32 of their k-grams)."""
   hashes, short = [np.zeros(0, '<u8')], [np.zeros(0, np.int64)]
   k, _ = _inner_gram(n)
   for text in texts:
@@ -231,7 +230,7 @@ def _hash_texts(texts: Iterable[str], n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def iterate_texts(name: str, path: str) -> Iterator[str]:
-  """The texts of an evaluation set; see `Index.read`, also for what it raises.
+  """Yields the texts of an evaluation set, see `Index.read`.
 
   The files are looked for when the first text is asked for.
   """
@@ -254,7 +253,7 @@ def iterate_texts(name: str, path: str) -> Iterator[str]:
 
 
 def read_file_texts(path: str) -> Iterator[str]:
-  """The texts of one file, blank ones left out; see `Index.read`."""
+  """Yields the texts of one file but blank ones, see `Index.read`."""
   with open(path, 'rb') as f:
     for number, raw in enumerate(f, 1):
       try:
@@ -272,7 +271,7 @@ def read_file_texts(path: str) -> Iterator[str]:
 
 
 def _find_strings(value) -> Iterator[str]:
-  """The strings in a JSON value; the keys of objects are none of them."""
+  """Yields the strings in a JSON value, not the keys of objects."""
   if isinstance(value, str):
     yield value
   elif isinstance(value, (list, dict)):

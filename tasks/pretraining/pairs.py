@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
 from atm.data import languages
@@ -31,7 +31,7 @@ PAIR_FIELDS = ('input', 'target')
 HELD_OUT = 0.05  # share of a single file
 
 
-class PairsSource(sources.TextSource):
+class PairsSource(sources.RecordSource):
   """Pairs of a JSONL file, or of a folder with a file or more for each split.
 
   Args:
@@ -47,23 +47,29 @@ class PairsSource(sources.TextSource):
   """
 
   def __init__(self, path: str, held_out: float, skip_bad: bool = False):
-    self.units = {split: _list_parts(path, split) for split in sources.SPLITS}
+    self._parts = {split: _list_parts(path, split) for split in sources.SPLITS}
     self.by_content, self.skip_bad = not os.path.isdir(path), skip_bad
     super().__init__(held_out if self.by_content else 0.0)
-    self._bad: dict[int, int] = {}
 
   @functools.cached_property
   def made_from(self) -> dict:
-    """What the rows depend on: how pairs are split, and all of them."""
-    paths = {unit.path: None for units in self.units.values() for unit in units}
+    """The settings and the pairs that rows depend on."""
+    parts = itertools.chain.from_iterable(self._parts.values())
     digest = hashlib.sha256()
-    for path in paths:
+    for path in dict.fromkeys(part.path for part in parts):
       with open(path, 'rb') as f:
         digest.update(hashlib.file_digest(f, 'sha256').digest())
     return {'held_out': self.held_out, 'pairs': digest.hexdigest()}
 
-  def list_shards(self, split: str) -> list[str]:
-    return [str(unit) for unit in self.units[split]]
+  def parts(self, split: str) -> list[records.FilePart]:
+    return self._parts[split]
+
+  def parse(self, part: records.FilePart, record: bytes | None) -> str:
+    text = records.decode_utf8(record)
+    if not text or text.isspace():
+      return ''
+    parse = records.parse_record
+    return pair_to_text(*(parse(part, record, name) for name in PAIR_FIELDS))
 
   def clean(self, document: str) -> str:
     return document  # spaces may mean something, in code say
@@ -72,31 +78,6 @@ class PairsSource(sources.TextSource):
     # Inputs are often alike, and so would be their CRCs.
     digest = hashlib.blake2b(json.loads(text)[0].encode(), digest_size=4)
     return int.from_bytes(digest.digest(), 'big') / 2**32
-
-  def bad(self, shard: int) -> int:
-    return self._bad.get(shard, 0)
-
-  def documents(self, split: str, shard: int) -> Iterator[str]:
-    unit, number = self.units[split][shard], 0
-    self._bad[shard] = 0  # of the other split, perhaps
-    found = records.read_records(unit, PAIR_FIELDS[0])
-    while True:
-      number += 1
-      try:
-        raw = next(found)
-        text = records.decode_utf8(raw)
-        if text and not text.isspace():
-          yield pair_to_text(
-            *(records.parse_record(unit, raw, field) for field in PAIR_FIELDS)
-          )
-      except StopIteration:
-        return
-      except records.BadRecord as e:
-        if not self.skip_bad:
-          raise ValueError(
-            f'{records.describe_place(unit, number)}: {e}'
-          ) from e
-        self._bad[shard] += 1
 
 
 class PairRows(sources.RowsOnly):
@@ -117,7 +98,7 @@ class PairRows(sources.RowsOnly):
 class LanguagePairs(sources.TextSource):
   """Sentences of the Declaration, each with the English name of its language.
 
-  Splits are by article, as in `pretrain.Shipped`.
+  Splits are by article, as in `tasks.DeclarationSource`.
   """
 
   by_content = False
@@ -139,21 +120,17 @@ class LanguagePairs(sources.TextSource):
 
 
 def pair_to_text(source: str, target: str) -> str:
-  """A pair as the text that sources give."""
+  """Writes a pair as the text that sources give."""
   return json.dumps([source, target], ensure_ascii=False)
 
 
 def text_to_pair(text: str) -> dict[str, str]:
-  """A text of `pair_to_text` as the {input, target} it is of."""
+  """Reads a text of `pair_to_text`: {input, target}."""
   return dict(zip(PAIR_FIELDS, json.loads(text)))
 
 
 def _list_parts(path: str, split: str) -> list[records.FilePart]:
-  """The files of a split.
-
-  Raises:
-    FileNotFoundError, ValueError: see `PairsSource`.
-  """
+  """Lists the files of a split; raises the errors of `PairsSource`."""
   if not isinstance(path, str):
     raise ValueError(f'PAIRS = {path!r}: expected a file or folder, in quotes')
   if not os.path.exists(path):
@@ -172,12 +149,12 @@ def _list_parts(path: str, split: str) -> list[records.FilePart]:
 
 
 class FramePairs:
-  """The preprocessor that makes ids of pairs, as many as there is room for.
+  """Preprocessor: encodes pairs, cut to the lengths of a row.
 
   A text that is too long loses its end, an input not its `</s>`.
 
   Attributes:
-    made_from: what the result depends on, besides the text.
+    made_from: settings that the result depends on, besides the text.
   """
 
   def __init__(self, mode: str):
@@ -223,30 +200,20 @@ def register_pairs(
   skip_bad: bool = False,
   cache_dir: str | None = None,
 ) -> None:
-  """Registers the tasks of this file.
+  """Registers `udhr_language`, and `pairs` of a path or of a cache's rows.
 
   Args:
-    path: see `PairsSource`; None registers `pairs` only where `cache_dir` has
-      rows of it.
+    path, skip_bad: see `PairsSource`.
     mode: see `FramePairs`.
-    skip_bad: see `PairsSource`.
     cache_dir: a cache.
   """
-  _register('udhr_language', LanguagePairs(), mode)
+  register = lambda name, source: tasks.register_task(
+    name, source, [FramePairs(mode)]
+  )
+  register('udhr_language', LanguagePairs())
   if path is not None:
-    _register('pairs', PairsSource(path, HELD_OUT, skip_bad), mode)
+    register('pairs', PairsSource(path, HELD_OUT, skip_bad))
   elif cache_dir is not None:
     manifest = f'{cache_dir.rstrip("/")}/pairs-train/manifest.json'
     if tf.io.gfile.exists(manifest):
-      _register('pairs', PairRows(manifest), mode)
-
-
-def _register(name: str, source: sources.TextSource, mode: str) -> None:
-  feature = seqio.Feature(tasks.VOCABULARY, add_eos=False)
-  tasks.unregister(seqio.TaskRegistry, name)
-  seqio.TaskRegistry.add(
-    name,
-    source=source,
-    preprocessors=[FramePairs(mode)],
-    output_features={'inputs': feature, 'targets': feature},
-  )
+      register('pairs', PairRows(manifest))

@@ -1,4 +1,4 @@
-"""The records of one file, or of a part of one, whatever its format.
+"""Reads the records of a file, or of a part of one, in any known format.
 
 A record is bytes: a line, a cell of a Parquet column or a serialized
 tf.train.Example, of which `parse_record` makes text. Both raise `BadRecord`, so
@@ -36,7 +36,7 @@ class BadRecord(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class FilePart:
-  """Part k of n, from 0, of a file."""
+  """Part k of n, from 0, of a file: a unit of work."""
 
   path: str
   k: int = 0
@@ -50,12 +50,12 @@ class FilePart:
     return self.path if self.n == 1 else f'{self.path}#{self.k}/{self.n}'
 
   def span(self, total: int) -> tuple[int, int]:
-    """This part's [start, end) of `total` bytes or row groups."""
+    """Returns this part's [start, end) of `total` bytes or row groups."""
     return total * self.k // self.n, total * (self.k + 1) // self.n
 
 
 def detect_format(path: str) -> tuple[str, str] | None:
-  """(format, compression) by the name of a file; None if it is another."""
+  """Returns (format, compression) by a file's name; None for other names."""
   match = _STORED.fullmatch(path)
   if not match:
     return None
@@ -65,7 +65,7 @@ def detect_format(path: str) -> tuple[str, str] | None:
 
 
 def split_file(path: str, piece_bytes: int) -> list[FilePart]:
-  """The units of a file: of text and Parquet, one for each `piece_bytes`."""
+  """Splits text and Parquet into parts of `piece_bytes`; others are one."""
   kind, packing = detect_format(path)
   if packing or kind == 'tfrecord':
     return [FilePart(path)]
@@ -79,10 +79,10 @@ def split_file(path: str, piece_bytes: int) -> list[FilePart]:
 
 
 def read_records(unit: FilePart, field: str) -> Iterator[bytes | None]:
-  """The lines, cells or serialized examples of a unit.
+  """Yields the lines, cells or serialized examples of a part.
 
   Raises:
-    Bad: what follows cannot be read.
+    BadRecord: the rest cannot be read.
   """
   kind, packing = unit.stored
   if kind == 'parquet':
@@ -101,10 +101,10 @@ def read_records(unit: FilePart, field: str) -> Iterator[bytes | None]:
 
 
 def parse_record(unit: FilePart, record: bytes | None, field: str) -> str:
-  """The text of a record of a unit.
+  """Returns the text of a record of a part.
 
   Raises:
-    Bad: it is not UTF-8, or has no string `field`.
+    BadRecord: it is not UTF-8, or has no string `field`.
   """
   kind, _ = unit.stored
   if kind == 'jsonl':
@@ -117,14 +117,14 @@ def parse_record(unit: FilePart, record: bytes | None, field: str) -> str:
 
 
 def describe_place(unit: FilePart, number: int) -> str:
-  """Where record `number`, from 1, of a unit stands in its file."""
+  """Names the place in its file of record `number`, from 1, of a part."""
   kind, _ = unit.stored
   what = 'line' if kind in ('txt', 'jsonl') else 'record'
   return f'{unit.path}, {what} {_count_before(unit, kind) + number}'
 
 
 def decode_utf8(raw: bytes) -> str:
-  """Raises Bad unless the bytes are UTF-8."""
+  """Decodes bytes; raises BadRecord unless they are UTF-8."""
   try:
     return raw.decode('utf-8')
   except UnicodeDecodeError as e:
@@ -149,7 +149,7 @@ def _parse_json(raw: bytes, field: str) -> str:
 
 
 def parse_example(raw: bytes, field: str) -> str:
-  """The text of a serialized tf.train.Example. Raises Bad if it has none."""
+  """Returns the text of a serialized tf.train.Example, or raises BadRecord."""
   expected = f'a tf.train.Example with a bytes feature `{field}`'
   try:
     features = tf.train.Example.FromString(raw).features.feature
@@ -167,7 +167,7 @@ def _first_line(f, start: int) -> int:
 
 
 def _read_lines(unit: FilePart) -> Iterator[bytes]:
-  """The lines that begin in the unit."""
+  """Yields the lines that begin in the part."""
   start, end = unit.span(os.path.getsize(unit.path))
   with open(unit.path, 'rb', buffering=1 << 20) as f:
     at = _first_line(f, start)
@@ -177,7 +177,7 @@ def _read_lines(unit: FilePart) -> Iterator[bytes]:
 
 
 def _count_before(unit: FilePart, kind: str) -> int:
-  """How many lines or rows of the file stand before the unit."""
+  """Counts the lines or rows of the file before the part."""
   if unit.n == 1:
     return 0
   if kind == 'parquet':
@@ -194,7 +194,7 @@ def _count_before(unit: FilePart, kind: str) -> int:
 
 
 def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-  """The lines of a stream of bytes, without their ends."""
+  """Yields the lines of a stream of bytes, without their ends."""
   pending = []
   for chunk in chunks:
     first, *rest = chunk.split(b'\n')
@@ -208,6 +208,7 @@ def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def import_zstandard():
+  """Imports an optional module; its absence says what to install."""
   try:
     import zstandard
   except ImportError as e:
@@ -218,10 +219,10 @@ def import_zstandard():
 
 
 def _decompress(path: str, packing: str) -> Iterator[bytes]:
-  """The bytes of a compressed file of any number of members.
+  """Yields the bytes of a compressed file of any number of members.
 
   Raises:
-    Bad: it is corrupt, or ends too early.
+    BadRecord: it is corrupt, or ends too early.
   """
   if packing == 'gz':
     error, new = zlib.error, functools.partial(zlib.decompressobj, wbits=31)
@@ -247,7 +248,7 @@ def _decompress(path: str, packing: str) -> Iterator[bytes]:
 
 
 def read_tfrecord(path: str, packing: str = '') -> Iterator[bytes]:
-  """The records of a TFRecord file. Raises Bad where it breaks."""
+  """Yields the records of a TFRecord file; raises BadRecord where it breaks."""
   options = {'compression_type': 'GZIP' if packing else ''}
   done = 0
   # A batch is lost with its first bad record, so those are read one by one.
@@ -266,7 +267,7 @@ def read_tfrecord(path: str, packing: str = '') -> Iterator[bytes]:
 
 
 def shorten_error(error: Exception) -> str:
-  """The first line of an error, without what TensorFlow writes around it."""
+  """Returns the first line of an error, without TensorFlow's additions."""
   line = (str(error).splitlines() or [''])[0]
   return re.sub(r'^\{\{.*?\}\} | \[Op:\w+\].*$', '', line)
 
@@ -282,7 +283,7 @@ def _parquet(path: str):
 
 
 def _read_cells(unit: FilePart, field: str) -> Iterator[bytes | None]:
-  """A column's cells of the unit's row groups, 256 rows in memory at once."""
+  """Yields a column's cells of a part, BATCH rows in memory at once."""
   import pyarrow as pa
 
   with _parquet(unit.path) as file:

@@ -1,4 +1,4 @@
-"""Text by language, in the same shape whatever it is stored as.
+"""Sources of text by language: folders and TFDS data sets.
 
 A source lists units of work, `list_shards(split)`, and reads one of them in
 plain Python, `texts(split, shard)`; `get_dataset` is the same texts as seqio
@@ -21,6 +21,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from atm.messages import check_choice, check_number
 from atm_tasks.pretraining import records
 
 SPLITS = ('train', 'validation')
@@ -29,7 +30,7 @@ _LANGUAGE = r'[a-z]{2,3}(?:_[A-Za-z]+)?'
 
 
 class TextSource(seqio.DataSource):
-  """What the sources share: splits by content, and the tf.data side.
+  """Base class of sources: splits by content, and the tf.data side.
 
   Args:
     held_out: share of the texts in the `validation` split, chosen by content,
@@ -50,15 +51,15 @@ class TextSource(seqio.DataSource):
 
   @property
   def made_from(self) -> dict:
-    """What the rows of a split depend on, besides the text."""
+    """The settings that rows depend on, besides the text."""
     return {'held_out': self.held_out}
 
   def documents(self, split: str, shard: int) -> Iterator[str]:
-    """The documents as stored of one unit, whichever split they belong to."""
+    """Yields the stored documents of a unit, whichever split they are of."""
     raise NotImplementedError
 
   def texts(self, split: str, shard: int) -> Iterator[str]:
-    """The texts of unit number `shard` of `list_shards(split)`, in order.
+    """Yields the texts of unit number `shard` of `list_shards(split)`.
 
     Raises:
       ValueError: no such split or unit; while reading, a bad record.
@@ -69,26 +70,23 @@ class TextSource(seqio.DataSource):
     return self._chosen(split, shard)
 
   def clean(self, document: str) -> str:
-    """The text of a document."""
+    """Returns the text of a document."""
     return collapse_whitespace(document)
 
   def draw(self, text: str) -> float:
-    """A number in [0, 1) from a text; below `held_out` it is held out."""
+    """Draws a number in [0, 1) by the text; below `held_out` it is held out."""
     return zlib.crc32(text.encode()) / 2**32
 
   def bad(self, shard: int) -> int:
-    """How many records of a unit were skipped, once it has been read."""
+    """Returns how many records of a unit its last reading skipped."""
     return 0
 
   def _chosen(self, split: str, shard: int) -> Iterator[str]:
     held = split == 'validation'
     for document in self.documents(split, shard):
-      text = self.clean(document)
-      if text and self.by_content:
-        if (self.draw(text) < self.held_out) != held:
-          continue
-      if text:
-        yield text
+      if text := self.clean(document):
+        if not self.by_content or (self.draw(text) < self.held_out) == held:
+          yield text
 
   def _batches(self, split: str, shard: int) -> Iterator[np.ndarray]:
     texts = self.texts(split, int(shard))
@@ -107,7 +105,7 @@ class TextSource(seqio.DataSource):
     use_cached: bool = False,
     num_epochs: int | None = 1,
   ) -> tf.data.Dataset:
-    """A dataset of {'text': scalar string}, of this host's units.
+    """Builds a dataset of {'text': scalar string}, of this host's units.
 
     Raises:
       ValueError: there are fewer units than shards asked for.
@@ -139,16 +137,11 @@ class TextSource(seqio.DataSource):
 
 
 def collapse_whitespace(text: str) -> str:
-  """The text with single spaces for its runs of white space."""
+  """Replaces runs of white space by single spaces, and strips the text."""
   text = text.strip()
   # No white space but ' ' is printable; asking is faster than splitting.
   plain = '  ' not in text and text.isprintable()
   return text if plain else ' '.join(text.split())
-
-
-def _check_split(split: str) -> None:
-  if split not in SPLITS:
-    raise ValueError(f'split = {split!r}: expected one of {SPLITS}')
 
 
 class RowsOnly(TextSource):
@@ -169,7 +162,7 @@ class RowsOnly(TextSource):
 
 
 def _find_files(folder: str, language: str = '*') -> dict[str, list[str]]:
-  """language -> its files, sorted; hidden ones are left out."""
+  """Finds language -> its files, sorted; hidden ones are left out."""
   found = collections.defaultdict(list)
   for pattern in (f'{language}[.-]*', f'{language}/**'):
     for name in glob.glob(pattern, root_dir=folder, recursive=True):
@@ -181,11 +174,7 @@ def _find_files(folder: str, language: str = '*') -> dict[str, list[str]]:
 
 
 def list_languages(folder: str) -> list[str]:
-  """The languages a folder has text of, sorted.
-
-  Raises:
-    ValueError: there are none.
-  """
+  """Lists the languages a folder has text of; raises ValueError for none."""
   found = list(_find_files(folder))
   if not found:
     raise ValueError(
@@ -195,7 +184,55 @@ def list_languages(folder: str) -> list[str]:
   return found
 
 
-class FolderSource(TextSource):
+class RecordSource(TextSource):
+  """Texts that are records of files, read one at a time.
+
+  Attributes:
+    skip_bad: skip records that cannot be read, and count them.
+    text_field: the field, column or feature that `read_records` looks for.
+  """
+
+  skip_bad = False
+  text_field = 'text'
+
+  def __init__(self, held_out: float):
+    super().__init__(held_out)
+    self._bad: dict[int, int] = {}
+
+  def parts(self, split: str) -> list[records.FilePart]:
+    """Lists the parts of files that hold a split."""
+    raise NotImplementedError
+
+  def parse(self, part: records.FilePart, record: bytes | None) -> str:
+    """Returns the document of a record; raises `records.BadRecord`."""
+    return records.parse_record(part, record, self.text_field)
+
+  def list_shards(self, split: str) -> list[str]:
+    """Lists the parts: a file, or 'path#k/n'."""
+    check_choice('split', split, SPLITS)
+    return [str(part) for part in self.parts(split)]
+
+  def bad(self, shard: int) -> int:
+    return self._bad.get(shard, 0)
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    part, number = self.parts(split)[shard], 0
+    self._bad[shard] = 0  # of an earlier reading, or of the other split
+    found = records.read_records(part, self.text_field)
+    while True:
+      number += 1
+      try:
+        yield self.parse(part, next(found))
+      except StopIteration:
+        return
+      except records.BadRecord as e:
+        if not self.skip_bad:
+          place = records.describe_place(part, number)
+          raise ValueError(f'{place}: {e}') from e
+        self._bad[shard] += 1
+
+
+class FolderSource(RecordSource):
   """The documents of one language in a local folder.
 
   They are in LANG.EXT, LANG-anything.EXT, LANG.anything.EXT and LANG/**.EXT;
@@ -210,7 +247,7 @@ class FolderSource(TextSource):
     text_field: the field, column or feature that holds the text.
     skip_bad: skip what cannot be read, and count it in `skipped`; a file that
       breaks in the middle keeps what came before.
-    piece_bytes: plain text and Parquet beyond this size is several units.
+    piece_bytes: plain text and Parquet beyond this size is several parts.
 
   Raises:
     ValueError: no such text, or an argument out of range.
@@ -226,8 +263,7 @@ class FolderSource(TextSource):
     piece_bytes: int = 64 << 20,
   ):
     super().__init__(held_out)
-    if piece_bytes < 1:
-      raise ValueError(f'piece_bytes = {piece_bytes}: expected at least 1')
+    check_number('piece_bytes', piece_bytes, least=1)
     self.files = _find_files(folder, glob.escape(language)).get(language)
     if not self.files:
       known = ', '.join(list_languages(folder))
@@ -238,46 +274,23 @@ class FolderSource(TextSource):
       records.import_zstandard()
     self.text_field, self.skip_bad = text_field, skip_bad
     self.piece_bytes = piece_bytes
-    self._bad: dict[int, int] = {}
 
   @functools.cached_property
   def units(self) -> list[records.FilePart]:
-    made = (records.split_file(path, self.piece_bytes) for path in self.files)
-    return list(itertools.chain.from_iterable(made))
+    """The parts of all files, which have both splits."""
+    found = (records.split_file(path, self.piece_bytes) for path in self.files)
+    return list(itertools.chain.from_iterable(found))
+
+  def parts(self, split: str) -> list[records.FilePart]:
+    return self.units
 
   @property
   def skipped(self) -> collections.Counter:
-    """path -> records skipped so far, however often they were read."""
+    """Path -> its records that the last reading skipped."""
     counts = collections.Counter()
     for shard, count in self._bad.items():
       counts[self.units[shard].path] += count
-    return counts
-
-  def bad(self, shard: int) -> int:
-    return self._bad.get(shard, 0)
-
-  def list_shards(self, split: str) -> list[str]:
-    """The units: a file, or 'path#k/n'. The same for both splits."""
-    _check_split(split)
-    return [str(unit) for unit in self.units]
-
-  def documents(self, split: str, shard: int) -> Iterator[str]:
-    del split  # chosen by content
-    unit, number, bad = self.units[shard], 0, 0
-    found = records.read_records(unit, self.text_field)
-    while True:
-      number += 1
-      try:
-        yield records.parse_record(unit, next(found), self.text_field)
-      except StopIteration:
-        return
-      except records.BadRecord as e:
-        if not self.skip_bad:
-          raise ValueError(
-            f'{records.describe_place(unit, number)}: {e}'
-          ) from e
-        bad += 1
-        self._bad[shard] = max(bad, self._bad.get(shard, 0))
+    return +counts
 
 
 # --- TFDS
@@ -339,13 +352,13 @@ class TfdsSource(TextSource):
     return len(set(self._stored.values())) == 1
 
   def _numbers(self, split: str) -> list[int]:
-    """The numbers of the split's files that are not empty."""
-    _check_split(split)
+    """Returns the numbers of the split's files that are not empty."""
+    check_choice('split', split, SPLITS)
     lengths = self._builder.info.splits[self._stored[split]].shard_lengths
     return [i for i, length in enumerate(lengths) if length]
 
   def list_shards(self, split: str) -> list[str]:
-    """The split's files that are not empty."""
+    """Lists the split's files that are not empty."""
     numbers = self._numbers(split)
     paths = self._builder.info.splits[self._stored[split]].filepaths
     return [str(paths[i]) for i in numbers]
@@ -373,10 +386,8 @@ class TfdsSource(TextSource):
       raise ValueError(f'{path}, record {done + 1}: {e}') from e
 
   def _examples(self, split: str, number: int) -> Iterator[bytes]:
-    """The serialized tf.train.Examples of file `number` of a split.
-
-    Parsing them here, not one by one in tf.data, is several times as fast.
-    """
+    """Yields the serialized tf.train.Examples of file `number` of a split."""
+    # Parsing them here, not one by one in tf.data, is several times as fast.
     from tensorflow_datasets import decode
 
     name = self._stored[split]
@@ -394,11 +405,14 @@ class TfdsSource(TextSource):
 
 
 def find_prepared(name: str, data_dir: str | None) -> tuple[str | None, str]:
-  """(folder of the newest version prepared, or None; where it was looked for).
+  """Finds the newest version of a TFDS data set that is prepared on disk.
 
   Args:
     name: 'wikipedia/20230601.en'; ':1.0.0' behind it names the version.
     data_dir: where TFDS data is; TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+  Returns:
+    (its folder or None, where it was looked for and how to prepare it).
   """
   data_dir = data_dir or os.environ.get('TFDS_DATA_DIR')
   data_dir = os.path.expanduser(data_dir or '~/tensorflow_datasets')
@@ -415,11 +429,10 @@ def find_prepared(name: str, data_dir: str | None) -> tuple[str | None, str]:
 
 
 def _open_prepared(name: str, data_dir: str | None):
-  """The builder of the files on disk; neither downloads nor prepares.
+  """Opens the files on disk; neither downloads nor prepares.
 
   Raises:
-    ValueError: there are none, and says where it looked and how to make them,
-      or they are of another kind.
+    ValueError: there are none, or they are of another kind.
   """
   import tensorflow_datasets as tfds
 

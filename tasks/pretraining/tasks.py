@@ -27,6 +27,7 @@ from atm.data import counter_rng, packing
 from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
 from atm.data.sentences import count_sentences
+from atm.messages import check_number
 from atm_tasks.pretraining import sources, text_forms
 
 
@@ -60,30 +61,27 @@ class Mixing:
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
-      if value < 0:
-        raise ValueError(f'Mixing.{name} = {value}: expected 0 or more')
+      check_number(f'Mixing.{name}', value, least=0, whole=False)
     if self.denoise + self.clm <= 0:
       raise ValueError('Mixing.denoise and Mixing.clm are both 0')
 
   def forms(self, source: str) -> dict[str, float]:
-    """form -> how often a source is repeated in it."""
-    made = {
-      form: getattr(self, f'{source}_{form}') for form in ('written', 'spoken')
-    }
-    if not any(made.values()):
+    """Returns form -> how often a source is repeated in it."""
+    repeats = {k: getattr(self, f'{source}_{k}') for k in ('written', 'spoken')}
+    if not any(repeats.values()):
       raise ValueError(
         f'Mixing.{source}_spoken and Mixing.{source}_written are both 0'
       )
-    return {form: repeat for form, repeat in made.items() if repeat}
+    return {form: repeat for form, repeat in repeats.items() if repeat}
 
   def objectives(self, packs: bool) -> list[tuple]:
-    """(objective, share) of those with a share; CLM packs rows or does not."""
-    made = (
+    """Returns (objective, share) where it has one; CLM packs rows or not."""
+    shares = (
       (objectives_lib.Denoise(self.density, self.mean_span), self.denoise),
       (objectives_lib.CLM(self.clm_low, self.clm_high, packs), self.clm),
     )
     total = self.denoise + self.clm
-    return [(objective, share / total) for objective, share in made if share]
+    return [(objective, share / total) for objective, share in shares if share]
 
 
 # Equal languages, written form: the shipped text is the same in all.
@@ -116,31 +114,33 @@ class LateVocabulary(seqio.SentencePieceVocabulary):
 
 
 VOCABULARY = LateVocabulary()
+MARKERS = ('[CLM]', '[DOC]')
 
 
 # --- Preprocessors
 
 
 class PrepareText:
-  """The preprocessor that cleans a text and gives it its form.
+  """Preprocessor: decontaminates a text and gives it its form.
 
-  Attributes:
-    made_from: what the result depends on, besides the text.
+  Args:
+    form: 'written' or 'spoken'.
+    index: returns a `decontaminate.Index`; None: nothing is dropped.
   """
 
   def __init__(self, form: str, index=None):
-    """Takes 'written' or 'spoken', and a function that gives an `Index`."""
     self.form, self.index = form, index
 
   @property
   def made_from(self) -> dict:
-    found = {'form': self.form}
+    """The settings that the result depends on, besides the text."""
+    settings = {'form': self.form}
     if self.index is not None:
-      found['decontaminated'] = self.index().sha256
-    return found
+      settings['decontaminated'] = self.index().sha256
+    return settings
 
   def direct(self, texts: list[str], counts: collections.Counter) -> list[str]:
-    """The texts as they are trained on; adds to `counts`.
+    """Returns the texts as they are trained on; adds to `counts`.
 
     `sentences` of what stays, and `dropped/SET` where sentences are dropped
     that share an n-gram with evaluation set SET.
@@ -164,23 +164,24 @@ class PrepareText:
       return self.direct([raw.decode()], collections.Counter())[0].encode()
 
     def each(example):
-      made = tf.numpy_function(
+      text = tf.numpy_function(
         prepare, (example['text'],), tf.string, stateful=False
       )
-      made.set_shape([])
-      return {**example, 'text': made}
+      text.set_shape([])
+      return {**example, 'text': text}
 
     return dataset.map(each)
 
 
 class Tokenize:
-  """{text} -> {text, targets}: ids without special pieces."""
+  """Preprocessor: {text} -> {text, targets}, ids without special pieces."""
 
   made_from: dict = {}
 
   def direct(self, texts: list[str], counts) -> list[np.ndarray]:
-    """int32 ids of each; in one call, which is a tenth faster."""
+    """Encodes each text: int32 ids."""
     del counts
+    # One call for all texts is a tenth faster.
     encode = VOCABULARY.tokenizer.Encode
     return encode(texts, out_type='numpy', num_threads=1)
 
@@ -192,7 +193,7 @@ class Tokenize:
 
 
 class ApplyObjective:
-  """The preprocessor that applies an objective to a stream of documents.
+  """Preprocessor: applies an objective to a stream of documents.
 
   `atm.data` reads the attributes off it and works by index. (Not a dataclass:
   seqio would want to set `sequence_length` on it.)
@@ -211,9 +212,8 @@ class ApplyObjective:
   def __call__(self, dataset, sequence_length):
     S, T = sequence_length['inputs'], sequence_length['targets']
     sp = VOCABULARY.tokenizer
-    piece = sp.PieceToId
     ids = packing.SpecialIds(
-      sp.pad_id(), sp.bos_id(), sp.eos_id(), piece('[CLM]'), piece('[DOC]')
+      sp.pad_id(), sp.bos_id(), sp.eos_id(), *map(sp.PieceToId, MARKERS)
     )
     length = self.objective.row_length(S, T)
 
@@ -222,13 +222,9 @@ class ApplyObjective:
       yield from self.objective.rows(documents, ids, length)
 
     def example(row, seed):
+      key = counter_rng.make_key(*seed)[None]
       batch = self.objective.examples(
-        row[None],
-        np.array([len(row)]),
-        counter_rng.make_key(*seed)[None],
-        ids,
-        S,
-        T,
+        row[None], np.array([len(row)]), key, ids, S, T
       )
       inputs = batch['encoder_input_tokens'][batch['encoder_segment_ids'] > 0]
       targets = batch['decoder_target_tokens'][batch['decoder_segment_ids'] > 0]
@@ -253,7 +249,7 @@ class ApplyObjective:
 
 
 class MixtureRates:
-  """The rate of each task of a mixture, from measured counts.
+  """Rates of the tasks of a mixture, from measured counts.
 
   Of examples of one objective a language gets q ~ p ** power, p its share of
   sentences; within a language a source and form gets its part of rows, each
@@ -273,7 +269,7 @@ class MixtureRates:
     return self.rates()[task.name]
 
   def rates(self) -> dict[str, float]:
-    """task -> rate; they sum to 1.
+    """Returns task -> rate; they sum to 1.
 
     Raises:
       ValueError: a task's text was not measured yet.
@@ -298,31 +294,33 @@ class MixtureRates:
     )  # fmt: skip
 
   def _needs_no_counts(self) -> bool:
-    """Whether languages are equal, and each has one source in one form."""
+    """Tells whether languages are equal, each with one source and form."""
     groups = {(a.objective.name, a.language) for a, *_ in self.tasks.values()}
     return self.power == 0 and len(groups) == len(self.tasks)
 
 
 def compute_rates(tasks: dict[str, dict], power: float) -> dict[str, float]:
-  """task -> rate, from {objective, language, share, repeat, rows, sentences}.
+  """Computes task -> rate; a language without rows has no part.
 
-  A language without rows in an objective has no part in it.
+  Args:
+    tasks: {objective, language, share, repeat, rows, sentences} of each.
+    power: of a language's share of sentences.
   """
-  sentences, rows = {}, {}
-  for t in tasks.values():
-    key = t['objective'], t['language']
-    rows[key] = rows.get(key, 0.0) + t['repeat'] * t['rows']
-    sentences[key] = sentences.get(key, 0.0) + t['repeat'] * t['sentences']
+  sentences, rows, total = (collections.Counter() for _ in range(3))
+  for task in tasks.values():
+    key = task['objective'], task['language']
+    rows[key] += task['repeat'] * task['rows']
+    sentences[key] += task['repeat'] * task['sentences']
   q = {key: sentences[key] ** power if rows[key] else 0.0 for key in rows}
-  total: dict[str, float] = {}
   for (objective, _), value in q.items():
-    total[objective] = total.get(objective, 0.0) + value
+    total[objective] += value
   rates = {}
-  for name, t in tasks.items():
-    key = t['objective'], t['language']
-    part = t['repeat'] * t['rows'] / rows[key] if rows[key] else 0.0
-    of_all = q[key] / total[key[0]] if total[key[0]] else 0.0
-    rates[name] = t['share'] * of_all * part
+  for name, task in tasks.items():
+    key = task['objective'], task['language']
+    rates[name] = 0.0
+    if q[key]:
+      part = task['repeat'] * task['rows'] / rows[key]
+      rates[name] = task['share'] * (q[key] / total[key[0]]) * part
   return rates
 
 
@@ -347,7 +345,6 @@ def register_mixture(
   """
   unregister(seqio.MixtureRegistry, name)
   rate = MixtureRates(name, mixing.language_power)
-  feature = seqio.Feature(VOCABULARY, add_eos=False)
   for (source, language), texts in found.items():
     kind = source if hasattr(mixing, f'{source}_written') else 'text'
     for form, repeat in mixing.forms(kind).items():
@@ -356,15 +353,24 @@ def register_mixture(
         middle = '_' if form == 'written' else f'_{form}_'
         task = f'{source}_{language}{middle}{objective.name}'
         apply = ApplyObjective(objective, language, source, form)
-        unregister(seqio.TaskRegistry, task)
-        seqio.TaskRegistry.add(
-          task,
-          source=texts,
-          preprocessors=[*before, seqio.CacheDatasetPlaceholder(), apply],
-          output_features={'inputs': feature, 'targets': feature},
-        )
+        steps = [*before, seqio.CacheDatasetPlaceholder(), apply]
+        register_task(task, texts, steps)
         rate.add(task, apply, share, repeat)
   seqio.MixtureRegistry.add(name, [(task, rate) for task in rate.tasks])
+
+
+def register_task(
+  name: str, source: sources.TextSource, preprocessors: list
+) -> None:
+  """Registers a seqio task of this vocabulary in place of any of its name."""
+  unregister(seqio.TaskRegistry, name)
+  feature = seqio.Feature(VOCABULARY, add_eos=False)
+  seqio.TaskRegistry.add(
+    name,
+    source=source,
+    preprocessors=preprocessors,
+    output_features={'inputs': feature, 'targets': feature},
+  )
 
 
 def unregister(registry, name: str) -> None:
@@ -374,7 +380,7 @@ def unregister(registry, name: str) -> None:
 
 
 def is_held_out(article: str) -> bool:
-  """Whether an article of the Declaration is `validation`."""
+  """Tells whether an article of the Declaration is `validation`."""
   return article.isdigit() and int(article) % 10 == 3
 
 
@@ -407,7 +413,7 @@ def find_sources(
   data_dir: str | None,
   cache_dir: str | None,
 ) -> dict[tuple[str, str], sources.TextSource]:
-  """(source, language) -> text, of a folder or of a TFDS data set.
+  """Finds (source, language) -> text, of a folder or of a TFDS data set.
 
   A place that holds `{language}`, or is TFDS' c4/multilingual, is TFDS', and
   has all of LANGUAGE_CODES; any other is a folder, and has those found there.
@@ -426,7 +432,7 @@ def find_sources(
 
 
 def list_cached_languages(cache_dir: str | None, source: str) -> list[str]:
-  """The languages of a source that a cache has rows of, sorted."""
+  """Lists the languages of a source that a cache has rows of."""
   if cache_dir is None or not tf.io.gfile.exists(cache_dir):
     return []
   names = '|'.join(objectives_lib.OBJECTIVE_NAMES)

@@ -1,4 +1,4 @@
-"""Forms of text. The paper (section 2.1) trains on written and spoken form."""
+"""Written and spoken form of text, on which the paper trains (section 2.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @functools.cache
 def _unpunctuated() -> np.ndarray:
-  """Code point -> itself, or a space where Unicode calls it punctuation."""
+  """Maps code points to themselves, punctuation of Unicode to a space."""
   table = np.arange(sys.maxunicode + 1, dtype='<u4')
   category = unicodedata.category
   table[[category(chr(c)).startswith('P') for c in range(len(table))]] = 32
@@ -24,7 +24,7 @@ def _unpunctuated_ascii() -> dict[int, str]:
 
 
 def without_punctuation(text: str) -> str:
-  """The text with a space for each character of the categories P*.
+  """Replaces each character of the categories P* by a space.
 
   Symbols (S*: $ + <) stay, and so do marks (M*), for Indic vowels are marks.
   """
@@ -36,7 +36,7 @@ def without_punctuation(text: str) -> str:
 
 
 def spoken(text: str) -> str:
-  """Spoken form: no capitals, no punctuation, single spaces.
+  """Returns the spoken form: no capitals, no punctuation, single spaces.
 
   Punctuation is what Unicode says it is (categories P*), in any script, and
   becomes a space; marks stay, for Indic vowels are marks, and capitals that

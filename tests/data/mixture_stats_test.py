@@ -198,7 +198,7 @@ def test_passes_are_epochs_of_the_text():
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'denoise': -1}, r'Mixing.denoise = -1: expected 0 or more'),
+    ({'denoise': -1}, r'Mixing.denoise = -1: expected a number of at least 0'),
     ({'denoise': 0, 'clm': 0}, 'Mixing.denoise and Mixing.clm are both 0'),
   ],
 )

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import seqio
 
 import atm_tasks
 from atm.data import batches, cache, languages, objectives, packing, registry
@@ -201,7 +202,7 @@ def test_too_few_to_hold_some_out(words, tmp_path):
 def test_a_host_needs_the_rows_alone(words, tmp_path, file):
   atm_tasks.configure(words.path, pairs=file)
   (made,), _ = build(words, tmp_path / 'rows')
-  pairs.tasks.unregister(pairs.seqio.TaskRegistry, 'pairs')
+  pairs.tasks.unregister(seqio.TaskRegistry, 'pairs')
   with pytest.raises(ValueError, match='Set PAIRS, or CACHE_DIR of rows'):
     registry.find_task('pairs')
   atm_tasks.configure(words.path, cache_dir=str(tmp_path / 'rows'))

@@ -467,7 +467,7 @@ def test_wrong_arguments_are_named(tmp_path, monkeypatch):
     ),
     (lambda: folder_source(tmp_path, held_out=1), r'held_out = 1: expected a'),
     (lambda: folder_source(tmp_path, piece_bytes=0), 'piece_bytes = 0: expect'),
-    (lambda: source.texts('test', 0), "split = 'test': expected one of"),
+    (lambda: source.texts('test', 0), "split = 'test'. Known: train, val"),
     (lambda: source.texts('train', 1), 'shard = 1: expected 0 to 0'),
   ]:
     with pytest.raises(ValueError, match=message):
