@@ -7,6 +7,7 @@ parameter plus 1 GiB), and the forecast for the 20B.
   python benchmarks/import_memory.py [FOLDER]
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -51,17 +52,14 @@ def sizes_of(config: Config, bytes_each: int) -> dict:
 def write(folder: str, config: Config) -> None:
   with open(f'{folder}/config.json', 'w') as f:
     json.dump(hf_keys.config_to_hf(config), f)
-  shapes = {}
+  weights, random = {}, np.random.default_rng(0)
   for path, x in abstract(config).items():
     keys = hf_keys.ALEXATM.keys(path, x.shape)
     for key in keys:
-      shapes[key] = (
-        hf_folder.hf_shape(path, x.shape),
-        np.float32,
-      )
-  random = np.random.default_rng(0)
-  read = lambda key: random.random(shapes[key][0], np.float32)
-  hf_folder.write_shards(folder, shapes, read, 1 << 30)
+      shape = hf_folder.hf_shape(path, x.shape)
+      read = functools.partial(random.random, shape, np.float32)
+      weights[key] = hf_folder.Tensor(shape, np.float32, read)
+  hf_folder.write_shards(folder, weights, 1 << 30)
 
 
 def main(root: str) -> None:
@@ -90,7 +88,7 @@ def main(root: str) -> None:
   )
   for dtype, n in (('float32', 4), ('bfloat16', 2)):
     twenty = sizes_of(Config(**RELEASED), n)
-    print(f'20B, {dtype}: {convert.forecast(Config(), twenty)}')
+    print(f'20B, {dtype}: {convert.describe_import(twenty)}')
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import time
@@ -213,75 +214,69 @@ def export_weights(
     meta = checkpoints.meta(number)
     config = Config(**meta['model'])
     kind, described = describe_model(config, meta.get('hf_config'))
-    tensors, read = plan_export(checkpoints, number, config, kind)
+    tensors = plan_export(checkpoints, number, config, kind)
     with staging_folder(os.path.abspath(output) + '.exporting') as partial:
       fileio.write_json(os.path.join(partial, 'config.json'), described)
       words = os.path.join(model_dir, 'vocabulary', vocabulary.MODEL_FILE)
       if os.path.exists(words):
         shutil.copyfile(words, os.path.join(partial, '20b_tokenizer.model'))
-      hf_folder.write_shards(partial, tensors, read, int(shard_gib * GIB))
+      hf_folder.write_shards(partial, tensors, int(shard_gib * GIB))
       os.rename(partial, output)
   say(f'wrote step {number} of {model_dir} to {output} ({kind})')
 
 
 def plan_export(
   checkpoints: reader.CheckpointReader, step: int, config: Config, kind: str
-) -> tuple[dict, Callable[[str], np.ndarray]]:
-  """Returns their key -> (shape, dtype), and a function that reads a key."""
+) -> dict[str, hf_folder.Tensor]:
+  """Returns the tensors of the Hugging Face format, read when they are due."""
   layout = hf_keys.LAYOUTS[kind]
   abstract = traverse_util.flatten_dict(pretrained.shapes_on_one_device(config))
   dtypes = checkpoints.dtypes(step)
-  tensors, origin = {}, {}
-  for path, like in abstract.items():
-    keys = layout.keys(path, like.shape)
-    for i, key in enumerate(keys):
-      shape = hf_folder.hf_shape(path, like.shape)
-      tensors[key] = (shape, dtypes[path])
-      origin[key] = (path, i)
-  copies, constants = {}, {}
-  if kind == 'alexatm':
-    copies, constants = plan_buffers(config, tensors, layout)
-    tensors |= {key: tensors[source] for key, source in copies.items()}
-    tensors |= {key: (x.shape, x.dtype) for key, x in constants.items()}
+  tensors, cache = {}, {}
 
-  cache: dict = {}
-
-  def read(key: str) -> np.ndarray:
-    if key in constants:
-      return constants[key]
-    path, i = origin[copies.get(key, key)]
+  def read(path, shape, i):
     if path not in cache:
       cache.clear()  # before the read: memory holds one parameter at a time
       cache[path] = checkpoints.read_parameter(step, path)
     value = cache[path][i] if hf_folder.is_stacked(path) else cache[path]
-    return value.T if path[-1] == 'kernel' else value.reshape(tensors[key][0])
+    return value.T if path[-1] == 'kernel' else value.reshape(shape)
 
-  return tensors, read
+  for path, like in abstract.items():
+    shape = hf_folder.hf_shape(path, like.shape)
+    for i, key in enumerate(layout.keys(path, like.shape)):
+      read_key = functools.partial(read, path, shape, i)
+      tensors[key] = hf_folder.Tensor(shape, dtypes[path], read_key)
+  if kind == 'alexatm':
+    tensors = {**make_buffers(config, tensors, layout), **tensors}
+  return tensors
 
 
-def plan_buffers(
+def make_buffers(
   config: Config, tensors: Mapping, layout: hf_keys.Layout
-) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-  """Returns what else the released format holds: key -> key copied, constants.
+) -> dict[str, hf_folder.Tensor]:
+  """Returns copies and constants that the released format may hold besides.
 
   PyTorch's `load_state_dict` wants every key, also of tied matrices and of
   parameters that this model has not, which are zeros.
   """
-  embedding = layout.tables['encoder_embedding']
-  decoder = layout.tables['decoder_embedding']
-  head_source = decoder if config.ties == 'decoder_head' else embedding
-  copies = {
-    'model.shared.weight': embedding, 'lm_head.weight': head_source,
-    decoder: embedding,
-  }  # fmt: skip
-  dtype = tensors[embedding][1]
+  embedding = tensors[layout.tables['encoder_embedding']]
+  decoder_embedding = layout.tables['decoder_embedding']
+  decoder = tensors.get(decoder_embedding, embedding)
+  zeros = lambda width: np.zeros((1, width), embedding.dtype)
   constants = {
     'model.encoder.position_ids': np.arange(config.positions)[None],
-    layout.tables['logits_bias']: np.zeros((1, config.vocab_size), dtype),
-    layout.tables['encoder_types']: np.zeros((1, config.d_model), dtype),
+    layout.tables['logits_bias']: zeros(config.vocab_size),
+    layout.tables['encoder_types']: zeros(config.d_model),
   }
-  missing = lambda keys: {k: x for k, x in keys.items() if k not in tensors}
-  return missing(copies), missing(constants)
+  return {
+    'model.shared.weight': embedding,
+    'lm_head.weight': decoder if config.ties == 'decoder_head' else embedding,
+    decoder_embedding: embedding,
+    **{
+      key: hf_folder.Tensor(x.shape, x.dtype, lambda x=x: x)
+      for key, x in constants.items()
+    },
+  }
 
 
 def describe_model(config: Config, described: dict | None) -> tuple[str, dict]:

@@ -9,10 +9,11 @@ memory stays near the largest of them.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
@@ -36,40 +37,42 @@ WHOLE = ('model.safetensors', 'pytorch_model.bin')
 # --- The files of a folder
 
 
-class _SafeTensors:
-  """A .safetensors file, by the interface of TorchFile."""
+class Tensor(NamedTuple):
+  """A tensor to read: shape, dtype (its name where unknown), and how."""
 
-  def __init__(self, path: str):
-    self._path = path
-    self._about: dict[str, tuple] = {}
-    with self._open() as f:
-      for key in f.keys():
-        about = f.get_slice(key)
-        self._about[key] = tuple(about.get_shape()), about.get_dtype()
+  shape: tuple[int, ...]
+  dtype: Any
+  read: Callable[[], np.ndarray]
 
-  def _open(self):
-    import safetensors
 
-    try:
-      return safetensors.safe_open(self._path, 'numpy')
-    except safetensors.SafetensorError as e:
-      raise WeightsError(f'{self._path} is damaged: {e}') from e
+def _open_safetensors(path: str) -> dict[str, Tensor]:
+  import safetensors
 
-  def keys(self) -> list[str]:
-    return list(self._about)
+  dtypes = {name: dtype for dtype, name in FLOATS.items()}
 
-  def shape(self, key: str) -> tuple[int, ...]:
-    return self._about[key][0]
-
-  def dtype(self, key: str) -> Any:
-    name = self._about[key][1]
-    return next((d for d, n in FLOATS.items() if n == name), name)
-
-  def read(self, key: str) -> np.ndarray:
+  def read(key: str) -> np.ndarray:
     # Opened anew each time: a file kept mapped would stay in memory as far as
     # it has been read.
-    with self._open() as f:
+    with safetensors.safe_open(path, 'numpy') as f:
       return f.get_tensor(key)
+
+  def describe(key: str, x) -> Tensor:
+    dtype = dtypes.get(x.get_dtype(), x.get_dtype())
+    return Tensor(tuple(x.get_shape()), dtype, functools.partial(read, key))
+
+  try:
+    with safetensors.safe_open(path, 'numpy') as f:
+      return {key: describe(key, f.get_slice(key)) for key in f.keys()}
+  except safetensors.SafetensorError as e:
+    raise WeightsError(f'{path} is damaged: {e}') from e
+
+
+def _open_torch(path: str) -> dict[str, Tensor]:
+  file = TorchFile(path)
+  return {
+    key: Tensor(file.shape(key), file.dtype(key), lambda k=key: file.read(k))
+    for key in file.keys()
+  }
 
 
 class WeightFolder:
@@ -77,7 +80,7 @@ class WeightFolder:
 
   Attributes:
     directory: the folder.
-    files: key -> the open file that holds its tensor.
+    tensors: key -> shape, dtype and reader.
   """
 
   def __init__(self, directory: str):
@@ -89,16 +92,16 @@ class WeightFolder:
         match its files.
     """
     self.directory = directory
-    self.files: dict[str, Any] = {}
+    self.tensors: dict[str, Tensor] = {}
     for path, expected in self._find_files().items():
       if not os.path.exists(path):
         raise FileNotFoundError(f'{path} is missing: the index names it')
-      opened = (TorchFile if path.endswith('.bin') else _SafeTensors)(path)
-      for key in opened.keys():
-        if key in self.files:
-          raise WeightsError(f'{key!r} is in two files of {directory}')
-        self.files[key] = opened
-      for key in expected - set(opened.keys()):
+      open_ = _open_torch if path.endswith('.bin') else _open_safetensors
+      tensors = open_(path)
+      for key in self.tensors.keys() & tensors.keys():
+        raise WeightsError(f'{key!r} is in two files of {directory}')
+      self.tensors |= tensors
+      for key in expected - tensors.keys():
         raise WeightsError(f'{path} lacks {key!r}, which the index puts there')
 
   def _find_files(self) -> dict[str, set[str]]:
@@ -165,7 +168,7 @@ class WeightReader:
     """
     self.folder, self.layout = folder, layout
     self.abstract = traverse_util.flatten_dict(abstract)
-    left = folder.files.keys() - set(layout.ignored)
+    left = folder.tensors.keys() - set(layout.ignored)
     for path, like in self.abstract.items():
       keys = layout.keys(path, like.shape)
       for key in keys:
@@ -180,51 +183,52 @@ class WeightReader:
       )
 
   def _check(self, key: str, shape: tuple[int, ...], first: str) -> None:
-    files = self.folder.files
-    if key not in files:
+    tensors = self.folder.tensors
+    if key not in tensors:
       raise WeightsError(
-        f'{self.folder.directory} lacks {key!r}.' + did_you_mean(key, files)
+        f'{self.folder.directory} lacks {key!r}.' + did_you_mean(key, tensors)
       )
-    found, dtype = files[key].shape(key), files[key].dtype(key)
+    found, dtype, _ = tensors[key]
     if found != shape:
       raise WeightsError(f'{key!r} has shape {found}, expected {shape}')
     if dtype not in FLOATS:
       raise WeightsError(
         f'{key!r} is {dtype}, expected float32, bfloat16 or float16'
       )
-    if dtype != (other := files[first].dtype(first)):
+    if dtype != (other := tensors[first].dtype):
       raise WeightsError(f'{key!r} is {dtype}, but {first!r} is {other}')
 
   def _aliases(self, path, left: set[str]) -> set[str]:
     """Returns keys of tied copies; raises WeightsError where one differs."""
     copies = left & set(self.layout.aliases.get('/'.join(path), ()))
-    own = self._read_key(self.layout.tables[path[0]]) if copies else None
+    own = (
+      self.folder.tensors[self.layout.tables[path[0]]].read()
+      if copies
+      else None
+    )
     for key in copies:
-      if not np.array_equal(own, self._read_key(key)):
+      if not np.array_equal(own, self.folder.tensors[key].read()):
         raise WeightsError(
           f'{key!r} differs from {self.layout.tables[path[0]]!r}, but '
           'config.json says that they are tied'
         )
     return copies
 
-  def _read_key(self, key: str) -> np.ndarray:
-    return self.folder.files[key].read(key)
-
   def dtype(self, path) -> np.dtype:
     """Returns the dtype of a parameter in the folder."""
     key = self.layout.keys(path, self.abstract[path].shape)[0]
-    return self.folder.files[key].dtype(key)
+    return self.folder.tensors[key].dtype
 
   def read(self, path) -> np.ndarray:
     """Returns one parameter, in our shape and the folder's dtype."""
-    like = self.abstract[path]
+    like, tensors = self.abstract[path], self.folder.tensors
     keys = self.layout.keys(path, like.shape)
     turn = np.transpose if path[-1] == 'kernel' else np.asarray
     if not is_stacked(path):
-      return turn(self._read_key(keys[0])).reshape(like.shape)
+      return turn(tensors[keys[0]].read()).reshape(like.shape)
     out = empty_aligned(like.shape, self.dtype(path))
     for i, key in enumerate(keys):
-      out[i] = turn(self._read_key(key))
+      out[i] = turn(tensors[key].read())
     return out
 
   def arrays(self) -> Iterator[tuple[tuple[str, ...], jax.Array]]:
@@ -276,21 +280,20 @@ def find_tokenizer(directory: str) -> str | None:
 
 
 def write_shards(
-  directory: str, tensors: Mapping[str, tuple], read, shard_bytes: int
+  directory: str, tensors: Mapping[str, Tensor], shard_bytes: int
 ) -> None:
   """Writes safetensors in shards, with an index where there are several.
 
   Args:
     directory: the folder.
-    tensors: key -> (shape, dtype), in the order to write.
-    read: key -> array.
+    tensors: key -> tensor, in the order to write.
     shard_bytes: greatest size of a shard; a larger tensor has its own.
   """
   import safetensors.numpy
 
   shards: list[list[str]] = [[]]
   size = total = 0
-  for key, (shape, dtype) in tensors.items():
+  for key, (shape, dtype, _) in tensors.items():
     n = int(np.prod(shape)) * np.dtype(dtype).itemsize
     total += n
     if size + n > shard_bytes and shards[-1]:
@@ -302,7 +305,7 @@ def write_shards(
   for number, keys in enumerate(shards, 1):
     name = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
     name = name if len(shards) > 1 else WHOLE[0]
-    arrays = {key: np.ascontiguousarray(read(key)) for key in keys}
+    arrays = {key: np.ascontiguousarray(tensors[key].read()) for key in keys}
     path = os.path.join(directory, name)
     safetensors.numpy.save_file(arrays, path, metadata={'format': 'pt'})
     where.update(dict.fromkeys(keys, name))

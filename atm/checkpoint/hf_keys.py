@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from atm.messages import did_you_mean
 from atm.model.config import Config
@@ -13,59 +14,76 @@ class WeightsError(ValueError):
   """Weights that are not what their config.json says; names the key."""
 
 
+class Stack(NamedTuple):
+  """Where a Hugging Face class keeps an encoder or a decoder.
+
+  Attributes:
+    norm: prefix of the final norm.
+    layer: prefix of layer {}.
+    parts: our name within a layer -> theirs.
+  """
+
+  norm: str
+  layer: str
+  parts: Mapping[str, str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """Where a Hugging Face class keeps our parameters.
 
   Attributes:
     tables: our name -> theirs, of arrays that stand alone.
-    norms: stack -> its final norm.
-    layers: stack -> prefix of layer {}.
-    parts: stack -> our name within a layer -> theirs.
+    stacks: 'encoder' and perhaps 'decoder'.
     aliases: our name -> other keys that hold the same matrix where it is tied.
     ignored: keys that hold nothing to learn.
   """
 
   tables: Mapping[str, str]
-  norms: Mapping[str, str]
-  layers: Mapping[str, str]
-  parts: Mapping[str, Mapping[str, str]]
+  stacks: Mapping[str, Stack]
   aliases: Mapping[str, tuple[str, ...]]
   ignored: tuple[str, ...] = ()
 
   def keys(self, path: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
     """Returns the keys that hold a parameter: one, or one a layer."""
-    suffix = '.bias' if path[-1] == 'bias' else '.weight'
     if len(path) == 1:
       return [self.tables[path[0]]]
+    suffix = '.bias' if path[-1] == 'bias' else '.weight'
+    norm, layer, parts = self.stacks[path[0]]
     if path[1] == 'norm':
-      return [self.norms[path[0]] + suffix]
-    name = self.parts[path[0]]['/'.join(path[2:-1])] + suffix
-    return [f'{self.layers[path[0]].format(i)}.{name}' for i in range(shape[0])]
+      return [norm + suffix]
+    name = parts['/'.join(path[2:-1])] + suffix
+    return [f'{layer.format(i)}.{name}' for i in range(shape[0])]
 
 
-def _attention(ours: str, theirs: str) -> dict[str, str]:
-  names = {'query': 'q_proj', 'key': 'k_proj', 'value': 'v_proj'}
-  names['out'] = 'out_proj'
-  return {f'{ours}/{k}': f'{theirs}.{v}' for k, v in names.items()}
+def _bart_layer(**attentions: str) -> dict[str, str]:
+  """Returns the parts of a BART layer, by our attentions -> theirs."""
+  parts = {'feed_forward/up': 'fc1', 'feed_forward/down': 'fc2'}
+  parts['feed_forward_norm'] = 'final_layer_norm'
+  for ours, theirs in attentions.items():
+    parts[f'{ours}_norm'] = f'{theirs}_layer_norm'
+    parts[f'{ours}/out'] = f'{theirs}.out_proj'
+    for name in ('query', 'key', 'value'):
+      parts[f'{ours}/{name}'] = f'{theirs}.{name[0]}_proj'
+  return parts
 
 
-_BART_DECODER = {
-  **_attention('self_attention', 'self_attn'),
-  'self_attention_norm': 'self_attn_layer_norm',
-  **_attention('cross_attention', 'encoder_attn'),
-  'cross_attention_norm': 'encoder_attn_layer_norm',
-  'feed_forward_norm': 'final_layer_norm',
-  'feed_forward/up': 'fc1',
-  'feed_forward/down': 'fc2',
-}
-ROBERTA_ENCODER = {
+_BART_ENCODER = _bart_layer(attention='self_attn')
+_BART_DECODER = _bart_layer(
+  self_attention='self_attn', cross_attention='encoder_attn'
+)
+_ROBERTA_ENCODER = {
   'attention/query': 'attention.self.query',
   'attention/key': 'attention.self.key',
   'attention/value': 'attention.self.value',
   'attention/out': 'attention.output.dense',
   'feed_forward/up': 'intermediate.dense',
   'feed_forward/down': 'output.dense',
+}
+_DECODER_TABLES = {
+  'decoder_positions': 'model.decoder.embed_positions.weight',
+  'lm_head': 'lm_head.weight',
+  'logits_bias': 'final_logits_bias',
 }
 
 ALEXATM = Layout(
@@ -74,25 +92,21 @@ ALEXATM = Layout(
     'encoder_positions': 'model.encoder.position_embeddings.weight',
     'encoder_types': 'model.encoder.token_type_embeddings.weight',
     'decoder_embedding': 'model.decoder.embed_tokens.weight',
-    'decoder_positions': 'model.decoder.embed_positions.weight',
-    'lm_head': 'lm_head.weight',
-    'logits_bias': 'final_logits_bias',
+    **_DECODER_TABLES,
   },
-  norms={
-    'encoder': 'model.encoder.pre_ln_encoder.layer_norm',
-    'decoder': 'model.decoder.layernorm_output',
-  },
-  layers={
-    'encoder': 'model.encoder.pre_ln_encoder.layer.{}',
-    'decoder': 'model.decoder.layers.{}',
-  },
-  parts={
-    'encoder': {
-      **ROBERTA_ENCODER,
-      'attention_norm': 'layer_norm',
-      'feed_forward_norm': 'intermediate.layer_norm',
-    },
-    'decoder': _BART_DECODER,
+  stacks={
+    'encoder': Stack(
+      'model.encoder.pre_ln_encoder.layer_norm',
+      'model.encoder.pre_ln_encoder.layer.{}',
+      {
+        **_ROBERTA_ENCODER,
+        'attention_norm': 'layer_norm',
+        'feed_forward_norm': 'intermediate.layer_norm',
+      },
+    ),
+    'decoder': Stack(
+      'model.decoder.layernorm_output', 'model.decoder.layers.{}', _BART_DECODER
+    ),
   },
   aliases={
     'encoder_embedding': (
@@ -109,27 +123,11 @@ BLENDERBOT = Layout(
   tables={
     'encoder_embedding': 'model.shared.weight',
     'encoder_positions': 'model.encoder.embed_positions.weight',
-    'decoder_positions': 'model.decoder.embed_positions.weight',
-    'lm_head': 'lm_head.weight',
-    'logits_bias': 'final_logits_bias',
+    **_DECODER_TABLES,
   },
-  norms={
-    'encoder': 'model.encoder.layer_norm',
-    'decoder': 'model.decoder.layer_norm',
-  },
-  layers={
-    'encoder': 'model.encoder.layers.{}',
-    'decoder': 'model.decoder.layers.{}',
-  },
-  parts={
-    'encoder': {
-      **_attention('attention', 'self_attn'),
-      'attention_norm': 'self_attn_layer_norm',
-      'feed_forward_norm': 'final_layer_norm',
-      'feed_forward/up': 'fc1',
-      'feed_forward/down': 'fc2',
-    },
-    'decoder': _BART_DECODER,
+  stacks={
+    name: Stack(f'model.{name}.layer_norm', f'model.{name}.layers.{{}}', parts)
+    for name, parts in (('encoder', _BART_ENCODER), ('decoder', _BART_DECODER))
   },
   aliases={
     'encoder_embedding': (
@@ -153,24 +151,22 @@ def make_xlmr_layout(keys: Iterable[str]) -> Layout:
   keys = set(keys)
   prefix = 'roberta.' if any(k.startswith('roberta.') for k in keys) else ''
   inner = prefix + 'embeddings.'
-  apart = ('lm_head.', f'{prefix}pooler.', f'{inner}position_ids')
+  ignored = ('lm_head.', f'{prefix}pooler.', f'{inner}position_ids')
+  parts = {
+    **_ROBERTA_ENCODER,
+    'attention_norm': 'attention.self_attn_layer_norm',
+    'feed_forward_norm': 'LayerNorm',
+  }
+  prefix += 'encoder.'
   return Layout(
     tables={
       'encoder_embedding': inner + 'word_embeddings.weight',
       'encoder_positions': inner + 'position_embeddings.weight',
       'encoder_types': inner + 'token_type_embeddings.weight',
     },
-    norms={'encoder': prefix + 'encoder.LayerNorm'},
-    layers={'encoder': prefix + 'encoder.layer.{}'},
-    parts={
-      'encoder': {
-        **ROBERTA_ENCODER,
-        'attention_norm': 'attention.self_attn_layer_norm',
-        'feed_forward_norm': 'LayerNorm',
-      },
-    },
+    stacks={'encoder': Stack(prefix + 'LayerNorm', prefix + 'layer.{}', parts)},
     aliases={},
-    ignored=tuple(k for k in keys if k.startswith(apart)),
+    ignored=tuple(k for k in keys if k.startswith(ignored)),
   )
 
 

@@ -52,12 +52,6 @@ class CheckpointReader:
     """Releases Orbax's threads."""
     self.orbax.close()
 
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception) -> None:
-    self.close()
-
   def latest_step(self) -> int | None:
     """Returns the newest step, or None."""
     return self.orbax.latest_step()
@@ -113,21 +107,22 @@ class CheckpointReader:
   def _saved(self, step: int, items) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns `params/lm_head` -> shape and dtype, of the items' arrays."""
     sums = self._unsealed(step)[1]
-    if sums is None:
-      return self._read(step, lambda: self._described_by_orbax(step, items))
-    return {
-      name: checksums.parse_array_type(text.split()[0])
-      for name, text in sums.items()
-      if name.split('/')[0] in items
-    }
+    if sums is not None:
+      return {
+        name: checksums.parse_array_type(text.split()[0])
+        for name, text in sums.items()
+        if name.split('/')[0] in items
+      }
 
-  def _described_by_orbax(self, step: int, items) -> dict:
-    saved = self.orbax.item_metadata(step)
-    trees = {name: getattr(saved[name], 'tree', saved[name]) for name in items}
-    return {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype)
-      for name, x in checksums.flatten_named(trees).items()
-    }
+    def describe():
+      saved = self.orbax.item_metadata(step)
+      trees = {x: getattr(saved[x], 'tree', saved[x]) for x in items}
+      return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        for name, x in checksums.flatten_named(trees).items()
+      }
+
+    return self._read(step, describe)
 
   # --- Arrays
 
@@ -275,7 +270,7 @@ def open_step(
       f'no {paths.CHECKPOINTS}/ in MODEL_DIR = {model_dir!r}, nor a '
       'config.json of Hugging Face weights'
     )
-  with CheckpointReader(model_dir) as checkpoints:
+  with contextlib.closing(CheckpointReader(model_dir)) as checkpoints:
     steps = checkpoints.all_steps()
     if not steps or at_step not in (None, *steps):
       raise FileNotFoundError(
@@ -302,7 +297,7 @@ def latest_step(model_dir: str) -> int | None:
     )
   if not paths.find_checkpoint_dir(model_dir).is_dir():
     return None
-  with CheckpointReader(model_dir) as checkpoints:
+  with contextlib.closing(CheckpointReader(model_dir)) as checkpoints:
     return checkpoints.latest_step()
 
 

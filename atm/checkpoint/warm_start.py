@@ -92,7 +92,7 @@ def _open_xlmr(directory: str, hf_config: dict) -> EncoderSource:
   tree['encoder_positions'] = jax.ShapeDtypeStruct(rows, np.float32)
   folder = hf_folder.WeightFolder(directory)
   reader = hf_folder.WeightReader(
-    folder, hf_keys.make_xlmr_layout(folder.files), tree
+    folder, hf_keys.make_xlmr_layout(folder.tensors), tree
   )
 
   def read(path):

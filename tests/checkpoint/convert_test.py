@@ -1,5 +1,6 @@
 """Import and export: identities, faults that are named, memory."""
 
+import functools
 import json
 import os
 import shutil
@@ -28,8 +29,8 @@ def quiet(text):
 
 
 def tensors(folder):
-  files = hf_folder.WeightFolder(str(folder)).files
-  return {key: file.read(key) for key, file in files.items()}
+  opened = hf_folder.WeightFolder(str(folder)).tensors
+  return {key: tensor.read() for key, tensor in opened.items()}
 
 
 def one():
@@ -373,17 +374,14 @@ def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
   with open(folder / 'config.json', 'w') as f:
     json.dump(described, f)
   like = parameters.abstract_params(AlexaTM(config), one(), sharding.Rules())
-  shapes = {}
+  weights = {}
   for path, x in traverse_util.flatten_dict(like).items():
     keys = hf_keys.ALEXATM.keys(path, x.shape)
     for key in keys:
-      shapes[key] = (
-        hf_folder.hf_shape(path, x.shape),
-        np.float32,
-      )
-  hf_folder.write_shards(
-    str(folder), shapes, lambda k: np.zeros(*shapes[k]), shard_bytes=1 << 27
-  )
+      shape = hf_folder.hf_shape(path, x.shape)
+      zeros = functools.partial(np.zeros, shape, np.float32)
+      weights[key] = hf_folder.Tensor(shape, np.float32, zeros)
+  hf_folder.write_shards(str(folder), weights, shard_bytes=1 << 27)
   code = f"""
 from atm.checkpoint import convert
 lines = []
@@ -400,7 +398,7 @@ print(lines[0])
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   peak, said = done.stdout.splitlines()[:2]
-  total = sum(4 * np.prod(s) for s, _ in shapes.values()) / 2**30
+  total = sum(4 * np.prod(s) for s, *_ in weights.values()) / 2**30
   largest = 54 * 4 * 512 * 2048 / 2**30
   assert total > 1.3 and 'GiB to read' in said
   assert float(peak) < 2 * largest + 1

@@ -29,6 +29,11 @@ def test_config_json_is_read_as_it_was_written(ties):
   )  # fmt: skip
   written = hf_keys.config_to_hf(config)
   assert hf_keys.config_from_hf(written) == config
+  tied = written['share_embeddings'], written['tie_word_embeddings']
+  assert tied == (
+    ties in ('embeddings', 'all'),
+    ties in ('decoder_head', 'all'),
+  )
   assert written['num_hidden_layers'] == 3 == written['encoder_layers']
 
 
@@ -58,4 +63,4 @@ def test_heads_of_an_xlmr_are_ignored():
   assert layout.ignored == ('pooler.dense.bias',)
   layout = hf_keys.make_xlmr_layout(headed)
   assert set(layout.ignored) == {'roberta.pooler.dense.bias', 'lm_head.bias'}
-  assert layout.norms == {'encoder': 'roberta.encoder.LayerNorm'}
+  assert layout.stacks['encoder'].norm == 'roberta.encoder.LayerNorm'
