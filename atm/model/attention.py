@@ -5,12 +5,12 @@ B batch, T queries, S keys, H heads, K head dimension.
 | implementation | what | where |
 | --- | --- | --- |
 | einsum | whole [B, H, T, S] weights, differentiated by JAX | anywhere |
-| rows | some rows at a time, their weights made again in the backward | CPU |
+| rows | some batch rows at a time; the backward computes weights again | CPU |
 | splash | Pallas kernel with segment ids | TPU; not run on one by us |
 | cudnn | jax.nn.dot_product_attention | GPU; cuDNN not run by us |
 
-All give the same within rounding, but on queries that may look nowhere: those
-are padding, and what they give is nobody's input.
+All agree within rounding, except on queries that may attend to nothing: those
+are padding, and nothing reads their result.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from atm.model import remat
 from atm.model.matmul import on_tpu, transpose
 from atm.parallel import sharding
 
-MASKED = -1e9  # finite: a row that may look nowhere gives no NaN
+MASKED = -1e9  # finite: -inf would make NaN of a query that sees no key
 IMPLEMENTATIONS = ('auto', 'einsum', 'rows', 'splash', 'cudnn')
-# Names of what its backward pass reads, for remat: heads are products' results.
-HEADS, ATTENTION = 'heads', 'attention'
 BLOCK = 128  # splash: lengths and head dimension become multiples of this
 ROWS_BYTES = 16 * 2**20  # rows: scores made at a time; fit a CPU's last cache
 
 
 @flax.struct.dataclass
 class AttentionMask:
-  """Who may look at whom.
+  """Attention mask: which queries may attend to which keys.
+
+  Kept as segment ids, of which splash makes its own mask, block by block.
 
   Attributes:
     query_segments: [B, T] integers; a query sees keys of its own segment.
     key_segments: [B, S] integers.
-    causal: a query sees no key that stands behind it.
+    causal: a query sees no key at a later position.
   """
 
   query_segments: jax.Array
@@ -46,60 +47,61 @@ class AttentionMask:
   causal: bool = flax.struct.field(pytree_node=False, default=False)
 
   def mask(self) -> jax.Array:
-    """[B, 1, T, S] bool."""
-    see = self.query_segments[:, :, None] == self.key_segments[:, None, :]
+    """Returns the mask as bool [B, 1, T, S]; True: may attend."""
+    visible = self.query_segments[:, :, None] == self.key_segments[:, None, :]
     if self.causal:
       last = jnp.arange(self.query_segments.shape[1])[:, None]
-      see &= last >= jnp.arange(self.key_segments.shape[1])
-    return see[:, None]
+      visible &= last >= jnp.arange(self.key_segments.shape[1])
+    return visible[:, None]
 
 
 def dot_product_attention(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  sight: AttentionMask,
+  mask: AttentionMask,
   dropout=None,
   scores_float32: bool = True,
   implementation: str = 'auto',
 ) -> jax.Array:
-  """softmax(q k' / sqrt(K)) v.
+  """Computes softmax(q k' / sqrt(K)) v (Vaswani et al., 2017).
 
   Args:
     query: [B, T, H, K].
     key: [B, S, H, K].
     value: [B, S, H, K].
-    sight: who may look at whom.
+    mask: which queries may attend to which keys.
     dropout: applied to the weights [B, H, T, S]; None does nothing.
     scores_float32: compute scores and softmax in float32, else in the dtype of
       `query`.
-    implementation: one of IMPLEMENTATIONS, 'auto' is `choose_implementation`'s.
+    implementation: one of IMPLEMENTATIONS; 'auto': `choose_implementation`.
 
   Returns:
     [B, T, H, K] in the dtype of `query`.
   """
-  query, key, value = (checkpoint_name(x, HEADS) for x in (query, key, value))
+  query, key, value = (
+    checkpoint_name(x, remat.HEADS) for x in (query, key, value)
+  )
   low = not scores_float32 and query.dtype != jnp.float32
   if dropout is not None or low:
-    implementation = 'einsum'
+    implementation = 'einsum'  # the kernels know neither
   if implementation == 'auto':
-    implementation = choose_implementation(query, key)
+    implementation = choose_implementation(query)
   if implementation == 'einsum':
-    return einsum_attention(query, key, value, sight, dropout, scores_float32)
+    return einsum_attention(query, key, value, mask, dropout, scores_float32)
   compute = {
     'rows': rowwise_attention,
     'splash': splash_attention,
     'cudnn': cudnn_attention,
   }[implementation]
-  return run_on_shards(compute, query, key, value, sight)
+  return run_on_shards(compute, query, key, value, mask)
 
 
-def choose_implementation(query, key) -> str:
-  """What 'auto' stands for: splash on TPU, cudnn on GPU, rows on a CPU.
+def choose_implementation(query) -> str:
+  """Returns 'splash' on TPU, 'cudnn' on GPU, 'rows' on one CPU device.
 
-  cudnn takes half precision only: einsum in float32. Simulated CPU devices have
-  einsum, too. Dropout on attention weights and scores in half precision are
-  einsum's, whatever was asked for.
+  Otherwise 'einsum': in float32 on GPU, since cuDNN takes half precision only,
+  and on simulated CPU devices.
   """
   platform, devices = sharding.current_target()
   if platform == 'tpu':
@@ -110,25 +112,24 @@ def choose_implementation(query, key) -> str:
   return 'einsum' if devices > 1 else 'rows'
 
 
-def run_on_shards(
-  compute, query, key, value, sight: AttentionMask
-) -> jax.Array:
-  """`compute` on the rows and heads that each device of the mesh has."""
+def run_on_shards(compute, query, key, value, mask: AttentionMask) -> jax.Array:
+  """Runs `compute` on the batch rows and heads that each device holds.
+
+  GSPMD cannot partition a kernel, nor a loop over batch rows.
+  """
   rules = sharding.current_rules()
   if rules is None or sharding.current_target()[1] == 1:
-    return compute(query, key, value, sight)
+    return compute(query, key, value, mask)
   x, ids = rules.spec('batch', None, 'heads', None), rules.spec('batch', None)
   return jax.shard_map(
     compute, in_specs=(x, x, x, ids), out_specs=x, check_vma=False
-  )(query, key, value, sight)
+  )(query, key, value, mask)
 
 
-def attend_to_cache(
-  query, keys, values, mask, scores_float32=True
-) -> jax.Array:
-  """Attention of few queries to the keys and values of a cache.
+def attend_to_cache(query, keys, values, mask, scores_float32=True):
+  """Computes attention of few queries to the keys and values of a cache.
 
-  The rows that share an input's keys are queries of one product.
+  The batch rows that share an input's keys are queries of one product.
 
   Args:
     query: [R, n, H, K].
@@ -144,16 +145,11 @@ def attend_to_cache(
   query = query.reshape(len(keys), -1, H, K)
   t = query.shape[1]
   if t == 1 and on_tpu():
-    # One row XLA multiplies by the vector unit, in thrice the cycles.
+    # XLA multiplies one row in the vector unit, which takes thrice the cycles
+    # of the matrix unit with a second row of zeros.
     query = jnp.pad(query, ((0, 0), (0, 1), (0, 0), (0, 0)))
-  scores = jnp.einsum(
-    'bthk,bhks->bhts',
-    query,
-    keys,
-    preferred_element_type=jnp.float32 if scores_float32 else query.dtype,
-  )
-  scores = jnp.where(mask[:, None], scores * K**-0.5, MASKED)
-  weights = jax.nn.softmax(scores).astype(query.dtype)
+  scores = _scores('bthk,bhks->bhts', query, keys, scores_float32)
+  weights = _softmax(mask[:, None], scores * K**-0.5, query.dtype)
   # As an einsum to [b, t, h, k] the CPU's operands are swapped, which takes it
   # up to 13 times as long where several queries share their keys.
   out = (weights @ values)[:, :, :t]
@@ -161,83 +157,85 @@ def attend_to_cache(
 
 
 def einsum_attention(
-  query, key, value, sight, dropout=None, scores_float32=True
+  query, key, value, mask: AttentionMask, dropout=None, scores_float32=True
 ):
-  """All weights at once."""
+  """Computes attention with all weights [B, H, T, S] in memory at once."""
+  scores = _scores('bthk,bshk->bhts', query, key, scores_float32)
   scale = query.shape[-1] ** -0.5
-  scores = jnp.einsum(
-    'bthk,bshk->bhts',
-    query,
-    key,
-    preferred_element_type=jnp.float32 if scores_float32 else query.dtype,
-  )
-  scores = jnp.where(sight.mask(), scores * scale, MASKED)
-  weights = jax.nn.softmax(scores).astype(query.dtype)
+  weights = _softmax(mask.mask(), scores * scale, query.dtype)
   if dropout is not None:
     weights = dropout(weights)
   out = jnp.einsum('bhts,bshk->bthk', weights, value)
-  return checkpoint_name(out, ATTENTION)
+  return checkpoint_name(out, remat.ATTENTION)
 
 
-# --- A few rows at a time, for the CPU
+def _scores(axes: str, query, key, scores_float32: bool):
+  dtype = jnp.float32 if scores_float32 else query.dtype
+  return jnp.einsum(axes, query, key, preferred_element_type=dtype)
 
 
-def rowwise_attention(query, key, value, sight: AttentionMask) -> jax.Array:
-  """Attention that never holds [B, H, T, S], nor keeps it for the backward.
+def _softmax(mask, scores, dtype):
+  return jax.nn.softmax(jnp.where(mask, scores, MASKED)).astype(dtype)
 
-  Each turn of a loop makes the scores of so many rows as fit ROWS_BYTES, so
-  they stay in the cache; the backward pass makes them again from the greatest
-  score and the sum of each query (FlashAttention's way). The backward makes
-  them keys by queries, [b, H, S, T], which leaves one product of the seven that
-  needs a transposed operand, see products.py. All is computed in float32.
-  """
-  return _rowwise(query, key, value, sight)
+
+# --- A few batch rows at a time, for the CPU
 
 
 @jax.custom_vjp
-def _rowwise(query, key, value, sight):
-  return _rowwise_forward(query, key, value, sight)[0]
+def rowwise_attention(query, key, value, mask: AttentionMask) -> jax.Array:
+  """Computes attention in float32, never holding [B, H, T, S].
+
+  Each turn of a loop makes the scores of as many batch rows as fit ROWS_BYTES,
+  so they stay in the CPU's cache. As FlashAttention does (Dao et al., 2022),
+  the backward pass makes them again, from the greatest score and the sum of
+  each query.
+  """
+  return _rowwise_forward(query, key, value, mask)[0]
 
 
-def _rowwise_forward(query, key, value, sight):
-  out, top, total = _map_rows(_forward_rows, (query, key, value, sight))
-  out, top, total = (checkpoint_name(x, ATTENTION) for x in (out, top, total))
-  return out, (query, key, value, sight, out, top, total)
+def _rowwise_forward(query, key, value, mask):
+  outputs = _map_rows(_forward_rows, (query, key, value, mask))
+  outputs = [checkpoint_name(x, remat.ATTENTION) for x in outputs]
+  return outputs[0], (query, key, value, mask, *outputs)
 
 
-def _rowwise_backward(kept, slope):
-  return *_map_rows(_backward_rows, (*kept, slope)), None
+def _rowwise_backward(residuals, cotangent):
+  return *_map_rows(_backward_rows, (*residuals, cotangent)), None
 
 
-_rowwise.defvjp(_rowwise_forward, _rowwise_backward)
+rowwise_attention.defvjp(_rowwise_forward, _rowwise_backward)
 
 
 def _map_rows(compute, inputs):
-  """compute(*inputs), all [B, ...], some rows at a time."""
+  """Maps `compute` over blocks of batch rows of `inputs`, all [B, ...]."""
   query, key = inputs[:2]
   B, T, H, _ = query.shape
-  each = max(1, ROWS_BYTES // (4 * H * T * key.shape[1]))
-  each = max(n for n in range(1, min(each, B) + 1) if B % n == 0)
-  if each == B:
+  block = max(1, ROWS_BYTES // (4 * H * T * key.shape[1]))
+  # lax.map takes blocks of one size: the greatest divisor of B that fits.
+  block = max(n for n in range(1, min(block, B) + 1) if B % n == 0)
+  if block == B:
     return compute(*inputs)
-  cut = lambda x: x.reshape(B // each, each, *x.shape[1:])
-  join = lambda x: x.reshape(B, *x.shape[2:])
-  out = jax.lax.map(lambda part: compute(*part), jax.tree.map(cut, inputs))
-  return jax.tree.map(join, out)
+  split = lambda x: x.reshape(B // block, block, *x.shape[1:])
+  merge = lambda x: x.reshape(B, *x.shape[2:])
+  out = jax.lax.map(lambda part: compute(*part), jax.tree.map(split, inputs))
+  return jax.tree.map(merge, out)
 
 
 def _heads_first(*arrays):
-  """[b, T, H, K] -> float32 [b, H, T, K]."""
+  """Yields [b, T, H, K] arrays as float32 [b, H, T, K]."""
   return (x.astype(jnp.float32).transpose(0, 2, 1, 3) for x in arrays)
 
 
-def _forward_rows(query, key, value, sight):
-  """(out [b, T, H, K], top and total [b, H, T, 1]) of a few rows."""
+def _forward_rows(query, key, value, mask):
+  """Returns the result [b, T, H, K], and each query's top and sum [b, H, T, 1].
+
+  Both are of exp(scores): the greatest score, and the sum that normalises.
+  """
   dtype = query.dtype
   query, key, value = _heads_first(query, key, value)
   query *= query.shape[-1] ** -0.5
   scores = jnp.einsum('bhtk,bhsk->bhts', query, key)
-  scores = jnp.where(sight.mask(), scores, MASKED)
+  scores = jnp.where(mask.mask(), scores, MASKED)
   top = scores.max(-1, keepdims=True)
   powers = jnp.exp(scores - top)
   total = powers.sum(-1, keepdims=True)
@@ -245,88 +243,85 @@ def _forward_rows(query, key, value, sight):
   return out.transpose(0, 2, 1, 3).astype(dtype), top, total
 
 
-def _backward_rows(query, key, value, sight, out, top, total, slope):
-  """Gradients of query, key and value of a few rows."""
+def _backward_rows(query, key, value, mask, out, top, total, cotangent):
+  """Returns the gradients of query, key and value, each [b, ..., H, K]."""
   dtype, scale = query.dtype, query.shape[-1] ** -0.5
-  query, key, value, out, slope = _heads_first(query, key, value, out, slope)
-  query, slope = query * scale, slope / total
-  mean, top = (slope * out).sum(-1)[..., None, :], top.swapaxes(-1, -2)
+  query, key, value, out, cotangent = _heads_first(
+    query, key, value, out, cotangent
+  )
+  query, cotangent = query * scale, cotangent / total
+  mean, top = (cotangent * out).sum(-1)[..., None, :], top.swapaxes(-1, -2)
+  # Scores are keys by queries, [b, H, S, T]: that leaves one product of seven
+  # that needs a transposed operand, which a CPU is slow in (matmul.py).
   scores = jnp.einsum('bhsk,bhtk->bhst', key, query)
-  scores = jnp.where(sight.mask().swapaxes(-1, -2), scores, MASKED)
+  scores = jnp.where(mask.mask().swapaxes(-1, -2), scores, MASKED)
   powers = jnp.exp(scores - top)
-  value_slope = jnp.einsum('bhst,bhtk->bhsk', powers, slope)
-  score_slope = powers * (jnp.einsum('bhsk,bhtk->bhst', value, slope) - mean)
-  key_slope = jnp.einsum('bhst,bhtk->bhsk', score_slope, query)
-  # As written: an einsum to [b, h, T, K] would swap the operands.
-  query_slope = transpose(key * scale) @ score_slope  # [b, H, K, T]
-  slopes = query_slope.swapaxes(-1, -2), key_slope, value_slope
-  return tuple(x.transpose(0, 2, 1, 3).astype(dtype) for x in slopes)
+  value_grad = jnp.einsum('bhst,bhtk->bhsk', powers, cotangent)
+  # Softmax's: weights times (their cotangent less the weighted mean of all).
+  score_grad = powers * (jnp.einsum('bhsk,bhtk->bhst', value, cotangent) - mean)
+  key_grad = jnp.einsum('bhst,bhtk->bhsk', score_grad, query)
+  # As written: XLA would swap the operands of an einsum to [b, h, T, K].
+  query_grad = transpose(key * scale) @ score_grad  # [b, H, K, T]
+  grads = query_grad.swapaxes(-1, -2), key_grad, value_grad
+  return tuple(x.transpose(0, 2, 1, 3).astype(dtype) for x in grads)
 
 
 # --- Kernels of accelerators
 
 
 def splash_attention(
-  query, key, value, sight: AttentionMask, interpret=False
+  query, key, value, mask: AttentionMask, interpret=False
 ) -> jax.Array:
-  """JAX's Pallas kernel for TPUs; not run on TPU hardware by us.
+  """Runs JAX's Pallas kernel for TPUs; not run on TPU hardware by us.
 
   Lengths and head dimension are padded to multiples of BLOCK, with a segment
-  of their own. What its backward pass reads is named SAVED.
+  of their own. `interpret` runs it on a CPU, for tests.
   """
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-    splash_attention_mask,
-  )
+  # Imported here: it takes half a second, and most runs are not for TPUs.
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   T, H, K = query.shape[1:]
-  of_queries, of_keys = (
-    _pad_to_block(x, fill=-1)
-    for x in (sight.query_segments, sight.key_segments)
+  segments = splash.SegmentIds(
+    _pad_to_block(mask.query_segments, fill=-1),
+    _pad_to_block(mask.key_segments, fill=-1),
   )
   query, key, value = (
     _pad_to_block(_pad_to_block(x), axis=3).swapaxes(1, 2)
     for x in (query * K**-0.5, key, value)
   )
   shape = query.shape[2], key.shape[2]
-  whole = splash_attention_mask.FullMask(shape)
-  if sight.causal:
-    whole = splash_attention_mask.CausalMask(shape)
-  kernel = splash_attention_kernel.make_splash_mha_single_device(
-    splash_attention_mask.MultiHeadMask([whole] * H),
+  head_mask = (splash.CausalMask if mask.causal else splash.FullMask)(shape)
+  kernel = splash.make_splash_mha_single_device(
+    splash.MultiHeadMask([head_mask] * H),
     block_sizes=_splash_blocks(*shape),
-    residual_checkpoint_name=ATTENTION,
+    residual_checkpoint_name=remat.ATTENTION,
     interpret=interpret,
   )
-  segments = splash_attention_kernel.SegmentIds(of_queries, of_keys)
   out = jax.vmap(kernel)(query, key, value, segments)
   return out.swapaxes(1, 2)[:, :T, :, :K].astype(query.dtype)
 
 
 def _pad_to_block(x, axis: int = 1, fill: int = 0):
-  """x with `axis` filled up to a multiple of BLOCK."""
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, -x.shape[axis] % BLOCK)
   return jnp.pad(x, widths, constant_values=fill)
 
 
 def _splash_blocks(T: int, S: int):
-  """Blocks that divide T and S; the backward's two kernels in one.
+  """Returns block sizes that divide T and S.
 
   Few large blocks, and one kernel for all gradients, take three fifths of the
   instructions that 512 x 512 and two kernels take, by the compiler's schedules
   for v4, v5e, v5p and v6e; see docs/pods.md.
   """
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
 
   largest = lambda n, limit: max(
     b for b in range(BLOCK, limit + 1, BLOCK) if n % b == 0
   )
   q, kv = largest(T, 1024), largest(S, 1024)
   compute = largest(kv, 512)
-  return splash_attention_kernel.BlockSizes(
+  return BlockSizes(
     block_q=q, block_kv=kv, block_kv_compute=compute,
     block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=compute,
     use_fused_bwd_kernel=True,
@@ -334,13 +329,13 @@ def _splash_blocks(T: int, S: int):
 
 
 def cudnn_attention(
-  query, key, value, sight: AttentionMask, kernel='cudnn'
+  query, key, value, mask: AttentionMask, kernel='cudnn'
 ) -> jax.Array:
-  """jax.nn's attention by cuDNN; the kernel itself not run by us.
+  """Runs jax.nn's attention by cuDNN; the kernel itself not run by us.
 
-  It takes the mask as [B, 1, T, S]. `kernel` 'xla' is for tests on a CPU.
+  cuDNN takes the mask as [B, 1, T, S]. `kernel` 'xla' is for tests on a CPU.
   """
   out = jax.nn.dot_product_attention(
-    query, key, value, mask=sight.mask(), implementation=kernel
+    query, key, value, mask=mask.mask(), implementation=kernel
   )
-  return checkpoint_name(out, ATTENTION)
+  return checkpoint_name(out, remat.ATTENTION)

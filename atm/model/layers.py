@@ -1,13 +1,12 @@
-"""Layers and their parts; each reads what it needs of a model.Config.
+"""Layers and their parts; each reads what it needs of a `Config`.
 
-Letters as in model.py: B batch, S encoder length, T decoder length, D d_model,
-H heads, K head dimension, F feed-forward.
+Letters as in transformer.py: B batch, S encoder length, T decoder length,
+D d_model, H heads, K head dimension, F feed-forward.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -16,20 +15,27 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from atm.model import attention, matmul, remat
+from atm.model.config import Config
 from atm.parallel.sharding import constrain
 
-Config = Any  # a model.Config; model.py stands below this file
+# Initialisers, by the logical axes of what they make.
+zeros_init = functools.partial(
+  nn.with_logical_partitioning, nn.initializers.zeros
+)
+ones_init = functools.partial(
+  nn.with_logical_partitioning, nn.initializers.ones
+)
 
 
 def normal_init(config: Config, *axes: str):
-  """Initialiser N(0, init_std), with its logical axes."""
+  """Returns the initialiser N(0, init_std) of a matrix with logical axes."""
   return nn.with_logical_partitioning(
     nn.initializers.normal(config.init_std), axes
   )
 
 
 class Dense(nn.Module):
-  """y = x W + b over the last axis."""
+  """Affine layer y = x W + b over the last axis."""
 
   config: Config
   inputs: int
@@ -40,106 +46,105 @@ class Dense(nn.Module):
     c = self.config
     shape = (self.inputs, self.features)
     self.kernel = self.param('kernel', normal_init(c, *self.axes), shape)
+    # Over d_model a bias is too small to be worth splitting, as norms are.
     axis = 'vector' if self.axes[1] == 'embed' else self.axes[1]
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
-    self.bias = self.param('bias', zeros, (self.features,))
+    self.bias = self.param('bias', zeros_init((axis,)), (self.features,))
 
   def weights(self) -> tuple[jax.Array, jax.Array]:
-    """(W, b) in the dtype of activations."""
+    """Returns (W, b) in the dtype of activations."""
     dtype = self.config.dtype
     return self.kernel.astype(dtype), self.bias.astype(dtype)
 
   def __call__(self, x, axes: int = 1):
-    """[..., inputs] -> [..., features]; inputs may be several `axes` of x."""
+    """Maps [..., inputs] to [..., features]; inputs may be several `axes`."""
     return matmul.affine(x, self.weights(), axes=axes)[0]
 
 
 class LayerNorm(nn.Module):
-  """Layer norm over D, with scale and bias.
+  """Layer norm over D, with scale and bias; see `normalize`.
 
-  See `normalize`; `norm` 'uncentred' is as the released AlexaTM has it. With
-  `norm_float32` all but scale and bias is computed in float32, and cast back
-  before them.
+  With `norm_float32` all but scale and bias is computed in float32, and cast
+  back before them.
   """
 
   config: Config
 
   @nn.compact
-  def __call__(self, x, known=None):
-    """Normalizes x [..., D]; `known`: its `norm_moments` if computed before."""
+  def __call__(self, x, moments=None):
+    """Normalises x [..., D]; `moments`: its `norm_moments`, if known."""
     c, dtype = self.config, x.dtype
-    ones = nn.with_logical_partitioning(nn.initializers.ones, ('vector',))
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('vector',))
+    ones, zeros = ones_init(('vector',)), zeros_init(('vector',))
     scale = self.param('scale', ones, x.shape[-1:]).astype(dtype)
     bias = self.param('bias', zeros, x.shape[-1:]).astype(dtype)
-    x = normalize(x, known or norm_moments(x, c), scale, bias, c.norm)
+    x = normalize(x, moments or norm_moments(x, c), scale, bias, c.norm)
     return checkpoint_name(x, remat.NORM)
 
 
-def norm_moments(x, config) -> tuple[jax.Array, jax.Array]:
-  """Mean and spread of x [..., D], each [...], for the norm that reads x.
+def norm_moments(x, config: Config) -> tuple[jax.Array, jax.Array]:
+  """Returns mean and spread of x [..., D], each [...], for the norm's input.
 
   spread = rsqrt(second + eps); `second` is the variance (`norm` 'standard') or
-  the mean of x^2 ('uncentred'). Both come of the sums of x and x^2, one pass
-  over x; the variance is the mean of x^2 less mean^2, with mean^2 / variance
-  times the rounding of float32, or of x without `norm_float32`. They have no
-  gradient: `normalize` has all of it.
+  the mean of x^2 ('uncentred', as the released AlexaTM has it). The variance's
+  error is mean^2 / variance times the rounding of float32, or of x without
+  `norm_float32`. No gradient: `normalize` has all of it.
   """
   x = jax.lax.stop_gradient(x)
   y = x.astype(jnp.float32 if config.norm_float32 else x.dtype)
+  # E[x^2] - E[x]^2: both sums in one pass over x; about the mean it takes two.
   mean, second = y.mean(-1), jnp.square(y).mean(-1)
   if config.norm == 'standard':
-    second = jnp.maximum(second - jnp.square(mean), 0)
+    second = jnp.maximum(second - jnp.square(mean), 0)  # rounding: below 0
   spread = jax.lax.rsqrt(second + config.norm_eps)
-  return checkpoint_name(mean, remat.MOMENTS), checkpoint_name(
-    spread, remat.MOMENTS
-  )
+  mean, spread = (checkpoint_name(m, remat.MOMENTS) for m in (mean, spread))
+  return mean, spread
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def normalize(x, known, scale, bias, norm: str) -> jax.Array:
-  """(x - mean) * spread * scale + bias.
+def normalize(x, moments, scale, bias, norm: str) -> jax.Array:
+  """Computes (x - mean) * spread * scale + bias (Ba et al., 2016).
 
   The backward's four sums are one pass; it reads x, mean and spread: two
   numbers a position, which remat keeps.
 
   Args:
     x: [..., D].
-    known: x's `norm_moments`; their dtype is that of all but scale and bias.
+    moments: x's `norm_moments`; their dtype is that of all but scale and bias.
     scale, bias: [D].
-    norm: what `norm_moments` had.
+    norm: `Config.norm`, as `norm_moments` read it.
   """
-  return _normalize_forward(x, known, scale, bias, norm)[0]
+  return _normalize_forward(x, moments, scale, bias, norm)[0]
 
 
-def _normalize_forward(x, known, scale, bias, norm):
-  mean, spread = known
+def _normalize_forward(x, moments, scale, bias, norm):
+  mean, spread = moments
   y = x.astype(mean.dtype)
   y = ((y - mean[..., None]) * spread[..., None]).astype(x.dtype)
   y = y * scale + bias
-  if not matmul.on_cpu():
+  if not matmul.on_one_cpu():
     # A TPU would compute it inside each product that reads it, which slows
     # them by more than the pass over memory it spares.
     y = jax.lax.optimization_barrier(y)
   return y, (x, scale, mean, spread)
 
 
-def _normalize_backward(norm, kept, slope):
-  x, scale, mean, spread = kept
-  if not (matmul.on_cpu() or matmul.fuses_sums()):
-    slope = jax.lax.optimization_barrier(slope)
+def _normalize_backward(norm, residuals, cotangent):
+  x, scale, mean, spread = residuals
+  if not (matmul.on_one_cpu() or matmul.fuses_sums()):
+    # Else XLA makes the sums below inside the product that gives `cotangent`.
+    cotangent = jax.lax.optimization_barrier(cotangent)
   wide = mean.dtype
   y, mean, spread = x.astype(wide), mean[..., None], spread[..., None]
   unit = (y - mean) * spread
-  slope, rows = slope.astype(wide), tuple(range(x.ndim - 1))
-  bias_slope, scale_slope = slope.sum(rows), (slope * unit).sum(rows)
-  slope *= scale.astype(wide)
-  average = slope.mean(-1, keepdims=True)
-  along = (slope * unit).mean(-1, keepdims=True)
-  of_spread = unit if norm == 'standard' else y * spread
-  x_slope = (slope - average - of_spread * along) * spread
-  vectors = (s.astype(scale.dtype) for s in (scale_slope, bias_slope))
-  return x_slope.astype(x.dtype), None, *vectors
+  cotangent, rows = cotangent.astype(wide), tuple(range(x.ndim - 1))
+  bias_grad, scale_grad = cotangent.sum(rows), (cotangent * unit).sum(rows)
+  cotangent *= scale.astype(wide)
+  average = cotangent.mean(-1, keepdims=True)
+  along = (cotangent * unit).mean(-1, keepdims=True)
+  # d spread / d x: of the variance it is about the mean, of E[x^2] about 0.
+  spread_grad = unit if norm == 'standard' else y * spread
+  x_grad = (cotangent - average - spread_grad * along) * spread
+  vectors = (grad.astype(scale.dtype) for grad in (scale_grad, bias_grad))
+  return x_grad.astype(x.dtype), None, *vectors
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
@@ -160,32 +165,23 @@ class Attention(nn.Module):
     self.weights_dropout = nn.Dropout(c.attention_dropout)
 
   def project(self, x, *names: str) -> tuple[jax.Array, ...]:
-    """[B, T, D] -> [B, T, H, K] for each of 'query', 'key' and 'value'."""
+    """Maps [B, T, D] to [B, T, H, K] for each of 'query', 'key', 'value'."""
     weights = [getattr(self, name).weights() for name in names]
     heads = matmul.affine(x, *weights, heads=self.heads)
     return tuple(constrain(y, 'batch', 'length', 'heads', None) for y in heads)
 
-  def __call__(self, query, keys, values, sight, deterministic):
+  def __call__(self, query, keys, values, mask, deterministic):
     """Attends from queries [B, T, H, K] to [B, S, H, K]; returns [B, T, D]."""
     c, drop = self.config, None
     if c.attention_dropout and not deterministic:
       drop = functools.partial(self.weights_dropout, deterministic=False)
     y = attention.dot_product_attention(
-      query, keys, values, sight, drop, c.scores_float32, c.attention
+      query, keys, values, mask, drop, c.scores_float32, c.attention
     )
     return self.out(y, axes=2)
 
   def cached(self, query, keys, values, mask):
-    """As __call__, over the keys and values of a cache.
-
-    Args:
-      query: [R, n, H, K].
-      keys, values: [B, H, K, S], [B, H, S, K]; R a multiple of B.
-      mask: [B, n or 1, S] bool.
-
-    Returns:
-      [R, n, D].
-    """
+    """Attends as `attention.attend_to_cache` does; returns [R, n, D]."""
     scores_float32 = self.config.scores_float32
     y = attention.attend_to_cache(query, keys, values, mask, scores_float32)
     return self.out(y, axes=2)
@@ -193,25 +189,24 @@ class Attention(nn.Module):
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-  """x Phi(x), exact, by erf (Hendrycks and Gimpel, 2016); computed in float32.
+  """Computes x Phi(x) exactly, by erf in float32 (Hendrycks and Gimpel, 2016).
 
-  Its gradient, slope (Phi(x) + x phi(x)), reads x alone: JAX's own would keep
-  float32 arrays of the feed-forward's width.
+  The gradient, cotangent (Phi(x) + x phi(x)), reads x alone: JAX's own would
+  keep float32 arrays of the feed-forward's width.
   """
-  return _gelu_parts(x)[0].astype(x.dtype)
+  return _gelu_and_derivative(x)[0].astype(x.dtype)
 
 
-def _gelu_parts(x):
-  """x Phi(x), and what it rises by."""
+def _gelu_and_derivative(x):
   y = x.astype(jnp.float32)
   below = 0.5 * (1 + jax.lax.erf(y * 0.5**0.5))
   density = jnp.exp(-0.5 * jnp.square(y)) * (2 * jnp.pi) ** -0.5
   return y * below, below + y * density
 
 
-def _gelu_backward(x, slope):
-  rise = _gelu_parts(x)[1]
-  return ((rise * slope.astype(jnp.float32)).astype(x.dtype),)
+def _gelu_backward(x, cotangent):
+  derivative = _gelu_and_derivative(x)[1]
+  return ((derivative * cotangent.astype(jnp.float32)).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
@@ -219,31 +214,34 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 @jax.custom_vjp
 def gelu_matmul(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
-  """gelu(x) W + b as TPUs are fast in it: x [..., F], W [F, D], b [D].
+  """Computes gelu(x) W + b in the form TPUs are fast in.
 
-  Forward GELU belongs to the product that makes x, backward to those that read
-  it. Left alone, XLA applies it forward to this product's operand, tile by
-  tile, and on v6e takes nearly twice the product's time.
+  x [..., F], W [F, D], b [D]. Forward GELU belongs to the product that makes
+  x, backward to those that read it.
   """
+  # Without a barrier XLA applies GELU to this product's operand, tile by tile,
+  # and on v6e takes nearly twice the product's time.
   return jnp.tensordot(jax.lax.optimization_barrier(gelu(x)), w, 1) + b
 
 
-def _gelu_product_backward(kept, slope):
-  x, w = kept
-  active, rise = _gelu_parts(x)
+def _gelu_matmul_backward(residuals, cotangent):
+  x, w = residuals
+  active, derivative = _gelu_and_derivative(x)
   rows = tuple(range(x.ndim - 1))
-  w_slope = jnp.tensordot(active.astype(x.dtype), slope, (rows, rows))
-  x_slope = jnp.tensordot(slope, w, (-1, 1), preferred_element_type=jnp.float32)
-  return (rise * x_slope).astype(x.dtype), w_slope, slope.sum(rows)
+  w_grad = jnp.tensordot(active.astype(x.dtype), cotangent, (rows, rows))
+  x_grad = jnp.tensordot(
+    cotangent, w, (-1, 1), preferred_element_type=jnp.float32
+  )
+  return (derivative * x_grad).astype(x.dtype), w_grad, cotangent.sum(rows)
 
 
 gelu_matmul.defvjp(
-  lambda x, w, b: (gelu_matmul(x, w, b), (x, w)), _gelu_product_backward
+  lambda x, w, b: (gelu_matmul(x, w, b), (x, w)), _gelu_matmul_backward
 )
 
 
 class FeedForward(nn.Module):
-  """D -> F -> D with exact (erf) GELU."""
+  """Feed-forward block D -> F -> D with exact (erf) GELU."""
 
   config: Config
   width: int
@@ -262,21 +260,18 @@ class FeedForward(nn.Module):
     return down(x)
 
 
-CACHE_AXES = (3, 1), (1, 3)  # of keys and values in a cache, behind their heads
-
-
 @flax.struct.dataclass
 class KVCache:
-  """What one decoder layer keeps of the positions it has read.
+  """Keys and values of the positions that one decoder layer has read.
 
-  An explicit pytree of which the row is the unit. Several rows may read one
-  encoder input, as samples do: R rows, B encoder inputs, R a multiple of B, and
-  the rows of an input stand together. The T slots of a row are positions; or,
-  of beams, what all of an input's have written.
+  An explicit pytree, one entry a batch row. Several rows may read one encoder
+  input, as samples do: R rows, B encoder inputs, R a multiple of B, and the
+  rows of an input are adjacent. The T slots of a row are positions; with beam
+  search, all that an input's beams have written.
 
   Attributes:
-    self_keys, cross_keys: [R, H, K, T] and [B, H, K, S]: one query's product
-      with them reads rows.
+    self_keys, cross_keys: [R, H, K, T] and [B, H, K, S]: the product of one
+      query with them reads memory in order.
     self_values, cross_values: [R, H, T, K] and [B, H, S, K].
   """
 
@@ -285,8 +280,8 @@ class KVCache:
   cross_keys: jax.Array
   cross_values: jax.Array
 
-  def written(self, keys, values, slots) -> KVCache:
-    """With [R, n, H, K] keys and values at slots [R, n] of T."""
+  def write(self, keys, values, slots) -> KVCache:
+    """Returns the cache with [R, n, H, K] keys, values at slots [R, n] of T."""
     row = jnp.arange(len(slots))[:, None]
     return self.replace(
       self_keys=self.self_keys.at[row, :, :, slots].set(keys),
@@ -295,27 +290,30 @@ class KVCache:
 
 
 class EncoderLayer(nn.Module):
+  """Self-attention and feed-forward, each behind a norm (pre-LN)."""
+
   config: Config
 
   @nn.compact
-  def __call__(self, carry, sight, deterministic):
-    """For a scan: carries (x [B, S, D], its moments); returns (carry, None)."""
-    c, (x, known) = self.config, carry
+  def __call__(self, carry, mask, deterministic):
+    """Scan body: carries (x [B, S, D], its moments); returns (carry, None)."""
+    c, (x, moments) = self.config, carry
     drop = nn.Dropout(c.dropout, deterministic=deterministic)
-    h = LayerNorm(c, name='attention_norm')(x, known)
+    h = LayerNorm(c, name='attention_norm')(x, moments)
     attend = Attention(c, c.encoder_heads, name='attention')
     heads = attend.project(h, 'query', 'key', 'value')
-    x = x + drop(attend(*heads, sight, deterministic))
+    x = x + drop(attend(*heads, mask, deterministic))
     x = checkpoint_name(x, remat.STREAM)
     h = LayerNorm(c, name='feed_forward_norm')(x)
     feed_forward = FeedForward(c, c.encoder_ff, name='feed_forward')
     x = x + drop(feed_forward(h, deterministic))
     x = constrain(x, 'batch', 'length', 'hidden')
+    # Not by the next layer: here XLA can fuse the sums into the last product.
     return (x, norm_moments(x, c)), None
 
 
 class DecoderLayer(nn.Module):
-  """Self-attention, cross-attention, feed-forward."""
+  """Self-attention, cross-attention, feed-forward, each behind a norm."""
 
   config: Config
 
@@ -329,49 +327,45 @@ class DecoderLayer(nn.Module):
     self.feed_forward = FeedForward(c, c.decoder_ff)
     self.dropout = nn.Dropout(c.dropout)
 
-  def __call__(self, carry, encoded, sight, sight_encoded, deterministic):
-    """For a scan: carries (x [B, T, D], its moments); returns (carry, None)."""
-    x, known = carry
+  def __call__(self, carry, encoded, mask, cross_mask, deterministic):
+    """Scan body: carries (x [B, T, D], its moments); returns (carry, None)."""
+    x, moments = carry
     drop = functools.partial(self.dropout, deterministic=deterministic)
     attend = self.self_attention
-    h = self.self_attention_norm(x, known)
+    h = self.self_attention_norm(x, moments)
     heads = attend.project(h, 'query', 'key', 'value')
-    x = x + drop(attend(*heads, sight, deterministic))
+    x = x + drop(attend(*heads, mask, deterministic))
     attend = self.cross_attention
     query = attend.project(self.cross_attention_norm(x), 'query')
     heads = *query, *attend.project(encoded, 'key', 'value')
-    x = x + drop(attend(*heads, sight_encoded, deterministic))
+    x = x + drop(attend(*heads, cross_mask, deterministic))
     x = checkpoint_name(x, remat.STREAM)
     h = self.feed_forward_norm(x)
     x = x + drop(self.feed_forward(h, deterministic))
     x = constrain(x, 'batch', 'length', 'hidden')
     return (x, norm_moments(x, self.config)), None
 
-  def empty(self, encoded, length: int) -> KVCache:
-    """A cache of `length` positions for each row of encoded [B, S, D]."""
+  def empty_cache(self, encoded, length: int) -> KVCache:
+    """Returns a cache of `length` positions for each row of encoded [B, S, D].
+
+    The encoder's keys and values are in it already.
+    """
     c = self.config
-    heads = self.cross_attention.project(encoded, 'key', 'value')
-    keys, values = (
-      x.transpose(0, 2, *last) for x, last in zip(heads, CACHE_AXES)
-    )
-    shape = (
-      len(encoded),
-      c.decoder_heads,
-      length,
-      c.d_model // c.decoder_heads,
-    )
-    zeros = jnp.zeros(shape, c.dtype)
+    keys, values = self.cross_attention.project(encoded, 'key', 'value')
+    keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+    H = c.decoder_heads
+    zeros = jnp.zeros((len(encoded), H, length, c.d_model // H), c.dtype)
     every = zeros.swapaxes(2, 3), zeros, keys, values
     return KVCache(*(constrain(x, 'batch', 'heads', None, None) for x in every))
 
-  def cached(self, x, cache: KVCache, slots, seen, source):
+  def cached(self, x, cache: KVCache, slots, visible, source):
     """Reads n positions of each row, and all that the cache holds of it.
 
     Args:
       x: [R, n, D].
       cache: this layer's.
       slots: [R, n], where in the cache x is written.
-      seen: [R, n, T], slots that each of x may look at.
+      visible: [R, n, T], slots that each of x may attend to.
       source: [B, 1, S], encoder positions that are no padding.
 
     Returns:
@@ -380,9 +374,9 @@ class DecoderLayer(nn.Module):
     attend = self.self_attention
     heads = attend.project(self.self_attention_norm(x), 'query', 'key', 'value')
     query, *written = heads
-    cache = cache.written(*written, slots)
+    cache = cache.write(*written, slots)
     keys = cache.self_keys, cache.self_values
-    x = x + attend.cached(query, *keys, seen)
+    x = x + attend.cached(query, *keys, visible)
     attend = self.cross_attention
     (query,) = attend.project(self.cross_attention_norm(x), 'query')
     keys = cache.cross_keys, cache.cross_values
@@ -391,22 +385,29 @@ class DecoderLayer(nn.Module):
     return constrain(x, 'batch', 'length', 'hidden'), cache
 
 
-def scan_layers(layer_class, config: Config, length: int, inputs: tuple):
-  """A stack of layers as one scan over stacked parameters named `layers`."""
+def scan_layers(layer_class, config: Config, length: int, inputs: int):
+  """Returns a stack of layers as one scan over stacked parameters `layers`.
+
+  Args:
+    layer_class: its call takes a carry and `inputs` more arguments, which all
+      layers share; the last is `deterministic`.
+    config: the model's.
+    length: how many layers.
+    inputs: see `layer_class`.
+  """
   unroll = min(config.unroll, length)
   if config.remat != 'none':
-    # deterministic, the last argument, is a Python bool.
     layer_class = nn.remat(
       layer_class,
       prevent_cse=unroll > 1,  # a loop keeps the two passes apart by itself
-      static_argnums=(len(inputs) + 1,),
+      static_argnums=(inputs + 1,),  # deterministic is a Python bool
       policy=remat.REMAT[config.remat],
     )
   return nn.scan(
     layer_class,
     variable_axes={'params': 0},
     split_rngs={'params': True, 'dropout': True},
-    in_axes=inputs,
+    in_axes=(nn.broadcast,) * inputs,
     length=length,
     unroll=unroll,
     metadata_params={nn.PARTITION_NAME: 'layers'},

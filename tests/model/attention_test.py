@@ -197,7 +197,7 @@ def test_auto_is_by_platform(
     sharding_lib, 'current_target', lambda: (platform, devices)
   )
   x = jax.ShapeDtypeStruct((8, length, 8, 64), dtype)
-  assert attention.choose_implementation(x, x) == want
+  assert attention.choose_implementation(x) == want
 
 
 def test_what_only_einsum_can_is_einsums(rng, monkeypatch):
