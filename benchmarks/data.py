@@ -39,7 +39,7 @@ from atm.data import (
   cache_worker,
   counter_rng,
   objectives,
-  registry,
+  task_registry,
   token_store,
   vocabulary_training,
 )
@@ -98,7 +98,9 @@ def sample(folder: str, into: str, megabytes: float) -> None:
 def shipped(into: str) -> None:
   for language in LANGUAGE_CODES:
     with open(os.path.join(into, f'{language}.txt'), 'w') as f:
-      texts = (text for _, text in registry.read_texts(f'udhr_{language}_clm'))
+      texts = (
+        text for _, text in task_registry.read_texts(f'udhr_{language}_clm')
+      )
       f.writelines(f'{text}\n' for text in texts)
 
 
@@ -107,9 +109,9 @@ class Stages:
 
   def __init__(self, folder: str, words: Vocabulary, length: int):
     self.folder, self.words = folder, words
-    self.lengths = registry.Lengths(length, length)
+    self.lengths = task_registry.Lengths(length, length)
     self.ids = packing_lib.SpecialIds.of(words)
-    self.texts = [text for _, text in registry.read_texts('text')]
+    self.texts = [text for _, text in task_registry.read_texts('text')]
     self.documents = [words.encode(text) for text in self.texts]
     self.parts = self.load(packing=True)
     self.packed = self.load(packing=False)
@@ -214,7 +216,7 @@ class Stages:
 # --- The peers
 
 
-def converted(name: str, lengths: registry.Lengths, seed: int):
+def converted(name: str, lengths: task_registry.Lengths, seed: int):
   """seqio's batches of a task or mixture, packed."""
   return (
     seqio.get_dataset(

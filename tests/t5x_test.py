@@ -13,7 +13,7 @@ from flax.linen import partitioning
 
 import atm_tasks
 from atm import t5x
-from atm.data import packing, registry
+from atm.data import packing, task_registry
 from atm.model import config as config_lib
 from atm.model import transformer
 from atm.train import step as step_lib
@@ -47,7 +47,7 @@ def test_decoder_inputs_begin_as_ours(words):
   import seqio
 
   S, T = 40, 40
-  task = registry.find_task('udhr_en_clm')
+  task = task_registry.find_task('udhr_en_clm')
   dataset = task.get_dataset(
     {'inputs': S, 'targets': T}, 'validation', shuffle=False, seed=0
   )

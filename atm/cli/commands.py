@@ -65,13 +65,13 @@ def next_steps(model_dir: str, steps: int) -> str:
 
 def check_pairs() -> None:
   """Raises UserError where PAIRS are named, but not what is trained on."""
-  from atm.data import registry
+  from atm.data import task_registry
 
   path, mixture = map(get_setting, ('PAIRS', 'MIXTURE_OR_TASK_NAME'))
   if path is None:
     return
   get_configurable('atm_tasks.configure')()
-  tasks = registry.list_tasks(mixture, 'train')
+  tasks = task_registry.list_tasks(mixture, 'train')
   if 'pairs' not in [task.name for task in tasks]:
     raise UserError(
       f'PAIRS = {path!r}, but MIXTURE_OR_TASK_NAME = {mixture!r}: leave out '

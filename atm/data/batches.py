@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from atm.data import counter_rng, objectives, packing, registry
+from atm.data import counter_rng, objectives, packing, task_registry
 from atm.data.token_store import TokenRows
 from atm.data.vocabulary import Vocabulary
 
@@ -49,7 +49,7 @@ def load_parts(
   name: str,
   split: str,
   vocabulary: Vocabulary,
-  lengths: registry.Lengths,
+  lengths: task_registry.Lengths,
   directory: str,
   passes: int | None = 1,
   verify: tuple[int, int] | None = (0, 1),
@@ -71,13 +71,16 @@ def load_parts(
   """
   import seqio
 
-  mixture, tasks = registry.find_task(name), registry.list_tasks(name, split)
+  mixture, tasks = (
+    task_registry.find_task(name),
+    task_registry.list_tasks(name, split),
+  )
   opened = []
   for task in tasks:
-    made_from = registry.get_provenance(
+    made_from = task_registry.get_provenance(
       task, split, vocabulary.sha256, lengths, passes
     )
-    folder = registry.get_rows_folder(directory, task.name, split)
+    folder = task_registry.get_rows_folder(directory, task.name, split)
     try:
       opened.append(TokenRows(folder, made_from, verify))
     except FileNotFoundError as e:
@@ -85,7 +88,7 @@ def load_parts(
         f'no finished rows of {task.name!r} ({split}) in {directory!r}: build '
         f'them with `atm cache --gin.CACHE_DIR="\'{directory}\'"`'
       ) from e
-    if split == 'train' and (apply := registry.get_apply(task)):
+    if split == 'train' and (apply := task_registry.get_apply(task)):
       apply.measured = {**opened[-1].counts, 'rows': len(opened[-1])}
   parts = []
   # All are opened first: a rate depends on the counts of every task.
@@ -93,11 +96,11 @@ def load_parts(
     weighed = split == 'train' and not isinstance(mixture, seqio.Task)
     rate = mixture.get_rate(task) if weighed else 1.0
     if rate > 0 and len(rows):
-      apply = registry.get_apply(task)
+      apply = task_registry.get_apply(task)
       parts.append(
         MixturePart(
           task.name, getattr(apply, 'language', 'all'),
-          registry.get_objective(task), rows, rate,
+          task_registry.get_objective(task), rows, rate,
           getattr(apply, 'source', task.name), getattr(apply, 'form', ''),
         )
       )  # fmt: skip
@@ -126,7 +129,7 @@ class Batches:
     self,
     parts: list[MixturePart],
     vocabulary: Vocabulary,
-    lengths: registry.Lengths,
+    lengths: task_registry.Lengths,
     batch_size: int,
     seed: int,
   ):

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
-from atm.data import cache_shards, registry, token_store
+from atm.data import cache_shards, task_registry, token_store
 from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.cache_worker import make_unit
-from atm.data.registry import Lengths
+from atm.data.task_registry import Lengths
 from atm.data.vocabulary import MODEL_FILE, Vocabulary, write_vocabulary
 from atm.messages import clock_text
 
@@ -83,7 +83,7 @@ def build(
   wanted = [
     (task, split)
     for split in splits
-    for task in registry.list_tasks(mixture, split)
+    for task in task_registry.list_tasks(mixture, split)
   ]
   if not wanted:
     raise ValueError(f'{mixture!r} has none of the splits {tuple(splits)}')
@@ -244,7 +244,7 @@ def read_counts(units: list[CacheUnit], job: CacheJob) -> Iterator[tuple]:
   """Yields (source, language, counts) of every task's finished rows."""
   for task, split, _ in cache_shards.group_by_task(units):
     manifest = token_store.read_manifest(job.get_folder(task.name, split))
-    apply = registry.get_apply(task)
+    apply = task_registry.get_apply(task)
     source = f'{getattr(apply, "source", task.name)} ({split})'
     yield source, getattr(apply, 'language', ''), manifest['counts']
 

@@ -13,8 +13,8 @@ import json
 import os
 from collections.abc import Iterator
 
-from atm.data import registry, token_store
-from atm.data.registry import Lengths
+from atm.data import task_registry, token_store
+from atm.data.task_registry import Lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,11 @@ class CacheJob:
 
   def get_folder(self, task: str, split: str) -> str:
     """Returns the folder of a task's rows."""
-    return registry.get_rows_folder(self.directory, task, split)
+    return task_registry.get_rows_folder(self.directory, task, split)
 
   def get_provenance(self, task, split: str) -> dict:
-    """Returns facts that rows depend on, see `registry.get_provenance`."""
-    return registry.get_provenance(
+    """Returns facts that rows depend on, see `task_registry.get_provenance`."""
+    return task_registry.get_provenance(
       task, split, self.vocabulary_sha256, self.lengths, self.passes_of(split)
     )
 
@@ -81,7 +81,7 @@ def list_units(wanted: list[tuple], job: CacheJob) -> list[CacheUnit]:
     groups[split, id(task.source), *_get_text_key(task)].append(task)
   units = []
   for (split, *_), tasks in groups.items():
-    with registry.shorten_tf_errors(tasks[0].name):
+    with task_registry.shorten_tf_errors(tasks[0].name):
       shards = [describe_shard(s) for s in tasks[0].source.list_shards(split)]
     names = tuple(task.name for task in tasks)
     numbers = [(i,) for i in range(len(shards))]
@@ -102,7 +102,7 @@ def _get_text_key(task) -> tuple[int, ...]:
   Tasks of one source and equal keys share text. A task without `Apply` shares
   its inputs and targets with no other.
   """
-  if registry.get_apply(task) is None:
+  if task_registry.get_apply(task) is None:
     return (id(task),)
   return tuple(id(step) for step in get_precache_steps(task))
 

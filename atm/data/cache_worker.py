@@ -13,7 +13,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from atm import fileio
-from atm.data import cache_shards, counter_rng, packing, registry, token_store
+from atm.data import (
+  cache_shards,
+  counter_rng,
+  packing,
+  task_registry,
+  token_store,
+)
 from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.vocabulary import Vocabulary
 
@@ -28,7 +34,7 @@ def make_unit(unit: CacheUnit, job: CacheJob) -> int:
   ids = packing.SpecialIds.of(vocabulary)
   tasks = [seqio.TaskRegistry.get(name) for name in unit.tasks]
   counts = collections.Counter(documents=0, sentences=0, tokens=0)
-  with registry.shorten_tf_errors(tasks[0].name):
+  with task_registry.shorten_tf_errors(tasks[0].name):
     documents = list(
       read_documents(tasks[0], unit, job, counts, vocabulary.unk_id)
     )
@@ -52,7 +58,7 @@ def make_rows(
   task, unit, documents: list, ids, job: CacheJob, counts
 ) -> Iterator[np.ndarray]:
   """Yields the rows of a task; counts `examples` before they are packed."""
-  objective = registry.get_objective(task)
+  objective = task_registry.get_objective(task)
   sizes, passes = job.lengths.both, job.passes_of(unit.split)
   if passes > 1 and objective.joins:
     key = zlib.crc32(task.name.encode())
@@ -90,7 +96,7 @@ def read_documents(
       tokens that are <unk> (`unknown`).
     unk_id: id of <unk>.
   """
-  apply = registry.get_apply(task)
+  apply = task_registry.get_apply(task)
   steps = cache_shards.get_precache_steps(task) if apply else task.preprocessors
   # seqio's own readers are for other tasks: tf.data is several times slower.
   if apply and hasattr(task.source, 'texts') and _all_have(steps, 'direct'):

@@ -18,7 +18,7 @@ import numpy as np
 from atm.data import batches as batches_lib
 from atm.data import counter_rng, mixture_stats, objectives
 from atm.data.batches import Batches, MixturePart
-from atm.data.registry import Lengths
+from atm.data.task_registry import Lengths
 from atm.data.vocabulary import Vocabulary
 
 MEASURED_ROWS = 2000  # of each objective

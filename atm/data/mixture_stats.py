@@ -12,7 +12,7 @@ import rich.table
 from atm import messages
 from atm.data import batches, cache, counter_rng, packing
 from atm.data.batches import MixturePart
-from atm.data.registry import Lengths
+from atm.data.task_registry import Lengths
 from atm.data.vocabulary import Vocabulary
 
 PADDING_ROWS = 256  # of a task, whose padding is measured

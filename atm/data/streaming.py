@@ -7,8 +7,8 @@ import itertools
 
 import numpy as np
 
-from atm.data import objectives, packing, registry
-from atm.data.registry import Lengths
+from atm.data import objectives, packing, task_registry
+from atm.data.task_registry import Lengths
 from atm.data.vocabulary import Vocabulary
 
 
@@ -32,7 +32,7 @@ class Stream:
     seed: int,
     split: str = 'train',
   ):
-    self.provider, self.split = registry.find_task(name), split
+    self.provider, self.split = task_registry.find_task(name), split
     self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
     self.ids = packing.SpecialIds.of(vocabulary)
     self._next: int | None = None
@@ -41,7 +41,7 @@ class Stream:
     import seqio
 
     mixture, labels = self.provider, {}
-    applied = all(map(registry.get_apply, seqio.get_subtasks(mixture)))
+    applied = all(map(task_registry.get_apply, seqio.get_subtasks(mixture)))
     if applied and not isinstance(mixture, seqio.Task):
       labels = {'passthrough_features': ['objective']}
     dataset = mixture.get_dataset(
@@ -53,7 +53,7 @@ class Stream:
 
   def __call__(self, step: int, rows=slice(None)) -> dict:
     """Returns arrays as `Batches` does; ValueError where the stream ends."""
-    with registry.shorten_tf_errors(self.provider.name):
+    with task_registry.shorten_tf_errors(self.provider.name):
       if step != self._next:
         self._begin(step)
       batch = list(itertools.islice(self._examples, self.batch_size))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import sentencepiece
 
 from atm import fileio
-from atm.data import registry
+from atm.data import task_registry
 from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
 
@@ -163,8 +163,8 @@ def train_vocabulary(
     raise ValueError(f'SPOKEN_SHARE = {spoken_share}: expected 0 to 1')
   configure_tasks()
   say(f'training a vocabulary of {size:,} pieces on the text of {mixture}')
-  written = (text for _, text in registry.read_texts(mixture))
+  written = (text for _, text in task_registry.read_texts(mixture))
   made = train(mix_forms(written, spoken, spoken_share), directory, size)
-  rows = measure_coverage(made, registry.read_texts(mixture))
+  rows = measure_coverage(made, task_registry.read_texts(mixture))
   say(write_report(made, rows))
   return made

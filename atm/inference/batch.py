@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from atm import fileio, messages
-from atm.data import registry
+from atm.data import task_registry
 from atm.inference import api, sampling
 from atm.parallel import distributed
 
@@ -73,9 +73,9 @@ def read_task(name: str, split: str, lengths: dict | None) -> list[dict]:
   Raises:
     ValueError: there is no such task.
   """
-  task = registry.find_task(name)
+  task = task_registry.find_task(name)
   rows = []
-  with registry.shorten_tf_errors(name):
+  with task_registry.shorten_tf_errors(name):
     dataset = task.get_dataset(
       lengths, split, shuffle=False, num_epochs=1, seed=0
     )

@@ -18,12 +18,12 @@ from atm.data import (
   cache,
   inspection,
   mixture_stats,
-  registry,
+  task_registry,
   vocabulary_training,
 )
 from atm.data.inspection import Inspection, TextRun
 from atm.data.languages import name_language
-from atm.data.registry import Lengths
+from atm.data.task_registry import Lengths
 from atm.data.vocabulary import MODEL_FILE, Vocabulary
 from atm.pages import inspect_page
 
@@ -71,7 +71,7 @@ def inspect(
   console, sizes = console or rich.console.Console(), Lengths.of(lengths)
   say = lambda text: console.print(rich.text.Text(text), soft_wrap=True)
   configure_tasks()
-  registry.find_task(mixture)
+  task_registry.find_task(mixture)
   if cache_dir is not None:
     words, sizes = cache.open_cache(cache_dir)
     words = Vocabulary(vocabulary) if vocabulary else words
@@ -102,7 +102,9 @@ def find_vocabulary(
   if path is None and os.path.exists(os.path.join(own, MODEL_FILE)):
     say(f'the vocabulary is the one beside the rows: {own}')
   elif path is None:
-    if not any(map(registry.get_apply, registry.list_tasks(mixture, 'train'))):
+    if not any(
+      map(task_registry.get_apply, task_registry.list_tasks(mixture, 'train'))
+    ):
       raise ValueError(
         f'VOCABULARY = None: {mixture!r} has inputs and targets, and no text '
         'to train one on: expected a SentencePiece file or folder'

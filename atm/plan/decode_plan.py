@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from atm.data import registry
+from atm.data import task_registry
 from atm.inference import sampling
 from atm.messages import check_choice, check_number
 from atm.model import config as config_lib
@@ -85,7 +85,7 @@ def plan_rows(
       missing.
     RuntimeError: the compiler failed for another reason than memory.
   """
-  sizes = registry.Lengths.of(lengths)
+  sizes = task_registry.Lengths.of(lengths)
   target = hardware.find_target(topology, make_mesh, start)
   config = dataclasses.replace(config, max_tokens=sizes.targets)
   job = DecodeJob(

@@ -6,7 +6,7 @@ import math
 
 import jax
 
-from atm.data import registry
+from atm.data import task_registry
 from atm.model import attention
 from atm.model import config as config_lib
 from atm.plan import hardware
@@ -17,7 +17,7 @@ LARGE = 64 * 2**20  # bytes worth a warning
 
 
 def train_warnings(
-  made: dict, job: TrainStep, lengths: registry.Lengths, target
+  made: dict, job: TrainStep, lengths: task_registry.Lengths, target
 ) -> list[str]:
   """Returns the warnings of a training plan, made as far as estimates."""
   lines = [
@@ -104,7 +104,7 @@ def replication_warnings(params, mesh) -> list[str]:
 
 
 def padding_warnings(
-  config: config_lib.Config, lengths: registry.Lengths, platform: str
+  config: config_lib.Config, lengths: task_registry.Lengths, platform: str
 ) -> list[str]:
   """Returns warnings of attention kernels' work on what fills their blocks."""
   splash = config.attention == 'splash' or (

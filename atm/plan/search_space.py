@@ -14,7 +14,7 @@ import math
 
 import jax
 
-from atm.data import registry
+from atm.data import task_registry
 from atm.model import remat as remat_lib
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import NamedSharding
@@ -93,7 +93,7 @@ class CostModel:
     target = hardware.find_target(given['topology'], given['make_mesh'])
     self.pod, shape = target.pod, target.mesh.shape
     self.usable, self.slices = self.pod.chip.usable, shape['slice']
-    self.lengths = registry.Lengths.of(given['lengths'])
+    self.lengths = task_registry.Lengths.of(given['lengths'])
     self.own = Candidate(
       *(shape[axis] for axis in ('data', 'fsdp', 'tensor')),
       given['model_config'].remat, given['micro_batches'],

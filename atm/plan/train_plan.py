@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 
-from atm.data import registry
+from atm.data import task_registry
 from atm.messages import check_number
 from atm.model import config as config_lib
 from atm.model import flops
@@ -88,7 +88,7 @@ def plan(
   check_number('FREEZE_ENCODER_STEPS', freeze_encoder_steps, 0)
   check_number('Z_LOSS', z_loss, 0, whole=False)
   target = hardware.find_target(topology, make_mesh, start)
-  sizes, mesh = registry.Lengths.of(lengths), target.mesh
+  sizes, mesh = task_registry.Lengths.of(lengths), target.mesh
   config_checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
   config_checks.check_micro_batches(mesh, rules, batch_size, micro_batches)
   job = TrainStep.of(given, mesh)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.interpreters import partial_eval
 
-from atm.data import registry
+from atm.data import task_registry
 from atm.model import config as config_lib
 from atm.model import flops, transformer
 from atm.parallel import sharding, xla_options
@@ -38,7 +38,7 @@ class TrainStep:
     config, rules = given['model_config'], given['rules']
     freezes = given['freeze_encoder_steps'] > 0
     tx = optimizer.make(given['optimizer_config'], freezes)
-    lengths = registry.Lengths.of(given['lengths'])
+    lengths = task_registry.Lengths.of(given['lengths'])
     return cls(
       config,
       tx,
@@ -79,7 +79,7 @@ class TrainStep:
 
 
 def abstract_batch(
-  B: int, lengths: registry.Lengths, mesh, rules: Rules, packed: bool
+  B: int, lengths: task_registry.Lengths, mesh, rules: Rules, packed: bool
 ) -> dict:
   """Returns shapes of a batch of `batches.Batches`, placed as in training."""
   placed = NamedSharding(mesh, rules.spec('batch'))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from atm.checkpoint import manager
 from atm.data import vocabulary_training
-from atm.data.registry import Lengths
+from atm.data.task_registry import Lengths
 from atm.messages import check_choice, check_number
 from atm.model import config as model_config_lib
 from atm.parallel import mesh as mesh_lib
@@ -29,7 +29,7 @@ class TrainConfig:
 
   Attributes:
     model_dir: the folder of the run, see `run_folder`.
-    mixture: a seqio task or mixture, see `atm.data.registry`.
+    mixture: a seqio task or mixture, see `atm.data.task_registry`.
     lengths: {'inputs': S, 'targets': T}, in tokens.
     batch_size: B, rows a step over all devices.
     train_steps: updates in all.

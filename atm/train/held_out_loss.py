@@ -10,7 +10,7 @@ import numpy as np
 
 from atm.data import batches, packing
 from atm.data.batches import MixturePart
-from atm.data.registry import Lengths
+from atm.data.task_registry import Lengths
 from atm.data.vocabulary import Vocabulary
 from atm.parallel import sharding
 from atm.train.config import TrainConfig

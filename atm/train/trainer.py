@@ -9,7 +9,7 @@ import jax
 
 from atm.checkpoint import pretrained, warm_start
 from atm.checkpoint.pretrained import PretrainedModel
-from atm.data import registry
+from atm.data import task_registry
 from atm.data.vocabulary import Vocabulary
 from atm.model.transformer import AlexaTM
 from atm.parallel import distributed, sharding
@@ -105,7 +105,7 @@ def find_source(
     FileNotFoundError: there is no such model.
   """
   config.configure_tasks()
-  registry.find_task(config.mixture)
+  task_registry.find_task(config.mixture)
   folder.put_checkpoints(config.checkpoint_dir)
   if folder.step_found is not None:
     return None

@@ -10,42 +10,31 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from atm.data import batches as batches_lib
 from atm.data import (
-  cache,
-  counter_rng,
   mixture_stats,
   objectives,
   packing,
-  registry,
+  task_registry,
   token_store,
 )
 from atm.data.streaming import Stream
 from atm.train import held_out_loss
 
 import store
-
-LENGTHS = registry.Lengths(64, 64)
-
-
-def built(name, split, words, folder, passes=1, lengths=LENGTHS):
-  """The parts of a mixture, their rows built in `folder` first."""
-  sizes = {'inputs': lengths.inputs, 'targets': lengths.targets}
-  cache.build(
-    name, words.path, sizes, str(folder), (split,), passes,
-    say=lambda text: None,
-  )  # fmt: skip
-  return batches_lib.load_parts(
-    name, split, words, lengths, str(folder), passes
-  )
+from built_rows import (
+  LENGTHS,
+  build_parts,
+  same_batches,
+  share_of_host,
+  write_texts,
+)
 
 
 @pytest.fixture(scope='module')
 def parts(words, tmp_path_factory):
-  return built('udhr', 'train', words, tmp_path_factory.mktemp('rows'))
+  return build_parts('udhr', 'train', words, tmp_path_factory.mktemp('rows'))
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +43,7 @@ def packed(words, tmp_path_factory):
   import atm_tasks
 
   atm_tasks.configure(vocabulary=words.path, paper_packing=False)
-  made = built('udhr', 'train', words, tmp_path_factory.mktemp('packed'))
+  made = build_parts('udhr', 'train', words, tmp_path_factory.mktemp('packed'))
   atm_tasks.configure(vocabulary=words.path)
   assert any(part.objective.packs for part in made)
   return made
@@ -64,36 +53,14 @@ def batches(parts, words, seed=0, batch_size=16):
   return batches_lib.Batches(parts, words, LENGTHS, batch_size, seed)
 
 
-def same(a, b):
-  return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
-
-
-@given(n=st.integers(1, 5000), key=st.integers(0, 2**63))
-def test_permute_is_a_permutation(n, key):
-  made = counter_rng.permute(np.arange(n), n, np.uint64(key))
-  np.testing.assert_array_equal(np.sort(made), np.arange(n))
-
-
-def test_permutations_differ_by_key_and_look_random():
-  n = 1000
-  a, b = (counter_rng.permute(np.arange(n), n, np.uint64(k)) for k in (1, 2))
-  assert (a == b).mean() < 0.02
-  assert abs(np.corrcoef(a, np.arange(n))[0, 1]) < 0.1
-
-
 def test_a_batch_is_a_function_of_seed_and_step(parts, words):
   a, b = batches(parts, words), batches(parts, words)
   for step in (0, 3, 1_000_000):
-    assert same(a(step), b(step))
+    assert same_batches(a(step), b(step))
   b(7)
-  assert same(a(3), b(3))
-  assert not same(a(3), a(4))
-  assert not same(a(3), batches(parts, words, seed=1)(3))
-
-
-def share(size, host, hosts):
-  """The rows of one of several hosts that hold a batch between them."""
-  return np.arange(size).reshape(hosts, -1)[host]
+  assert same_batches(a(3), b(3))
+  assert not same_batches(a(3), a(4))
+  assert not same_batches(a(3), batches(parts, words, seed=1)(3))
 
 
 @pytest.mark.parametrize('hosts', [1, 2, 4, 8])
@@ -101,13 +68,13 @@ def test_hosts_together_read_the_global_batch(parts, words, hosts):
   """In shares side by side, and, as a mesh may have it, interleaved."""
   whole = batches(parts, words)
   for step in range(3):
-    shares = [whole(step, share(16, h, hosts)) for h in range(hosts)]
+    shares = [whole(step, share_of_host(16, h, hosts)) for h in range(hosts)]
     glued = {k: np.concatenate([s[k] for s in shares]) for k in shares[0]}
-    assert same(whole(step), glued)
+    assert same_batches(whole(step), glued)
     for h in range(hosts):
       mine = np.arange(16)[h::hosts]
       batch = whole(step, mine)
-      assert same(batch, {k: v[mine] for k, v in whole(step).items()})
+      assert same_batches(batch, {k: v[mine] for k, v in whole(step).items()})
 
 
 def test_the_mixture_is_80_to_20_and_even_over_languages(parts, words):
@@ -156,8 +123,10 @@ def test_rows_are_the_shipped_text(parts, words):
 
 
 def test_passes_join_documents_in_other_orders(words, tmp_path):
-  once = built('udhr_en_denoise', 'train', words, tmp_path / 'a')
-  thrice = built('udhr_en_denoise', 'train', words, tmp_path / 'b', passes=3)
+  once = build_parts('udhr_en_denoise', 'train', words, tmp_path / 'a')
+  thrice = build_parts(
+    'udhr_en_denoise', 'train', words, tmp_path / 'b', passes=3
+  )
   a, b = once[0].rows, thrice[0].rows
   assert abs(b.tokens / a.tokens - 3) < 0.05
   text = lambda ids: np.sort(ids[ids != words.doc_id])
@@ -169,7 +138,7 @@ def test_passes_join_documents_in_other_orders(words, tmp_path):
 
 
 def test_evaluation_reads_each_row_once_and_fills_with_nothing(words, tmp_path):
-  held = built('udhr', 'validation', words, tmp_path)
+  held = build_parts('udhr', 'validation', words, tmp_path)
   made = list(held_out_loss.evaluation_batches(held, words, LENGTHS, 32, 0, 5))
   owner = np.concatenate([o for o, _ in made])
   assert all(len(o) == 32 for o, _ in made)
@@ -178,12 +147,6 @@ def test_evaluation_reads_each_row_once_and_fills_with_nothing(words, tmp_path):
   weights = np.concatenate([b['decoder_loss_weights'] for _, b in made])
   assert (weights[owner == -1] == 0).all()
   assert (weights[owner >= 0].sum(1) > 0).all()
-
-
-def test_train_and_validation_share_no_text():
-  train = set(registry.read_texts('udhr', 'train'))
-  held = set(registry.read_texts('udhr', 'validation'))
-  assert len(train) > 600 and len(held) > 60 and not train & held
 
 
 # --- Recorded batches
@@ -250,7 +213,7 @@ def test_batches_are_those_of_every_version():
   )
   for count, recorded in ((5, RECORDED), (3, RECORDED_UNPACKED)):
     parts = [recorded_part(*numbered) for numbered in enumerate(kinds[:count])]
-    lengths = registry.Lengths(64, 48)
+    lengths = task_registry.Lengths(64, 48)
     made = batches_lib.Batches(parts, vocabulary, lengths, 16, 3)
     digest = hashlib.sha256()
     for step in (0, 1, 1000, 70_000):  # the last: beyond the pattern's cycle
@@ -263,12 +226,6 @@ def test_batches_are_those_of_every_version():
 # --- A folder of the user's own text
 
 
-def folder_with(tmp_path, **files):
-  for name, content in files.items():
-    (tmp_path / name.replace('_', '.')).write_text(content, encoding='utf-8')
-  return str(tmp_path)
-
-
 def test_a_folder_of_text_and_jsonl(words, tmp_path):
   import atm_tasks
 
@@ -276,53 +233,21 @@ def test_a_folder_of_text_and_jsonl(words, tmp_path):
   objects = '\n'.join(
     json.dumps({'text': f'ligne {i}', 'other': 1}) for i in range(100)
   )
-  folder = folder_with(tmp_path, en_txt=lines, fr_jsonl=objects)
+  folder = write_texts(tmp_path, en_txt=lines, fr_jsonl=objects)
   atm_tasks.configure(text_dir=folder, held_out=0.1)
   train, held = (
-    list(registry.read_texts('text')),
-    list(registry.read_texts('text', 'validation')),
+    list(task_registry.read_texts('text')),
+    list(task_registry.read_texts('text', 'validation')),
   )
   assert len(train) + len(held) == 400 and 10 < len(held) < 80
   assert ('fr', 'ligne 7') in train + held
-  made = built('text', 'train', words, tmp_path / 'rows')
+  made = build_parts('text', 'train', words, tmp_path / 'rows')
   rates = {p.name: p.rate for p in made}
   assert rates['text_en_denoise'] / rates['text_en_clm'] == pytest.approx(4)
   # Languages by sentence counts ** 0.5 (paper, section 2.1).
   english, french = ([k for k, _ in train].count(k) for k in ('en', 'fr'))
   wanted = (english / french) ** 0.5
   assert rates['text_en_clm'] / rates['text_fr_clm'] == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize(
-  'files, message',
-  [
-    ({}, 'no LANG.txt, LANG.jsonl'),
-    ({'en_jsonl': '{"txt": 1}'}, r'en.jsonl, line 1: expected an object'),
-    ({'en_jsonl': '{"text": "a"}\n[3]'}, r'en.jsonl, line 2: expected an'),
-    ({'en_txt': ''}, "no text in 'en'"),
-  ],
-)
-def test_bad_folders_are_named(words, tmp_path, files, message):
-  import atm_tasks
-
-  with pytest.raises(ValueError, match=message):
-    atm_tasks.configure(text_dir=folder_with(tmp_path, **files))
-    list(registry.read_texts('text', 'train'))
-    list(registry.read_texts('text', 'validation'))
-
-
-def test_a_wrong_encoding_is_named(words, tmp_path):
-  import atm_tasks
-
-  (tmp_path / 'de.txt').write_bytes('gut\nschön'.encode('latin-1'))
-  atm_tasks.configure(text_dir=str(tmp_path), held_out=0.0)
-  with pytest.raises(ValueError, match='de.txt, line 2: expected UTF-8'):
-    list(registry.read_texts('text'))
-
-
-def test_unknown_names_suggest_the_nearest():
-  with pytest.raises(ValueError, match="'udrh'.*Did you mean 'udhr'"):
-    registry.find_task('udrh')
 
 
 # --- The global stream of tokens
@@ -334,7 +259,7 @@ def stream_hash(parts, words, hosts_at, steps):
   digest = hashlib.sha256()
   for step in range(steps):
     hosts = hosts_at(step)
-    shares = [made[h](step, share(16, h, hosts)) for h in range(hosts)]
+    shares = [made[h](step, share_of_host(16, h, hosts)) for h in range(hosts)]
     for name in sorted(shares[0]):
       digest.update(np.concatenate([s[name] for s in shares]).tobytes())
   return digest.hexdigest()
@@ -395,9 +320,9 @@ def test_batches_made_ahead_are_the_same_in_the_same_order():
 
 def test_the_digest_tells_rows_apart(words, tmp_path):
   name = 'udhr_en_denoise'
-  once = built(name, 'train', words, tmp_path / 'a')
-  again = built(name, 'train', words, tmp_path / 'b')
-  twice = built(name, 'train', words, tmp_path / 'c', passes=2)
+  once = build_parts(name, 'train', words, tmp_path / 'a')
+  again = build_parts(name, 'train', words, tmp_path / 'b')
+  twice = build_parts(name, 'train', words, tmp_path / 'c', passes=2)
   assert (
     batches_lib.hash_parts(once)
     == batches_lib.hash_parts(again)
@@ -406,30 +331,6 @@ def test_the_digest_tells_rows_apart(words, tmp_path):
 
 
 # --- The same tasks as seqio streams
-
-
-def test_a_stream_resumes_and_is_the_same_for_any_hosts(words):
-  import seqio
-
-  import atm_tasks
-
-  atm_tasks.configure(vocabulary=words.path)
-  if 'two' not in seqio.MixtureRegistry.names():
-    tasks = [('udhr_en_denoise', 2.0), ('udhr_te_clm', 1.0)]
-    seqio.MixtureRegistry.add('two', tasks)
-  make = lambda seed=0: Stream('two', words, LENGTHS, 8, seed)
-  first = make()
-  made = [first(step) for step in range(6)]
-  assert not same(made[0], made[1])
-  resumed = make()
-  for step in (4, 5, 2):
-    assert same(resumed(step), made[step])
-  assert not same(make(1)(0), made[0])
-  halves = [make()(3, share(8, h, 2)) for h in range(2)]
-  glued = {k: np.concatenate([s[k] for s in halves]) for k in halves[0]}
-  assert same(glued, made[3])
-  named = np.concatenate([b['objective'] for b in made])
-  assert set(named) == {0, 1}
 
 
 def pairs_task(name, pairs):
@@ -465,7 +366,7 @@ def test_pairs_are_packed_and_none_is_lost(words, tmp_path, rng):
     for size in rng.integers(1, 40, (200, 2))
   ]
   pairs_task('two_sided', pairs)
-  (part,) = built('two_sided', 'train', words, tmp_path)
+  (part,) = build_parts('two_sided', 'train', words, tmp_path)
   assert len(part.rows) < 90  # of 64 places, not 200 rows
   n = np.arange(len(part.rows))
   batch = batches_lib.make_examples(
@@ -489,34 +390,6 @@ def test_pairs_are_packed_and_none_is_lost(words, tmp_path, rng):
   ).all()
 
 
-def test_seqio_streams_the_same_objectives(words):
-  import seqio
-
-  import atm_tasks
-
-  atm_tasks.configure(vocabulary=words.path)
-  lengths = {'inputs': 64, 'targets': 64}
-
-  def stream(name, seed):
-    dataset = seqio.get_mixture_or_task(name).get_dataset(
-      lengths, 'train', shuffle=False, seed=seed
-    )
-    return list(dataset.take(8).as_numpy_iterator())
-
-  for example in stream('udhr_en_denoise', 1):
-    source, target = example['inputs'], example['targets']
-    assert source[0] == words.bos_id and target[-1] == words.eos_id
-    n = len(target) - 1
-    assert len(source) - 2 == n - int(np.floor(n * 0.15 + 0.5))
-  for example in stream('udhr_en_clm', 1):
-    assert list(example['inputs'][:2]) == [words.bos_id, words.clm_id]
-  a, b, c = (stream('udhr', s) for s in (1, 1, 2))
-  equal = lambda x, y: all(
-    np.array_equal(p['inputs'], q['inputs']) for p, q in zip(x, y)
-  )
-  assert equal(a, b) and not equal(a, c)
-
-
 def test_batches_from_an_object_store(parts, words, monkeypatch):
   """The same batches, read in pieces from a stand-in for Google's store.
 
@@ -535,7 +408,7 @@ def test_batches_from_an_object_store(parts, words, monkeypatch):
     assert batches_lib.hash_parts(remote) == batches_lib.hash_parts(parts)
     for step in (0, 1_000_000):
       ours = batches(remote, words)(step)
-      assert same(ours, batches(parts, words)(step))
+      assert same_batches(ours, batches(parts, words)(step))
 
 
 def test_the_task_of_the_documents(words, tmp_path, monkeypatch):
@@ -554,7 +427,7 @@ def test_the_task_of_the_documents(words, tmp_path, monkeypatch):
   if 'poems' in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove('poems')
   exec(code, {})
-  (part,) = built('poems', 'train', words, tmp_path / 'rows')
+  (part,) = build_parts('poems', 'train', words, tmp_path / 'rows')
   assert part.rows.counts['documents'] == 300
   first = words.encode('Line 0 of a poem about the sea.')
   assert list(part.rows.row(0)[: len(first)]) == first

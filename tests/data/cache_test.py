@@ -14,10 +14,10 @@ import sys
 
 import pytest
 
-from atm.data import batches, cache, registry, vocabulary_training
+from atm.data import batches, cache, task_registry, vocabulary_training
 
 LENGTHS = {'inputs': 64, 'targets': 64}
-SIZES = registry.Lengths(64, 64)
+SIZES = task_registry.Lengths(64, 64)
 quiet = lambda text: None
 
 
@@ -372,7 +372,9 @@ def test_rows_hold_the_text_in_its_forms(folder, words, configure, tmp_path):
   build(tmp_path, words, both, folder, splits=('train',))
   parts = batches.load_parts('text', 'train', words, SIZES, str(tmp_path))
   texts = [
-    text for language, text in registry.read_texts('text') if language == 'te'
+    text
+    for language, text in task_registry.read_texts('text')
+    if language == 'te'
   ]
   for part in parts:
     if part.language != 'te':
@@ -428,7 +430,7 @@ def test_training_needs_the_rows_alone(folder, words, configure, tmp_path):
   assert all((first[k] == second[k]).all() for k in first)
   assert {p.language for p in text()} == {'en', 'ja', 'te'}
   with pytest.raises(ValueError, match='not named, only its rows'):
-    list(registry.read_texts('text'))
+    list(task_registry.read_texts('text'))
 
 
 def test_what_lies_beside_the_rows(folder, words, configure, tmp_path):

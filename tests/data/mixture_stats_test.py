@@ -16,7 +16,7 @@ import rich.console
 import seqio
 
 import atm_tasks
-from atm.data import batches, cache, mixture_stats, objectives, registry
+from atm.data import batches, cache, mixture_stats, objectives, task_registry
 from atm.data.languages import LANGUAGE_CODES
 from atm_tasks.pretraining import tasks
 from atm_tasks.pretraining.tasks import MixtureRates, compute_rates
@@ -228,7 +228,7 @@ def tfds_dir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('tfds')
   mc4 = {}
   for number, language in enumerate(LANGUAGE_CODES):
-    texts = [t for _, t in registry.read_texts(f'udhr_{language}_clm')][
+    texts = [t for _, t in task_registry.read_texts(f'udhr_{language}_clm')][
       : 8 + 4 * number
     ]
     name = atm_tasks.WIKIPEDIA.format(language=language)
@@ -288,7 +288,7 @@ def test_the_whole_mixture_from_tfds(built, words):
 def test_seqios_own_rates_are_the_same(built, words):
   """Measured counts, by `cache_dir`, give seqio's readers our rates."""
   parts = batches.load_parts(
-    'paper', 'train', words, registry.Lengths(64, 64), built, passes=None
+    'paper', 'train', words, task_registry.Lengths(64, 64), built, passes=None
   )
   atm_tasks.configure(
     vocabulary=words.path, cache_dir=built, wikipedia=None, mc4=None,
@@ -316,7 +316,7 @@ def test_the_padding_that_is_told_is_that_of_the_batches(
     'text', words.path, LENGTHS, str(tmp_path), ('train',),
     configure_tasks=configure, say=lambda text: None,
   )  # fmt: skip
-  sizes = registry.Lengths(64, 64)
+  sizes = task_registry.Lengths(64, 64)
   parts = batches.load_parts('text', 'train', words, sizes, str(tmp_path))
   made = batches.Batches(parts, words, sizes, 8192, 0)(0)
   told = {}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atm.data import counter_rng, packing, span_corruption
+from atm.data import counter_rng
 from atm.data.objectives import CLM, Denoise
 from atm.data.packing import SpecialIds
 
@@ -41,57 +41,6 @@ def test_denoising_drops_an_exact_budget_and_inserts_nothing(n, density, seed):
   assert len(kept) == n - int(np.floor(n * density + 0.5))
   assert (np.diff(kept) > 0).all()  # a subsequence, in order
   assert set(kept) <= set(tokens[0])
-
-
-@given(seed=seeds, others=st.integers(0, 3), width=st.integers(40, 60))
-def test_noise_of_a_row_depends_on_its_key_alone(seed, others, width):
-  tokens, length = row_of(40, width)
-  key = counter_rng.make_key(seed)[None]
-  alone = span_corruption.draw_keep_mask(key, length, width, 0.15, 3.0)[0]
-  lengths = np.concatenate([np.full(others, 7), length])
-  keys = counter_rng.make_key(np.arange(others + 1) + 9)
-  keys[-1] = key[0]
-  among = span_corruption.draw_keep_mask(keys, lengths, width, 0.15, 3.0)[-1]
-  np.testing.assert_array_equal(alone, among)
-
-
-def spans_of(mask):
-  """Lengths of the runs of False within each row of a mask."""
-  edges = np.diff(np.pad((~mask).astype(int), ((0, 0), (1, 1))), axis=1)
-  starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
-  return starts, ends[:, 1] - starts[:, 1]
-
-
-def test_spans_are_poisson_and_uniform_over_the_row():
-  B, n = 20_000, 100
-  keys = counter_rng.make_key(7, np.arange(B))
-  mask = span_corruption.draw_keep_mask(keys, np.full(B, n), n, 0.15, 3.0)
-  assert ((~mask).sum(1) == 15).all()
-  # Every place is dropped equally often, but for the first and last few, which
-  # fewer whole spans can cover, alike at both ends.
-  share = (~mask).mean(0)
-  assert abs(share[8:-8] - share[8:-8].mean()).max() < 0.01
-  assert abs(share - share[::-1]).max() < 0.01
-  starts, lengths = spans_of(mask)
-  assert 2.2 < lengths.mean() < 3.2  # Poisson(3) without 0, and one cut a row
-  # The cut span (here: the last drawn) is anywhere: the last span of a row is
-  # not shorter than the first.
-  first = lengths[np.r_[True, np.diff(starts[:, 0]) > 0]]
-  last = lengths[np.r_[np.diff(starts[:, 0]) > 0, True]]
-  assert abs(first.mean() - last.mean()) < 0.05
-
-
-def test_span_lengths_follow_the_zero_truncated_poisson():
-  budget = np.full(2000, 1000)
-  drawn = span_corruption.draw_span_lengths(
-    counter_rng.make_key(3, np.arange(2000)), budget, 3.0
-  )
-  assert (drawn.sum(1) == budget).all()
-  seen = np.bincount(drawn[:, :100].ravel(), minlength=12)[1:12]
-  k = np.arange(1, 12)
-  factorial = np.cumprod(k.astype(float))
-  expected = np.exp(-3.0) * 3.0**k / factorial / (1 - np.exp(-3.0))
-  np.testing.assert_allclose(seen / seen.sum(), expected, atol=0.005)
 
 
 @given(n=st.integers(2, 300), seed=seeds, ends=st.booleans())
@@ -256,16 +205,3 @@ def test_one_document_a_row_is_the_same_packed_or_not(rng):
     for packs in (False, True)
   )
   assert all((a[k] == b[k]).all() for k in a)
-
-
-def test_packing_is_a_function_of_its_items(rng):
-  sizes = [tuple(s) for s in rng.integers(1, 30, (500, 2))]
-  once, twice = (
-    list(packing.pack(iter(sizes), lambda s: s, 64, 64)) for _ in range(2)
-  )
-  assert once == twice
-  assert sorted(s for row in once for s in row) == sorted(sizes)
-  fill = np.array([np.sum(row, axis=0) for row in once])
-  assert fill.max() <= 64
-  least = np.sum(sizes, axis=0).max() / 64
-  assert len(once) < 1.15 * least  # best fit wastes little

@@ -33,8 +33,8 @@ from atm.data import batches as batches_lib
 from atm.data import (
   counter_rng,
   inspection,
-  registry,
   span_corruption,
+  task_registry,
   vocabulary_training,
 )
 from atm.pages import inspect_data, render
@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
   place = tmp_path_factory.mktemp('text')
   lines = {}
-  for language, text in registry.read_texts('udhr'):
+  for language, text in task_registry.read_texts('udhr'):
     lines.setdefault(language, []).append(text)
   lines['en'] = [NASTY] * 40 + lines['en'][:20]
   for language, texts in lines.items():
@@ -206,33 +206,6 @@ def test_a_rare_task_is_met_once_a_cycle(seen, words):
 # --- Characters
 
 
-def test_characters_of_several_byte_pieces_stay_whole(tmp_path):
-  """One of whose bytes any is dropped is dropped."""
-  made = vocabulary_training.train_sentencepiece(
-    ['a plain text', 'and another text'] * 20, str(tmp_path), 278,
-    byte_fallback=True,
-  )  # fmt: skip
-  ids = made.encode('a 𝄞 text 漢')
-  clef = made.pieces(ids).index('<0xF0>')
-  marks = [inspection.READ] * len(ids)
-  marks[clef + 1] = inspection.DROPPED
-  runs = inspection.split_runs(made, ids, marks)
-  assert [(r.text, r.mark) for r in runs] == [
-    ('a ', inspection.READ), ('𝄞', inspection.DROPPED),
-    (' text 漢', inspection.READ),
-  ]  # fmt: skip
-  assert ''.join(made.surfaces(ids)) == made.decode(ids)
-
-
-def test_what_only_looks_special_is_text(words):
-  """And so is an unknown character."""
-  ids = [words.doc_id, *words.encode('[DOC] ☃'), words.clm_id]
-  assert words.unk_id in ids
-  runs = inspection.split_runs(words, ids, [inspection.READ] * len(ids))
-  assert [run.special for run in runs] == [True, False, True]
-  assert text_of(runs) == words.decode(ids)
-
-
 @pytest.mark.parametrize(
   'text, mark',
   [
@@ -296,17 +269,6 @@ def test_documents_and_what_is_read_of_them_are_counted(seen, batches, words):
   np.testing.assert_array_equal(counts.texts[: len(texts)], texts)
   shares = np.array(read) / texts
   np.testing.assert_allclose(counts.prefix[: len(texts)], shares)
-
-
-@pytest.mark.parametrize('budget', [1, 9, 77])
-def test_expected_spans_are_those_that_are_drawn(budget):
-  keys = counter_rng.make_key(3, np.arange(20_000))
-  budgets = np.full(len(keys), budget)
-  drawn = span_corruption.draw_span_lengths(keys, budgets, 3.0)
-  found = np.bincount(drawn[drawn > 0], minlength=25)[:25]
-  expected = inspection.expect_span_counts(budgets, 3.0, 24)
-  # Counts of a length vary by about the root of what is expected.
-  assert (abs(found - expected) < 5 * np.sqrt(expected) + 5).all()
 
 
 def test_what_was_drawn_is_near_what_was_wanted(seen):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from atm.data import registry
+from atm.data import task_registry
 from atm.parallel import distributed, sharding
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
@@ -138,7 +138,7 @@ def test_every_size_is_checked_before_anything_is_compiled(split, message):
   config = tiny(
     d_model=36, decoder_ff=36, encoder_ff=64, vocab_size=100, positions=60
   )
-  sizes, rows = registry.Lengths(16, 20), 12 if 'BATCH' in message else 16
+  sizes, rows = task_registry.Lengths(16, 20), 12 if 'BATCH' in message else 16
   with pytest.raises(ValueError, match=message):
     config_checks.check_sizes(
       mesh_lib.make_mesh(data=1, fsdp=8), Rules(**rules), config, sizes, rows

@@ -1,6 +1,6 @@
 """Warnings of plans."""
 
-from atm.data import registry
+from atm.data import task_registry
 from atm.model import config as config_lib
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
@@ -44,9 +44,9 @@ def test_a_matrix_that_is_whole_everywhere_is_named():
 
 
 def test_padding_of_kernels_is_named():
-  lengths = registry.Lengths(1024, 130)
+  lengths = task_registry.Lengths(1024, 130)
   said = padding_warnings(tiny(attention='splash'), lengths, 'cpu')
   assert ['targets of 130 up to 256' in line for line in said] == [True, False]
   assert 'a head of 8 up to 128: 94%' in said[1]
   big = config_lib.Config()
-  assert not padding_warnings(big, registry.Lengths(1024, 1024), 'tpu')
+  assert not padding_warnings(big, task_registry.Lengths(1024, 1024), 'tpu')

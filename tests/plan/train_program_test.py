@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from atm.data import counter_rng, objectives, packing, registry
+from atm.data import counter_rng, objectives, packing, task_registry
 from atm.model import flops as flops_lib
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
@@ -64,7 +64,7 @@ def test_a_batch_is_that_of_the_data():
   rows = objectives.Denoise().examples(tokens, length, keys, ids, 32, 24)
   found = {k: (v.shape, v.dtype) for k, v in rows.items()}
   found['objective'] = (4,), np.int32
-  sizes = registry.Lengths(32, 24)
+  sizes = task_registry.Lengths(32, 24)
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   like = train_program.abstract_batch(4, sizes, mesh, Rules(), packed=True)
   assert found == {k: (v.shape, v.dtype) for k, v in like.items()}

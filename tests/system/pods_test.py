@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 import gin
 from atm.cli import gin_config
-from atm.data import registry
+from atm.data import task_registry
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
@@ -138,7 +138,9 @@ def test_its_model_divides_and_fits(bound, name):
     gin.get_configurable('sharding.Rules')(),
   )
   config = gin.get_configurable('model.Config')()
-  lengths = registry.Lengths.of(gin.query_parameter('%TASK_FEATURE_LENGTHS'))
+  lengths = task_registry.Lengths.of(
+    gin.query_parameter('%TASK_FEATURE_LENGTHS')
+  )
   batch = gin.query_parameter('%BATCH_SIZE')
   config_checks.check_sizes(mesh, rules, config, lengths, batch)
   tx = optimizer.make(gin.get_configurable('optimizer.Config')())
@@ -199,7 +201,7 @@ def test_a_model_that_does_not_divide_is_refused(bound):
   """A batch of 16 over 128 chips; 768 of models/base.gin over 512."""
   bound('models/base.gin', 'pods/v5p_4x4x8.gin', bindings=['BATCH_SIZE = 16'])
   config = gin.get_configurable('model.Config')()
-  lengths = registry.Lengths(1024, 1024)
+  lengths = task_registry.Lengths(1024, 1024)
   mesh = abstract_mesh(128)
   with pytest.raises(ValueError, match='BATCH_SIZE = 16 .* by 128'):
     config_checks.check_sizes(mesh, Rules(), config, lengths, 16)

@@ -9,8 +9,15 @@ import pytest
 import seqio
 
 import atm_tasks
-from atm.data import batches, cache, languages, objectives, packing, registry
-from atm.data.registry import Lengths
+from atm.data import (
+  batches,
+  cache,
+  languages,
+  objectives,
+  packing,
+  task_registry,
+)
+from atm.data.task_registry import Lengths
 from atm.inference import api, prompts
 from atm.train import held_out_loss
 from atm_tasks.pretraining import pairs
@@ -204,7 +211,7 @@ def test_a_host_needs_the_rows_alone(words, tmp_path, file):
   (made,), _ = build(words, tmp_path / 'rows')
   pairs.tasks.unregister(seqio.TaskRegistry, 'pairs')
   with pytest.raises(ValueError, match='Set PAIRS, or CACHE_DIR of rows'):
-    registry.find_task('pairs')
+    task_registry.find_task('pairs')
   atm_tasks.configure(words.path, cache_dir=str(tmp_path / 'rows'))
   (part,) = batches.load_parts(
     'pairs', 'train', words, Lengths.of(LENGTHS), str(tmp_path / 'rows')
