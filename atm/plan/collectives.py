@@ -64,9 +64,7 @@ def list_collectives(program: Program, sizes: dict[str, int]) -> list[dict]:
   return sorted(rows.values(), key=lambda row: -row['wire_bytes'])
 
 
-def _called_by(
-  program: Program, is_caller: Callable[[Instruction], bool]
-) -> set[str]:
+def _called_by(program: Program, is_caller: Callable) -> set[str]:
   """Returns computations called by some instructions, and what those call."""
   called = set()
   for name in program.callers_first():
@@ -84,11 +82,9 @@ def _starts(line: Instruction) -> bool:
 
 
 def _continues(line: Instruction) -> bool:
-  """Tells whether a line goes on with a collective started elsewhere.
-
-  TPUs write such a collective out again: in every fusion that multiplies
-  meanwhile, and in the one that ends it.
-  """
+  """Tells whether a line goes on with a collective started elsewhere."""
+  # TPUs write such a collective out again: in every fusion that multiplies
+  # meanwhile, and in the one that ends it.
   return line.name.startswith('async-collective-done') or any(
     callee.startswith('async_collective_fusion') for _, callee in line.called
   )
@@ -114,9 +110,7 @@ def _key(
   return kind, spanned_axes(members, sizes), len(members[0]), asynchronous
 
 
-def _padded_share(
-  program: Program, line: Instruction, computation: str
-) -> float:
+def _padded_share(program: Program, line: Instruction, computation) -> float:
   """Returns the share of an all-reduce's bytes that was written into zeros."""
   # So XLA gathers where it takes a ring for too slow: each device's part goes
   # into an array of zeros, and the sum is the whole.
@@ -135,10 +129,7 @@ def _padded_share(
 
 
 def replica_groups(rest: str, devices: int) -> np.ndarray:
-  """Parses an instruction's groups to positions in the mesh, [groups, size].
-
-  Of a permutation, the longest chain. All devices where nothing is said.
-  """
+  """Parses an instruction's groups to positions in the mesh, [groups, size]."""
   if match := _MESH.search(rest):
     return _mesh_groups(*match.groups())
   if match := _IOTA.search(rest):
@@ -148,6 +139,7 @@ def replica_groups(rest: str, devices: int) -> np.ndarray:
     groups = re.findall(r'\{([\d,]*)\}', match[1])
     return np.array([[int(n) for n in ids.split(',')] for ids in groups])
   if match := _PAIRS.search(rest):
+    # The longest chain of a permutation stands for its group.
     return _longest_chain(re.findall(r'\{(\d+),(\d+)\}', match[0]))
   return np.arange(devices)[None]
 
@@ -160,14 +152,11 @@ def _iota(sides: str, order: str | None) -> np.ndarray:
 
 
 def _mesh_groups(axes: str, devices: str | None, within: str) -> np.ndarray:
-  """Returns groups along some axes of a mesh that XLA made up.
-
-  Args:
-    axes: "'axis_0'=64,'axis_1'=2".
-    devices: '[2,64]T(1,0)', how they fill it; None: in order.
-    within: "'axis_0'", the axes of a group, or parts "'axis_0':(1)4" of them:
-      4 of its devices, a product of 1 of them before (Shardy's sub-axes).
-  """
+  """Returns groups along some axes of a mesh that XLA made up."""
+  # `axes` are like "'axis_0'=64,'axis_1'=2"; `devices` like '[2,64]T(1,0)', how
+  # they fill the mesh, None: in order; `within` like "'axis_0'", the axes of a
+  # group, or parts "'axis_0':(1)4" of them: 4 of its devices, a product of 1 of
+  # them before (Shardy's sub-axes).
   names = re.findall(r"'(\w+)'=(\d+)", axes)
   order = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', devices or '')
   count = math.prod(int(n) for _, n in names)
@@ -211,11 +200,9 @@ def spanned_axes(members: np.ndarray, sizes: dict[str, int]) -> tuple[str, ...]:
 
 
 def wire_bytes(line: Instruction, kind: str, n: int) -> float:
-  """Returns bytes that a device sends for one collective over a ring of n.
-
-  A gather or scatter of N bytes in all sends N (n - 1) / n; a reduction is
-  both, one after the other (Thakur et al., 2005, sections 3 and 4).
-  """
+  """Returns bytes that a device sends for one collective over a ring of n."""
+  # A gather or scatter of N bytes in all sends N (n - 1) / n; a reduction is
+  # both, one after the other (Thakur et al., 2005, sections 3 and 4).
   sizes = array_bytes(line.shape)
   whole = sum(sizes)
   if line.opcode == 'send':  # (what is sent, a number, a token)

@@ -68,10 +68,7 @@ def _find_changes(given: dict, needs: float) -> list[dict]:
 
 
 def compare_pods(
-  settings: dict[str, dict],
-  searched: bool,
-  say: Callable,
-  model_dir: str | None,
+  settings: dict[str, dict], searched: bool, say: Callable, model_dir
 ) -> dict:
   """Compares pods that may hold a run: a table, printed, and in pods.json.
 
@@ -97,7 +94,16 @@ def compare_pods(
   results = _search_all(settings, say, model_dir)
   try:
     for name, row in results if searched else _plan_all(settings):
-      rows[name] = {**_describe(name, settings[name]), **row}
+      given = settings[name]
+      pod = hardware.parse_pod(given['topology'])
+      rows[name] = {
+        'pod': name,
+        'chips': pod.size,
+        'share_of_peak': pod.chip.share,
+        'batch_size': given['batch_size'],
+        'train_steps': given['train_steps'],
+        **row,
+      }
       outcome = search_report.format_outcome(rows[name])
       say(f'[{len(rows)}/{len(settings)}] {name}: {outcome}')
   finally:
@@ -110,17 +116,6 @@ def compare_pods(
     say(search_report.pods_page(table))
     report.write(table, model_dir, PODS_FILE)
   return table
-
-
-def _describe(name: str, given: dict) -> dict:
-  pod = hardware.parse_pod(given['topology'])
-  return {
-    'pod': name,
-    'chips': pod.size,
-    'share_of_peak': pod.chip.share,
-    'batch_size': given['batch_size'],
-    'train_steps': given['train_steps'],
-  }
 
 
 def _plan_all(settings: dict) -> Iterator[tuple[str, dict]]:

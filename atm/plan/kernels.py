@@ -51,17 +51,16 @@ _DTYPES = {
 
 
 def kernel_cycles(program: hlo.Program, pod: hardware.Pod) -> dict[str, float]:
-  """Returns cycles of one run of each kernel, by its instruction's name.
-
-  Empty where the schedules are not known.
-  """
+  """Returns cycles of a run of each kernel by name; {}: not known."""
   calls = {
     line.name: parse_call(line)
     for line, _, _ in program.executed()
     if is_kernel_call(line)
   }
   distinct = {c['config']: c for c in calls.values()}
-  bundles = dict(zip(distinct, schedule(list(distinct.values()), pod.kind)))
+  bundles = dict(
+    zip(distinct, schedule_calls(list(distinct.values()), pod.kind))
+  )
   if not bundles:
     return {}
   each = {
@@ -99,13 +98,8 @@ def parse_call(line: hlo.Instruction) -> dict:
   }
 
 
-def schedule(calls: list[dict], kind: str) -> list[int]:
-  """Returns bundles of each of some calls of kernels; none if that fails.
-
-  Args:
-    calls: see `parse_call`.
-    kind: of the chip, a name of hardware.CHIPS.
-  """
+def schedule_calls(calls: list[dict], kind: str) -> list[int]:
+  """Returns bundles of calls on a kind of chip; []: the compiler failed."""
   if not calls:
     return []
   with tempfile.TemporaryDirectory(prefix='atm_kernels_') as folder:
@@ -173,12 +167,7 @@ def _rebuild_call(given: dict):
 
 
 def count_cells(body: str, cores: int) -> float:
-  """Returns cells of a kernel's grid that one core computes.
-
-  Args:
-    body: its Mosaic module, as the custom call has it.
-    cores: of a device.
-  """
+  """Returns cells of the grid of a Mosaic module that one core computes."""
   context = mlir.JaxIrContext()
   context.append_dialect_registry(mlir.upstream_dialects)
   context.load_all_available_dialects()

@@ -59,12 +59,8 @@ def account(
     known). `peak_hbm_gib`, `usable_hbm_gib`, `fits` and `largest_buffers`, of a
     program that does not fit.
   """
-  if compiled is not None:
-    analysis = compiled.memory_analysis()
-    heap, peak = analysis.temp_size_in_bytes, analysis.peak_memory_in_bytes
-    host = analysis.host_temp_size_in_bytes
-  else:
-    heap, peak, host = None, overflow['used'], None
+  analysis = compiled and compiled.memory_analysis()
+  peak = analysis.peak_memory_in_bytes if analysis else overflow['used']
   usable = pod.chip.usable if pod else None
   if overflow:
     usable = overflow['usable']
@@ -72,9 +68,9 @@ def account(
     'memory': {
       **arguments,
       'temporaries': max(0, peak - sum(arguments.values())),
-      'heap': heap,
+      'heap': analysis and analysis.temp_size_in_bytes,
       'peak': peak,
-      'host': host,
+      'host': analysis and analysis.host_temp_size_in_bytes,
     },
     'peak_hbm_gib': peak / 2**30,
     'usable_hbm_gib': usable / 2**30 if usable else None,

@@ -99,11 +99,12 @@ class CostModel:
       given['model_config'].remat, given['micro_batches'],
     )  # fmt: skip
     self._devices = hardware.pod_devices(self.pod)
+    # Figures of a remat take a second or two; those of a mesh are shared.
+    self.traced = functools.cache(self._trace)
+    self._target = functools.cache(self._make_target)
+    self._state_bytes = functools.cache(self._place_state)
     # What loops keep is counted of a whole batch.
     self._step = TrainStep.of({**given, 'micro_batches': 1}, target.mesh)
-    self._targets: dict[tuple, hardware.Target] = {}
-    self._state_bytes: dict[jax.sharding.Mesh, int] = {}
-    self._traced: dict[str, Traced] = {}
 
   def candidates(self) -> list[Candidate]:
     """Returns all candidates that divide, the run's own first."""
@@ -143,21 +144,13 @@ class CostModel:
 
   def target(self, candidate: Candidate) -> hardware.Target:
     """Returns the pod's devices in a candidate's mesh."""
-    key = tuple(candidate.mesh.values())
-    if key not in self._targets:
-      mesh = mesh_lib.make_mesh(
-        slice=self.slices, **candidate.mesh, devices=self._devices
-      )
-      self._targets[key] = hardware.Target(mesh, self.pod)
-    return self._targets[key]
+    return self._target(**candidate.mesh)
+
+  def _make_target(self, **axes: int) -> hardware.Target:
+    mesh = mesh_lib.make_mesh(self.slices, **axes, devices=self._devices)
+    return hardware.Target(mesh, self.pod)
 
   # --- Memory
-
-  def traced(self, remat: str) -> Traced:
-    """Returns figures of a remat; takes a second or two, once for each."""
-    if remat not in self._traced:
-      self._traced[remat] = self._trace(remat)
-    return self._traced[remat]
 
   def _trace(self, remat: str) -> Traced:
     config = dataclasses.replace(self._step.config, remat=remat)
@@ -186,14 +179,13 @@ class CostModel:
 
   def state_bytes(self, candidate: Candidate) -> int:
     """Returns bytes of a chip's parameters and optimizer."""
-    mesh = self.target(candidate).mesh
-    if mesh not in self._state_bytes:
-      placed = lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)
-      )
-      state = jax.tree.map(placed, self._step.state)
-      self._state_bytes[mesh] = memory.device_bytes(state)
-    return self._state_bytes[mesh]
+    return self._state_bytes(self.target(candidate).mesh)
+
+  def _place_state(self, mesh: jax.sharding.Mesh) -> int:
+    placed = lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)
+    )
+    return memory.device_bytes(jax.tree.map(placed, self._step.state))
 
   def keeps_no_less(self, candidate: Candidate, other: Candidate) -> bool:
     """Tells whether it keeps no less than another on the same mesh."""

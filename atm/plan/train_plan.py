@@ -92,12 +92,10 @@ def plan(
   config_checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
   config_checks.check_micro_batches(mesh, rules, batch_size, micro_batches)
   job = TrainStep.of(given, mesh)
-  counted = job.counted_flops()
   say(f'compiling the step for {target}')
   clock = time.perf_counter()
   traced = job.trace()
-  options = xla_options or {}
-  compiled, overflow = compiler(traced, target, options)
+  compiled, overflow = compiler(traced, target, xla_options or {})
   made = {
     'topology': topology,
     'mesh': dict(mesh.shape),
@@ -105,32 +103,36 @@ def plan(
     'packed': packed,
     'versions': hardware.installed_versions(),
     'compile_seconds': time.perf_counter() - clock,
-    'params': job.params,
-    'checkpoint_bytes': memory.total_bytes(job.state),
-    **memory.account(_arguments(job), compiled, overflow, target.pod),
+    **_account(job, compiled, overflow, target.pod),
     'model_flops': flops.train_flops(model_config, batch_size, *sizes.both),
-    'flops_counted': counted,
+    'flops_counted': job.counted_flops(),
     **hardware_flops(traced.jaxpr.jaxpr),
   }
-  made |= _estimate(compiled, traced, target, options, made['kernel_flops'])
-  tokens = batch_size * sum(sizes.both)
-  made |= step_time.project_run(made, target, tokens, train_steps)
+  made |= _estimate(
+    compiled, traced, target, xla_options or {}, made['kernel_flops']
+  )
+  made |= step_time.project_run(
+    made, target, batch_size * sum(sizes.both), train_steps
+  )
   made['warnings'] = plan_warnings.train_warnings(made, job, sizes, target)
-  made['changes'] = []
-  if made['fits'] is False:
-    made |= _explain_overflow(made, given, job, traced, tried)
+  made |= _explain_overflow(made, given, job, traced, tried)
   say(report.train_page(made, target.pod))
   report.write(made, model_dir)
   return made
 
 
-def _arguments(job: TrainStep) -> dict[str, int]:
-  """Returns a device's bytes of what the step is given."""
+def _account(job: TrainStep, compiled, overflow, pod) -> dict:
+  """Returns `memory.account` of the step, and sizes of its state."""
   state = job.state
-  return {
+  arguments = {
     'parameters': memory.device_bytes(state.params),
     'optimizer': memory.device_bytes((state.step, state.opt_state)),
     'batch': memory.device_bytes(job.batch),
+  }
+  return {
+    'params': job.params,
+    'checkpoint_bytes': memory.total_bytes(state),
+    **memory.account(arguments, compiled, overflow, pod),
   }
 
 
@@ -147,7 +149,9 @@ def _estimate(compiled, traced, target, options, kernel_flops: float) -> dict:
 def _explain_overflow(
   made: dict, given: dict, job: TrainStep, traced, tried: Callable | None
 ) -> dict:
-  """Returns `largest_buffers` of a step that does not fit, and `changes`."""
+  """Returns `changes`, and `largest_buffers`, of a step that does not fit."""
+  if made['fits'] is not False:
+    return {'changes': []}
   axes, B = given['rules'].mesh_axes('batch'), given['batch_size']
   shards = math.prod(job.mesh.shape[axis] for axis in axes)
   return {

@@ -65,11 +65,11 @@ def scheduled(monkeypatch):
   asked = []
 
   def say(*bundles):
-    def schedule(calls, kind):
+    def schedule_calls(calls, kind):
       asked.append((calls, kind))
       return list(bundles)
 
-    monkeypatch.setattr(kernels, 'schedule', schedule)
+    monkeypatch.setattr(kernels, 'schedule_calls', schedule_calls)
     return asked
 
   return say
