@@ -14,7 +14,7 @@ from collections.abc import Callable
 from atm.data import task_registry
 from atm.messages import check_number
 from atm.model import config as config_lib
-from atm.model import flops
+from atm.model import flops as flops_lib
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 from atm.plan import (
@@ -95,7 +95,8 @@ def plan(
   say(f'compiling the step for {target}')
   clock = time.perf_counter()
   traced = job.trace()
-  compiled, overflow = compiler(traced, target, xla_options or {})
+  options = xla_options or {}
+  compiled, overflow = compiler(traced, target, options)
   made = {
     'topology': topology,
     'mesh': dict(mesh.shape),
@@ -104,13 +105,11 @@ def plan(
     'versions': hardware.installed_versions(),
     'compile_seconds': time.perf_counter() - clock,
     **_account(job, compiled, overflow, target.pod),
-    'model_flops': flops.train_flops(model_config, batch_size, *sizes.both),
+    'model_flops': flops_lib.train_flops(model_config, batch_size, *sizes.both),
     'flops_counted': job.counted_flops(),
     **hardware_flops(traced.jaxpr.jaxpr),
   }
-  made |= _estimate(
-    compiled, traced, target, xla_options or {}, made['kernel_flops']
-  )
+  made |= _estimate(made, compiled, traced, target, options)
   made |= step_time.project_run(
     made, target, batch_size * sum(sizes.both), train_steps
   )
@@ -136,14 +135,15 @@ def _account(job: TrainStep, compiled, overflow, pod) -> dict:
   }
 
 
-def _estimate(compiled, traced, target, options, kernel_flops: float) -> dict:
+def _estimate(made: dict, compiled, traced, target, options: dict) -> dict:
   """Returns `step_time.estimate`, its time as `step_time_range_s`."""
-  made = dict.fromkeys(step_time.ESTIMATES)
+  estimate = dict.fromkeys(step_time.ESTIMATES)
   if compiled:
     text = compilation.program_text(compiled, traced, target, options)
-    made = step_time.estimate(hlo.parse(text), target, kernel_flops)
-  made['step_time_range_s'] = made.pop('time_range_s')
-  return made
+    flops = made['kernel_flops']
+    estimate = step_time.estimate(hlo.parse(text), target, flops)
+  estimate['step_time_range_s'] = estimate.pop('time_range_s')
+  return estimate
 
 
 def _explain_overflow(

@@ -67,7 +67,7 @@ def test_a_plan_needs_no_tensorflow():
   code = (
     'import sys; from atm.cli import gin_config as g; '
     'files = "runs/plan.gin", "models/20b.gin", "pods/v5p_4x4x8.gin"; '
-    'g.configure([g.find_file(f) for f in files], [], set()); '
+    'g.apply_config([g.find_file(f) for f in files], [], set()); '
     'print([m for m in ("tensorflow", "seqio", "libtpu") if m in sys.modules])'
   )
   done = subprocess.run(
