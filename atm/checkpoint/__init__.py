@@ -1,5 +1,6 @@
 """Weights on disk: Orbax checkpoints with checksums, Hugging Face folders.
 
-May import `atm.model`, `atm.data`, `atm.parallel`. Begin with `manager.py`
-(saving and restoring), then `pretrained.py` (opening any trained model).
+Saves and restores dicts of trees and knows nothing of training. May import
+`atm.model`, `atm.data`, `atm.parallel`. Begin with `manager.py` (saving) and
+`reader.py` (restoring), then `pretrained.py` (opening any trained model).
 """

@@ -70,7 +70,7 @@ def import_weights(
     raise ValueError(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
-  described = hf_folder.read_json(path)
+  described = hf_folder.read_json_object(path)
   config = hf_keys.config_from_hf(described)
   mesh = make_mesh()
   abstract = parameters.abstract_params(AlexaTM(config), mesh, rules)
@@ -132,7 +132,7 @@ def write_parameters(
   sizes = weights.sizes()
   total = sum(sizes.values())
   path = os.path.join(directory, 'parameters')
-  start = said = time.perf_counter()
+  start = logged = time.perf_counter()
   done, sums, group = 0, {}, {}
   for name, array in weights.arrays():
     alone = array.sharding.num_devices == 1
@@ -145,13 +145,13 @@ def write_parameters(
       orbax.partial.save(path, traverse_util.unflatten_dict(group))
       group.clear()
     now = time.perf_counter()
-    if now - said > 2 or done == total:
+    if now - logged > 2 or done == total:
       rate = done / (now - start)
       say(
         f'{done / GIB:.2f}/{total / GIB:.2f} GiB  {rate / 2**20:,.0f} MiB/s  '
         f'{clock_text((total - done) / rate)} left'
       )
-      said = now
+      logged = now
   orbax.partial.finalize(path)
   place = os.path.join(directory, paths.CHECKPOINTS, '0')
   os.makedirs(place)
@@ -210,19 +210,19 @@ def export_weights(
     raise ValueError(f'OUTPUT = {output!r} exists already')
   if shard_gib <= 0:
     raise ValueError(f'SHARD_GIB = {shard_gib}: expected more than 0')
-  with reader.open_step(model_dir, at_step) as (checkpoints, number):
-    meta = checkpoints.meta(number)
+  with reader.open_step(model_dir, at_step) as (checkpoints, step):
+    meta = checkpoints.meta(step)
     config = Config(**meta['model'])
     kind, described = describe_model(config, meta.get('hf_config'))
-    tensors = plan_export(checkpoints, number, config, kind)
+    tensors = plan_export(checkpoints, step, config, kind)
     with staging_folder(os.path.abspath(output) + '.exporting') as partial:
       fileio.write_json(os.path.join(partial, 'config.json'), described)
-      words = os.path.join(model_dir, 'vocabulary', vocabulary.MODEL_FILE)
-      if os.path.exists(words):
-        shutil.copyfile(words, os.path.join(partial, '20b_tokenizer.model'))
+      tokenizer = os.path.join(model_dir, 'vocabulary', vocabulary.MODEL_FILE)
+      if os.path.exists(tokenizer):
+        shutil.copyfile(tokenizer, os.path.join(partial, '20b_tokenizer.model'))
       hf_folder.write_shards(partial, tensors, int(shard_gib * GIB))
       os.rename(partial, output)
-  say(f'wrote step {number} of {model_dir} to {output} ({kind})')
+  say(f'wrote step {step} of {model_dir} to {output} ({kind})')
 
 
 def plan_export(

@@ -113,7 +113,7 @@ class WeightFolder:
       path = os.path.join(self.directory, name)
       if os.path.exists(path):
         files: dict[str, set[str]] = {}
-        for key, file in read_json(path)['weight_map'].items():
+        for key, file in read_json_object(path)['weight_map'].items():
           if os.path.basename(file) != file:
             raise WeightsError(f'{path}: {file!r} is not a file of the folder')
           files.setdefault(os.path.join(self.directory, file), set()).add(key)
@@ -124,7 +124,7 @@ class WeightFolder:
     )
 
 
-def read_json(path: str) -> dict:
+def read_json_object(path: str) -> dict:
   """Returns a JSON object; raises WeightsError where it is none."""
   try:
     with open(path, encoding='utf-8') as f:

@@ -90,7 +90,9 @@ def open_pretrained(
     hf_keys.WeightsError: a config.json of another kind of model.
   """
   if _is_hf(directory):
-    hf_config = hf_folder.read_json(os.path.join(directory, 'config.json'))
+    hf_config = hf_folder.read_json_object(
+      os.path.join(directory, 'config.json')
+    )
     config, step = hf_keys.config_from_hf(hf_config), 0
     meta = {'hf_config': hf_config}
     path = hf_folder.find_tokenizer(directory)

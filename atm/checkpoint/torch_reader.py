@@ -64,7 +64,7 @@ class _Tensor(NamedTuple):
   stride: tuple
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
   """A tensor in the file; start, nbytes and strides are in bytes."""
 
   dtype: np.dtype
@@ -180,13 +180,13 @@ class TorchFile:
       raise self._error(f'cannot be opened: {e.strerror}') from e
     try:
       self._members = self._read_members()
-      self._places = {}
+      self._locations = {}
       for key, value in self._read_pickle().pairs:
         if type(key) is not str:
           raise self._error(f'a key is a {type(key).__name__}, not a string')
-        if key in self._places:
+        if key in self._locations:
           raise self._error(f'{key!r} is there twice')
-        self._places[key] = self._place(key, value)
+        self._locations[key] = self._locate(key, value)
     except BaseException:
       self.close()
       raise
@@ -202,7 +202,7 @@ class TorchFile:
 
   def keys(self) -> list[str]:
     """Returns the names of the tensors, in the order of the file."""
-    return list(self._places)
+    return list(self._locations)
 
   def shape(self, key: str) -> tuple[int, ...]:
     """Raises TorchFileError if there is no such tensor."""
@@ -221,27 +221,27 @@ class TorchFile:
     Raises:
       TorchFileError: there is no such tensor, or its bytes cannot be read.
     """
-    place = self._find(key)
-    if not place.nbytes:
-      return np.empty(place.shape, place.dtype)
-    raw = self._at(place.start, place.nbytes, key)
-    if place.dtype == bool and raw.max() > 1:
+    location = self._find(key)
+    if not location.nbytes:
+      return np.empty(location.shape, location.dtype)
+    raw = self._load(location.start, location.nbytes, key)
+    if location.dtype == bool and raw.max() > 1:
       raise self._error(f'{key!r} is bool but has bytes other than 0 and 1')
-    view = np.ndarray(place.shape, place.dtype, raw, 0, place.strides)
+    view = np.ndarray(location.shape, location.dtype, raw, 0, location.strides)
     return np.asarray(view, order='C')
 
   def _error(self, what: str) -> TorchFileError:
     return TorchFileError(f'{self._path}: {what}')
 
-  def _find(self, key: str) -> _Place:
-    if key not in self._places:
+  def _find(self, key: str) -> _Location:
+    if key not in self._locations:
       # `did_you_mean` would list all names, which may be thousands.
-      close = difflib.get_close_matches(str(key), self._places, n=1)
+      close = difflib.get_close_matches(str(key), self._locations, n=1)
       nearest = f'; the nearest is {close[0]!r}' if close else ''
       raise self._error(f'there is no tensor {key!r}{nearest}')
-    return self._places[key]
+    return self._locations[key]
 
-  def _at(self, start: int, size: int, whose: str) -> np.ndarray:
+  def _load(self, start: int, size: int, whose: str) -> np.ndarray:
     """Returns bytes of the file, uint8 [size]."""
     raw = np.empty(size, np.uint8)
     try:
@@ -255,7 +255,7 @@ class TorchFile:
 
   def _read_members(self) -> dict[str, tuple[int, int]]:
     """Returns members by their names -> (start in the file, bytes)."""
-    magic = self._at(0, 4, 'the header').tobytes()
+    magic = self._load(0, 4, 'the header').tobytes()
     if magic[0] == 0x80:
       raise self._error(f'is a bare pickle, as before PyTorch 1.6; {RESAVE}')
     if magic != b'PK\3\4':
@@ -278,7 +278,7 @@ class TorchFile:
       if info.compress_type != zipfile.ZIP_STORED:
         raise self._error(f'member {name!r} is compressed; {RESAVE}')
       inside = end <= info.header_offset <= size - 30
-      head = self._at(info.header_offset if inside else 0, 30, name).tobytes()
+      head = self._load(info.header_offset if inside else 0, 30, name).tobytes()
       start = info.header_offset + 30 + sum(struct.unpack('<26x2H', head))
       end = start + info.file_size
       # Where members overlap or share a name, readers may disagree.
@@ -296,14 +296,14 @@ class TorchFile:
   def _read_pickle(self) -> _Dict:
     # Before PyTorch 2.1 there is no such member.
     order = self._members.get(f'{self._root}/byteorder', (0, 0))
-    if order[1] and self._at(order[0], 6, 'byteorder').tobytes() != b'little':
+    if order[1] and self._load(order[0], 6, 'byteorder').tobytes() != b'little':
       raise self._error(f'is not little-endian; on a machine that is, {RESAVE}')
-    place = self._members.get(f'{self._root}/data.pkl')
-    if not place:
+    member = self._members.get(f'{self._root}/data.pkl')
+    if not member:
       raise self._error('is a zip archive but not a PyTorch checkpoint')
-    if place[1] > MAX_PICKLE:
-      raise self._error(f'its pickle has {place[1]} bytes, over {MAX_PICKLE}')
-    code = io.BytesIO(self._at(*place, 'data.pkl'))
+    if member[1] > MAX_PICKLE:
+      raise self._error(f'its pickle has {member[1]} bytes, over {MAX_PICKLE}')
+    code = io.BytesIO(self._load(*member, 'data.pkl'))
     try:
       state_dict = _Unpickler(code).load()
     except Exception as e:  # nonsense may raise anything
@@ -317,7 +317,7 @@ class TorchFile:
       raise self._error(f'holds a {kind}, not a dict; {RESAVE}')
     return state_dict
 
-  def _place(self, key: str, tensor) -> _Place:
+  def _locate(self, key: str, tensor) -> _Location:
     """Compares a tensor's claims with each other and with the archive."""
     if type(tensor) is not _Tensor or type(tensor.storage) is not _Storage:
       raise self._error(f'{key!r} is not a tensor; {RESAVE}')
@@ -339,7 +339,7 @@ class TorchFile:
         f'{member!r} ' + (f'has {size} bytes' if size >= 0 else 'is not there')
       )
     if 0 in shape:
-      return _Place(dtype, shape, stride, start, 0)
+      return _Location(dtype, shape, stride, start, 0)
     # The stride of a dimension of one is never used and may be anything.
     stride = tuple(s if n > 1 else 0 for n, s in zip(shape, stride))
     span = 1 + sum((n - 1) * s for n, s in zip(shape, stride))
@@ -352,4 +352,4 @@ class TorchFile:
       )
     k = dtype.itemsize
     strides = tuple(s * k for s in stride)
-    return _Place(dtype, shape, strides, start + offset * k, span * k)
+    return _Location(dtype, shape, strides, start + offset * k, span * k)

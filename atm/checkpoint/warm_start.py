@@ -64,7 +64,7 @@ def open_source(directory: str) -> EncoderSource:
   """
   path = os.path.join(directory, 'config.json')
   if os.path.exists(path):
-    hf_config = hf_folder.read_json(path)
+    hf_config = hf_folder.read_json_object(path)
     known = (*hf_keys.LAYOUTS, hf_keys.XLMR)
     if hf_keys.model_type(hf_config, known) == hf_keys.XLMR:
       return _open_xlmr(directory, hf_config)

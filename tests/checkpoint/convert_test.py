@@ -314,7 +314,7 @@ def test_shards(tmp_path, source):
   ],
 )
 def test_faults_in_the_config(tmp_path, source, change, message):
-  described = hf_folder.read_json(f'{source}/config.json') | change
+  described = hf_folder.read_json_object(f'{source}/config.json') | change
   with open(f'{source}/config.json', 'w') as f:
     json.dump(described, f)
   with pytest.raises(hf_keys.WeightsError, match=message):
@@ -359,7 +359,7 @@ def test_token_ids_outside_the_vocabulary_are_named(source):
 
 def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
   """1.4 GiB, in a process that must stay below 2x its largest + 1 GiB."""
-  described = hf_folder.read_json(f'{HERE}/untied.config.json')
+  described = hf_folder.read_json_object(f'{HERE}/untied.config.json')
   described |= dict(
     d_model=512, encoder_ffn_dim=2048, intermediate_size=2048,
     decoder_ffn_dim=2048, encoder_layers=48, num_hidden_layers=48,

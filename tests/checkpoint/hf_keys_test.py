@@ -9,7 +9,7 @@ from goldens import HERE
 
 
 def test_the_float32_casts_are_honoured():
-  described = hf_folder.read_json(f'{HERE}/untied.config.json')
+  described = hf_folder.read_json_object(f'{HERE}/untied.config.json')
   plain = hf_keys.config_from_hf(described)
   assert not plain.norm_float32 and not plain.scores_float32
   cast = hf_keys.config_from_hf(

@@ -317,7 +317,9 @@ def test_the_newest_checkpoint_is_taken(tmp_path):
 def test_from_hugging_face(name, types, tmp_path):
   """The encoder's states are the reference's, types folded or not."""
   folder = folder_of(name, tmp_path)
-  theirs = hf_keys.config_from_hf(hf_folder.read_json(f'{folder}/config.json'))
+  theirs = hf_keys.config_from_hf(
+    hf_folder.read_json_object(f'{folder}/config.json')
+  )
   changes = dict(token_types=types, decoder_layers=1, ties='none')
   config = dataclasses.replace(theirs, **changes)
   words = train_words(tmp_path / 'words')
