@@ -107,6 +107,14 @@ def words(tmp_path_factory) -> vocabulary.Vocabulary:
 
 
 @pytest.fixture(scope='session')
+def model(words):
+  """An untrained model over the shipped vocabulary, on one device."""
+  import small_models
+
+  return small_models.untrained(words)
+
+
+@pytest.fixture(scope='session')
 def runs(tmp_path_factory):
   """A folder of runs, and of their rows, that several modules compare with."""
   return tmp_path_factory.mktemp('runs')

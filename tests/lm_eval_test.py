@@ -21,6 +21,7 @@ import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.tasks import TaskManager
+from small_models import init
 
 import gin
 from atm.checkpoint import manager
@@ -33,8 +34,6 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 from atm.train.run_folder import RunFolder
 from atm.train.step import State
-
-from transformer_test import init
 
 POSITIONS = 32
 SENTENCES = """

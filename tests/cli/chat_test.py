@@ -9,11 +9,9 @@ import rich.console
 from atm.cli import chat
 from atm.inference import api, sampling
 
-from api_test import model  # noqa: F401 (a fixture)
-
 
 @pytest.fixture
-def talk(model):  # noqa: F811
+def talk(model):
   console = rich.console.Console(file=io.StringIO(), width=200)
   return chat.Chat(model, console, config=sampling.Config(max_tokens=8))
 
@@ -96,7 +94,7 @@ def test_another_seed_gives_another_output(talk):
   assert said(talk).split(chat.POP)[0] != first.split(chat.POP)[0]
 
 
-def test_until_the_end_of_the_input(model, monkeypatch):  # noqa: F811
+def test_until_the_end_of_the_input(model, monkeypatch):
   monkeypatch.setattr(api, 'load', lambda *args, **options: model)
   monkeypatch.setattr(chat, '_keep_history', lambda: None)
   lines = iter(['/help', '', 'a', '/quit', 'never read'])

@@ -10,6 +10,7 @@ import os
 import jax
 import numpy as np
 import pytest
+from small_models import init
 
 import gin
 from atm.checkpoint import manager
@@ -17,15 +18,13 @@ from atm.cli import main
 from atm.evals import metrics, predict, runner, text_metrics
 from atm.evals import results as results_lib
 from atm.evals.task import Question
-from atm.inference import api, loglikelihood, prompts
+from atm.inference import api, prompts
 from atm.model import parameters
 from atm.model.config import Config
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 from atm.train.step import State
-
-from transformer_test import init
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(HERE, 'testdata', 'evaluation')
@@ -111,20 +110,6 @@ def test_the_likeliest_choice_by_logits_alone(model, tmp_path, mode):
       # Texts that the vocabulary cannot tell apart are alike.
       alike = np.isclose(means, max(means), rtol=predict.TIE_TOLERANCE, atol=0)
       assert row['answer'] == np.argmax(alike)
-
-
-def test_choices_of_one_question_share_their_encoder_input(model):
-  """Fault seen: rows opened for each pair."""
-  sources = [[5, 6], [7], [5, 6], [5, 6], [7]]
-  targets = [[1], [2, 2], [3], [4] * 9, [5]]
-  made = loglikelihood.pack_targets(sources, targets, 8)
-  assert [row.source for row in made] == [[7], [5, 6], [5, 6]]
-  assert [row.numbers for row in made] == [[1, 4], [0, 2], [3]]
-  together = model.likelihoods(sources, targets, [0, 1, 0, 3, 0])
-  for i, found in enumerate(zip(*together)):
-    alone = model.likelihoods([sources[i]], [targets[i]], [[0, 1, 0, 3, 0][i]])
-    np.testing.assert_allclose(found[0], alone[0][0], rtol=1e-5)
-    assert found[1:] == (alone[1][0], alone[2][0])
 
 
 def test_the_harness_sums_alike(model, tmp_path):

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import atm
 from atm.inference import api, batch, sampling
-
-from api_test import model  # noqa: F401 (a fixture)
 
 QUIET = dict(say=lambda text: None)
 TEXTS = [
@@ -23,7 +23,7 @@ TEXTS = [
 
 
 @pytest.fixture
-def loaded(model, monkeypatch):  # noqa: F811
+def loaded(model, monkeypatch):
   monkeypatch.setattr(api, 'load', lambda *args, **options: model)
   return model
 
@@ -197,3 +197,51 @@ def test_part_files_of_the_first_version_are_continued(job, options, mark):
   rows = [{'input': 'a', 'target': 'b'}]
   settings = job('/run', **options)._settings(Trained, rows)
   assert batch.hash_settings(settings) == mark
+
+
+def test_reading_inputs(tmp_path):
+  text, objects = tmp_path / 'a.txt', tmp_path / 'a.jsonl'
+  text.write_text('one\n\nthree\n')
+  assert [r['input'] for r in batch.read_inputs(str(text))] == [
+    'one', '', 'three'
+  ]  # fmt: skip
+  objects.write_text('{"input": "x", "id": 3}\n\n{"text": "y"}\n')
+  assert batch.read_inputs(str(objects)) == [
+    {'input': 'x', 'id': 3}, {'text': 'y', 'input': 'y'}
+  ]  # fmt: skip
+  objects.write_text('{"input": "x"}\n{"input": 3}\n')
+  with pytest.raises(ValueError, match='a.jsonl, line 2: expected UTF-8 JSON'):
+    batch.read_inputs(str(objects))
+  with pytest.raises(FileNotFoundError, match="INPUT = 'none'"):
+    batch.read_inputs('none')
+
+
+def test_from_checkpoint_to_jsonl(model, words, tmp_path):
+  """What a trainer saved, `atm.load` and `infer` read, with 8 devices too."""
+  from atm.checkpoint import manager
+  from atm.train.run_folder import RunFolder
+  from atm.train.step import State
+
+  directory = str(tmp_path / 'run')
+  checkpoints = manager.CheckpointManager(directory)
+  meta = {
+    'model': dataclasses.asdict(model.config),
+    'vocabulary': words.sha256,
+    'config': '',
+  }
+  state = State(jnp.zeros((), jnp.int32), model.params, {'x': jnp.zeros(1)})
+  checkpoints.save(7, state.to_trees(), meta)
+  checkpoints.close()
+  RunFolder(directory).save_setup('', words)
+  (tmp_path / 'in.jsonl').write_text('{"input": "Everyone", "id": 1}\n' * 3)
+  out = batch.InferJob(
+    directory, str(tmp_path / 'in.jsonl'), say=lambda t: None
+  ).run()
+  with open(out, encoding='utf-8') as f:
+    rows = [json.loads(line) for line in f]
+  assert len(rows) == 3 and rows[0]['id'] == 1
+  assert rows[0]['output'] == model.generate(['Everyone'])[0]
+  loaded = atm.load(directory, at_step=7)
+  assert loaded.step == 7 and loaded.mesh.size == 8
+  with pytest.raises(FileNotFoundError, match='of step 3.*steps there: .7'):
+    atm.load(directory, at_step=3)

@@ -1,18 +1,22 @@
-"""Decoding equals transformers' `generate`; see golden/README.md."""
+"""Decoding equals transformers' `generate` (see golden/README.md), and itself
+without a cache."""
 
+import functools
 import json
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import init
 
 import atm
+from atm.inference import generate as generate_lib
 from atm.inference import sampling
-from atm.inference.sampling import Config, Sampler
+from atm.inference.sampling import Config
+from atm.model.transformer import AlexaTM
 
-from api_test import model  # noqa: F401 (a fixture)
+from conftest import tiny
 from goldens import HERE
 
 with open(os.path.join(HERE, 'generate.json'), encoding='utf-8') as f:
@@ -102,59 +106,119 @@ def test_log_probabilities_are_those_of_transformers(twin, theirs):
     assert one.score == pytest.approx(want.sum(), abs=1e-4)
 
 
+# --- Without a cache, and row by row
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def whole(net, params, tokens, segments, decoder):
+  return net.apply(
+    {'params': params},
+    tokens,
+    decoder,
+    encoder_segment_ids=segments,
+    enable_dropout=False,
+  )
+
+
+def slow_greedy(net, params, tokens, segments, max_tokens):
+  """Greedy decoding without a cache: everything again for each token."""
+  c = net.config
+  decoder = np.full((len(tokens), max_tokens + 1), c.pad_id, np.int32)
+  decoder[:, 0] = c.start_id
+  for t in range(max_tokens):
+    out = whole(net, params, tokens, segments, decoder)
+    decoder[:, t + 1] = out[:, t].argmax(-1)
+  made = [list(row[1:]) for row in decoder]
+  return [
+    row[: row.index(c.end_id)] if c.end_id in row else row for row in made
+  ]
+
+
+def greedy(net, params, tokens, segments, max_tokens):
+  """(ids [B, T], lengths [B])."""
+  B, c = len(tokens), net.config
+  choice = sampling.Sampler.from_config(sampling.Config(max_tokens=max_tokens))
+  made = generate_lib.generate(
+    net, params, choice, tokens, segments, np.full((B, 1), c.start_id),
+    np.ones(B, np.int32), np.arange(B), 0, T=max_tokens,
+  )  # fmt: skip
+  return made[0][:, 0], made[2][:, 0]
+
+
 @pytest.fixture(scope='module')
-def processors():
-  with np.load(os.path.join(HERE, 'processors.npz')) as f:
-    return dict(f)
+def net():
+  config = tiny(init_std=0.4)
+  return AlexaTM(config), init(config, seed=2)
 
 
-PROCESSORS = {
-  'repetition_penalty': dict(repetition_penalty=1.3),
-  'temperature': dict(temperature=0.7),
-  'top_k': dict(temperature=1.0, top_k=5),
-  'top_p': dict(temperature=1.0, top_p=0.8),
-  'min_p': dict(temperature=1.0, min_p=0.1),
-}
-PROCESSORS['all'] = dict(
-  pair for one in (*PROCESSORS.values(), dict(temperature=0.7))
-  for pair in one.items()
-)  # fmt: skip
+def test_greedy_equals_decoding_without_a_cache(net, rng):
+  module, params = net
+  prompts = [list(rng.integers(3, 96, n)) for n in (5, 9, 2, 9)]
+  tokens, segments = np.zeros((2, 5, 12), np.int32)
+  for i, row in enumerate(prompts):
+    tokens[i, : len(row)], segments[i, : len(row)] = row, 1
+  made, length = greedy(module, params, tokens, segments, 10)
+  expected = slow_greedy(module, params, tokens, segments, 10)
+  for i in range(4):
+    assert list(made[i, : length[i]]) == expected[i]
+    assert (made[i, length[i] :] == module.config.pad_id).all()
+  assert length[4] == 0  # a row of padding writes nothing
 
 
-def as_sampled(config, logits, previous):
-  """Logits as `decode.choose` samples from them."""
-  V = logits.shape[1]
-  choice = Sampler.from_config(config)
-  written = jnp.zeros(logits.shape, bool)
-  written = written.at[jnp.arange(len(logits))[:, None], previous].set(True)
-  none = jnp.zeros(len(logits), jnp.int32)
-  past = sampling.History(
-    none, jnp.zeros((len(logits), 0), jnp.int32), written, None
-  )
-  return sampling.adjust_logits(choice, past, jnp.asarray(logits), V - 1)
+def test_the_end_token_ends_a_row(net, rng):
+  """With the end made likely, rows stop early and at different lengths."""
+  module, params = net
+  params = {**params, 'lm_head': params['lm_head'].at[2].multiply(3.0)}
+  tokens = rng.integers(3, 96, (8, 6)).astype(np.int32)
+  made, length = greedy(module, params, tokens, np.ones_like(tokens), 40)
+  assert 0 < length.min() + 1 <= length.max() and length.min() < 40
+  expected = slow_greedy(module, params, tokens, np.ones_like(tokens), 40)
+  for i in range(8):
+    assert list(made[i, : length[i]]) == expected[i]
 
 
-@pytest.mark.parametrize('name', PROCESSORS)
-def test_logits_are_processed_as_by_transformers(processors, name):
-  """Each alone, and in its order.
+def test_a_row_can_join_a_running_batch(model):
+  """What `insert` puts in another's place is written as if alone."""
+  c = model.config
+  net, params = AlexaTM(c), model.params
+  choice = sampling.Sampler.from_config(sampling.Config(max_tokens=16))
 
-  Faults seen: top_p of all logits where top_k has left some out; no
-  temperature.
-  """
-  got = as_sampled(
-    Config(**PROCESSORS[name]), processors['logits'], processors['previous_ids']
-  )
-  np.testing.assert_array_equal(np.isneginf(got), np.isneginf(processors[name]))
-  kept = np.isfinite(processors[name])
-  np.testing.assert_allclose(
-    np.asarray(got)[kept], processors[name][kept], rtol=1e-6
-  )
+  def begun(*texts):
+    tokens, segments = np.zeros((2, len(texts), 16), np.int32)
+    for i, text in enumerate(texts):
+      ids = model.encode(text)
+      tokens[i, : len(ids)], segments[i, : len(ids)] = ids, 1
+    R = len(texts)
+    return generate_lib.start_decoding(
+      net, params, choice, tokens, segments, np.full((R, 1), c.start_id),
+      np.ones(R, np.int32), np.arange(R), 0, T=16,
+    )  # fmt: skip
+
+  def ended(rows):
+    while not rows.done.all():
+      rows = generate_lib.decode_step(net, params, choice, rows)
+    return [row[:n].tolist() for row, n in zip(rows.ids, rows.length)]
+
+  texts = 'Everyone has', 'Jeder', 'All human beings'
+  alone = [ended(begun(text))[0] for text in texts]
+  rows = begun(*texts[:2])
+  for _ in range(5):
+    rows = generate_lib.decode_step(net, params, choice, rows)
+  first = rows.ids[0, : rows.length[0]].tolist()
+  assert alone[0][: len(first)] == first
+  rows = generate_lib.insert_row(rows, begun(texts[2]), 0)
+  assert ended(rows) == [alone[2], alone[1]]
 
 
-def test_ties_at_the_limit_are_all_kept(processors):
-  logits = processors['ties_logits']
-  got = as_sampled(
-    Config(temperature=1.0, top_k=5), logits, np.zeros((4, 1), int)
-  )
-  want = np.isneginf(processors['ties_top_k'])
-  np.testing.assert_array_equal(np.isneginf(got), want)
+def test_batch_composition_changes_nothing(model, rng):
+  prompts = [list(map(int, rng.integers(7, 2048, n))) for n in range(2, 20)]
+  together = model.generate(prompts, max_tokens=12, batch_size=5)
+  alone = [model.generate([p], max_tokens=12)[0] for p in prompts]
+  assert together == alone
+  for prompt, row in zip(prompts[::6], together[::6], strict=True):
+    bare = np.array([prompt], np.int32)  # no padding at all
+    made, n = greedy(
+      AlexaTM(model.config), model.params, bare, np.ones_like(bare), 12
+    )
+    assert row == made[0, : n[0]].tolist()
+  assert all(len(row) <= 12 for row in together)

@@ -59,3 +59,25 @@ def test_cut_takes_what_stands_before_the_first_stop():
 def test_an_empty_stop_is_refused():
   with pytest.raises(ValueError, match='expected no empty string'):
     stop_strings.build_table(['a'], ['a', ''])
+
+
+def test_what_may_yet_change_is_held_back():
+  """Faults seen: the beginning of a stop string shown; half a character shown;
+  a text that could begin no stop held back."""
+  hold_back = stop_strings.hold_back
+  assert hold_back('one <b', ['<br>', ';']) == 'one '
+  assert hold_back('one <bx', ['<br>', ';']) == 'one <bx'
+  assert hold_back('one\ufffd', []) == 'one'
+
+
+@pytest.mark.parametrize('stops', [[], ['e<'], ['<br>', 'two;']])
+def test_pieces_of_a_stream_are_the_text_up_to_a_stop(stops):
+  text = 'one<b two; <br> three'
+  read = []
+  tokens = (read.append(i) or i for i in range(len(text)))
+  decode = lambda ids: ''.join(text[i] for i in ids)
+  pieces = list(stop_strings.stream_text(tokens, decode, stops))
+  assert ''.join(pieces) == stop_strings.cut_at_stop(text, stops)
+  assert len(pieces) > 1 and all(pieces)
+  if stops:  # no token is asked for behind a stop
+    assert len(read) < len(text)

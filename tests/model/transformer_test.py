@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import init
 
 from atm.model import layers
 from atm.model.transformer import AlexaTM
@@ -17,19 +18,6 @@ from conftest import FUSED_AS_USERS, batch, tiny
 CALL = (
   'encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens',
 )  # fmt: skip
-
-
-def init(config, seed=0):
-  ids = jnp.ones((1, 1), jnp.int32)
-  make = jax.jit(
-    lambda key: AlexaTM(config).init(key, ids, ids, enable_dropout=False)
-  )
-  params = nn.unbox(make(jax.random.key(seed)))['params']
-  # Biases and norms start at constants; tests must see them.
-  leaves, tree = jax.tree.flatten(params)
-  draws = np.random.default_rng(seed)
-  leaves = [x + 0.1 * draws.standard_normal(x.shape) for x in leaves]
-  return jax.tree.unflatten(tree, [x.astype(jnp.float32) for x in leaves])
 
 
 @pytest.fixture(scope='module')

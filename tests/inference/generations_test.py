@@ -1,0 +1,36 @@
+"""From a program's arrays to texts."""
+
+import numpy as np
+import pytest
+
+from atm.inference import generations
+
+
+class Letters:
+  decode = staticmethod(lambda ids: ''.join(chr(96 + i) for i in ids))
+
+
+def test_ids_texts_and_scores_of_each_output():
+  """Faults seen: the end token's log-probability left out of a sum; a prefix
+  among the ids; padding decoded; the start token decoded."""
+  ids = np.array([[[1, 2, 0]], [[3, 0, 0]], [[0, 0, 0]]])
+  logs = -np.array([[[1, 2, 4]], [[8, 16, 0]], [[0, 0, 0]]], np.float32)
+  lengths, counts = np.array([[2], [1], [0]]), np.array([[3], [2], [0]])
+  outputs = ids, logs, lengths, counts
+  first, second = (
+    row[0]
+    for row in generations.collect(outputs, [[9], [9, 5]], Letters, ['b'])
+  )
+  assert (first.text, first.ids, first.score) == ('a', [1, 2], -7.0)
+  assert first.log_probabilities == [-1.0, -2.0, -4.0]
+  assert (second.text, second.ids, second.score) == ('ec', [3], -24.0)
+
+
+def test_beams_bring_their_scores_and_ids_need_no_vocabulary():
+  outputs = (
+    np.array([[[1, 2], [3, 4]]]), -np.ones((1, 2, 2)), np.full((1, 2), 2),
+    np.full((1, 2), 2), np.array([[-0.5, -0.75]]),
+  )  # fmt: skip
+  ((best, other),) = generations.collect(outputs, [[9]], None, ())
+  assert (best.text, best.ids, best.score) == (None, [1, 2], -0.5)
+  assert other.score == pytest.approx(-0.75)

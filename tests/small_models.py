@@ -1,0 +1,39 @@
+"""Untrained models small enough for tests."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atm.inference import api
+from atm.model.config import Config
+from atm.model.transformer import AlexaTM
+from atm.parallel import mesh as mesh_lib
+from atm.parallel.sharding import Rules
+
+
+def init(config: Config, seed: int = 0) -> dict:
+  """Returns random parameters, with biases and norms that tests can see."""
+  ids = jnp.ones((1, 1), jnp.int32)
+  make = jax.jit(
+    lambda key: AlexaTM(config).init(key, ids, ids, enable_dropout=False)
+  )
+  params = nn.unbox(make(jax.random.key(seed)))['params']
+  leaves, tree = jax.tree.flatten(params)
+  draws = np.random.default_rng(seed)
+  leaves = [x + 0.1 * draws.standard_normal(x.shape) for x in leaves]
+  return jax.tree.unflatten(tree, [x.astype(jnp.float32) for x in leaves])
+
+
+def untrained(vocabulary, **sizes) -> api.Model:
+  """Returns a model over a vocabulary, on one device."""
+  config = Config(**{
+    **dict(
+      vocab_size=vocabulary.size, d_model=32, encoder_layers=1,
+      decoder_layers=1, encoder_heads=4, decoder_heads=4, encoder_ff=64,
+      decoder_ff=64, positions=64, dtype='float32', init_std=0.3,
+    ),
+    **sizes,
+  })  # fmt: skip
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  return api.Model(config, init(config), vocabulary, mesh, Rules(), 7)
