@@ -64,7 +64,10 @@ def main():
   parser.add_argument('--rounds', type=int, default=3)
   given = parser.parse_args()
   mesh, rules = mesh_lib.make_mesh(devices=jax.devices()[:1]), sharding.Rules()
-  net, tx = transformer.AlexaTM(CONFIG), optimizer.make(optimizer.Config())
+  net, tx = (
+    transformer.AlexaTM(CONFIG),
+    optimizer.make_optimizer(optimizer.OptimizerConfig()),
+  )
   abstract = step.abstract_state(net, tx, mesh, rules)
   state = step.init_state(net, tx, 0, abstract)
   seconds = {number: [] for number in NUMBERS}

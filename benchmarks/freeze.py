@@ -55,7 +55,9 @@ class Steps:
 
   def __init__(self, mesh, frozen: bool):
     net = transformer.AlexaTM(CONFIG)
-    tx = optimizer.make(optimizer.Config(), encoder_apart=True)
+    tx = optimizer.make_optimizer(
+      optimizer.OptimizerConfig(), encoder_apart=True
+    )
     abstract = step.abstract_state(net, tx, mesh, sharding.Rules())
     self.state = step.init_state(net, tx, 0, abstract)
     self.batch = sharding.shard_batch(random_batch(), mesh, sharding.Rules())

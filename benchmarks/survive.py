@@ -86,7 +86,7 @@ def a_checkpoint(folder: str, nursery: survive.Nursery):
   assert nursery.run(run, train_steps=6).code == 0
   made = reader.CheckpointReader(run, log=quiet)
   config = config_lib.Config(**made.meta(6)['model'])
-  tx = optimizer.make(optimizer.Config())
+  tx = optimizer.make_optimizer(optimizer.OptimizerConfig())
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   shapes = step.abstract_state(
     transformer.AlexaTM(config), tx, mesh, sharding.Rules()
@@ -153,7 +153,7 @@ def cost(folder: str) -> None:
     encoder_heads=8, decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
     dtype='float32',
   )  # fmt: skip
-  tx = optimizer.make(optimizer.Config())
+  tx = optimizer.make_optimizer(optimizer.OptimizerConfig())
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   net = transformer.AlexaTM(config)
   shapes = step.abstract_state(net, tx, mesh, sharding.Rules())
@@ -192,7 +192,7 @@ restore                     {restore:.2f} s, checksums included
 
 def main() -> None:
   logging.set_verbosity(logging.FATAL)
-  crash_report.hush()
+  crash_report.silence_orbax()
   wanted = sys.argv[1:] or ['kills', 'flips', 'cost']
   with tempfile.TemporaryDirectory() as folder:
     if 'cost' in wanted:

@@ -93,7 +93,10 @@ class Ours:
     for name, value in changes.items():
       sizes[name] = int(value) if value.isdecimal() else value
     config = config_lib.Config(**sizes)
-    net, tx = transformer.AlexaTM(config), optimizer.make(optimizer.Config())
+    net, tx = (
+      transformer.AlexaTM(config),
+      optimizer.make_optimizer(optimizer.OptimizerConfig()),
+    )
     mesh, rules = mesh_lib.make_mesh(), sharding.Rules()
     abstract = step_lib.abstract_state(net, tx, mesh, rules)
     self.peak = devices.peak_flops()

@@ -56,7 +56,7 @@ def main(port: str, number: str, directory: str) -> None:
     wanted = state_at(at, mesh).to_trees()
     same = jax.tree.map(lambda x, y: bool((x == y).all()), found, wanted)
     say(f'restored {at} {all(jax.tree.leaves(same))}')
-  with preemption.Signals() as signals:
+  with preemption.SignalHandler() as signals:
     signals.listen()
     for step in range((at or 0) + 1, 10_000):
       state = state_at(step, mesh)

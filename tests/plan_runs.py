@@ -17,7 +17,7 @@ import conftest
 
 FSDP = functools.partial(mesh_lib.make_mesh, data=2, fsdp=4)
 TENSOR = functools.partial(mesh_lib.make_mesh, data=2, tensor=4)
-ADAMW = optimizer.Config(learning_rate=1e-3)
+ADAMW = optimizer.OptimizerConfig(learning_rate=1e-3)
 REFUSED = (
   'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for '
   'HLO temporaries (19.19G) exceeds available HBM (15.75G).'

@@ -101,7 +101,10 @@ def tear_metrics(nth: int) -> None:
       die()
     whole(self, step, values)
 
-  whole, metric_writer.Writer.write = metric_writer.Writer.write, write
+  whole, metric_writer.MetricWriter.write = (
+    metric_writer.MetricWriter.write,
+    write,
+  )
 
 
 def child(run: dict) -> None:
@@ -144,7 +147,9 @@ def train(directory: str, rows: str, d_model: int = 32, **changes):
     model_dir=directory, mixture='udhr', cache_dir=rows,
     lengths={'inputs': 32, 'targets': 32}, batch_size=8, train_steps=30,
     model_config=config,
-    optimizer_config=optimizer.Config(learning_rate=1e-3, decay_steps=50),
+    optimizer_config=optimizer.OptimizerConfig(
+      learning_rate=1e-3, decay_steps=50
+    ),
     make_mesh=lambda: mesh.make_mesh(devices=jax.devices()[:1]),
     log_every=1, eval_every=4, eval_rows=2, save_every=SAVE_EVERY, keep=2,
     configure_tasks=atm_tasks.configure,
@@ -311,7 +316,8 @@ def last_step(directory) -> int:
   from atm.train import metric_writer
 
   return max(
-    (row['step'] for row in metric_writer.read(str(directory))), default=0
+    (row['step'] for row in metric_writer.read_metrics(str(directory))),
+    default=0,
   )
 
 

@@ -37,7 +37,9 @@ def small_config(directory, steps=8, **changes) -> TrainConfig:
     model_dir=str(directory), mixture='udhr', train_steps=steps, batch_size=16,
     lengths={'inputs': 32, 'targets': 32},
     model_config=small_model(dropout=0.1),
-    optimizer_config=optimizer.Config(learning_rate=1e-3, decay_steps=20),
+    optimizer_config=optimizer.OptimizerConfig(
+      learning_rate=1e-3, decay_steps=20
+    ),
     make_mesh=ONE, log_every=1, eval_every=4, eval_rows=2, save_every=3,
     keep=None,
   )  # fmt: skip
@@ -53,7 +55,7 @@ class Trainer:
 
   def __call__(
     self, directory, steps, make_mesh=ONE, stop_at=None, **changes
-  ) -> trainer.Run:
+  ) -> trainer.TrainingResult:
     """Trains in a folder; raises Stop when step `stop_at` is logged."""
     import atm_tasks
 
@@ -113,7 +115,7 @@ def comparable(directory) -> list[dict]:
   clocks = ('tokens_per_second', 'seconds_per_step', 'mfu', 'goodput')
   return [
     {k: v for k, v in row.items() if k not in clocks}
-    for row in metric_writer.read(str(directory))
+    for row in metric_writer.read_metrics(str(directory))
   ]
 
 

@@ -23,7 +23,7 @@ def run_pretrain() -> None:
   from atm.parallel import distributed
   from atm.train import crash_report, trainer
 
-  crash_report.hush()
+  crash_report.silence_orbax()
   adopt_source_model()
   check_pairs()
   make_config = get_configurable('trainer.train')

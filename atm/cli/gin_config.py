@@ -62,7 +62,7 @@ def configurables() -> dict[str, Callable]:
     'atm.look.inspect': inspect_data.inspect,
     'atm.mixture.show': mixture_stats.show_mixture,
     'atm.model.Config': config_lib.Config,
-    'atm.optimizer.Config': optimizer.Config,
+    'atm.optimizer.Config': optimizer.OptimizerConfig,
     'atm.plan.plan': train_plan.plan,
     'atm.plan_decode.plan_rows': decode_plan.plan_rows,
     'atm.plan_decode.program': decode_plan.program,

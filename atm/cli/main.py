@@ -92,10 +92,10 @@ def run_command(arguments: list[str] | None) -> int:
     mistake = isinstance(
       e, UserError | ValueError | FloatingPointError | OSError
     )
-    known = mistake or crash_report.is_noted(e)
+    known = mistake or crash_report.has_note(e)
     if os.environ.get('ATM_TRACEBACK') or not known:
       raise
-    print(f'atm: error: {crash_report.shown(e)}', file=sys.stderr)
+    print(f'atm: error: {crash_report.format_error(e)}', file=sys.stderr)
     return 2 if mistake else 1
   return 0
 

@@ -39,7 +39,7 @@ def write_train_page(model_dir: str) -> str:
   Raises:
     FileNotFoundError: there is no run in MODEL_DIR.
   """
-  rows = metric_writer.read(model_dir)
+  rows = metric_writer.read_metrics(model_dir)
   if not rows:
     raise FileNotFoundError(
       f'MODEL_DIR = {model_dir!r}: expected a folder with '
@@ -235,7 +235,7 @@ def _few_shot_lines(rows: list[dict]) -> dict[str, list[Line]]:
 
 def wall_time(model_dir: str) -> list[tuple[str, float, float]]:
   """Returns (what it was spent on, seconds, share) of a run's wall time."""
-  spent = goodput.summary(goodput.read(model_dir))
+  spent = goodput.sum_by_kind(goodput.read_goodput(model_dir))
   total = sum(spent.values())
   return [
     (goodput.MEANING[kind], seconds, seconds / total)

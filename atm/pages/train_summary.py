@@ -36,7 +36,7 @@ def draw_loss_curves(model_dir: str) -> str:
 
   figure = Figure(figsize=(8, 4.5), layout='constrained')
   axes = figure.subplots()
-  plots = train_page.loss_lines(metric_writer.read(model_dir))
+  plots = train_page.loss_lines(metric_writer.read_metrics(model_dir))
   for name, lines in plots.items():
     for points, style in lines:
       own = {'color': COLORS[name], 'label': f'{name}, {style["label"]}'}

@@ -65,7 +65,7 @@ def estimate_train_changes(made: dict, given: dict, mesh, rows: int) -> list:
 
 
 def _may_round_moments(given: dict) -> bool:
-  kind = optimizer.kind(given['optimizer_config'])
+  kind = optimizer.describe_state(given['optimizer_config'])
   return kind['name'] == 'adamw' and kind['moments_dtype'] != 'bfloat16'
 
 

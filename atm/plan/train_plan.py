@@ -36,7 +36,7 @@ def plan(
   batch_size: int,
   train_steps: int,
   model_config: config_lib.Config,
-  optimizer_config: optimizer.Config,
+  optimizer_config: optimizer.OptimizerConfig,
   make_mesh: Callable = mesh_lib.make_mesh,
   rules: Rules = Rules(),
   topology: str | None = None,

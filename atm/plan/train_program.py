@@ -37,7 +37,7 @@ class TrainStep:
     """Makes the step of a run, given the settings of `train_plan.plan`."""
     config, rules = given['model_config'], given['rules']
     freezes = given['freeze_encoder_steps'] > 0
-    tx = optimizer.make(given['optimizer_config'], freezes)
+    tx = optimizer.make_optimizer(given['optimizer_config'], freezes)
     lengths = task_registry.Lengths.of(given['lengths'])
     return cls(
       config,

@@ -95,7 +95,7 @@ class TrainConfig:
   batch_size: int
   train_steps: int
   model_config: model_config_lib.Config
-  optimizer_config: optimizer.Config
+  optimizer_config: optimizer.OptimizerConfig
   vocabulary: str | None = None
   make_mesh: Callable = mesh_lib.make_mesh
   rules: Rules = Rules()

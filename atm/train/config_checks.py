@@ -39,7 +39,7 @@ def check_micro_batches(mesh, rules, batch_size: int, number: int) -> None:
 
 # What may differ between a model and the one that its parameters come from:
 # how it computes and what it drops, not what.
-FREE = (
+MAY_DIFFER = (
   'dropout', 'attention_dropout', 'activation_dropout', 'norm_float32',
   'scores_float32', 'init_std', 'dtype', 'remat', 'attention', 'loss_chunk',
   'unroll',
@@ -55,7 +55,7 @@ def check_same_model(config: config_lib.Config, source) -> None:
   """
   there = dataclasses.asdict(source.config)
   here = dataclasses.asdict(config)
-  wrong = [k for k in there if k not in FREE and here[k] != there[k]]
+  wrong = [k for k in there if k not in MAY_DIFFER and here[k] != there[k]]
   if wrong:
     name = wrong[0]
     raise ValueError(
@@ -65,8 +65,8 @@ def check_same_model(config: config_lib.Config, source) -> None:
     )
 
 
-def encoder_apart(start: int, then: dict, freeze: int) -> bool:
-  """Whether the optimizer keeps the encoder's state apart; as the run began.
+def decide_split(start: int, then: dict, freeze: int) -> bool:
+  """Tells whether the optimizer splits off the encoder, as the run began.
 
   Args:
     start: the checkpoint's step; 0: there is none.
@@ -91,15 +91,13 @@ def check_sizes(
   mesh, rules, config: config_lib.Config, lengths, batch_size: int
 ):
   """Raises ValueError for sizes that the mesh or the model cannot hold."""
-  for name, n in (('inputs', lengths.inputs), ('targets', lengths.targets)):
+  for side in ('inputs', 'targets'):
+    name, n = f'TASK_FEATURE_LENGTHS[{side!r}]', getattr(lengths, side)
     if n > config.positions:
       raise ValueError(
-        f'TASK_FEATURE_LENGTHS[{name!r}] = {n} is more than '
-        f'Config.positions = {config.positions}'
+        f'{name} = {n} is more than Config.positions = {config.positions}'
       )
-  for name, n in (('inputs', lengths.inputs), ('targets', lengths.targets)):
-    bound = (f'TASK_FEATURE_LENGTHS[{name!r}]', n)
-    sharding.check_divides(mesh, rules, {'length': bound})
+    sharding.check_divides(mesh, rules, {'length': (name, n)})
   batch = {'batch': ('BATCH_SIZE', batch_size)}
   sharding.check_divides(mesh, rules, batch)
   parameters.check_mesh(mesh, rules, config)
@@ -112,11 +110,8 @@ def check_vocabulary(words: Vocabulary, config: config_lib.Config) -> None:
       f'the vocabulary {words.path} has {words.size} pieces, more than '
       f'Config.vocab_size = {config.vocab_size}'
     )
-  for name, piece in (
-    ('pad_id', words.pad_id),
-    ('start_id', words.bos_id),
-    ('end_id', words.eos_id),
-  ):
+  pieces = dict(pad_id=words.pad_id, start_id=words.bos_id, end_id=words.eos_id)
+  for name, piece in pieces.items():
     if getattr(config, name) != piece:
       raise ValueError(
         f'Config.{name} = {getattr(config, name)}, but it is {piece} in the '
@@ -154,9 +149,10 @@ def check_resumable(then: dict, now: dict) -> None:
 
 
 def _check_same_optimizer(then: dict | None, now: dict | None) -> None:
-  """Raises ValueError where `optimizer.kind` is another than it was."""
+  """Raises ValueError where the optimizer's state is of another kind."""
   then, now = (
-    {**optimizer.kind(optimizer.Config()), **(x or {})} for x in (then, now)
+    {**optimizer.describe_state(optimizer.OptimizerConfig()), **(x or {})}
+    for x in (then, now)
   )
   for name in now:
     if then.get(name) != now[name]:

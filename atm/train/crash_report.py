@@ -1,4 +1,4 @@
-"""What is said when a run ends by an error: what, where, and how it goes on."""
+"""The note on an error that ends a run: where it was, and how to resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import jax
 from atm import messages
 from atm.checkpoint import paths, reader
 
-FILE = 'failure.txt'
+FAILURE_FILE = 'failure.txt'
 ATM = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -52,9 +52,9 @@ class CrashReport:
     return '\n'.join(f'  {name:<10} {text}' for name, text in lines.items())
 
   def _keep(self, error: Exception) -> str:
-    """Writes the traceback; where."""
+    """Writes the traceback; returns its path."""
     number = jax.process_index()
-    name = FILE if not number else f'{number}-{FILE}'
+    name = FAILURE_FILE if not number else f'{number}-{FAILURE_FILE}'
     path = os.path.join(self.model_dir, name)
     try:
       with open(path, 'w') as f:
@@ -65,7 +65,7 @@ class CrashReport:
 
 
 def _place(error: Exception) -> str:
-  """The innermost line of ours that the error went through."""
+  """Names the innermost line of ours that the error went through."""
   ours = [
     frame
     for frame in traceback.extract_tb(error.__traceback__)
@@ -78,16 +78,16 @@ def _place(error: Exception) -> str:
   return f'in {ours[-1].name}, atm/{name}:{ours[-1].lineno}'
 
 
-def is_noted(error: BaseException) -> bool:
+def has_note(error: BaseException) -> bool:
   """Tells whether a CrashReport has added its note."""
   return bool(getattr(error, '__notes__', []))
 
 
-def shown(error: BaseException) -> str:
-  """An error and its notes, as printed."""
+def format_error(error: BaseException) -> str:
+  """Formats an error and its notes, as printed."""
   # gin adds lines about the call it came through.
   text = re.split(r'\n\s*In call to configurable', str(error))[0].strip()
-  if is_noted(error):
+  if has_note(error):
     text = messages.one_line(text)
   if type(error).__module__ == 'builtins' and not isinstance(
     error, ValueError | OSError
@@ -96,7 +96,7 @@ def shown(error: BaseException) -> str:
   return '\n'.join([text, *getattr(error, '__notes__', [])])
 
 
-def hush() -> None:
+def silence_orbax() -> None:
   """Drops what Orbax prints of an error that it raises as well.
 
   Of the thousand writes that fail on a full disk one is raised; the others are

@@ -13,7 +13,7 @@ import json
 import os
 import time
 
-FILE = 'goodput.jsonl'
+GOODPUT_FILE = 'goodput.jsonl'
 # What is measured; the rest of a process's time is `step`.
 MEASURED = ('setup', 'compile', 'data', 'checkpoint', 'evaluation')
 KINDS = ('step', *MEASURED, 'repeated', 'down')
@@ -39,7 +39,7 @@ class Goodput:
 
   @contextlib.contextmanager
   def spent_on(self, kind: str):
-    """What happens inside is of that kind."""
+    """Counts the time inside as of a kind."""
     start = self.clock()
     try:
       yield
@@ -47,13 +47,13 @@ class Goodput:
       self.seconds[kind] += self.clock() - start
 
   def open(self, directory: str, step: int, writes: bool = True) -> None:
-    """All so far was `setup`; the loop begins after `step` steps.
+    """Counts the time so far as `setup`; the loop begins after `step` steps.
 
     Of several hosts the first `writes`.
     """
-    self.path = os.path.join(directory, FILE) if writes else os.devnull
+    self.path = os.path.join(directory, GOODPUT_FILE) if writes else os.devnull
     self.first = step
-    self.before = read(directory)
+    self.before = read_goodput(directory)
     other = sum(self.seconds.values()) - self.seconds['setup']
     self.seconds['setup'] = self.clock() - self.began - other
     self.write(step)
@@ -64,8 +64,8 @@ class Goodput:
       f.write(json.dumps(self._line(step)) + '\n')
 
   def share(self, step: int) -> float:
-    """The run's goodput so far, with the processes before this one."""
-    return share(summary([*self.before, self._line(step)]))
+    """Returns the run's goodput so far, with the processes before this one."""
+    return goodput_share(sum_by_kind([*self.before, self._line(step)]))
 
   def _line(self, step: int) -> dict:
     return {
@@ -77,9 +77,9 @@ class Goodput:
     }
 
 
-def read(directory: str) -> list[dict]:
-  """The last line of each process, in order; torn lines are left out."""
-  path = os.path.join(directory, FILE)
+def read_goodput(directory: str) -> list[dict]:
+  """Reads the last line of each process, in order; drops torn lines."""
+  path = os.path.join(directory, GOODPUT_FILE)
   if not os.path.exists(path):
     return []
   processes: dict[float, dict] = {}
@@ -91,8 +91,8 @@ def read(directory: str) -> list[dict]:
   return [processes[began] for began in sorted(processes)]
 
 
-def summary(processes: list[dict]) -> dict[str, float]:
-  """Kind -> seconds of a whole run, of its processes' lines; {} of none."""
+def sum_by_kind(processes: list[dict]) -> dict[str, float]:
+  """Sums the seconds of a run by kind, of its processes' lines; {} of none."""
   if not processes:
     return {}
   total = dict.fromkeys(KINDS, 0.0)
@@ -109,6 +109,6 @@ def summary(processes: list[dict]) -> dict[str, float]:
   return total
 
 
-def share(seconds: dict[str, float]) -> float:
-  """Goodput, 0 to 1."""
+def goodput_share(seconds: dict[str, float]) -> float:
+  """Returns the goodput, from 0 to 1, of seconds by kind."""
   return seconds['step'] / max(1e-9, sum(seconds.values())) if seconds else 0.0

@@ -19,7 +19,7 @@ from atm.train.step import eval_step
 
 
 def _groups(parts: list[MixturePart]) -> list[tuple[str, ...]]:
-  """For each part the metrics it counts towards."""
+  """Names the metrics that each part counts towards."""
   return [(p.objective.name, f'{p.objective.name}/{p.language}') for p in parts]
 
 
@@ -31,7 +31,7 @@ def evaluation_batches(
   seed: int,
   rows_each: int,
 ) -> Iterator[tuple[np.ndarray, dict]]:
-  """The first rows of every part once, with the noise of epoch 0.
+  """Yields the first rows of every part once, with the noise of epoch 0.
 
   Yields:
     (owner, batch): `owner` [B] is an index into parts, or -1 for the rows that
@@ -63,7 +63,7 @@ def evaluation_batches(
     yield owner[part], {name: value[part] for name, value in whole.items()}
 
 
-class HeldOut:
+class HeldOutLoss:
   """Teacher-forced loss over the first rows of a split's parts.
 
   The noise is that of epoch 0, so every evaluation of a run sees the same.
@@ -86,7 +86,7 @@ class HeldOut:
     )
 
   def __call__(self, params) -> dict[str, float]:
-    """`eval/loss/denoise`, `eval/loss/denoise/en`, `eval/accuracy/...`."""
+    """Returns `eval/loss/OBJECTIVE[/LANG]` and `eval/accuracy/...`."""
     sums: dict[str, float] = {}
     for owner, batch in self.batches:
       placed = sharding.shard_batch(batch, self.mesh, self.rules)
@@ -105,14 +105,16 @@ class HeldOut:
 
 
 def _written(part: MixturePart) -> np.ndarray:
-  """Ids that a part's decoder writes, of its first rows."""
+  """Reads the ids that a part's decoder writes, of its first rows."""
   if part.objective.name != 'pair':
     return part.rows.head(10_000_000)
   rows = map(part.rows.row, range(min(len(part.rows), 10_000)))
   return np.concatenate([part.objective.targets(row) for row in rows])
 
 
-def unigram(train: list[MixturePart], held_out: HeldOut) -> dict[str, float]:
+def unigram_loss(
+  train: list[MixturePart], held_out: HeldOutLoss
+) -> dict[str, float]:
   """Returns the loss of unigram models on the same held-out targets.
 
   Counts, plus one, of the ids of the training rows (the first 10 million of a

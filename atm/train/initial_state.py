@@ -117,11 +117,9 @@ class StateOpener:
       after: steps that it has done.
     """
     config = self.config
-    apart = config_checks.encoder_apart(
-      after, then, config.freeze_encoder_steps
-    )
+    apart = config_checks.decide_split(after, then, config.freeze_encoder_steps)
     self.meta['encoder_apart'] = apart
     if 'hf_config' in then:
       self.meta['hf_config'] = then['hf_config']
-    tx = optimizer.make(config.optimizer_config, apart)
+    tx = optimizer.make_optimizer(config.optimizer_config, apart)
     return tx, step_lib.abstract_state(self.model, tx, self.mesh, config.rules)

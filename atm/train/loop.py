@@ -17,7 +17,7 @@ from atm.parallel import xla_options as xla_options_lib
 from atm.train import crash_report, metric_writer, preemption
 from atm.train.config import TrainConfig
 from atm.train.goodput import Goodput
-from atm.train.held_out_loss import HeldOut
+from atm.train.held_out_loss import HeldOutLoss
 from atm.train.metric_logger import MetricLogger
 from atm.train.profiler import Profiler
 from atm.train.run_folder import RunFolder
@@ -50,13 +50,13 @@ class Loop:
   mesh: jax.sharding.Mesh
   update: Callable
   batch: Callable[[int], dict]
-  held_out: HeldOut
+  held_out: HeldOutLoss
   ask: Callable[[dict, int], dict] | None
   unigram: Callable[[], dict]
   checkpoints: CheckpointManager
   meta: dict
   log: MetricLogger
-  writer: metric_writer.Writer
+  writer: metric_writer.MetricWriter
   goodput: Goodput
 
   def run(self, start: int, state: State) -> None:
@@ -74,7 +74,7 @@ class Loop:
       opened(sharding.use_mesh(self.mesh, config.rules))
       last.callback(self.writer.close)
       last.callback(self.checkpoints.close)
-      self.signals = opened(preemption.Signals())
+      self.signals = opened(preemption.SignalHandler())
       profiler = opened(
         Profiler(self.folder.path, config.profile_steps, config.say)
       )
@@ -178,7 +178,7 @@ class Loop:
         if evaluates:
           try:
             self._evaluate()
-          except preemption.Broken:  # the next process does it
+          except preemption.Interrupted:  # the next process does it
             stopping = True
         if saves or stopping:
           with self.goodput.spent_on('checkpoint'):

@@ -1,4 +1,4 @@
-"""What is said and kept of the steps between two log lines."""
+"""Metrics between two log lines: their sums, the line and its row."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class MetricLogger:
       )
 
   def partial(self) -> dict:
-    """What a checkpoint keeps, so that a resumed log goes on exactly."""
+    """Returns what a checkpoint keeps, for a resumed log to go on exactly."""
     self._read()
     return {
       'sums': dict(self.sums),
@@ -174,7 +174,7 @@ class MetricLogger:
     return row
 
   def _means(self) -> dict[str, float]:
-    """Over the targets, and tokens, of all steps that were not skipped."""
+    """Averages over the targets of all steps that were not skipped."""
     if not self.steps:
       return {}
     s, targets = self.sums, max(1.0, self.sums['tokens/target'])
@@ -196,7 +196,7 @@ class MetricLogger:
 
 
 def _not_finite(values: dict) -> str:
-  """Of a step's metrics, what was not finite: 'the loss is nan', ..."""
+  """Names what was not finite in a step's metrics: 'the loss is nan', ..."""
   loss = values['sum/loss'] + values['sum/z_loss']
   found = {'loss': loss, "gradient's norm": values['grad_norm']}
   return ' and '.join(

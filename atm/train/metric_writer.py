@@ -1,4 +1,4 @@
-"""Numbers about a run: FLOPs, utilisation, and where they are written."""
+"""Writes and reads metrics.jsonl and the TensorBoard log of a run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 METRICS_FILE = 'metrics.jsonl'
 
 
-class Silent:
-  """A `Writer` that writes nothing: all hosts but the first."""
+class NullWriter:
+  """A no-op `MetricWriter`, for every host except the first."""
 
   def write(self, step: int, values: dict[str, float]) -> None:
     pass
@@ -18,13 +18,13 @@ class Silent:
     pass
 
 
-class Writer:
+class MetricWriter:
   """metrics.jsonl, one object a line, and a TensorBoard log beside it."""
 
   def __init__(self, directory: str, rewind_to: int):
     """Opens the log of a run; drops what it holds beyond step `rewind_to`."""
     self.path = os.path.join(directory, METRICS_FILE)
-    rows = [r for r in read(directory) if r['step'] <= rewind_to]
+    rows = [r for r in read_metrics(directory) if r['step'] <= rewind_to]
     with open(self.path + '.tmp', 'w') as f:
       f.writelines(json.dumps(row) + '\n' for row in rows)
     os.replace(self.path + '.tmp', self.path)
@@ -42,8 +42,8 @@ class Writer:
     self.tensorboard.close()
 
 
-def read(directory: str) -> list[dict]:
-  """The rows of a run's metrics.jsonl; a torn last line is left out."""
+def read_metrics(directory: str) -> list[dict]:
+  """Reads the rows of a run's metrics.jsonl; drops a torn last line."""
   path = os.path.join(directory, METRICS_FILE)
   rows = []
   if os.path.exists(path):

@@ -10,16 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from atm.messages import check_choice
+from atm.messages import check_choice, check_number
 
-CHOICES = {
+OPTIMIZER_CHOICES = {
   'name': ('adamw', 'adafactor'),
   'moments_dtype': ('float32', 'bfloat16'),
 }
+GIN_NAME = 'optimizer.Config'  # what a user calls the class below
+LEAST_VALUES = (  # field, its least value, whether it is a whole number
+  ('learning_rate', 0, False), ('final_learning_rate', 0, False),
+  ('weight_decay', 0, False), ('eps', 0, False), ('b1', 0, False),
+  ('b2', 0, False), ('decay_steps', 1, False), ('warmup_steps', 0, False),
+  ('factor_from', 2, True),
+)  # fmt: skip
 
 # The model's parameters that are the encoder's. Where an embedding is tied the
 # shared matrix is stored under the encoder's name, and is the encoder's.
-ENCODER = (
+ENCODER_PARAMETERS = (
   'encoder',
   'encoder_embedding',
   'encoder_positions',
@@ -28,7 +35,7 @@ ENCODER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class OptimizerConfig:
   """AdamW or Adafactor with the paper's linear schedule (section 2.3).
 
   The paper's is Adam; it gives learning rates, steps and weight decay. It is
@@ -38,7 +45,7 @@ class Config:
 
     adamw, float32     8 n bytes: both moments in float32
     adamw, bfloat16    4 n bytes: the first rounded to the nearest, the second
-                       stochastically, see `halved`
+                       stochastically, see `store_in_bfloat16`
     adafactor          4 (R + C) bytes a matrix, 4 n a vector: no first moment,
                        the second as means of rows and of columns (Shazeer and
                        Stern, 2018)
@@ -79,53 +86,37 @@ class Config:
   factor_from: int = 128
 
   def __post_init__(self):
-    for name, known in CHOICES.items():
-      check_choice(f'optimizer.Config.{name}', getattr(self, name), known)
+    for name, known in OPTIMIZER_CHOICES.items():
+      check_choice(f'{GIN_NAME}.{name}', getattr(self, name), known)
     if self.name == 'adafactor' and self.moments_dtype != 'float32':
       raise ValueError(
-        f'optimizer.Config.moments_dtype = {self.moments_dtype!r}: Adafactor '
+        f'{GIN_NAME}.moments_dtype = {self.moments_dtype!r}: Adafactor '
         "has no first moment, and of the second only vectors: use 'float32', "
         "or optimizer.Config.name = 'adamw'"
       )
-    if not isinstance(self.factor_from, int) or self.factor_from < 2:
-      raise ValueError(
-        f'optimizer.Config.factor_from = {self.factor_from!r}: expected a '
-        'whole number from 2'
+    for name, least, whole in LEAST_VALUES:
+      check_number(
+        f'{GIN_NAME}.{name}', getattr(self, name), least, whole=whole
       )
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type in ('float', 'int') and not isinstance(value, int | float):
-        raise ValueError(
-          f'optimizer.Config.{field.name} = {value!r}: expected a number'
-        )
-    if self.decay_steps < 1:
-      raise ValueError(
-        f'optimizer.Config.decay_steps = {self.decay_steps}: expected at least '
-        '1 (DECAY_STEPS; of a fine-tuning TRAIN_STEPS)'
-      )
-    for name in ('learning_rate', 'final_learning_rate', 'weight_decay', 'eps'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'optimizer.Config.{name} = {getattr(self, name)}: expected >= 0'
-        )
     for name in ('b1', 'b2'):
-      if not 0 <= getattr(self, name) < 1:
+      if getattr(self, name) >= 1:
         raise ValueError(
-          f'optimizer.Config.{name} = {getattr(self, name)}: expected [0, 1)'
+          f'{GIN_NAME}.{name} = {getattr(self, name)}: expected less than 1'
         )
-    if self.clip_norm is not None and self.clip_norm <= 0:
+    if self.clip_norm is not None and not self.clip_norm > 0:
       raise ValueError(
-        f'optimizer.Config.clip_norm = {self.clip_norm}: expected > 0 or None'
+        f'{GIN_NAME}.clip_norm = {self.clip_norm}: expected > 0 or None'
       )
-    if not 0 <= self.warmup_steps < self.decay_steps:
+    if self.warmup_steps >= self.decay_steps:
       raise ValueError(
-        f'optimizer.Config.warmup_steps = {self.warmup_steps}: expected '
-        f'0 <= warmup_steps < decay_steps = {self.decay_steps}'
+        f'{GIN_NAME}.warmup_steps = {self.warmup_steps}: expected fewer than '
+        f'decay_steps = {self.decay_steps} (DECAY_STEPS; of a fine-tuning '
+        'TRAIN_STEPS)'
       )
 
 
-def schedule(config: Config) -> optax.Schedule:
-  """Update number (from 0) to learning rate."""
+def make_schedule(config: OptimizerConfig) -> optax.Schedule:
+  """Makes the function from the number of an update, from 0, to its rate."""
   fall = optax.linear_schedule(
     config.learning_rate,
     config.final_learning_rate,
@@ -137,8 +128,8 @@ def schedule(config: Config) -> optax.Schedule:
   return optax.join_schedules([rise, fall], [config.warmup_steps])
 
 
-def decayed(params):
-  """Tree of bools: True where weight decay applies (paper section 2.3)."""
+def weight_decay_mask(params):
+  """Returns a tree of bools: where weight decay applies (paper section 2.3)."""
 
   def matrix(path, _):
     names = {getattr(key, 'key', None) for key in path}
@@ -147,23 +138,25 @@ def decayed(params):
   return jax.tree_util.tree_map_with_path(matrix, params)
 
 
-class Parts(NamedTuple):
-  """Something of the encoder, and the same of everything else."""
+class EncoderSplit(NamedTuple):
+  """A tree's part of the encoder, and the rest of it."""
 
   encoder: Any
   rest: Any
 
 
-def split(tree: dict) -> Parts:
-  """Parameters (or gradients) to those under ENCODER and the others."""
-  return Parts(
-    {name: x for name, x in tree.items() if name in ENCODER},
-    {name: x for name, x in tree.items() if name not in ENCODER},
+def split_encoder(tree: dict) -> EncoderSplit:
+  """Splits parameters, or gradients, into the encoder's and the others."""
+  return EncoderSplit(
+    {name: x for name, x in tree.items() if name in ENCODER_PARAMETERS},
+    {name: x for name, x in tree.items() if name not in ENCODER_PARAMETERS},
   )
 
 
-def apart(each: optax.GradientTransformation) -> optax.GradientTransformation:
-  """`each` for the encoder and for the rest, with a state of its own for each.
+def split_by_encoder(
+  each: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Gives the encoder and the rest a state of `each` of their own.
 
   Gradients may come without the encoder's: its state then stays as it is, and
   so the encoder counts only the updates that it had. With one count for all,
@@ -172,23 +165,27 @@ def apart(each: optax.GradientTransformation) -> optax.GradientTransformation:
   """
 
   def init(params):
-    return Parts(*map(each.init, split(params)))
+    return EncoderSplit(*map(each.init, split_encoder(params)))
 
   def update(updates, state, params=None):
     done, states = {}, []
-    params = Parts({}, {}) if params is None else split(params)
-    for mine, old, now in zip(split(updates), state, params, strict=True):
+    params = EncoderSplit({}, {}) if params is None else split_encoder(params)
+    for mine, old, now in zip(
+      split_encoder(updates), state, params, strict=True
+    ):
       if mine:
         mine, old = each.update(mine, old, now or None)
       done |= mine
       states.append(old)
-    return done, Parts(*states)
+    return done, EncoderSplit(*states)
 
   return optax.GradientTransformation(init, update)
 
 
-def halved(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Adam whose moments are stored in bfloat16 and computed in float32.
+def store_in_bfloat16(
+  adam: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Stores the moments of Adam in bfloat16; computes them in float32.
 
   The first moment is rounded to the nearest. The second moves by 1 - b2 =
   0.001 of itself a step, less than half of bfloat16's spacing (1/256 to 1/128):
@@ -222,7 +219,7 @@ def halved(adam: optax.GradientTransformation) -> optax.GradientTransformation:
 
 
 def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
-  """float32 to a neighbour in bfloat16, such that the mean over keys is x."""
+  """Rounds float32 to a neighbour in bfloat16; the mean over keys is x."""
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   draw = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
   bits = (bits + draw) & jnp.uint32(0xFFFF0000)
@@ -230,7 +227,7 @@ def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def clip_blocks(threshold: float) -> optax.GradientTransformation:
-  """Adafactor's clipping: the RMS of each parameter's update, layer by layer.
+  """Clips the RMS of each parameter's update, layer by layer (Adafactor).
 
   optax's takes an array for a block; arrays below 'layers' hold one of every
   layer of a stack.
@@ -248,8 +245,8 @@ def clip_blocks(threshold: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
-def axes_left(path: tuple, shape: tuple, left: tuple) -> tuple[int, ...]:
-  """The axes of a parameter that an array of its Adafactor state still has.
+def factored_axes(path: tuple, shape: tuple, left: tuple) -> tuple[int, ...]:
+  """Returns the axes of a parameter that an array of Adafactor's state has.
 
   optax means away the greatest axis for `v_row`, the second greatest for
   `v_col`, and keeps arrays of one number where there is nothing to keep.
@@ -267,25 +264,29 @@ def axes_left(path: tuple, shape: tuple, left: tuple) -> tuple[int, ...]:
   return kept if left == tuple(shape[axis] for axis in kept) else ()
 
 
-def direction(config: Config) -> tuple[optax.GradientTransformation, ...]:
-  """Gradients to steps of about 1, before decay and learning rate."""
+def scale_gradients(
+  config: OptimizerConfig,
+) -> tuple[optax.GradientTransformation, ...]:
+  """Makes what turns gradients into steps of about 1, before decay and rate."""
   if config.name == 'adafactor':
     rms = optax.scale_by_factored_rms(min_dim_size_to_factor=config.factor_from)
     return rms, clip_blocks(1.0)
   adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-  return (halved(adam) if config.moments_dtype == 'bfloat16' else adam,)
+  return (
+    store_in_bfloat16(adam) if config.moments_dtype == 'bfloat16' else adam,
+  )
 
 
-def make(
-  config: Config, encoder_apart: bool = False
+def make_optimizer(
+  config: OptimizerConfig, encoder_apart: bool = False
 ) -> optax.GradientTransformation:
-  """Clip, Adam or Adafactor, decay, learning rate; the state holds the rate.
+  """Chains clipping, Adam or Adafactor, decay and the learning rate.
 
   Args:
     config: the optimizer.
-    encoder_apart: the moments are `Parts`, see `apart`; a frozen step needs
-      it. The gradients there are are clipped together, and the schedule is the
-      same for all. As long as no step was frozen this changes no update.
+    encoder_apart: split the moments, see `split_by_encoder`; a frozen step
+      needs it. The gradients there are are clipped together, and the schedule
+      is the same for all. As long as no step was frozen this changes no update.
   """
   clip = (
     optax.identity()
@@ -294,16 +295,16 @@ def make(
   )
   rate = optax.inject_hyperparams(optax.scale_by_learning_rate)
   steps = (
-    *direction(config),
-    optax.add_decayed_weights(config.weight_decay, mask=decayed),
+    *scale_gradients(config),
+    optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask),
   )
   if encoder_apart:
-    steps = (apart(optax.chain(*steps)),)
-  return optax.chain(clip, *steps, rate(learning_rate=schedule(config)))
+    steps = (split_by_encoder(optax.chain(*steps)),)
+  return optax.chain(clip, *steps, rate(learning_rate=make_schedule(config)))
 
 
-def kind(config: Config) -> dict:
-  """What decides the shapes and dtypes of the state; kept in checkpoints."""
+def describe_state(config: OptimizerConfig) -> dict:
+  """Returns what decides the state's shapes and dtypes, for checkpoints."""
   of_factors = {'factor_from': config.factor_from}
   return {
     'name': config.name,
@@ -312,11 +313,11 @@ def kind(config: Config) -> dict:
   }
 
 
-def is_apart(state) -> bool:
-  """Whether a state is one of `make(..., encoder_apart=True)`."""
-  return any(isinstance(part, Parts) for part in state)
+def is_split(state) -> bool:
+  """Tells whether a state keeps the encoder apart, see `make_optimizer`."""
+  return any(isinstance(part, EncoderSplit) for part in state)
 
 
-def applied_rate(state) -> jax.Array:
-  """The learning rate that the update which made this state applied."""
+def get_learning_rate(state) -> jax.Array:
+  """Returns the rate of the update that made this state."""
   return optax.tree_utils.tree_get(state, 'hyperparams')['learning_rate']

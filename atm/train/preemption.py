@@ -10,12 +10,12 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Broken(BaseException):
-  """Work was given up, for a signal came."""
+class Interrupted(BaseException):
+  """Raised in work that a signal ends."""
 
 
-class Signals:
-  """Hears SIGINT and SIGTERM, which is what a preemption notice is.
+class SignalHandler:
+  """Catches SIGINT and SIGTERM, which clouds send on preemption.
 
   Until `listen` they act as ever: nothing can be lost before the first step.
   After it the first is kept until a step is done; a second acts as ever.
@@ -39,7 +39,7 @@ class Signals:
     self._restore()
 
   def listen(self) -> None:
-    """From here on signals are kept, in the main thread."""
+    """Keeps signals from here on, if called in the main thread."""
     if threading.current_thread() is not threading.main_thread():
       return
     of_jax = () if self.hosts == 1 else (signal.SIGTERM,)
@@ -53,7 +53,7 @@ class Signals:
       signal.raise_signal(signal.SIGTERM)
     elif self._breakable:
       self._breakable = False
-      raise Broken
+      raise Interrupted
 
   def _restore(self) -> None:
     while self._before:
@@ -61,7 +61,7 @@ class Signals:
 
   @contextlib.contextmanager
   def at_once(self):
-    """Everything is saved: inside, signals act as ever."""
+    """Lets signals act as ever inside, where everything is saved."""
     self._restore()
     try:
       yield
@@ -69,13 +69,13 @@ class Signals:
       self.listen()
 
   def stops_after(self, step: int) -> bool:
-    """Whether to stop after this step; every host asks at every step."""
+    """Tells whether to stop after this step; every host asks at every step."""
     if self.hosts > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return bool(self.came)
 
   def breakable(self, function, *args):
-    """function(*args); a signal gives it up, unless there are several hosts.
+    """Calls function(*args); a signal ends it, unless there are several hosts.
 
     Raises:
       Broken: it was given up, or a signal had come before.
@@ -85,7 +85,7 @@ class Signals:
     self._breakable = True
     try:
       if self.came:
-        raise Broken
+        raise Interrupted
       return function(*args)
     finally:
       self._breakable = False

@@ -30,13 +30,13 @@ class Profiler:
       jax.profiler.stop_trace()
 
   def before(self, done: int) -> None:
-    """To be called before step `done` is dispatched."""
+    """Starts before step `done` is dispatched, if that is the first."""
     if done == self.first:
       jax.profiler.start_trace(self.folder)
       self.running = True
 
   def after(self, done: int, values) -> None:
-    """To be called with what the step made."""
+    """Stops after the last step; `values` is what the step made."""
     if self.running and done >= self.last:
       jax.block_until_ready(values)
       jax.profiler.stop_trace()

@@ -121,18 +121,18 @@ class RunFolder:
       self.path, config.keep, config.on_save_error, log=config.say
     )
 
-  def open_metrics(self, start: int) -> metric_writer.Writer:
+  def open_metrics(self, start: int) -> metric_writer.MetricWriter:
     """Opens the log of metrics; drops what it holds beyond step `start`.
 
     A fresh run writes its evaluation at step 0 anew.
     """
     if not distributed.is_main_process():
-      return metric_writer.Silent()
-    return metric_writer.Writer(self.path, start or -1)
+      return metric_writer.NullWriter()
+    return metric_writer.MetricWriter(self.path, start or -1)
 
   def metrics(self) -> list[dict]:
     """Returns the rows of metrics.jsonl."""
-    return metric_writer.read(self.path)
+    return metric_writer.read_metrics(self.path)
 
   def was_evaluated(self, step: int) -> bool:
     """Tells whether metrics.jsonl has the held-out losses of a step."""

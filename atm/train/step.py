@@ -51,7 +51,7 @@ def _init(model, tx, seed: int) -> State:
 
 
 def abstract_state(model, tx, mesh, rules: Rules) -> State:
-  """The state's shapes, dtypes and shardings, without making it.
+  """Returns the state's shapes, dtypes and shardings, without arrays.
 
   Args:
     model: an AlexaTM.
@@ -83,21 +83,21 @@ def _axes_of(params) -> Callable:
     whole, left = shapes[name(path)], nn.unbox(box).shape
     if left == whole:
       return box.names
-    kept = optimizer.axes_left(path, whole, left)
+    kept = optimizer.factored_axes(path, whole, left)
     return [box.names[axis] for axis in kept]
 
   return axes
 
 
 def init_state(model, tx, seed: int, abstract: State) -> State:
-  """A fresh state, born sharded; the same for every mesh."""
+  """Makes a fresh state, sharded from the start; the same on every mesh."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   make = lambda: nn.unbox(_init(model, tx, seed))
   return jax.jit(make, out_shardings=shardings)()
 
 
 def forward(model, params, batch, dropout_key=None, z_loss=0.0) -> dict:
-  """Per-row sums of `loss.cross_entropy` for a batch."""
+  """Returns the sums [B] of `loss.cross_entropy` over each row of a batch."""
   return model.apply(
     {'params': params},
     batch,
@@ -118,11 +118,11 @@ def train_step(
   frozen: bool = False,
   micro_batches: int = 1,
 ) -> tuple[State, dict]:
-  """One update by the mean loss over the batch's targets.
+  """Updates the state by the mean loss over the batch's targets.
 
   A frozen step runs the encoder forward only, dropout included: it
   differentiates by the other parameters alone, so that the encoder has no
-  backward pass, and leaves the encoder's parameters (`optimizer.ENCODER`) and
+  backward pass, and leaves the encoder's parameters and
   their optimizer state bit for bit. A matrix tied to the encoder's embedding
   is frozen with it: with `ties` 'embeddings' the decoder's embedding, with
   'encoder_head' the LM head, with 'all' both.
@@ -139,9 +139,9 @@ def train_step(
     seed: dropout's key is this seed's, folded with the step.
     z_loss: see `loss.cross_entropy`.
     frozen: keep the encoder as it is (static); `tx` must be one of
-      `optimizer.make(..., encoder_apart=True)`.
+      `optimizer.make_optimizer(..., encoder_apart=True)`.
     micro_batches: N, how many parts of the batch are run one after another, to
-      hold the activations of B / N rows (static), see `accumulated`.
+      hold the activations of B / N rows (static), see `accumulate_gradients`.
 
   Returns:
     (the next state, metrics). Metrics are float32 scalars: sums named
@@ -154,14 +154,14 @@ def train_step(
     ValueError: `frozen`, and the optimizer does not keep the encoder apart;
       the batch does not divide.
   """
-  if frozen and not optimizer.is_apart(state.opt_state):
+  if frozen and not optimizer.is_split(state.opt_state):
     raise ValueError(
       'frozen = True: expected an optimizer that keeps the encoder apart, '
-      'optimizer.make(config, encoder_apart=True)'
+      'optimizer.make_optimizer(config, encoder_apart=True)'
     )
   kept, trained = {}, state.params
   if frozen:
-    kept, trained = optimizer.split(state.params)
+    kept, trained = optimizer.split_encoder(state.params)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   targets = jnp.maximum(batch['decoder_loss_weights'].sum(-1).sum(), 1.0)
 
@@ -173,12 +173,14 @@ def train_step(
   if micro_batches == 1:
     grads, sums = gradient(trained, batch, key)
   else:
-    grads, sums = accumulated(gradient, trained, batch, key, micro_batches)
-  return updated(tx, state, trained, grads, sums, batch)
+    grads, sums = accumulate_gradients(
+      gradient, trained, batch, key, micro_batches
+    )
+  return apply_gradients(tx, state, trained, grads, sums, batch)
 
 
-def updated(tx, state: State, trained, grads, sums: dict, batch: dict):
-  """What `train_step` returns, from its gradients by `trained` and its sums."""
+def apply_gradients(tx, state: State, trained, grads, sums: dict, batch: dict):
+  """Returns what `train_step` does, of its gradients and per-row sums."""
   loss = (sums['loss'] + sums['z_loss']).sum()
   norm = optax.global_norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -190,17 +192,17 @@ def updated(tx, state: State, trained, grads, sums: dict, batch: dict):
     (state.params, state.opt_state),
   )
   metrics = {
-    **summed(sums, batch),
+    **sum_metrics(sums, batch),
     'grad_norm': norm,
     'param_norm': optax.global_norm(params),
-    'learning_rate': optimizer.applied_rate(opt_state),
+    'learning_rate': optimizer.get_learning_rate(opt_state),
     'skipped': 1.0 - finite,
   }
   return State(state.step + 1, params, opt_state), metrics
 
 
-def accumulated(gradient, trained, batch: dict, key, number: int):
-  """Gradients and per-row sums of a batch, `number` micro-batches in a scan.
+def accumulate_gradients(gradient, trained, batch: dict, key, number: int):
+  """Scans `number` micro-batches; returns their gradients and per-row sums.
 
   The gradients are sums of shares of one loss, the mean over all targets of
   the batch, so micro-batches weigh by their targets and N changes nothing but
@@ -244,8 +246,8 @@ def accumulated(gradient, trained, batch: dict, key, number: int):
   return total, {name: x.swapaxes(0, 1).reshape(B) for name, x in sums.items()}
 
 
-def summed(sums: dict, batch: dict) -> dict:
-  """Per-row sums to `sum/...` and `weight/...` scalars, by objective too."""
+def sum_metrics(sums: dict, batch: dict) -> dict:
+  """Sums over rows: scalars `sum/...` and `weight/...`, by objective too."""
   out = {
     'sum/loss': sums['loss'].sum(),
     'sum/accuracy': sums['correct'].sum(),
@@ -261,5 +263,5 @@ def summed(sums: dict, batch: dict) -> dict:
 
 
 def eval_step(model, params, batch: dict) -> dict:
-  """Per-row sums [B] of `loss.cross_entropy`, without dropout."""
+  """Returns `forward` without dropout."""
   return forward(model, params, batch)

@@ -25,17 +25,17 @@ from atm.train.run_folder import RunFolder
 
 
 @dataclasses.dataclass
-class Run:
+class TrainingResult:
   """What a finished run leaves for the report."""
 
   model_dir: str
   step: int
   history: list[dict]
   vocabulary: Vocabulary
-  held_out: held_out_loss.HeldOut
+  held_out: held_out_loss.HeldOutLoss
 
 
-def train(config: TrainConfig) -> Run:
+def train(config: TrainConfig) -> TrainingResult:
   """Trains until `train_steps`, from the newest intact checkpoint there is.
 
   A run is a function of its settings: stopped anywhere and started again it
@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> Run:
     config.say(f'model: {count:,} parameters on {mesh_text(mesh)}')
     folder.save_setup(config.config_text, words)
 
-    held_out = held_out_loss.HeldOut(config, model, inputs, mesh)
+    held_out = held_out_loss.HeldOutLoss(config, model, inputs, mesh)
     ask = None
     if config.ask_every:
       ask = config.make_asker(
@@ -87,12 +87,14 @@ def train(config: TrainConfig) -> Run:
       ),
       batch=lambda number: inputs.batches(number, mine),
       held_out=held_out, ask=ask,
-      unigram=lambda: held_out_loss.unigram(inputs.parts, held_out),
+      unigram=lambda: held_out_loss.unigram_loss(inputs.parts, held_out),
       checkpoints=checkpoints, meta=meta, log=log,
       writer=folder.open_metrics(start.step), goodput=goodput,
     ).run(start.step, start.state)  # fmt: skip
     history = folder.metrics()
-    return Run(folder.path, config.train_steps, history, words, held_out)
+    return TrainingResult(
+      folder.path, config.train_steps, history, words, held_out
+    )
 
 
 def find_source(
@@ -131,7 +133,7 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict:
       'rows': inputs.digest,
     },
     'lengths': config.lengths,
-    'optimizer': optimizer.kind(config.optimizer_config),
+    'optimizer': optimizer.describe_state(config.optimizer_config),
     'skip_steps': [list(steps) for steps in config.skip_steps],
     'config': config.config_text,
   }

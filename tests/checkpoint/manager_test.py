@@ -36,7 +36,7 @@ def collected(few_objects):
   gc.collect()
 
 
-TX = optimizer.make(optimizer.Config())
+TX = optimizer.make_optimizer(optimizer.OptimizerConfig())
 
 
 def abstract(config, **sizes):

@@ -26,7 +26,7 @@ def test_checkpoints_may_lie_elsewhere(train, tmp_path):
     train(run, 9, checkpoint_dir=str(tmp_path / 'other'))
   new = train(tmp_path / 'new', 9, checkpoint_dir=str(bucket))
   assert any(line.startswith('resumed from step 8') for line in new.lines)
-  assert metric_writer.read(str(tmp_path / 'new'))[-1]['step'] == 9
+  assert metric_writer.read_metrics(str(tmp_path / 'new'))[-1]['step'] == 9
   assert reader.latest_step(str(run)) == 9
 
 

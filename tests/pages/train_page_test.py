@@ -68,7 +68,7 @@ def page_of(model_dir, rows):
 
 
 def test_what_the_page_holds(run):
-  page = page_of(str(run), metric_writer.read(str(run)))
+  page = page_of(str(run), metric_writer.read_metrics(str(run)))
   assert '<dt>step</dt><dd>20</dd>' in page
   assert '<dt>tokens read</dt><dd>500</dd>' in page
   assert '<dt>held out, clm</dt><dd>6.000</dd>' in page
@@ -107,8 +107,8 @@ def test_where_the_time_went(run):
     'began': 0.0, 'now': 100.0, 'first': 0, 'step': 20,
     'seconds': {**dict.fromkeys(goodput.MEASURED, 0.0), 'compile': 25.0},
   }  # fmt: skip
-  (run / goodput.FILE).write_text(json.dumps(line) + '\n')
-  page = page_of(str(run), metric_writer.read(str(run)))
+  (run / goodput.GOODPUT_FILE).write_text(json.dumps(line) + '\n')
+  page = page_of(str(run), metric_writer.read_metrics(str(run)))
   rows = {row[0]: row[1:] for row in Cells(page).rows if row}
   assert rows['steps that count'][:2] == ['1:15', '75.0%']
   assert rows['compiling'][:2] == ['0:25', '25.0%']

@@ -19,7 +19,7 @@ def run(tmp_path):
     row['loss/denoise'] = row['loss/clm'] = 6.0 - i
   with open(tmp_path / metric_writer.METRICS_FILE, 'w') as f:
     f.writelines(json.dumps(row) + '\n' for row in rows)
-  return trainer.Run(str(tmp_path), 20, rows, None, None)
+  return trainer.TrainingResult(str(tmp_path), 20, rows, None, None)
 
 
 def test_losses_set_the_last_beside_the_first_and_the_unigram(run):

@@ -35,7 +35,7 @@ def test_sums_of_gradients_that_could_be_scattered_are_named():
 def test_a_matrix_that_is_whole_everywhere_is_named():
   """Fault seen: small vectors named too."""
   config = tiny(vocab_size=2**19 + 8, d_model=64)
-  tx = optimizer.make(TX)
+  tx = optimizer.make_optimizer(TX)
   net, mesh = AlexaTM(config), FSDP()
   params = lambda rules: step.abstract_state(net, tx, mesh, rules).params
   said = replication_warnings(params(Rules(embed=None)), FSDP())

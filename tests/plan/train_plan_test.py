@@ -42,7 +42,7 @@ def planned():
 @pytest.fixture(scope='module')
 def real():
   """(state, batch, compiled step) of real arrays, as training has them."""
-  mesh, net, tx = FSDP(), AlexaTM(tiny()), optimizer.make(TX)
+  mesh, net, tx = FSDP(), AlexaTM(tiny()), optimizer.make_optimizer(TX)
   abstract = step.abstract_state(net, tx, mesh, Rules())
   state = step.init_state(net, tx, 0, abstract)
   placed = sharding.shard_batch(

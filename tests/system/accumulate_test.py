@@ -22,7 +22,9 @@ from tiny_runs import EIGHT, ONE
 S, T = 12, 10
 DRY = tiny(encoder_layers=1, decoder_layers=1)
 DROPS = tiny(encoder_layers=1, decoder_layers=1, dropout=0.1)
-CONFIG = optimizer.Config(clip_norm=None, learning_rate=1e-2, decay_steps=20)
+CONFIG = optimizer.OptimizerConfig(
+  clip_norm=None, learning_rate=1e-2, decay_steps=20
+)
 
 
 def unequal(seed: int, rows: int = 32) -> dict:
@@ -41,7 +43,7 @@ def unequal(seed: int, rows: int = 32) -> dict:
 @functools.cache
 def start(apart: bool) -> step.State:
   """The first state, the same for all models here and on every mesh."""
-  net, tx = AlexaTM(DRY), optimizer.make(CONFIG, encoder_apart=apart)
+  net, tx = AlexaTM(DRY), optimizer.make_optimizer(CONFIG, encoder_apart=apart)
   abstract = step.abstract_state(net, tx, ONE(), Rules())
   return jax.device_get(step.init_state(net, tx, 0, abstract))
 
@@ -50,7 +52,10 @@ def start(apart: bool) -> step.State:
 def program(make_mesh, config, number, rows=32, frozen=False):
   """(mesh, the first state, the compiled step)."""
   mesh = make_mesh()
-  net, tx = AlexaTM(config), optimizer.make(CONFIG, encoder_apart=frozen)
+  net, tx = (
+    AlexaTM(config),
+    optimizer.make_optimizer(CONFIG, encoder_apart=frozen),
+  )
   abstract = step.abstract_state(net, tx, mesh, Rules())
   update = functools.partial(
     step.train_step, net, tx, frozen=frozen, micro_batches=number
@@ -79,7 +84,7 @@ def gradient(state) -> dict:
   not see them.
   """
   moments = state.opt_state[1]
-  if isinstance(moments, optimizer.Parts):
+  if isinstance(moments, optimizer.EncoderSplit):
     moments = moments.rest[0]
   return without_keys_biases(jax.tree.map(lambda x: x / 0.1, moments.mu))
 
@@ -171,7 +176,7 @@ def test_each_micro_batch_has_its_own_rows_and_draws():
 
   key, b = jax.random.key(3), {'objective': np.arange(12.0)}
   trained = {'x': np.zeros(2, jax.numpy.bfloat16)}
-  total, sums = step.accumulated(gradient, trained, b, key, 4)
+  total, sums = step.accumulate_gradients(gradient, trained, b, key, 4)
   draws = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(4)]
   assert len({float(x) for x in draws}) == 4
   np.testing.assert_array_equal(sums['row'], b['objective'])
@@ -222,8 +227,8 @@ def test_frozen_steps_accumulate_too():
   before, many, _ = updated(ONE, DRY, 4, frozen=True)
   ours = gradient(many)
   assert error({name: full[name] for name in ours}, ours) < 2e-6
-  kept = optimizer.split(before.params).encoder
-  assert_same_bits(kept, optimizer.split(many.params).encoder)
+  kept = optimizer.split_encoder(before.params).encoder
+  assert_same_bits(kept, optimizer.split_encoder(many.params).encoder)
   assert_same_bits(before.opt_state[1].encoder, many.opt_state[1].encoder)
 
 
@@ -254,7 +259,7 @@ def test_a_spoilt_batch_changes_nothing(which):
   assert_same_bits(before.opt_state, after.opt_state)
   assert after.step == before.step + 1 == 2
   assert metrics['skipped'] == 1 and np.isnan(metrics['sum/loss'])
-  rate = optimizer.applied_rate(before.opt_state)
+  rate = optimizer.get_learning_rate(before.opt_state)
   assert metrics['learning_rate'] == float(rate)
   _, later, metrics = updated(*which, state=after, batches=[unequal(3)])
   assert metrics['skipped'] == 0
@@ -278,14 +283,14 @@ def test_a_gradient_that_is_not_finite_skips_the_update(bad):
 
   Fault seen: only the loss looked at.
   """
-  tx = optimizer.make(CONFIG)
+  tx = optimizer.make_optimizer(CONFIG)
   params = {'a': {'kernel': np.ones((2, 3), np.float32)}}
   state = step.State(np.int32(4), params, tx.init(params))
   sums = {
     k: np.ones(1, np.float32) for k in ('loss', 'z_loss', 'correct', 'weight')
   }
   b = {'encoder_segment_ids': np.ones((1, 2)), 'objective': np.zeros(1)}
-  make = jax.jit(functools.partial(step.updated, tx))
+  make = jax.jit(functools.partial(step.apply_gradients, tx))
   for value, skipped in ((bad, 1), (0.5, 0)):
     grads = {'a': {'kernel': np.full((2, 3), 0.5, np.float32)}}
     grads['a']['kernel'][1, 2] = value
@@ -300,7 +305,7 @@ def test_a_gradient_that_is_not_finite_skips_the_update(bad):
 
 
 def test_a_batch_that_does_not_divide():
-  net, tx = AlexaTM(DRY), optimizer.make(CONFIG)
+  net, tx = AlexaTM(DRY), optimizer.make_optimizer(CONFIG)
   state = step.abstract_state(net, tx, ONE(), Rules())
   update = functools.partial(step.train_step, net, tx, micro_batches=3)
   with pytest.raises(ValueError, match='micro_batches = 3 .* 32 rows'):

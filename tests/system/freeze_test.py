@@ -35,8 +35,8 @@ def setup(mesh=None, apart=True, model_changes=None, **changes):
   mesh = mesh or ONE()
   net = AlexaTM(tiny(**(model_changes or {})))
   settings = dict(learning_rate=RATE, final_learning_rate=RATE)
-  config = optimizer.Config(**{**settings, **changes})
-  tx = optimizer.make(config, encoder_apart=apart)
+  config = optimizer.OptimizerConfig(**{**settings, **changes})
+  tx = optimizer.make_optimizer(config, encoder_apart=apart)
   abstract = step.abstract_state(net, tx, mesh, Rules())
   update = jax.jit(
     functools.partial(step.train_step, net, tx), static_argnames='frozen'
@@ -56,10 +56,12 @@ def run(state, update, steps: int, until: int, mesh=None):
   return states
 
 
-def adam(state) -> optimizer.Parts:
+def adam(state) -> optimizer.EncoderSplit:
   """Adam's state of the encoder and of the rest."""
-  parts = next(s for s in state.opt_state if isinstance(s, optimizer.Parts))
-  return optimizer.Parts(*(chain[0] for chain in parts))
+  parts = next(
+    s for s in state.opt_state if isinstance(s, optimizer.EncoderSplit)
+  )
+  return optimizer.EncoderSplit(*(chain[0] for chain in parts))
 
 
 def greatest_change(before, after) -> float:
@@ -82,8 +84,11 @@ def test_frozen_parameters_stay_to_the_bit(ties):
   changes = dict(ties=ties, token_types=2, dropout=0.1)
   start, update = setup(model_changes=changes)
   frozen = run(start, update, 4, until=4)[-1]
-  before, after = optimizer.split(start.params), optimizer.split(frozen.params)
-  assert set(before.encoder) == set(optimizer.ENCODER)
+  before, after = (
+    optimizer.split_encoder(start.params),
+    optimizer.split_encoder(frozen.params),
+  )
+  assert set(before.encoder) == set(optimizer.ENCODER_PARAMETERS)
   assert_same(before.encoder, after.encoder)
   assert_same(adam(start).encoder, adam(frozen).encoder)
   assert adam(frozen).encoder.count == 0
@@ -103,7 +108,7 @@ def test_the_rest_trains_as_in_a_full_step():
 
 def test_clipping_is_by_the_norm_of_the_gradients_there_are():
   start, update = setup(clip_norm=1e-3)
-  b1 = optimizer.Config().b1
+  b1 = optimizer.OptimizerConfig().b1
   norm = lambda *trees: float(optax.global_norm(trees)) / (1 - b1)
   frozen = adam(run(start, update, 1, until=1)[0])
   assert norm(frozen.rest.mu) == pytest.approx(1e-3, rel=1e-4)
@@ -117,8 +122,8 @@ def test_keeping_the_encoder_apart_changes_no_update():
   states = [run(*setup(apart=apart), 3, until=0)[-1] for apart in (True, False)]
   assert_same(*(s.params for s in states))
   whole = optax.tree_utils.tree_get(states[1].opt_state, 'nu')
-  assert_same(optimizer.Parts(*(p.nu for p in adam(states[0]))),
-              optimizer.split(whole))  # fmt: skip
+  assert_same(optimizer.EncoderSplit(*(p.nu for p in adam(states[0]))),
+              optimizer.split_encoder(whole))  # fmt: skip
 
 
 def test_the_states_structure_and_placement_never_change():
@@ -140,7 +145,7 @@ def test_the_encoder_starts_without_a_kick():
   start, update = setup(weight_decay=0.0, clip_norm=None)
   # As after `until` frozen steps, without doing them.
   aged = jax.tree.map(lambda x: x, start.opt_state)
-  parts = next(s for s in aged if isinstance(s, optimizer.Parts))
+  parts = next(s for s in aged if isinstance(s, optimizer.EncoderSplit))
   old = parts.rest[0]._replace(count=jnp.int32(until))
   rest = (old, *parts.rest[1:])
   state = start.replace(
@@ -175,7 +180,7 @@ def test_the_encoder_starts_without_a_kick():
 def test_both_steps_share_the_schedule():
   start, update = setup(final_learning_rate=0.0, decay_steps=10)
   for n, state in enumerate(run(start, update, 5, until=3)):
-    rate = optimizer.applied_rate(state.opt_state)
+    rate = optimizer.get_learning_rate(state.opt_state)
     assert rate == pytest.approx(RATE * (1 - n / 10), rel=1e-5)
 
 
@@ -190,7 +195,7 @@ def test_a_frozen_step_needs_the_encoder_apart():
 
 def traced(config, B, S, T, frozen):
   net = AlexaTM(config)
-  tx = optimizer.make(optimizer.Config(), encoder_apart=True)
+  tx = optimizer.make_optimizer(optimizer.OptimizerConfig(), encoder_apart=True)
   state = step.abstract_state(net, tx, ONE(), Rules())
   update = functools.partial(step.train_step, net, tx, frozen=frozen)
   b = batch(np.random.default_rng(0), B, S, T)
@@ -278,7 +283,9 @@ def test_resumed_equals_uninterrupted(train, tmp_path, freeze, make_mesh):
 def encoder_changes(directory, first: int, last: int) -> set[bool]:
   """Whether the encoder's parameters changed between two checkpoints."""
   a, b = parameters(directory, first), parameters(directory, last)
-  mine = {name for name in a if name.split("'")[1] in optimizer.ENCODER}
+  mine = {
+    name for name in a if name.split("'")[1] in optimizer.ENCODER_PARAMETERS
+  }
   assert len(mine) > 10 and len(a) - len(mine) > 10
   assert any((a[name] != b[name]).any() for name in a.keys() - mine)
   return {bool((a[name] != b[name]).any()) for name in mine}

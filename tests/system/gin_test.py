@@ -75,7 +75,7 @@ def test_the_20b_is_the_papers(configured):
   assert size(shapes['encoder']) == pytest.approx(9.27e9, rel=0.005)
   tables = shapes['encoder'], shapes['encoder_embedding']
   assert size(tables) == pytest.approx(9.90e9, rel=0.005)
-  rate = optimizer.schedule(gin.get_configurable('optimizer.Config')())
+  rate = optimizer.make_schedule(gin.get_configurable('optimizer.Config')())
   assert rate(0) == pytest.approx(1e-4)
   assert rate(500_000) == pytest.approx(5e-6)
 
@@ -84,7 +84,7 @@ def test_the_20b_is_the_papers(configured):
 def test_every_model_builds_its_run_on_a_mesh(configured, name):
   """Shapes, shardings and the lowered step, without making an array."""
   config = configured(name)()
-  tx = optimizer.make(gin.get_configurable('optimizer.Config')())
+  tx = optimizer.make_optimizer(gin.get_configurable('optimizer.Config')())
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   net = AlexaTM(config)
   state = step.abstract_state(net, tx, mesh, Rules())

@@ -143,9 +143,9 @@ def test_its_model_divides_and_fits(bound, name):
   )
   batch = gin.query_parameter('%BATCH_SIZE')
   config_checks.check_sizes(mesh, rules, config, lengths, batch)
-  tx = optimizer.make(gin.get_configurable('optimizer.Config')())
+  tx = optimizer.make_optimizer(gin.get_configurable('optimizer.Config')())
   state = step.abstract_state(AlexaTM(config), tx, mesh, rules)
-  matrices = optimizer.decayed(state.params)
+  matrices = optimizer.weight_decay_mask(state.params)
   for is_matrix, x in zip(*map(jax.tree.leaves, (matrices, state.params))):
     assert not is_matrix or 'fsdp' in str(x.sharding.spec)
 

@@ -70,7 +70,9 @@ def test_a_range_gives_the_same_run_however_interrupted(
   assert lines.count(f'step 6: {NAN}: update skipped') == 1
   assert sum('skipped 1 ' in line for line in lines) == 1
   assert made == [1, 2, 6, 8, 9]
-  rows = [row for row in metric_writer.read(str(whole)) if 'skipped' in row]
+  rows = [
+    row for row in metric_writer.read_metrics(str(whole)) if 'skipped' in row
+  ]
   assert [row['step'] for row in rows] == [2, 6, 8, 9]
   assert [row['skipped'] for row in rows] == [0, 1, 0, 0]
   for line in (whole / metric_writer.METRICS_FILE).read_text().splitlines():

@@ -150,11 +150,11 @@ def test_where_all_is_damaged_nothing_is_begun_anew(nursery, tmp_path):
   nursery.run(run, 'begin', 3, train_steps=STEPS)
   for step in (3, 6):
     change_a_value(run, step)
-  before = metric_writer.read(str(run))
+  before = metric_writer.read_metrics(str(run))
   ended = nursery.run(run, train_steps=STEPS)
   assert ended.code == 1 and survive.saved_steps(run) == [3, 6]
   assert any('all of [3, 6] are damaged' in line for line in ended.lines)
-  assert metric_writer.read(str(run)) == before
+  assert metric_writer.read_metrics(str(run)) == before
 
 
 def command(run, rows, *more) -> list[str]:
@@ -192,7 +192,7 @@ def test_a_full_disk_ends_a_run_with_one_screen(nursery, rows, tmp_path):
   assert '\n  where      after step ' in text and ' of 20, in ' in text
   assert '\n  last good  none' in text
   assert f'\n  resume     atm pretrain --gin_file={run}/config.gin' in text
-  assert 'Traceback' in (run / crash_report.FILE).read_text()
+  assert 'Traceback' in (run / crash_report.FAILURE_FILE).read_text()
   assert reader.latest_step(str(run)) is None
   assert os.listdir(run / 'checkpoints') == []
 

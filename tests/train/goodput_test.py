@@ -33,7 +33,7 @@ def test_one_process(tmp_path):
       clock.now += seconds
     clock.now += 10
     made.write(1)
-  assert goodput.summary(goodput.read(str(tmp_path))) == {
+  assert goodput.sum_by_kind(goodput.read_goodput(str(tmp_path))) == {
     'setup': 6, 'compile': 20, 'data': 2, 'evaluation': 3, 'checkpoint': 4,
     'step': 30, 'repeated': 0, 'down': 0,
   }  # fmt: skip
@@ -52,12 +52,12 @@ def test_a_restart_costs_what_it_repeats_and_the_time_between(tmp_path):
   second.open(str(tmp_path), 40)
   clock.now += 120
   second.write(100)
-  found = goodput.summary(goodput.read(str(tmp_path)))
+  found = goodput.sum_by_kind(goodput.read_goodput(str(tmp_path)))
   assert found['down'] == 33 and found['setup'] == 7
   assert found['repeated'] == pytest.approx(100 * 10 / 50)
   assert found['step'] == pytest.approx(100 + 120 - 20)
   assert sum(found.values()) == pytest.approx(clock.now - 1000)
-  assert goodput.share(found) == pytest.approx(200 / 260)
+  assert goodput.goodput_share(found) == pytest.approx(200 / 260)
   assert second.share(100) == pytest.approx(200 / 260)
 
 
@@ -73,13 +73,13 @@ def test_a_process_that_raises_still_counts(tmp_path):
 
 
 def test_torn_lines_and_nothing_at_all(tmp_path):
-  assert goodput.summary(goodput.read(str(tmp_path))) == {}
-  assert goodput.share({}) == 0
+  assert goodput.sum_by_kind(goodput.read_goodput(str(tmp_path))) == {}
+  assert goodput.goodput_share({}) == 0
   clock = Clock()
   made = goodput.Goodput(clock)
   made.open(str(tmp_path), 0)
   clock.now += 8
   made.write(3)
-  with open(tmp_path / goodput.FILE, 'a') as f:
+  with open(tmp_path / goodput.GOODPUT_FILE, 'a') as f:
     f.write(json.dumps({'began': 1000.0})[:-3])
-  assert goodput.summary(goodput.read(str(tmp_path)))['step'] == 8
+  assert goodput.sum_by_kind(goodput.read_goodput(str(tmp_path)))['step'] == 8

@@ -8,19 +8,19 @@ from atm.train import metric_writer
 def test_a_torn_metrics_line_is_dropped(tmp_path):
   path = tmp_path / metric_writer.METRICS_FILE
   path.write_text(json.dumps({'step': 1, 'loss': 2.0}) + '\n{"step": 2, "lo')
-  assert metric_writer.read(str(tmp_path)) == [{'step': 1, 'loss': 2.0}]
+  assert metric_writer.read_metrics(str(tmp_path)) == [{'step': 1, 'loss': 2.0}]
 
 
 def test_a_resumed_run_drops_the_steps_that_it_does_again(tmp_path):
   """Fault seen: rows beyond the checkpoint kept."""
   write = lambda rewind, steps: [
     log.write(step, {'loss': 1.0})
-    for log in [metric_writer.Writer(str(tmp_path), rewind)]
+    for log in [metric_writer.MetricWriter(str(tmp_path), rewind)]
     for step in steps
   ]
   write(-1, (0, 1, 2, 3))
   write(2, (3, 4))
-  assert [r['step'] for r in metric_writer.read(str(tmp_path))] == [
+  assert [r['step'] for r in metric_writer.read_metrics(str(tmp_path))] == [
     0,
     1,
     2,

@@ -33,9 +33,9 @@ KINDS = {
 MODEL = tiny(encoder_layers=1, decoder_layers=1, logits_bias=True)
 
 
-def config(kind: str, **changes) -> optimizer.Config:
+def config(kind: str, **changes) -> optimizer.OptimizerConfig:
   settings = dict(learning_rate=1e-2, final_learning_rate=0.0, decay_steps=10)
-  return optimizer.Config(**{**settings, **KINDS[kind], **changes})
+  return optimizer.OptimizerConfig(**{**settings, **KINDS[kind], **changes})
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,15 @@ def config(kind: str, **changes) -> optimizer.Config:
       dict(name='adafactor', moments_dtype='bfloat16'),
       "moments_dtype = 'bfloat16': Adafactor has no first .* use 'float32'",
     ),
-    (dict(factor_from=1), 'factor_from = 1: expected a whole number from 2'),
+    (
+      dict(factor_from=1),
+      'factor_from = 1: expected a whole number of at l',
+    ),
   ],
 )
 def test_errors(changes, message):
   with pytest.raises(ValueError, match=message):
-    optimizer.Config(**changes)
+    optimizer.OptimizerConfig(**changes)
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -64,13 +67,13 @@ def test_the_logged_rate_is_the_one_applied(kind):
   Fault seen: Adafactor's steps times the parameters' size.
   """
   settings = dict(weight_decay=0.0, clip_norm=None, warmup_steps=4)
-  tx = optimizer.make(config(kind, **settings))
+  tx = optimizer.make_optimizer(config(kind, **settings))
   params = {'x': jnp.full((32, 16), 3.0)}
   state = tx.init(params)
   for n in range(8):
     updates, state = tx.update({'x': jnp.ones((32, 16))}, state, params)
-    rate = optimizer.applied_rate(state)
-    want = optimizer.schedule(config(kind, **settings))(n)
+    rate = optimizer.get_learning_rate(state)
+    want = optimizer.make_schedule(config(kind, **settings))(n)
     assert float(rate) == pytest.approx(float(want), rel=1e-6)
     # 1 - 0.999^n in float32; in bfloat16 a number has 8 bits.
     rtol = 2e-2 if kind == 'bfloat16' else 5e-5
@@ -80,7 +83,7 @@ def test_the_logged_rate_is_the_one_applied(kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_decay_is_times_the_rate_and_spares_biases_and_norms(kind):
   """Fault seen: decay behind the learning rate, as in optax.adafactor."""
-  tx = optimizer.make(config(kind, weight_decay=0.1))
+  tx = optimizer.make_optimizer(config(kind, weight_decay=0.1))
   names = ('kernel', 'bias', 'scale', 'logits_bias')
   params = {name: jnp.full((16, 16), 2.0) for name in names}
   zero = jax.tree.map(jnp.zeros_like, params)
@@ -111,7 +114,7 @@ def test_bfloat16_moments_follow_those_in_float32():
   Faults seen: it is; the first moment with 3 bits of fraction.
   """
   plain = optax.scale_by_adam()
-  half = optimizer.halved(plain)
+  half = optimizer.store_in_bfloat16(plain)
   params = {'x': jnp.zeros(512)}
 
   @functools.partial(jax.jit, static_argnums=0)
@@ -142,7 +145,9 @@ def test_adafactor_by_its_formula():
   Faults seen: no clipping of the update's RMS; another exponent of beta.
   """
   rng = np.random.default_rng(0)
-  tx = optimizer.make(config('adafactor', clip_norm=None, weight_decay=0.0))
+  tx = optimizer.make_optimizer(
+    config('adafactor', clip_norm=None, weight_decay=0.0)
+  )
   params = {'m': jnp.zeros((16, 24)), 'v': jnp.zeros(24)}
   state, R, C, v = tx.init(params), 0.0, 0.0, 0.0
   for n, scale in enumerate((1.0, 30.0)):
@@ -183,7 +188,7 @@ def test_blocks_are_clipped_layer_by_layer():
 def trained(make_mesh):
   """(losses, the last state, its abstract state) of Adafactor on one batch."""
   mesh, net = make_mesh(), AlexaTM(MODEL)
-  tx = optimizer.make(config('adafactor', final_learning_rate=1e-2))
+  tx = optimizer.make_optimizer(config('adafactor', final_learning_rate=1e-2))
   abstract = step_lib.abstract_state(net, tx, mesh, Rules())
   state = step_lib.init_state(net, tx, 0, abstract)
   placed = jax.tree.map(lambda x: x.sharding, abstract)
@@ -234,7 +239,7 @@ def test_adafactors_state_on_a_mesh():
 
 def rounded():
   """(a state after an update with moments in bfloat16, its abstract state)."""
-  tx = optimizer.make(config('bfloat16'))
+  tx = optimizer.make_optimizer(config('bfloat16'))
   params = {'kernel': jax.random.normal(jax.random.key(0), (16, 8))}
   _, opt_state = tx.update(params, tx.init(params), params)
   state = step_lib.State(jnp.int32(1), params, opt_state)
@@ -268,10 +273,10 @@ def test_a_frozen_encoder_keeps_its_state(kind):
 
   Fault seen: gradients of zeros in place of none.
   """
-  tx = optimizer.make(config(kind), encoder_apart=True)
+  tx = optimizer.make_optimizer(config(kind), encoder_apart=True)
   params = {k: {'kernel': jnp.ones((16, 16))} for k in ('encoder', 'decoder')}
   first = tx.init(params)
-  assert optimizer.is_apart(first)
+  assert optimizer.is_split(first)
   grads = jax.tree.map(lambda x: 0.5 * x, params)
   updates, state = tx.update({'decoder': grads['decoder']}, first, params)
   assert set(updates) == {'decoder'}
@@ -281,7 +286,7 @@ def test_a_frozen_encoder_keeps_its_state(kind):
   updates, state = tx.update(grads, state, params)
   assert set(updates) == {'encoder', 'decoder'}
   assert (state[1].encoder[0].count, state[1].rest[0].count) == (1, 2)
-  rate = optimizer.applied_rate(state)
+  rate = optimizer.get_learning_rate(state)
   step = -updates['encoder']['kernel'] / rate - 0.1  # without decay
   np.testing.assert_allclose(step, 1.0, rtol=5e-3)
 
@@ -289,7 +294,7 @@ def test_a_frozen_encoder_keeps_its_state(kind):
 def test_adafactor_resumed_equals_uninterrupted(train, tmp_path):
   """Fault seen: its state not restored."""
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  chosen = optimizer.Config(
+  chosen = optimizer.OptimizerConfig(
     learning_rate=1e-3, decay_steps=20, name='adafactor'
   )
   go = functools.partial(train, optimizer_config=chosen)
@@ -300,7 +305,7 @@ def test_adafactor_resumed_equals_uninterrupted(train, tmp_path):
   for name in a:
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
   for n, row in enumerate(rows):
-    want = float(optimizer.schedule(chosen)(n))
+    want = float(optimizer.make_schedule(chosen)(n))
     assert row['learning_rate'] == pytest.approx(want, rel=1e-6)
   with pytest.raises(ValueError, match='but this MODEL_DIR was trained with'):
     train(whole, 6)

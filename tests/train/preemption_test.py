@@ -36,7 +36,7 @@ def raise_both():
 
 
 def test_signals_are_kept_from_the_first_step_on(heard):
-  with preemption.Signals() as signals:
+  with preemption.SignalHandler() as signals:
     raise_both()
     assert len(heard) == 2 and not signals.stops_after(1)
     signals.listen()
@@ -49,7 +49,7 @@ def test_signals_are_kept_from_the_first_step_on(heard):
 
 
 def test_signals_act_as_ever_while_nothing_can_be_lost(heard):
-  with preemption.Signals() as signals:
+  with preemption.SignalHandler() as signals:
     signals.listen()
     with signals.at_once():
       raise_both()
@@ -68,12 +68,12 @@ def test_work_is_given_up_for_a_signal(heard):
     done.append(number)
     return 'value'
 
-  with preemption.Signals() as signals:
+  with preemption.SignalHandler() as signals:
     signals.listen()
     assert signals.breakable(work) == 'value'
-    with pytest.raises(preemption.Broken):
+    with pytest.raises(preemption.Interrupted):
       signals.breakable(work, signal.SIGTERM)
-    with pytest.raises(preemption.Broken):  # it came before
+    with pytest.raises(preemption.Interrupted):  # it came before
       signals.breakable(work)
     work(signal.SIGINT)  # not breakable here
   assert done == [None, signal.SIGINT] and not heard
@@ -82,7 +82,7 @@ def test_work_is_given_up_for_a_signal(heard):
 def test_an_evaluation_given_up_is_made_up(train, tmp_path, monkeypatch):
   """Fault seen: the next process leaves the evaluation out."""
   whole, parts = train.whole(8), tmp_path / 'parts'
-  evaluated, call = [], held_out_loss.HeldOut.__call__
+  evaluated, call = [], held_out_loss.HeldOutLoss.__call__
 
   def slow(self, params):
     evaluated.append(1)
@@ -93,7 +93,7 @@ def test_an_evaluation_given_up_is_made_up(train, tmp_path, monkeypatch):
     return call(self, params)
 
   with monkeypatch.context() as patch:
-    patch.setattr(held_out_loss.HeldOut, '__call__', slow)
+    patch.setattr(held_out_loss.HeldOutLoss, '__call__', slow)
     began = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
       train(parts, 8)

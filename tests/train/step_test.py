@@ -36,11 +36,11 @@ def test_cross_entropy_is_optaxs(rng):
 
 
 def test_the_papers_schedule():
-  rate = optimizer.schedule(optimizer.Config())
+  rate = optimizer.make_schedule(optimizer.OptimizerConfig())
   assert rate(0) == pytest.approx(1e-4)
   assert rate(250_000) == pytest.approx((1e-4 + 5e-6) / 2)
   assert rate(500_000) == rate(600_000) == pytest.approx(5e-6)
-  warm = optimizer.schedule(optimizer.Config(warmup_steps=100))
+  warm = optimizer.make_schedule(optimizer.OptimizerConfig(warmup_steps=100))
   assert warm(0) == 0 and warm(50) == pytest.approx(5e-5)
   assert warm(100) == pytest.approx(1e-4)
 
@@ -48,21 +48,26 @@ def test_the_papers_schedule():
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(b1=1.0), r'b1 = 1.0: expected \[0, 1\)'),
+    (dict(b1=1.0), r'b1 = 1.0: expected less than 1'),
     (dict(clip_norm=0.0), 'clip_norm = 0.0: expected > 0 or None'),
     (dict(warmup_steps=9, decay_steps=9), 'warmup_steps = 9'),
-    (dict(weight_decay=-1.0), 'weight_decay = -1.0: expected >= 0'),
+    (
+      dict(weight_decay=-1.0),
+      'weight_decay = -1.0: expected a number of at',
+    ),
   ],
 )
 def test_optimizer_config_errors(changes, message):
   with pytest.raises(ValueError, match=message):
-    optimizer.Config(**changes)
+    optimizer.OptimizerConfig(**changes)
 
 
 def setup(mesh, **changes):
   """(model, tx, fresh state, jitted step) on a mesh."""
   net = AlexaTM(tiny(**changes))
-  tx = optimizer.make(optimizer.Config(learning_rate=1e-2, decay_steps=20))
+  tx = optimizer.make_optimizer(
+    optimizer.OptimizerConfig(learning_rate=1e-2, decay_steps=20)
+  )
   abstract = step.abstract_state(net, tx, mesh, Rules())
   state = step.init_state(net, tx, 0, abstract)
   update = jax.jit(
@@ -94,7 +99,7 @@ def test_decay_spares_biases_and_norms(one_device):
 
 def test_the_logged_rate_is_the_one_applied(one_device):
   """Without averaging, Adam moves every parameter by the rate."""
-  config = optimizer.Config(
+  config = optimizer.OptimizerConfig(
     weight_decay=0.0,
     clip_norm=None,
     warmup_steps=4,
@@ -102,18 +107,20 @@ def test_the_logged_rate_is_the_one_applied(one_device):
     b1=0.0,
     b2=0.0,
   )
-  tx = optimizer.make(config)
+  tx = optimizer.make_optimizer(config)
   params = {'x': jnp.zeros(3)}
   state = tx.init(params)
   for _ in range(8):
     updates, state = tx.update({'x': jnp.ones(3)}, state, params)
     np.testing.assert_allclose(
-      -updates['x'], optimizer.applied_rate(state), rtol=1e-5
+      -updates['x'], optimizer.get_learning_rate(state), rtol=1e-5
     )
 
 
 def test_clipping_bounds_the_gradient():
-  tx = optimizer.make(optimizer.Config(clip_norm=1.0, weight_decay=0.0))
+  tx = optimizer.make_optimizer(
+    optimizer.OptimizerConfig(clip_norm=1.0, weight_decay=0.0)
+  )
   params = {'x': jnp.zeros(4)}
   _, big = tx.update({'x': 100 * jnp.ones(4)}, tx.init(params), params)
   _, unit = tx.update({'x': 0.5 * jnp.ones(4)}, tx.init(params), params)

@@ -41,7 +41,9 @@ def test_resumed_equals_uninterrupted(train, tmp_path, make_mesh):
   whole, parts = train.whole(8, make_mesh), tmp_path / 'parts'
   with pytest.raises(Stop):
     train(parts, 8, make_mesh, stop_at=5)  # two steps behind a checkpoint
-  assert metric_writer.read(str(parts))[-1]['step'] > 3  # to be done again
+  assert (
+    metric_writer.read_metrics(str(parts))[-1]['step'] > 3
+  )  # to be done again
   resumed = train(parts, 8, make_mesh)
   assert any(line.startswith('resumed from step 3') for line in resumed.lines)
   assert comparable(parts) == comparable(whole)
@@ -82,7 +84,8 @@ def test_a_signal_saves_and_stops_and_nothing_is_lost(train, tmp_path, number):
 
 def test_one_device_and_eight_learn_alike(train):
   a, b = (
-    metric_writer.read(str(train.whole(8, mesh))) for mesh in (ONE, EIGHT)
+    metric_writer.read_metrics(str(train.whole(8, mesh)))
+    for mesh in (ONE, EIGHT)
   )
   for x, y in zip(a, b, strict=True):
     for key in x:
@@ -92,7 +95,7 @@ def test_one_device_and_eight_learn_alike(train):
 
 def test_another_seed_is_another_run(train, tmp_path):
   first = lambda history: next(row for row in history if 'loss' in row)
-  a = first(metric_writer.read(str(train.whole(8))))
+  a = first(metric_writer.read_metrics(str(train.whole(8))))
   b = first(train(tmp_path, 1, seed=1).history)
   assert a['step'] == b['step'] == 1 and a['loss'] != b['loss']
 
@@ -155,10 +158,10 @@ def test_all_of_the_time_is_of_some_kind(train, tmp_path):
   """Two processes of one run; the second repeats nothing."""
   train(tmp_path, 3)
   run = train(tmp_path, 6)
-  first, second = goodput.read(str(tmp_path))
+  first, second = goodput.read_goodput(str(tmp_path))
   assert (first['first'], first['step']) == (0, 3)
   assert (second['first'], second['step']) == (3, 6)
-  spent = goodput.summary([first, second])
+  spent = goodput.sum_by_kind([first, second])
   assert sum(spent.values()) == pytest.approx(second['now'] - first['began'])
   assert min(spent.values()) >= 0 and spent['repeated'] == 0
   for kind in ('step', 'setup', 'compile', 'checkpoint', 'evaluation'):
@@ -386,7 +389,7 @@ def test_flops_are_those_of_the_steps_matrix_products():
     positions=64, dtype='float32', attention='einsum',  # makes nothing again
   )  # fmt: skip
   net = transformer.AlexaTM(config)
-  tx = optimizer.make(optimizer.Config())
+  tx = optimizer.make_optimizer(optimizer.OptimizerConfig())
   state = step_lib.abstract_state(net, tx, ONE(), sharding.Rules())
   b = batch(np.random.default_rng(0), B, S, T)
   traced = jax.make_jaxpr(functools.partial(step_lib.train_step, net, tx))(
@@ -417,7 +420,7 @@ def test_questions_are_asked_while_it_trains(train, tmp_path):
   train(none, 9)
   curve = {
     row['step']: row['few_shot/udhr_next']
-    for row in metric_writer.read(str(whole))
+    for row in metric_writer.read_metrics(str(whole))
     if 'few_shot/udhr_next' in row
   }
   assert list(curve) == [0, 8, 9]
