@@ -1,7 +1,7 @@
 """Batches as a pure function of (seed, step), over rows of tokens.
 
 seqio is the registry: a task gives the text, its tokens (the preprocessors in
-front of its cache placeholder) and, behind the placeholder, an `Apply` object
+front of its cache placeholder) and, behind the placeholder, an `ApplyObjective`
 whose attributes are read here; a mixture gives the rates. `cache` builds rows
 from the tokens once, before step 0; from then on row number n of the run is
 found by arithmetic: which task, which of its rows, which noise. So the only

@@ -99,8 +99,8 @@ def list_units(wanted: list[tuple], job: CacheJob) -> list[CacheUnit]:
 def _get_text_key(task) -> tuple[int, ...]:
   """Returns ids of the preprocessors before CacheDatasetPlaceholder.
 
-  Tasks of one source and equal keys share text. A task without `Apply` shares
-  its inputs and targets with no other.
+  Tasks of one source and equal keys share text. A task without `ApplyObjective`
+  shares its inputs and targets with no other.
   """
   if task_registry.get_apply(task) is None:
     return (id(task),)

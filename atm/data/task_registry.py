@@ -44,7 +44,7 @@ def list_tasks(name: str, split: str) -> list:
 
 
 def get_apply(task):
-  """Returns the `Apply` preprocessor of a seqio task, or None."""
+  """Returns the `ApplyObjective` preprocessor of a seqio task, or None."""
   for preprocessor in task.preprocessors:
     if hasattr(preprocessor, 'objective'):
       return preprocessor

@@ -1,12 +1,10 @@
 """Rows are the same bytes, whoever makes them and however often it is killed.
 
 Faults seen: units shared out after leaving out those that are there; a file
-renamed before its facts are complete; text that changed taken for the same;
-skipped lines not counted; passes given to held-out rows.
+renamed before its facts are complete.
 """
 
 import functools
-import hashlib
 import json
 import os
 import subprocess
@@ -16,29 +14,14 @@ import pytest
 
 from atm.data import batches, cache, task_registry, vocabulary_training
 
-LENGTHS = {'inputs': 64, 'targets': 64}
-SIZES = task_registry.Lengths(64, 64)
+from row_caches import SIZES, build, contents, write_shipped_texts
+
 quiet = lambda text: None
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Text of three languages in several files and formats."""
-  import atm_tasks
-
-  udhr = os.path.join(os.path.dirname(atm_tasks.__file__), 'udhr')
-  made = tmp_path_factory.mktemp('text')
-  for language in ('en', 'ja', 'te'):
-    with open(f'{udhr}/{language}.tsv', encoding='utf-8') as f:
-      texts = [line.rstrip('\n').partition('\t')[2] for line in f]
-    for part in range(3):
-      if part == 2:
-        lines = [json.dumps({'text': t}) for t in texts[part::3]]
-        path = made / f'{language}-{part}.jsonl'
-      else:
-        lines, path = texts[part::3], made / f'{language}-{part}.txt'
-      path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-  return made
+  return write_shipped_texts(tmp_path_factory.mktemp('text'))
 
 
 @pytest.fixture
@@ -48,28 +31,6 @@ def configure(words):
 
   yield lambda **named: atm_tasks.configure(vocabulary=words.path, **named)
   atm_tasks.configure(vocabulary=words.path)
-
-
-def build(directory, words, configure, text_dir, name='text', **changes):
-  settings = dict(
-    mixture=name, vocabulary=words.path, lengths=LENGTHS,
-    directory=str(directory), say=quiet,
-    configure_tasks=lambda vocabulary: configure(text_dir=str(text_dir)),
-  )  # fmt: skip
-  return cache.build(**{**settings, **changes})
-
-
-def contents(directory) -> dict[str, str]:
-  """Every file below a folder -> a hash of it."""
-  found = {}
-  for where, _, names in os.walk(directory):
-    for name in names:
-      path = os.path.join(where, name)
-      with open(path, 'rb') as f:
-        found[os.path.relpath(path, directory)] = hashlib.sha256(
-          f.read()
-        ).hexdigest()
-  return found
 
 
 @pytest.fixture(scope='module')
@@ -260,26 +221,6 @@ def test_a_bad_line_stops_the_build_and_keeps_what_is_done(
   assert kept.items() <= contents(directory).items()
 
 
-def test_bad_lines_may_be_skipped_and_are_counted(words, configure, tmp_path):
-  text = tmp_path / 'text'
-  text.mkdir()
-  lines = [json.dumps({'text': f'a line {i}'}) for i in range(90)]
-  lines[3], lines[50] = '{', '[1]'
-  (text / 'en.jsonl').write_text('\n'.join(lines))
-  skip = lambda **named: configure(held_out=0.0, skip_bad=True, **named)
-  said = []
-  build(
-    tmp_path / 'rows', words, skip, text, splits=('train',), say=said.append
-  )
-  assert said[-1] == 'text (train): 2 lines or records skipped'
-  parts = batches.load_parts(
-    'text', 'train', words, SIZES, str(tmp_path / 'rows')
-  )
-  for part in parts:
-    assert part.rows.counts['skipped'] == 2
-    assert part.rows.counts['documents'] == 88
-
-
 def test_empty_text_is_named(words, configure, tmp_path):
   text = tmp_path / 'text'
   text.mkdir()
@@ -291,40 +232,6 @@ def test_empty_text_is_named(words, configure, tmp_path):
 
 
 # --- Never another's rows
-
-
-def test_text_that_changed_is_refused(words, configure, tmp_path):
-  text = tmp_path / 'text'
-  text.mkdir()
-  (text / 'en.txt').write_text('a line\n' * 50)
-  build(tmp_path / 'rows', words, configure, text)
-  (text / 'en.txt').write_text('a line\n' * 51)
-  with pytest.raises(ValueError, match='text = .*350 bytes.*has .*357 bytes'):
-    build(tmp_path / 'rows', words, configure, text)
-  (text / 'en.txt').write_text('a line\n' * 50)
-  (text / 'en-more.txt').write_text('a line\n')
-  with pytest.raises(ValueError, match='1 pieces of text, but there are 2 now'):
-    build(tmp_path / 'rows', words, configure, text)
-
-
-@pytest.mark.parametrize(
-  'changes, tasks, message',
-  [
-    ({'lengths': {'inputs': 32, 'targets': 64}}, {}, r'lengths = \[64, 64\]'),
-    ({'passes': 3}, {}, 'passes = 1, but this run has 3'),
-    ({}, {'held_out': 0.5}, 'held_out = 0.01, but this run has 0.5'),
-    ({}, {'paper_packing': False}, 'objective = .*packs=False.*packs=True'),
-  ],
-)
-def test_rows_made_otherwise_are_refused(
-  folder, words, configure, tmp_path, changes, tasks, message
-):
-  build(tmp_path, words, configure, folder, splits=('train',))
-  before = contents(tmp_path)
-  other = lambda **named: configure(**tasks, **named)
-  with pytest.raises(ValueError, match=message):
-    build(tmp_path, words, other, folder, splits=('train',), **changes)
-  assert contents(tmp_path) == before
 
 
 def test_another_vocabulary_is_refused(folder, words, configure, tmp_path):
@@ -350,72 +257,6 @@ def test_an_object_store_is_no_place_to_build_in(folder, words, configure):
 
 
 # --- What the rows hold
-
-
-def test_held_out_rows_are_made_once(folder, words, configure, tmp_path):
-  some = lambda **named: configure(held_out=0.3, **named)
-  build(tmp_path, words, some, folder, name='text_en_denoise', passes=3)
-  load = functools.partial(
-    batches.load_parts, 'text_en_denoise', vocabulary=words, lengths=SIZES,
-    directory=str(tmp_path),
-  )  # fmt: skip
-  (train,), (held,) = load(split='train', passes=3), load(split='validation')
-  assert train.rows.tokens > 2.9 * train.rows.counts['tokens']
-  assert held.rows.tokens < 1.1 * held.rows.counts['tokens'] + 9
-
-
-def test_rows_hold_the_text_in_its_forms(folder, words, configure, tmp_path):
-  import atm_tasks
-
-  mixing = atm_tasks.Mixing(text_spoken=1.0)
-  both = lambda **named: configure(mixing=mixing, held_out=0.0, **named)
-  build(tmp_path, words, both, folder, splits=('train',))
-  parts = batches.load_parts('text', 'train', words, SIZES, str(tmp_path))
-  texts = [
-    text
-    for language, text in task_registry.read_texts('text')
-    if language == 'te'
-  ]
-  for part in parts:
-    if part.language != 'te':
-      continue
-    form = atm_tasks.spoken if part.form == 'spoken' else str
-    ids = [i for text in texts for i in words.encode(form(text))]
-    made = part.rows.head(1 << 30)
-    if part.objective.name == 'denoise':
-      assert [i for i in made if i != words.doc_id] == ids
-    else:  # a document a row, cut at 64
-      encoded = (words.encode(form(text)) for text in texts)
-      rows = ([*e, words.eos_id][:64] for e in encoded if len(e) > 1)
-      assert list(made) == [i for row in rows for i in row]
-  assert len(parts) == 12 and {p.form for p in parts} == {'written', 'spoken'}
-
-
-def test_dropped_sentences_are_counted_by_set(words, configure, tmp_path):
-  text = tmp_path / 'text'
-  text.mkdir()
-  asked = ' '.join(f'word{i}' for i in range(15))
-  kept = 'This stays. '
-  (text / 'en.txt').write_text(
-    ''.join(f'{kept}{asked if i < 3 else "So does this"} {i}.\n'
-            for i in range(30))
-  )  # fmt: skip
-  (tmp_path / 'asked.txt').write_text(f'Is it: {asked.upper()}?\n')
-  clean = lambda **named: configure(
-    held_out=0.0, decontaminate={'quiz': str(tmp_path / 'asked.txt')}, **named
-  )
-  said = []
-  build(
-    tmp_path / 'rows', words, clean, text, splits=('train',), say=said.append
-  )
-  assert said[-1] == 'text (train): 3 sentences dropped that quiz holds'
-  for part in batches.load_parts(
-    'text', 'train', words, SIZES, str(tmp_path / 'rows')
-  ):
-    assert part.rows.counts['dropped/quiz'] == 3
-    assert part.rows.counts['sentences'] == 57
-    decoded = words.decode(part.rows.head(1 << 30))
-    assert 'word7' not in decoded and decoded.count('This stays.') == 30
 
 
 def test_training_needs_the_rows_alone(folder, words, configure, tmp_path):

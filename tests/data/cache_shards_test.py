@@ -1,0 +1,56 @@
+"""Rows of other text, or made otherwise, are refused.
+
+Fault seen: text that changed taken for the same.
+"""
+
+import pytest
+
+from row_caches import build, contents, write_shipped_texts
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return write_shipped_texts(tmp_path_factory.mktemp('text'))
+
+
+@pytest.fixture
+def configure(words):
+  """Configures the tasks, and as they were again afterwards."""
+  import atm_tasks
+
+  yield lambda **named: atm_tasks.configure(vocabulary=words.path, **named)
+  atm_tasks.configure(vocabulary=words.path)
+
+
+def test_text_that_changed_is_refused(words, configure, tmp_path):
+  text = tmp_path / 'text'
+  text.mkdir()
+  (text / 'en.txt').write_text('a line\n' * 50)
+  build(tmp_path / 'rows', words, configure, text)
+  (text / 'en.txt').write_text('a line\n' * 51)
+  with pytest.raises(ValueError, match='text = .*350 bytes.*has .*357 bytes'):
+    build(tmp_path / 'rows', words, configure, text)
+  (text / 'en.txt').write_text('a line\n' * 50)
+  (text / 'en-more.txt').write_text('a line\n')
+  with pytest.raises(ValueError, match='1 pieces of text, but there are 2 now'):
+    build(tmp_path / 'rows', words, configure, text)
+
+
+@pytest.mark.parametrize(
+  'changes, tasks, message',
+  [
+    ({'lengths': {'inputs': 32, 'targets': 64}}, {}, r'lengths = \[64, 64\]'),
+    ({'passes': 3}, {}, 'passes = 1, but this run has 3'),
+    ({}, {'held_out': 0.5}, 'held_out = 0.01, but this run has 0.5'),
+    ({}, {'paper_packing': False}, 'objective = .*packs=False.*packs=True'),
+  ],
+)
+def test_rows_made_otherwise_are_refused(
+  folder, words, configure, tmp_path, changes, tasks, message
+):
+  build(tmp_path, words, configure, folder, splits=('train',))
+  before = contents(tmp_path)
+  other = lambda **named: configure(**tasks, **named)
+  with pytest.raises(ValueError, match=message):
+    build(tmp_path, words, other, folder, splits=('train',), **changes)
+  assert contents(tmp_path) == before
