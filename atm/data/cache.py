@@ -77,9 +77,9 @@ def build(
       'to the object store then, training reads it there'
     )
   sizes = Lengths.of(lengths)
-  words = store_vocabulary(Vocabulary(vocabulary), directory)
-  configure_tasks(vocabulary=words.path)
-  job = CacheJob(words.path, words.sha256, sizes, directory, passes)
+  stored = store_vocabulary(Vocabulary(vocabulary), directory)
+  configure_tasks(vocabulary=stored.path)
+  job = CacheJob(stored.path, stored.sha256, sizes, directory, passes)
   wanted = [
     (task, split)
     for split in splits
@@ -119,7 +119,7 @@ def check_share(share) -> tuple[int, int]:
   return share[0], share[1]
 
 
-def store_vocabulary(words: Vocabulary, directory: str) -> Vocabulary:
+def store_vocabulary(vocabulary: Vocabulary, directory: str) -> Vocabulary:
   """Returns the vocabulary beside the rows; copies it where there is none.
 
   Raises:
@@ -129,11 +129,11 @@ def store_vocabulary(words: Vocabulary, directory: str) -> Vocabulary:
   if os.path.exists(os.path.join(folder, MODEL_FILE)):
     stored = Vocabulary(folder)
   else:
-    stored = write_vocabulary(words.model, folder)
-  if stored.sha256 != words.sha256:
+    stored = write_vocabulary(vocabulary.model, folder)
+  if stored.sha256 != vocabulary.sha256:
     raise ValueError(
-      f'{directory!r} was made with another vocabulary than {words.path}: use '
-      f'{stored.path}, or another CACHE_DIR'
+      f'{directory!r} was made with another vocabulary than '
+      f'{vocabulary.path}: use {stored.path}, or another CACHE_DIR'
     )
   return stored
 
@@ -188,19 +188,19 @@ def _start_worker(prepare: Callable, vocabulary: str) -> None:
 
 
 def log_progress(
-  made: Iterable[tuple[CacheUnit, int]], units: list[CacheUnit], say
+  results: Iterable[tuple[CacheUnit, int]], units: list[CacheUnit], log
 ) -> None:
   """Waits until all units are made; logs a line every LOG_SECONDS."""
   total = sum(unit.size for unit in units)
   start = logged = time.perf_counter()
   size = tokens = 0
-  for done, (unit, count) in enumerate(made, 1):
+  for done, (unit, count) in enumerate(results, 1):
     size, tokens, now = size + unit.size, tokens + count, time.perf_counter()
     if now - logged < LOG_SECONDS and done < len(units):
       continue
     logged, spent = now, now - start
     left = clock_text(spent * (total - size) / size)
-    say(
+    log(
       f'{done:,}/{len(units):,} units  {tokens:,} tokens  '
       f'{tokens / spent:,.0f} tokens/s  {left} left'
     )
@@ -213,8 +213,8 @@ def write_manifests(units: list[CacheUnit], job: CacheJob) -> int:
     ValueError: a task has no text to train on, or files made otherwise.
   """
   missing = 0
-  for task, split, mine in cache_shards.group_by_task(units):
-    parts = [cache_shards.read_facts(task, unit, job) for unit in mine]
+  for task, split, of_task in cache_shards.group_by_task(units):
+    parts = [cache_shards.read_facts(task, unit, job) for unit in of_task]
     if absent := parts.count(None):
       missing += absent
       continue

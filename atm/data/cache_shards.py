@@ -144,11 +144,11 @@ def read_facts(task, unit: CacheUnit, job: CacheJob) -> dict | None:
     return None
   with open(get_facts_path(path)) as f:
     facts = json.load(f)
-  found = {**facts['made_from'], 'text': facts['text']}
-  wanted = job.get_provenance(task, unit.split)
+  actual = {**facts['made_from'], 'text': facts['text']}
+  expected = job.get_provenance(task, unit.split)
   # Facts that this run does not know count, too: rows of newer code.
-  wanted = {**dict.fromkeys(found), **wanted, 'text': list(unit.text)}
-  token_store.check_provenance(path, found, wanted, os.path.dirname(path))
+  expected = {**dict.fromkeys(actual), **expected, 'text': list(unit.text)}
+  token_store.check_provenance(path, actual, expected, os.path.dirname(path))
   return facts
 
 
@@ -169,19 +169,19 @@ def group_by_task(units: list[CacheUnit]) -> Iterator[tuple]:
   for unit in units:
     for name in unit.tasks:
       groups[name, unit.split].append(unit)
-  for (name, split), mine in groups.items():
-    yield seqio.TaskRegistry.get(name), split, mine
+  for (name, split), of_task in groups.items():
+    yield seqio.TaskRegistry.get(name), split, of_task
 
 
 def check_finished_rows(units: list[CacheUnit], job: CacheJob) -> None:
   """Raises ValueError if a task's finished rows were made otherwise."""
-  for task, split, mine in group_by_task(units):
+  for task, split, of_task in group_by_task(units):
     folder = job.get_folder(task.name, split)
     if not token_store.is_finished(folder):
       continue
     made_from = job.get_provenance(task, split)
     files = token_store.TokenRows(folder, made_from, verify=None).files
-    names = [os.path.basename(u.get_path(job, task.name)) for u in mine]
+    names = [os.path.basename(u.get_path(job, task.name)) for u in of_task]
     if [file['name'] for file in files] != names:
       raise ValueError(
         f'{folder} was made of {len(files)} pieces of text, but there are '

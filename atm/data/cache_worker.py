@@ -41,13 +41,13 @@ def make_unit(unit: CacheUnit, job: CacheJob) -> int:
   for task in tasks:
     path = unit.get_path(job, task.name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    mine = collections.Counter(counts)
-    rows = make_rows(task, unit, documents, ids, job, mine)
+    task_counts = collections.Counter(counts)
+    rows = make_rows(task, unit, documents, ids, job, task_counts)
     facts = {
       'made_from': job.get_provenance(task, unit.split),
       'text': unit.text,
       'file': token_store.write_rows(path, rows),
-      'counts': dict(mine),  # after the rows: they add `examples`
+      'counts': dict(task_counts),  # after the rows: they add `examples`
     }
     # The facts come last: a file without them is made again.
     fileio.write_json(cache_shards.get_facts_path(path), facts)

@@ -90,7 +90,7 @@ class Inspection:
   """
 
   mixture: str
-  words: Vocabulary
+  vocabulary: Vocabulary
   lengths: Lengths
   directory: str
   seed: int
@@ -118,18 +118,18 @@ def _get_rank(objective) -> int:
 
 
 def split_runs(
-  words: Vocabulary, ids: Iterable[int], marks: Iterable[str]
+  vocabulary: Vocabulary, ids: Iterable[int], marks: Iterable[str]
 ) -> list[TextRun]:
   """Joins [L] ids to runs of equal marks; special pieces stand alone.
 
   A character of which any byte was dropped counts as dropped.
   """
   ids, runs, broken = [int(i) for i in ids], [], False
-  for i, text, mark in zip(ids, words.surfaces(ids), marks):
-    if words.is_special(i):
-      runs.append(TextRun(words.pieces([i])[0], mark, True))
+  for i, text, mark in zip(ids, vocabulary.surfaces(ids), marks):
+    if vocabulary.is_special(i):
+      runs.append(TextRun(vocabulary.pieces([i])[0], mark, True))
     elif not text:
-      broken |= mark == DROPPED and words.is_byte(i)
+      broken |= mark == DROPPED and vocabulary.is_byte(i)
     else:
       mark, broken = DROPPED if broken else mark, False
       if runs and not runs[-1].special and runs[-1].mark == mark:
@@ -141,13 +141,13 @@ def split_runs(
 
 def find_examples(batches: Batches, part: int, count: int) -> np.ndarray:
   """Returns [count] numbers of a run's first examples of one part."""
-  places = np.flatnonzero(batches.pattern == part)
+  positions = np.flatnonzero(batches.pattern == part)
   k = np.arange(count)
-  return places[k % len(places)] + k // len(places) * batches_lib.CYCLE
+  return positions[k % len(positions)] + k // len(positions) * batches_lib.CYCLE
 
 
 def pick_examples(
-  batches: Batches, words: Vocabulary, count: int
+  batches: Batches, vocabulary: Vocabulary, count: int
 ) -> list[InspectedExample]:
   """Decodes the first `count` examples of every part."""
   examples = []
@@ -156,14 +156,14 @@ def pick_examples(
     part, epoch, row = batches.locate(n)
     assert (part == i).all()
     examples += [
-      decode_example(batches, words, i, *where)
+      decode_example(batches, vocabulary, i, *where)
       for where in zip(n.tolist(), epoch.tolist(), row.tolist())
     ]
   return examples
 
 
 def decode_example(
-  batches: Batches, words: Vocabulary, i: int, n: int, epoch: int, row: int
+  batches: Batches, vocabulary: Vocabulary, i: int, n: int, epoch: int, row: int
 ) -> InspectedExample:
   """Decodes a row of part i, as example number n of a run."""
   part = batches.parts[i]
@@ -186,7 +186,7 @@ def decode_example(
       chosen = [(what, [*source, *target], read + written)]
     else:
       chosen = [('input', source, read), ('target', target, written)]
-    blocks += [(what, split_runs(words, *run)) for what, *run in chosen]
+    blocks += [(what, split_runs(vocabulary, *run)) for what, *run in chosen]
   return InspectedExample(part, n, epoch, row, blocks)
 
 
@@ -210,8 +210,8 @@ def measure_objectives(
   part, epoch, row = batches.locate(np.arange(batches_lib.CYCLE))
   kinds, measured = dict.fromkeys(p.objective for p in batches.parts), {}
   for kind in sorted(kinds, key=_get_rank):
-    mine = np.array([p.objective == kind for p in batches.parts])
-    chosen = np.flatnonzero(mine[part])[:count]
+    of_kind = np.array([p.objective == kind for p in batches.parts])
+    chosen = np.flatnonzero(of_kind[part])[:count]
     pieces = [
       _measure_rows(batches, kind, part[at], epoch[at], row[at])
       for at in np.split(chosen, range(ROWS_AT_ONCE, len(chosen), ROWS_AT_ONCE))
@@ -272,12 +272,12 @@ def expect_span_counts(
   for j in range(1, width):
     starts[j] = starts[:j] @ pmf[j:0:-1]
   before = np.cumsum(starts) - starts
-  made = np.zeros(most + 1)
+  expected = np.zeros(most + 1)
   for budget, rows in zip(*np.unique(budgets, return_counts=True)):
     k = np.arange(1, min(most, budget) + 1)
-    made[k] += rows * before[budget - k] * pmf[k]
-    made[k] += rows * starts[budget - k] * longer[k]
-  return made
+    expected[k] += rows * before[budget - k] * pmf[k]
+    expected[k] += rows * starts[budget - k] * longer[k]
+  return expected
 
 
 def count_spans(kind: objectives.Denoise, counts: ObjectiveCounts) -> tuple:

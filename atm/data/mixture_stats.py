@@ -74,28 +74,28 @@ def build_mixture_table(
     right = field.type != 'str'
     table.add_column(field.name, justify='right' if right else 'left')
   for source in dict.fromkeys(line.source for line in lines):
-    mine = [line for line in lines if line.source == source]
-    for line in mine:
+    chosen = [line for line in lines if line.source == source]
+    for line in chosen:
       table.add_row(
         line.source, line.language, line.form, f'{line.sentences:,}',
         f'{line.tokens:,}', f'{line.weight:.4%}', format_epochs(line.epochs),
       )  # fmt: skip
     table.add_section()
-    weight = sum(line.weight for line in mine)
+    weight = sum(line.weight for line in chosen)
     table.add_row(source, 'all', '', '', '', f'{weight:.4%}', '', style='bold')
     table.add_section()
   return table
 
 
 def measure_padding(
-  parts: list[MixturePart], words: Vocabulary, lengths: Lengths
+  parts: list[MixturePart], vocabulary: Vocabulary, lengths: Lengths
 ) -> np.ndarray:
   """Measures the shares of encoder and decoder positions that are padding.
 
   Over up to PADDING_ROWS rows of each part, from anywhere in it, weighed by
   rate.
   """
-  shares, ids = [], packing.SpecialIds.of(words)
+  shares, ids = [], packing.SpecialIds.of(vocabulary)
   for i, part in enumerate(parts):
     n, key = min(PADDING_ROWS, len(part.rows)), counter_rng.make_key(part.id)
     row = counter_rng.permute(np.arange(n), len(part.rows), key)
@@ -108,14 +108,14 @@ def measure_padding(
 
 
 def describe_padding(
-  parts: list[MixturePart], words: Vocabulary, lengths: Lengths
+  parts: list[MixturePart], vocabulary: Vocabulary, lengths: Lengths
 ) -> list[str]:
   """Describes the padding of each objective's rows, all languages together."""
   lines = []
   for name in dict.fromkeys(part.objective.name for part in parts):
-    mine = [part for part in parts if part.objective.name == name]
-    source, target = measure_padding(mine, words, lengths)
-    packed = 'several examples' if mine[0].objective.packs else 'one example'
+    chosen = [part for part in parts if part.objective.name == name]
+    source, target = measure_padding(chosen, vocabulary, lengths)
+    packed = 'several examples' if chosen[0].objective.packs else 'one example'
     lines.append(
       f'{name}: {packed} a row; padding is {source:.1%} of the encoder places, '
       f'{target:.1%} of the decoder places'
@@ -150,16 +150,16 @@ def show_mixture(
     FileNotFoundError: the mixture has no finished rows there.
   """
   messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
-  words, lengths = cache.open_cache(directory)
-  configure_tasks(vocabulary=words.path)
+  vocabulary, lengths = cache.open_cache(directory)
+  configure_tasks(vocabulary=vocabulary.path)
   parts = batches.load_parts(
-    mixture, 'train', words, lengths, directory, passes=None, verify=None
+    mixture, 'train', vocabulary, lengths, directory, passes=None, verify=None
   )
   console = console or rich.console.Console()
   lines = compute_lines(parts, tokens)
   console.print(build_mixture_table(lines, tokens))
   for line in (
-    *describe_padding(parts, words, lengths), *list_omissions(parts)
+    *describe_padding(parts, vocabulary, lengths), *list_omissions(parts)
   ):  # fmt: skip
     console.print(line, highlight=False)
   return lines

@@ -103,8 +103,8 @@ def shorten_tf_errors(task: str):
   except Exception as e:
     if 'tensorflow' not in (type(e).__module__ or ''):
       raise
-    found = re.findall(r'^\w*Error: (.*)$', str(e), re.M)
-    message = found[-1] if found else str(e)
+    lines = re.findall(r'^\w*Error: (.*)$', str(e), re.M)
+    message = lines[-1] if lines else str(e)
     raise ValueError(f'reading task {task!r}: {message}') from e
 
 

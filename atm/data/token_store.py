@@ -110,19 +110,21 @@ def read_manifest(directory: str) -> dict:
     raise ValueError(f'{path} is damaged: {e}') from e
 
 
-def check_provenance(path: str, found: dict, wanted: dict, folder: str) -> None:
-  """Raises ValueError if rows were made from other facts than `wanted`.
+def check_provenance(
+  path: str, actual: dict, expected: dict, folder: str
+) -> None:
+  """Raises ValueError if rows were made from other facts than `expected`.
 
   Args:
     path: of the rows.
-    found: the facts that they were made from.
-    wanted: those of this run.
+    actual: the facts that they were made from.
+    expected: those of this run.
     folder: which one to remove, to build them again.
   """
-  for name, value in wanted.items():
-    if found.get(name) != value:
+  for name, value in expected.items():
+    if actual.get(name) != value:
       raise ValueError(
-        f'{path} was made with {name} = {found.get(name)!r}, but this run has '
+        f'{path} was made with {name} = {actual.get(name)!r}, but this run has '
         f'{value!r}. Remove {folder} to build it again, or name another.'
       )
 
@@ -169,8 +171,8 @@ class TokenRows:
     """
     manifest = read_manifest(directory)
     self.directory, self.made_from = directory, manifest['made_from']
-    wanted = made_from or {}
-    check_provenance(directory, self.made_from, wanted, 'the folder')
+    expected = made_from or {}
+    check_provenance(directory, self.made_from, expected, 'the folder')
     text = json.dumps(manifest, sort_keys=True)
     self.sha256 = hashlib.sha256(text.encode()).hexdigest()
     self.counts, self.files = manifest['counts'], manifest['files']
@@ -192,10 +194,12 @@ class TokenRows:
         raise ValueError(f'{path} is missing, though the manifest names it')
       if os.path.getsize(path) != file['bytes']:
         raise ValueError(f'{path} is damaged: expected {file["bytes"]:,} bytes')
-    mine = self.files[share[0] :: share[1]] if share else []
-    paths = [self._get_path(file) for file in mine]
+    files = self.files[share[0] :: share[1]] if share else []
+    paths = [self._get_path(file) for file in files]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-      for path, file, crc in zip(paths, mine, pool.map(fileio.checksum, paths)):
+      for path, file, crc in zip(
+        paths, files, pool.map(fileio.checksum, paths)
+      ):
         if crc != file['crc32']:
           raise ValueError(
             f'{path} is damaged: its checksum does not match the manifest. '
@@ -207,12 +211,12 @@ class TokenRows:
 
   def head(self, n: int) -> np.ndarray:
     """Returns the first n ids of all rows, end to end."""
-    pieces, found = [np.zeros(0, np.int32)], 0
+    pieces, count = [np.zeros(0, np.int32)], 0
     for row in range(len(self)):
-      if found >= n:
+      if count >= n:
         break
       pieces.append(self.row(row))
-      found += len(pieces[-1])
+      count += len(pieces[-1])
     return np.concatenate(pieces)[:n]
 
   def row(self, index: int) -> np.ndarray:

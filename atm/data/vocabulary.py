@@ -126,8 +126,8 @@ class Vocabulary:
     last of them.
     """
     plain = [i for i in ids if not self._silent[i]]
-    found = iter(self._sp.DecodeIdsAsProto(plain).pieces)
-    return ['' if self._silent[i] else next(found).surface for i in ids]
+    surfaces = iter(self._sp.DecodeIdsAsProto(plain).pieces)
+    return ['' if self._silent[i] else next(surfaces).surface for i in ids]
 
   def inside(self, text: str) -> list[int]:
     """Returns the ids of a text where no space is in front of it."""

@@ -164,7 +164,7 @@ def train_vocabulary(
   configure_tasks()
   say(f'training a vocabulary of {size:,} pieces on the text of {mixture}')
   written = (text for _, text in task_registry.read_texts(mixture))
-  made = train(mix_forms(written, spoken, spoken_share), directory, size)
-  rows = measure_coverage(made, task_registry.read_texts(mixture))
-  say(write_report(made, rows))
-  return made
+  vocabulary = train(mix_forms(written, spoken, spoken_share), directory, size)
+  rows = measure_coverage(vocabulary, task_registry.read_texts(mixture))
+  say(write_report(vocabulary, rows))
+  return vocabulary

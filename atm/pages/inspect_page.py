@@ -40,7 +40,10 @@ def inspect_page_data(look: Inspection) -> dict[str, Any]:
       ('rows', f'{rows:,}'),
       ('tokens', f'{sum(part.rows.tokens for part in look.parts):,}'),
       ('lengths', f'encoder {S:,}, decoder {T:,}'),
-      ('vocabulary', f'{look.words.size:,} pieces, {look.words.sha256[:12]}'),
+      (
+        'vocabulary',
+        f'{look.vocabulary.size:,} pieces, {look.vocabulary.sha256[:12]}',
+      ),
       ('seed', f'{look.seed}'),
       ('rows are in', look.directory),
     ],

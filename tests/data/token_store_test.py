@@ -86,7 +86,7 @@ def test_no_flipped_bit_gives_a_wrong_row_even_unverified(tmp_path):
   many = [rng.integers(0, 1 << 17, n).astype(np.int32) for n in (900, 3, 40)]
   folder = folder_of(tmp_path, (many,))
   for _ in damaged(os.path.join(folder, '0'), random.Random(0), 300):
-    token_store._reader.cache_clear()
+    token_store._open_reader.cache_clear()
     made = token_store.TokenRows(folder, verify=None)
     for i, want in enumerate(many):
       try:
