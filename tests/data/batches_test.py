@@ -20,7 +20,6 @@ from atm.data import (
   token_store,
 )
 from atm.data.streaming import Stream
-from atm.train import held_out_loss
 
 import store
 from built_rows import (
@@ -135,18 +134,6 @@ def test_passes_join_documents_in_other_orders(words, tmp_path):
     np.bincount(third, minlength=words.size),
     3 * np.bincount(text(a.head(a.tokens)), minlength=words.size),
   )
-
-
-def test_evaluation_reads_each_row_once_and_fills_with_nothing(words, tmp_path):
-  held = build_parts('udhr', 'validation', words, tmp_path)
-  made = list(held_out_loss.evaluation_batches(held, words, LENGTHS, 32, 0, 5))
-  owner = np.concatenate([o for o, _ in made])
-  assert all(len(o) == 32 for o, _ in made)
-  for i, part in enumerate(held):
-    assert (owner == i).sum() == min(5, len(part.rows))
-  weights = np.concatenate([b['decoder_loss_weights'] for _, b in made])
-  assert (weights[owner == -1] == 0).all()
-  assert (weights[owner >= 0].sum(1) > 0).all()
 
 
 # --- Recorded batches

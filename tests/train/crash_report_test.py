@@ -1,0 +1,38 @@
+"""The note on an error that ends a run."""
+
+import pytest
+
+from atm.train import crash_report, optimizer
+
+
+def test_an_error_gets_a_note_that_fits_a_screen(tmp_path):
+  """Faults seen: a place outside of atm; the traceback not kept."""
+  report = crash_report.CrashReport(str(tmp_path), 9)
+  report.done = 4
+  with pytest.raises(ValueError) as caught, report:
+    optimizer.OptimizerConfig(name='sgd')
+  error = caught.value
+  assert crash_report.has_note(error)
+  lines = crash_report.format_error(error).splitlines()
+  assert len(lines) == 5 and lines[0].startswith('optimizer.Config.name')
+  assert 'after step 4 of 9, in check_choice, atm/messages.py:' in lines[1]
+  assert 'last good  none' in lines[2] and 'config.gin' in lines[4]
+  text = (tmp_path / crash_report.FAILURE_FILE).read_text()
+  assert text.startswith('Traceback') and 'sgd' in text
+
+
+def test_a_signal_is_no_error(tmp_path):
+  """Fault seen: a note, and a file, of every run that is stopped."""
+  report = crash_report.CrashReport(str(tmp_path), 9)
+  with pytest.raises(KeyboardInterrupt) as caught, report:
+    raise KeyboardInterrupt
+  assert not crash_report.has_note(caught.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_errors_that_are_no_mistakes_of_a_user_are_named():
+  """Fault seen: gin's lines about its call shown."""
+  shown = crash_report.format_error
+  text = "no\n  In call to configurable 'train' (<class>)"
+  assert shown(ValueError(text)) == 'no'
+  assert shown(KeyError('x')) == "KeyError: 'x'"
