@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from atm.checkpoint import convert, hf_folder, hf_keys
+from atm.checkpoint import convert, hf_folder, hf_keys, torch_reader
 from atm.model import parameters
 from atm.model.config import Config
 from atm.model.transformer import AlexaTM
@@ -58,7 +58,7 @@ def write(folder: str, config: Config) -> None:
     for key in keys:
       shape = hf_folder.hf_shape(path, x.shape)
       read = functools.partial(random.random, shape, np.float32)
-      weights[key] = hf_folder.Tensor(shape, np.float32, read)
+      weights[key] = torch_reader.Tensor(shape, np.float32, read)
   hf_folder.write_shards(folder, weights, 1 << 30)
 
 

@@ -22,6 +22,7 @@ from atm.checkpoint import (
   paths,
   pretrained,
   reader,
+  torch_reader,
 )
 from atm.data import vocabulary
 from atm.messages import clock_text
@@ -227,7 +228,7 @@ def export_weights(
 
 def plan_export(
   checkpoints: reader.CheckpointReader, step: int, config: Config, kind: str
-) -> dict[str, hf_folder.Tensor]:
+) -> dict[str, torch_reader.Tensor]:
   """Returns the tensors of the Hugging Face format, read when they are due."""
   layout = hf_keys.LAYOUTS[kind]
   abstract = traverse_util.flatten_dict(pretrained.shapes_on_one_device(config))
@@ -245,7 +246,7 @@ def plan_export(
     shape = hf_folder.hf_shape(path, like.shape)
     for i, key in enumerate(layout.keys(path, like.shape)):
       read_key = functools.partial(read, path, shape, i)
-      tensors[key] = hf_folder.Tensor(shape, dtypes[path], read_key)
+      tensors[key] = torch_reader.Tensor(shape, dtypes[path], read_key)
   if kind == 'alexatm':
     tensors = {**make_buffers(config, tensors, layout), **tensors}
   return tensors
@@ -253,7 +254,7 @@ def plan_export(
 
 def make_buffers(
   config: Config, tensors: Mapping, layout: hf_keys.Layout
-) -> dict[str, hf_folder.Tensor]:
+) -> dict[str, torch_reader.Tensor]:
   """Returns copies and constants that the released format may hold besides.
 
   PyTorch's `load_state_dict` wants every key, also of tied matrices and of
@@ -273,7 +274,7 @@ def make_buffers(
     'lm_head.weight': decoder if config.ties == 'decoder_head' else embedding,
     decoder_embedding: embedding,
     **{
-      key: hf_folder.Tensor(x.shape, x.dtype, lambda x=x: x)
+      key: torch_reader.Tensor(x.shape, x.dtype, lambda x=x: x)
       for key, x in constants.items()
     },
   }

@@ -12,8 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
 
 import jax
 import ml_dtypes
@@ -22,7 +21,7 @@ from flax import traverse_util
 
 from atm import fileio
 from atm.checkpoint.hf_keys import Layout, WeightsError
-from atm.checkpoint.torch_reader import TorchFile
+from atm.checkpoint.torch_reader import Tensor, open_torch_file
 from atm.messages import did_you_mean
 
 FLOATS = {
@@ -37,15 +36,8 @@ WHOLE = ('model.safetensors', 'pytorch_model.bin')
 # --- The files of a folder
 
 
-class Tensor(NamedTuple):
-  """A tensor to read: shape, dtype (its name where unknown), and how."""
-
-  shape: tuple[int, ...]
-  dtype: Any
-  read: Callable[[], np.ndarray]
-
-
 def _open_safetensors(path: str) -> dict[str, Tensor]:
+  """Returns the tensors of a .safetensors file."""
   import safetensors
 
   dtypes = {name: dtype for dtype, name in FLOATS.items()}
@@ -65,14 +57,6 @@ def _open_safetensors(path: str) -> dict[str, Tensor]:
       return {key: describe(key, f.get_slice(key)) for key in f.keys()}
   except safetensors.SafetensorError as e:
     raise WeightsError(f'{path} is damaged: {e}') from e
-
-
-def _open_torch(path: str) -> dict[str, Tensor]:
-  file = TorchFile(path)
-  return {
-    key: Tensor(file.shape(key), file.dtype(key), lambda k=key: file.read(k))
-    for key in file.keys()
-  }
 
 
 class WeightFolder:
@@ -96,8 +80,8 @@ class WeightFolder:
     for path, expected in self._find_files().items():
       if not os.path.exists(path):
         raise FileNotFoundError(f'{path} is missing: the index names it')
-      open_ = _open_torch if path.endswith('.bin') else _open_safetensors
-      tensors = open_(path)
+      is_torch = path.endswith('.bin')
+      tensors = (open_torch_file if is_torch else _open_safetensors)(path)
       for key in self.tensors.keys() & tensors.keys():
         raise WeightsError(f'{key!r} is in two files of {directory}')
       self.tensors |= tensors

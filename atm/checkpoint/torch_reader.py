@@ -13,14 +13,15 @@ archive really holds before any of it is read.
 
 from __future__ import annotations
 
-import difflib
+import functools
 import io
 import math
 import os
 import pickle
 import struct
 import zipfile
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -45,6 +46,14 @@ RESAVE = (
   'load it with a current PyTorch and save its state dict again: '
   'torch.save(model.state_dict(), path)'
 )
+
+
+class Tensor(NamedTuple):
+  """A tensor of a file: shape, dtype (its name where unknown), how to read."""
+
+  shape: tuple[int, ...]
+  dtype: Any
+  read: Callable[[], np.ndarray]
 
 
 class TorchFileError(ValueError):
@@ -160,86 +169,58 @@ class _Unpickler(pickle._Unpickler):
   dispatch[pickle.BUILD[0]] = load_build
 
 
-class TorchFile:
-  """The tensors of a state dict in a file of `torch.save`, read one by one.
+def open_torch_file(path: str | os.PathLike) -> dict[str, Tensor]:
+  """Opens a file of `torch.save` and checks every tensor's place in it.
 
-  Close it, or use it in a `with` statement. Not for several threads at once.
+  No values are read yet. All tensors are read by one file handle, so not by
+  several threads at once; the file is closed with the last of them.
+
+  Raises:
+    TorchFileError: there is no such file, it is not a PyTorch checkpoint, is
+      damaged, contradicts itself, or holds other things than tensors.
   """
+  file, tensors = _TorchFile(os.fspath(path)), {}
+  for key, value in file.read_pickle().pairs:
+    if type(key) is not str:
+      raise file.error(f'a key is a {type(key).__name__}, not a string')
+    if key in tensors:
+      raise file.error(f'{key!r} is there twice')
+    at = file.locate(key, value)
+    read = functools.partial(file.read, key, at)
+    tensors[key] = Tensor(at.shape, at.dtype, read)
+  return tensors
 
-  def __init__(self, path: str | os.PathLike):
-    """Opens a file and checks every tensor's place in it; reads no values.
 
-    Raises:
-      TorchFileError: there is no such file, it is not a PyTorch checkpoint, is
-        damaged, contradicts itself, or holds other things than tensors.
-    """
-    self._path = os.fspath(path)
+class _TorchFile:
+  """A file of `torch.save`: its members, its pickle, and bytes of tensors."""
+
+  def __init__(self, path: str):
+    self._path = path
     try:
-      self._file = open(self._path, 'rb')
+      self._file = open(path, 'rb')
     except OSError as e:
-      raise self._error(f'cannot be opened: {e.strerror}') from e
-    try:
-      self._members = self._read_members()
-      self._locations = {}
-      for key, value in self._read_pickle().pairs:
-        if type(key) is not str:
-          raise self._error(f'a key is a {type(key).__name__}, not a string')
-        if key in self._locations:
-          raise self._error(f'{key!r} is there twice')
-        self._locations[key] = self._locate(key, value)
-    except BaseException:
-      self.close()
-      raise
+      raise self.error(f'cannot be opened: {e.strerror}') from e
+    self._members = self._read_members()
 
-  def close(self) -> None:
-    self._file.close()
-
-  def __enter__(self) -> TorchFile:
-    return self
-
-  def __exit__(self, *exception) -> None:
-    self.close()
-
-  def keys(self) -> list[str]:
-    """Returns the names of the tensors, in the order of the file."""
-    return list(self._locations)
-
-  def shape(self, key: str) -> tuple[int, ...]:
-    """Raises TorchFileError if there is no such tensor."""
-    return self._find(key).shape
-
-  def dtype(self, key: str) -> np.dtype:
-    """Raises TorchFileError if there is no such tensor."""
-    return self._find(key).dtype
-
-  def read(self, key: str) -> np.ndarray:
+  def read(self, key: str, location: _Location) -> np.ndarray:
     """Returns a tensor, C-contiguous, of the caller's own.
 
     Reads only the tensor's bytes. Takes as much memory again while it is put in
     order if the file has it in another (transposed).
 
     Raises:
-      TorchFileError: there is no such tensor, or its bytes cannot be read.
+      TorchFileError: the bytes cannot be read.
     """
-    location = self._find(key)
-    if not location.nbytes:
-      return np.empty(location.shape, location.dtype)
-    raw = self._load(location.start, location.nbytes, key)
-    if location.dtype == bool and raw.max() > 1:
-      raise self._error(f'{key!r} is bool but has bytes other than 0 and 1')
-    view = np.ndarray(location.shape, location.dtype, raw, 0, location.strides)
-    return np.asarray(view, order='C')
+    dtype, shape, strides, start, nbytes = location
+    if not nbytes:
+      return np.empty(shape, dtype)
+    raw = self._load(start, nbytes, key)
+    if dtype.kind == 'b' and raw.max() > 1:
+      raise self.error(f'{key!r} is bool but has bytes other than 0 and 1')
+    return np.asarray(np.ndarray(shape, dtype, raw, 0, strides), order='C')
 
-  def _error(self, what: str) -> TorchFileError:
+  def error(self, what: str) -> TorchFileError:
     return TorchFileError(f'{self._path}: {what}')
-
-  def _find(self, key: str) -> _Location:
-    if key not in self._locations:
-      # `did_you_mean` would list all names, which may be thousands.
-      close = difflib.get_close_matches(str(key), self._locations, n=1)
-      nearest = f'; the nearest is {close[0]!r}' if close else ''
-      raise self._error(f'there is no tensor {key!r}{nearest}')
-    return self._locations[key]
 
   def _load(self, start: int, size: int, whose: str) -> np.ndarray:
     """Returns bytes of the file, uint8 [size]."""
@@ -248,27 +229,27 @@ class TorchFile:
       self._file.seek(start)
       count = self._file.readinto(raw)
     except OSError as e:
-      raise self._error(f'{whose!r} cannot be read: {e.strerror}') from e
+      raise self.error(f'{whose!r} cannot be read: {e.strerror}') from e
     if count != size:
-      raise self._error(f'{whose!r} is cut short')
+      raise self.error(f'{whose!r} is cut short')
     return raw
 
   def _read_members(self) -> dict[str, tuple[int, int]]:
     """Returns members by their names -> (start in the file, bytes)."""
     magic = self._load(0, 4, 'the header').tobytes()
     if magic[0] == 0x80:
-      raise self._error(f'is a bare pickle, as before PyTorch 1.6; {RESAVE}')
+      raise self.error(f'is a bare pickle, as before PyTorch 1.6; {RESAVE}')
     if magic != b'PK\3\4':
-      raise self._error('is not a PyTorch checkpoint')
+      raise self.error('is not a PyTorch checkpoint')
     size = os.fstat(self._file.fileno()).st_size
     try:
       infos = zipfile.ZipFile(self._file).infolist()
     except Exception as e:  # a damaged archive raises more than BadZipFile
-      raise self._error(f'is cut short or damaged ({e})') from e
+      raise self.error(f'is cut short or damaged ({e})') from e
     # PyTorch, too, takes the first member's folder.
     self._root = infos[0].filename.split('/')[0] if infos else ''
     if f'{self._root}/constants.pkl' in (info.filename for info in infos):
-      raise self._error(
+      raise self.error(
         'is a TorchScript archive; load it with torch.jit.load and save its '
         'state dict: torch.save(module.state_dict(), path)'
       )
@@ -276,7 +257,7 @@ class TorchFile:
     for info in sorted(infos, key=lambda info: info.header_offset):
       name = info.filename
       if info.compress_type != zipfile.ZIP_STORED:
-        raise self._error(f'member {name!r} is compressed; {RESAVE}')
+        raise self.error(f'member {name!r} is compressed; {RESAVE}')
       inside = end <= info.header_offset <= size - 30
       head = self._load(info.header_offset if inside else 0, 30, name).tobytes()
       start = info.header_offset + 30 + sum(struct.unpack('<26x2H', head))
@@ -289,38 +270,38 @@ class TorchFile:
         or info.compress_size != info.file_size
         or name in members
       ):
-        raise self._error(f'member {name!r} is damaged, double or overlapping')
+        raise self.error(f'member {name!r} is damaged, double or overlapping')
       members[name] = start, info.file_size
     return members
 
-  def _read_pickle(self) -> _Dict:
+  def read_pickle(self) -> _Dict:
     # Before PyTorch 2.1 there is no such member.
     order = self._members.get(f'{self._root}/byteorder', (0, 0))
     if order[1] and self._load(order[0], 6, 'byteorder').tobytes() != b'little':
-      raise self._error(f'is not little-endian; on a machine that is, {RESAVE}')
+      raise self.error(f'is not little-endian; on a machine that is, {RESAVE}')
     member = self._members.get(f'{self._root}/data.pkl')
     if not member:
-      raise self._error('is a zip archive but not a PyTorch checkpoint')
+      raise self.error('is a zip archive but not a PyTorch checkpoint')
     if member[1] > MAX_PICKLE:
-      raise self._error(f'its pickle has {member[1]} bytes, over {MAX_PICKLE}')
+      raise self.error(f'its pickle has {member[1]} bytes, over {MAX_PICKLE}')
     code = io.BytesIO(self._load(*member, 'data.pkl'))
     try:
       state_dict = _Unpickler(code).load()
     except Exception as e:  # nonsense may raise anything
       is_ours = isinstance(e, pickle.UnpicklingError)
       why = str(e) if is_ours else type(e).__name__
-      raise self._error(
+      raise self.error(
         f'its pickle is damaged or not just a state dict: {why}; {RESAVE}'
       ) from e
     if type(state_dict) is not _Dict:
       kind = type(state_dict).__name__
-      raise self._error(f'holds a {kind}, not a dict; {RESAVE}')
+      raise self.error(f'holds a {kind}, not a dict; {RESAVE}')
     return state_dict
 
-  def _locate(self, key: str, tensor) -> _Location:
+  def locate(self, key: str, tensor) -> _Location:
     """Compares a tensor's claims with each other and with the archive."""
     if type(tensor) is not _Tensor or type(tensor.storage) is not _Storage:
-      raise self._error(f'{key!r} is not a tensor; {RESAVE}')
+      raise self.error(f'{key!r} is not a tensor; {RESAVE}')
     (dtype, name, numel), offset, shape, stride = tensor
     if (
       type(shape) is not tuple
@@ -330,11 +311,11 @@ class TorchFile:
       # An empty tensor, too, must have sizes numpy can take.
       or math.prod(n for n in shape if n) * dtype.itemsize >= 1 << 63
     ):
-      raise self._error(f'{key!r} has no valid offset, shape and strides')
+      raise self.error(f'{key!r} has no valid offset, shape and strides')
     member = f'{self._root}/data/{name}'
     start, size = self._members.get(member, (0, -1))
     if numel * dtype.itemsize != size:
-      raise self._error(
+      raise self.error(
         f'{key!r} is in a storage of {numel} {dtype.name}, but member '
         f'{member!r} ' + (f'has {size} bytes' if size >= 0 else 'is not there')
       )
@@ -345,7 +326,7 @@ class TorchFile:
     span = 1 + sum((n - 1) * s for n, s in zip(shape, stride))
     # A view that repeats elements could ask for any amount of memory.
     if offset + span > numel or math.prod(shape) > numel:
-      raise self._error(
+      raise self.error(
         f'{key!r} of shape {shape}, strides {stride} and offset {offset} does '
         f'not fit its storage of {numel}; if it was expanded, save it after '
         '.contiguous()'

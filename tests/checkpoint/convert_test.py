@@ -15,7 +15,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 import atm
-from atm.checkpoint import convert, hf_folder, hf_keys
+from atm.checkpoint import convert, hf_folder, hf_keys, torch_reader
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
 
@@ -380,7 +380,7 @@ def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
     for key in keys:
       shape = hf_folder.hf_shape(path, x.shape)
       zeros = functools.partial(np.zeros, shape, np.float32)
-      weights[key] = hf_folder.Tensor(shape, np.float32, zeros)
+      weights[key] = torch_reader.Tensor(shape, np.float32, zeros)
   hf_folder.write_shards(str(folder), weights, shard_bytes=1 << 27)
   code = f"""
 from atm.checkpoint import convert

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from atm.checkpoint import torch_reader
-from atm.checkpoint.torch_reader import TorchFile, TorchFileError
+from atm.checkpoint.torch_reader import TorchFileError, open_torch_file
 
 from torch_archives import (
   BYTES,
@@ -45,8 +45,7 @@ def holding(tmp_path, value) -> str:
 
 
 def read_all(path) -> dict[str, np.ndarray]:
-  with TorchFile(path) as f:
-    return {key: f.read(key) for key in f.keys()}
+  return {key: x.read() for key, x in open_torch_file(path).items()}
 
 
 def refused(path, *names: str) -> None:
@@ -72,18 +71,19 @@ def expected():
 
 @pytest.mark.parametrize('name', FILES)
 def test_values_are_those_of_torch(name, expected):
-  with TorchFile(real(name)) as f:
-    assert f.keys() == list(expected[name])
-    for key, want in expected[name].items():
-      got = f.read(key)
-      assert got.flags.c_contiguous and got.flags.writeable
-      assert f.shape(key) == got.shape == want.shape
-      assert f.dtype(key) == got.dtype
-      if 'bfloat16' in key:
-        assert got.dtype == ml_dtypes.bfloat16
-        got = got.view(np.uint16)
-      assert got.dtype == want.dtype
-      assert got.tobytes() == want.tobytes(), key  # also the NaNs
+  tensors = open_torch_file(real(name))
+  assert list(tensors) == list(expected[name])
+  for key, want in expected[name].items():
+    shape, dtype, read = tensors[key]
+    got = read()
+    assert got.flags.c_contiguous and got.flags.writeable
+    assert shape == got.shape == want.shape
+    assert dtype == got.dtype
+    if 'bfloat16' in key:
+      assert got.dtype == ml_dtypes.bfloat16
+      got = got.view(np.uint16)
+    assert got.dtype == want.dtype
+    assert got.tobytes() == want.tobytes(), key  # also the NaNs
 
 
 def test_every_dtype_is_there(expected):
@@ -92,22 +92,22 @@ def test_every_dtype_is_there(expected):
 
 
 def test_views_of_one_storage_are_read_apart():
-  with TorchFile(real('views')) as f:
-    base, same = f.read('base'), f.read('same')
-    want = np.arange(24, dtype=np.float32).reshape(4, 6)
-    base[:] = 0
-    np.testing.assert_array_equal(same, want)
-    np.testing.assert_array_equal(f.read('base'), want)
-    np.testing.assert_array_equal(f.read('transposed'), want.T)
-    np.testing.assert_array_equal(f.read('block'), want[1:3, 2:5])
+  tensors = open_torch_file(real('views'))
+  base, same = tensors['base'].read(), tensors['same'].read()
+  want = np.arange(24, dtype=np.float32).reshape(4, 6)
+  base[:] = 0
+  np.testing.assert_array_equal(same, want)
+  np.testing.assert_array_equal(tensors['base'].read(), want)
+  np.testing.assert_array_equal(tensors['transposed'].read(), want.T)
+  np.testing.assert_array_equal(tensors['block'].read(), want[1:3, 2:5])
 
 
 def test_a_module_has_its_metadata_dropped():
   with open(real('module'), 'rb') as f:
     assert b'_metadata' in f.read()
-  with TorchFile(real('module')) as f:
-    assert f.shape('dense.weight') == (2, 3)
-    assert f.read('norm.num_batches_tracked') == 0
+  tensors = open_torch_file(real('module'))
+  assert tensors['dense.weight'].shape == (2, 3)
+  assert tensors['norm.num_batches_tracked'].read() == 0
 
 
 def test_older_formats_say_what_to_do(tmp_path):
@@ -138,12 +138,6 @@ def test_what_is_made_here_is_read(tmp_path):
 def test_mistakes_of_the_caller(tmp_path):
   refused(tmp_path / 'none.bin', 'No such file')
   refused(tmp_path, 'directory')
-  with TorchFile(real('module')) as f:
-    for method in (f.read, f.shape, f.dtype):
-      with pytest.raises(TorchFileError, match="'dense.wait'.*'dense.weight'"):
-        method('dense.wait')
-  with pytest.raises(ValueError, match='closed'):
-    f.read('dense.weight')
 
 
 # Code in a pickle.
@@ -546,10 +540,10 @@ def test_a_file_cut_while_open_is_noticed(tmp_path):
   path = archive(
     tmp_path / 'it.bin', program({'w': value}), {'0': bytes(4 * n)}
   )
-  with TorchFile(path) as f:
-    os.truncate(path, 2 * n)
-    with pytest.raises(TorchFileError, match="'w' is cut short"):
-      f.read('w')
+  opened = open_torch_file(path)
+  os.truncate(path, 2 * n)
+  with pytest.raises(TorchFileError, match="'w' is cut short"):
+    opened['w'].read()
 
 
 def pickle_of(content: bytes) -> range:
@@ -573,14 +567,13 @@ def test_any_changed_byte_is_refused_or_harmless(tmp_path, name, part):
     changed[rng.choice(where)] ^= rng.integers(1, 256)
     path.write_bytes(changed)
     try:
-      with TorchFile(path) as f:
-        for key in f.keys():
-          array = f.read(key)
-          assert type(array) is np.ndarray and array.flags.c_contiguous
-          assert array.shape == f.shape(key) and array.dtype == f.dtype(key)
-          assert array.dtype in torch_reader.DTYPES.values()
-          assert array.nbytes <= len(content)
-          assert math.prod(array.shape) == array.size
+      for shape, dtype, read in open_torch_file(path).values():
+        array = read()
+        assert type(array) is np.ndarray and array.flags.c_contiguous
+        assert array.shape == shape and array.dtype == dtype
+        assert array.dtype in torch_reader.DTYPES.values()
+        assert array.nbytes <= len(content)
+        assert math.prod(array.shape) == array.size
       outcomes['read'] += 1
     except TorchFileError as e:
       assert str(path) in str(e)
@@ -611,9 +604,9 @@ def test_one_tensor_takes_the_memory_of_one(tmp_path):
   values['turned'] = tensor(storage(name='4', numel=n), 0, (512, 512), (1, 512))
   storages = {i: np.full(n, int(i), '<f4').tobytes() for i in names}
   path = archive(tmp_path / 'it.bin', program(values), storages)
-  assert peak(lambda: TorchFile(path).close()) < size / 4
-  with TorchFile(path) as f:
-    assert f.read('w5').min() == f.read('w5').max() == 5
-    assert size <= peak(lambda: f.read('w5')) < 1.1 * size
-    assert peak(lambda: f.read('few')) < size / 50
-    assert peak(lambda: f.read('turned')) < 2.1 * size
+  assert peak(lambda: open_torch_file(path)) < size / 4
+  read = {key: tensor.read for key, tensor in open_torch_file(path).items()}
+  assert read['w5']().min() == read['w5']().max() == 5
+  assert size <= peak(read['w5']) < 1.1 * size
+  assert peak(read['few']) < size / 50
+  assert peak(read['turned']) < 2.1 * size
