@@ -21,7 +21,6 @@ import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.tasks import TaskManager
-from small_models import init
 
 import gin
 from atm.checkpoint import manager
@@ -34,6 +33,8 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 from atm.train.run_folder import RunFolder
 from atm.train.step import State
+
+from small_models import init
 
 POSITIONS = 32
 SENTENCES = """

@@ -103,10 +103,10 @@ def test_a_model_trained_here_can_be_handed_back(tmp_path):
   """A config of our own in the released format, read again."""
   import dataclasses
 
-  from small_models import init
-
   from atm.checkpoint import manager
   from atm.train.step import State
+
+  from small_models import init
 
   config = tiny(norm='uncentred', position_offset=2, ties='decoder_head')
   params = init(config)
@@ -132,10 +132,10 @@ def test_a_model_trained_here_can_be_handed_back(tmp_path):
 def test_a_standard_norm_is_not_exported_as_something_else(tmp_path):
   import dataclasses
 
-  from small_models import init
-
   from atm.checkpoint import manager
   from atm.train.step import State
+
+  from small_models import init
 
   run = str(tmp_path / 'run')
   checkpoints = manager.CheckpointManager(run)

@@ -18,8 +18,7 @@ import seqio
 import atm_tasks
 from atm.data import batches, cache, mixture_stats, objectives, task_registry
 from atm.data.languages import LANGUAGE_CODES
-from atm_tasks.pretraining import tasks
-from atm_tasks.pretraining.tasks import MixtureRates, compute_rates
+from atm_tasks.pretraining.tasks import compute_rates
 
 from sources_test import prepare
 
@@ -175,15 +174,6 @@ def test_every_factor_counts():
   assert len(base) == 2 * 12 * 2 * 2
 
 
-def test_a_language_without_rows_in_an_objective_has_no_part_in_it():
-  task = lambda language, rows: {
-    'objective': 'clm', 'language': language, 'share': 0.2, 'repeat': 1.0,
-    'rows': rows, 'sentences': 100,
-  }  # fmt: skip
-  rates = compute_rates({'a': task('en', 10), 'b': task('ta', 0)}, 0.5)
-  assert rates == {'a': 0.2, 'b': 0.0}
-
-
 def test_passes_are_epochs_of_the_text():
   objective = objectives.Denoise()
   part = lambda passes: batches.MixturePart(
@@ -193,30 +183,6 @@ def test_passes_are_epochs_of_the_text():
     mixture_stats.compute_lines([part(n)], 1e7)[0].epochs for n in (1, 8)
   )
   assert once == pytest.approx(100) and often == pytest.approx(100)
-
-
-@pytest.mark.parametrize(
-  'changes, message',
-  [
-    ({'denoise': -1}, r'Mixing.denoise = -1: expected a number of at least 0'),
-    ({'denoise': 0, 'clm': 0}, 'Mixing.denoise and Mixing.clm are both 0'),
-  ],
-)
-def test_bad_factors(changes, message):
-  with pytest.raises(ValueError, match=message):
-    atm_tasks.Mixing(**changes)
-
-
-def test_a_source_needs_a_form():
-  with pytest.raises(ValueError, match='mc4_spoken and Mixing.mc4_written'):
-    atm_tasks.Mixing(mc4_spoken=0, mc4_written=0).forms('mc4')
-
-
-def test_rates_need_counts(words):
-  atm_tasks.configure(vocabulary=words.path)
-  paper_mixture = seqio.MixtureRegistry.get('paper')
-  with pytest.raises(ValueError, match='was not counted yet: run `atm cache`'):
-    paper_mixture.get_rate(paper_mixture.tasks[0])
 
 
 # --- From raw text to the table
@@ -342,11 +308,3 @@ def test_bad_tokens(built):
     ValueError, match='TRAIN_TOKENS = 0: expected a number of at least 1'
   ):
     shown(built, tokens=0)
-
-
-def test_rate_of_equal_languages_needs_no_counts():
-  rate = MixtureRates('x', 0.0)
-  for language in ('en', 'de'):
-    apply = tasks.ApplyObjective(objectives.CLM(), language, 's', 'written')
-    rate.add(f's_{language}', apply, 1.0, 1.0)
-  assert rate.rates() == {'s_en': 0.5, 's_de': 0.5}

@@ -8,7 +8,6 @@ import os
 import jax
 import numpy as np
 import pytest
-from small_models import init
 
 import atm
 from atm.inference import generate as generate_lib
@@ -18,6 +17,7 @@ from atm.model.transformer import AlexaTM
 
 from conftest import tiny
 from goldens import HERE
+from small_models import init
 
 with open(os.path.join(HERE, 'generate.json'), encoding='utf-8') as f:
   SETTINGS = json.load(f)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import init
 
 from atm.model import layers
 from atm.model.transformer import AlexaTM
 
 from conftest import FUSED_AS_USERS, batch, tiny
+from small_models import init
 
 CALL = (
   'encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens',

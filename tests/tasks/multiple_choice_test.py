@@ -12,7 +12,6 @@ import os
 
 import pytest
 
-from atm.evals.task import MissingData
 from atm.inference.prompts import MODES
 from atm_tasks.evaluation import multiple_choice, registry
 
@@ -242,27 +241,6 @@ def plain(text: str) -> str:
   return text.replace(' ', '').replace(',', '')
 
 
-def test_answers_are_cut_in_both_modes():
-  for mode in MODES:
-    (task,) = registry.suite('flores101_en_de', DATA, mode=mode)
-    question = task.make_questions(None)[0]
-    output = ' Zwei Ziegen; Sentence: mehr'
-    if mode == 'denoise':
-      output = question.prompt + output
-    assert task.answer(output, question) == 'Zwei Ziegen'
-    assert task.stop == ((';',) if mode == 'clm' else ())
-  assert task.max_tokens == 1023
-
-
-def test_no_answer_is_heard():
-  (task,) = registry.suite('squadv2', DATA)
-  question = task.make_questions(None)[1]
-  for output in ('Unanswerable.; Question:', ' no answer', '', ' "N/A"'):
-    assert task.answer(output, question) == ''
-  assert task.answer(' None of them; ', question) == 'None of them'
-  assert question.truth == []
-
-
 # --- Shots
 
 
@@ -346,15 +324,15 @@ def test_long_texts_are_cut_to_sentences(tmp_path):
   assert counts('superglue_boolq', None) == [100]
 
 
-def test_missing_data_names_place_and_source(tmp_path):
-  (task,) = registry.suite('xnli_de', str(tmp_path), tfds_dir=str(tmp_path))
-  assert task.source == ''
-  with pytest.raises(MissingData) as e:
-    task.make_questions(None)
-  why, where = str(e.value).split('\n')
-  assert f'{tmp_path}/xnli/XNLI-1.0/xnli.test.tsv' in why
-  assert 'XNLI-1.0.zip' in where and f'{tmp_path}/xnli/' in where
-  assert f'tfds build xnli --data_dir={tmp_path}' in where
+@pytest.mark.parametrize('text, index, span, marked', [
+  ('Bo saw him, too.', 2, 'him', 'Bo saw *him*, too.'),
+  ('It is what it is.', 3, 'it', 'It is what *it* is.'),
+  ('It is what it is.', 0, 'It', '*It* is what it is.'),
+  ('He ran. He fell.', 3, 'He', 'He ran. *He* fell.'),  # one word too far
+  ('Bo saw the dog.', 1, 'her', 'Bo saw the dog.'),
+])  # fmt: skip
+def test_pronouns_are_marked(text, index, span, marked):
+  assert multiple_choice.mark_span(text, index, span) == marked
 
 
 if __name__ == '__main__':

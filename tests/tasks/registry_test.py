@@ -10,7 +10,7 @@ import pytest
 
 from atm.data import languages
 from atm.evals.task import MissingData
-from atm_tasks.evaluation import datasets, multiple_choice, registry
+from atm_tasks.evaluation import datasets, registry
 from atm_tasks.pretraining import tasks
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -213,135 +213,6 @@ def test_one_of_four_ends_is_the_paragraphs(language):
 
 
 # --- Files
-
-
-def test_flores_200_is_taken_too(tmp_path):
-  for split in ('dev', 'devtest'):
-    for old, new in (('eng', 'eng_Latn'), ('deu', 'deu_Latn')):
-      source = f'{DATA}/flores101/flores101_dataset/{split}/{old}.{split}'
-      target = tmp_path / 'flores101' / split / f'{new}.{split}'
-      target.parent.mkdir(parents=True, exist_ok=True)
-      shutil.copy(source, target)
-  assert ask('flores101_en_de', tmp_path) == ask('flores101_en_de')
-
-
-def test_contradictory_is_a_contradiction():
-  """As XNLI-MT, the training set, writes it; our file has it in `dev`."""
-  assert [q.truth for q in ask('xnli_de', split='validation')] == [1, 2]
-
-
-def test_what_is_left_out():
-  assert len(ask('pawsx_de')) == 2  # of three rows, one without a label
-  assert len(ask('mlsum_de')) == 1  # of two, one empty
-  assert len(ask('xsum')) == 1  # of two, one without a body
-  assert ask('squadv2')[0].truth == ['Ada Finch', 'Ada']
-  assert 'Share this' not in ask('xsum')[0].prompt
-
-
-def test_entities_end_where_the_file_says():
-  (question,) = ask('superglue_record')
-  assert question.truth == {
-    'candidates': ['Hillham', 'Ada Finch', 'Bo Lind'], 'answers': ['Bo Lind'],
-  }  # fmt: skip
-
-
-def test_groups_of_multirc():
-  questions = ask('superglue_multirc')
-  assert [q.group for q in questions] == ['0/0', '0/0', '0/1']
-  assert [q.truth for q in questions] == [0, 1, 0]  # 0: true
-  assert [[d for _, d in q.pairs] for q in questions] == [['yes', 'no']] * 3
-
-
-@pytest.mark.parametrize('text, index, span, marked', [
-  ('Bo saw him, too.', 2, 'him', 'Bo saw *him*, too.'),
-  ('It is what it is.', 3, 'it', 'It is what *it* is.'),
-  ('It is what it is.', 0, 'It', '*It* is what it is.'),
-  ('He ran. He fell.', 3, 'He', 'He ran. *He* fell.'),  # one word too far
-  ('Bo saw the dog.', 1, 'her', 'Bo saw the dog.'),
-])  # fmt: skip
-def test_pronouns_are_marked(text, index, span, marked):
-  assert multiple_choice.mark_span(text, index, span) == marked
-
-
-BROKEN = {
-  'superglue/BoolQ/val.jsonl': [
-    ('{', 'line 2: expected a JSON object'),
-    ('[1]', 'line 2: expected a JSON object'),
-    ('{"question": "a", "passage": "b", "idx": 1, "label": 1}',
-     "line 2: expected a field 'label', bool; got 1"),
-    ('{"question": "a", "idx": 1, "label": true}',
-     "line 2: expected a field 'passage', str"),
-    (b'\xff', 'line 2: expected UTF-8'),
-  ],
-  'superglue/CB/val.jsonl': [
-    ('{"premise": "a", "hypothesis": "b", "label": "contradictory", "idx": 1}',
-     "line 2: expected a label, one of 'entailment', 'contradiction', "
-     "'neutral'; got 'contradictory'"),
-  ],
-  'superglue/COPA/val.jsonl': [
-    ('{"premise": "a", "choice1": "b", "choice2": "c", "question": "why", '
-     '"label": 0, "idx": 1}', "line 2: expected a question, one of 'cause'"),
-    ('{"premise": "a", "choice1": "b", "choice2": "c", "question": "cause", '
-     '"label": 2, "idx": 1}', 'line 2: expected a label, one of 0, 1; got 2'),
-  ],
-  'xnli/XNLI-1.0/xnli.test.tsv': [('de\tneutral', 'line 2: expected 19 col')],
-  'pawsx/x-final/de/test_2k.tsv': [('4\ta\tb', 'line 2: expected 4 columns')],
-  'xwinograd/dataset.tsv': [
-    ('fr\ta', 'line 2: expected 7 columns, language'),
-    ('fr\ts\t?\tIl dort.\t["Il"]\t["Elle", [0, 1]]\t[["A", 0, 0, true]]',
-     'line 2: expected language, source'),
-    ('fr\ts\t?\tIl dort.\t["Il"]\t["Il", [0, 1]]\t[["A", 0, 0, false]]',
-     'line 2: expected language, source'),
-  ],
-  'e2e_nlg/e2e-dataset-1.0.0/testset_w_refs.csv': [
-    ('name[A],', 'line 2: expected mr and ref')
-  ],
-  'mlsum/MLSUM/de_test.jsonl': [('{"text": "a"}', "a field 'summary', str")],
-  'flores101/flores101_dataset/devtest/deu.devtest': [
-    (None, 'deu.devtest: expected as many lines as in'),
-  ],
-}  # fmt: skip
-TASK_OF = {'superglue/BoolQ': 'superglue_boolq', 'superglue/CB': 'superglue_cb',
-           'superglue/COPA': 'superglue_copa', 'xnli': 'xnli_de',
-           'pawsx': 'pawsx_de', 'xwinograd': 'xwinograd_fr',
-           'mlsum': 'mlsum_de', 'flores101': 'flores101_en_de',
-           'e2e_nlg': 'e2e_nlg'}  # fmt: skip
-
-
-@pytest.mark.parametrize('file, line, message', [
-  (file, line, message) for file, cases in BROKEN.items()
-  for line, message in cases
-])  # fmt: skip
-def test_broken_files_are_named(tmp_path, file, line, message):
-  """Line 2 is replaced; the first stays, for it may be a header."""
-  shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
-  path = tmp_path / file
-  first, *_ = path.read_bytes().splitlines(keepends=True)
-  line = line.encode() if isinstance(line, str) else line
-  path.write_bytes(first + (line + b'\n' if line is not None else b''))
-  name = next(v for k, v in TASK_OF.items() if file.startswith(k))
-  with pytest.raises(ValueError) as e:
-    ask(name, tmp_path)
-  assert message in str(e.value) and str(path) in str(e.value)
-  rows = registry.check_files(registry.select_sources(name, str(tmp_path)))
-  assert any(row.problem == str(e.value) for row in rows)
-
-
-@pytest.mark.parametrize('file, text, message', [
-  ('squadv2/dev-v2.0.json', '{"version": "v2.0"}', "a field 'data', list"),
-  ('squadv2/dev-v2.0.json', '{\n"data": [}', 'line 2: expected JSON'),
-  ('webnlg/release_v3.0/en/test/'
-   'rdf-to-text-generation-test-data-with-refs-en.xml',
-   '<benchmark>\n<entry>', 'line 2: expected XML'),
-  ('xsum/bbc-summary-data/90000003.summary', '[SN]URL[SN]\nx\n',
-   'expected a line [SN]FIRST-SENTENCE[SN]'),
-])  # fmt: skip
-def test_broken_documents_are_named(tmp_path, file, text, message):
-  shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
-  (tmp_path / file).write_text(text)
-  with pytest.raises(ValueError) as e:
-    ask(file.split('/')[0], tmp_path)
-  assert message in str(e.value) and str(tmp_path / file) in str(e.value)
 
 
 def test_check_says_what_is_there_and_what_is_not(tmp_path):

@@ -1,0 +1,28 @@
+"""results.json, written and read."""
+
+import os
+
+import pytest
+
+from atm.evals import results
+
+
+def test_results_are_read_as_written(tmp_path):
+  """Fault seen: nan, which JSON has not, and ASCII escapes are no matter; a
+  partial file left in the folder is."""
+  folder = str(tmp_path / 'new')
+  found = {'suite': 'xnli', 'tasks': [{'name': 'xnli_hi', 'notes': ['हाँ']}]}
+  results.write_results(folder, found)
+  assert results.read_results(folder) == found
+  assert os.listdir(folder) == [results.RESULTS_FILE]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(results.distributed, 'is_main_process', lambda: False)
+  results.write_results(str(tmp_path / 'new'), {})
+  assert not os.listdir(tmp_path)
+
+
+def test_a_folder_without_results_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match='results.json, which'):
+    results.read_results(str(tmp_path))

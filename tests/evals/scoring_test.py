@@ -1,0 +1,74 @@
+"""Scores of a task's answers, and metrics that cannot be computed."""
+
+import pytest
+
+from atm.evals import metrics, scoring
+from atm.evals.task import MissingData, Question, Task
+
+from eval_runs import go_offline
+
+QUESTIONS = [
+  Question('a', 1, pairs=(('x', 'no'), ('x', 'yes'))),
+  Question('b', 0, pairs=(('y', 'no'), ('y', 'yes'))),
+]
+
+
+def task(*names: str) -> Task:
+  return Task('t', 'set', 'en', names, lambda tokenizer: QUESTIONS)
+
+
+def answered(*answers: int) -> list[dict]:
+  return [{'answer': answer, 'cut': i == 0} for i, answer in enumerate(answers)]
+
+
+def test_an_entry_of_results():
+  """Faults seen: truths for answers; rows summed; cuts not counted."""
+  entry = scoring.score_task(
+    task('accuracy'), QUESTIONS, answered(1, 1), 9, None, seed=0
+  )
+  assert entry['scores']['accuracy']['value'] == 50
+  assert entry['statistics'] == {'accuracy': [[100, 1], [0, 1]]}
+  assert (entry['questions'], entry['of'], entry['cut']) == (2, 9, 1)
+  assert entry['kind'] == 'score'
+  assert [x['answer'] for x in entry['predictions']] == [1, 1]
+  hashes = [x['prompt_hash'] for x in entry['predictions']]
+  assert len(set(hashes)) == 2 and all(len(x) == 16 for x in hashes)
+
+
+def test_nothing_judged_has_no_score():
+  """Fault seen: NaN, which is no JSON."""
+  questions = [Question('a', ['Paris'], prompt='Where?')]
+  entry = scoring.score_task(
+    task('squad_no_answer_f1'), questions,
+    [{'answer': 'Oslo', 'cut': False}], 1, None, seed=0,
+  )  # fmt: skip
+  score = entry['scores']['squad_no_answer_f1']
+  assert score == {'value': None, 'low': None, 'high': None}
+  assert entry['kind'] == 'generate'
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+  yield from go_offline(tmp_path, monkeypatch)
+
+
+def test_a_stand_in_takes_the_place_of_spbleu(offline):
+  pytest.importorskip('sacrebleu')
+  names, notes = scoring.resolve_metrics(task('spbleu', 'chrf'))
+  assert names == ['spbleu_own', 'chrf'] and 'put it at' in notes[0]
+
+
+def test_other_metrics_have_none(monkeypatch):
+  """Faults seen: a stand-in for any metric; a missing library as a note."""
+
+  def raise_(error):
+    def check(names, language):
+      raise error
+
+    monkeypatch.setattr(metrics, 'check_metrics', check)
+
+  raise_(MissingData('no file'))
+  assert scoring.resolve_metrics(task('chrf')) == ([], ['no file'])
+  raise_(ModuleNotFoundError("pip install 'atm[eval]'"))
+  with pytest.raises(ValueError, match='pip install'):
+    scoring.resolve_metrics(task('chrf'))
