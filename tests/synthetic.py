@@ -18,7 +18,7 @@ import numpy as np
 from atm.data.languages import LANGUAGES
 from atm.evals import bootstrap
 from atm.evals import metrics as metrics_lib
-from atm.pages import compare_page, eval_page
+from atm.pages import compare_page, eval_page, render
 
 FEW = ('ar', 'en', 'ja', 'ta')
 UDHR = os.path.join(os.path.dirname(__file__), '../tasks/udhr')
@@ -254,6 +254,13 @@ class Page(html.parser.HTMLParser):
 
   def row(self, *begin):
     return next(r for r in self.rows if tuple(r[: len(begin)]) == begin)
+
+
+def draw_macro(file, call, **data):
+  """Returns what a call of a template's macro makes, as a Page."""
+  macro = call.partition('(')[0]
+  text = f"{{% from '{file}.html.jinja' import {macro} %}}{{{{ {call} }}}}"
+  return Page(render.environment().from_string(text).render(data))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 """Reports for a person: HTML pages, their charts, and closing summaries.
 
-May import every room but `atm.cli`. Begin with `html.py`, which all pages
+May import every room but `atm.cli`. Begin with `render.py`, which all pages
 share; then one module a page, `train_page.py` first.
 """

@@ -6,16 +6,13 @@ groups known by their first question alone; as many draws for any number of
 differences.
 """
 
-import json
-
 import numpy as np
 import pytest
 
 from atm.evals import compare
 from atm.evals import results as results_lib
-from atm.pages import compare_page
 
-from synthetic import FEW, Page, judged, synthetic
+from synthetic import FEW, judged, synthetic
 
 
 @pytest.fixture(scope='module')
@@ -26,38 +23,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def results(folder):
   return results_lib.read_results(folder)
-
-
-def score_of(results, task, metric):
-  (entry,) = [t for t in results['tasks'] if t['name'] == task]
-  return entry['scores'][metric]
-
-
-@pytest.fixture(scope='module')
-def other(tmp_path_factory):
-  path = tmp_path_factory.mktemp('b') / 'runs'
-  return synthetic(path, quality=0.3, seed=1, n=12, languages=FEW)
-
-
-def test_compare(folder, other, results, tmp_path, capsys):
-  path = compare_page.compare_evaluations(
-    (folder, other), str(tmp_path / 'c.html')
-  )
-  made = Page(open(path, encoding='utf-8').read())
-  assert 'xnli_ta' in capsys.readouterr().out
-  second = results_lib.read_results(other)
-  mine, theirs = (
-    score_of(r, 'superglue_cb', 'accuracy')['value'] for r in (results, second)
-  )
-  row = made.row('cb', 'accuracy')
-  assert row[2:4] == [f'{mine:.1f}', f'{theirs:.1f}'] and row[-1] == '12'
-  assert row[4] == f'{theirs - mine:+.1f}'.replace('-', '−')
-  assert f'over all {len(results["tasks"])} differences' in made.text
-  assert made.row('from')[1:] == [*FEW, 'mean']
-  assert (
-    compare_page.compare_evaluations((folder, other))
-    == f'{folder}/compare.html'
-  )
 
 
 def test_a_run_against_itself_differs_in_nothing(results):
@@ -152,13 +117,3 @@ def test_names_are_what_tells_folders_apart():
   assert names('runs/a/eval/xnli', 'runs/a/eval/xcopa') == ['xnli', 'xcopa']
   assert names('runs/a', 'runs/a/eval') == ['runs/a', 'runs/a/eval']
   assert names('x', 'x') == ['x', 'x']
-
-
-def test_what_cannot_be_compared_is_refused(folder, tmp_path):
-  for runs in ((folder,), folder):
-    with pytest.raises(ValueError, match='two or more'):
-      compare_page.compare_evaluations(runs)
-  with open(tmp_path / 'results.json', 'w') as f:
-    json.dump({'tasks': [], 'versions': {}, 'settings': {}}, f)
-  with pytest.raises(ValueError, match='no question in common'):
-    compare_page.compare_evaluations((folder, str(tmp_path)))

@@ -37,7 +37,7 @@ from atm.data import (
   task_registry,
   vocabulary_training,
 )
-from atm.pages import inspect_data, render
+from atm.pages import inspect_data
 
 LENGTHS = {'inputs': 64, 'targets': 64}
 NASTY = (
@@ -201,27 +201,6 @@ def test_a_rare_task_is_met_once_a_cycle(seen, words):
   n = inspection.find_examples(made, 0, 3)
   assert (np.diff(n) == batches_lib.CYCLE).all()
   assert (made.locate(n)[0] == 0).all()
-
-
-# --- Characters
-
-
-@pytest.mark.parametrize(
-  'text, mark',
-  [
-    ('Debian نظام تشغيل حر', '\u200f'),
-    ('نظام is a word of Arabic', '\u200e'),
-    ('1234', '\u200e'),
-  ],
-)
-def test_most_letters_decide_the_direction(text, mark):
-  runs = [
-    inspection.TextRun('<s>', inspection.READ, True),
-    inspection.TextRun(text, inspection.READ),
-  ]
-  macro = "{% from 'cards.html.jinja' import marked_text %}"
-  template = render.environment().from_string(macro + '{{ marked_text(runs) }}')
-  assert template.render(runs=runs) == f'{mark}<bdi>&lt;s&gt;</bdi>{text}'
 
 
 # --- What rows hold

@@ -96,10 +96,12 @@ def test_samples_are_shown_where_the_run_has_ended(run):
     'output': 'x & y', 'truth': 'z',
   }  # fmt: skip
   with open(run / train_page.SAMPLES_FILE, 'w', encoding='utf-8') as f:
-    json.dump({'step': 20, 'samples': [sample]}, f)
+    both = [sample, sample | {'objective': 'clm'}]
+    json.dump({'step': 20, 'samples': both}, f)
   page = page_of(str(run), [{'step': 0}])
   assert '<p lang="ar" dir="auto" class="text">لكل &lt;b&gt;</p>' in page
   assert 'x &amp; y' in page and 'read by step 20' in page
+  assert re.findall('<article class="(.*?)">', page) == ['denoise', 'clm']
 
 
 def test_where_the_time_went(run):
