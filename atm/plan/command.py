@@ -123,20 +123,23 @@ def _plan_all(settings: dict) -> Iterator[tuple[str, dict]]:
     (name, workers.portable_settings(given), True)
     for name, given in settings.items()
   )
-  for name, made in workers.run_plans(train_plan.plan, jobs):
-    yield name, {'error': made['error']} if 'error' in made else _row(made)
+  for name, result in workers.run_plans(train_plan.plan, jobs):
+    yield (
+      name,
+      {'error': result['error']} if 'error' in result else _row(result),
+    )
 
 
-def _row(made: dict) -> dict:
+def _row(result: dict) -> dict:
   """Returns the row of a partial plan, its computation by the share of peak."""
-  flops = made['hardware_flops'] - made['kernel_flops']
-  pod = hardware.parse_pod(made['topology'])
+  flops = result['hardware_flops'] - result['kernel_flops']
+  pod = hardware.parse_pod(result['topology'])
   compute = (flops / pod.assumed_flops,) * 2
-  split = {**made['time_split_s'], 'compute': compute}
+  split = {**result['time_split_s'], 'compute': compute}
   names = 'mesh', 'fits', 'peak_hbm_gib', 'usable_hbm_gib'
   return {
-    **{name: made[name] for name in names},
-    'headroom': headroom(made),
+    **{name: result[name] for name in names},
+    'headroom': headroom(result),
     'step_s': step_time.step_time(split),
   }
 

@@ -99,7 +99,7 @@ def plan_rows(
   else:
     best = decode_programs.plan_batch(job, batch_size)
     batches = [best]
-  made = {
+  result = {
     **best,
     'program': program,
     'topology': topology,
@@ -116,14 +116,14 @@ def plan_rows(
     'compile_seconds': sum(row['compile_seconds'] for row in batches),
     'changes': [],
   }
-  units = made['batch_size'] // job.unit
+  units = result['batch_size'] // job.unit
   above = (units + grain(units)) * job.unit
-  made['warnings'] = plan_warnings.decode_warnings(made, job, above)
-  if made['fits'] is False:
-    made['changes'] = suggestions.estimate_decode_changes(made, job)
-  say(report.decode_page(made, target.pod))
-  report.write(made, model_dir)
-  return made
+  result['warnings'] = plan_warnings.decode_warnings(result, job, above)
+  if result['fits'] is False:
+    result['changes'] = suggestions.estimate_decode_changes(result, job)
+  say(report.decode_page(result, target.pod))
+  report.write(result, model_dir)
+  return result
 
 
 def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
@@ -170,14 +170,14 @@ def find_largest(job: DecodeJob, say: Callable) -> tuple[list[dict], dict]:
   first = first_guess(job)
 
   def attempt(units: int, whole: bool = False) -> dict:
-    make = decode_programs.plan_batch if whole else place_batch
-    made = tried[units] = make(job, units * unit)
-    fits = 'fits' if made['fits'] else 'does not fit'
+    measure = decode_programs.plan_batch if whole else place_batch
+    batch = tried[units] = measure(job, units * unit)
+    fits = 'fits' if batch['fits'] else 'does not fit'
     say(
-      f'  batch {made["batch_size"]}: {made["peak_hbm_gib"]:.2f} GiB, {fits} '
-      f'({made["compile_seconds"]:.0f} s)'
+      f'  batch {batch["batch_size"]}: {batch["peak_hbm_gib"]:.2f} GiB, {fits} '
+      f'({batch["compile_seconds"]:.0f} s)'
     )
-    return made
+    return batch
 
   def bracket() -> tuple:
     fit = [n for n in tried if tried[n]['fits']]
@@ -199,9 +199,9 @@ def find_largest(job: DecodeJob, say: Callable) -> tuple[list[dict], dict]:
   for _ in range(DOUBTS):
     if not best['fits'] or not _is_doubtful(tried.get(bracket()[1]), usable):
       break
-    made = attempt(bracket()[1], whole=True)
-    if made['fits']:
-      best, (low, high) = made, bracket()
+    result = attempt(bracket()[1], whole=True)
+    if result['fits']:
+      best, (low, high) = result, bracket()
       if high - low > grain(low):
         attempt(low + grain(low))
   if best['fits'] and first * unit < best['batch_size']:
@@ -209,11 +209,11 @@ def find_largest(job: DecodeJob, say: Callable) -> tuple[list[dict], dict]:
   return [tried[n] for n in sorted(tried)], best
 
 
-def _is_doubtful(made: dict | None, usable: float) -> bool:
+def _is_doubtful(result: dict | None, usable: float) -> bool:
   """Tells whether a batch was refused for room the compiler may not need."""
-  if made is None or made['whole']:
+  if result is None or result['whole']:
     return False
-  return made['memory']['peak'] - RESERVED <= usable
+  return result['memory']['peak'] - RESERVED <= usable
 
 
 def place_batch(job: DecodeJob, rows: int) -> dict:
@@ -223,16 +223,16 @@ def place_batch(job: DecodeJob, rows: int) -> dict:
     RuntimeError: the compiler failed; its first line.
   """
   jobs = [(rows, {'job': job, 'rows': rows}, True)]
-  ((_, made),) = workers.run_plans(decode_programs.measure_peak, jobs)
-  if 'error' in made:
-    raise RuntimeError(f'a batch of {rows} did not compile: {made["error"]}')
-  peak, batch = made['peak'] + RESERVED, job.batch(rows)
+  ((_, result),) = workers.run_plans(decode_programs.measure_peak, jobs)
+  if 'error' in result:
+    raise RuntimeError(f'a batch of {rows} did not compile: {result["error"]}')
+  peak, batch = result['peak'] + RESERVED, job.batch(rows)
   return {
     'batch_size': batch['tokens'].shape[0],
     'fits': peak <= job.target.pod.chip.usable,
     'peak_hbm_gib': peak / 2**30,
     'tokens_per_second_range': None,
-    'compile_seconds': made['seconds'],
+    'compile_seconds': result['seconds'],
     'memory': {
       'peak': peak, 'cache': memory.device_bytes(job.caches(batch))
     },
@@ -279,11 +279,11 @@ def grain(low: int) -> int:
   return 2 ** max(0, (low // GRAIN).bit_length() - 1)  # a power of two
 
 
-def _summarize(made: dict) -> dict:
+def _summarize(result: dict) -> dict:
   """Returns a row of the table of batches."""
   names = (
     'batch_size', 'fits', 'peak_hbm_gib', 'tokens_per_second_range',
     'compile_seconds', 'whole',
   )  # fmt: skip
-  row = {name: made[name] for name in names}
-  return row | {'cache_gib': made['memory']['cache'] / 2**30}
+  row = {name: result[name] for name in names}
+  return row | {'cache_gib': result['memory']['cache'] / 2**30}

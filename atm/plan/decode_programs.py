@@ -176,7 +176,7 @@ def plan_batch(job: DecodeJob, rows: int) -> dict:
     'batch': memory.device_bytes(batch),
     'cache': memory.device_bytes(caches),
   }
-  made = {
+  result = {
     'batch_size': B,
     'compile_seconds': time.perf_counter() - clock,
     **memory.account(arguments, compiled, overflow, job.target.pod),
@@ -186,18 +186,18 @@ def plan_batch(job: DecodeJob, rows: int) -> dict:
     'token': None,
     'prefill': None,
   }
-  del made['memory']['host']  # programs that decode leave nothing there
+  del result['memory']['host']  # programs that decode leave nothing there
   if compiled:
     program = hlo.parse(compiled.as_text())
     flops = train_program.hardware_flops(traced.jaxpr.jaxpr)['kernel_flops']
     if job.kind == 'decode':
-      made['token'] = decode_step.estimate_token(
+      result['token'] = decode_step.estimate_token(
         program, job.params, caches, job.net.config, job.target
       )
       program = program.without_loop(decode_step.token_loop(program))
-    made['prefill'] = step_time.estimate(program, job.target, flops)
-    del made['prefill']['host_copies']
-  return made | _rates(job, made)
+    result['prefill'] = step_time.estimate(program, job.target, flops)
+    del result['prefill']['host_copies']
+  return result | _rates(job, result)
 
 
 def measure_peak(
@@ -209,7 +209,7 @@ def measure_peak(
   return {'peak': compiled.memory_analysis().peak_memory_in_bytes}
 
 
-def _rates(job: DecodeJob, made: dict) -> dict:
+def _rates(job: DecodeJob, result: dict) -> dict:
   """Returns tokens a second (least, most) of all devices; None if not known.
 
   Decoding: `tokens_per_second_range` while all rows are being written, and
@@ -218,13 +218,13 @@ def _rates(job: DecodeJob, made: dict) -> dict:
   """
   names = 'tokens_per_second_range', 'whole_batch_tokens_per_second_range'
   rates = dict.fromkeys((*names, 'batch_time_range_s', 'mfu_range'))
-  once = made['prefill'] and made['prefill']['time_range_s']
+  once = result['prefill'] and result['prefill']['time_range_s']
   if once is None:
     return rates
   per_second = lambda amount, seconds: tuple(
     amount / t for t in reversed(seconds)
   )
-  B, S = job.batch(made['batch_size'])['tokens'].shape
+  B, S = job.batch(result['batch_size'])['tokens'].shape
   if job.kind == 'encode':
     flops = job.encode_flops(B, S)
     peak = job.target.pod.chip.peak * job.target.mesh.size
@@ -235,7 +235,7 @@ def _rates(job: DecodeJob, made: dict) -> dict:
       'mfu_range': per_second(flops / peak, once),
     }
   written, turns = B * job.config.results, job.room[1] - 1
-  each = made['token']['time_range_s']
+  each = result['token']['time_range_s']
   whole = tuple(a + turns * b for a, b in zip(once, each))
   return rates | {
     'batch_time_range_s': whole,

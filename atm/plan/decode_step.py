@@ -48,7 +48,7 @@ def estimate_token(
   turn = program.one_iteration(loop)
   copies = list_cache_copies(turn, caches)
   moved = 2 * sum(row['bytes'] for row in copies)  # read, and written
-  made = {
+  result = {
     **step_time.tabulate(turn, target),
     'read_bytes': {**read_bytes(params, caches, config), 'copies': moved},
     'cache_copies': copies,
@@ -59,11 +59,11 @@ def estimate_token(
     'time_range_s': None,
   }
   if target.pod is not None:
-    made['time_split_s'] = split_token_time(
-      made['collectives'], made['cycles'], made['read_bytes'], target
+    result['time_split_s'] = split_token_time(
+      result['collectives'], result['cycles'], result['read_bytes'], target
     )
-    made['time_range_s'] = token_time(made['time_split_s'])
-  return made
+    result['time_range_s'] = token_time(result['time_split_s'])
+  return result
 
 
 # --- Copies

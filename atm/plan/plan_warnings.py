@@ -17,38 +17,38 @@ LARGE = 64 * 2**20  # bytes worth a warning
 
 
 def train_warnings(
-  made: dict, job: TrainStep, lengths: task_registry.Lengths, target
+  plan: dict, job: TrainStep, lengths: task_registry.Lengths, target
 ) -> list[str]:
-  """Returns the warnings of a training plan, made as far as estimates."""
+  """Returns the warnings of a training plan that has its estimates."""
   lines = [
-    *reduction_warnings(made['collectives'] or (), job.mesh),
+    *reduction_warnings(plan['collectives'] or (), job.mesh),
     *replication_warnings(job.state.params, job.mesh),
     *padding_warnings(job.config, lengths, target.platform),
   ]
-  off = abs(made['flops_counted'] / made['model_flops'] - 1)
+  off = abs(plan['flops_counted'] / plan['model_flops'] - 1)
   if off > 0.02:
     lines.append(f'the formula of model FLOPs is {off:.1%} off the count')
-  return lines + _common_warnings(len(made['unknown_loops'] or ()), target)
+  return lines + _common_warnings(len(plan['unknown_loops'] or ()), target)
 
 
-def decode_warnings(made: dict, job: DecodeJob, above: float) -> list[str]:
+def decode_warnings(plan: dict, job: DecodeJob, above: float) -> list[str]:
   """Returns the warnings of a plan of decoding or encoding.
 
   Args:
-    made, job: the plan, as far as its tables, and what was planned.
+    plan, job: the plan, as far as its tables, and what was planned.
     above: the next batch that a search would have tried.
   """
-  lines = cache_warnings(made['token'], made['memory']) if made['token'] else []
-  if made['weights'] == 'float32' and job.net.config.dtype == 'bfloat16':
+  lines = cache_warnings(plan['token'], plan['memory']) if plan['token'] else []
+  if plan['weights'] == 'float32' and job.net.config.dtype == 'bfloat16':
     lines.append(
       'parameters are float32, and what reads them is bfloat16: programs may '
       "keep both. WEIGHTS = 'bfloat16' keeps one, half the size"
     )
-  too_large = [r['batch_size'] for r in made['batches'] if not r['fits']]
+  too_large = [r['batch_size'] for r in plan['batches'] if not r['fits']]
   refused = min(too_large, default=math.inf)
-  if made['searched'] and made['fits'] and refused > above:
-    lines.append(f'between {made["batch_size"]} and {refused} none was tried')
-  parts = made['token'], made['prefill']
+  if plan['searched'] and plan['fits'] and refused > above:
+    lines.append(f'between {plan["batch_size"]} and {refused} none was tried')
+  parts = plan['token'], plan['prefill']
   loops = sum(len(part['unknown_loops']) for part in parts if part)
   return lines + _common_warnings(loops, job.target)
 

@@ -13,11 +13,11 @@ PLAN_FILE = 'plan.json'
 NOT_KNOWN = 'not known'
 
 
-def write(made: dict, model_dir: str | None, name: str = PLAN_FILE) -> None:
+def write(plan: dict, model_dir: str | None, name: str = PLAN_FILE) -> None:
   """Writes a plan, whole or not at all, to model_dir/`name`; None: nowhere."""
   if model_dir is not None:
     os.makedirs(model_dir, exist_ok=True)
-    fileio.write_json(os.path.join(model_dir, name), made)
+    fileio.write_json(os.path.join(model_dir, name), plan)
 
 
 def format_table(title: str, rows: list[tuple[str, ...]], notes=()) -> str:
@@ -51,24 +51,29 @@ def format_bytes(n: float) -> str:
 # --- Training
 
 
-def train_page(made: dict, pod) -> str:
+def train_page(plan: dict, pod) -> str:
   """Formats what `train_plan.plan` returns, for a hardware.Pod or None."""
-  residuals = made['largest_buffers']
+  residuals = plan['largest_buffers']
   return _join(
-    _verdict(made, 'changes that fit, each tried, cheapest first:'),
-    _train_memory(made),
+    _verdict(plan, 'changes that fit, each tried, cheapest first:'),
+    _memory(
+      f'{plan["params"]:,} parameters; a checkpoint has '
+      f'{format_bytes(plan["checkpoint_bytes"])}',
+      plan['memory'],
+      [],
+    ),
     format_table(
       'largest arrays that loops over layers keep'
       if residuals
       else 'largest arrays that the step makes, not all at one time',
-      _array_rows(residuals or made['largest_arrays']),
+      _array_rows(residuals or plan['largest_arrays']),
     ),
-    _train_flops(made),
-    _collectives('a chip and step', made),
-    _cycles(made),
-    _train_speed(made),
-    format_list('warnings', made['warnings'] or ['none']),
-    format_list('assumptions', _train_assumptions(made, pod)),
+    _train_flops(plan),
+    _collectives('a chip and step', plan),
+    _cycles(plan),
+    _train_speed(plan),
+    format_list('warnings', plan['warnings'] or ['none']),
+    format_list('assumptions', _train_assumptions(plan, pod)),
   )
 
 
@@ -76,22 +81,22 @@ def _join(*parts: str) -> str:
   return '\n\n'.join(part for part in parts if part)
 
 
-def _verdict(made: dict, title: str) -> str:
+def _verdict(plan: dict, title: str) -> str:
   """Tells whether a program fits, and how much it needs; else what may help."""
-  fits, peak = made['fits'], made['peak_hbm_gib']
+  fits, peak = plan['fits'], plan['peak_hbm_gib']
   if fits is None:
     shown = format_bytes(peak * 2**30)
     return f'needs {shown} a device; what it may use is not known'
-  usable = made['usable_hbm_gib']
+  usable = plan['usable_hbm_gib']
   share = f'{peak:.2f} of {usable:.2f} GiB a chip'
   if fits:
     return f'fits: {share} at the peak, {1 - peak / usable:.0%} left'
   text = f'does not fit: needs {share}'
-  if not made['changes']:
+  if not plan['changes']:
     return text
-  if 'saves' in made['changes'][0]:
+  if 'saves' in plan['changes'][0]:
     title = 'changes that would help, cheapest first (estimated savings):'
-  return f'{text}\n{format_list(title, map(_change, made["changes"]))}'
+  return f'{text}\n{format_list(title, map(_change, plan["changes"]))}'
 
 
 def _change(row: dict) -> str:
@@ -103,24 +108,13 @@ def _change(row: dict) -> str:
   return f'{row["change"]}: {result}; {row["costs"]}'
 
 
-def _memory_rows(memory: dict, *names: str) -> list[tuple[str, ...]]:
-  rows = [(name, format_bytes(memory[name])) for name in names]
-  return [('memory', 'a chip'), *rows]
-
-
-def _train_memory(made: dict) -> str:
-  memory = made['memory']
-  rows = _memory_rows(
-    memory, 'parameters', 'optimizer', 'batch', 'temporaries', 'peak'
-  )
-  if memory['host']:
+def _memory(title: str, memory: dict, notes: list[str]) -> str:
+  names = 'parameters', 'optimizer', 'batch', 'cache', 'temporaries', 'peak'
+  rows = [(n, format_bytes(memory[n])) for n in names if n in memory]
+  if memory.get('host'):
     rows.append(("in its host's memory", format_bytes(memory['host'])))
-  saved = format_bytes(made['checkpoint_bytes'])
-  return format_table(
-    f'{made["params"]:,} parameters; a checkpoint has {saved}',
-    rows,
-    ['temporaries: activations, gradients, and copies at the peak'],
-  )
+  notes = [*notes, 'temporaries: all else at the peak']
+  return format_table(title, [('memory', 'a chip'), *rows], notes)
 
 
 def _array_rows(arrays: list[dict] | None) -> list[tuple[str, ...]]:
@@ -132,9 +126,9 @@ def _array_rows(arrays: list[dict] | None) -> list[tuple[str, ...]]:
   return rows
 
 
-def _train_flops(made: dict) -> str:
-  model, counted = made['model_flops'], made['flops_counted']
-  hardware = made['hardware_flops']
+def _train_flops(plan: dict) -> str:
+  model, counted = plan['model_flops'], plan['flops_counted']
+  hardware = plan['hardware_flops']
   rows = [
     ('of', 'FLOPs', ''),
     ('model, by formula', f'{model:.4g}', 'flops.train_flops'),
@@ -145,9 +139,9 @@ def _train_flops(made: dict) -> str:
   return format_table('a step', rows)
 
 
-def _collectives(each: str, made: dict) -> str:
+def _collectives(each: str, plan: dict) -> str:
   rows = [('kind', 'mesh axes', 'of', 'count', 'sent', '', 'most at')]
-  for r in made.get('collectives') or ():
+  for r in plan.get('collectives') or ():
     rows.append((
       r['kind'], ' x '.join(r['axes']) or '-', str(r['group']),
       f'{r["count"]:,}', format_bytes(r['wire_bytes']),
@@ -157,8 +151,8 @@ def _collectives(each: str, made: dict) -> str:
   return format_table(f'collectives, {each}', rows)
 
 
-def _cycles(made: dict) -> str:
-  groups = dict(made.get('cycles') or {})
+def _cycles(plan: dict) -> str:
+  groups = dict(plan.get('cycles') or {})
   unknown = groups.pop('unknown', 0)
   total = sum(groups.values())
   if not total:
@@ -170,27 +164,33 @@ def _cycles(made: dict) -> str:
   return format_table("the compiler's estimated cycles", rows, notes)
 
 
-def _train_speed(made: dict) -> str:
-  if made['step_time_range_s'] is None:
+def _times(head: tuple, split: dict, total, form: str, scale=1) -> list[tuple]:
+  """Returns rows of a program's parts, and of all of them together."""
+  shown = lambda pair: format_range([scale * s for s in pair], form)
+  parts = {**split, 'together': total}
+  return [head, *((name, shown(pair)) for name, pair in parts.items())]
+
+
+def _train_speed(plan: dict) -> str:
+  if plan['step_time_range_s'] is None:
     return 'step time: ' + NOT_KNOWN
-  parts = {**made['time_split_s'], 'together': made['step_time_range_s']}
-  rows = [('a step', 'seconds')]
-  rows += [(name, format_range(pair)) for name, pair in parts.items()]
+  split, total = plan['time_split_s'], plan['step_time_range_s']
+  rows = _times(('a step', 'seconds'), split, total, '.2f')
   return format_table('time', rows, [
-    f'MFU {format_range(made["mfu_range"], ".1%")}; '
-    f'at most {made["mfu_ceiling"]:.1%} for what is computed again',
-    f'tokens/s {format_range(made["tokens_per_second_range"], ",.0f")}; '
-    f'{made["tokens_per_step"]:,} a step, of encoder and decoder together',
-    f'{made["train_steps"]:,} steps: '
-    f'{format_range(made["days_range"], ".1f")} days, '
-    f'{format_range(made["chip_hours_range"], ",.0f")} chip-hours',
+    f'MFU {format_range(plan["mfu_range"], ".1%")}; '
+    f'at most {plan["mfu_ceiling"]:.1%} for what is computed again',
+    f'tokens/s {format_range(plan["tokens_per_second_range"], ",.0f")}; '
+    f'{plan["tokens_per_step"]:,} a step, of encoder and decoder together',
+    f'{plan["train_steps"]:,} steps: '
+    f'{format_range(plan["days_range"], ".1f")} days, '
+    f'{format_range(plan["chip_hours_range"], ",.0f")} chip-hours',
   ])  # fmt: skip
 
 
-def _compiled(made: dict) -> str:
-  versions = made['versions']
+def _compiled(plan: dict) -> str:
+  versions = plan['versions']
   return (
-    f'compiled in {made["compile_seconds"]:.0f} s by jax {versions["jax"]}, '
+    f'compiled in {plan["compile_seconds"]:.0f} s by jax {versions["jax"]}, '
     f'libtpu {versions["libtpu"] or "none"}'
   )
 
@@ -203,10 +203,10 @@ def _chip_assumptions(chip) -> list[str]:
   ]
 
 
-def _train_assumptions(made: dict, pod) -> list[str]:
-  rows = 'several documents' if made['packed'] else 'one document'
+def _train_assumptions(plan: dict, pod) -> list[str]:
+  rows = 'several documents' if plan['packed'] else 'one document'
   lines = [
-    _compiled(made),
+    _compiled(plan),
     f'rows of {rows} each, all positions taken for real ones',
   ]
   if pod is None:
@@ -218,7 +218,7 @@ def _train_assumptions(made: dict, pod) -> list[str]:
   lines += _chip_assumptions(chip)
   lines[-1] += f'; sides: {wraps}'
   kernels = 'by the schedules compiled for them'
-  if made['kernel_flops'] and 'kernels' not in (made['cycles'] or ()):
+  if plan['kernel_flops'] and 'kernels' not in (plan['cycles'] or ()):
     kernels = f'at {chip.kernels:.0%} of peak (their schedules are not known)'
   lines += [
     f'time: compiler cycles, plus kernels {kernels} to {WAIT:.1f} times that, '
@@ -226,7 +226,7 @@ def _train_assumptions(made: dict, pod) -> list[str]:
     'asynchronous ones hidden whole, to not at all',
     'not counted: waiting for data, hosts, checkpoints, evaluations, restarts',
   ]
-  if made['host_copies']:
+  if plan['host_copies']:
     lines.append(
       f'host: {chip.pcie / 1e9:.0f} GB/s one way; copies waited for where '
       "those of a loop's turn, both ways at once, outlast what it computes, "
@@ -240,36 +240,36 @@ def _train_assumptions(made: dict, pod) -> list[str]:
 # --- Decoding and encoding
 
 
-def decode_page(made: dict, pod) -> str:
+def decode_page(plan: dict, pod) -> str:
   """Formats what `decode_plan.plan_rows` returns, for a Pod or None."""
-  each = 'token' if made['token'] else 'batch'
-  main = made['token'] or made['prefill'] or {}
+  each = 'token' if plan['token'] else 'batch'
+  main = plan['token'] or plan['prefill'] or {}
   return _join(
-    _decode_verdict(made),
-    _batches(made),
-    _decode_memory(made),
+    _decode_verdict(plan),
+    _batches(plan),
+    _decode_memory(plan),
     format_table(
       f'largest arrays that a {each} makes, not all at one time',
       _array_rows(main.get('largest_arrays')),
     ),
     _collectives(f'a chip and {each}', main),
     _cycles(main),
-    _decode_speed(made),
-    format_list('warnings', made['warnings'] or ['none']),
-    format_list('assumptions', _decode_assumptions(made, pod)),
+    _decode_speed(plan),
+    format_list('warnings', plan['warnings'] or ['none']),
+    format_list('assumptions', _decode_assumptions(plan, pod)),
   )
 
 
-def _decode_verdict(made: dict) -> str:
-  B, verdict = made['batch_size'], _verdict(made, '')
-  if made['searched'] and made['fits']:
+def _decode_verdict(plan: dict) -> str:
+  B, verdict = plan['batch_size'], _verdict(plan, '')
+  if plan['searched'] and plan['fits']:
     return f'largest batch that fits: {B}\n{verdict}'
   return f'a batch of {B}: {verdict}'
 
 
-def _batches(made: dict) -> str:
+def _batches(plan: dict) -> str:
   rows = [('batch', 'GiB a chip', 'of it cache', '', '', 'tokens/s')]
-  for row in made['batches']:
+  for row in plan['batches']:
     rows.append((
       f'{row["batch_size"]:,}',
       f'{row["peak_hbm_gib"]:.2f}',
@@ -281,62 +281,57 @@ def _batches(made: dict) -> str:
   return format_table('batches tried', rows)
 
 
-def _decode_memory(made: dict) -> str:
-  rows = _memory_rows(
-    made['memory'], 'parameters', 'batch', 'cache', 'temporaries', 'peak'
-  )
-  notes = ['temporaries: all else at the peak']
-  if made['cache_row_bytes']:
-    notes = [
-      f'the cache of an input: {format_bytes(made["cache_row_bytes"])}, of it '
-      f'{format_bytes(made["cache_row_bytes_a_chip"])} on each chip that has '
-      'it',
-      *notes,
-    ]
-  title = f'{made["params"]:,} parameters, {made["weights"]}'
-  return format_table(title, rows, notes)
+def _decode_memory(plan: dict) -> str:
+  row, a_chip = plan['cache_row_bytes'], plan['cache_row_bytes_a_chip']
+  notes = [
+    f'the cache of an input: {format_bytes(row)}, of it '
+    f'{format_bytes(a_chip)} on each chip that has it'
+  ]
+  title = f'{plan["params"]:,} parameters, {plan["weights"]}'
+  return _memory(title, plan['memory'], notes if row else [])
 
 
-def _decode_speed(made: dict) -> str:
-  if made['tokens_per_second_range'] is None:
+def _decode_speed(plan: dict) -> str:
+  if plan['tokens_per_second_range'] is None:
     return 'time: ' + NOT_KNOWN
-  token, once = made['token'], made['prefill']
-  timed = token or once
-  parts = {**timed['time_split_s'], 'together': timed['time_range_s']}
-  rows = [('a token of every row' if token else 'a batch', 'ms')]
-  for name, pair in parts.items():
-    rows.append((name, format_range([1000 * s for s in pair], ',.4g')))
-  rate = format_range(made['tokens_per_second_range'], ',.0f')
+  token, once = plan['token'], plan['prefill']
+  split, total = (
+    (token or once)['time_split_s'],
+    (token or once)['time_range_s'],
+  )
+  head = 'a token of every row' if token else 'a batch', 'ms'
+  rows = _times(head, split, total, ',.4g', scale=1000)
+  rate = format_range(plan['tokens_per_second_range'], ',.0f')
   if not token:
-    mfu = format_range(made['mfu_range'], '.1%')
+    mfu = format_range(plan['mfu_range'], '.1%')
     return format_table('time', rows, [f'tokens/s read {rate}; MFU {mfu}'])
   read = {k: format_bytes(n) for k, n in token['read_bytes'].items()}
-  whole = made['whole_batch_tokens_per_second_range']
+  whole = plan['whole_batch_tokens_per_second_range']
   return format_table('time', rows, [
-    f'tokens/s {rate}, of {made["batch_size"]} inputs together',
+    f'tokens/s {rate}, of {plan["batch_size"]} inputs together',
     f'read for a token: weights {read["weights"]}, cache {read["cache"]}, '
     f'copies of it (and written) {read["copies"]} a chip',
     f'before the first token: {format_range(once["time_range_s"])} s; a batch '
-    f'to its last: {format_range(made["batch_time_range_s"], ".3g")} s, '
+    f'to its last: {format_range(plan["batch_time_range_s"], ".3g")} s, '
     f'{format_range(whole, ",.0f")} tokens/s',
   ])  # fmt: skip
 
 
-def _decode_assumptions(made: dict, pod) -> list[str]:
+def _decode_assumptions(plan: dict, pod) -> list[str]:
   lines = [
-    _compiled(made) + ', without options, as `atm infer` does',
-    f'inputs of {made["lengths"]["inputs"]:,} tokens, all of them real',
+    _compiled(plan) + ', without options, as `atm infer` does',
+    f'inputs of {plan["lengths"]["inputs"]:,} tokens, all of them real',
   ]
-  if made['token']:
+  if plan['token']:
     lines.append(
-      f'{made["tokens_written"]:,} tokens written: the loop ends when all rows '
+      f'{plan["tokens_written"]:,} tokens written: the loop ends when all rows '
       'are done, and is taken to turn until the last'
     )
   if pod is None:
     return [*lines, "this machine's devices: no memory limit, no time"]
   low, high = HBM_SHARE
   lines += _chip_assumptions(pod.chip)
-  if made['token']:
+  if plan['token']:
     lines += [
       f'HBM {pod.chip.hbm / 1e9:,.0f} GB/s, of which reading has {low:.0%} to '
       f'{high:.0%}; all positions of the cache are read for each token',

@@ -87,8 +87,8 @@ class Search:
       f'{workers.default_processes()} at a time'
     )
     began = time.perf_counter()
-    for candidate, made in workers.run_plans(self.plan, self._jobs(queue)):
-      self._add(candidate, made)
+    for candidate, result in workers.run_plans(self.plan, self._jobs(queue)):
+      self._add(candidate, result)
       number, spent = len(self.rows), time.perf_counter() - began
       left = clock_text(spent / number * max(0, count - number))
       outcome = search_report.format_outcome(self.rows[candidate])
@@ -120,19 +120,21 @@ class Search:
       for other, row in self.rows.items()
     )
 
-  def _add(self, candidate: Candidate, made: dict) -> None:
+  def _add(self, candidate: Candidate, result: dict) -> None:
     self.rows[candidate] = {
       **candidate.mesh,
       'remat': candidate.remat,
       'micro_batches': candidate.micro_batches,
       'own': candidate == self.model.own,
-      'error': made.get('error'),
-      'fits': made.get('fits'),
-      'peak_hbm_gib': made.get('peak_hbm_gib'),
-      'headroom': headroom(made),
-      'wire_bytes': sum(r['wire_bytes'] for r in made.get('collectives') or ()),
-      'split': made.get('time_split_s'),
-      'seconds': made['seconds'],
+      'error': result.get('error'),
+      'fits': result.get('fits'),
+      'peak_hbm_gib': result.get('peak_hbm_gib'),
+      'headroom': headroom(result),
+      'wire_bytes': sum(
+        r['wire_bytes'] for r in result.get('collectives') or ()
+      ),
+      'split': result.get('time_split_s'),
+      'seconds': result['seconds'],
     }
 
   def _leave_out(self, reason: str, candidates: list[Candidate]) -> None:
@@ -143,12 +145,12 @@ class Search:
 
   def _plan_best(self) -> None:
     self.say(f'compiling the best {BEST} whole, and the run as it is bound')
-    for candidate, made in workers.run_plans(self.plan, self._best_jobs()):
-      self.plans[candidate] = made
-      if made.get('time_split_s'):
-        known = self.model.planned_per_flop(candidate, made)
+    for candidate, result in workers.run_plans(self.plan, self._best_jobs()):
+      self.plans[candidate] = result
+      if result.get('time_split_s'):
+        known = self.model.planned_per_flop(candidate, result)
         self.per_flop.setdefault(candidate.remat, known)
-      self.say(f'{candidate}: {search_report.format_plan(made)}')
+      self.say(f'{candidate}: {search_report.format_plan(result)}')
 
   def _best_jobs(self) -> Iterator[tuple]:
     """Yields the run's own, then the fastest by estimate, anew for each."""
@@ -234,11 +236,11 @@ class Search:
     return {remat: peak / sum(pair) for remat, pair in self.per_flop.items()}
 
 
-def headroom(made: dict) -> float | None:
+def headroom(result: dict) -> float | None:
   """Returns the share of a chip's memory that is left; below 0: too little."""
-  if not made.get('usable_hbm_gib'):
+  if not result.get('usable_hbm_gib'):
     return None
-  return 1 - made['peak_hbm_gib'] / made['usable_hbm_gib']
+  return 1 - result['peak_hbm_gib'] / result['usable_hbm_gib']
 
 
 def has_headroom(row: dict) -> bool:

@@ -19,12 +19,12 @@ def format_outcome(row: dict) -> str:
   return f'{row["peak_hbm_gib"]:.1f} GiB, {verdict}'
 
 
-def format_plan(made: dict) -> str:
+def format_plan(plan: dict) -> str:
   """Formats what a whole plan found: '22.3 GiB, 2.10 to 2.50 s a step'."""
-  if made.get('error'):
-    return f'failed: {made["error"]}'
-  seconds = format_range(made['step_time_range_s'])
-  return f'{made["peak_hbm_gib"]:.1f} GiB, {seconds} s a step'
+  if plan.get('error'):
+    return f'failed: {plan["error"]}'
+  seconds = format_range(plan['step_time_range_s'])
+  return f'{plan["peak_hbm_gib"]:.1f} GiB, {seconds} s a step'
 
 
 def search_page(summary: dict) -> str:

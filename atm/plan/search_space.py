@@ -271,9 +271,9 @@ class CostModel:
     return (1 / self.pod.assumed_flops,) * 2
 
   def planned_per_flop(
-    self, candidate: Candidate, made: dict
+    self, candidate: Candidate, plan: dict
   ) -> tuple[float, float]:
     """Returns seconds a FLOP (least, most) of a whole plan, by its cycles."""
     flops = self.traced(candidate.remat).flops
-    least, most = made['time_split_s']['compute']
+    least, most = plan['time_split_s']['compute']
     return least / flops, most / flops

@@ -31,19 +31,21 @@ def estimate(
     A dict of ESTIMATES. `host_copies`, `time_split_s` and `time_range_s` are
     None for devices of this machine.
   """
-  made = {**dict.fromkeys(ESTIMATES), **tabulate(program, target)}
+  result = {**dict.fromkeys(ESTIMATES), **tabulate(program, target)}
   if target.pod is None:
-    return made
+    return result
   scheduled = {}
-  if len(made['cycles']) > 1:  # partial compilations stop before there are any
+  if (
+    len(result['cycles']) > 1
+  ):  # partial compilations stop before there are any
     scheduled = kernels.kernel_cycles(program, target.pod)
-    made['cycles'] = program_costs.sum_cycles(program, scheduled)
+    result['cycles'] = program_costs.sum_cycles(program, scheduled)
   copies = summarize_host_copies(program, scheduled, target.pod.chip)
   split = split_time(
-    made['collectives'], made['cycles'], kernel_flops, target, copies
+    result['collectives'], result['cycles'], kernel_flops, target, copies
   )
   return {
-    **made,
+    **result,
     'host_copies': copies,
     'time_split_s': split,
     'time_range_s': step_time(split),
@@ -167,12 +169,12 @@ def overlap(split: dict, *tracks: Iterable[str]) -> tuple[float, float]:
 
 
 def project_run(
-  made: dict, target: hardware.Target, tokens: int, train_steps: int
+  result: dict, target: hardware.Target, tokens: int, train_steps: int
 ) -> dict:
   """Returns rates and totals of a run, None where a step's time is not known.
 
   Args:
-    made, target: a plan with FLOPs and `step_time_range_s`, and its devices.
+    result, target: a plan with FLOPs and `step_time_range_s`, and its devices.
     tokens: of a step, encoder and decoder together.
     train_steps: of the run.
   """
@@ -180,12 +182,12 @@ def project_run(
   run |= dict.fromkeys(
     ('mfu_range', 'tokens_per_second_range', 'days_range', 'chip_hours_range')
   )
-  model, size = made['model_flops'], target.mesh.size
-  run['mfu_ceiling'] = target.pod and model / made['hardware_flops']
-  if made['step_time_range_s'] is None:
+  model, size = result['model_flops'], target.mesh.size
+  run['mfu_ceiling'] = target.pod and model / result['hardware_flops']
+  if result['step_time_range_s'] is None:
     return run
   ideal = model / (size * target.pod.chip.peak)
-  least, most = made['step_time_range_s']
+  least, most = result['step_time_range_s']
   whole = [s * train_steps for s in (least, most)]
   return run | {
     'mfu_range': (ideal / most, ideal / least),

@@ -22,17 +22,17 @@ def _change(change: str, costs: str, saves: float) -> dict:
   return {'change': change, 'costs': costs, 'saves': int(saves)}
 
 
-def estimate_train_changes(made: dict, given: dict, mesh, rows: int) -> list:
+def estimate_train_changes(plan: dict, given: dict, mesh, rows: int) -> list:
   """Returns the three changes of a training run that cost the least speed.
 
   Args:
-    made, given, mesh: its plan, its settings of `train_plan.plan`, its mesh.
+    plan, given, mesh: its plan, its settings of `train_plan.plan`, its mesh.
     rows: of a batch, that a data shard has.
 
   Returns:
     Rows of `change`, `costs` and `saves`, bytes; those that save enough first.
   """
-  memory, config = made['memory'], given['model_config']
+  memory, config = plan['memory'], given['model_config']
   micro = given['micro_batches']
   changes = []
   if _may_round_moments(given):
@@ -57,7 +57,7 @@ def estimate_train_changes(made: dict, given: dict, mesh, rows: int) -> list:
   if mesh.shape['tensor'] == 1:
     costs = 'activations cross the links'
     changes.append(_change('mesh.tensor = 2', costs, memory['peak'] // 3))
-  over = memory['peak'] - made['usable_hbm_gib'] * 2**30
+  over = memory['peak'] - plan['usable_hbm_gib'] * 2**30
   enough = lambda row: row['saves'] >= over
   # Stable: those that save enough stay in the order of what they cost.
   changes.sort(key=lambda r: (not enough(r), 0 if enough(r) else -r['saves']))
@@ -69,14 +69,14 @@ def _may_round_moments(given: dict) -> bool:
   return kind['name'] == 'adamw' and kind['moments_dtype'] != 'bfloat16'
 
 
-def estimate_decode_changes(made: dict, job: DecodeJob) -> list[dict]:
+def estimate_decode_changes(plan: dict, job: DecodeJob) -> list[dict]:
   """Returns three changes of decoding or encoding, the cheapest first.
 
   Rows as those of `estimate_train_changes`.
   """
-  memory, mesh = made['memory'], job.target.mesh
+  memory, mesh = plan['memory'], job.target.mesh
   half, changes = memory['parameters'] // 2, []
-  if made['weights'] == 'float32':
+  if plan['weights'] == 'float32':
     changes.append(
       _change("WEIGHTS = 'bfloat16'", 'parameters are rounded', half)
     )
@@ -86,8 +86,8 @@ def estimate_decode_changes(made: dict, job: DecodeJob) -> list[dict]:
     wider = f'mesh.data = {mesh.shape["data"] // 2}, mesh.tensor = {tensor}'
     costs = 'twice the chips wait for each other'
     changes.append(_change(wider, costs, half))
-  if made['batch_size'] > job.unit:
-    rows = made['batch_size'] // job.unit // 2 * job.unit
+  if plan['batch_size'] > job.unit:
+    rows = plan['batch_size'] // job.unit // 2 * job.unit
     saved = (memory['cache'] + memory['temporaries']) // 2
     fewer = f'DECODE_BATCH_SIZE = {rows}'
     changes.append(_change(fewer, 'fewer tokens/s', saved))
@@ -96,7 +96,7 @@ def estimate_decode_changes(made: dict, job: DecodeJob) -> list[dict]:
     greedy = 'choosing.Config.beams = 1'
     changes.append(_change(greedy, 'other outputs', saved))
   if job.kind == 'decode':
-    targets = made['lengths']['targets'] // 2
+    targets = plan['lengths']['targets'] // 2
     shorter = f"TASK_FEATURE_LENGTHS['targets'] = {targets}"
     changes.append(_change(shorter, 'shorter outputs', memory['cache'] // 4))
   return changes[:WANTED]
@@ -127,13 +127,15 @@ def find_fitting(plan: Callable, given: dict, needs: float) -> list[dict]:
         plans += 1
         yield change, change.settings(given, model.slices), True
 
-  for change, made in workers.run_plans(plan, jobs()):
-    if made.get('fits'):
-      fit.append((queue.index(change), change, made))
+  for change, result in workers.run_plans(plan, jobs()):
+    if result.get('fits'):
+      fit.append((queue.index(change), change, result))
     else:
       failed.append(change)
   fit.sort(key=lambda place: place[0])
-  return [_describe(model, change, made) for _, change, made in fit[:WANTED]]
+  return [
+    _describe(model, change, result) for _, change, result in fit[:WANTED]
+  ]
 
 
 def possible_changes(model: CostModel, needs: float) -> list[Candidate]:
@@ -174,15 +176,15 @@ def change_costs(model: CostModel, to: Candidate) -> list[str]:
   return [*costs, *(['moments are rounded'] * to.rounded)]
 
 
-def _describe(model: CostModel, change: Candidate, made: dict) -> dict:
+def _describe(model: CostModel, change: Candidate, result: dict) -> dict:
   """Returns the row of a change and its partial plan."""
   bound = model.own.bindings()
   lines = [line for line in change.bindings() if line not in bound]
-  least, most = model.step_range(change, made['time_split_s'])
+  least, most = model.step_range(change, result['time_split_s'])
   seconds = f'a step about {least:.1f} to {most:.1f} s'
   return {
     'change': ', '.join(line.removeprefix('sharding.') for line in lines),
     'costs': ', '.join([*change_costs(model, change), seconds]),
-    'peak_hbm_gib': made['peak_hbm_gib'],
-    'usable_hbm_gib': made['usable_hbm_gib'],
+    'peak_hbm_gib': result['peak_hbm_gib'],
+    'usable_hbm_gib': result['usable_hbm_gib'],
   }

@@ -97,7 +97,7 @@ def plan(
   traced = job.trace()
   options = xla_options or {}
   compiled, overflow = compiler(traced, target, options)
-  made = {
+  result = {
     'topology': topology,
     'mesh': dict(mesh.shape),
     'devices': mesh.size,
@@ -109,15 +109,15 @@ def plan(
     'flops_counted': job.counted_flops(),
     **hardware_flops(traced.jaxpr.jaxpr),
   }
-  made |= _estimate(made, compiled, traced, target, options)
-  made |= step_time.project_run(
-    made, target, batch_size * sum(sizes.both), train_steps
+  result |= _estimate(result, compiled, traced, target, options)
+  result |= step_time.project_run(
+    result, target, batch_size * sum(sizes.both), train_steps
   )
-  made['warnings'] = plan_warnings.train_warnings(made, job, sizes, target)
-  made |= _explain_overflow(made, given, job, traced, tried)
-  say(report.train_page(made, target.pod))
-  report.write(made, model_dir)
-  return made
+  result['warnings'] = plan_warnings.train_warnings(result, job, sizes, target)
+  result |= _explain_overflow(result, given, job, traced, tried)
+  say(report.train_page(result, target.pod))
+  report.write(result, model_dir)
+  return result
 
 
 def _account(job: TrainStep, compiled, overflow, pod) -> dict:
@@ -135,28 +135,28 @@ def _account(job: TrainStep, compiled, overflow, pod) -> dict:
   }
 
 
-def _estimate(made: dict, compiled, traced, target, options: dict) -> dict:
+def _estimate(result: dict, compiled, traced, target, options: dict) -> dict:
   """Returns `step_time.estimate`, its time as `step_time_range_s`."""
   estimate = dict.fromkeys(step_time.ESTIMATES)
   if compiled:
     text = compilation.program_text(compiled, traced, target, options)
-    flops = made['kernel_flops']
+    flops = result['kernel_flops']
     estimate = step_time.estimate(hlo.parse(text), target, flops)
   estimate['step_time_range_s'] = estimate.pop('time_range_s')
   return estimate
 
 
 def _explain_overflow(
-  made: dict, given: dict, job: TrainStep, traced, tried: Callable | None
+  result: dict, given: dict, job: TrainStep, traced, tried: Callable | None
 ) -> dict:
   """Returns `changes`, and `largest_buffers`, of a step that does not fit."""
-  if made['fits'] is not False:
+  if result['fits'] is not False:
     return {'changes': []}
   axes, B = given['rules'].mesh_axes('batch'), given['batch_size']
   shards = math.prod(job.mesh.shape[axis] for axis in axes)
   return {
-    'largest_buffers': made['largest_buffers']
+    'largest_buffers': result['largest_buffers']
     or memory.loop_residuals(traced.jaxpr.jaxpr, B, shards),
-    'changes': (tried and tried(made['memory']['peak']))
-    or suggestions.estimate_train_changes(made, given, job.mesh, B // shards),
+    'changes': (tried and tried(result['memory']['peak']))
+    or suggestions.estimate_train_changes(result, given, job.mesh, B // shards),
   }

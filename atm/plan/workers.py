@@ -87,13 +87,13 @@ class _Worker:
 
   def result(self) -> dict:
     try:
-      made = self.pipe.recv()
+      result = self.pipe.recv()
     except EOFError:
       self._process.join()
       status = self._process.exitcode
-      made = {'error': f'its process ended with status {status}'}
+      result = {'error': f'its process ended with status {status}'}
     self.end()
-    return {**made, 'seconds': self.seconds}
+    return {**result, 'seconds': self.seconds}
 
   def end(self) -> None:
     self.pipe.close()
@@ -113,8 +113,8 @@ def _run(
   if partly:
     compiler = functools.partial(compilation.compile_partly, folder)
   try:
-    made = plan(**settings, say=lambda text: None, compiler=compiler)
+    result = plan(**settings, say=lambda text: None, compiler=compiler)
   except Exception as e:
-    made = {'error': next(iter(str(e).splitlines()), '') or repr(e)}
-  pipe.send(made)
+    result = {'error': next(iter(str(e).splitlines()), '') or repr(e)}
+  pipe.send(result)
   os._exit(0)

@@ -37,12 +37,12 @@ def test_a_plan_is_written_to_a_folder_that_is_made(tmp_path):
 
 
 def verdict(**changes) -> str:
+  names = 'parameters', 'batch', 'cache', 'temporaries', 'peak'
   made = {
     'fits': False, 'peak_hbm_gib': 20.0, 'usable_hbm_gib': 16.0, 'changes': [],
     'batch_size': 8, 'searched': False, 'batches': [], 'token': None,
-    'prefill': None, 'memory': dict.fromkeys(
-      ('parameters', 'batch', 'cache', 'temporaries', 'peak'), 0
-    ), 'params': 7, 'weights': 'bfloat16', 'cache_row_bytes': 0,
+    'prefill': None, 'memory': dict.fromkeys(names, 0), 'params': 7,
+    'weights': 'bfloat16', 'cache_row_bytes': 0, 'cache_row_bytes_a_chip': 0,
     'tokens_per_second_range': None, 'warnings': [], 'compile_seconds': 1,
     'versions': {'jax': '1', 'libtpu': None}, 'lengths': {'inputs': 9},
   }  # fmt: skip
