@@ -1,5 +1,5 @@
-"""What a TPU pod will do with a run, found out by compiling for it.
+"""Finds out what a TPU pod will do with a run, by compiling for it.
 
 May import `atm.train` and `atm.inference` and all that they may import. Begin
-with `command.py`, then `train_plan.py`; `hlo.py` reads compiled programs.
+with `command.py`, then `train_plan.py`; `hlo.py` parses compiled programs.
 """

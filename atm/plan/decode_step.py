@@ -52,18 +52,12 @@ def estimate_token(
     **step_time.tabulate(turn, target),
     'read_bytes': {**read_bytes(params, caches, config), 'copies': moved},
     'cache_copies': copies,
-    'copies_once': list_cache_copies(
-      program.without_loop(loop), caches, once=True
-    ),
-    'time_split_s': None,
-    'time_range_s': None,
+    'copies_once': list_cache_copies(program.without_loop(loop), caches, True),
   }
-  if target.pod is not None:
-    result['time_split_s'] = split_token_time(
-      result['collectives'], result['cycles'], result['read_bytes'], target
-    )
-    result['time_range_s'] = token_time(result['time_split_s'])
-  return result
+  rows, cycles, read = map(result.get, ('collectives', 'cycles', 'read_bytes'))
+  split = target.pod and split_token_time(rows, cycles, read, target)
+  times = {'time_split_s': split, 'time_range_s': split and token_time(split)}
+  return result | times
 
 
 # --- Copies

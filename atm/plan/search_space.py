@@ -79,25 +79,18 @@ class Traced:
 
 
 class CostModel:
-  """Estimates memory and time of a run's candidates on a pod.
-
-  Attributes:
-    given: settings of `train_plan.plan`, a topology among them.
-    own: the run's candidate.
-    pod: its slices are `slices`.
-    usable: bytes of a chip.
-  """
+  """Estimates memory and time of a run's candidates on a pod."""
 
   def __init__(self, given: dict):
+    """Takes settings of `train_plan.plan`, a topology among them."""
     self.given, self.rules = given, given['rules']
     target = hardware.find_target(given['topology'], given['make_mesh'])
     self.pod, shape = target.pod, target.mesh.shape
     self.usable, self.slices = self.pod.chip.usable, shape['slice']
     self.lengths = task_registry.Lengths.of(given['lengths'])
-    self.own = Candidate(
-      *(shape[axis] for axis in ('data', 'fsdp', 'tensor')),
-      given['model_config'].remat, given['micro_batches'],
-    )  # fmt: skip
+    axes = (shape[axis] for axis in ('data', 'fsdp', 'tensor'))
+    remat = given['model_config'].remat
+    self.own = Candidate(*axes, remat, given['micro_batches'])
     self._devices = hardware.pod_devices(self.pod)
     # Figures of a remat take a second or two; those of a mesh are shared.
     self.traced = functools.cache(self._trace)
@@ -113,10 +106,8 @@ class CostModel:
       for mesh in self._meshes()
       for remat, n in itertools.product(remat_lib.REMAT, POWERS)
     )
-    return [
-      self.own,
-      *(c for c in others if c != self.own and self._divides(c)),
-    ]
+    divide = (c for c in others if c != self.own and self._divides(c))
+    return [self.own, *divide]
 
   def _meshes(self):
     """Yields (data, fsdp, tensor), `data` and `tensor` powers of two."""
@@ -212,11 +203,12 @@ class CostModel:
     traced = self.traced(candidate.remat)
     each = traced.offloaded / (self._row_shards(candidate) * candidate.tensor)
     copies = {'to_host_bytes': each, 'from_host_bytes': each, 'waits_s': 0.0}
+    rows, target = self._collectives(candidate), self.target(candidate)
     return step_time.split_time(
-      self._collectives(candidate),
+      rows,
       {'unknown': 0},
       traced.kernel_flops,
-      self.target(candidate),
+      target,
       copies if each else None,
     )
 

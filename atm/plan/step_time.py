@@ -35,29 +35,21 @@ def estimate(
   if target.pod is None:
     return result
   scheduled = {}
-  if (
-    len(result['cycles']) > 1
-  ):  # partial compilations stop before there are any
+  # Partial compilations stop before there are cycles, and need no schedules.
+  if len(result['cycles']) > 1:
     scheduled = kernels.kernel_cycles(program, target.pod)
     result['cycles'] = program_costs.sum_cycles(program, scheduled)
   copies = summarize_host_copies(program, scheduled, target.pod.chip)
-  split = split_time(
-    result['collectives'], result['cycles'], kernel_flops, target, copies
-  )
-  return {
-    **result,
-    'host_copies': copies,
-    'time_split_s': split,
-    'time_range_s': step_time(split),
-  }
+  rows, cycles = result['collectives'], result['cycles']
+  split = split_time(rows, cycles, kernel_flops, target, copies)
+  result |= {'host_copies': copies, 'time_split_s': split}
+  return result | {'time_range_s': step_time(split)}
 
 
 def tabulate(program: hlo.Program, target: hardware.Target) -> dict:
   """Returns the tables of a program: those of ESTIMATES that need no chip."""
   return {
-    'collectives': collectives.list_collectives(
-      program, dict(target.mesh.shape)
-    ),
+    'collectives': collectives.list_collectives(program, target.mesh.shape),
     'cycles': program_costs.sum_cycles(program),
     'largest_arrays': program_costs.list_largest_arrays(program),
     'unknown_loops': program.unknown_loops,
