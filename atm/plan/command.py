@@ -124,10 +124,8 @@ def _plan_all(settings: dict) -> Iterator[tuple[str, dict]]:
     for name, given in settings.items()
   )
   for name, result in workers.run_plans(train_plan.plan, jobs):
-    yield (
-      name,
-      {'error': result['error']} if 'error' in result else _row(result),
-    )
+    failed = 'error' in result
+    yield name, {'error': result['error']} if failed else _row(result)
 
 
 def _row(result: dict) -> dict:

@@ -221,9 +221,7 @@ def _rates(job: DecodeJob, result: dict) -> dict:
   once = result['prefill'] and result['prefill']['time_range_s']
   if once is None:
     return rates
-  per_second = lambda amount, seconds: tuple(
-    amount / t for t in reversed(seconds)
-  )
+  per_second = lambda n, seconds: tuple(n / t for t in reversed(seconds))
   B, S = job.batch(result['batch_size'])['tokens'].shape
   if job.kind == 'encode':
     flops = job.encode_flops(B, S)

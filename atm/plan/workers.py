@@ -102,9 +102,7 @@ class _Worker:
     shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _run(
-  pipe, plan: Callable, settings: dict, folder: str, partly: bool
-) -> None:
+def _run(pipe, plan, settings: dict, folder: str, partly: bool) -> None:
   """Sends a plan or an error, then exits without waiting for the compiler."""
   tempfile.tempdir = os.path.join(folder, 'more')  # goes with the folder
   os.mkdir(tempfile.tempdir)
