@@ -209,8 +209,8 @@ def execute(run: str) -> None:
     return
   made = get_configurable(command)()
   if hasattr(made, 'run'):  # a job: a dataclass that gin configured
-    made = made.run()
-  if isinstance(made, str):
+    made.run()  # reports by itself what it wrote
+  elif isinstance(made, str):
     print(made)
 
 

@@ -17,11 +17,13 @@ def test_every_run_parses_with_its_required_settings(run):
 
 
 def test_a_command_is_a_function_a_text_or_a_job(monkeypatch, capsys):
-  """Faults seen: a job made and not run; a text not printed."""
+  """Faults seen: a job made and not run; a text not printed; the path that a
+  job returns, and has told, printed once more."""
 
   class Job:
     def run(self):
-      return 'ran'
+      print('ran')
+      return 'path'
 
   def shout(name):
     return lambda: {'a.text': 'said', 'a.job': Job(), 'a.rest': 7}[name]
