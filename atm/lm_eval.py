@@ -1,4 +1,4 @@
-"""lm-evaluation-harness asks, a Model answers.
+"""Adapter to lm-evaluation-harness: the harness asks, a `Model` answers.
 
 Importing this module registers the model `atm` with the harness:
 
@@ -6,14 +6,13 @@ Importing this module registers the model `atm` with the harness:
   lm_eval.simple_evaluate('atm', 'model_dir=runs/tiny,mode=clm', ['xnli_de'])
 
 `python -m atm.lm_eval` is the harness's own command, which knows it then, and
-`atm lm_eval` a run of ours, see harness.py.
+`atm lm_eval` a run of ours, see `atm.cli.lm_eval_command`.
 
-The harness's words: a request has a context, which is given, and a
+In the harness's words a request has a context, which is given, and a
 continuation, which is scored or generated. In 'clm' the encoder reads
 `[CLM] context` and the decoder writes the continuation. In 'denoise' the
-encoder reads the context and the decoder writes the whole text again: it is
-given the context's tokens, and only what is behind these is scored, or kept of
-what is generated.
+encoder reads the context and the decoder writes the whole text again, given the
+context's tokens; only what is behind these is scored, or kept.
 """
 
 from __future__ import annotations
@@ -37,27 +36,22 @@ from atm.parallel import distributed
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 256  # generated where a task says nothing, as in the harness
-# Names of generation options in tasks -> in choosing.Config.
-OPTIONS = {
+# Names of generation options in tasks -> in `sampling.Config`.
+GENERATION_KWARGS = {
   'max_gen_toks': 'max_tokens',
   'max_new_tokens': 'max_tokens',
-  'max_tokens': 'max_tokens',
   'max_completion_tokens': 'max_tokens',
   'min_new_tokens': 'min_tokens',
   'num_beams': 'beams',
-  'length_penalty': 'length_penalty',
-  'early_stopping': 'early_stopping',
-  'temperature': 'temperature',
-  'top_k': 'top_k',
-  'top_p': 'top_p',
-  'min_p': 'min_p',
-  'repetition_penalty': 'repetition_penalty',
-  'seed': 'seed',
 }
+SAME_NAMES = (
+  'max_tokens', 'length_penalty', 'early_stopping', 'temperature', 'top_k',
+  'top_p', 'min_p', 'repetition_penalty', 'seed',
+)  # fmt: skip
 
 
 class Newlines:
-  """What stands for newlines, which the tokenizer has not.
+  """Writes newlines as a mark, for the tokenizer has none.
 
   Attributes:
     mark: '<br>', as in the paper's prompts; '': a newline becomes a space, and
@@ -68,22 +62,22 @@ class Newlines:
     self.mark = mark.strip()
 
   def written(self, text: str) -> str:
-    """As the model reads it: n newlines are n marks, with spaces around."""
+    """Returns a text as the model reads it: n newlines are n spaced marks."""
     return re.sub(
       r'[^\S\n]*\n\s*', lambda at: f' {self.mark * at[0].count(chr(10))} ', text
     )
 
   def read(self, text: str) -> str:
-    """A text of the model with newlines again."""
+    """Returns a text of the model with newlines again."""
     return re.sub(rf' *{re.escape(self.mark)} *', '\n', text)
 
   def stops(self, until: Sequence[str]) -> list[str]:
-    """Strings at which the model stops; none where it can write no newline."""
+    """Returns where the model stops: not at newlines that it cannot write."""
     possible = (s for s in until if self.mark or '\n' not in s)
     return [self.written(s).strip() if '\n' in s else s for s in possible]
 
   def cut(self, text: str, until: Sequence[str]) -> str:
-    """A text of the model, with newlines, up to the first of `until`."""
+    """Returns a text, its newlines back, up to the first of `until`."""
     text = stop_strings.cut_at_stop(text, until)
     if not self.mark:
       return text
@@ -92,7 +86,7 @@ class Newlines:
 
 
 def generation(options: dict) -> tuple[sampling.Config, list[str]]:
-  """A task's `generation_kwargs` as (how tokens are chosen, where to stop).
+  """Converts a task's `generation_kwargs` to (settings, strings to stop at).
 
   `do_sample` decides as in transformers: False is greedy whatever the
   temperature, True without one samples with 1; where it is not said, a
@@ -106,8 +100,9 @@ def generation(options: dict) -> tuple[sampling.Config, list[str]]:
   until = [until] if isinstance(until, str) else until
   fields = {'max_tokens': MAX_TOKENS, 'temperature': float(sample is True)}
   for name, value in given.items():
-    check_choice('generation_kwargs', name, ('until', 'do_sample', *OPTIONS))
-    fields[OPTIONS[name]] = value
+    known = ('until', 'do_sample', *GENERATION_KWARGS, *SAME_NAMES)
+    check_choice('generation_kwargs', name, known)
+    fields[GENERATION_KWARGS.get(name, name)] = value
   if sample is False:
     fields['temperature'] = 0.0
   return sampling.Config(**fields), [s for s in until if s]
@@ -115,9 +110,9 @@ def generation(options: dict) -> tuple[sampling.Config, list[str]]:
 
 @register_model('atm')
 class AtmLM(LM):
-  """A Model as the harness wants one.
+  """A `Model` with the methods that the harness calls.
 
-  Every host of several answers all requests, and has the same answers.
+  Of several hosts each answers all requests, and has the same answers.
 
   Attributes:
     model: what answers.
@@ -129,17 +124,13 @@ class AtmLM(LM):
   """
 
   def __init__(
-    self,
-    model: api.Model,
-    mode: str = 'clm',
-    newline: str = '<br>',
-    batch_size: int = 32,
+    self, model: api.Model, mode='clm', newline='<br>', batch_size: int = 32
   ):
-    """Of a model with a tokenizer.
+    """Checks the arguments.
 
     Raises:
-      ValueError: it has none, or none with `[CLM]` for 'clm'; an unknown mode;
-        a batch size that is no whole number above 0.
+      ValueError: a model without a tokenizer, or without `[CLM]` for 'clm'; an
+        unknown mode; a batch size that is no whole number above 0.
     """
     super().__init__()
     check_choice('mode', mode, prompts.MODES)
@@ -155,27 +146,24 @@ class AtmLM(LM):
     self.room = positions - len(model.framed([], mode))
     self.part = positions // 2 if mode == 'denoise' else positions
     if words.unk_id in words.encode(self.newlines.mark):
-      logger.warning(
-        'the vocabulary cannot spell newline = %r: newlines are lost. Give '
-        "another, ';' or so",
-        newline,
-      )
+      lost = 'the vocabulary cannot spell newline = %r: newlines are lost. '
+      logger.warning(lost + "Give another, ';' or so", newline)
 
   @classmethod
   def create_from_arg_string(cls, arg_string, additional_config=None):
-    """`model_dir=runs/tiny,mode=clm`, the harness's `--model_args`."""
-    return cls.create_from_arg_obj(
-      simple_parse_args_string(arg_string), additional_config
-    )
+    """Reads the harness's `--model_args`: 'model_dir=runs/tiny,mode=clm'."""
+    arguments = simple_parse_args_string(arg_string)
+    return cls.create_from_arg_obj(arguments, additional_config)
 
   @classmethod
   def create_from_arg_obj(cls, arg_dict, additional_config=None):
-    """The same as a dict: model_dir; mode, newline; step, weights.
+    """Reads the harness's `model_args` as a dict.
 
     Args:
-      arg_dict: `step` and `weights` as in `api.load`, the others as above.
-      additional_config: of the harness: its batch_size counts where arg_dict
-        has none; JAX itself finds devices.
+      arg_dict: model_dir; optionally mode, newline and batch_size, see
+        `AtmLM`, step and weights, see `api.load`.
+      additional_config: of the harness; its batch_size counts where arg_dict
+        has none. Its device does not: JAX finds devices.
 
     Raises:
       ValueError: an argument that is not known, or no model_dir.
@@ -184,19 +172,19 @@ class AtmLM(LM):
     given = dict(arg_dict)
     if (size := (additional_config or {}).get('batch_size')) is not None:
       given.setdefault('batch_size', size)
-    own, loads = ('mode', 'newline', 'batch_size'), ('step', 'weights')
+    own = 'mode', 'newline', 'batch_size'
     for name in given:
-      check_choice('model_args', name, ('model_dir', *own, *loads))
+      known = 'model_dir', 'step', 'weights', *own
+      check_choice('model_args', name, known)
     if 'model_dir' not in given:
       raise ValueError('model_args lack model_dir: give model_dir=FOLDER')
-    model = api.load(
-      str(given['model_dir']), given.get('step'), weights=given.get('weights')
-    )
+    folder, step = str(given['model_dir']), given.get('step')
+    model = api.load(folder, step, weights=given.get('weights'))
     return cls(model, **{k: given[k] for k in own if k in given})
 
   @property
   def tokenizer_name(self) -> str:
-    """Tells caches of requests apart."""
+    """Names the tokenizer, to tell caches of requests apart."""
     return f'sentencepiece-{self.model.vocabulary.sha256[:16]}'
 
   def apply_chat_template(self, chat_history, add_generation_prompt=True):
@@ -205,7 +193,7 @@ class AtmLM(LM):
     )
 
   def get_model_info(self) -> dict:
-    """For the harness's results."""
+    """Describes the model for the harness's results."""
     leaves = jax.tree.leaves(self.model.params)
     return {
       'model_num_parameters': sum(x.size for x in leaves),
@@ -218,7 +206,7 @@ class AtmLM(LM):
   # --- Scoring
 
   def loglikelihood(self, requests, disable_tqdm=False):
-    """(log-probability, whether greedy decoding writes it) of continuations.
+    """Returns (log-probability, whether greedy decoding writes it) of each.
 
     In nats, of the continuation's tokens alone: no end token is scored. An
     empty continuation has (0.0, True).
@@ -231,18 +219,20 @@ class AtmLM(LM):
     return self._scored('loglikelihood', requests, pairs, disable_tqdm)
 
   def loglikelihood_rolling(self, requests, disable_tqdm=False):
-    """The log-probability of whole texts, all of their tokens.
+    """Returns the log-probability of whole texts, all of their tokens.
 
     A text that has more than the decoder's room is scored in windows, each
     with the text before it as context; the first has none.
     """
     pairs = [self._pair('', *request.args) for request in requests]
-    kind = 'loglikelihood_rolling'
-    return self._scored(kind, requests, pairs, disable_tqdm)
+    return self._scored('loglikelihood_rolling', requests, pairs, disable_tqdm)
 
   def _pair(self, context: str, continuation: str) -> tuple[list, list]:
-    """Ids of both. A continuation that no space parts from its context goes on
-    in the middle of a word, or of Japanese."""
+    """Returns the ids of both.
+
+    Where no space parts them the continuation goes on in the middle of a word,
+    or of Japanese.
+    """
     context, continuation = map(self.newlines.written, (context, continuation))
     words = self.model.vocabulary
     apart = not context or context[-1].isspace() or continuation[:1].isspace()
@@ -252,7 +242,7 @@ class AtmLM(LM):
   def windows(
     self, context: list[int], continuation: list[int]
   ) -> Iterator[tuple[list[int], list[int], int]]:
-    """The parts that a continuation is scored in: one, where it has room.
+    """Yields the parts that a continuation is scored in: one, if it has room.
 
     In 'clm' the decoder has room for Config.positions tokens. In 'denoise' it
     holds the context, too, so a part has half of them. What has no room of the
@@ -270,18 +260,16 @@ class AtmLM(LM):
       yield source, [*given, *part], len(given)
 
   def _scored(self, kind: str, requests, pairs, quiet: bool) -> list:
-    """The answers to requests of (context, continuation) ids."""
+    """Answers requests of (context, continuation) ids."""
     answers = [None] * len(pairs)
     size = lambda i: sum(map(len, pairs[i]))
     for chosen in self._batches(range(len(pairs)), size, kind, quiet):
-      windows = [
-        (i, *window) for i in chosen for window in self.windows(*pairs[i])
-      ]
+      parts = [(i, *part) for i in chosen for part in self.windows(*pairs[i])]
       totals, greedy = dict.fromkeys(chosen, 0.0), dict.fromkeys(chosen, True)
-      if windows:
-        numbers, *rows = zip(*windows)
-        found = self.model.likelihoods(*rows, batch_size=self.batch_size)
-        for i, total, _, likeliest in zip(numbers, *found):
+      if parts:
+        numbers, *rows = zip(*parts)
+        scores = self.model.likelihoods(*rows, batch_size=self.batch_size)
+        for i, total, _, likeliest in zip(numbers, *scores):
           totals[i] += float(total)
           greedy[i] &= bool(likeliest)
       for i in chosen:
@@ -293,19 +281,17 @@ class AtmLM(LM):
   # --- Generating
 
   def generate_until(self, requests, disable_tqdm=False):
-    """What follows contexts, up to a stop string.
+    """Generates what follows contexts, up to a stop string.
 
     In 'denoise' the decoder is given the context, as when it is scored; at
     least half of its room is kept for that.
     """
-    answers, alike = [''] * len(requests), {}
+    encode = self.model.vocabulary.encode
+    answers, alike, contexts, cut = [''] * len(requests), {}, [], []
     for i, request in enumerate(requests):
-      alike.setdefault(json.dumps(request.args[1]), []).append(i)
-    contexts = [
-      self.model.vocabulary.encode(self.newlines.written(request.args[0]))
-      for request in requests
-    ]
-    cut = []
+      context, options = request.args
+      alike.setdefault(json.dumps(options), []).append(i)
+      contexts.append(encode(self.newlines.written(context)))
     for numbers in alike.values():
       config, until = generation(requests[numbers[0]].args[1])
       tokens = min(config.max_tokens, self.part)
@@ -313,19 +299,19 @@ class AtmLM(LM):
       room = self._fitting(tokens + 1)  # the start token's place is one
       cut += [len(contexts[i]) > room for i in numbers]
       size = lambda i: len(contexts[i])
-      for chosen in self._batches(
-        numbers, size, 'generate_until', disable_tqdm
-      ):
-        some = [_last(room, contexts[i]) for i in chosen]
-        for i, text in zip(chosen, self._made(some, config, until, chosen)):
+      kind = 'generate_until'
+      for chosen in self._batches(numbers, size, kind, disable_tqdm):
+        shown = [_last(room, contexts[i]) for i in chosen]
+        texts = self._continue(shown, config, until, chosen)
+        for i, text in zip(chosen, texts):
           answers[i] = text
-          self.cache_hook.add_partial('generate_until', requests[i].args, text)
+          self.cache_hook.add_partial(kind, requests[i].args, text)
     self._warn(cut)
     return answers
 
-  def _made(self, contexts, config, until, numbers) -> list[str]:
-    """Continuations of contexts; their numbers are for sampling."""
-    made = self.model.complete(
+  def _continue(self, contexts, config, until, numbers) -> list[str]:
+    """Generates continuations of contexts; their numbers are for sampling."""
+    generations = self.model.complete(
       [self.model.framed(ids, self.mode) for ids in contexts],
       config=config,
       prefixes=contexts if self.mode == 'denoise' else None,
@@ -333,20 +319,23 @@ class AtmLM(LM):
       batch_size=self.batch_size,
       numbers=numbers,
     )
-    texts = (self.model.vocabulary.decode(best.ids) for best, *_ in made)
-    return [self.newlines.cut(text, until) for text in texts]
+    decode = self.model.vocabulary.decode
+    return [
+      self.newlines.cut(decode(best.ids), until) for best, *_ in generations
+    ]
 
   # --- Both
 
   def _fitting(self, tokens: int) -> int:
-    """Tokens of a context that have room, with `tokens` behind them."""
-    if self.mode == 'clm':
-      return self.room
-    return min(self.room, self.model.config.positions - tokens)
+    """Returns how much of a context has room, with `tokens` behind it."""
+    left = self.model.config.positions - tokens
+    return self.room if self.mode == 'clm' else min(self.room, left)
 
   def _batches(self, numbers, size, kind, quiet) -> Iterator[list[int]]:
-    """Request numbers, batch_size at a time, the longest first: where memory
-    does not suffice it shows at once."""
+    """Yields request numbers, batch_size at a time, the longest first.
+
+    So where memory does not suffice, the first batch shows it.
+    """
     order = sorted(numbers, key=size, reverse=True)
     quiet = quiet or not distributed.is_main_process()
     with tqdm(total=len(order), desc=kind, disable=quiet) as bar:
@@ -356,7 +345,7 @@ class AtmLM(LM):
         bar.update(len(chosen))
 
   def _warn(self, cut) -> None:
-    """Says how many contexts were cut; `cut` is True for each that was."""
+    """Logs how many contexts were cut; `cut` is True for each that was."""
     cut = list(cut)
     if any(cut) and distributed.is_main_process():
       logger.warning(

@@ -1,4 +1,4 @@
-"""`atm chat`: prompting a model line by line, its words as they come."""
+"""`atm chat`: prompts a model line by line and shows its words as they come."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELP = {
   '/mode clm|denoise': 'continue the text, or complete it',
   '/set NAME VALUE': 'choose tokens by temperature, top_p, max_tokens, ...',
   '/stop STRING ...': 'end an output at these; none: at the end token only',
-  '/template NAME': 'ask in a template of atm.prompts; none: plain text',
+  '/template NAME': 'ask in a template, summary or so; none: plain text',
   '/shots FILE': "examples to learn from, JSONL of the template's fields",
   '/shots': 'forget them',
   '/prompt TEXT': 'show what the encoder would read',
@@ -35,7 +35,7 @@ ISOLATE, POP = '\u2068', '\u2069'
 
 @dataclasses.dataclass
 class Chat:
-  """What a conversation has set; each line is a prompt of its own.
+  """A conversation and its settings; each line is a prompt of its own.
 
   Attributes:
     model: the model.
@@ -55,7 +55,7 @@ class Chat:
   last: str = ''
 
   def line(self, text: str) -> bool:
-    """Does what a line says; returns whether there is to be another."""
+    """Answers a line or obeys its command; returns False at the end."""
     command, _, rest = text.strip().partition(' ')
     if not command:
       return True
@@ -63,7 +63,8 @@ class Chat:
       return False
     try:
       if command.startswith('/'):
-        self._command(command, rest.strip())
+        check_choice('command', command, {line.split()[0] for line in HELP})
+        getattr(self, '_' + command[1:])(rest.strip())
       else:
         self.last = self.prompt(text.strip())
         self.answer()
@@ -73,29 +74,22 @@ class Chat:
       self.console.print(f'{POP} [dim]interrupted[/]')
     return True
 
-  def _command(self, command: str, rest: str) -> None:
-    names = sorted({line.split()[0] for line in HELP})
-    check_choice('command', command, names)
-    getattr(self, '_' + command[1:])(rest)
-
   def _help(self, rest: str) -> None:
     self._table(HELP)
 
   def _show(self, rest: str) -> None:
-    name = self.template and self.template.name
+    name = self.template.name if self.template else 'none'
     self._table({
       'mode': self.mode, 'stop': ' '.join(map(repr, self.stop)) or 'none',
-      'template': name or 'none', 'shots': len(self.shots),
+      'template': name, 'shots': len(self.shots),
       **dataclasses.asdict(self.config),
     })  # fmt: skip
 
   def _table(self, rows: dict) -> None:
     table = rich.table.Table(box=None, show_header=False, padding=(0, 2))
-    for name, value in rows.items():
-      table.add_row(
-        f'[cyan]{rich.markup.escape(str(name))}[/]',
-        rich.markup.escape(str(value)),
-      )
+    for row in rows.items():
+      name, value = (rich.markup.escape(str(x)) for x in row)
+      table.add_row(f'[cyan]{name}[/]', value)
     self.console.print(table)
 
   def _mode(self, rest: str) -> None:
@@ -116,15 +110,12 @@ class Chat:
     self.stop = tuple(shlex.split(rest))
 
   def _template(self, rest: str) -> None:
-    self.shots = []
-    self.template = None
+    self.shots, self.template = [], None
     if rest not in ('', 'none'):
       self.template = prompts.find_template(rest)
-      fields = ', '.join(self.template.fields)
-      self.console.print(
-        f'[dim]a line is {fields}'
-        + (', with | between[/]' if len(self.template.fields) > 1 else '[/]')
-      )
+      fields = self.template.fields
+      between = ', with | between' if len(fields) > 1 else ''
+      self.console.print(f'[dim]a line is {", ".join(fields)}{between}[/]')
 
   def _shots(self, rest: str) -> None:
     if not rest:
@@ -141,9 +132,8 @@ class Chat:
 
   def _prompt(self, rest: str) -> None:
     text = self.prompt(rest)
-    self.console.print(
-      f'{ISOLATE}{rich.markup.escape(text)}{POP}', soft_wrap=True
-    )
+    shown = rich.markup.escape(text)
+    self.console.print(f'{ISOLATE}{shown}{POP}', soft_wrap=True)
     count = len(self.model.encode(text, self.mode))
     self.console.print(f'[dim]{count} tokens[/]')
 
@@ -154,7 +144,7 @@ class Chat:
     self.answer()
 
   def prompt(self, text: str) -> str:
-    """What the encoder reads for a line."""
+    """Returns what the encoder reads for a line."""
     if self.template is None:
       return text
     fields = self.template.fields
@@ -174,15 +164,13 @@ class Chat:
     out = self.console
     start, first, size = time.perf_counter(), None, 0
     if self.config.beams > 1 or self.config.results > 1:
-      (made,) = self.model.complete(
+      generations = self.model.complete(
         [self.last], self.mode, self.config, stop=stop
       )
-      for row in made:
-        text = rich.markup.escape(row.text)
-        out.print(
-          f'{ISOLATE}{text}{POP} [dim]{row.score:.2f}[/]', soft_wrap=True
-        )
-        size += len(row.ids)
+      for one in generations[0]:
+        text = f'{ISOLATE}{rich.markup.escape(one.text)}{POP}'
+        out.print(f'{text} [dim]{one.score:.2f}[/]', soft_wrap=True)
+        size += len(one.ids)
     else:
       out.print(ISOLATE, end='')
       for piece in self.model.stream(self.last, self.mode, self.config, stop):
@@ -191,10 +179,8 @@ class Chat:
         out.print(piece, end='', markup=False, highlight=False, soft_wrap=True)
       out.print(POP)
     seconds = time.perf_counter() - start
-    out.print(
-      f'[dim]about {size} tokens in {seconds:.1f} s'
-      + (f', the first after {first:.1f} s[/]' if first else '[/]')
-    )
+    begun = f', the first after {first:.1f} s' if first else ''
+    out.print(f'[dim]about {size} tokens in {seconds:.1f} s{begun}[/]')
 
 
 @dataclasses.dataclass
@@ -231,18 +217,15 @@ class ChatCommand(api.ModelSource):
       f'[bold]step {model.step:,} of {rich.markup.escape(self.model_dir)}[/]  '
       f'[dim]mode {self.mode}, /help for commands[/]'
     )
-    while True:
-      try:
-        text = self.read(f'{chat.mode}> ')
-      except (EOFError, KeyboardInterrupt):
-        console.print()
-        return
-      if not chat.line(text):
-        return
+    try:
+      while chat.line(self.read(f'{chat.mode}> ')):
+        pass
+    except (EOFError, KeyboardInterrupt):
+      console.print()
 
 
 def _keep_history() -> None:
-  """Earlier lines, of earlier conversations too, with the arrow keys."""
+  """Keeps lines for the arrow keys, from one conversation to the next."""
   try:
     import atexit
     import readline

@@ -225,8 +225,8 @@ class Model(FewShotMixin):
           AlexaTM(self.config), self._decode_params, limited, batch, config, T
         )
         outputs = run(*given, **named)
-      made = collect(outputs, rows[1], self.vocabulary, stop)
-      for i, generations in zip(chosen, made):
+      collected = collect(outputs, rows[1], self.vocabulary, stop)
+      for i, generations in zip(chosen, collected):
         out[i] = generations
     return out
 
@@ -297,10 +297,11 @@ def load(
   mesh = mesh_lib.make_mesh() if mesh is None else mesh
   if weights is not None:
     check_choice('WEIGHTS', weights, ('float32', 'bfloat16'))
-  found = pretrained.open_pretrained(directory, at_step)
-  config = dataclasses.replace(found.config, dtype=dtype or found.config.dtype)
-  params = found.read_params(mesh, rules)
-  model = Model(config, params, found.vocabulary, mesh, rules, found.step)
+  source = pretrained.open_pretrained(directory, at_step)
+  config = source.config
+  config = dataclasses.replace(config, dtype=dtype or config.dtype)
+  params = source.read_params(mesh, rules)
+  model = Model(config, params, source.vocabulary, mesh, rules, source.step)
   return cast_to_bfloat16(model) if weights == 'bfloat16' else model
 
 

@@ -66,8 +66,8 @@ def _automaton(stops, letters) -> np.ndarray:
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
   """Returns the text up to the first stop string in it."""
-  found = [at for stop in stops if (at := text.find(stop)) >= 0]
-  return text[: min(found)] if found else text
+  starts = [at for stop in stops if (at := text.find(stop)) >= 0]
+  return text[: min(starts)] if starts else text
 
 
 def stream_text(
