@@ -293,7 +293,7 @@ def splash_attention(
   head_mask = (splash.CausalMask if mask.causal else splash.FullMask)(shape)
   kernel = splash.make_splash_mha_single_device(
     splash.MultiHeadMask([head_mask] * H),
-    block_sizes=_splash_blocks(*shape),
+    block_sizes=splash.BlockSizes(**_splash_blocks(*shape)),
     residual_checkpoint_name=remat.ATTENTION,
     interpret=interpret,
   )
@@ -307,21 +307,19 @@ def _pad_to_block(x, axis: int = 1, fill: int = 0):
   return jnp.pad(x, widths, constant_values=fill)
 
 
-def _splash_blocks(T: int, S: int):
-  """Returns block sizes that divide T and S.
+def _splash_blocks(T: int, S: int) -> dict:
+  """Returns the fields of splash's BlockSizes: blocks that divide T and S.
 
   Few large blocks, and one kernel for all gradients, take three fifths of the
   instructions that 512 x 512 and two kernels take, by the compiler's schedules
   for v4, v5e, v5p and v6e; see docs/pods.md.
   """
-  from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
-
   largest = lambda n, limit: max(
     b for b in range(BLOCK, limit + 1, BLOCK) if n % b == 0
   )
   q, kv = largest(T, 1024), largest(S, 1024)
   compute = largest(kv, 512)
-  return BlockSizes(
+  return dict(
     block_q=q, block_kv=kv, block_kv_compute=compute,
     block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=compute,
     use_fused_bwd_kernel=True,

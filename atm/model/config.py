@@ -1,10 +1,10 @@
-"""Configuration of the encoder-decoder."""
+"""Configuration of the encoder-decoder: sizes, numerics, memory."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from atm.messages import check_choice
+from atm.messages import check_choice, check_number
 from atm.model.attention import IMPLEMENTATIONS
 from atm.model.remat import REMAT
 
@@ -16,6 +16,8 @@ CONFIG_CHOICES = {
   'ties': ('none', 'embeddings', 'decoder_head', 'encoder_head', 'all'),
 }
 
+IDS = 'pad_id', 'start_id', 'end_id'
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -23,7 +25,7 @@ class Config:
 
   The paper gives the 20B's sizes. It is silent on dropout, the standard
   deviation of the initialisation and the norm's epsilon; the defaults here are
-  none, 0.02 and 1e-5.
+  none, 0.02 and 1e-5. Sizes default to the 20B's.
 
   Attributes:
     vocab_size: V, at least the vocabulary's size.
@@ -42,21 +44,14 @@ class Config:
     token_types: rows of a table of token types added in the encoder; 0: none.
     position_offset: first row of the decoder's position table that is used.
     logits_bias: a constant (untrained) bias on the logits.
-    norm: 'standard' layer norm, or 'uncentred', see `layers.LayerNorm`.
+    norm: 'standard' layer norm, or 'uncentred', see `layers.norm_moments`.
     norm_eps: epsilon of layer norm.
     norm_float32: compute layer norm in float32 whatever the dtype.
     scores_float32: compute attention scores and softmax in float32.
     init_std: of all matrices; biases start at 0, norms at 1.
     dtype: of activations. Parameters are float32.
-    remat: what of each layer the backward pass computes again, but two numbers
-      a position of each norm. 'none': nothing; 'full': all; 'dots': all but
-      products of matrices and attention, so only what is cheap; 'outputs': all
-      but these and the results of norms and activations; 'save_attention': all
-      but attention, whose queries, keys, values, result and normalisers are
-      kept; 'save_attended': all but attention's result and normalisers and the
-      sum that the feed-forward's norm reads; 'save_widened': all but these and
-      the feed-forward's first product; 'offload_widened': all but attention's
-      result and normalisers and that product, which wait in the host's memory.
+    remat: what of each layer the backward pass computes again, from 'none' to
+      'full'; a policy of `remat.REMAT`, where each is explained.
     attention: how attention is computed: 'auto' (by platform), 'einsum',
       'rows', 'splash' or 'cudnn', see attention.py.
     loss_chunk: target positions of a row whose logits are in memory at a time
@@ -102,18 +97,12 @@ class Config:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      zero = field.name in ('token_types', 'position_offset')
-      at_least = 0 if zero or field.name.endswith('_id') else 1
-      if field.type == 'int' and (
-        not isinstance(value, int) or value < at_least
-      ):
-        raise ValueError(
-          f'Config.{field.name} = {value!r}: expected a whole number, at '
-          f'least {at_least}'
-        )
-      if field.name.endswith('dropout') and not 0 <= value < 1:
-        raise ValueError(f'Config.{field.name} = {value!r}: expected [0, 1)')
+      name, value = field.name, getattr(self, field.name)
+      if field.type == 'int':
+        zero = name in ('token_types', 'position_offset', *IDS)
+        check_number(f'Config.{name}', value, 0 if zero else 1)
+      if name.endswith('dropout') and not 0 <= value < 1:
+        raise ValueError(f'Config.{name} = {value!r}: expected [0, 1)')
     for name in ('encoder_heads', 'decoder_heads'):
       if self.d_model % getattr(self, name):
         raise ValueError(
@@ -122,7 +111,7 @@ class Config:
         )
     for name, known in CONFIG_CHOICES.items():
       check_choice(f'Config.{name}', getattr(self, name), known)
-    for name in ('pad_id', 'start_id', 'end_id'):
+    for name in IDS:
       if getattr(self, name) >= self.vocab_size:
         raise ValueError(
           f'Config.{name} = {getattr(self, name)} is no id below '

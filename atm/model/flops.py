@@ -10,7 +10,7 @@ import jax
 def train_flops(
   config, batch: int, S: int, T: int, frozen: bool = False
 ) -> float:
-  """Model FLOPs of a training step, forward and backward.
+  """Returns the model FLOPs of a training step, forward and backward.
 
   Three times the forward pass, whose matrix products of M x N by N x P count
   2 M N P each. Everything else (norms, softmax, embeddings' look-up) is left
@@ -49,7 +49,7 @@ def train_flops(
 
 
 def jaxpr_flops(jaxpr, kernels: bool = True) -> float:
-  """FLOPs of a jaxpr's matrix products over all devices, loops multiplied out.
+  """Counts FLOPs of a jaxpr's matrix products on all devices, loops unrolled.
 
   2 M N P a product, as `train_flops` has it, but of all that is computed: what
   remat computes again counts again. Masked blocks of a Pallas kernel's grid
@@ -79,7 +79,7 @@ def _equation_flops(eqn, kernels: bool) -> float:
 
 
 def _repeats(name: str, params: dict) -> int:
-  """How often what an equation holds is computed, on all devices together."""
+  """Returns how often an inner jaxpr runs, on all devices together."""
   if name == 'scan':
     return params['length']
   if name == 'pallas_call':
@@ -92,7 +92,7 @@ def _repeats(name: str, params: dict) -> int:
 
 
 def inner_jaxprs(params: dict) -> list:
-  """The jaxprs among an equation's parameters, closed ones opened."""
+  """Returns the jaxprs among an equation's parameters, closed ones opened."""
   inside = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
-  found = jax.tree.leaves(list(params.values()), is_leaf=inside)
-  return [getattr(x, 'jaxpr', x) for x in found if inside(x)]
+  leaves = jax.tree.leaves(list(params.values()), is_leaf=inside)
+  return [getattr(x, 'jaxpr', x) for x in leaves if inside(x)]

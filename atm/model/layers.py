@@ -296,7 +296,7 @@ class EncoderLayer(nn.Module):
 
   @nn.compact
   def __call__(self, carry, mask, deterministic):
-    """Scan body: carries (x [B, S, D], its moments); returns (carry, None)."""
+    """Runs in a scan: carries (x [B, S, D], its moments); (carry, None)."""
     c, (x, moments) = self.config, carry
     drop = nn.Dropout(c.dropout, deterministic=deterministic)
     h = LayerNorm(c, name='attention_norm')(x, moments)
@@ -328,7 +328,7 @@ class DecoderLayer(nn.Module):
     self.dropout = nn.Dropout(c.dropout)
 
   def __call__(self, carry, encoded, mask, cross_mask, deterministic):
-    """Scan body: carries (x [B, T, D], its moments); returns (carry, None)."""
+    """Runs in a scan: carries (x [B, T, D], its moments); (carry, None)."""
     x, moments = carry
     drop = functools.partial(self.dropout, deterministic=deterministic)
     attend = self.self_attention

@@ -13,11 +13,7 @@ from atm.parallel.sharding import Rules, check_divides
 
 
 def init_params(model, seed: int) -> dict:
-  """Initialises the parameters of an AlexaTM.
-
-  Args:
-    model: an AlexaTM.
-    seed: of the random numbers.
+  """Initialises the parameters of an AlexaTM from a seed.
 
   Returns:
     A tree of float32 arrays, each in an `nn.Partitioned` box of its logical
@@ -29,15 +25,7 @@ def init_params(model, seed: int) -> dict:
 
 
 def abstract_params(model, mesh, rules: Rules) -> dict:
-  """Returns the parameters' shapes, dtypes and shardings, without arrays.
-
-  Args:
-    model: an AlexaTM.
-    mesh: the mesh.
-    rules: from the parameters' logical axes to the mesh's.
-
-  Returns:
-    A tree of jax.ShapeDtypeStruct with shardings.
+  """Returns an AlexaTM's parameters as jax.ShapeDtypeStruct with shardings.
 
   Raises:
     ValueError: a size does not divide by the mesh.
@@ -53,10 +41,7 @@ def is_box(x) -> bool:
 
 
 def with_shardings(
-  boxed,
-  mesh,
-  rules: Rules,
-  axes_of: Callable = lambda path, box: box.names,
+  boxed, mesh, rules: Rules, axes_of: Callable = lambda path, box: box.names
 ):
   """Turns abstract arrays in boxes into jax.ShapeDtypeStruct with shardings.
 

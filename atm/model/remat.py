@@ -22,21 +22,28 @@ def _keep(*names: str):
   return jax.checkpoint_policies.save_only_these_names(MOMENTS, *names)
 
 
-# What each layer keeps for its backward pass; the rest it computes again. From
-# most memory to least: 'none' keeps all that JAX's derivatives read; 'dots' all
-# whose recomputation would be a product; 'full' only a layer's input.
+# What each layer keeps for its backward pass; the rest it computes again.
 REMAT = {
+  # All that JAX's derivatives read.
   'none': None,
+  # The layer's input alone.
   'full': _keep(),
+  # Results of products, attention, norms and activations.
   'outputs': _keep(PRODUCT, ATTENTION, NORM, ACTIVATION),
+  # Results of products and attention: what is computed again is cheap.
   'dots': _keep(PRODUCT, ATTENTION),
+  # As 'save_attended', and the feed-forward's first product, the widest array.
   'save_widened': _keep(ATTENTION, UP, STREAM),
+  # Attention's result, and the sum that the feed-forward's norm reads.
   'save_attended': _keep(ATTENTION, STREAM),
+  # Attention's result and the feed-forward's first product, both in the host's
+  # memory until the backward pass.
   'offload_widened': jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[MOMENTS],
     names_which_can_be_offloaded=[ATTENTION, UP],
     offload_src='device',
     offload_dst='pinned_host',  # the only host memory a device copies from
   ),
+  # Attention alone, whose backward pass then computes nothing again.
   'save_attention': _keep(ATTENTION, HEADS),
 }

@@ -31,32 +31,20 @@ from atm.model.layers import (
 from atm.parallel.sharding import constrain, map_batch_shards
 
 
-class Encoder(nn.Module):
-  """Encoder stack, from embeddings to states, both [B, S, D]."""
+class Stack(nn.Module):
+  """Stack of layers and a norm, from embeddings to states, both [B, T, D]."""
 
   config: Config
+  layer_class: type[nn.Module]
+  length: int
 
   @nn.compact
-  def __call__(self, x, mask, deterministic):
+  def __call__(self, x, *inputs):
+    """Computes states; the last of the layers' inputs is `deterministic`."""
     c = self.config
-    x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
-    layers = scan_layers(EncoderLayer, c, c.encoder_layers, inputs=2)
-    carry, _ = layers((x, norm_moments(x, c)), mask, deterministic)
-    return LayerNorm(c, name='norm')(*carry)
-
-
-class Decoder(nn.Module):
-  """Decoder stack, from embeddings to states, both [B, T, D]."""
-
-  config: Config
-
-  @nn.compact
-  def __call__(self, x, encoded, mask, cross_mask, deterministic):
-    c = self.config
-    x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
-    layers = scan_layers(DecoderLayer, c, c.decoder_layers, inputs=4)
-    carry = x, norm_moments(x, c)
-    carry, _ = layers(carry, encoded, mask, cross_mask, deterministic)
+    x = nn.Dropout(c.dropout)(x, deterministic=inputs[-1])
+    layers = scan_layers(self.layer_class, c, self.length, len(inputs))
+    carry, _ = layers((x, norm_moments(x, c)), *inputs)
     return LayerNorm(c, name='norm')(*carry)
 
   def each_layer(self):
@@ -67,9 +55,9 @@ class Decoder(nn.Module):
     """
     layers = nn.unbox(self.variables['params']['layers'])
     if '0' not in layers:
-      layers = split_layer_params(layers, self.config.decoder_layers)
-    layer = DecoderLayer(self.config, parent=None)
-    for number in range(self.config.decoder_layers):
+      layers = split_layer_params(layers, self.length)
+    layer = self.layer_class(self.config, parent=None)
+    for number in range(self.length):
       yield functools.partial(layer.apply, {'params': layers[str(number)]})
 
   def apply_norm(self, x):
@@ -99,8 +87,9 @@ class AlexaTM(Embeddings):
 
   def setup(self):
     super().setup()
-    self.encoder = Encoder(self.config)
-    self.decoder = Decoder(self.config)
+    c = self.config
+    self.encoder = Stack(c, EncoderLayer, c.encoder_layers)
+    self.decoder = Stack(c, DecoderLayer, c.decoder_layers)
 
   def __call__(
     self,

@@ -27,24 +27,22 @@ PEAK_FLOPS = {
 
 @functools.cache
 def peak_flops() -> float:
-  """Peak FLOP/s of all devices together.
+  """Returns the peak FLOP/s of all devices together; 0 if unknown.
 
   From PEAK_FLOPS by device kind; on the CPU the best of five float32 products
-  of two 1024 x 1024 matrices, measured once, for all simulated devices of a
-  process together, times the processes. 0 for an unknown device: no utilisation
-  is reported then.
+  of two 1024 x 1024 matrices, for all simulated devices of a process together,
+  times the processes.
   """
   device = jax.local_devices()[0]
   if device.platform != 'cpu':
-    kind = max(
-      (k for k in PEAK_FLOPS if device.device_kind.startswith(k)),
-      key=len,
-      default='',
-    )
+    # The longest that fits: an H100 is 'NVIDIA H100 80GB HBM3', and 'TPU v5' is
+    # the beginning of 'TPU v5 lite'.
+    kinds = [k for k in PEAK_FLOPS if device.device_kind.startswith(k)]
+    kind = max(kinds, key=len, default='')
     return PEAK_FLOPS.get(kind, 0.0) * jax.device_count()
   a = jax.device_put(jnp.ones((1024, 1024), jnp.float32), device)
   product = jax.jit(lambda x: x @ x)
-  product(a).block_until_ready()
+  product(a).block_until_ready()  # compiled before it is timed
   best = float('inf')
   for _ in range(5):
     start = time.perf_counter()

@@ -2,13 +2,14 @@
 
 Every host of a run is a process that runs the same program over its own
 devices (a GPU may have a process of its own). They meet at a coordinator, which
-process 0 serves; JAX's arrays then span all of them. What JAX does not do for a
-run is here: one process goes first where files are made, and all are sure to be
-the same run.
+process 0 serves; JAX's arrays then span all of them. This module adds what JAX
+does not do: the main process goes first where files are made, and all processes
+check that they are the same run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -21,29 +22,31 @@ from typing import TypeVar
 
 import jax
 
-from atm import messages
+from atm.messages import check_choice, check_number, one_line
 
 T = TypeVar('T')
-# Variables of launchers that tell how many processes they started.
+# Launchers' variables: the number of processes, and one that only a launched
+# process has (a batch script has SLURM_NTASKS, too).
 LAUNCHERS = {
   'SLURM': ('SLURM_NTASKS', 'SLURM_STEP_NODELIST'),
   'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'),
 }
-POLL_MS = 5_000  # a wait is interrupted so often, for Ctrl-C to be heard
+POLL_MS = 5_000  # Ctrl-C is not heard inside one wait of the client
 SHUTDOWN_S = 5
-_numbers = itertools.count()
+DISTRIBUTED = ('auto', 'off')
+_numbers = itertools.count()  # keys of the coordinator's store are set once
 _stage: str | None = None  # of this process: 'joining', then 'met'
 
 
 class OtherProcessError(ValueError):
-  """Another process failed, and says so itself."""
+  """Another process of the run failed, and reports its own error."""
 
 
 # --- Meeting
 
 
 def detect_launcher() -> tuple[str, int]:
-  """(launcher, processes) that the environment tells of; ('', 1) if none."""
+  """Returns (launcher, processes) by the environment; ('', 1) if none."""
   for name, (count, needed) in LAUNCHERS.items():
     number = os.environ.get(count, '')
     if needed in os.environ and number.isdigit() and int(number) > 1:
@@ -58,13 +61,7 @@ def connect(
   process: int | None,
   timeout: int,
 ) -> None:
-  """Joins the run; returns when all processes have.
-
-  Args:
-    coordinator: 'host:port'; None: all three are found by JAX.
-    processes: how many there are.
-    process: which of them this is, from 0.
-    timeout: seconds to wait for the others.
+  """Joins the run and returns when all processes have; see `start_jax`.
 
   Raises:
     ValueError: not all came in time, or none can be found.
@@ -95,18 +92,18 @@ def connect(
   if error and coordinator is None:
     raise ValueError(
       "start.distributed = 'auto', but JAX finds no TPU pod slice, SLURM step "
-      f'or Open MPI here ({_line(error[0])}): set sharding.start.coordinator, '
-      'processes and process'
+      f'or Open MPI here ({one_line(error[0])}): set '
+      'sharding.start.coordinator, processes and process'
     )
   if error:
     raise ValueError(
-      f'start.coordinator = {coordinator!r}: {_line(error[0])}'
+      f'start.coordinator = {coordinator!r}: {one_line(error[0])}'
     ) from error[0]
   _stage = 'met'
 
 
 def check_address(address: str, process: int) -> None:
-  """Raises ValueError unless it is 'host:port', free where we shall serve."""
+  """Raises ValueError unless `address` is 'host:port', free in process 0."""
   host, colon, port = address.rpartition(':')
   if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
     raise ValueError(
@@ -122,12 +119,12 @@ def check_address(address: str, process: int) -> None:
     except OSError as e:
       raise ValueError(
         f'start.coordinator = {address!r}: port {port} is taken here '
-        f'({e.strerror}): is a run of before still alive? Else name another'
+        f'({e.strerror}): is an earlier run still alive? Else name another'
       ) from e
 
 
 def _meeting_error(coordinator, processes, process, timeout: int) -> str:
-  """Says who is missing."""
+  """Returns the message for processes that did not meet: who is missing."""
   if coordinator is None:
     return (
       f'the processes of this run did not meet within {timeout} s '
@@ -151,20 +148,15 @@ def _meeting_error(coordinator, processes, process, timeout: int) -> str:
   )
 
 
-def _line(error: Exception) -> str:
-  return ' '.join(str(error).split())[:200]
-
-
 def has_joined() -> bool:
-  """Whether this process has begun to join others."""
+  """Tells whether this process has begun to join others."""
   return _stage is not None
 
 
 def exit_process(status: int) -> None:
-  """Ends a process that has joined others without waiting for them for long.
+  """Ends this process without waiting long for the others; alone: nothing.
 
-  The usual way would wait for all to come to the end, and for those that hang
-  in a collective it is minutes. Does nothing in a run of one process.
+  Python's own exit waits for all: minutes, where some hang in a collective.
   """
   if not has_joined():
     return
@@ -182,23 +174,23 @@ def exit_process(status: int) -> None:
 
 
 def is_main_process() -> bool:
-  """Whether this process prints and writes for all."""
+  """Tells whether this process, number 0, prints and writes for all."""
   return jax.process_index() == 0
 
 
 def process_share() -> tuple[int, int]:
-  """(i, n): this process's part of work that is dealt out."""
+  """Returns (i, n): this process takes every n-th item, from the i-th."""
   return jax.process_index(), jax.process_count()
 
 
 def run_main_process_first(make: Callable[[], T]) -> T:
-  """make(), in process 0 before the others begin it; all return together.
+  """Calls `make` in process 0, then in the others; all return together.
 
   For files that are made once and that all then find; where processes do not
   see the same files, each makes its own. Waits as long as it takes.
 
   Raises:
-    OtherProcessError: it raised in another process.
+    OtherProcessError: `make` raised in another process.
   """
   client = _client()
   if client is None:
@@ -211,8 +203,7 @@ def run_main_process_first(make: Callable[[], T]) -> T:
       error = e
   if is_main_process():
     client.key_value_set(key, 'failed' if error else 'done')
-  told = error and _line(error)
-  outcomes = _exchange(client, f'{key}/outcome', told)
+  outcomes = _exchange(client, f'{key}/outcome', error and one_line(error))
   if error:
     raise error
   for process, outcome in enumerate(outcomes):
@@ -222,23 +213,22 @@ def run_main_process_first(make: Callable[[], T]) -> T:
 
 
 def wait_for_all() -> None:
-  """Returns when all processes have come here, however long it takes."""
+  """Waits until all processes have come here, however long it takes."""
   run_main_process_first(lambda: None)
 
 
 def check_processes_agree(**facts) -> None:
-  """Checks that all processes have the same `facts`, which JSON can hold.
+  """Raises ValueError, in all processes, unless they have the same `facts`.
 
-  Raises:
-    ValueError: in all processes; names which has what otherwise.
+  Facts are whatever JSON can hold; the message names the process that differs.
   """
   client = _client()
   if client is None:
     return
-  mine = {name: _digest(value) for name, value in facts.items()}
-  all_of_them = _exchange(client, f'atm/same/{next(_numbers)}', mine)
-  for process, theirs in enumerate(all_of_them):
-    differ = [n for n in facts if theirs[n] != all_of_them[0][n]]
+  digests = {name: _digest(value) for name, value in facts.items()}
+  everyone = _exchange(client, f'atm/same/{next(_numbers)}', digests)
+  for process, theirs in enumerate(everyone):
+    differ = [name for name in facts if theirs[name] != everyone[0][name]]
     if differ:
       raise ValueError(
         f'process {process} has another {" and ".join(differ)} than process '
@@ -247,12 +237,13 @@ def check_processes_agree(**facts) -> None:
 
 
 def _client():
-  """The coordination service's client; None for a run of one process.
+  """Returns the coordination service's client; None in a run of one process.
 
   Raises:
     ValueError: there are several processes, which have not met.
   """
-  from jax._src import distributed  # there is no public way to it
+  # Private: jax.experimental.multihost_utils exchanges arrays, on devices.
+  from jax._src import distributed
 
   if jax.process_count() == 1:
     return None
@@ -270,7 +261,7 @@ def _digest(value) -> str:
 
 
 def _get(client, key: str) -> str:
-  """The value of a key, however long it takes to be set."""
+  """Returns the value of a key, however long it takes to be set."""
   while True:
     try:
       return client.blocking_key_value_get(key, POLL_MS)
@@ -280,14 +271,14 @@ def _get(client, key: str) -> str:
 
 
 def _exchange(client, key: str, value) -> list:
-  """The `value` of every process, in order; what JSON can hold."""
+  """Returns the `value` of every process, in order, sent as JSON."""
   client.key_value_set(f'{key}/{jax.process_index()}', json.dumps(value))
   return [
     json.loads(_get(client, f'{key}/{n}')) for n in range(jax.process_count())
   ]
 
 
-DISTRIBUTED = ('auto', 'off')
+# --- Starting
 
 
 def start_jax(
@@ -298,7 +289,7 @@ def start_jax(
   process: int | None = None,
   timeout: int = 300,
 ) -> None:
-  """Prepares JAX; to be called before anything touches a device.
+  """Prepares JAX and joins other processes; call before a device is touched.
 
   Args:
     cpu_devices: simulate this many devices on this process's CPU; None leaves
@@ -317,11 +308,10 @@ def start_jax(
   """
   check_start_settings(distributed, coordinator, processes, process, timeout)
   if cpu_devices is not None:
-    try:
+    # JAX refuses once its backend is up, which is fine if it has that many.
+    with contextlib.suppress(RuntimeError):
       jax.config.update('jax_platforms', 'cpu')
       jax.config.update('jax_num_cpu_devices', cpu_devices)
-    except RuntimeError:
-      pass  # the backend is up already: fine if it has that many
   joins = distributed == 'auto' or coordinator is not None
   if joins and not jax.distributed.is_initialized():
     connect(coordinator, processes, process, timeout)
@@ -335,14 +325,14 @@ def start_jax(
 def check_start_settings(
   distributed, coordinator, processes, process, timeout
 ) -> None:
-  """Raises ValueError where `start_jax`'s settings do not fit each other."""
-  if distributed not in (None, *DISTRIBUTED):
-    raise ValueError(
-      f'start.distributed = {distributed!r}: expected None or one of '
-      f'{DISTRIBUTED}.' + messages.did_you_mean(str(distributed), DISTRIBUTED)
-    )
+  """Raises ValueError where settings of `start_jax` do not fit each other."""
+  if distributed is not None:
+    check_choice('start.distributed', distributed, DISTRIBUTED)
+  check_number('start.timeout', timeout, 1)
   by_hand = {'processes': processes, 'process': process}
   given = [f'start.{k} = {v!r}' for k, v in by_hand.items() if v is not None]
+  if coordinator is None and given:
+    raise ValueError(f'{", ".join(given)} without start.coordinator')
   if coordinator is not None:
     if distributed is not None:
       raise ValueError(
@@ -355,12 +345,9 @@ def check_start_settings(
         f'start.processes = {processes!r}, start.process = {process!r}: '
         'start.coordinator needs both, and process from 0 to processes - 1'
       )
-  elif given:
-    raise ValueError(f'{", ".join(given)} without start.coordinator')
-  if not isinstance(timeout, int) or timeout < 1:
-    raise ValueError(f'start.timeout = {timeout!r}: expected seconds, from 1')
   launcher, count = detect_launcher()
   if count > 1 and distributed is None and coordinator is None:
+    # Each would train alone, in one and the same MODEL_DIR.
     raise ValueError(
       f'{launcher} started {count} processes, and each would be a run of its '
       "own: set sharding.start.distributed = 'auto' to join them, 'off' if "

@@ -1,4 +1,4 @@
-"""The device mesh."""
+"""The device mesh: its four axes, and which device stands where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
 def make_mesh(
   slice: int = 1, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None
 ) -> jax.sharding.Mesh:
-  """A mesh over `devices` (default: all); -1 fills one axis with the rest.
+  """Builds a mesh over `devices` (default: all); one size may be -1: the rest.
 
   On TPUs the axes follow the links between chips, the last axis the shortest,
   and `slice` the slices (pods) that the network of the data centre joins.
@@ -38,7 +38,7 @@ def make_mesh(
 
 
 def fill_sizes(count: int, **sizes: int) -> tuple[int, ...]:
-  """The sizes of a mesh over `count` devices, the -1 among them filled.
+  """Returns the sizes of a mesh over `count` devices, a -1 among them filled.
 
   Raises:
     ValueError: see `make_mesh`.
@@ -60,7 +60,7 @@ def fill_sizes(count: int, **sizes: int) -> tuple[int, ...]:
 
 
 def arrange_devices(sizes: tuple[int, ...], devices: list) -> np.ndarray:
-  """Devices in the shape of a mesh, those that talk most close together.
+  """Arranges devices in the shape of a mesh, those that talk most adjacent.
 
   Raises:
     ValueError: `sizes` disagree with the TPU's slices.
@@ -69,15 +69,15 @@ def arrange_devices(sizes: tuple[int, ...], devices: list) -> np.ndarray:
     order = sorted(devices, key=lambda d: (d.process_index, d.id))
     return np.array(order).reshape(sizes)
   slices, *inner = sizes
-  found = len({getattr(device, 'slice_index', 0) for device in devices})
-  if found > 1 and slices != found:
+  actual = len({getattr(device, 'slice_index', 0) for device in devices})
+  if actual > 1 and slices != actual:
     raise ValueError(
-      f'mesh.slice = {slices}, but the devices are {found} slices: set '
-      f'mesh.slice = {found}'
+      f'mesh.slice = {slices}, but the devices are {actual} slices: set '
+      f'mesh.slice = {actual}'
     )
   # jax.make_mesh knows no slices, and would not split a side of the pod, as
   # 2 x 64 of 4 x 4 x 8 need.
-  if found > 1:
+  if actual > 1:
     return mesh_utils.create_hybrid_device_mesh(
       (1, *inner), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
     )

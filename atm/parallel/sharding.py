@@ -1,15 +1,15 @@
-"""Devices, the mesh over them, and the rules from logical axes to mesh axes.
+"""Sharding rules: from the logical axes of arrays to the axes of the mesh.
 
 The mesh has four axes: `slice` (pods joined by the data centre's network; the
 parameters are copied to each), `data` (copies within a pod), `fsdp` (parameters
 and optimizer state are split) and `tensor` (matrices are split). A batch is
-split over the first three. What lies over several hosts or on one, and whether
-it is CPU, GPU or TPU, is the same to everything downstream.
+split over the first three. Nothing downstream depends on the number of hosts,
+nor on whether devices are CPU, GPU or TPU.
 
 Parameters and activations name what an axis *means* (`embed`, `mlp`, `batch`);
-`Rules` says which mesh axes it is split over. Nothing is replicated by mistake:
-an unknown name or a mesh axis used twice raises (linen's own
-`logical_tomesh_axes` would silently replicate both).
+`Rules` maps a name to mesh axes. Nothing is replicated by mistake: an unknown
+name or a mesh axis used twice raises (linen's own `logical_to_mesh_axes` would
+silently replicate both).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from atm import messages
 from atm.parallel import mesh as mesh_lib
 
-BY_ROW = Layout((0, 1))  # of a matrix, which XLA may turn
+BY_ROW = Layout((0, 1))  # of a matrix, else XLA may transpose it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Rules:
       self.mesh_axes(field.name)
 
   def mesh_axes(self, name: str) -> tuple[str, ...]:
-    """The mesh axes that logical axis `name` is split over."""
+    """Returns the mesh axes that logical axis `name` is split over."""
     value = getattr(self, name)
     axes = () if value is None else value
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
@@ -71,7 +71,7 @@ class Rules:
     return axes
 
   def spec(self, *logical: str | None) -> PartitionSpec:
-    """The PartitionSpec of an array whose axes mean `logical`.
+    """Returns the PartitionSpec of an array whose axes mean `logical`.
 
     Raises:
       ValueError: a logical axis is unknown, or two axes of the array would be
@@ -100,21 +100,17 @@ class Rules:
 
 
 def check_divides(mesh, rules: Rules, sizes: dict[str, tuple[str, int]]):
-  """Checks that each logical axis divides by the devices it is split over.
+  """Raises ValueError unless each logical axis divides by its devices.
 
   Args:
     mesh: the mesh.
     rules: the rules.
-    sizes: logical axis -> (the binding that sets its size, the size).
-
-  Raises:
-    ValueError: a size does not divide; names the binding to change.
+    sizes: logical axis -> (the binding that sets its size, the size); the
+      message names the binding.
   """
   for name, (binding, size) in sizes.items():
     axes = rules.mesh_axes(name)
-    shards = 1
-    for axis in axes:
-      shards *= mesh.shape[axis]
+    shards = math.prod(mesh.shape[axis] for axis in axes)
     if size % shards:
       split = ' x '.join(f'mesh.{a} = {mesh.shape[a]}' for a in axes)
       raise ValueError(
@@ -129,7 +125,7 @@ _active = contextvars.ContextVar('atm_rules', default=None)
 
 @contextlib.contextmanager
 def use_mesh(mesh, rules: Rules):
-  """While open, `constrain` applies, and jit sees `mesh`."""
+  """Opens a context in which `constrain` applies and jit sees `mesh`."""
   token = _active.set(rules)
   try:
     with jax.set_mesh(mesh):
@@ -139,7 +135,7 @@ def use_mesh(mesh, rules: Rules):
 
 
 def current_rules() -> Rules | None:
-  """The rules of the `use_mesh` that is open."""
+  """Returns the rules of the open `use_mesh`; None outside."""
   return _active.get()
 
 
@@ -160,11 +156,11 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def constrain_columns(x: jax.Array) -> jax.Array:
-  """Pins rows that were looked up in a table split over `embed`; [B, T, D].
+  """Pins [B, T, D] looked up in a table that is split over `embed`.
 
   Each device then has the columns of its part of the table, for the rows of all
-  devices that share them, and so has the gradient: what `constrain` sends on is
-  rows, not the table, and what is summed is a part of the table, not all of it.
+  devices that share them, and so has the gradient: devices exchange rows, not
+  the table, and sum a part of the table's gradient, not all of it.
   """
   rules = _active.get()
   if rules is None:
@@ -178,17 +174,14 @@ def constrain_columns(x: jax.Array) -> jax.Array:
 def map_batch_shards(
   compute, rows: tuple, table: jax.Array, bias: jax.Array | None
 ):
-  """compute(*rows, table, bias), each device on the rows that it has.
+  """Calls compute(*rows, table, bias) on each device with its batch rows.
 
-  What the gradient of the table adds up from all devices, it adds once, however
-  often `compute` reads it; a loop that GSPMD partitions adds in every turn. And
-  each device is sent the part that it keeps: its rows, which are then exchanged
-  for its columns. Those can be less than a tile, 128, and of parts of tiles XLA
-  sends the whole sum. (It does where V does not divide, or `tensor` splits it.)
+  The table's gradient is summed over devices once, however often `compute`
+  reads it; a loop that GSPMD partitions sums in every turn.
 
   Args:
-    compute: to a pytree of arrays [B, ...]. It may `constrain`, by axes that
-      are not the batch's.
+    compute: returns a pytree of arrays [B, ...]. It may `constrain`, by axes
+      that are not the batch's.
     rows: pytrees of arrays [B, ...].
     table: [V, D], axes 'vocab' and 'embed'; every row reads all of it.
     bias: [V] or None; has no gradient.
@@ -197,6 +190,10 @@ def map_batch_shards(
   axes = rules.mesh_axes('batch') if rules else ()
   if all(mesh.shape[axis] == 1 for axis in axes):
     return compute(*rows, table, bias)
+  # Each device is sent rows of the table's gradient, then exchanges them for
+  # its columns. Reduce-scattered by columns, which can be fewer than the 128 of
+  # a tile, XLA sends the whole sum to all. (And so it does where V does not
+  # divide, or `tensor` splits it.)
   over = tuple(axis for axis in rules.mesh_axes('embed') if axis in axes)
   parts = math.prod(mesh.shape[axis] for axis in over)
   # Over an axis that is not the batch's, GSPMD would gather the table here.
@@ -222,20 +219,19 @@ def map_batch_shards(
 
 
 def host_rows(mesh, rules: Rules, batch_size: int) -> np.ndarray:
-  """The rows of a batch that this process feeds, in order.
+  """Returns the rows of a batch that this process's devices hold, in order.
 
-  Those that its devices hold. They need not be consecutive, and several
-  processes may feed the same ones: where `tensor` spans processes, each of them
-  holds the same rows.
+  They need not be consecutive, and several processes may feed the same ones:
+  where `tensor` spans processes, each of them holds the same rows.
   """
   sharding = NamedSharding(mesh, rules.spec('batch'))
-  held = sharding.addressable_devices_indices_map((batch_size,))
+  indices = sharding.addressable_devices_indices_map((batch_size,)).values()
   rows = np.arange(batch_size)
-  return np.unique(np.concatenate([rows[index] for index in held.values()]))
+  return np.unique(np.concatenate([rows[index] for index in indices]))
 
 
 def shard_batch(batch, mesh, rules: Rules, batch_size: int | None = None):
-  """Host arrays [B, ...] to device arrays split over the batch axes.
+  """Moves host arrays [B, ...] to devices, split over the batch axes.
 
   Args:
     batch: the arrays.

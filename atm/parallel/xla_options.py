@@ -1,4 +1,4 @@
-"""How XLA compiles a training step: options by platform, and what it keeps."""
+"""XLA's compiler options by platform and device kind, and its cache."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import jax
 
 from atm.messages import did_you_mean
 
-# Gathers of parameters and sums of gradients run beside the computation.
+# Parameter all-gathers and gradient reduce-scatters overlap with computation.
 # libtpu 0.0.42 and jaxlib 0.10.2 know the names; neither a TPU nor a GPU was
 # at hand to time them.
 PLATFORM_OPTIONS = {
-  # A quarter less memory than side by side, in the same time on two cores.
+  # A quarter less memory than the concurrent schedule, in the same time on two
+  # cores.
   'cpu': {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'},
   'tpu': {
     'xla_enable_async_all_gather': True,
@@ -37,7 +38,7 @@ VMEM_LIMIT = 'xla_tpu_scoped_vmem_limit_kib'
 _VMEM = re.compile(
   r'memory space vmem.*?%([\w.-]+) = .*size (\S+) and limit (\S+)', re.S
 )
-# By device kind, beside those: KiB of its vector memory that one fusion may
+# By device kind, in addition: KiB of its vector memory that one fusion may
 # take. Products in larger tiles than libtpu's own limit allows take 84% to 90%
 # of the cycles, by its own count for 20b, and compile for minutes more; v5e's
 # take more again at 98304. There is room then for reduce-scatters inside of
@@ -57,13 +58,12 @@ KIND_OPTIONS = {
 
 
 def jit_update(update: Callable, state):
-  """`update` of (state, batch) as training runs it.
-
-  The state is donated and stays where it was.
+  """Jits `update` of (state, batch) as training runs it.
 
   Args:
-    update: gives (the next state, metrics).
-    state: a pytree of arrays, or of shapes with shardings.
+    update: returns (the next state, metrics).
+    state: a pytree of arrays, or of shapes with shardings; donated, so that the
+      next state takes its memory, and its shardings.
   """
   placed = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
@@ -72,12 +72,13 @@ def jit_update(update: Callable, state):
 def compile_program(
   lowered: jax.stages.Lowered, device, changes: Mapping | None = None
 ) -> jax.stages.Compiled:
-  """The program, with the options of its devices.
+  """Compiles a program with the options of its devices.
 
   Args:
     lowered: of a jitted function.
-    device: one of those; only its platform and kind are read.
-    changes: options added to OPTIONS and OF_KIND, or in their place.
+    device: one of its devices; only the platform and kind are read.
+    changes: options added to PLATFORM_OPTIONS and KIND_OPTIONS, or replacing
+      them.
 
   Raises:
     ValueError: XLA does not know an option, or not this value of it; or an
@@ -96,24 +97,24 @@ def compile_program(
         f'XLA_OPTIONS: {VMEM_LIMIT}{given}: {full[1]} takes {full[2]} of a '
         f"TPU's vector memory, and may have {full[3]}"
       ) from None
-    said = str(e).partition('INVALID_ARGUMENT: ')[2]
-    unknown = re.match(r"No such compile option: '(\w+)'", said)
-    if not unknown and 'setting option' not in said:
+    complaint = str(e).partition('INVALID_ARGUMENT: ')[2]
+    unknown = re.match(r"No such compile option: '(\w+)'", complaint)
+    if not unknown and 'setting option' not in complaint:
       raise
     raise ValueError(
-      f'XLA_OPTIONS = {dict(changes or {})!r}: XLA says: {said}'
+      f'XLA_OPTIONS = {dict(changes or {})!r}: XLA says: {complaint}'
       + (did_you_mean(unknown[1], known) if unknown and known else '')
     ) from None
 
 
 def set_compilation_cache() -> None:
-  """Compiled programs are kept across runs, by default below ~/.cache/atm.
+  """Keeps compiled programs across runs, by default below ~/.cache/atm.
 
-  Those that took a tenth of a second, too: a start has dozens of them. JAX's
-  own environment variables come first.
+  JAX's own environment variables come first.
   """
   for name, value in (
     ('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atm/xla')),
+    # JAX's default is 1 s; a start has dozens of programs of a tenth of that.
     ('jax_persistent_cache_min_compile_time_secs', 0.1),
   ):
     if not os.environ.get(name.upper()):

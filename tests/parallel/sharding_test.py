@@ -183,7 +183,10 @@ def test_start_refuses_another_number_of_devices():
       dict(coordinator='host', processes=2, process=1),
       "coordinator = 'host': expected 'host:port'",
     ),
-    (dict(timeout=0), 'start.timeout = 0: expected seconds'),
+    (
+      dict(timeout=0),
+      'start.timeout = 0: expected a whole number of at least 1',
+    ),
   ],
 )
 def test_start_names_what_does_not_fit(settings, message):
