@@ -108,15 +108,15 @@ def _xlmr_pieces(directory: str, config: Config) -> dict[str, int] | None:
   if path is None:
     return None
   with tempfile.TemporaryDirectory() as scratch:
-    words = convert_xlmr(path, scratch)
-  count = words.size - 2  # without our [CLM] and [DOC]
+    vocabulary = convert_xlmr(path, scratch)
+  count = vocabulary.size - 2  # without our [CLM] and [DOC]
   if count > config.vocab_size:
     raise hf_keys.WeightsError(
       f'{path} has {count} pieces with <pad> and <mask>, more than vocab_size '
       f'= {config.vocab_size} in config.json'
     )
   # The embedding may have more rows, but they are nobody's.
-  return index_pieces(words, count)
+  return index_pieces(vocabulary, count)
 
 
 def _find_tokenizer(directory: str) -> str | None:
