@@ -1,11 +1,79 @@
 """Compilation in part, and programs that cannot be read back."""
 
+import os
+import threading
+
 import jax
 import pytest
 
-from atm.plan import train_plan, workers
+from atm.parallel import xla_options
+from atm.plan import compilation, hardware, train_plan, workers
 
-from plan_runs import SMALL, run
+from plan_runs import FSDP, REFUSED, SMALL, run
+
+
+class Traced:
+  """Stands for a `jax.stages.Traced`, and for what it is lowered to."""
+
+  def __init__(self, compiles):
+    self.compiles = compiles
+
+  def lower(self):
+    return self
+
+  def compile(self, compiler_options):
+    return self.compiles(compiler_options)
+
+
+def test_options_are_those_of_training_or_none(monkeypatch):
+  """Faults seen: those of training for decoding, too; an overflow raised."""
+  target = hardware.Target(FSDP(), None)
+  fits = Traced(lambda options: ('compiled', options))
+  found = compilation.compile_or_overflow(fits, target, None)
+  assert found == (('compiled', None), None)
+  monkeypatch.setattr(
+    xla_options, 'compile_program', lambda lowered, device, options: options
+  )
+  found = compilation.compile_or_overflow(fits, target, {'a': 1})
+  assert found == ({'a': 1}, None)
+
+  def refuse(options):
+    raise jax.errors.JaxRuntimeError(REFUSED)
+
+  found = compilation.compile_or_overflow(Traced(refuse), target, None)
+  assert found[0] is None and found[1]['usable'] == 15.75 * 2**30
+
+
+def test_a_partial_compilation_ends_with_its_dump(tmp_path):
+  """Faults seen: the compiler waited for; its failure not raised."""
+  goes_on, ended = threading.Event(), []
+  files = {
+    'm.after_optimizations.txt': 'the text',
+    'm.after_optimizations-memory-usage-report.txt': (
+      'Memory Space: default x\nTotal bytes: 123\n'
+    ),
+    'm.after_optimizations_after_buffer_assignment.txt': '',
+  }
+
+  def dumps(options):
+    for name, text in files.items():
+      with open(os.path.join(options['xla_dump_to'], name), 'w') as f:
+        f.write(text)
+    goes_on.wait(5)
+    ended.append(True)
+
+  partly, overflow = compilation.compile_partly(
+    str(tmp_path), Traced(dumps), None, None
+  )
+  assert partly.as_text() == 'the text' and overflow is None
+  assert partly.memory_analysis().peak_memory_in_bytes == 123
+  assert not ended
+  goes_on.set()
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(ZeroDivisionError):
+    compilation.compile_partly(
+      str(tmp_path / 'empty'), Traced(lambda options: 1 / 0), None, None
+    )
 
 
 @pytest.fixture(scope='module')
@@ -14,7 +82,7 @@ def whole():
 
 
 @pytest.mark.libtpu
-def test_a_quick_plan_says_what_a_whole_one_does(whole):
+def test_a_partial_plan_says_what_a_whole_one_does(whole):
   """The same traffic, and memory but for up to 64 MiB that whole programs keep
   free for collectives. Of a step that does not fit, the compiler's own figure.
 

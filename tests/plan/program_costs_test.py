@@ -41,16 +41,16 @@ def test_large_arrays_are_not_those_inside_async_start():
 
 
 def test_copies_to_and_from_the_host():
-  """Whole programs, and those of quick plans.
+  """Whole programs, and those of partial plans.
 
   Faults seen: whole arrays counted; both ways the same; a turn once; none seen
-  of a quick plan.
+  of a partial plan.
   """
-  quick = re.sub(
+  partial = re.sub(
     r' dynamic(-update)?-slice-start\(', ' async-start(', OFFLOADED
   )
-  assert quick != OFFLOADED
-  for text in (OFFLOADED, quick):
+  assert partial != OFFLOADED
+  for text in (OFFLOADED, partial):
     assert program_costs.list_host_copies(hlo.parse(text)) == [
       ('turn', 4, True, 1024),
       ('turn', 4, False, 256),

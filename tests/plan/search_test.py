@@ -101,7 +101,7 @@ def test_where_the_fastest_do_not_fit_small_ones_are_tried(planned):
 
 
 def test_one_that_fails_is_a_row(planned):
-  """Of the quick plans and of the whole ones."""
+  """Of the partial plans and of the whole ones."""
   fast = CostModel(run()).candidates()
   planned.failing = dict.fromkeys(fast[1:], 'INTERNAL: a bug')
   lines = []

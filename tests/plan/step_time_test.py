@@ -30,8 +30,8 @@ def test_a_step_takes_from_all_hidden_to_none_hidden():
   assert step_time.step_time(offloaded) == (4.875, 15.0)
 
 
-def test_kernels_of_a_quick_plan_are_not_scheduled(monkeypatch):
-  """Fault seen: ten seconds of each quick plan went into schedules."""
+def test_kernels_of_a_partial_plan_are_not_scheduled(monkeypatch):
+  """Fault seen: ten seconds of each partial plan went into schedules."""
   asked = []
   found = lambda program, pod: asked.append(pod) or {}
   monkeypatch.setattr(step_time.kernels, 'kernel_cycles', found)
