@@ -19,6 +19,7 @@ def check_fits(config: TrainConfig, mesh) -> None:
   rules, batch_size = config.rules, config.batch_size
   check_sizes(mesh, rules, config.model_config, config.sizes, batch_size)
   check_micro_batches(mesh, rules, batch_size, config.micro_batches)
+  sharding.host_rows(mesh, rules, batch_size)  # raises where it does not divide
 
 
 def check_micro_batches(mesh, rules, batch_size: int, number: int) -> None:

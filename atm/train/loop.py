@@ -14,10 +14,11 @@ from atm.checkpoint.manager import CheckpointManager
 from atm.data import batches, objectives
 from atm.parallel import devices, distributed, sharding
 from atm.parallel import xla_options as xla_options_lib
-from atm.train import crash_report, metric_writer, preemption
+from atm.train import crash_report, preemption
 from atm.train.config import TrainConfig
 from atm.train.goodput import Goodput
-from atm.train.held_out_loss import HeldOutLoss
+from atm.train.held_out_loss import HeldOutLoss, unigram_loss
+from atm.train.inputs import Inputs
 from atm.train.metric_logger import MetricLogger
 from atm.train.profiler import Profiler
 from atm.train.run_folder import RunFolder
@@ -33,15 +34,13 @@ class Loop:
     folder: of the run.
     mesh: where state and batches lie.
     update: called with (state, batch, frozen=...), see `step.train_step`.
-    batch: called with a batch's number; returns this host's rows of it.
+    inputs: what the run reads.
     held_out: the evaluation.
     ask: called with (parameters, step) in evaluations, see `ask_every`; returns
       more metrics. None: nothing is asked.
-    unigram: called once; returns what to compare the evaluation with.
     checkpoints: of the run.
     meta: kept in every checkpoint.
     log: sums the metrics of steps.
-    writer: writes metrics.jsonl.
     goodput: counts the seconds.
   """
 
@@ -49,14 +48,12 @@ class Loop:
   folder: RunFolder
   mesh: jax.sharding.Mesh
   update: Callable
-  batch: Callable[[int], dict]
+  inputs: Inputs
   held_out: HeldOutLoss
   ask: Callable[[dict, int], dict] | None
-  unigram: Callable[[], dict]
   checkpoints: CheckpointManager
   meta: dict
   log: MetricLogger
-  writer: metric_writer.MetricWriter
   goodput: Goodput
 
   def run(self, start: int, state: State) -> None:
@@ -72,6 +69,7 @@ class Loop:
       opened = last.enter_context
       report = opened(crash_report.CrashReport(self.folder.path, last_step))
       opened(sharding.use_mesh(self.mesh, config.rules))
+      self.writer = self.folder.open_metrics(start)
       last.callback(self.writer.close)
       last.callback(self.checkpoints.close)
       self.signals = opened(preemption.SignalHandler())
@@ -80,6 +78,7 @@ class Loop:
       )
       writes = distributed.is_main_process()
       self.goodput.open(self.folder.path, start, writes)
+      self.rows = sharding.host_rows(self.mesh, config.rules, config.batch_size)
       self.state, self.done = state, start
       self._evaluate_where_due_before()
       feed = batches.prefetch(self._batch_after, start, last_step)
@@ -95,7 +94,9 @@ class Loop:
 
   def _batch_after(self, done: int) -> dict | None:
     """Returns the batch of the step after `done`; None where it is skipped."""
-    return None if self.config.skips(done + 1) else self.batch(done)
+    if self.config.skips(done + 1):
+      return None
+    return self.inputs.batches(done, self.rows)
 
   # --- A step
 
@@ -207,7 +208,7 @@ class Loop:
     with self.goodput.spent_on('evaluation'):
       row = self.signals.breakable(self._evaluated)
       if not self.done and distributed.is_main_process():
-        row |= self.unigram()
+        row |= unigram_loss(self.inputs.parts, self.held_out)
       self.writer.write(self.done, row)
       losses = (
         f'{name} {row[key]:.3f}'

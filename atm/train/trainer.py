@@ -12,7 +12,7 @@ from atm.checkpoint.pretrained import PretrainedModel
 from atm.data import task_registry
 from atm.data.vocabulary import Vocabulary
 from atm.model.transformer import AlexaTM
-from atm.parallel import distributed, sharding
+from atm.parallel import distributed
 from atm.train import config_checks, held_out_loss, optimizer
 from atm.train import step as step_lib
 from atm.train.config import TrainConfig
@@ -56,7 +56,6 @@ def train(config: TrainConfig) -> TrainingResult:
   with RunFolder(config.model_dir).lock() as folder:
     mesh = config.make_mesh()
     config_checks.check_fits(config, mesh)
-    mine = sharding.host_rows(mesh, config.rules, config.batch_size)
     source = find_source(config, folder)
     inputs = open_inputs(config, folder, source)
     words, rules = inputs.vocabulary, config.rules
@@ -85,11 +84,8 @@ def train(config: TrainConfig) -> TrainingResult:
         step_lib.train_step, model, start.tx, seed=config.seed,
         z_loss=config.z_loss, micro_batches=config.micro_batches,
       ),
-      batch=lambda number: inputs.batches(number, mine),
-      held_out=held_out, ask=ask,
-      unigram=lambda: held_out_loss.unigram_loss(inputs.parts, held_out),
-      checkpoints=checkpoints, meta=meta, log=log,
-      writer=folder.open_metrics(start.step), goodput=goodput,
+      inputs=inputs, held_out=held_out, ask=ask, checkpoints=checkpoints,
+      meta=meta, log=log, goodput=goodput,
     ).run(start.step, start.state)  # fmt: skip
     history = folder.metrics()
     return TrainingResult(
