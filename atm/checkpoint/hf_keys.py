@@ -14,7 +14,7 @@ class WeightsError(ValueError):
   """Weights that are not what their config.json says; names the key."""
 
 
-class Stack(NamedTuple):
+class StackKeys(NamedTuple):
   """Where a Hugging Face class keeps an encoder or a decoder.
 
   Attributes:
@@ -40,7 +40,7 @@ class Layout:
   """
 
   tables: Mapping[str, str]
-  stacks: Mapping[str, Stack]
+  stacks: Mapping[str, StackKeys]
   aliases: Mapping[str, tuple[str, ...]]
   ignored: tuple[str, ...] = ()
 
@@ -95,7 +95,7 @@ ALEXATM = Layout(
     **_DECODER_TABLES,
   },
   stacks={
-    'encoder': Stack(
+    'encoder': StackKeys(
       'model.encoder.pre_ln_encoder.layer_norm',
       'model.encoder.pre_ln_encoder.layer.{}',
       {
@@ -104,7 +104,7 @@ ALEXATM = Layout(
         'feed_forward_norm': 'intermediate.layer_norm',
       },
     ),
-    'decoder': Stack(
+    'decoder': StackKeys(
       'model.decoder.layernorm_output', 'model.decoder.layers.{}', _BART_DECODER
     ),
   },
@@ -126,7 +126,9 @@ BLENDERBOT = Layout(
     **_DECODER_TABLES,
   },
   stacks={
-    name: Stack(f'model.{name}.layer_norm', f'model.{name}.layers.{{}}', parts)
+    name: StackKeys(
+      f'model.{name}.layer_norm', f'model.{name}.layers.{{}}', parts
+    )
     for name, parts in (('encoder', _BART_ENCODER), ('decoder', _BART_DECODER))
   },
   aliases={
@@ -164,7 +166,9 @@ def make_xlmr_layout(keys: Iterable[str]) -> Layout:
       'encoder_positions': inner + 'position_embeddings.weight',
       'encoder_types': inner + 'token_type_embeddings.weight',
     },
-    stacks={'encoder': Stack(prefix + 'LayerNorm', prefix + 'layer.{}', parts)},
+    stacks={
+      'encoder': StackKeys(prefix + 'LayerNorm', prefix + 'layer.{}', parts)
+    },
     aliases={},
     ignored=tuple(k for k in keys if k.startswith(ignored)),
   )
