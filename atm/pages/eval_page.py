@@ -185,11 +185,9 @@ def _score_rows(
   ]
   count, of = task['questions'], task['of']
   questions = f'{count:,} of {of:,}' if count < of else f'{count:,}'
-  rows[0] |= {
-    'label': task_label(task, tasks),
-    'chance': task['chance'],
-    'questions': questions,
-  }
+  rows[0].update(
+    label=task_label(task, tasks), chance=task['chance'], questions=questions
+  )
   return rows
 
 

@@ -69,29 +69,29 @@ def inspect(
   messages.check_number('SEED', seed)
   messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
   console, sizes = console or rich.console.Console(), Lengths.of(lengths)
-  say = lambda text: console.print(rich.text.Text(text), soft_wrap=True)
+  log = lambda text: console.print(rich.text.Text(text), soft_wrap=True)
   configure_tasks()
   task_registry.find_task(mixture)
   if cache_dir is not None:
-    words, sizes = cache.open_cache(cache_dir)
-    words = Vocabulary(vocabulary) if vocabulary else words
+    vocab, sizes = cache.open_cache(cache_dir)
+    vocab = Vocabulary(vocabulary) if vocabulary else vocab
   else:
     cache_dir = os.path.join(output_dir, 'rows')
     train = lambda folder: train_vocabulary(mixture, folder, vocabulary_size)
-    words = find_vocabulary(vocabulary, cache_dir, mixture, train, say)
+    vocab = find_vocabulary(vocabulary, cache_dir, mixture, train, log)
     cache.build(
-      mixture, words.path, lengths, cache_dir, ('train',), say=say,
+      mixture, vocab.path, lengths, cache_dir, ('train',), say=log,
       configure_tasks=configure_tasks,
     )  # fmt: skip
-  configure_tasks(vocabulary=words.path)
-  look = inspect_rows(mixture, words, sizes, cache_dir, examples, seed, tokens)
+  configure_tasks(vocabulary=vocab.path)
+  look = inspect_rows(mixture, vocab, sizes, cache_dir, examples, seed, tokens)
   print_inspection(look, console)
-  say(f'page: {inspect_page.write_inspect_page(look, output_dir)}')
+  log(f'page: {inspect_page.write_inspect_page(look, output_dir)}')
   return look
 
 
 def find_vocabulary(
-  path: str | None, directory: str, mixture: str, train: Callable, say: Callable
+  path: str | None, directory: str, mixture: str, train: Callable, log: Callable
 ) -> Vocabulary:
   """Returns the vocabulary at `path`, or trains one beside the rows if missing.
 
@@ -100,11 +100,10 @@ def find_vocabulary(
   """
   own = os.path.join(directory, 'vocabulary')
   if path is None and os.path.exists(os.path.join(own, MODEL_FILE)):
-    say(f'the vocabulary is the one beside the rows: {own}')
+    log(f'the vocabulary is the one beside the rows: {own}')
   elif path is None:
-    if not any(
-      map(task_registry.get_apply, task_registry.list_tasks(mixture, 'train'))
-    ):
+    tasks = task_registry.list_tasks(mixture, 'train')
+    if not any(map(task_registry.get_apply, tasks)):
       raise ValueError(
         f'VOCABULARY = None: {mixture!r} has inputs and targets, and no text '
         'to train one on: expected a SentencePiece file or folder'
@@ -114,23 +113,23 @@ def find_vocabulary(
 
 
 def inspect_rows(
-  mixture, words, lengths: Lengths, directory, examples: int, seed, tokens
+  mixture, vocab, lengths: Lengths, directory, examples: int, seed, tokens
 ) -> Inspection:
   """Reads what is shown of a mixture's rows in `directory`."""
   parts = batches_lib.load_parts(
-    mixture, 'train', words, lengths, directory, passes=None, verify=None
+    mixture, 'train', vocab, lengths, directory, passes=None, verify=None
   )
-  batches = batches_lib.Batches(parts, words, lengths, 1, seed)
+  batches = batches_lib.Batches(parts, vocab, lengths, 1, seed)
   counts = inspection.measure_objectives(batches, inspection.MEASURED_ROWS)
   notes = [
-    *mixture_stats.describe_padding(parts, words, lengths),
+    *mixture_stats.describe_padding(parts, vocab, lengths),
     *(inspection.summarize_counts(k, found) for k, found in counts.items()),
     *mixture_stats.list_omissions(parts),
   ]
   return Inspection(
-    mixture, words, lengths, directory, seed, tokens, parts,
+    mixture, vocab, lengths, directory, seed, tokens, parts,
     mixture_stats.compute_lines(parts, tokens), notes,
-    inspection.pick_examples(batches, words, examples), counts,
+    inspection.pick_examples(batches, vocab, examples), counts,
   )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def write_inspect_page(look: Inspection, directory: str) -> str:
 def inspect_page_data(look: Inspection) -> dict[str, Any]:
   """Returns what the page shows."""
   rows = sum(len(part.rows) for part in look.parts)
-  S, T = look.lengths.both
+  (S, T), vocab = look.lengths.both, look.vocabulary
   return {
     'name': look.mixture,
     'facts': [
@@ -40,10 +40,7 @@ def inspect_page_data(look: Inspection) -> dict[str, Any]:
       ('rows', f'{rows:,}'),
       ('tokens', f'{sum(part.rows.tokens for part in look.parts):,}'),
       ('lengths', f'encoder {S:,}, decoder {T:,}'),
-      (
-        'vocabulary',
-        f'{look.vocabulary.size:,} pieces, {look.vocabulary.sha256[:12]}',
-      ),
+      ('vocabulary', f'{vocab.size:,} pieces, {vocab.sha256[:12]}'),
       ('seed', f'{look.seed}'),
       ('rows are in', look.directory),
     ],
@@ -80,8 +77,12 @@ def _histograms(kind, counts: ObjectiveCounts) -> list[tuple[str, str]]:
   text = {'denoise': 'row', 'clm': 'document', 'pair': 'pair'}[kind.name]
   plots = {
     f'tokens of a {text}': lambda a: _length_bars(a, counts.texts),
-    'filled places of the encoder': lambda a: _length_bars(a, counts.encoder),
-    'filled places of the decoder': lambda a: _length_bars(a, counts.decoder),
+    'filled positions of the encoder': lambda a: _length_bars(
+      a, counts.encoder
+    ),
+    'filled positions of the decoder': lambda a: _length_bars(
+      a, counts.decoder
+    ),
   }
   if kind.name == 'denoise':
     name = f'tokens of a dropped span; dots: Poisson({kind.mean_span:g}) '

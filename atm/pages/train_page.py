@@ -93,7 +93,7 @@ def _list_facts(rows: list[dict]) -> list[tuple[str, str]]:
   for key, name, form in (
     ('loss', 'training loss', '{:.3f}'),
     ('tokens_per_second', 'tokens a second', '{:,.0f}'),
-    ('mfu', 'model FLOPs used', '{:.1%}'),
+    ('mfu', 'model FLOPs utilization', '{:.1%}'),
     ('goodput', 'goodput', '{:.1%}'),
     ('skipped', 'updates skipped', '{:,.0f}'),
   ):
@@ -174,13 +174,10 @@ def _by_language(rows: list[dict]) -> dict[str, Any] | None:
   objectives = list(losses.pop(None))
   if list(losses) in ([], ['all']):  # pairs are of no language
     return None
+  styles = {name: dict(color=COLOURS[name], lw=1.5) for name in OBJECTIVE_NAMES}
   plots = {
     name_language(language): [
-      (
-        curve(rows, f'{EVAL}{name}/{language}'),
-        dict(color=COLOURS[name], lw=1.5),
-      )
-      for name in mine
+      (curve(rows, f'{EVAL}{name}/{language}'), styles[name]) for name in mine
     ]
     for language, mine in losses.items()
   }

@@ -27,7 +27,7 @@ SAMPLE_TITLES = {
   'clm': "CLM: the beginning of a text, and the model's continuation",
   'pair': "Pairs: an input, and the model's answer",
 }
-COLORS = {'denoise': 'tab:blue', 'clm': 'tab:orange', 'pair': 'tab:green'}
+PNG_COLOURS = {'denoise': 'tab:blue', 'clm': 'tab:orange', 'pair': 'tab:green'}
 
 
 def draw_loss_curves(model_dir: str) -> str:
@@ -39,7 +39,7 @@ def draw_loss_curves(model_dir: str) -> str:
   plots = train_page.loss_lines(metric_writer.read_metrics(model_dir))
   for name, lines in plots.items():
     for points, style in lines:
-      own = {'color': COLORS[name], 'label': f'{name}, {style["label"]}'}
+      own = {'color': PNG_COLOURS[name], 'label': f'{name}, {style["label"]}'}
       train_page.draw_lines(axes, [(points, style | own)])
   axes.set(xlabel='step', ylabel='loss (nats a token)')
   axes.grid(alpha=0.3)
@@ -97,7 +97,7 @@ def generate_samples(run, model, count: int = 3) -> list[dict]:
   """
   decode, samples = model.vocabulary.decode, []
   for name in OBJECTIVE_NAMES:
-    for part, source, target in _examples(run, name, count):
+    for part, source, target in _held_out_examples(run, name, count):
       (output,) = model.generate([source], max_tokens=len(target) + 16)
       texts = map(decode, (source, output, target))
       texts = dict(zip(('input', 'output', 'truth'), texts))
@@ -119,7 +119,7 @@ def sample_tables(samples: list[dict]) -> list[rich.table.Table]:
   return tables
 
 
-def _examples(run, objective: str, count: int):
+def _held_out_examples(run, objective: str, count: int):
   """Yields (part, encoder ids, target ids) of languages spread over all.
 
   Where they are fewer than `count`, some have several, each of another row.
