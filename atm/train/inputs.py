@@ -49,7 +49,7 @@ def open_inputs(
     source: the model that it starts from, if it does.
 
   Raises:
-    ValueError: see `open_vocabulary`, `cache.build` and `batches.load`.
+    ValueError: see `open_vocabulary`, `cache.build` and `batches.load_parts`.
   """
   words = distributed.run_main_process_first(
     lambda: open_vocabulary(config, folder, source)
