@@ -24,7 +24,7 @@ from lm_eval.tasks import TaskManager
 
 import gin
 from atm.checkpoint import manager
-from atm.cli import lm_eval_command, main
+from atm.cli import main
 from atm.data import vocabulary_training
 from atm.inference import api, prompts, sampling
 from atm.lm_eval import AtmLM, Newlines, generation
@@ -592,15 +592,3 @@ def test_atm_lm_eval(model, run, tasks, no_defaults, capsys, tmp_path):
     assert "pip install 'atm[eval]'" in capsys.readouterr().err
   finally:
     gin.clear_config()
-
-
-def test_this_folder_on_the_path_shadows_nothing(monkeypatch):
-  """Fault seen: lm_eval.py taken for the harness."""
-  here = os.path.dirname(os.path.dirname(lm_eval_command.__file__))
-  monkeypatch.syspath_prepend(here)
-  for name in [*sys.modules]:
-    if name.split('.')[0] in ('lm_eval', 'evaluate') or name == 'atm.lm_eval':
-      monkeypatch.delitem(sys.modules, name)
-  monkeypatch.delattr('atm.lm_eval')
-  found = lm_eval_command._import_adapter()
-  assert found.LM.__module__ == 'lm_eval.api.model' and here not in sys.path
