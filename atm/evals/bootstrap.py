@@ -28,10 +28,8 @@ def resample(
 ) -> np.ndarray:
   """Sums as many groups drawn with replacement: [G, M] -> [samples, M].
 
-  The draws depend on G, the seed and the number of samples alone.
-
-  Raises:
-    ValueError: there are no rows.
+  The draws depend on G, the seed and the number of samples alone. Raises
+  ValueError without rows.
   """
   if not len(rows):
     raise ValueError('no rows: expected those of one group or more')
@@ -50,12 +48,7 @@ def bootstrap_interval(
   """Computes the score of rows [G, M] and its 95% percentile interval.
 
   The interval covers the choice of questions, not other seeds or prompts. Of a
-  few dozen groups it is somewhat too narrow.
-
-  Args:
-    rows: counts of each group, see `metrics.Metric`.
-    total: sums [..., M] -> scores [...].
-    seed, samples: of the draws.
+  few dozen groups it is somewhat too narrow. See `metrics.Metric` for `total`.
 
   Returns:
     (score, low, high); nan where nothing is judged.

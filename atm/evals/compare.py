@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,7 @@ class Difference:
   """The difference of a run to the first on one task.
 
   Attributes:
-    value: the run's score minus the first's, in the metric's unit.
-    low, high: its 95% interval.
+    value, low, high: the score minus the first's, with its 95% interval.
     p: of a paired bootstrap, two-sided.
     adjusted: p after Holm's correction over all differences of a comparison.
   """
@@ -86,12 +86,8 @@ def compare_runs(
 ) -> tuple[list[Comparison], list[str]]:
   """Compares the contents of several results.json with the first.
 
-  Args:
-    runs: the contents.
-    labels: what to call each.
-
   Returns:
-    (the tasks that all runs have, notes on what else differs).
+    (the tasks that all runs have, notes on what else differs, by labels).
   """
   by_name = [{task['name']: task for task in run['tasks']} for run in runs]
   common = [name for name in by_name[0] if all(name in t for t in by_name)]
@@ -120,10 +116,8 @@ def compare_runs(
 
 
 def count_resamples(differences: int) -> int:
-  """Returns how many draws Holm's correction of so many differences needs.
-
-  p is at least 2 / draws, and is multiplied by up to their number.
-  """
+  """Returns how many draws Holm's correction of so many differences needs."""
+  # p is at least 2 / draws, and is multiplied by up to their number.
   return max(MIN_RESAMPLES, 100 * differences)
 
 
@@ -133,9 +127,7 @@ def abbreviate(names: Sequence[str], most: int = 5) -> str:
   return ', '.join(names[:most]) + rest
 
 
-def index_groups(
-  task: Mapping[str, Any],
-) -> dict[tuple[str, ...], QuestionGroup]:
+def index_groups(task: Mapping) -> dict[tuple[str, ...], QuestionGroup]:
   """Returns the groups of a task by the ids of their questions."""
   lines = task['predictions']
   members = collections.defaultdict(list)
@@ -155,11 +147,7 @@ def index_groups(
 def compare_task(
   tasks: Sequence[Mapping[str, Any]], labels: Sequence[str], samples: int
 ) -> tuple[Comparison | None, list[str]]:
-  """Compares the entries of one task in several results.json.
-
-  Returns:
-    (None where no question is common, notes on what else differs).
-  """
+  """Compares one task in several runs: (None if nothing is common, notes)."""
   metric = next(iter(tasks[0]['scores']))
   if any(metric not in task['statistics'] for task in tasks):
     return None, [f'{metric} is not in all runs']
@@ -179,12 +167,10 @@ def compare_task(
     for task, mine in zip(tasks, groups)
   ]
   total = metrics.get_metric(metric).total
-  differences = [
-    Difference(
-      *bootstrap.paired_bootstrap(rows[0], other, total, samples=samples)
-    )
-    for other in rows[1:]
-  ]
+  test = functools.partial(
+    bootstrap.paired_bootstrap, rows[0], total=total, samples=samples
+  )
+  differences = [Difference(*test(other)) for other in rows[1:]]
   values = [float(total(each.sum(0))) for each in rows]
   count = sum(map(len, common))
   return Comparison(tasks[0], metric, count, values, differences), notes

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from atm.evals import text_metrics
-from atm.evals.task import Tokenizer
 from atm.messages import check_choice
 
 
@@ -29,15 +28,13 @@ class Metric:
   """One way to score answers.
 
   Attributes:
-    name: its key in METRICS.
-    title: as a reader knows it.
+    name, title: its key in METRICS, and its name for readers.
     rows: (answers, truths, groups, language='en', vocabulary=None) -> float64
       [G, M]. Answers are texts or indices of choices, truths as in
       `Question.truth`. Questions of one group make one row, in the order in
       which groups first occur; '' is a group of its own. The language is that
       of the answers; only `spbleu_own` needs the vocabulary.
     total: sums [..., M] -> scores [...]; nan where nothing is judged.
-    scale: the score of a perfect run.
     note: a caveat on comparing figures, or ''.
   """
 
@@ -45,7 +42,6 @@ class Metric:
   title: str
   rows: Callable[..., np.ndarray]
   total: Callable[[np.ndarray], np.ndarray]
-  scale: float = 100.0
   note: str = ''
 
 
@@ -56,18 +52,10 @@ def group_indices(groups: Sequence[str]) -> np.ndarray:
   return np.array([rows.setdefault(key, len(rows)) for key in keys], int)
 
 
-def _sum_by_group(
-  counts: Callable[..., np.ndarray],
-) -> Callable[..., np.ndarray]:
+def _sum_by_group(counts: Callable) -> Callable[..., np.ndarray]:
   """Builds the `rows` of a metric from its counts of each question [N, M]."""
 
-  def rows(
-    answers: Sequence,
-    truths: Sequence,
-    groups: Sequence[str],
-    language: str = 'en',
-    vocabulary: Tokenizer | None = None,
-  ) -> np.ndarray:
+  def rows(answers, truths, groups, language='en', vocabulary=None):
     if not len(answers) == len(truths) == len(groups) > 0:
       raise ValueError(
         f'{len(answers)} answers, {len(truths)} truths and {len(groups)} '
@@ -105,10 +93,7 @@ def weighted_mean(sums: np.ndarray) -> np.ndarray:
 
 
 def _f1(right, chosen, wanted) -> np.ndarray:
-  """Computes F1 of 0 to 100; 0 where nothing is chosen or wanted.
-
-  scikit-learn's convention.
-  """
+  """Computes F1, 0 to 100; 0 without any chosen or wanted, as scikit-learn."""
   both = chosen + wanted
   return np.divide(200 * right, both, np.zeros_like(both), where=both > 0)
 
@@ -149,9 +134,7 @@ def _multirc_total(sums: np.ndarray) -> np.ndarray:
   return _f1(*np.moveaxis(sums, -1, 0))
 
 
-def _all_right(
-  answers, truths, groups, language='en', vocabulary=None
-) -> np.ndarray:
+def _all_right(answers, truths, groups, language='en', vocabulary=None):
   """Counts (100 where all answers of the group are right, 1)."""
   sums = _sum_by_group(_judge_each(_accuracy))(answers, truths, groups)
   whole = sums[:, 0] == 100 * sums[:, 1]
@@ -187,10 +170,7 @@ def squad_f1(answer: str, truth: str) -> float:
 def _squad(score: Callable, answerable: bool | None = None):
   """Builds counts of the best score over the accepted texts.
 
-  Args:
-    score: squad_em or squad_f1.
-    answerable: True judges only questions that have an answer, False those that
-      have none; None all.
+  Of questions that are `answerable` or not; None: of all.
   """
 
   def judge(answer: str, truth: Sequence[str]) -> float | None:
@@ -205,11 +185,12 @@ def _squad(score: Callable, answerable: bool | None = None):
 
 def _record(score: Callable):
   """Builds counts of the chosen entity's best score over accepted texts."""
-  return _judge_each(
-    lambda answer, truth: max(
-      score(truth['candidates'][answer], text) for text in truth['answers']
-    )
-  )
+
+  def judge(answer: int, truth: dict) -> float:
+    entity = truth['candidates'][answer]
+    return max(score(entity, text) for text in truth['answers'])
+
+  return _judge_each(judge)
 
 
 def _exact(answer: str, truth: str | Sequence[str]) -> float:
@@ -263,12 +244,7 @@ def get_metric(name: str) -> Metric:
 
 
 def check_metrics(names: Iterable[str], language: str = 'en') -> None:
-  """Raises the errors of these metrics before anything is generated.
-
-  Raises:
-    ValueError: a name is unknown.
-    MissingData, ModuleNotFoundError: see `text_metrics.check_installed`.
-  """
+  """Raises the errors of these metrics, see `text_metrics.check_installed`."""
   for name in names:
     text_metrics.check_installed(get_metric(name).name, language)
 

@@ -60,26 +60,17 @@ def hash_json(value) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPair:
-  """Token ids of an encoder and a decoder text.
-
-  Attributes:
-    source, target: ids as the model reads them.
-    cut: whether tokens were left out, for want of positions.
-  """
+  """Token ids of an encoder and a decoder text."""
 
   source: list[int]
   target: list[int]
-  cut: bool
+  cut: bool  # whether tokens were left out, for want of positions
 
 
 def encode_prompt(
   model: api.Model, text: str, mode: str, keep_side: str = 'end'
 ) -> tuple[list[int], bool]:
-  """Encodes a prompt, cut to the model's positions.
-
-  Returns:
-    (encoder ids, whether some were left out).
-  """
+  """Encodes a prompt with room for it: (ids, whether some were left out)."""
   ids = model.vocabulary.encode(text)
   room = model.config.positions - len(model.framed([], mode))
   kept = ids[-room:] if keep_side == 'end' else ids[:room]
@@ -111,13 +102,7 @@ def encode_pair(
 def predict(
   model: api.Model, task: Task, questions: Sequence[Question], batch_size: int
 ) -> tuple[list[dict], int]:
-  """Answers questions of a task.
-
-  Args:
-    model: the model.
-    task: how answers are generated, or choices compared.
-    questions: some or all of the task's.
-    batch_size: prompts or pairs at a time.
+  """Answers questions of a task, `batch_size` prompts or pairs at a time.
 
   Returns:
     ({output, answer, log_probabilities, tokens, cut} of each question, how many

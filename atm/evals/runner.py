@@ -80,11 +80,7 @@ class SuiteEvaluation(api.ModelSource):
       return None
     tasks = self.make_tasks()
     if self.dry_run:
-      place = self.vocabulary
-      if place is None and self.model_dir:
-        place = os.path.join(self.model_dir, 'vocabulary')
-      vocabulary = Vocabulary(place) if place else None
-      for line in format_requests(tasks, vocabulary, self.limit, self.seed):
+      for line in self.format_requests(tasks):
         self._log(line)
       return None
     if self.model_dir is None:
@@ -122,14 +118,26 @@ class SuiteEvaluation(api.ModelSource):
     if distributed.is_main_process():
       self.say(line)
 
+  def format_requests(self, tasks: Iterable[Task]) -> Iterator[str]:
+    """Formats questions as lines of JSON, as the model would read them."""
+    place = self.vocabulary
+    if place is None and self.model_dir:
+      place = os.path.join(self.model_dir, 'vocabulary')
+    vocabulary = Vocabulary(place) if place else None
+    for task in tasks:
+      try:
+        questions = task.make_questions(vocabulary)
+      except MissingData as e:
+        yield json.dumps({'task': task.name, 'missing': str(e)})
+        continue
+      for question in sample_questions(questions, self.limit, self.seed):
+        row = {'task': task.name, 'id': question.id, **request_of(question)}
+        yield json.dumps(row, ensure_ascii=False)
+
   def evaluate_tasks(
     self, model: api.Model, tasks: Sequence[Task]
   ) -> tuple[list[dict], list[dict]]:
-    """Evaluates each task whose data is there.
-
-    Returns:
-      (`tasks`, `missing`) of results.json.
-    """
+    """Evaluates tasks; returns `tasks` and `missing` of results.json."""
     found, missing = [], []
     for number, task in enumerate(tasks, 1):
       self._log(f'{task.name} ({number} of {len(tasks)})')
@@ -158,11 +166,17 @@ class SuiteEvaluation(api.ModelSource):
   def _answer(
     self, model: api.Model, task: Task, questions: Sequence[Question]
   ) -> list[dict]:
-    """Returns a row a question, from predictions/TASK.jsonl if it is there.
-
-    A row has the question, and the fields of `predict.predict`.
-    """
-    rows = [_row_of(question) for question in questions]
+    """Returns questions with answers, of predictions/TASK.jsonl or computed."""
+    requests = [request_of(question) for question in questions]
+    rows = [
+      {
+        'id': question.id, 'prompt_hash': hash_json(request)[:16],
+        'group': question.group, 'truth': question.truth,
+        'shown': dict(question.shown), 'prompt': question.prompt,
+        'pairs': request.get('pairs', []),
+      }
+      for question, request in zip(questions, requests)
+    ]  # fmt: skip
     folder = os.path.join(self.folder, 'predictions')
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, f'{task.name}.jsonl')
@@ -173,10 +187,8 @@ class SuiteEvaluation(api.ModelSource):
       stop=task.stop, weights=self.weights,
     )  # fmt: skip
     completed_path = os.path.join(folder, COMPLETED_FILE)
-    completed, mark = (
-      _read_completed(completed_path),
-      batch.hash_settings(settings),
-    )
+    completed = _read_completed(completed_path)
+    mark = batch.hash_settings(settings)
     if completed.get(task.name) == mark and os.path.exists(path):
       self._log('  answered before')
       with open(path, encoding='utf-8') as f:
@@ -188,7 +200,7 @@ class SuiteEvaluation(api.ModelSource):
       return dict(zip(numbers, answers)), tokens
 
     partial = batch.PartialResults(path, settings, len(rows))
-    lengths = [len(str(request_of(question))) for question in questions]
+    lengths = [len(str(request)) for request in requests]
     batch.compute_missing(
       rows, lengths, partial, BATCHES_PER_CHUNK * self.batch_size, compute,
       lambda text: self._log(f'  {text}'),
@@ -198,17 +210,6 @@ class SuiteEvaluation(api.ModelSource):
     return [partial.done[i] for i in range(len(rows))]
 
 
-def _row_of(question: Question) -> dict:
-  """Returns a question as a row of predictions/TASK.jsonl."""
-  request = request_of(question)
-  return {
-    'id': question.id, 'prompt_hash': hash_json(request)[:16],
-    'group': question.group, 'truth': question.truth,
-    'shown': dict(question.shown), 'prompt': question.prompt,
-    'pairs': request.get('pairs', []),
-  }  # fmt: skip
-
-
 def _read_completed(path: str) -> dict[str, str]:
   """Reads task -> hash of its settings, of the tasks that are answered."""
   try:
@@ -216,22 +217,6 @@ def _read_completed(path: str) -> dict[str, str]:
       return json.load(f)
   except (FileNotFoundError, ValueError):
     return {}
-
-
-def format_requests(
-  tasks: Iterable[Task], vocabulary: Vocabulary | None, limit: int | None,
-  seed: int,
-) -> Iterator[str]:  # fmt: skip
-  """Formats every question as a line of JSON, as the model would read it."""
-  for task in tasks:
-    try:
-      questions = task.make_questions(vocabulary)
-    except MissingData as e:
-      yield json.dumps({'task': task.name, 'missing': str(e)})
-      continue
-    for question in sample_questions(questions, limit, seed):
-      row = {'task': task.name, 'id': question.id, **request_of(question)}
-      yield json.dumps(row, ensure_ascii=False)
 
 
 def collect_versions(tasks: Iterable[Task]) -> dict[str, str]:

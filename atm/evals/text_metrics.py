@@ -89,48 +89,39 @@ def _spbleu(path: str):
   The error is cached too: of 132 directions each would wait for the network.
   """
   try:
-    return _load_spbleu(path)
-  except MissingData as e:
-    return e
-
-
-def _load_spbleu(path: str):
-  url = spbleu_file()[1]
-  remedy = f'download {url} and put it at {path}, or set SACREBLEU to a folder '
-  remedy += f'that has it as models/{os.path.basename(path)}'
-  try:
     metric = import_library('sacrebleu').BLEU(tokenize='flores101', force=True)
-  except (OSError, RuntimeError) as error:  # RuntimeError: a broken model
-    broken = os.path.exists(path)
-    what = f'{path} is no SentencePiece model' if broken else (
-      "spBLEU's SentencePiece model is neither there nor in reach"
-    )  # fmt: skip
-    raise MissingData(f'{what}: {remedy}') from error
-  if sha256_of_file(path) == FLORES200:
-    raise MissingData(f"{path} is Flores-200's model, not 101's: {remedy}")
-  _check_pinned(path, remedy)
-  return metric
+    problem = _find_mismatch(path)
+  except (OSError, RuntimeError):  # RuntimeError: a broken model
+    problem = "spBLEU's SentencePiece model is neither there nor in reach"
+    if os.path.exists(path):
+      problem = f'{path} is no SentencePiece model'
+  if not problem:
+    return metric
+  return MissingData(
+    f'{problem}: download {spbleu_file()[1]} and put it at {path}, or set '
+    f'SACREBLEU to a folder that has it as models/{os.path.basename(path)}'
+  )
 
 
-def _check_pinned(path: str, remedy: str) -> None:
-  """Raises MissingData unless the file is the one that was first used.
+def _find_mismatch(path: str) -> str:
+  """Tells how the file is not the one that was first used, or ''.
 
   No checksum of it is published that we know of. So that of the first use is
   kept beside it, in sha256sum's format, and figures stay comparable on this
   machine; who knows the right one writes it there.
   """
   pin, found = f'{path}.sha256', sha256_of_file(path)
+  if found == FLORES200:
+    return f"{path} is Flores-200's model, not 101's"
   if not os.path.exists(pin):
     with contextlib.suppress(OSError):  # a shared folder may be read-only
       fileio.write_atomically(pin, f'{found}  {os.path.basename(path)}\n')
-    return
+    return ''
   with open(pin) as f:
-    first = f.read().split()[:1]
-  if first != [found]:
-    raise MissingData(
-      f'{path} has the SHA-256 {found}, but {pin} says '
-      f'{" ".join(first) or "nothing"}: {remedy}'
-    )
+    first = ' '.join(f.read().split()[:1]) or 'nothing'
+  return '' if first == found else (
+    f'{path} has the SHA-256 {found}, but {pin} says {first}'
+  )  # fmt: skip
 
 
 def sha256_of_file(path: str) -> str:
@@ -165,8 +156,7 @@ def spbleu_counts(answers, truths, language: str, vocabulary):
   """Counts BLEU over the pieces of the SentencePiece model of Flores-101.
 
   sacrebleu downloads this model on first use, and it stays that one, see
-  `_check_pinned`. Its checksum stands in results.json, see `library_version`,
-  and comparisons of two runs say where it differs.
+  `_find_mismatch`. results.json has its checksum, see `library_version`.
 
   Raises:
     MissingData: the model is neither there nor in reach, or is another.
@@ -180,10 +170,8 @@ def own_bleu_counts(
   """Counts BLEU over the pieces of the model's own vocabulary.
 
   A stand-in where spBLEU's model is out of reach: it compares steps of one
-  model, never figures of another vocabulary, and never with spBLEU.
-
-  Raises:
-    ValueError: there is no vocabulary.
+  model, never figures of another vocabulary, and never with spBLEU. Raises
+  ValueError without a vocabulary.
   """
   if vocabulary is None:
     raise ValueError('spbleu_own needs vocabulary: got None')
@@ -194,18 +182,13 @@ def own_bleu_counts(
 
 
 def bleu_counts(answers, truths, language: str, vocabulary):
-  """Counts BLEU with sacrebleu's tokenizer of the language.
-
-  Raises:
-    ModuleNotFoundError: Japanese, and MeCab is not there.
-  """
+  """Counts BLEU with sacrebleu's tokenizer of the language."""
   return _sacrebleu_counts(_bleu_of_language(language), answers, truths)
 
 
 def chrf_counts(answers, truths, language: str, vocabulary):
   """Counts chrF: character n-grams to 6, beta 2, as chrF2 of sacrebleu."""
-  metric = import_library('sacrebleu').CHRF()
-  return _sacrebleu_counts(metric, answers, truths)
+  return _sacrebleu_counts(import_library('sacrebleu').CHRF(), answers, truths)
 
 
 def bleu_total(sums: np.ndarray) -> np.ndarray:
@@ -278,13 +261,12 @@ def _unspaced(character: str) -> bool:
 def rouge_counts(kind: str, answers, truths, language: str, vocabulary):
   """Counts (F-measure of 0 to 100, 1); of several references the best.
 
-  Args:
-    kind: 'rouge1', 'rouge2' or 'rougeL'.
+  `kind` is 'rouge1', 'rouge2' or 'rougeL'.
   """
+  english = language == 'en'
+  tokenizer = None if english else UnicodeTokenizer()
   scorer = import_library('rouge_score.rouge_scorer').RougeScorer(
-    [kind],
-    use_stemmer=language == 'en',
-    tokenizer=None if language == 'en' else UnicodeTokenizer(),
+    [kind], use_stemmer=english, tokenizer=tokenizer
   )
   counts = np.ones((len(answers), 2))
   for i, (answer, truth) in enumerate(zip(answers, truths)):

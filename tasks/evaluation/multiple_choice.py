@@ -126,23 +126,16 @@ def _template(name: str, body: str, cue: str, choices=()) -> Template:
 
 
 def _answer_template(
-  template: Template, example: Mapping, cut: Cut, right: int, **fields
+  template: Template, example: Mapping, cut: Cut, right: int
 ) -> WrittenExample:
-  """Writes a question whose choices are those of its template.
-
-  Args:
-    template: its fields are those of the example.
-    example: the example.
-    cut: shortens the field `passage`.
-    right: index of the right choice.
-    fields: others of `WrittenExample`.
-  """
+  """Writes a question whose fields and choices are those of a template."""
   shown = {name: example[name] for name in template.fields}
   texts = dict(shown)
   if 'passage' in texts:
     texts['passage'] = cut(texts['passage'], PASSAGE_TOKENS)
   choices = write_endings(fill_template(template, **texts), template.choices)
-  return WrittenExample(choices, right, shown, **fields)
+  group = example.get('group', '')
+  return WrittenExample(choices, right, shown, group=group)
 
 
 @functools.cache
@@ -200,20 +193,20 @@ MULTIRC = _template(
 )
 
 
-def write_rte(example: Mapping, language: str, cut: Cut) -> WrittenExample:
-  """Writes an example of RTE."""
-  right = RTE_LABELS.index(example['label'])
-  return _answer_template(RTE, example, cut, right)
+def _answer_by(template: Template, right: Callable[[Any], int]) -> Callable:
+  """Makes a `ChoiceFormat.write` of a template and (label -> right choice)."""
+
+  def write(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+    return _answer_template(template, example, cut, right(example['label']))
+
+  return write
 
 
-def write_boolq(example: Mapping, language: str, cut: Cut) -> WrittenExample:
-  """Writes an example of BoolQ."""
-  return _answer_template(BOOLQ, example, cut, int(example['label']))
-
-
-def write_wic(example: Mapping, language: str, cut: Cut) -> WrittenExample:
-  """Writes an example of WiC."""
-  return _answer_template(WIC, example, cut, int(example['label']))
+write_rte = _answer_by(RTE, RTE_LABELS.index)
+write_boolq = _answer_by(BOOLQ, int)
+write_wic = _answer_by(WIC, int)
+# Each candidate is a question of its own.
+write_multirc = _answer_by(MULTIRC, lambda is_true: 0 if is_true else 1)
 
 
 def write_wsc(example: Mapping, language: str, cut: Cut) -> WrittenExample:
@@ -250,12 +243,6 @@ def mark_span(text: str, index: int, span: str) -> str:
 def _strip_words(words: str) -> str:
   """Removes capitals, and punctuation around each word."""
   return ' '.join(w.strip(string.punctuation) for w in words.lower().split())
-
-
-def write_multirc(example: Mapping, language: str, cut: Cut) -> WrittenExample:
-  """Writes a candidate as a question of its own; choice 0 calls it true."""
-  right = MULTIRC.choices.index('yes' if example['label'] else 'no')
-  return _answer_template(MULTIRC, example, cut, right, group=example['group'])
 
 
 # --- Texts to complete

@@ -26,6 +26,7 @@ from atm_tasks.pretraining import records
 
 SPLITS = ('train', 'validation')
 SHUFFLE = 1 << 14  # texts of the shuffle buffer
+_READ_ERRORS = (OSError, RuntimeError, LookupError, ValueError)
 _LANGUAGE = r'[a-z]{2,3}(?:_[A-Za-z]+)?'
 
 
@@ -373,13 +374,7 @@ class TfdsSource(TextSource):
         done += 1
       if done < length:
         raise records.BadRecord(f'{length} records', done)
-    except (
-      OSError,
-      RuntimeError,
-      LookupError,
-      ValueError,
-      records.BadRecord,
-    ) as e:
+    except (*_READ_ERRORS, records.BadRecord) as e:
       if not isinstance(e, records.BadRecord):
         e = records.BadRecord('a whole record', records.shorten_error(e))
       path = info.filepaths[number]
