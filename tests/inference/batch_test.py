@@ -245,3 +245,11 @@ def test_from_checkpoint_to_jsonl(model, words, tmp_path):
   assert loaded.step == 7 and loaded.mesh.size == 8
   with pytest.raises(FileNotFoundError, match='of step 3.*steps there: .7'):
     atm.load(directory, at_step=3)
+
+
+def test_a_wrong_line_is_named_before_a_model_is_read(tmp_path):
+  """Fault seen: the model loaded first."""
+  path = tmp_path / 'in.jsonl'
+  path.write_text('{"input": 3}\n')
+  with pytest.raises(ValueError, match='line 1: expected UTF-8 JSON'):
+    batch.InferJob('no such run', str(path)).run()
