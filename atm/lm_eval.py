@@ -115,9 +115,7 @@ class AtmLM(LM):
   Of several hosts each answers all requests, and has the same answers.
 
   Attributes:
-    model: what answers.
-    mode: one of `prompts.MODES`.
-    newlines: see Newlines.
+    model, mode, newlines: what answers, see `prompts.MODES` and `Newlines`.
     batch_size: requests answered at a time, long ones first.
     room: tokens of text that the encoder has room for.
     part: tokens of a continuation that are scored at a time, or generated.

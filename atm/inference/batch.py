@@ -62,8 +62,7 @@ def read_task(name: str, split: str, lengths: dict | None) -> list[dict]:
   """Returns the examples of a seqio task, as ids and as texts.
 
   Args:
-    name: of a registered task.
-    split: of its data.
+    name, split: of a registered task and its data.
     lengths: of `inputs` and `targets`; longer ones are trimmed.
 
   Returns:

@@ -27,11 +27,10 @@ def encoder_shape(
   by the data shards.
 
   Args:
-    config: a `model.config.Config`.
+    config: of the model.
     mesh: where they are decoded.
     longest: ids of the longest.
-    rows: inputs in the batch.
-    batch_size: inputs of a full batch.
+    rows, batch_size: inputs in the batch, and in a full one.
   """
   shards = mesh.size // mesh.shape['tensor']
   B = min(next_power_of_two(rows), batch_size)
@@ -45,7 +44,7 @@ def decoder_shape(
   """Returns (n, T, room) of the decoder.
 
   Args:
-    config: a `model.config.Config`.
+    config: of the model.
     longest: ids of the longest prefix, its start token included.
     max_tokens: asked for.
 
@@ -89,12 +88,11 @@ def pad_batch(
   """Returns (batch, T, room): all that a program reads of a few inputs.
 
   Args:
-    config: a `model.config.Config`.
-    mesh: where the batch is decoded.
+    config, mesh, batch_size: see `encoder_shape`.
+    max_tokens: see `decoder_shape`.
     rows: encoder ids of each input.
     prefixes: decoder ids of each, start token included.
     numbers: of the inputs, for sampling.
-    max_tokens, batch_size: see `decoder_shape` and `encoder_shape`.
 
   Raises:
     ValueError: see `decoder_shape`.
@@ -115,12 +113,9 @@ def select_program(net, params, sampler, batch: dict, config, T: int) -> tuple:
   """Returns (jitted function, arguments, keyword arguments) for a batch.
 
   Args:
-    net: the model.
-    params: of `generate.prepare_params`.
-    sampler: the `sampling.Sampler` of config.
+    net, params, sampler, T: see `generate.generate`.
     batch: of `pad_batch`; or shapes with shardings.
-    config: a `sampling.Config`.
-    T: room for tokens.
+    config: the `sampling.Config` of sampler.
   """
   batch = dict(batch)
   numbers = batch.pop('number')
