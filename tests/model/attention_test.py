@@ -8,17 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atm.model import attention, parameters
-from atm.model import remat as remat_lib
+from atm.model import attention
 from atm.model.attention import AttentionMask
-from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding as sharding_lib
 from atm.parallel.sharding import Rules
 from atm.plan import hardware, hlo, program_costs
-from atm.train import step
 
-from conftest import batch, tiny
+from conftest import batch
+from model_gradients import SMALL, assert_close, loss_and_gradients
 
 SIGHTS = ('encoder', 'decoder', 'cross')
 splash_interpreted = functools.partial(
@@ -219,41 +217,6 @@ def test_what_only_einsum_can_is_einsums(rng, monkeypatch):
 # --- In a model
 
 
-def slopes_of(mesh, rows, run=True, **changes):
-  """Loss and gradients of a fresh model on a mesh; or the jaxpr of that."""
-  net = AlexaTM(tiny(**changes))
-  abstract = parameters.abstract_params(net, mesh, Rules())
-
-  def mean(params, rows):
-    sums = step.forward(net, params, rows)
-    return sums['loss'].sum() / sums['weight'].sum()
-
-  compute = jax.value_and_grad(mean)
-  with sharding_lib.use_mesh(mesh, Rules()):
-    rows = sharding_lib.shard_batch(rows, mesh, Rules())
-    if not run:
-      return jax.make_jaxpr(compute)(abstract, rows)
-    draw = np.random.default_rng(0)
-    params = jax.tree.map(
-      lambda x: jax.device_put(
-        0.2 * draw.standard_normal(x.shape).astype(np.float32), x.sharding
-      ),
-      abstract,
-    )
-    return jax.device_get(jax.jit(compute)(params, rows))
-
-
-def assert_close(got, want):
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
-    got,
-    want,
-  )
-
-
-SMALL = dict(encoder_layers=2, decoder_layers=2)
-
-
 @pytest.mark.parametrize('way', ['rows', 'splash'])
 def test_over_devices_every_one_attends_on_its_rows_and_heads(
   rng, monkeypatch, one_device, way
@@ -261,47 +224,7 @@ def test_over_devices_every_one_attends_on_its_rows_and_heads(
   monkeypatch.setattr(attention, 'splash_attention', splash_interpreted)
   rows = batch(rng, 8, 12, 10)
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
-  got = slopes_of(mesh, rows, attention=way, **SMALL)
-  assert_close(got, slopes_of(one_device, rows, attention='einsum', **SMALL))
-
-
-@pytest.mark.parametrize('way', ['einsum', 'rows', 'splash'])
-def test_remat_changes_nothing_but_what_is_kept(
-  rng, monkeypatch, one_device, way
-):
-  """Products, counted in the program; 'full' keeps no feed-forward's inside."""
-  monkeypatch.setattr(attention, 'splash_attention', splash_interpreted)
-  rows = batch(rng, 2, 12, 10)
-  products, inside = {}, {}
-  for remat in remat_lib.REMAT:
-    program = slopes_of(
-      one_device, rows, run=False, remat=remat, attention=way, **SMALL
-    )
-    text = str(program)
-    products[remat] = text.count('dot_general')
-    # [L, B, S, F] or [L, B S, F], kept by layer
-    inside[remat] = any(f'f32[2,{n},64]' in text for n in ('2,12', '24'))
-    offloaded = any(f'f32<host>[2,{n},64]' in text for n in ('2,12', '24'))
-    assert offloaded == (remat == 'offload_widened')
-  scores = 3 if way == 'einsum' else 0  # of three attentions, not kept
-  assert products['outputs'] == products['dots'] == products['none'] + scores
-  assert products['dots'] < products['save_attention'] < products['full']
-  # Queries, keys and values of each attention, and the first of the encoder's
-  # and the decoder's feed-forward.
-  more = products['offload_widened'] - products['save_attention']
-  assert more == 3 * 3 - 2
-  assert products['save_attended'] == products['save_widened'] + 2
-  # Less attention's last product, before each feed-forward.
-  assert products['save_widened'] == products['offload_widened'] - 2
-  kept = ('none', 'outputs', 'dots', 'save_widened')
-  assert inside == {remat: remat in kept for remat in inside}
-
-
-@pytest.mark.parametrize(
-  'remat', [name for name in remat_lib.REMAT if name != 'none']
-)
-def test_remat_changes_neither_loss_nor_gradient(rng, one_device, remat):
-  rows = batch(rng, 2, 12, 10)
-  changes = dict(attention='rows', **SMALL)
-  got = slopes_of(one_device, rows, remat=remat, **changes)
-  assert_close(got, slopes_of(one_device, rows, **changes))
+  got = loss_and_gradients(mesh, rows, attention=way, **SMALL)
+  assert_close(
+    got, loss_and_gradients(one_device, rows, attention='einsum', **SMALL)
+  )

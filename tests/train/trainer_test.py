@@ -1,25 +1,17 @@
 """A stopped and resumed run is the run that was not stopped, bit for bit."""
 
-import functools
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
 from atm.checkpoint import manager
-from atm.model import config as config_lib
-from atm.model import flops, transformer
-from atm.parallel import sharding
 from atm.train import (
   goodput,
   metric_writer,
-  optimizer,
   run_folder,
 )
-from atm.train import step as step_lib
 
-from conftest import batch
 from tiny_runs import (
   EIGHT,
   ONE,
@@ -197,22 +189,3 @@ def test_what_a_model_says_of_itself_is_bound(train, tmp_path, resumes):
     gin.clear_config()
   assert (made.d_model, made.encoder_ff, made.dropout) == (32, 64, 0.25)
   assert lengths == {'inputs': 64, 'targets': 64}
-
-
-def test_flops_are_those_of_the_steps_matrix_products():
-  """The formula against a count over the traced step, backward included."""
-  B, S, T = 2, 40, 28
-  config = config_lib.Config(
-    vocab_size=512, d_model=64, encoder_layers=2, decoder_layers=3,
-    encoder_heads=4, decoder_heads=2, encoder_ff=512, decoder_ff=256,
-    positions=64, dtype='float32', attention='einsum',  # makes nothing again
-  )  # fmt: skip
-  net = transformer.AlexaTM(config)
-  tx = optimizer.make_optimizer(optimizer.OptimizerConfig())
-  state = step_lib.abstract_state(net, tx, ONE(), sharding.Rules())
-  b = batch(np.random.default_rng(0), B, S, T)
-  traced = jax.make_jaxpr(functools.partial(step_lib.train_step, net, tx))(
-    state, b
-  )
-  counted = flops.jaxpr_flops(traced.jaxpr)
-  assert counted == pytest.approx(flops.train_flops(config, B, S, T), rel=1e-9)
