@@ -92,7 +92,7 @@ def test_a_norms_sums_are_made_inside_products_where_that_is_fast(kind, apart):
 def test_a_cache_is_written_at_its_slots():
   """Keys lie behind their dimension, values before it.
 
-  Fault seen: keys and values exchanged.
+  Fault seen: keys written where values belong.
   """
   R, H, K, T, S = 2, 1, 3, 4, 1
   zeros = lambda *shape: jnp.zeros(shape)

@@ -78,7 +78,7 @@ def test_launchers_are_known_by_their_environment(
 
 
 def test_a_run_of_one_process_waits_for_nobody():
-  """Fault seen: the coordination service asked for."""
+  """Nor does it end early. Fault seen: ended by `exit_process`."""
   assert distributed.run_main_process_first(lambda: 'made') == 'made'
   distributed.check_processes_agree(seed=1)
   distributed.exit_process(3)
