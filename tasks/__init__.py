@@ -89,8 +89,7 @@ def configure(
   register = functools.partial(
     tasks.register_mixture, paper_packing=paper_packing, index=index
   )
-  languages = LANGUAGE_CODES
-  udhr = {('udhr', k): tasks.DeclarationSource(k) for k in languages}
+  udhr = {('udhr', k): tasks.DeclarationSource(k) for k in LANGUAGE_CODES}
   register('udhr', udhr, tasks.UDHR)
   found = functools.partial(
     tasks.find_sources, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
