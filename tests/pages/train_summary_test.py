@@ -42,3 +42,15 @@ def test_the_verdict_says_so_either_way(run):
 def test_the_curve_is_a_picture(run):
   with open(train_summary.draw_loss_curves(run.model_dir), 'rb') as f:
     assert f.read(8) == b'\x89PNG\r\n\x1a\n'
+
+
+def test_samples_stand_in_a_table_for_each_objective():
+  """Markup of the terminal in a text stays text."""
+  texts = {'language': 'en', 'input': '[bold]i', 'output': 'o', 'truth': 't'}
+  samples = [{'objective': name, **texts} for name in ('denoise', 'pair')]
+  tables = train_summary.sample_tables([*samples, samples[0]])
+  assert [t.title.split(':')[0] for t in tables] == ['Denoising', 'Pairs']
+  assert [t.row_count for t in tables] == [2, 1]
+  out = rich.console.Console(file=io.StringIO(), width=100)
+  out.print(tables[0])
+  assert '[bold]i' in out.file.getvalue()
