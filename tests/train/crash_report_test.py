@@ -2,7 +2,7 @@
 
 import pytest
 
-from atm.train import crash_report, optimizer
+from atm.train import crash_report, metric_writer, optimizer
 
 
 def test_an_error_gets_a_note_that_fits_a_screen(tmp_path):
@@ -36,3 +36,12 @@ def test_errors_that_are_no_mistakes_of_a_user_are_named():
   text = "no\n  In call to configurable 'train' (<class>)"
   assert shown(ValueError(text)) == 'no'
   assert shown(KeyError('x')) == "KeyError: 'x'"
+
+
+def test_the_place_is_the_innermost_line_of_atm(tmp_path):
+  """Fault seen: a line of Python's library named."""
+  report = crash_report.CrashReport(str(tmp_path), 9)
+  with pytest.raises(TypeError) as caught, report:
+    metric_writer.read_metrics(5)  # os.path.join raises
+  place = 'in read_metrics, atm/train/metric_writer.py:'
+  assert place in crash_report.format_error(caught.value)
