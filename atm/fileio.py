@@ -1,7 +1,5 @@
 """Atomic writes, JSON and checksums of files."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

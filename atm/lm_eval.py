@@ -15,8 +15,6 @@ encoder reads the context and the decoder writes the whole text again, given the
 context's tokens; only what is behind these is scored, or kept.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

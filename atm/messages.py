@@ -1,7 +1,5 @@
 """Errors and texts that all rooms share: checks of settings, nearest names."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import numbers

@@ -5,8 +5,6 @@ calls, which the model has, and the logical axes of its parameters, in a
 collection of their own and by t5x's names.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 from flax.linen import partitioning

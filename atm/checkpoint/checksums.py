@@ -12,8 +12,6 @@ changes the sum, exchanged or shifted words do but for one case in 2^64. Mixing
 matters: in a sum of words times odd weights two flipped signs cancel.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

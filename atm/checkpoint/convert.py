@@ -1,7 +1,5 @@
 """`atm import` and `atm export`: Hugging Face folders <-> checkpoints."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -7,8 +7,6 @@ shape and dtype first, and then makes one stacked parameter at a time, so host
 memory stays near the largest of them.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """How Hugging Face classes name our parameters and our configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple

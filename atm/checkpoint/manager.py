@@ -1,7 +1,5 @@
 """Saves checkpoints asynchronously by Orbax, with checksums of their arrays."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 import warnings

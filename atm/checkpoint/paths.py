@@ -1,7 +1,5 @@
 """Where a run's checkpoints lie: in MODEL_DIR, or elsewhere."""
 
-from __future__ import annotations
-
 import os
 
 from etils import epath

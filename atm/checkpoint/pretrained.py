@@ -1,7 +1,5 @@
 """Opens folders with a trained model: a MODEL_DIR, or Hugging Face's."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

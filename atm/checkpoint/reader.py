@@ -7,8 +7,6 @@ seed and position of the data, the whole gin text of the run, and a checksum of
 every array. A step comes back as it was saved, or `DamageError` is raised.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import warnings

@@ -1,7 +1,5 @@
 """Falls back to the newest intact step where newer ones are damaged."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

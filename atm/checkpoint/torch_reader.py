@@ -11,8 +11,6 @@ name nothing but inert stand-ins. What a tensor claims is compared with what the
 archive really holds before any of it is read.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import math

@@ -8,8 +8,6 @@ are the same but whose tokenizer, positions and token types are not.
 Letters: V vocabulary, D d_model, P positions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """`atm chat`: prompts a model line by line and shows its words as they come."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

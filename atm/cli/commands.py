@@ -1,7 +1,5 @@
 """What each run of the command line does: a function, or a gin name, a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

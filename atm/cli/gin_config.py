@@ -5,8 +5,6 @@ is an import of a module that is not atm's, atm_tasks' or named by --import.
 `configurables` lists all that gin files may bind.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import importlib

@@ -1,7 +1,5 @@
 """`atm lm_eval`: runs tasks of lm-evaluation-harness, imported late."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import json

@@ -4,8 +4,6 @@ RUN is the stem of a file in gin/runs/; its bindings come first, then each
 --gin_file, then each --gin.NAME=VALUE; later ones win.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

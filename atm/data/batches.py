@@ -8,8 +8,6 @@ found by arithmetic: which task, which of its rows, which noise. So the only
 state of the data is the step, and hosts agree without talking.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import hashlib

@@ -9,8 +9,6 @@ shared out over processes and over machines that see the same folder. When all
 files of a task are there, its manifest is written.
 """
 
-from __future__ import annotations
-
 import collections
 import concurrent.futures
 import glob

@@ -5,8 +5,6 @@ gets a file of it. Beside a file lie its facts: provenance, the text's name and
 size, counts. They tell whether a file is done, or was made otherwise.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Turns one unit of text into files of token rows."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import itertools

@@ -6,8 +6,6 @@ depend on nothing but the key: neither on the batch nor on which host asks.
 Letters: B rows, K spans.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 U64 = np.uint64

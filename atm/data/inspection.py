@@ -7,8 +7,6 @@ objective's own mask, and checked against what the encoder reads.
 Letters: B rows, L tokens, K examples packed in a row.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable

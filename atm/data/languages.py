@@ -1,7 +1,5 @@
 """The 12 languages of the paper and their names."""
 
-from __future__ import annotations
-
 from atm import messages
 
 LANGUAGES = {

@@ -26,8 +26,6 @@ tokenizer does it: the encoder reads `<s> ... </s>` (with `[CLM]` right after
 document cut at the row length has no `</s>`: it does not end there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Sentences of texts in the paper's languages."""
 
-from __future__ import annotations
-
 import re
 
 # Closing quotes and brackets stay with the sentence they close, the French ones

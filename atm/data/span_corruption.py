@@ -1,7 +1,5 @@
 """Draws which tokens the denoising objective drops."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

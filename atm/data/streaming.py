@@ -1,7 +1,5 @@
 """Batches of seqio's own stream of any task or mixture, without rows."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

@@ -9,8 +9,6 @@ array_record's own reader understands local paths and gs://; records carry
 hashes that it checks whenever one is read.
 """
 
-from __future__ import annotations
-
 import collections
 import concurrent.futures
 import functools

@@ -7,8 +7,6 @@ those of the paper (section 3); `convert_xlmr` adds these to XLM-R's tokenizer.
 No seqio and no TensorFlow here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Trains a SentencePiece vocabulary and reports its coverage."""
 
-from __future__ import annotations
-
 import collections
 import io
 import os

@@ -1,7 +1,5 @@
 """Bootstrap confidence intervals, paired tests and Holm's correction."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 

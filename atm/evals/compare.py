@@ -1,7 +1,5 @@
 """Compares evaluations on their common questions, with significance."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

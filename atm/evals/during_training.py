@@ -1,7 +1,5 @@
 """Few-shot scores of a model while it trains."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

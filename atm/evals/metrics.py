@@ -8,8 +8,6 @@ the same function of different sums, and 1,000 draws are one matrix product.
 Scores are in the units they are published in, 0 to 100.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

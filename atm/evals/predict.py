@@ -4,8 +4,6 @@ An answer depends on its question alone: not on batches, order, mesh or hosts,
 but for the rounding of sums.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

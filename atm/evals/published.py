@@ -1,7 +1,5 @@
 """Published figures of AlexaTM 20B, to set results beside."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

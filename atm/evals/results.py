@@ -1,7 +1,5 @@
 """Reads and writes results.json, all that an evaluation found."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Any

@@ -4,8 +4,6 @@ Answers are on disk as soon as they are computed, so a run that was killed
 continues where it was.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import json

@@ -1,7 +1,5 @@
 """Scores of a task's answers, as results.json has them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

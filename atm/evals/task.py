@@ -5,8 +5,6 @@ whose continuation is generated, or pairs of an encoder and a decoder text of
 which the likeliest is chosen, as in the paper's scoring.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol

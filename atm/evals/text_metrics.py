@@ -18,8 +18,6 @@ on no further package. Japanese, written without spaces, is cut into single
 characters of its scripts. Which tokenizers the paper used is not stated.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """A trained model in Python: `load` reads it, `Model` generates and scores."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence

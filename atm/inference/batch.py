@@ -5,8 +5,6 @@ run that was killed goes on where it was. The output itself is written whole, in
 the order of the input, at the end.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

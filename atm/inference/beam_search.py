@@ -7,8 +7,6 @@ beam knows the slots that it descends from. One product reads them for all
 beams.
 """
 
-from __future__ import annotations
-
 import functools
 
 import flax.struct

@@ -4,8 +4,6 @@ Letters as in `generate`. `atm infer` runs these programs, `atm plan` compiles
 them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Few-shot prompts of the paper's formats as methods of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from atm.inference import prompts

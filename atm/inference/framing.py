@@ -1,7 +1,5 @@
 """Builds what the encoder and the decoder read from texts or lists of ids."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence

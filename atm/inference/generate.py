@@ -10,8 +10,6 @@ Letters as in `atm.model.transformer`; R rows, of which an encoder input has
 R / B; n the length of the decoder's prefix, its start token included.
 """
 
-from __future__ import annotations
-
 import functools
 
 import flax.struct

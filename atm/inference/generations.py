@@ -1,7 +1,5 @@
 """Brings a program's arrays to the host, as one `Generation` per output."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ behind each other in the decoder, each a segment that attends to itself and to
 the whole input.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence

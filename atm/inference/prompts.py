@@ -12,8 +12,6 @@ A prompt has no `[CLM]`: text never encodes to it, so the caller inserts the id,
 as `Model.generate(..., mode='clm')` does.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import string

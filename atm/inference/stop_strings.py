@@ -1,7 +1,5 @@
 """Finds stop strings: by a table of tokens in a program, by text outside."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np

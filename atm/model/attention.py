@@ -13,8 +13,6 @@ All agree within rounding, except on queries that may attend to nothing: those
 are padding, and nothing reads their result.
 """
 
-from __future__ import annotations
-
 import flax.struct
 import jax
 import jax.numpy as jnp

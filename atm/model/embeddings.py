@@ -3,8 +3,6 @@
 Letters as in transformer.py.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Model FLOPs of a training step, by formula and counted in a jaxpr."""
 
-from __future__ import annotations
-
 import math
 
 import jax

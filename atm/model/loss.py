@@ -4,8 +4,6 @@ Letters as in transformer.py: B batch, T decoder length, D d_model, V
 vocabulary.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -7,8 +7,6 @@ bfloat16 results. So A' is written out first, and results are float32 before
 they are cast (benchmarks/products.py).
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

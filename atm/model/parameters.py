@@ -1,7 +1,5 @@
 """The model's parameters: made, described without arrays, fitted to a mesh."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import flax.linen as nn

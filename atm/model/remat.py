@@ -3,8 +3,6 @@
 A name is given to a result by `jax.ad_checkpoint.checkpoint_name`.
 """
 
-from __future__ import annotations
-
 import jax
 
 PRODUCT = 'product'  # results of matrix products with a bias

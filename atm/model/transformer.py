@@ -9,8 +9,6 @@ Letters: B batch, S encoder length, T decoder length, D d_model, H heads,
 K head dimension, F feed-forward, V vocabulary, L layers.
 """
 
-from __future__ import annotations
-
 import functools
 
 import flax.linen as nn

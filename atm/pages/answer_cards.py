@@ -3,8 +3,6 @@
 The results are plain data, which templates/cards.html.jinja shows as cards.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

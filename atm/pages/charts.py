@@ -4,8 +4,6 @@ The results are plain data, which templates/macros.html.jinja draws as HTML and
 SVG in the colours of style.css.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any

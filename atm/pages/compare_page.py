@@ -7,8 +7,6 @@ is the same where task, id and truth are. Prompts may differ, as with other
 shots or another mode, and this is said.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Made of results.json and predictions/*.jsonl, so it may be made again. The
 functions here prepare plain data; templates/eval.html.jinja lays it out.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Draws matplotlib figures as inline SVG."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable

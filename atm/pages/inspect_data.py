@@ -4,8 +4,6 @@ On the terminal: the mixture's table and the beginnings of some rows. In
 OUTPUT_DIR/index.html: all of them, and histograms.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 

@@ -3,8 +3,6 @@
 The functions here prepare plain data; templates/inspect.html.jinja lays it out.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -4,8 +4,6 @@ A page is one file that needs no other and runs no script. jinja2 escapes all
 text; the only markup from elsewhere are the figures of `figures.draw_svg`.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import unicodedata

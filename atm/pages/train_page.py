@@ -5,8 +5,6 @@ samples.json where the run has ended. So it may be made while a run goes on. The
 functions here prepare plain data; templates/train.html.jinja lays it out.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -3,8 +3,6 @@
 The figures are those of the run's page, see `train_page`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 

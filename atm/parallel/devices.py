@@ -1,7 +1,5 @@
 """Peak FLOP/s of accelerators."""
 
-from __future__ import annotations
-
 import functools
 import time
 

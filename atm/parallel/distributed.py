@@ -7,8 +7,6 @@ does not do: the main process goes first where files are made, and all processes
 check that they are the same run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

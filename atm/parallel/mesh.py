@@ -1,7 +1,5 @@
 """The device mesh: its four axes, and which device stands where."""
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -12,8 +12,6 @@ name or a mesh axis used twice raises (linen's own `logical_to_mesh_axes` would
 silently replicate both).
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import dataclasses

@@ -1,7 +1,5 @@
 """XLA's compiler options by platform and device kind, and its cache."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Collectives of a compiled program: over which mesh axes, how many bytes."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The command `atm plan`: plans a run, searches settings, compares pods."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Iterator

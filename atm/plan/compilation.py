@@ -1,7 +1,5 @@
 """Compiles a program whole or partly, and reports what overflows."""
 
-from __future__ import annotations
-
 import dataclasses
 import glob
 import os

@@ -4,8 +4,6 @@ The programs of `atm infer` (bucketing.py, generate.py, beam_search.py) compiled
 for the pod's devices: the largest batch that fits, and how fast a token can be.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 What one batch takes of a device and how long; decode_plan.py asks for several.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

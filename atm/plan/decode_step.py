@@ -4,8 +4,6 @@ A decoder's loop ends when all rows are done, so the text does not say how often
 it turns; all here is of one turn, and of one device.
 """
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """TPU chips: figures with their sources, and devices of pods to compile for."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib.metadata

@@ -11,8 +11,6 @@
 # of a chip share the grid where a dimension of it is parallel and the chip's
 # cores are one device. Waiting for memory is in none of it.
 
-from __future__ import annotations
-
 import base64
 import glob
 import json

@@ -4,8 +4,6 @@ Bytes of shards follow from shapes and shardings, those of temporaries from the
 compiler; where a program does not fit, from its message.
 """
 
-from __future__ import annotations
-
 import glob
 import math
 import os

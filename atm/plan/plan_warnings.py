@@ -1,7 +1,5 @@
 """Warnings of plans: what is not as it was meant, each with what to do."""
 
-from __future__ import annotations
-
 import math
 
 import jax

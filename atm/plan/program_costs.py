@@ -1,7 +1,5 @@
 """Reads costs off a compiled program: cycles, large arrays, host copies."""
 
-from __future__ import annotations
-
 from atm.plan.hlo import ARRAY, Program, array_bytes
 
 COLLECTIVES = (

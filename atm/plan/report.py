@@ -1,7 +1,5 @@
 """Plans as text, as `atm plan` prints them, and as files."""
 
-from __future__ import annotations
-
 import os
 
 from atm import fileio

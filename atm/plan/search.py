@@ -5,8 +5,6 @@ compiled partly, as far as memory and collectives (compilation.py); the best
 three, and the run as it is bound, whole.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

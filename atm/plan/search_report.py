@@ -1,7 +1,5 @@
 """A search as text and as a picture; pods as a table."""
 
-from __future__ import annotations
-
 from atm.plan.report import format_list, format_range, format_table
 
 PICTURE = 'search.png'

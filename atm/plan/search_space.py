@@ -5,8 +5,6 @@ figures decide which ones are worth a compilation: memory that it needs at
 least, and a step's time by a formula. S, T, D, L as in transformer.py.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -4,8 +4,6 @@ From a program's traffic and cycles, and from figures of chips (hardware.py).
 Times in seconds; ranges are (least, most).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from atm.plan import collectives, hardware, hlo, kernels, program_costs

@@ -4,8 +4,6 @@ Estimated savings follow from the split of memory, so only planning again tells;
 `find_fitting` plans again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 

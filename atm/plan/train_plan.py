@@ -5,8 +5,6 @@ compiled for the pod's devices, none of which need be there; figures are read
 off the compiled program, the traced one, and the shapes of the state.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

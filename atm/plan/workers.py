@@ -1,7 +1,5 @@
 """Plans in processes of their own, several at a time."""
 
-from __future__ import annotations
-
 import functools
 import multiprocessing
 import multiprocessing.connection

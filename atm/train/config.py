@@ -1,7 +1,5 @@
 """The settings of a training run, which gin binds as `trainer.train`."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable

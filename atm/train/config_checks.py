@@ -1,7 +1,5 @@
 """Refuses a run whose settings do not fit each other, before it starts."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

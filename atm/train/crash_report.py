@@ -1,7 +1,5 @@
 """The note on an error that ends a run: where it was, and how to resume."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -6,8 +6,6 @@ the share of its wall time, from its first start to its last line, that went
 into steps that still count; time between processes and steps done twice do not.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

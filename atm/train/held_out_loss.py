@@ -1,7 +1,5 @@
 """Held-out loss by objective and language, and the unigram to beat."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Iterator
 

@@ -1,7 +1,5 @@
 """The state that a run goes on from: restored, of another model, or fresh."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """What a run reads: its vocabulary, training batches and held-out rows."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

@@ -1,7 +1,5 @@
 """The training loop: one step after another, and what happens between two."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

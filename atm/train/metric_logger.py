@@ -1,7 +1,5 @@
 """Metrics between two log lines: their sums, the line and its row."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import math

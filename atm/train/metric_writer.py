@@ -1,7 +1,5 @@
 """Writes and reads metrics.jsonl and the TensorBoard log of a run."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """The optax chains and the paper's schedule."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Signals and preemption notices that end a run between two steps."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Records a range of steps with JAX's profiler."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The folder of a training run: its files, and one run at a time in it."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import fcntl

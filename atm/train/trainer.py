@@ -1,7 +1,5 @@
 """A training run: it checks its settings, opens its inputs and state, loops."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

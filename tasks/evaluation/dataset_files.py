@@ -6,8 +6,6 @@ is a language, or a direction such as 'en_de'; splits are called train,
 validation and test, whatever the release calls them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import glob

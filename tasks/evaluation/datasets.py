@@ -4,8 +4,6 @@ docs/evaluation_data.md says the same in prose. The layout of a folder is that
 of the release, with or without the folder it unpacks to.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re

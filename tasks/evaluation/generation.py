@@ -4,8 +4,6 @@ See `prompts` for the templates. In 'denoise' the prompt is the same, and the
 decoder fills in the answer behind its last cue.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -12,8 +12,6 @@ does not give the prompts: each one here says whose it follows, with ` <br> `
 for newlines, which the tokenizer drops.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re

@@ -5,8 +5,6 @@ dict whose `id` is unique in the split; texts are as they are in the file. A
 broken file raises ValueError with file and line.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import itertools

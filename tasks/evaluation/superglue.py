@@ -1,7 +1,5 @@
 """Readers of SuperGLUE's JSONL files (version 2), see also `readers`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from atm_tasks.evaluation.readers import (

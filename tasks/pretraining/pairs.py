@@ -8,8 +8,6 @@ prompt, targets end in `</s>`.
   udhr_language   the shipped text: a sentence, and the language it is in
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools

@@ -5,8 +5,6 @@ tf.train.Example, of which `parse_record` makes text. Both raise `BadRecord`, so
 that the caller may name the place, or skip it.
 """
 
-from __future__ import annotations
-
 import codecs
 import collections
 import dataclasses

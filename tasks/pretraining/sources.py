@@ -6,8 +6,6 @@ wants them. A text comes with its runs of whitespace made single spaces; blank
 ones are left out.
 """
 
-from __future__ import annotations
-
 import collections
 import functools
 import glob

@@ -10,8 +10,6 @@ for t5x.
 Tasks are named SOURCE_LANG[_spoken]_OBJECTIVE: `mc4_te_spoken_denoise`.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

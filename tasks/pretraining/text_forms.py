@@ -1,7 +1,5 @@
 """Written and spoken form of text, on which the paper trains (section 2.1)."""
 
-from __future__ import annotations
-
 import functools
 import sys
 import unicodedata
