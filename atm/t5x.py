@@ -33,7 +33,7 @@ class AlexaTM(transformer.AlexaTM):
 
 
 def axes(boxed: dict) -> dict:
-  """Boxed parameters to the `params_axes` that t5x reads partitions off."""
+  """Returns the `params_axes` that t5x reads partitions off, of boxes."""
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
   found = {}
   for path, box in jax.tree_util.tree_flatten_with_path(boxed, is_box)[0]:
@@ -47,12 +47,8 @@ def axes(boxed: dict) -> dict:
 
 
 def feature_converter(*arguments, bos_id=config.Config.start_id, **named):
-  """seqio's `EncDecFeatureConverter`; decoder inputs begin with `<s>`, as ours.
-
-  Args:
-    arguments, named: of seqio's.
-    bos_id: the decoder's first input.
-  """
+  """Builds seqio's `EncDecFeatureConverter` for decoder inputs that begin with
+  `<s>`, as ours do; takes its arguments."""
   import seqio  # takes seconds: TensorFlow
 
   return seqio.EncDecFeatureConverter(*arguments, bos_id=bos_id, **named)
