@@ -24,11 +24,8 @@ def _draw_counts(G: int, seed: int, samples: int) -> np.ndarray:
 def resample(
   rows: np.ndarray, seed: int = 0, samples: int = 1000
 ) -> np.ndarray:
-  """Sums as many groups drawn with replacement: [G, M] -> [samples, M].
-
-  The draws depend on G, the seed and the number of samples alone. Raises
-  ValueError without rows.
-  """
+  """Sums as many groups drawn with replacement: [G, M] -> [samples, M]."""
+  # The draws depend on G, the seed and the number of samples alone.
   if not len(rows):
     raise ValueError('no rows: expected those of one group or more')
   drawn = _draw_counts(len(rows), seed, samples)
@@ -43,14 +40,12 @@ def bootstrap_interval(
   seed: int = 0,
   samples: int = 1000,
 ) -> tuple[float, float, float]:
-  """Computes the score of rows [G, M] and its 95% percentile interval.
+  """Returns (score, low, high) of rows [G, M]: the 95% percentile interval.
 
-  The interval covers the choice of questions, not other seeds or prompts. Of a
-  few dozen groups it is somewhat too narrow. See `metrics.Metric` for `total`.
-
-  Returns:
-    (score, low, high); nan where nothing is judged.
+  See `metrics.Metric` for `total`; all are nan where nothing is judged.
   """
+  # The interval covers the choice of questions, not other seeds or prompts. Of
+  # a few dozen groups it is somewhat too narrow.
   rows = np.asarray(rows, np.float64)
   low, high = _percentile_interval(total(resample(rows, seed, samples)))
   return float(total(rows.sum(0))), low, high
@@ -65,24 +60,20 @@ def paired_bootstrap(
 ) -> tuple[float, float, float, float]:
   """Compares b with a on the same questions: paired bootstrap (Koehn, 2004).
 
-  Both are scored on the same draws.
-
   Returns:
-    (b - a, low, high, p). The interval is that of 95%. p is twice the share of
-    draws on the rarer side of zero, ties on both sides, and at least
+    (b - a, low, high, p), with the 95% interval of b - a. p is at least
     2 / (samples + 1), so many comparisons need many samples.
-
-  Raises:
-    ValueError: not rows of the same groups.
   """
   a, b = (np.asarray(rows, np.float64) for rows in (rows_a, rows_b))
   if a.shape != b.shape:
     raise ValueError(
       f'rows of shape {a.shape} and {b.shape}: expected the same groups'
     )
+  # Both are scored on the same draws.
   drawn = resample(np.concatenate([a, b], 1), seed, samples)
   each = total(drawn[:, a.shape[1] :]) - total(drawn[:, : a.shape[1]])
   each = each[~np.isnan(each)]
+  # Twice the share of draws on the rarer side of zero; ties are on both sides.
   rarer = min((each <= 0).sum(), (each >= 0).sum())
   p = min(1.0, 2 * (rarer + 1) / (len(each) + 1))
   difference = float(total(b.sum(0)) - total(a.sum(0)))
@@ -91,17 +82,13 @@ def paired_bootstrap(
 
 def _percentile_interval(values: np.ndarray) -> tuple[float, float]:
   values = values[~np.isnan(values)]
-  if not len(values):
-    return float('nan'), float('nan')
-  low, high = np.percentile(values, [2.5, 97.5])
-  return float(low), float(high)
+  ends = np.percentile(values, [2.5, 97.5]) if len(values) else [np.nan] * 2
+  return float(ends[0]), float(ends[1])
 
 
 def holm_adjust(p: Sequence[float]) -> np.ndarray:
-  """Adjusts the p of several comparisons for their number (Holm, 1979).
-
-  The k-th smallest of n is multiplied by n - k + 1, never below one before it.
-  """
+  """Adjusts the p of several comparisons for their number (Holm, 1979)."""
+  # The k-th smallest of n is multiplied by n - k + 1, never below one before.
   p = np.asarray(p, np.float64)
   order = np.argsort(p, kind='stable')
   factors = np.arange(len(p), 0, -1)

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -66,27 +65,21 @@ class QuestionGroup:
 
 
 def distinguish_paths(runs: Sequence[str]) -> list[str]:
-  """Returns the parts in which paths differ: 'a', 'b' of runs/a/x and runs/b/x.
-
-  Whole paths where these are nothing.
-  """
+  """Returns the parts in which paths differ: 'a', 'b' of runs/a/x, runs/b/x."""
   parts = [os.path.normpath(run).split(os.sep) for run in runs]
   shortest = min(map(len, parts))
   same = lambda i: len({part[i] for part in parts}) == 1
   start = next((i for i in range(shortest) if not same(i)), shortest)
   end = next((i for i in range(1, shortest + 1) if not same(-i)), shortest + 1)
   cut = [os.sep.join(part[start : len(part) - end + 1]) for part in parts]
+  # Whole paths where the parts are nothing, or do not tell them apart.
   return cut if len(set(cut)) == len(runs) and all(cut) else list(runs)
 
 
 def compare_runs(
   runs: Sequence[Mapping[str, Any]], labels: Sequence[str]
 ) -> tuple[list[Comparison], list[str]]:
-  """Compares the contents of several results.json with the first.
-
-  Returns:
-    (the tasks that all runs have, notes on what else differs, by labels).
-  """
+  """Returns tasks common to several results.json, and notes on what differs."""
   by_name = [{task['name']: task for task in run['tasks']} for run in runs]
   common = [name for name in by_name[0] if all(name in t for t in by_name)]
   samples = count_resamples(len(common) * (len(runs) - 1))
@@ -130,13 +123,12 @@ def index_groups(task: Mapping) -> dict[tuple[str, ...], QuestionGroup]:
   lines = task['predictions']
   members = collections.defaultdict(list)
   rows = metrics.group_indices([line['group'] for line in lines])
-  for row, line in zip(rows, lines):
-    members[int(row)].append(line)
+  for row, line in zip(rows.tolist(), lines):
+    members[row].append(line)
   groups = {}
   for row, mine in members.items():
-    ids, prompts = (
-      tuple(str(line[key]) for line in mine) for key in ('id', 'prompt_hash')
-    )
+    ids = tuple(str(line['id']) for line in mine)
+    prompts = tuple(str(line['prompt_hash']) for line in mine)
     truths = json.dumps([line['truth'] for line in mine], sort_keys=True)
     groups[ids] = QuestionGroup(row, truths, prompts)
   return groups
@@ -165,10 +157,12 @@ def compare_task(
     for task, mine in zip(tasks, groups)
   ]
   total = metrics.get_metric(metric).total
-  test = functools.partial(
-    bootstrap.paired_bootstrap, rows[0], total=total, samples=samples
-  )
-  differences = [Difference(*test(other)) for other in rows[1:]]
+  differences = [
+    Difference(
+      *bootstrap.paired_bootstrap(rows[0], row, total, samples=samples)
+    )
+    for row in rows[1:]
+  ]
   values = [float(total(each.sum(0))) for each in rows]
   count = sum(map(len, common))
   return Comparison(tasks[0], metric, count, values, differences), notes

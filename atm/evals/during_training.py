@@ -28,12 +28,7 @@ class FewShotEvaluator:
     seed: int = 0,
     batch_size: int = 32,
   ):
-    """Reads the questions.
-
-    Args:
-      config, vocabulary, mesh, rules: of the model.
-      say: prints a line.
-      make_tasks, limit, seed, batch_size: see `runner.SuiteEvaluation`.
+    """Reads the questions; arguments are those of `runner.SuiteEvaluation`.
 
     Raises:
       ValueError: none of the tasks' data is there, or a library is missing.
@@ -53,16 +48,14 @@ class FewShotEvaluator:
       raise ValueError('none of TASKS has its data')
 
   def __call__(self, params: dict, step: int) -> dict[str, float]:
-    """Returns `few_shot/SET/TASK`, the main metric of each task, and their
-    means by set, `few_shot/SET`."""
+    """Returns each task's main metric, `few_shot/SET/TASK`, and sets' means."""
     model = dataclasses.replace(self.model, params=params, step=step)
     row: dict[str, float] = {}
     sets: dict[str, list[float]] = {}
     for task, questions, name in self.requests:
       rows, _ = predict.predict(model, task, questions, self.batch_size)
-      answers = [row['answer'] for row in rows]
       counts = scoring.compute_statistics(
-        name, task, questions, answers, model.vocabulary
+        name, task, questions, rows, model.vocabulary
       )
       value = float(metrics.get_metric(name).total(counts.sum(0)))
       row[f'few_shot/{task.set}/{task.name}'] = value

@@ -1,12 +1,11 @@
 """Metrics: additive counts of answers, and the scores that sums of them give.
 
-A metric is two functions. `rows` turns answers and truths into additive counts,
-a row for each group of questions; `total` turns a sum of rows into the score.
-So the score of a task, of a draw of a bootstrap and of any part of a task are
-the same function of different sums, and 1,000 draws are one matrix product.
-
-Scores are in the units they are published in, 0 to 100.
+A metric is two functions: `rows` turns answers and truths into additive counts,
+a row for each group of questions; `total` turns a sum of rows into the score,
+in the units it is published in, 0 to 100.
 """
+# So the score of a task, of a draw of a bootstrap and of any part of a task are
+# the same function of different sums, and 1,000 draws are one matrix product.
 
 import collections
 import dataclasses
@@ -69,12 +68,8 @@ def _sum_by_group(counts: Callable) -> Callable[..., np.ndarray]:
 
 
 def _judge_each(judge: Callable) -> Callable[..., np.ndarray]:
-  """Builds counts (score, 1) from a judgement of each answer.
-
-  Args:
-    judge: (answer, truth) -> 0 to 100, or None where the metric leaves the
-      question out, which counts (0, 0).
-  """
+  """Builds counts (score, 1) from judge(answer, truth): 0 to 100, or None."""
+  # None: the metric leaves the question out, which counts (0, 0).
 
   def counts(answers, truths, language, vocabulary) -> np.ndarray:
     scores = map(judge, answers, truths)
@@ -103,33 +98,20 @@ def _accuracy(answer: int, truth: int) -> float:
   return 100.0 * (answer == truth)
 
 
-CB_CLASSES = 3
-
-
-def _cb(answers, truths, language, vocabulary) -> np.ndarray:
-  """Counts (right, chosen, wanted) of each class: [N, 9]."""
-  classes = np.arange(CB_CLASSES)
-  chosen = np.equal.outer(np.array(answers), classes)
-  wanted = np.equal.outer(np.array(truths), classes)
+def _count_classes(classes: int, answers, truths, language, vocabulary):
+  """Counts (right, chosen, wanted) of the first classes: [N, 3 * classes]."""
+  chosen, wanted = (
+    np.equal.outer(np.array(x), np.arange(classes)) for x in (answers, truths)
+  )
   counts = np.stack([chosen & wanted, chosen, wanted], -1)
   return counts.reshape(len(counts), -1).astype(np.float64)
 
 
-def _cb_total(sums: np.ndarray) -> np.ndarray:
+def _macro_f1(sums: np.ndarray) -> np.ndarray:
   """Averages F1 over the classes that are chosen or wanted, as scikit-learn."""
-  parts = np.moveaxis(sums.reshape(*sums.shape[:-1], CB_CLASSES, 3), -1, 0)
+  parts = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
   present = (parts[1] + parts[2]) > 0
   return _f1(*parts).sum(-1) / np.maximum(present.sum(-1), 1)
-
-
-def _multirc(answers, truths, language, vocabulary) -> np.ndarray:
-  """Counts (right, chosen, wanted) of choice 0, 'this answer is true'."""
-  chosen, wanted = (np.array(x) == 0 for x in (answers, truths))
-  return np.stack([chosen & wanted, chosen, wanted], 1).astype(np.float64)
-
-
-def _multirc_total(sums: np.ndarray) -> np.ndarray:
-  return _f1(*np.moveaxis(sums, -1, 0))
 
 
 def _all_right(answers, truths, groups, language='en', vocabulary=None):
@@ -208,11 +190,13 @@ def _metrics() -> list[Metric]:
     name, title, _sum_by_group(counts), total, note=note
   )
   rouge = lambda kind: functools.partial(text_metrics.rouge_counts, kind)
+  classes = lambda count: functools.partial(_count_classes, count)
   return [
     make('accuracy', 'accuracy', _judge_each(_accuracy)),
     make('exact_match', 'exact match', _judge_each(_exact)),
-    make('cb_f1', 'macro F1', _cb, _cb_total),
-    make('multirc_f1a', 'F1 over answers', _multirc, _multirc_total),
+    make('cb_f1', 'macro F1', classes(3), _macro_f1),
+    # Choice 0 says that an answer is true; of the other no F1 is taken.
+    make('multirc_f1a', 'F1 over answers', classes(1), _macro_f1),
     Metric('multirc_em', 'exact match of questions', _all_right, weighted_mean),
     make('record_f1', 'F1', _record(squad_f1)),
     make('record_em', 'exact match', _record(squad_em)),

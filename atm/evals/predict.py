@@ -4,7 +4,6 @@ An answer depends on its question alone: not on batches, order, mesh or hosts,
 but for the rounding of sums.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -24,11 +23,7 @@ TIE_TOLERANCE = 1e-6  # relative
 def sample_questions(
   questions: Sequence[Question], limit: int | None, seed: int
 ) -> list[Question]:
-  """Draws `limit` groups of questions by the seed, and keeps their order.
-
-  Raises:
-    ValueError: the limit is below 1, or there are no questions.
-  """
+  """Draws `limit` groups of questions by the seed, and keeps their order."""
   check_number('LIMIT', limit, least=1, optional=True)
   if not questions:
     raise ValueError('a task has no questions: its file has no examples')
@@ -56,15 +51,6 @@ def hash_json(value) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodedPair:
-  """Token ids of an encoder and a decoder text."""
-
-  source: list[int]
-  target: list[int]
-  cut: bool  # whether tokens were left out, for want of positions
-
-
 def encode_prompt(
   model: api.Model, text: str, mode: str, keep_side: str = 'end'
 ) -> tuple[list[int], bool]:
@@ -77,11 +63,13 @@ def encode_prompt(
 
 def encode_pair(
   model: api.Model, pair: tuple[str, str], mode: str
-) -> EncodedPair:
+) -> tuple[list[int], list[int], bool]:
   """Encodes a choice, cut to the model's positions; the encoder keeps its end.
 
-  No end token is scored, as in lm-evaluation-harness.
+  Returns:
+    (encoder ids, decoder ids, whether tokens were left out).
   """
+  # No end token is scored, as in lm-evaluation-harness.
   source, target = map(model.vocabulary.encode, pair)
   positions = model.config.positions
   excess = len(source) - (positions - len(model.framed([], mode)))
@@ -91,7 +79,7 @@ def encode_pair(
     target = target[max(0, excess) :]
   cut = excess > 0 or len(target) > positions
   framed = model.framed(source[max(0, excess) :], mode)
-  return EncodedPair(framed, target[-positions:], cut)
+  return framed, target[-positions:], cut
 
 
 # --- Answers
@@ -135,34 +123,29 @@ def _generate_answers(model, task, questions, batch_size: int):
 
 def _choose_answers(model, task, questions, batch_size: int):
   """Scores all choices and takes the likeliest of each; see `predict`."""
-  pairs = [[encode_pair(model, p, task.mode) for p in q.pairs]
-           for q in questions]  # fmt: skip
-  every = [pair for choices in pairs for pair in choices]
-  sums, counts, _ = model.likelihoods(
-    [pair.source for pair in every],
-    [pair.target for pair in every],
-    batch_size=batch_size,
+  sources, targets, cuts = zip(
+    *(
+      encode_pair(model, pair, task.mode) for q in questions for pair in q.pairs
+    )
   )
+  sums, counts, _ = model.likelihoods(sources, targets, batch_size=batch_size)
   answers, at = [], 0
-  for choices in pairs:
-    mine = slice(at, at := at + len(choices))
+  for question in questions:
+    mine = slice(at, at := at + len(question.pairs))
     answer = choose_likeliest(sums[mine], counts[mine], task.normalize)
     answers.append(
       dict(output=None, answer=answer, log_probabilities=sums[mine].tolist(),
-           tokens=counts[mine].tolist(), cut=any(p.cut for p in choices))
+           tokens=counts[mine].tolist(), cut=any(cuts[mine]))
     )  # fmt: skip
-  return answers, sum(len(p.source) + len(p.target) for p in every)
+  return answers, sum(map(len, sources + targets))
 
 
 def choose_likeliest(
   sums: np.ndarray, counts: np.ndarray, normalize: str
 ) -> int:
-  """Returns the index of the likeliest choice; of a tie, the first.
+  """Returns the index of the likeliest of N choices; of a tie, the first.
 
-  Args:
-    sums: log-probability of each choice [N].
-    counts: tokens of each choice [N].
-    normalize: 'mean' compares log-probabilities a token, 'sum' whole ones.
+  Compares log-probabilities [N] a token, or whole ones if `normalize` is 'sum'.
   """
   values = sums / counts if normalize == 'mean' else sums
   tied = np.isclose(values, values.max(), rtol=TIE_TOLERANCE, atol=0)

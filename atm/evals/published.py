@@ -47,15 +47,10 @@ PUBLISHED: dict[tuple[str, str], Published] = {
 
 
 def superglue_average(scores: Mapping[str, Mapping[str, Any]]) -> float | None:
-  """Averages the eight tasks; None where one is missing.
-
-  One metric a task, that of PUBLISHED, whose mean is the published average but
-  for rounding. The leaderboard of SuperGLUE averages two metrics of CB, MultiRC
-  and ReCoRD first, and has tests of its own.
-
-  Args:
-    scores: {'value': a value} by task and metric.
-  """
+  """Averages the values of eight tasks [task][metric]; None without one."""
+  # One metric a task, that of PUBLISHED, whose mean is the published average
+  # but for rounding. The leaderboard of SuperGLUE averages two metrics of CB,
+  # MultiRC and ReCoRD first, and has tests of its own.
   values = [
     scores.get(task, {}).get(metric, {}).get('value')
     for task, metric in PUBLISHED

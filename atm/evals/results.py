@@ -11,11 +11,7 @@ RESULTS_FILE = 'results.json'
 
 
 def read_results(folder: str) -> dict[str, Any]:
-  """Reads results.json of a folder.
-
-  Raises:
-    FileNotFoundError: there is none.
-  """
+  """Reads results.json of a folder; raises FileNotFoundError without it."""
   path = os.path.join(folder, RESULTS_FILE)
   if not os.path.exists(path):
     raise FileNotFoundError(

@@ -154,11 +154,9 @@ class SuiteEvaluation(api.ModelSource):
           f'  {cut:,} of {len(rows):,} texts had no room: their {lost} are '
           f'left out (Config.positions = {model.config.positions})'
         )
-      found.append(
-        scoring.score_task(
-          task, questions, rows, len(every), model.vocabulary, self.seed
-        )
-      )
+      found.append(scoring.score_task(
+        task, questions, rows, len(every), model.vocabulary, self.seed
+      ))  # fmt: skip
     return found, missing
 
   def _answer(

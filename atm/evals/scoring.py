@@ -10,34 +10,28 @@ from atm.evals.task import MissingData, Question, Task
 
 
 def compute_statistics(
-  name: str, task: Task, questions: Sequence[Question], answers, vocabulary
+  name: str, task: Task, questions: Sequence[Question], rows, vocabulary
 ) -> np.ndarray:
   """Computes the rows [G, M] of a metric, see `metrics.Metric`."""
+  answers = [row['answer'] for row in rows]
   truths = [question.truth for question in questions]
   groups = [question.group for question in questions]
-  rows = metrics.get_metric(name).rows
-  return rows(answers, truths, groups, task.language, vocabulary)
+  count = metrics.get_metric(name).rows
+  return count(answers, truths, groups, task.language, vocabulary)
 
 
 def score_task(
   task: Task, questions: Sequence[Question], rows: Sequence[dict], of: int,
   vocabulary, seed: int,
 ) -> dict:  # fmt: skip
-  """Builds the entry of a task in results.json.
+  """Builds the entry of a task in results.json from rows of `predict.predict`.
 
-  Args:
-    task: what was asked.
-    questions: those that were answered.
-    rows: what `predict.predict` gave for each.
-    of: how many questions the task has.
-    vocabulary: the model's, which `spbleu_own` counts pieces of.
-    seed: of the bootstraps.
+  The questions are those that were answered, of `of` that the task has.
   """
-  answers = [row['answer'] for row in rows]
   scores, statistics = {}, {}
   names, notes = resolve_metrics(task)
   for name in names:
-    counts = compute_statistics(name, task, questions, answers, vocabulary)
+    counts = compute_statistics(name, task, questions, rows, vocabulary)
     total = metrics.get_metric(name).total
     figures = bootstrap.bootstrap_interval(counts, total, seed)
     scores[name] = {  # JSON has no nan
@@ -55,21 +49,17 @@ def score_task(
     questions=len(questions), of=of, cut=sum(row['cut'] for row in rows),
     chance=task.chance, notes=notes, scores=scores, statistics=statistics,
     predictions=[
-      {'id': q.id, 'prompt_hash': whole[:16], 'answer': answer,
+      {'id': q.id, 'prompt_hash': whole[:16], 'answer': row['answer'],
        'truth': q.truth, 'group': q.group}
-      for q, whole, answer in zip(questions, hashes, answers)
+      for q, whole, row in zip(questions, hashes, rows)
     ],
   )  # fmt: skip
 
 
 def resolve_metrics(task: Task) -> tuple[list[str], list[str]]:
-  """Checks a task's metrics, and replaces spBLEU where its model is missing.
+  """Returns a task's metrics that can be computed, notes on those that cannot.
 
-  Returns:
-    (metrics that can be computed, notes on those that cannot).
-
-  Raises:
-    ValueError: a library is missing; names the extra to install.
+  Raises ValueError, with the extra to install, where a library is missing.
   """
   names, notes = [], []
   for name in task.metrics:
@@ -78,6 +68,7 @@ def resolve_metrics(task: Task) -> tuple[list[str], list[str]]:
       names.append(name)
     except MissingData as e:
       notes.append(str(e))
+      # The stand-in for spBLEU where its model is missing.
       names += ['spbleu_own'] * (name == 'spbleu')
     except ModuleNotFoundError as e:
       raise ValueError(str(e)) from e

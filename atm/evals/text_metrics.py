@@ -7,16 +7,16 @@ summed here, so a bootstrap is a matrix product. Both libraries are
 A function of counts takes N answers, N truths (a reference or several), the
 language they are in and the vocabulary, and gives float64 [N, M]. A total takes
 sums [..., M] and gives scores [...], 0 to 100.
-
-Languages matter twice. BLEU splits words by sacrebleu's default of the target
-language: 13a, and MeCab for Japanese. ROUGE of English has rouge-score's own
-tokenizer with the Porter stemmer, the habit for XSum. That tokenizer drops all
-that is not a-z and 0-9, so other languages have `rouge_words`, which drops only
-what is no letter, no mark and no number, as the multilingual fork of XL-Sum
-does; but without its stemmers and its word segmenters, so that figures depend
-on no further package. Japanese, written without spaces, is cut into single
-characters of its scripts. Which tokenizers the paper used is not stated.
 """
+# Languages matter twice. BLEU splits words by sacrebleu's default of the target
+# language: 13a, and MeCab for Japanese. ROUGE of English has rouge-score's own
+# tokenizer with the Porter stemmer, the habit for XSum. That tokenizer drops
+# all that is not a-z and 0-9, so other languages have `rouge_words`, which
+# drops only what is no letter, no mark and no number, as the multilingual fork
+# of XL-Sum does; but without its stemmers and its word segmenters, so that
+# figures depend on no further package. Japanese, written without spaces, is cut
+# into single characters of its scripts. Which tokenizers the paper used is not
+# stated.
 
 import contextlib
 import functools
@@ -63,10 +63,8 @@ def reference_texts(truth: str | Sequence[str]) -> list[str]:
 
 
 def spbleu_file() -> tuple[str, str]:
-  """Returns path and URL of spBLEU's SentencePiece model.
-
-  The folder is sacrebleu's: $SACREBLEU/models, or ~/.sacrebleu/models.
-  """
+  """Returns path and URL of spBLEU's SentencePiece model."""
+  # The folder is sacrebleu's: $SACREBLEU/models, or ~/.sacrebleu/models.
   spm = import_library('sacrebleu.tokenizers.tokenizer_spm')
   url = spm.SPM_MODELS['flores101']['url']
   return os.path.join(spm.SACREBLEU_DIR, 'models', os.path.basename(url)), url
@@ -82,10 +80,8 @@ def _require_spbleu():
 
 @functools.lru_cache(maxsize=1)
 def _spbleu(path: str):
-  """Returns spBLEU, its model downloaded to `path` if need be, or the error.
-
-  The error is cached too: of 132 directions each would wait for the network.
-  """
+  """Returns spBLEU, its model downloaded to `path` if need be, or the error."""
+  # The error is cached too: of 132 directions each would wait for the network.
   try:
     metric = import_library('sacrebleu').BLEU(tokenize='flores101', force=True)
     problem = _find_mismatch(path)
@@ -102,12 +98,10 @@ def _spbleu(path: str):
 
 
 def _find_mismatch(path: str) -> str:
-  """Tells how the file is not the one that was first used, or ''.
-
-  No checksum of it is published that we know of. So that of the first use is
-  kept beside it, in sha256sum's format, and figures stay comparable on this
-  machine; who knows the right one writes it there.
-  """
+  """Tells how the file is not the one that was first used, or ''."""
+  # No checksum of it is published that we know of. So that of the first use is
+  # kept beside it, in sha256sum's format, and figures stay comparable on this
+  # machine; who knows the right one writes it there.
   pin, found = f'{path}.sha256', sha256_of_file(path)
   if found == FLORES200:
     return f"{path} is Flores-200's model, not 101's"
@@ -151,26 +145,16 @@ def _sacrebleu_counts(metric, answers, truths) -> np.ndarray:
 
 
 def spbleu_counts(answers, truths, language: str, vocabulary):
-  """Counts BLEU over the pieces of the SentencePiece model of Flores-101.
-
-  sacrebleu downloads this model on first use, and it stays that one, see
-  `_find_mismatch`. results.json has its checksum, see `library_version`.
-
-  Raises:
-    MissingData: the model is neither there nor in reach, or is another.
-  """
+  """Counts BLEU over the pieces of the SentencePiece model of Flores-101."""
+  # sacrebleu downloads this model on first use, and it stays that one, see
+  # `_find_mismatch`. results.json has its checksum, see `library_version`.
   return _sacrebleu_counts(_require_spbleu(), answers, truths)
 
 
 def own_bleu_counts(
   answers, truths, language: str, vocabulary: Tokenizer | None
 ):
-  """Counts BLEU over the pieces of the model's own vocabulary.
-
-  A stand-in where spBLEU's model is out of reach: it compares steps of one
-  model, never figures of another vocabulary, and never with spBLEU. Raises
-  ValueError without a vocabulary.
-  """
+  """Counts BLEU over the pieces of the model's own vocabulary, see STAND_IN."""
   if vocabulary is None:
     raise ValueError('spbleu_own needs vocabulary: got None')
   pieces = lambda text: ' '.join(map(str, vocabulary.encode(text)))
@@ -192,10 +176,11 @@ def chrf_counts(answers, truths, language: str, vocabulary):
 def bleu_total(sums: np.ndarray) -> np.ndarray:
   """Computes BLEU of summed counts: [..., 10] -> [...].
 
-  sacrebleu's `compute_bleu` with its default, exponential smoothing, over
-  leading axes. Counts: lengths of answers and references, then right n-grams
-  and all n-grams, n = 1 to 4.
+  Counts: lengths of answers and references, then right n-grams and all n-grams,
+  n = 1 to 4.
   """
+  # sacrebleu's `compute_bleu` with its default, exponential smoothing, over
+  # leading axes.
   length, wanted = sums[..., 0], sums[..., 1]
   right, found = sums[..., 2 : 2 + MAX_NGRAM], sums[..., 2 + MAX_NGRAM :]
   none = right == 0
@@ -213,8 +198,8 @@ def chrf_total(sums: np.ndarray) -> np.ndarray:
   """Computes chrF of summed counts: [..., 18] -> [...].
 
   Counts: n-grams of the answers, of the references and of both, n = 1 to 6.
-  Orders that one side lacks do not count.
   """
+  # Orders that one side lacks do not count.
   answers, wanted, both = (sums[..., i::3] for i in range(3))
   present = (answers > 0) & (wanted > 0)
   orders = np.maximum(present.sum(-1), 1)
@@ -239,11 +224,9 @@ class UnicodeTokenizer:
 
 
 def rouge_words(text: str) -> list[str]:
-  """Splits into lower-cased words of any script; see the head of this file.
-
-  The text is NFKC-normalised first, as outputs of the vocabulary are.
-  """
+  """Splits into lower-cased words of any script; see the head of this file."""
   spaced = []
+  # Outputs of the vocabulary are NFKC-normalised, too.
   for c in unicodedata.normalize('NFKC', text).lower():
     in_word = unicodedata.category(c)[0] in 'LMN'  # letter, mark, number
     spaced.append((f' {c} ' if _unspaced(c) else c) if in_word else ' ')
@@ -257,10 +240,7 @@ def _unspaced(character: str) -> bool:
 
 
 def rouge_counts(kind: str, answers, truths, language: str, vocabulary):
-  """Counts (F-measure of 0 to 100, 1); of several references the best.
-
-  `kind` is 'rouge1', 'rouge2' or 'rougeL'.
-  """
+  """Counts (F-measure, 1) of 'rouge1', say; of several references the best."""
   english = language == 'en'
   tokenizer = None if english else UnicodeTokenizer()
   scorer = import_library('rouge_score.rouge_scorer').RougeScorer(
@@ -277,12 +257,7 @@ def rouge_counts(kind: str, answers, truths, language: str, vocabulary):
 
 
 def check_installed(name: str, language: str) -> None:
-  """Raises the errors of counting before anything is generated.
-
-  Raises:
-    MissingData: spBLEU's model is neither there nor in reach.
-    ModuleNotFoundError: a library is not there.
-  """
+  """Raises MissingData or ModuleNotFoundError where a metric cannot count."""
   if name == 'spbleu':
     _require_spbleu()
   elif name == 'bleu':

@@ -92,13 +92,13 @@ def test_long_texts_lose_their_beginning(model):
     False,
   )
   texts = long + 'And so', long + 'And so No'
-  pair = predict.encode_pair(model, texts, 'denoise')
-  assert pair.cut and len(pair.source) <= P and len(pair.target) <= P
-  ours, theirs = words.decode(pair.source[1:-1]), words.decode(pair.target)
+  source, target, cut = predict.encode_pair(model, texts, 'denoise')
+  assert cut and len(source) <= P and len(target) <= P
+  ours, theirs = words.decode(source[1:-1]), words.decode(target)
   assert theirs.startswith(ours[:100])  # both begin at the same place
   assert theirs.endswith('And so No')
-  short = predict.encode_pair(model, ('a', 'b'), 'denoise')
-  assert not short.cut and short.target == words.encode('b')
+  _, target, cut = predict.encode_pair(model, ('a', 'b'), 'denoise')
+  assert not cut and target == words.encode('b')
 
 
 def test_neither_batch_nor_order_nor_mesh_changes_an_answer(model, tmp_path):
