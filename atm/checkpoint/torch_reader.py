@@ -71,23 +71,11 @@ class _Tensor(NamedTuple):
   stride: tuple
 
 
-class _Location(NamedTuple):
-  """A tensor in the file; start, nbytes and strides are in bytes."""
-
-  dtype: np.dtype
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
-  start: int
-  nbytes: int
-
-
 class _Dict:
-  """A dict or OrderedDict as written: every pair, nothing hashed or replaced.
+  """A dict or OrderedDict as written: all pairs, nothing hashed or replaced."""
 
-  A real dict would keep the last of two equal keys without a word, and hashing
-  a key made for it (tuples a million deep) ends the process.
-  """
-
+  # A real dict would keep the last of two equal keys without a word, and
+  # hashing a key made for it (tuples a million deep) ends the process.
   __slots__ = ('pairs',)
 
   def __init__(self):
@@ -118,12 +106,11 @@ GLOBALS = {
 
 
 class _Unpickler(pickle._Unpickler):
-  """The interpreter: no imports, no attributes, no objects but our own.
+  """The interpreter: no imports, no attributes, no objects but our own."""
 
-  Derived from pickle's implementation in Python, because the one in C has no
-  table of instructions to cut, fills real dicts, and reserves a memo as long as
-  the file asks for: five bytes of it can ask for 64 GB.
-  """
+  # Derived from pickle's implementation in Python, because the one in C has no
+  # table of instructions to cut, fills real dicts, and reserves a memo as long
+  # as the file asks for: five bytes of it can ask for 64 GB.
 
   def find_class(self, module, name):
     name = f'{module}.{name}'
@@ -183,9 +170,7 @@ def open_torch_file(path: str | os.PathLike) -> dict[str, Tensor]:
       raise file.error(f'a key is a {type(key).__name__}, not a string')
     if key in tensors:
       raise file.error(f'{key!r} is there twice')
-    at = file.locate(key, value)
-    read = functools.partial(file.read, key, at)
-    tensors[key] = Tensor(at.shape, at.dtype, read)
+    tensors[key] = file.check_tensor(key, value)
   return tensors
 
 
@@ -200,21 +185,12 @@ class _TorchFile:
       raise self.error(f'cannot be opened: {e.strerror}') from e
     self._members = self._read_members()
 
-  def read(self, key: str, location: _Location) -> np.ndarray:
-    """Returns a tensor, C-contiguous, of the caller's own.
-
-    Reads only the tensor's bytes. Takes as much memory again while it is put in
-    order if the file has it in another (transposed).
-
-    Raises:
-      TorchFileError: the bytes cannot be read.
-    """
-    dtype, shape, strides, start, nbytes = location
-    if not nbytes:
-      return np.empty(shape, dtype)
+  def _read(self, key, dtype, shape, strides, start, nbytes) -> np.ndarray:
+    """Returns the tensor at `start`, whose strides and size are in bytes."""
     raw = self._load(start, nbytes, key)
     if dtype.kind == 'b' and raw.max() > 1:
       raise self.error(f'{key!r} is bool but has bytes other than 0 and 1')
+    # Takes as much memory again where the file has another order (transposed).
     return np.asarray(np.ndarray(shape, dtype, raw, 0, strides), order='C')
 
   def error(self, what: str) -> TorchFileError:
@@ -296,7 +272,7 @@ class _TorchFile:
       raise self.error(f'holds a {kind}, not a dict; {RESAVE}')
     return state_dict
 
-  def locate(self, key: str, tensor) -> _Location:
+  def check_tensor(self, key: str, tensor) -> Tensor:
     """Compares a tensor's claims with each other and with the archive."""
     if type(tensor) is not _Tensor or type(tensor.storage) is not _Storage:
       raise self.error(f'{key!r} is not a tensor; {RESAVE}')
@@ -318,7 +294,7 @@ class _TorchFile:
         f'{member!r} ' + (f'has {size} bytes' if size >= 0 else 'is not there')
       )
     if 0 in shape:
-      return _Location(dtype, shape, stride, start, 0)
+      return Tensor(shape, dtype, functools.partial(np.empty, shape, dtype))
     # The stride of a dimension of one is never used and may be anything.
     stride = tuple(s if n > 1 else 0 for n, s in zip(shape, stride))
     span = 1 + sum((n - 1) * s for n, s in zip(shape, stride))
@@ -330,5 +306,6 @@ class _TorchFile:
         '.contiguous()'
       )
     k = dtype.itemsize
-    strides = tuple(s * k for s in stride)
-    return _Location(dtype, shape, strides, start + offset * k, span * k)
+    bytes_at = tuple(s * k for s in stride), start + offset * k, span * k
+    read = functools.partial(self._read, key, dtype, shape, *bytes_at)
+    return Tensor(shape, dtype, read)
