@@ -42,11 +42,12 @@ def _mix(x):
   return x ^ (x >> 16)
 
 
-def _mix_twice(words: jax.Array, position: jax.Array) -> list[jax.Array]:
-  """Returns two mixed words for each word and its position."""
+def _sum_mixed(words, position, where=None) -> jax.Array:
+  """Returns the two sums, uint32 [2], of words mixed with their positions."""
   # Odd numbers: 2^32 over the golden ratio, and one of xxHash's primes.
   first = _mix(words ^ (position * jnp.uint32(0x9E3779B9)))
-  return [first, _mix(first + jnp.uint32(0x85EBCA77))]
+  mixed = first, _mix(first + jnp.uint32(0x85EBCA77))
+  return jnp.stack([jnp.sum(x, dtype=jnp.uint32, where=where) for x in mixed])
 
 
 def _sum(x: jax.Array) -> jax.Array:
@@ -60,8 +61,7 @@ def _sum(x: jax.Array) -> jax.Array:
     stride = math.prod(words.shape[axis + 1 :]) % 2**32
     iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     position += iota * jnp.uint32(stride)
-  mixed = _mix_twice(words, position)
-  return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in mixed])
+  return _sum_mixed(words, position)
 
 
 @functools.cache
@@ -77,9 +77,7 @@ def _jit_sums(mesh):
 def _sum_of_piece(words, first, count) -> jax.Array:
   """Returns the sum of the first `count` words, from position `first` on."""
   index = jnp.arange(len(words), dtype=jnp.uint32)
-  mixed = _mix_twice(words, index + first)
-  inside = [jnp.where(index < count, x, 0) for x in mixed]
-  return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in inside])
+  return _sum_mixed(words, index + first, index < count)
 
 
 def _sum_on_host(array: np.ndarray) -> np.ndarray:
@@ -119,29 +117,21 @@ def parse_array_type(text: str) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(sizes, np.dtype(dtype))
 
 
-def compute_checksums(
-  arrays: Mapping[str, jax.Array | np.ndarray],
-) -> dict[str, str]:
-  """Returns `float32[32,64] 0123456789abcdef` for every array.
-
-  JAX's arrays are summed on their devices by one program compiled for them all,
-  NumPy's a piece at a time.
-  """
-  sums = {k: _sum_on_host(x) for k, x in arrays.items() if _is_numpy(x)}
-  if placed := {k: x for k, x in arrays.items() if not _is_numpy(x)}:
+def compute_checksums(arrays: Mapping) -> dict[str, str]:
+  """Returns `float32[32,64] 0123456789abcdef` for every array."""
+  # JAX's arrays are summed on their devices by one program compiled for them
+  # all, NumPy's a piece at a time.
+  placed = {k: x for k, x in arrays.items() if not isinstance(x, np.ndarray)}
+  sums = {k: _sum_on_host(x) for k, x in arrays.items() if k not in placed}
+  if placed:
     shardings = [getattr(x, 'sharding', None) for x in placed.values()]
     meshes = {s.mesh for s in shardings if isinstance(s, NamedSharding)}
     mesh = meshes.pop() if len(meshes) == 1 else None
-    found = np.asarray(_jit_sums(mesh)(list(placed.values())))
-    sums.update(zip(placed, found, strict=True))
+    sums |= zip(placed, np.asarray(_jit_sums(mesh)(list(placed.values()))))
   return {
     key: '{} {:08x}{:08x}'.format(array_type(x), *sums[key])
     for key, x in arrays.items()
   }
-
-
-def _is_numpy(x) -> bool:
-  return isinstance(x, np.ndarray)
 
 
 def verify_checksums(arrays: Mapping, expected: Mapping[str, str]) -> None:
@@ -157,8 +147,8 @@ def verify_checksums(arrays: Mapping, expected: Mapping[str, str]) -> None:
 
 
 def _digest(value: dict) -> str:
-  text = json.dumps(value, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+  text = json.dumps(value, sort_keys=True).encode()
+  return hashlib.sha256(text).hexdigest()
 
 
 def seal_meta(meta: dict, sums: Mapping[str, str]) -> dict:
@@ -168,11 +158,7 @@ def seal_meta(meta: dict, sums: Mapping[str, str]) -> dict:
 
 
 def unseal_meta(sealed: dict) -> tuple[dict, dict | None]:
-  """Returns (meta, checksums), without checksums (None) if never sealed.
-
-  Raises:
-    DamageError: the content is not what was sealed.
-  """
+  """Returns (meta, checksums or None); raises DamageError if it changed."""
   # Two names, so that one damaged name cannot make it look unsealed.
   meta = {k: v for k, v in sealed.items() if k not in (SEAL, SUMS)}
   if SEAL not in sealed and SUMS not in sealed:

@@ -47,15 +47,16 @@ class CheckpointManager(reader.CheckpointReader):
       log: called with a warning's text.
 
     Raises:
-      ValueError: see `check_keep`; nothing was opened.
+      ValueError: `keep` is neither None nor above 0; nothing was opened.
     """
-    check_keep(keep)
+    # Orbax would take 0 as well, and remove every checkpoint there is.
+    messages.check_number('KEEP', keep, least=1, optional=True)
     self.keep, self.on_error = keep, on_error
     self.failures, self.save_error, self._pending = 0, None, None
     super().__init__(model_dir, log)
 
   def _open(self) -> ocp.CheckpointManager:
-    return reader.open_orbax(self.directory, self.keep)
+    return super()._open(self.keep, read_only=False)
 
   def save(self, step: int, trees: dict, meta: dict) -> None:
     """Begins to write a step, with the checksums of its arrays.
@@ -82,32 +83,20 @@ class CheckpointManager(reader.CheckpointReader):
       if not self.orbax.save(step, args=args):
         raise ValueError(f'the newest is step {self.latest_step()}')
 
-    if error := self._catch(begin):
-      self._handle_failure(step, error)
-    else:
+    if self._succeeds(step, begin):
       self._pending = step
 
   def check_for_errors(self) -> None:
-    """Collects the result of a finished save. Call between any two steps.
-
-    One of several hosts may not act alone: they collect it in the next `save`.
-    """
-    alone = jax.process_count() == 1
-    if (
-      alone
-      and self._pending is not None
-      and not self.orbax.is_saving_in_progress()
-    ):
+    """Collects the result of a finished save. Call between any two steps."""
+    # One of several hosts may not act alone: the next `save` collects it.
+    if jax.process_count() == 1 and not self.orbax.is_saving_in_progress():
       self.wait_until_finished()
 
   def wait_until_finished(self) -> None:
     """Waits for the write under way; see `save` for what is raised."""
     step, self._pending = self._pending, None
-    if step is None:
-      return
-    if error := self._catch(self.orbax.wait_until_finished):
-      self._handle_failure(step, error)
-    else:
+    wait = self.orbax.wait_until_finished
+    if step is not None and self._succeeds(step, wait):
       self.save_error = None
 
   def raise_if_unsaved(self) -> None:
@@ -123,21 +112,22 @@ class CheckpointManager(reader.CheckpointReader):
     finally:
       super().close()
 
-  def _catch(self, work: Callable[[], object]) -> Exception | None:
-    """Returns the error that work() raises, here or on another host.
-
-    A host that is to go on without a checkpoint must hear of another's error.
-    One that is to stop raises its own at once: the others end with it, when JAX
-    misses it, and need not wait until Orbax has given up waiting for it.
-    """
+  def _succeeds(self, step: int, work: Callable[[], object]) -> bool:
+    """Tells whether work() on a step succeeds; raises or logs its error."""
     error = None
     try:
       work()
     except Exception as e:
       error = e
-    if self.on_error == 'stop' or reader.is_true_everywhere(error is None):
-      return error
-    return error or OSError('another host could not write its part')
+    # A host that is to go on without a checkpoint must hear of another's error.
+    # One that is to stop raises its own at once: the others end with it, when
+    # JAX misses it, and need not wait until Orbax has given up waiting for it.
+    go_on = self.on_error == 'go_on'
+    if go_on and not reader.is_true_everywhere(error is None):
+      error = error or OSError('another host could not write its part')
+    if error is not None:
+      self._handle_failure(step, error)
+    return error is None
 
   def _handle_failure(self, step: int, error: Exception) -> None:
     """Removes what was written of a step; raises or logs the error."""
@@ -161,14 +151,6 @@ class CheckpointManager(reader.CheckpointReader):
     self.log(
       f'{failure}; training goes on, saves failed so far: {self.failures}'
     )
-
-
-def check_keep(keep) -> None:
-  """Raises ValueError unless `keep` is None or a whole number above 0.
-
-  Orbax would take 0 as well, and remove every checkpoint there is.
-  """
-  messages.check_number('KEEP', keep, least=1, optional=True)
 
 
 def _remove_leftovers(folder: epath.Path, pattern: str) -> None:

@@ -10,11 +10,7 @@ CHECKPOINTS = 'checkpoints'
 
 
 def find_checkpoint_dir(model_dir: str) -> epath.Path:
-  """Returns the folder of a run's checkpoints.
-
-  MODEL_DIR/checkpoints is the folder, or a file that names it, see
-  `set_checkpoint_dir`.
-  """
+  """Returns MODEL_DIR/checkpoints, or the folder that a file there names."""
   path = epath.Path(os.path.abspath(model_dir)) / CHECKPOINTS
   return epath.Path(path.read_text().strip()) if path.is_file() else path
 
@@ -22,8 +18,7 @@ def find_checkpoint_dir(model_dir: str) -> epath.Path:
 def set_checkpoint_dir(model_dir: str, directory: str) -> None:
   """Makes `directory`, which may be gs://, the folder of a run's checkpoints.
 
-  Raises:
-    ValueError: the run has checkpoints in another folder.
+  Raises ValueError if the run has checkpoints in another folder.
   """
   if '://' not in directory:
     directory = os.path.abspath(directory)

@@ -8,7 +8,6 @@ every array. A step comes back as it was saved, or `DamageError` is raised.
 """
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
@@ -43,8 +42,23 @@ class CheckpointReader:
     self._metas: dict[int, tuple] = {}
     self.orbax = self._open()
 
-  def _open(self) -> ocp.CheckpointManager:
-    return open_orbax(self.directory, read_only=True)
+  def _open(self, keep: int | None = None, read_only: bool = True):
+    """Opens Orbax's manager of the folder, which keeps the newest `keep`."""
+    return ocp.CheckpointManager(
+      self.directory,
+      item_handlers={
+        'params': ocp.StandardCheckpointHandler(),
+        'optimizer': ocp.StandardCheckpointHandler(),
+        'meta': ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        create=not read_only,
+        save_interval_steps=0 if read_only else 1,
+      ),
+    )
 
   def close(self) -> None:
     """Releases Orbax's threads."""
@@ -71,11 +85,7 @@ class CheckpointReader:
   # --- Descriptions
 
   def meta(self, step: int) -> dict:
-    """Returns the metadata that was saved with a step.
-
-    Raises:
-      DamageError: they differ from what was saved.
-    """
+    """Returns a step's metadata as saved, or raises DamageError."""
     return self._unsealed(step)[0]
 
   def dtypes(self, step: int) -> dict[tuple[str, ...], np.dtype]:
@@ -97,9 +107,8 @@ class CheckpointReader:
     if step not in self._metas:
       args = ocp.args.Composite(meta=ocp.args.JsonRestore())
       read = lambda: self.orbax.restore(step, args=args)['meta']
-      self._metas[step] = self._read(
-        step, lambda: checksums.unseal_meta(read())
-      )
+      unseal = lambda: checksums.unseal_meta(read())
+      self._metas[step] = self._read(step, unseal)
     return self._metas[step]
 
   def _saved(self, step: int, items) -> dict[str, jax.ShapeDtypeStruct]:
@@ -139,21 +148,15 @@ class CheckpointReader:
     """
     saved = self._saved(step, abstract)
     self._check_shapes(step, checksums.flatten_named(abstract), saved)
-
-    def like(path, x):
-      dtype = saved[checksums.path_name(path)].dtype
-      return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
-
     # As saved: a cast would change what the checksums are of.
-    likes = jax.tree_util.tree_map_with_path(like, abstract)
+    likes = jax.tree_util.tree_map_with_path(
+      lambda path, x: x.update(dtype=saved[checksums.path_name(path)].dtype),
+      abstract,
+    )
     args = {name: ocp.args.StandardRestore(x) for name, x in likes.items()}
     args = ocp.args.Composite(**args)
-
-    def read():
-      restored = self.orbax.restore(step, args=args)
-      return {name: restored[name] for name in abstract}
-
-    trees = self._read(step, read)
+    restored = self._read(step, lambda: self.orbax.restore(step, args=args))
+    trees = {name: restored[name] for name in abstract}
     self._verify(step, checksums.flatten_named(trees))
     if as_saved:
       return trees
@@ -161,11 +164,7 @@ class CheckpointReader:
     return jax.tree.map(cast, trees, abstract)
 
   def read_parameter(self, step: int, path: tuple[str, ...]) -> np.ndarray:
-    """Returns one parameter of a step, whole, as saved.
-
-    Raises:
-      DamageError: the parameter differs from what was saved.
-    """
+    """Returns one whole parameter of a step, or raises DamageError."""
     name = '/'.join(('params', *path))
     like = self._saved(step, ['params'])[name].update(
       sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -178,8 +177,7 @@ class CheckpointReader:
     )
     folder = self.directory / str(step) / 'params'
     with ocp.PyTreeCheckpointer() as orbax:
-      read = functools.partial(orbax.restore, folder, args)
-      params = self._read(step, read)
+      params = self._read(step, lambda: orbax.restore(folder, args))
     whole = np.asarray(jax.tree.leaves(params)[0])
     self._verify(step, {name: whole})
     return whole
@@ -209,11 +207,7 @@ class CheckpointReader:
     self._read(step, lambda: checksums.verify_checksums(arrays, sums))
 
   def _read(self, step: int, read: Callable):
-    """Returns read(), whose errors are damage, on all hosts if on one.
-
-    Raises:
-      DamageError: names the step.
-    """
+    """Returns read(), or raises DamageError if it fails on any host."""
     error, value = None, None
     try:
       value = read()
@@ -232,25 +226,6 @@ class CheckpointReader:
 
 
 # --- Opening
-
-
-def open_orbax(directory, keep: int | None = None, read_only: bool = False):
-  """Opens Orbax's manager of a folder of checkpoints."""
-  return ocp.CheckpointManager(
-    directory,
-    item_handlers={
-      'params': ocp.StandardCheckpointHandler(),
-      'optimizer': ocp.StandardCheckpointHandler(),
-      'meta': ocp.JsonCheckpointHandler(),
-    },
-    options=ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      cleanup_tmp_directories=not read_only,
-      read_only=read_only,
-      create=not read_only,
-      save_interval_steps=0 if read_only else 1,
-    ),
-  )
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Falls back to the newest intact step where newer ones are damaged."""
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -49,10 +50,9 @@ def rename_damaged(
   """Renames steps so that they can be saved again; returns their new names."""
   folder, names = checkpoints.directory, []
   for step in steps:
-    name, number = f'{step}.damaged', 1
+    name, number = f'{step}.damaged', itertools.count(2)
     while (folder / name).exists():
-      number += 1
-      name = f'{step}.damaged-{number}'
+      name = f'{step}.damaged-{next(number)}'
     if jax.process_index() == 0:
       (folder / str(step)).rename(folder / name)
     names.append(name)
