@@ -13,15 +13,9 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from atm import fileio
-from atm.checkpoint import (
-  checksums,
-  hf_folder,
-  hf_keys,
-  paths,
-  pretrained,
-  reader,
-  torch_reader,
-)
+from atm.checkpoint import checksums, hf_folder, hf_keys, pretrained, reader
+from atm.checkpoint.paths import CHECKPOINTS
+from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
 from atm.messages import clock_text
 from atm.model import parameters
@@ -64,30 +58,25 @@ def import_weights(
   path = os.path.join(source, 'config.json')
   if not os.path.exists(path):
     raise FileNotFoundError(f'SOURCE = {source!r}: no config.json there')
-  final = os.path.join(model_dir, paths.CHECKPOINTS)
+  final = os.path.join(model_dir, CHECKPOINTS)
   if os.path.isfile(final) or os.path.isdir(final) and os.listdir(final):
     raise ValueError(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
   described = hf_folder.read_json_object(path)
   config = hf_keys.config_from_hf(described)
-  mesh = make_mesh()
-  abstract = parameters.abstract_params(AlexaTM(config), mesh, rules)
-  layout = hf_keys.LAYOUTS[hf_keys.model_type(described)]
-  weights = hf_folder.WeightReader(
-    hf_folder.WeightFolder(source), layout, abstract
-  )
-  sizes = weights.sizes()
-  if any(weights.dtype(path) != np.float32 for path in sizes):
+  abstract = parameters.abstract_params(AlexaTM(config), make_mesh(), rules)
+  weights = hf_folder.WeightReader(source, described, abstract)
+  if {*weights.dtypes.values()} != {np.dtype('float32')}:
     config = dataclasses.replace(config, dtype='bfloat16')
-  say(describe_import(sizes))
+  say(describe_import(weights.sizes))
 
   with staging_folder(os.path.abspath(model_dir) + '.importing') as partial:
     meta = {'model': dataclasses.asdict(config), 'hf_config': described}
     sums = write_parameters(partial, weights, say)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
       sealed = ocp.args.JsonSave(checksums.seal_meta(meta, sums))
-      writer.save(os.path.join(partial, paths.CHECKPOINTS, '0/meta'), sealed)
+      writer.save(os.path.join(partial, CHECKPOINTS, '0/meta'), sealed)
     write_config_and_tokenizer(partial, source, config, described)
     os.makedirs(model_dir, exist_ok=True)
     for name in os.listdir(partial):
@@ -95,20 +84,18 @@ def import_weights(
       if os.path.isdir(target):
         shutil.rmtree(target)
       os.rename(os.path.join(partial, name), target)
-    os.rmdir(partial)
   say(f'wrote {final}/0')
 
 
 @contextlib.contextmanager
 def staging_folder(directory: str) -> Iterator[str]:
-  """Yields an empty folder, which is removed if the block raises."""
+  """Yields an empty folder, and removes what the block leaves there."""
   shutil.rmtree(directory, ignore_errors=True)
   os.makedirs(directory)
   try:
     yield directory
-  except BaseException:
+  finally:
     shutil.rmtree(directory, ignore_errors=True)
-    raise
 
 
 def describe_import(sizes: Mapping[tuple, int]) -> str:
@@ -128,7 +115,7 @@ def write_parameters(
   """Writes checkpoints/0/params in parts; returns the checksums."""
   from orbax.checkpoint.experimental import v1 as orbax
 
-  sizes = weights.sizes()
+  sizes = weights.sizes
   total = sum(sizes.values())
   path = os.path.join(directory, 'parameters')
   start = logged = time.perf_counter()
@@ -152,11 +139,10 @@ def write_parameters(
       )
       logged = now
   orbax.partial.finalize(path)
-  place = os.path.join(directory, paths.CHECKPOINTS, '0')
+  place = os.path.join(directory, CHECKPOINTS, '0')
   os.makedirs(place)
-  os.rename(os.path.join(path, 'state'), os.path.join(place, 'params'))
-  described = '_CHECKPOINT_METADATA'
-  os.rename(os.path.join(path, described), os.path.join(place, described))
+  for old, new in ('state', 'params'), ('_CHECKPOINT_METADATA',) * 2:
+    os.rename(os.path.join(path, old), os.path.join(place, new))
   shutil.rmtree(path)
   return sums
 
@@ -226,7 +212,7 @@ def export_weights(
 
 def plan_export(
   checkpoints: reader.CheckpointReader, step: int, config: Config, kind: str
-) -> dict[str, torch_reader.Tensor]:
+) -> dict[str, Tensor]:
   """Returns the tensors of the Hugging Face format, read when they are due."""
   layout = hf_keys.LAYOUTS[kind]
   abstract = traverse_util.flatten_dict(pretrained.shapes_on_one_device(config))
@@ -244,7 +230,7 @@ def plan_export(
     shape = hf_folder.hf_shape(path, like.shape)
     for i, key in enumerate(layout.keys(path, like.shape)):
       read_key = functools.partial(read, path, shape, i)
-      tensors[key] = torch_reader.Tensor(shape, dtypes[path], read_key)
+      tensors[key] = Tensor(shape, dtypes[path], read_key)
   if kind == 'alexatm':
     tensors = {**make_buffers(config, tensors, layout), **tensors}
   return tensors
@@ -252,38 +238,27 @@ def plan_export(
 
 def make_buffers(
   config: Config, tensors: Mapping, layout: hf_keys.Layout
-) -> dict[str, torch_reader.Tensor]:
-  """Returns copies and constants that the released format may hold besides.
-
-  PyTorch's `load_state_dict` wants every key, also of tied matrices and of
-  parameters that this model has not, which are zeros.
-  """
+) -> dict[str, Tensor]:
+  """Returns copies and constants that the released format may hold besides."""
+  # PyTorch's `load_state_dict` wants every key, also of tied matrices and of
+  # parameters that this model has not, which are zeros.
   embedding = tensors[layout.tables['encoder_embedding']]
   decoder_embedding = layout.tables['decoder_embedding']
   decoder = tensors.get(decoder_embedding, embedding)
-  zeros = lambda width: np.zeros((1, width), embedding.dtype)
-  constants = {
-    'model.encoder.position_ids': np.arange(config.positions)[None],
-    layout.tables['logits_bias']: zeros(config.vocab_size),
-    layout.tables['encoder_types']: zeros(config.d_model),
-  }
+  constant = lambda x: Tensor(x.shape, x.dtype, lambda: x)
+  zeros = lambda width: constant(np.zeros((1, width), embedding.dtype))
   return {
     'model.shared.weight': embedding,
     'lm_head.weight': decoder if config.ties == 'decoder_head' else embedding,
     decoder_embedding: embedding,
-    **{
-      key: torch_reader.Tensor(x.shape, x.dtype, lambda x=x: x)
-      for key, x in constants.items()
-    },
+    'model.encoder.position_ids': constant(np.arange(config.positions)[None]),
+    layout.tables['logits_bias']: zeros(config.vocab_size),
+    layout.tables['encoder_types']: zeros(config.d_model),
   }
 
 
 def describe_model(config: Config, described: dict | None) -> tuple[str, dict]:
-  """Returns (layout, config.json) of a model.
-
-  Raises:
-    ValueError: the model has no Hugging Face format.
-  """
+  """Returns (model_type, config.json); raises ValueError where none exists."""
   if described is not None:
     return hf_keys.model_type(described), described
   if config.norm != 'uncentred' or config.embed_scale:

@@ -7,8 +7,10 @@ shape and dtype first, and then makes one stacked parameter at a time, so host
 memory stays near the largest of them.
 """
 
+import collections
 import functools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 
@@ -18,6 +20,7 @@ import numpy as np
 from flax import traverse_util
 
 from atm import fileio
+from atm.checkpoint import hf_keys
 from atm.checkpoint.hf_keys import Layout, WeightsError
 from atm.checkpoint.torch_reader import Tensor, open_torch_file
 from atm.messages import did_you_mean
@@ -57,53 +60,44 @@ def _open_safetensors(path: str) -> dict[str, Tensor]:
     raise WeightsError(f'{path} is damaged: {e}') from e
 
 
-class WeightFolder:
-  """The tensors of all weight files of a Hugging Face folder.
+def open_weights(directory: str) -> dict[str, Tensor]:
+  """Returns the tensors of all weight files of a folder; reads none of them.
 
-  Attributes:
-    directory: the folder.
-    tensors: key -> shape, dtype and reader.
+  Raises:
+    FileNotFoundError: no weights, or a shard is missing.
+    WeightsError: a damaged file, a key in two files, an index that does not
+      match its files.
   """
+  tensors: dict[str, Tensor] = {}
+  for path, expected in _find_files(directory).items():
+    if not os.path.exists(path):
+      raise FileNotFoundError(f'{path} is missing: the index names it')
+    is_torch = path.endswith('.bin')
+    found = (open_torch_file if is_torch else _open_safetensors)(path)
+    for key in tensors.keys() & found.keys():
+      raise WeightsError(f'{key!r} is in two files of {directory}')
+    for key in expected - found.keys():
+      raise WeightsError(f'{path} lacks {key!r}, which the index puts there')
+    tensors |= found
+  return tensors
 
-  def __init__(self, directory: str):
-    """Opens the files; reads no tensor.
 
-    Raises:
-      FileNotFoundError: no weights, or a shard is missing.
-      WeightsError: a damaged file, a key in two files, an index that does not
-        match its files.
-    """
-    self.directory = directory
-    self.tensors: dict[str, Tensor] = {}
-    for path, expected in self._find_files().items():
-      if not os.path.exists(path):
-        raise FileNotFoundError(f'{path} is missing: the index names it')
-      is_torch = path.endswith('.bin')
-      tensors = (open_torch_file if is_torch else _open_safetensors)(path)
-      for key in self.tensors.keys() & tensors.keys():
-        raise WeightsError(f'{key!r} is in two files of {directory}')
-      self.tensors |= tensors
-      for key in expected - tensors.keys():
-        raise WeightsError(f'{path} lacks {key!r}, which the index puts there')
-
-  def _find_files(self) -> dict[str, set[str]]:
-    """Returns path -> the keys that an index expects in it."""
-    for name, whole in zip(INDEXES, WHOLE, strict=True):
-      path = os.path.join(self.directory, whole)
-      if os.path.exists(path):
-        return {path: set()}
-      path = os.path.join(self.directory, name)
-      if os.path.exists(path):
-        files: dict[str, set[str]] = {}
-        for key, file in read_json_object(path)['weight_map'].items():
-          if os.path.basename(file) != file:
-            raise WeightsError(f'{path}: {file!r} is not a file of the folder')
-          files.setdefault(os.path.join(self.directory, file), set()).add(key)
-        return files
-    raise FileNotFoundError(
-      f'no weights in {self.directory!r}: expected {", ".join(WHOLE)}, or '
-      'either in shards with an index.json'
-    )
+def _find_files(directory: str) -> dict[str, set[str]]:
+  """Returns path -> the keys that an index expects in it."""
+  for index, whole in zip(INDEXES, WHOLE):
+    if os.path.exists(path := os.path.join(directory, whole)):
+      return {path: set()}
+    if os.path.exists(path := os.path.join(directory, index)):
+      files = collections.defaultdict(set)
+      for key, file in read_json_object(path)['weight_map'].items():
+        if os.path.basename(file) != file:
+          raise WeightsError(f'{path}: {file!r} is not a file of the folder')
+        files[os.path.join(directory, file)].add(key)
+      return files
+  raise FileNotFoundError(
+    f'no weights in {directory!r}: expected {", ".join(WHOLE)}, or either in '
+    'shards with an index.json'
+  )
 
 
 def read_json_object(path: str) -> dict:
@@ -135,82 +129,89 @@ def hf_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class WeightReader:
-  """Checked access to a folder's weights, one of our parameters at a time."""
+  """Checked access to a folder's weights, one of our parameters at a time.
 
-  def __init__(self, folder: WeightFolder, layout: Layout, abstract: dict):
+  Attributes:
+    abstract: path of a parameter -> its shape and sharding.
+    dtypes: path -> dtype in the folder.
+    sizes: path -> bytes in that dtype.
+  """
+
+  def __init__(self, directory: str, hf_config: dict, abstract: dict):
     """Checks every key, shape and dtype; reads nothing yet.
 
     Args:
-      folder: the weights.
-      layout: their names.
-      abstract: our parameters, with shapes.
+      directory: the folder.
+      hf_config: its config.json.
+      abstract: our parameters, nested, with shapes.
 
     Raises:
+      FileNotFoundError: see `open_weights`.
       WeightsError: a key is missing, left over or of the wrong shape or dtype.
     """
-    self.folder, self.layout = folder, layout
+    self._directory, self._tensors = directory, open_weights(directory)
+    layout = hf_keys.find_layout(hf_config, self._tensors)
     self.abstract = traverse_util.flatten_dict(abstract)
-    left = folder.tensors.keys() - set(layout.ignored)
-    for path, like in self.abstract.items():
-      keys = layout.keys(path, like.shape)
+    self._keys = {k: layout.keys(k, x.shape) for k, x in self.abstract.items()}
+    for path, keys in self._keys.items():
       for key in keys:
-        self._check(key, hf_shape(path, like.shape), keys[0])
-      left -= set(keys)
-    for path in self.abstract:
-      left -= self._aliases(path, left)
-    if left:
-      raise WeightsError(
-        f'{folder.directory}: {len(left)} keys that this model has no place '
-        f'for, such as {sorted(left)[0]!r}'
-      )
+        self._check(key, hf_shape(path, self.abstract[path].shape), keys[0])
+    self._check_left_over(layout)
+    self.dtypes = {k: self._tensors[v[0]].dtype for k, v in self._keys.items()}
+    self.sizes = {
+      path: math.prod(self.abstract[path].shape) * dtype.itemsize
+      for path, dtype in self.dtypes.items()
+    }
 
   def _check(self, key: str, shape: tuple[int, ...], first: str) -> None:
-    tensors = self.folder.tensors
-    if key not in tensors:
+    """Raises WeightsError unless a key has this shape and `first`'s dtype."""
+    if key not in self._tensors:
       raise WeightsError(
-        f'{self.folder.directory} lacks {key!r}.' + did_you_mean(key, tensors)
+        f'{self._directory} lacks {key!r}.' + did_you_mean(key, self._tensors)
       )
-    found, dtype, _ = tensors[key]
+    found, dtype, _ = self._tensors[key]
     if found != shape:
       raise WeightsError(f'{key!r} has shape {found}, expected {shape}')
     if dtype not in FLOATS:
       raise WeightsError(
         f'{key!r} is {dtype}, expected float32, bfloat16 or float16'
       )
-    if dtype != (other := tensors[first].dtype):
+    if dtype != (other := self._tensors[first].dtype):
       raise WeightsError(f'{key!r} is {dtype}, but {first!r} is {other}')
 
-  def _aliases(self, path, left: set[str]) -> set[str]:
-    """Returns keys of tied copies; raises WeightsError where one differs."""
-    copies = left & set(self.layout.aliases.get('/'.join(path), ()))
-    own = (
-      self.folder.tensors[self.layout.tables[path[0]]].read()
-      if copies
-      else None
-    )
-    for key in copies:
-      if not np.array_equal(own, self.folder.tensors[key].read()):
-        raise WeightsError(
-          f'{key!r} differs from {self.layout.tables[path[0]]!r}, but '
-          'config.json says that they are tied'
-        )
-    return copies
+  def _check_left_over(self, layout: Layout) -> None:
+    """Raises WeightsError unless the keys left are equal copies or ignored."""
+    left = self._tensors.keys() - {*layout.ignored}
+    left = left.difference(*self._keys.values())
+    for name, aliases in layout.aliases.items():
+      copies = left & {*aliases} if (name,) in self._keys else set()
+      original = layout.tables[name]
+      value = self._tensors[original].read() if copies else None
+      for key in copies:
+        if not np.array_equal(value, self._tensors[key].read()):
+          raise WeightsError(
+            f'{key!r} differs from {original!r}, but config.json says that '
+            'they are tied'
+          )
+      left -= copies
+    if left:
+      raise WeightsError(
+        f'{self._directory}: {len(left)} keys that this model has no place '
+        f'for, such as {min(left)!r}'
+      )
 
-  def dtype(self, path) -> np.dtype:
-    """Returns the dtype of a parameter in the folder."""
-    key = self.layout.keys(path, self.abstract[path].shape)[0]
-    return self.folder.tensors[key].dtype
-
-  def read(self, path) -> np.ndarray:
+  def read(self, path: tuple[str, ...]) -> np.ndarray:
     """Returns one parameter, in our shape and the folder's dtype."""
-    like, tensors = self.abstract[path], self.folder.tensors
-    keys = self.layout.keys(path, like.shape)
+    shape, size, keys = self.abstract[path].shape, self.sizes[path], self._keys
     turn = np.transpose if path[-1] == 'kernel' else np.asarray
     if not is_stacked(path):
-      return turn(tensors[keys[0]].read()).reshape(like.shape)
-    out = empty_aligned(like.shape, self.dtype(path))
-    for i, key in enumerate(keys):
-      out[i] = turn(tensors[key].read())
+      return turn(self._tensors[keys[path][0]].read()).reshape(shape)
+    # XLA's CPU need not copy what begins at a multiple of 64 bytes.
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    out = raw[start : start + size].view(self.dtypes[path]).reshape(shape)
+    for i, key in enumerate(keys[path]):
+      out[i] = turn(self._tensors[key].read())
     return out
 
   def arrays(self) -> Iterator[tuple[tuple[str, ...], jax.Array]]:
@@ -218,26 +219,6 @@ class WeightReader:
     for path, like in self.abstract.items():
       # No local name holds an array while the next one is made.
       yield path, put_sharded(self.read(path), like.sharding)
-
-  def read_all(self) -> dict:
-    """Returns all parameters, nested and sharded."""
-    return traverse_util.unflatten_dict(dict(self.arrays()))
-
-  def sizes(self) -> dict[tuple[str, ...], int]:
-    """Returns path -> bytes of the parameter in the folder's dtype."""
-    return {
-      path: int(np.prod(like.shape)) * np.dtype(self.dtype(path)).itemsize
-      for path, like in self.abstract.items()
-    }
-
-
-def empty_aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
-  """Returns an empty array that JAX's CPU need not copy."""
-  # XLA's CPU shares a buffer of NumPy's that begins at a multiple of 64 bytes.
-  size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-  raw = np.empty(size + 64, np.uint8)
-  start = -raw.ctypes.data % 64
-  return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def put_sharded(value: np.ndarray, sharding) -> jax.Array:
@@ -264,25 +245,19 @@ def find_tokenizer(directory: str) -> str | None:
 def write_shards(
   directory: str, tensors: Mapping[str, Tensor], shard_bytes: int
 ) -> None:
-  """Writes safetensors in shards, with an index where there are several.
-
-  Args:
-    directory: the folder.
-    tensors: key -> tensor, in the order to write.
-    shard_bytes: greatest size of a shard; a larger tensor has its own.
-  """
+  """Writes safetensors in shards, with an index where there are several."""
   import safetensors.numpy
 
+  sizes = {
+    key: math.prod(shape) * np.dtype(dtype).itemsize
+    for key, (shape, dtype, _) in tensors.items()
+  }
   shards: list[list[str]] = [[]]
-  size = total = 0
-  for key, (shape, dtype, _) in tensors.items():
-    n = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    total += n
-    if size + n > shard_bytes and shards[-1]:
+  for key, size in sizes.items():
+    # A tensor larger than that has a shard of its own.
+    if shards[-1] and size + sum(map(sizes.get, shards[-1])) > shard_bytes:
       shards.append([])
-      size = 0
     shards[-1].append(key)
-    size += n
   where = {}
   for number, keys in enumerate(shards, 1):
     name = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
@@ -292,5 +267,6 @@ def write_shards(
     safetensors.numpy.save_file(arrays, path, metadata={'format': 'pt'})
     where.update(dict.fromkeys(keys, name))
   if len(shards) > 1:
-    index = {'metadata': {'total_size': total}, 'weight_map': where}
+    total = {'total_size': sum(sizes.values())}
+    index = {'metadata': total, 'weight_map': where}
     fileio.write_json(os.path.join(directory, INDEXES[0]), index)

@@ -83,6 +83,7 @@ _DECODER_TABLES = {
   'lm_head': 'lm_head.weight',
   'logits_bias': 'final_logits_bias',
 }
+_TIED = ('model.decoder.embed_tokens.weight', 'lm_head.weight')
 
 ALEXATM = Layout(
   tables={
@@ -107,11 +108,9 @@ ALEXATM = Layout(
     ),
   },
   aliases={
-    'encoder_embedding': (
-      'model.decoder.embed_tokens.weight',
-      'lm_head.weight',
-    ),
+    # First, for the LM head may be tied to the decoder's alone.
     'decoder_embedding': ('lm_head.weight',),
+    'encoder_embedding': _TIED,
   },
   # `shared` may have been repointed by a change of vocabulary.
   ignored=('model.shared.weight', 'model.encoder.position_ids'),
@@ -130,11 +129,7 @@ BLENDERBOT = Layout(
     for name, parts in (('encoder', _BART_ENCODER), ('decoder', _BART_DECODER))
   },
   aliases={
-    'encoder_embedding': (
-      'model.encoder.embed_tokens.weight',
-      'model.decoder.embed_tokens.weight',
-      'lm_head.weight',
-    ),
+    'encoder_embedding': ('model.encoder.embed_tokens.weight', *_TIED),
   },
 )
 
@@ -144,10 +139,8 @@ XLMR = 'xlm-roberta-xl'  # XL and XXL; an encoder only, see `warm_start`
 
 
 def make_xlmr_layout(keys: Iterable[str]) -> Layout:
-  """Returns the layout of XLM-R XL's encoder, by the keys of a folder.
-
-  Heads and buffers are ignored; all but the bare model has a prefix.
-  """
+  """Returns the layout of XLM-R XL's encoder, by the keys of a folder."""
+  # Heads and buffers are ignored; all but the bare model has a prefix.
   keys = set(keys)
   prefix = 'roberta.' if any(k.startswith('roberta.') for k in keys) else ''
   inner = prefix + 'embeddings.'
@@ -170,6 +163,12 @@ def make_xlmr_layout(keys: Iterable[str]) -> Layout:
     aliases={},
     ignored=tuple(k for k in keys if k.startswith(ignored)),
   )
+
+
+def find_layout(hf: dict, keys: Iterable[str]) -> Layout:
+  """Returns the layout of a folder by its config.json and keys."""
+  kind = model_type(hf, (*LAYOUTS, XLMR))
+  return make_xlmr_layout(keys) if kind == XLMR else LAYOUTS[kind]
 
 
 # --- config.json
@@ -276,17 +275,10 @@ def model_type(hf: dict, known: Collection[str] = tuple(LAYOUTS)) -> str:
 
 
 def config_from_hf(hf: dict) -> Config:
-  """Returns the float32 Config of an AlexaTM's or Blenderbot's config.json.
-
-  Raises:
-    WeightsError: a field is missing, or asks for what this model has not.
-  """
-  convert = {
-    'alexatm': _config_from_alexatm,
-    'blenderbot': _config_from_blenderbot,
-  }[model_type(hf)]
+  """Returns the float32 Config of a config.json, or raises WeightsError."""
+  is_alexatm = model_type(hf) == 'alexatm'
   return Config(
-    **convert(hf),
+    **(_config_from_alexatm if is_alexatm else _config_from_blenderbot)(hf),
     **_read_sizes(hf, _SIZES),
     **{name: float(hf.get(name, 0.0)) for name in _DROPOUTS},
     logits_bias=True,
@@ -295,27 +287,17 @@ def config_from_hf(hf: dict) -> Config:
 
 
 def config_from_xlmr(hf: dict) -> Config:
-  """Returns the Config of an XLM-R XL encoder; its decoder is a placeholder.
-
-  The table of positions has `pad_token_id + 1` rows more than `positions`, in
-  front.
-
-  Raises:
-    WeightsError: a field is missing, or asks for what this model has not.
-  """
+  """Returns the Config of an XLM-R XL encoder; its decoder is a placeholder."""
   _check_fixed(hf, hidden_act='gelu', position_embedding_type='absolute')
   sizes = _read_sizes(hf, _XLMR_SIZES)
+  # The table of positions begins with rows of padding, which are not counted.
   sizes['positions'] -= sizes['pad_id'] + 1
   norm_eps = float(hf.get('layer_norm_eps', 1e-5))
   return Config(**sizes, decoder_layers=1, norm_eps=norm_eps, dtype='float32')
 
 
 def config_to_hf(config: Config) -> dict:
-  """Returns the config.json, in AlexaTM's format, of a model trained here.
-
-  Raises:
-    ValueError: the format has no such ties.
-  """
+  """Returns AlexaTM's config.json; raises ValueError for ties that it lacks."""
   if config.ties not in _TIES.values():
     raise ValueError(
       f'Config.ties = {config.ties!r} has no Hugging Face format'

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from atm.checkpoint import hf_folder, hf_keys, reader
 from atm.checkpoint.checksums import DamageError
@@ -52,7 +53,8 @@ class PretrainedModel:
     """
     abstract = parameters.abstract_params(AlexaTM(self.config), mesh, rules)
     if _is_hf(self.directory):
-      params = self._open_hf(abstract).read_all()
+      weights = self._open_hf(abstract)
+      params = traverse_util.unflatten_dict(dict(weights.arrays()))
       cast = lambda x, like: x.astype(like.dtype)
       return params if as_saved else jax.tree.map(cast, params, abstract)
     with reader.open_step(self.directory, self.step) as (checkpoints, step):
@@ -67,10 +69,8 @@ class PretrainedModel:
     return functools.partial(checkpoints.read_parameter, self.step)
 
   def _open_hf(self, abstract: dict) -> hf_folder.WeightReader:
-    layout = hf_keys.LAYOUTS[hf_keys.model_type(self.meta['hf_config'])]
-    return hf_folder.WeightReader(
-      hf_folder.WeightFolder(self.directory), layout, abstract
-    )
+    hf_config = self.meta['hf_config']
+    return hf_folder.WeightReader(self.directory, hf_config, abstract)
 
 
 def open_pretrained(
@@ -88,11 +88,9 @@ def open_pretrained(
     hf_keys.WeightsError: a config.json of another kind of model.
   """
   if _is_hf(directory):
-    hf_config = hf_folder.read_json_object(
-      os.path.join(directory, 'config.json')
-    )
-    config, step = hf_keys.config_from_hf(hf_config), 0
-    meta = {'hf_config': hf_config}
+    hf_config = hf_folder.read_json_object(f'{directory}/config.json')
+    meta, step = {'hf_config': hf_config}, 0
+    config = hf_keys.config_from_hf(hf_config)
     path = hf_folder.find_tokenizer(directory)
   else:
     with reader.open_step(directory, at_step) as (checkpoints, step):

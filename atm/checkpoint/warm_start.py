@@ -88,10 +88,7 @@ def _open_xlmr(directory: str, hf_config: dict) -> EncoderSource:
   tree = {name: tree[name] for name in names if name in tree}
   rows = (config.positions + offset, config.d_model)
   tree['encoder_positions'] = jax.ShapeDtypeStruct(rows, np.float32)
-  folder = hf_folder.WeightFolder(directory)
-  reader = hf_folder.WeightReader(
-    folder, hf_keys.make_xlmr_layout(folder.tensors), tree
-  )
+  reader = hf_folder.WeightReader(directory, hf_config, tree)
 
   def read(path):
     whole = reader.read(path)
@@ -118,12 +115,9 @@ def _xlmr_pieces(directory: str, config: Config) -> dict[str, int] | None:
 
 
 def _find_tokenizer(directory: str) -> str | None:
-  """Returns the SentencePiece file of a Hugging Face folder, or None.
-
-  Raises:
-    WeightsError: there is another tokenizer, whose rows would pass for ours.
-  """
+  """Returns a folder's SentencePiece file, or None where there is none."""
   path = hf_folder.find_tokenizer(directory)
+  # The rows of another tokenizer would pass for ours.
   for name in OTHER_TOKENIZERS if path is None else ():
     if os.path.exists(os.path.join(directory, name)):
       raise hf_keys.WeightsError(
@@ -203,41 +197,26 @@ def _merge_rows(fresh: jax.Array, table: np.ndarray, rows: np.ndarray):
 # --- Positions and token types
 
 
-def tile_positions(table: np.ndarray, rows: int) -> np.ndarray:
-  """Repeats or cuts positions [P, D] to [rows, D]: row n + k P is row n.
-
-  Positions that the source knows stay exactly what they were, and beyond them
-  neighbours still differ as its layers have learned, where interpolation would
-  change every position. Training then tells the tiles apart, as Longformer
-  (arXiv:2004.05150, section 5) found when it extended RoBERTa this way.
-  """
-  return table[np.arange(rows) % len(table)]
-
-
 def _read_positions_and_types(
   source: EncoderSource, config: Config
 ) -> dict[str, np.ndarray]:
-  """Returns the encoder's positions, and token types where the model has them.
-
-  A model without types adds the source's type 0 to every position, which is
-  what the source does. A model with more types than the source starts them as
-  type 0, and as zeros where the source has none.
-  """
+  """Returns the encoder's positions [P, D] and token types [T, D]."""
   positions = source.read(('encoder_positions',)).astype(np.float32)
   types = np.zeros((1, config.d_model), np.float32)
   if source.config.token_types:
     types = source.read(('encoder_types',)).astype(np.float32)
-  if not config.token_types:
-    return {
-      'encoder_positions': tile_positions(
-        positions + types[0], config.positions
-      )
-    }
+  if not config.token_types:  # the source adds its type 0 everywhere, too
+    positions += types[0]
+  # Repeated or cut: row n + k P is row n. Positions that the source knows stay
+  # exactly what they were, and beyond them neighbours still differ as its
+  # layers have learned, where interpolation would change every position.
+  # Training then tells the tiles apart, as Longformer (arXiv:2004.05150,
+  # section 5) found when it extended RoBERTa this way.
+  tiled = positions[np.arange(config.positions) % len(positions)]
+  # Types that the source lacks start as its type 0, or as zeros if it has none.
   at = np.arange(config.token_types)
-  return {
-    'encoder_positions': tile_positions(positions, config.positions),
-    'encoder_types': types[np.where(at < len(types), at, 0)],
-  }
+  types = types[np.where(at < len(types), at, 0)]
+  return {'encoder_positions': tiled, 'encoder_types': types}
 
 
 # --- All of it
@@ -264,15 +243,10 @@ def init_encoder(
   embedding and the LM head start equal to it, tied or not. All else stays.
 
   Args:
-    params: the fresh parameters, nested; arrays may be sharded.
-    config: of the fresh model.
+    params: the fresh parameters, nested; the shapes, dtypes and shardings stay.
+    config, vocabulary: of the fresh model.
     source: what `open_source` returned.
-    vocabulary: of the fresh model.
     log: called with each line of what is copied.
-
-  Returns:
-    Parameters of the same shapes, dtypes and shardings. Arrays that are not
-    replaced are those of `params`.
 
   Raises:
     ValueError: the source does not fit; names the binding to set.
@@ -289,7 +263,8 @@ def init_encoder(
       # Equal, but not one buffer: an update donates each.
       out[name,] = jnp.copy(embedding)
   for name, value in _read_positions_and_types(source, config).items():
-    out[name,] = _put_like(value, out[name,])
+    if (name,) in out:  # there may be no types
+      out[name,] = _put_like(value, out[name,])
   known, wanted = source.config.positions, config.positions
   if wanted > known:
     log(f'positions: {known:,} known, repeated to fill {wanted:,}')
