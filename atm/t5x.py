@@ -46,7 +46,7 @@ def axes(boxed: dict) -> dict:
   return found
 
 
-def feature_converter(*arguments, bos_id=config.Config.start_id, **named):
+def feature_converter(*arguments, bos_id=config.ModelConfig.start_id, **named):
   """Builds seqio's `EncDecFeatureConverter` for decoder inputs that begin with
   `<s>`, as ours do; takes its arguments."""
   import seqio  # takes seconds: TensorFlow

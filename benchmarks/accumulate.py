@@ -23,7 +23,7 @@ from atm.parallel import sharding
 from atm.train import optimizer, step
 
 NUMBERS, LENGTH = (1, 4, 8), 512
-CONFIG = config.Config(
+CONFIG = config.ModelConfig(
   vocab_size=32000,
   d_model=512,
   encoder_layers=6,

@@ -62,7 +62,7 @@ def main():
 
   xla_options.set_compilation_cache()
   distributed.start_jax(cpu_devices=1)
-  config = config_lib.Config(
+  config = config_lib.ModelConfig(
     vocab_size=V, d_model=512, encoder_layers=6, decoder_layers=6,
     encoder_heads=8, decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
     positions=1024, dtype='float32',

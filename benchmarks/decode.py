@@ -50,7 +50,7 @@ class Ours:
 
     xla_options.set_compilation_cache()
     distributed.start_jax(cpu_devices=1)
-    config = config_lib.Config(
+    config = config_lib.ModelConfig(
       vocab_size=V, d_model=D, encoder_layers=L, decoder_layers=L,
       encoder_heads=H, decoder_heads=H, encoder_ff=F, decoder_ff=F,
       positions=S, dtype='float32', ties='all',

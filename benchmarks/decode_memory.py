@@ -63,7 +63,7 @@ def main():
       data=1, tensor=chips, devices=jax.devices()[:chips]
     )
     for dtype, size in (('float32', 4), ('bfloat16', 2)):
-      net = transformer.AlexaTM(config.Config(dtype=dtype))
+      net = transformer.AlexaTM(config.ModelConfig(dtype=dtype))
       params = parameters.abstract_params(net, mesh, rules)
       of_params = shards(params) * size / 2**30
       print(f'{f"{name}, {dtype}":28}{of_params:10.1f}', end='')

@@ -21,7 +21,7 @@ from atm.parallel import sharding
 from atm.train import optimizer, step
 
 PAIRS, B, S, T = 24, 8, 128, 128
-CONFIG = config.Config(
+CONFIG = config.ModelConfig(
   vocab_size=2000,
   d_model=256,
   encoder_layers=4,

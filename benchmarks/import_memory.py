@@ -23,7 +23,7 @@ from flax import traverse_util
 
 from atm.checkpoint import convert, hf_folder, hf_keys, torch_reader
 from atm.model import parameters
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
@@ -37,19 +37,19 @@ RELEASED = dict(
 )
 
 
-def abstract(config: Config) -> dict:
+def abstract(config: ModelConfig) -> dict:
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return traverse_util.flatten_dict(
     parameters.abstract_params(AlexaTM(config), mesh, sharding.Rules())
   )
 
 
-def sizes_of(config: Config, bytes_each: int) -> dict:
+def sizes_of(config: ModelConfig, bytes_each: int) -> dict:
   arrays = abstract(config).items()
   return {path: int(np.prod(x.shape)) * bytes_each for path, x in arrays}
 
 
-def write(folder: str, config: Config) -> None:
+def write(folder: str, config: ModelConfig) -> None:
   with open(f'{folder}/config.json', 'w') as f:
     json.dump(hf_keys.config_to_hf(config), f)
   weights, random = {}, np.random.default_rng(0)
@@ -63,7 +63,7 @@ def write(folder: str, config: Config) -> None:
 
 
 def main(root: str) -> None:
-  config = Config(**SIZES, **RELEASED, dtype='float32')
+  config = ModelConfig(**SIZES, **RELEASED, dtype='float32')
   folder, run = f'{root}/source', f'{root}/run'
   os.makedirs(folder)
   write(folder, config)
@@ -87,7 +87,7 @@ def main(root: str) -> None:
     f'peak {float(done.stdout.splitlines()[-1]):.2f} GiB, bound {bound:.2f}'
   )
   for dtype, n in (('float32', 4), ('bfloat16', 2)):
-    twenty = sizes_of(Config(**RELEASED), n)
+    twenty = sizes_of(ModelConfig(**RELEASED), n)
     print(f'20B, {dtype}: {convert.describe_import(twenty)}')
 
 

@@ -85,7 +85,7 @@ def a_checkpoint(folder: str, nursery: survive.Nursery):
   run = f'{folder}/damage'
   assert nursery.run(run, train_steps=6).code == 0
   made = reader.CheckpointReader(run, log=quiet)
-  config = config_lib.Config(**made.meta(6)['model'])
+  config = config_lib.ModelConfig(**made.meta(6)['model'])
   tx = optimizer.make_optimizer(optimizer.OptimizerConfig())
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   shapes = step.abstract_state(
@@ -148,7 +148,7 @@ def seconds(work, times: int = 3) -> float:
 
 
 def cost(folder: str) -> None:
-  config = config_lib.Config(
+  config = config_lib.ModelConfig(
     vocab_size=32000, d_model=512, encoder_layers=6, decoder_layers=6,
     encoder_heads=8, decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
     dtype='float32',

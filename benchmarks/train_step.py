@@ -92,7 +92,7 @@ class Ours:
     )  # fmt: skip
     for name, value in changes.items():
       sizes[name] = int(value) if value.isdecimal() else value
-    config = config_lib.Config(**sizes)
+    config = config_lib.ModelConfig(**sizes)
     net, tx = (
       transformer.AlexaTM(config),
       optimizer.make_optimizer(optimizer.OptimizerConfig()),

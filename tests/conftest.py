@@ -50,7 +50,7 @@ hypothesis.settings.register_profile('atm', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('atm')
 
 
-def tiny(**changes) -> config.Config:
+def tiny(**changes) -> config.ModelConfig:
   """A model small enough to compile in a second."""
   sizes = dict(
     vocab_size=96,
@@ -65,7 +65,7 @@ def tiny(**changes) -> config.Config:
     init_std=0.2,
     dtype='float32',
   )
-  return config.Config(**{**sizes, **changes})
+  return config.ModelConfig(**{**sizes, **changes})
 
 
 @pytest.fixture(autouse=True)

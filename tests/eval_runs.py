@@ -7,7 +7,7 @@ import jax
 
 from atm.evals import runner, text_metrics
 from atm.inference import api
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 
@@ -40,7 +40,7 @@ def rows(folder, name: str) -> list[dict]:
 
 def random_model(words) -> api.Model:
   """Makes a small untrained model."""
-  config = Config(
+  config = ModelConfig(
     vocab_size=words.size, d_model=32, encoder_layers=1, decoder_layers=2,
     encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
     positions=256, dtype='float32', init_std=0.3,

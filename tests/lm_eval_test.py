@@ -28,7 +28,7 @@ from atm.cli import main
 from atm.data import vocabulary_training
 from atm.inference import api, prompts, sampling
 from atm.lm_eval import AtmLM, Newlines, generation
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 from atm.train.run_folder import RunFolder
@@ -75,7 +75,7 @@ def model(tmp_path_factory) -> api.Model:
   words = vocabulary_training.train_sentencepiece(
     SENTENCES * 4, folder, 118, character_coverage=1.0
   )
-  config = Config(
+  config = ModelConfig(
     vocab_size=words.size, d_model=32, encoder_layers=1, decoder_layers=2,
     encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
     positions=POSITIONS, dtype='float32', init_std=0.3,

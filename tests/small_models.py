@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from atm.inference import api
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 
 
-def init(config: Config, seed: int = 0) -> dict:
+def init(config: ModelConfig, seed: int = 0) -> dict:
   """Returns random parameters, with biases and norms that tests can see."""
   ids = jnp.ones((1, 1), jnp.int32)
   make = jax.jit(
@@ -27,7 +27,7 @@ def init(config: Config, seed: int = 0) -> dict:
 
 def untrained(vocabulary, **sizes) -> api.Model:
   """Returns a model over a vocabulary, on one device."""
-  config = Config(**{
+  config = ModelConfig(**{
     **dict(
       vocab_size=vocabulary.size, d_model=32, encoder_layers=1,
       decoder_layers=1, encoder_heads=4, decoder_heads=4, encoder_ff=64,

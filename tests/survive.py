@@ -138,7 +138,7 @@ def train(directory: str, rows: str, d_model: int = 32, **changes):
   from atm.train import optimizer, trainer
   from atm.train.config import TrainConfig
 
-  config = config_lib.Config(
+  config = config_lib.ModelConfig(
     vocab_size=2048, d_model=d_model, encoder_layers=1, decoder_layers=1,
     encoder_heads=2, decoder_heads=2, encoder_ff=64, decoder_ff=64,
     positions=64, dtype='float32', dropout=0.1,

@@ -77,7 +77,7 @@ def test_in_t5x(words, optimizer):
   """Trains on a mesh of t5x's, and computes the loss that we compute."""
   from t5x import adafactor, models, optimizers, partitioning, trainer, utils
 
-  config = config_lib.Config(
+  config = config_lib.ModelConfig(
     vocab_size=2048, d_model=32, encoder_layers=2, decoder_layers=2,
     encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
     positions=32, dtype='float32',

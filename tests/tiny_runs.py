@@ -21,14 +21,14 @@ class Stop(Exception):
   """Raised where a run is to be cut off."""
 
 
-def small_model(**changes) -> config_lib.Config:
+def small_model(**changes) -> config_lib.ModelConfig:
   """Returns a model for the vocabulary of the shipped text."""
   sizes = dict(
     vocab_size=2048, d_model=32, encoder_layers=2, decoder_layers=2,
     encoder_heads=4, decoder_heads=4, encoder_ff=64, decoder_ff=64,
     positions=64, dtype='float32',
   )  # fmt: skip
-  return config_lib.Config(**{**sizes, **changes})
+  return config_lib.ModelConfig(**{**sizes, **changes})
 
 
 def small_config(directory, steps=8, **changes) -> TrainConfig:

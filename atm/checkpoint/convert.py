@@ -19,7 +19,7 @@ from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
 from atm.messages import clock_text
 from atm.model import parameters
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
@@ -148,7 +148,7 @@ def write_parameters(
 
 
 def write_config_and_tokenizer(
-  directory: str, source: str, config: Config, described: dict
+  directory: str, source: str, config: ModelConfig, described: dict
 ) -> None:
   """Writes config.gin, hf_config.json and, where there is one, vocabulary/."""
   gin = ''.join(
@@ -197,7 +197,7 @@ def export_weights(
     raise ValueError(f'SHARD_GIB = {shard_gib}: expected more than 0')
   with reader.open_step(model_dir, at_step) as (checkpoints, step):
     meta = checkpoints.meta(step)
-    config = Config(**meta['model'])
+    config = ModelConfig(**meta['model'])
     kind, described = describe_model(config, meta.get('hf_config'))
     tensors = plan_export(checkpoints, step, config, kind)
     with staging_folder(os.path.abspath(output) + '.exporting') as partial:
@@ -211,7 +211,10 @@ def export_weights(
 
 
 def plan_export(
-  checkpoints: reader.CheckpointReader, step: int, config: Config, kind: str
+  checkpoints: reader.CheckpointReader,
+  step: int,
+  config: ModelConfig,
+  kind: str,
 ) -> dict[str, Tensor]:
   """Returns the tensors of the Hugging Face format, read when they are due."""
   layout = hf_keys.LAYOUTS[kind]
@@ -237,7 +240,7 @@ def plan_export(
 
 
 def make_buffers(
-  config: Config, tensors: Mapping, layout: hf_keys.Layout
+  config: ModelConfig, tensors: Mapping, layout: hf_keys.Layout
 ) -> dict[str, Tensor]:
   """Returns copies and constants that the released format may hold besides."""
   # PyTorch's `load_state_dict` wants every key, also of tied matrices and of
@@ -257,7 +260,9 @@ def make_buffers(
   }
 
 
-def describe_model(config: Config, described: dict | None) -> tuple[str, dict]:
+def describe_model(
+  config: ModelConfig, described: dict | None
+) -> tuple[str, dict]:
   """Returns (model_type, config.json); raises ValueError where none exists."""
   if described is not None:
     return hf_keys.model_type(described), described

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from atm.messages import did_you_mean
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 
 
 class WeightsError(ValueError):
@@ -274,10 +274,10 @@ def model_type(hf: dict, known: Collection[str] = tuple(LAYOUTS)) -> str:
   return name
 
 
-def config_from_hf(hf: dict) -> Config:
+def config_from_hf(hf: dict) -> ModelConfig:
   """Returns the float32 Config of a config.json, or raises WeightsError."""
   is_alexatm = model_type(hf) == 'alexatm'
-  return Config(
+  return ModelConfig(
     **(_config_from_alexatm if is_alexatm else _config_from_blenderbot)(hf),
     **_read_sizes(hf, _SIZES),
     **{name: float(hf.get(name, 0.0)) for name in _DROPOUTS},
@@ -286,17 +286,19 @@ def config_from_hf(hf: dict) -> Config:
   )
 
 
-def config_from_xlmr(hf: dict) -> Config:
-  """Returns the Config of an XLM-R XL encoder; its decoder is a placeholder."""
+def config_from_xlmr(hf: dict) -> ModelConfig:
+  """Returns the sizes of an XLM-R XL encoder; its decoder is a placeholder."""
   _check_fixed(hf, hidden_act='gelu', position_embedding_type='absolute')
   sizes = _read_sizes(hf, _XLMR_SIZES)
   # The table of positions begins with rows of padding, which are not counted.
   sizes['positions'] -= sizes['pad_id'] + 1
   norm_eps = float(hf.get('layer_norm_eps', 1e-5))
-  return Config(**sizes, decoder_layers=1, norm_eps=norm_eps, dtype='float32')
+  return ModelConfig(
+    **sizes, decoder_layers=1, norm_eps=norm_eps, dtype='float32'
+  )
 
 
-def config_to_hf(config: Config) -> dict:
+def config_to_hf(config: ModelConfig) -> dict:
   """Returns AlexaTM's config.json; raises ValueError for ties that it lacks."""
   if config.ties not in _TIES.values():
     raise ValueError(

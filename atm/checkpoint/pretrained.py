@@ -13,7 +13,7 @@ from atm.checkpoint import hf_folder, hf_keys, reader
 from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import Vocabulary
 from atm.model import parameters
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
@@ -33,7 +33,7 @@ class PretrainedModel:
   """
 
   directory: str
-  config: Config
+  config: ModelConfig
   vocabulary: Vocabulary | None
   step: int
   meta: dict
@@ -95,14 +95,14 @@ def open_pretrained(
   else:
     with reader.open_step(directory, at_step) as (checkpoints, step):
       meta = checkpoints.meta(step)
-    config = Config(**meta['model'])
+    config = ModelConfig(**meta['model'])
     path = os.path.join(directory, 'vocabulary')
     path = path if os.path.isdir(path) else None
   vocabulary = Vocabulary(path) if path else None
   return PretrainedModel(directory, config, vocabulary, step, meta)
 
 
-def read_config(model_dir: str) -> Config:
+def read_config(model_dir: str) -> ModelConfig:
   """Returns a run's configuration, from its newest step with sound metadata.
 
   Raises:
@@ -112,13 +112,13 @@ def read_config(model_dir: str) -> Config:
   with reader.open_step(model_dir, None) as (checkpoints, _):
     for step in reversed(checkpoints.all_steps()):
       try:
-        return Config(**checkpoints.meta(step)['model'])
+        return ModelConfig(**checkpoints.meta(step)['model'])
       except DamageError as e:
         error = e
     raise error
 
 
-def shapes_on_one_device(config: Config) -> dict:
+def shapes_on_one_device(config: ModelConfig) -> dict:
   """Returns a model's parameters, nested, as jax.ShapeDtypeStruct."""
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return parameters.abstract_params(AlexaTM(config), mesh, Rules())

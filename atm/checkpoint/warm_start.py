@@ -20,7 +20,7 @@ from flax import traverse_util
 
 from atm.checkpoint import hf_folder, hf_keys, pretrained
 from atm.data.vocabulary import SPECIAL_TOKENS, Vocabulary, convert_xlmr
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 
 # What must be the same for the layers to compute the same.
 SHARED_FIELDS = (
@@ -44,7 +44,7 @@ class EncoderSource:
   """
 
   directory: str
-  config: Config
+  config: ModelConfig
   read: Callable[[tuple[str, ...]], np.ndarray]
   pieces: dict[str, int] | None
   sha256: str | None = None
@@ -98,7 +98,7 @@ def _open_xlmr(directory: str, hf_config: dict) -> EncoderSource:
   return EncoderSource(directory, config, read, _xlmr_pieces(directory, config))
 
 
-def _xlmr_pieces(directory: str, config: Config) -> dict[str, int] | None:
+def _xlmr_pieces(directory: str, config: ModelConfig) -> dict[str, int] | None:
   path = _find_tokenizer(directory)
   if path is None:
     return None
@@ -127,7 +127,7 @@ def _find_tokenizer(directory: str) -> str | None:
   return path
 
 
-def check_encoder(config: Config, source: EncoderSource) -> None:
+def check_encoder(config: ModelConfig, source: EncoderSource) -> None:
   """Raises ValueError where a source does not fit; reads no tensors."""
   theirs = {name: getattr(source.config, name) for name in SHARED_FIELDS}
   wrong = {k: v for k, v in theirs.items() if getattr(config, k) != v}
@@ -163,7 +163,7 @@ def index_pieces(vocabulary: Vocabulary, rows: int) -> dict[str, int]:
 
 
 def match_rows(
-  source: EncoderSource, config: Config, vocabulary: Vocabulary, log=print
+  source: EncoderSource, config: ModelConfig, vocabulary: Vocabulary, log=print
 ) -> np.ndarray:
   """Returns [V] int64: the source's row for each of ours, -1 for none."""
   V = config.vocab_size
@@ -198,7 +198,7 @@ def _merge_rows(fresh: jax.Array, table: np.ndarray, rows: np.ndarray):
 
 
 def _read_positions_and_types(
-  source: EncoderSource, config: Config
+  source: EncoderSource, config: ModelConfig
 ) -> dict[str, np.ndarray]:
   """Returns the encoder's positions [P, D] and token types [T, D]."""
   positions = source.read(('encoder_positions',)).astype(np.float32)
@@ -231,7 +231,7 @@ def _put_like(value: np.ndarray, like: jax.Array) -> jax.Array:
 
 def init_encoder(
   params: dict,
-  config: Config,
+  config: ModelConfig,
   source: EncoderSource,
   vocabulary: Vocabulary,
   log: Callable[[str], None] = print,

@@ -80,8 +80,8 @@ def check_pairs() -> None:
 def adopt_source_model() -> None:
   """Binds what the model that a run starts from says of itself.
 
-  Only what is not bound yet: its fields of `config.Config`, and its positions
-  as lengths. So config.gin tells all of the run's model, and starts it alone.
+  Only what is not bound yet: its fields of `ModelConfig`, and its positions as
+  lengths. So config.gin tells all of the run's model, and starts it alone.
   """
   from atm.checkpoint import pretrained, reader
   from atm.model import config as config_lib
@@ -104,7 +104,7 @@ def adopt_source_model() -> None:
         f'INIT_FROM = {source!r}: expected a MODEL_DIR with a checkpoint, or a '
         'Hugging Face folder' + ''.join(f'. Did you mean {p!r}?' for p in known)
       ) from e
-  bound = gin_config.get_bindings(config_lib.Config)
+  bound = gin_config.get_bindings(config_lib.ModelConfig)
   own = dataclasses.asdict(config).items()
   values = {f'model.Config.{k}': v for k, v in own if k not in bound}
   if get_setting('TASK_FEATURE_LENGTHS') is None:

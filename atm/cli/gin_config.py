@@ -59,7 +59,7 @@ def configurables() -> dict[str, Callable]:
     'atm.harness.evaluate': lm_eval_command.LmEvalCommand,
     'atm.look.inspect': inspect_data.inspect,
     'atm.mixture.show': mixture_stats.show_mixture,
-    'atm.model.Config': config_lib.Config,
+    'atm.model.Config': config_lib.ModelConfig,
     'atm.optimizer.Config': optimizer.OptimizerConfig,
     'atm.plan.plan': train_plan.plan,
     'atm.plan_decode.plan_rows': decode_plan.plan_rows,

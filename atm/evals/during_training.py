@@ -9,7 +9,7 @@ from atm.data.vocabulary import Vocabulary
 from atm.evals import metrics, predict, scoring
 from atm.evals.task import MissingData, Task
 from atm.inference import api
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.parallel.sharding import Rules
 
 
@@ -18,7 +18,7 @@ class FewShotEvaluator:
 
   def __init__(
     self,
-    config: Config,
+    config: ModelConfig,
     vocabulary: Vocabulary,
     mesh,
     rules: Rules,

@@ -16,7 +16,7 @@ from atm.inference.few_shot import FewShotMixin
 from atm.inference.framing import Framing
 from atm.inference.generations import Generation, collect, fetch
 from atm.messages import check_choice
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
@@ -35,7 +35,7 @@ class Model(FewShotMixin):
     step: updates it was trained for.
   """
 
-  config: Config
+  config: ModelConfig
   params: dict
   vocabulary: Vocabulary | None
   mesh: jax.sharding.Mesh

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from atm.data.vocabulary import Vocabulary
 from atm.inference import prompts, stop_strings
 from atm.messages import check_choice
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Framing:
     vocabulary: its vocabulary; None: everything must be given as ids.
   """
 
-  config: Config
+  config: ModelConfig
   vocabulary: Vocabulary | None
 
   def frame(self, ids: Sequence[int], mode: str) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from atm.inference import bucketing
 from atm.inference.generations import fetch
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import sharding
 
@@ -63,7 +63,7 @@ def padded_length(length: int) -> int:
 
 
 def decoder_batch(
-  rows: Sequence[TargetsRow], targets, B: int, config: Config
+  rows: Sequence[TargetsRow], targets, B: int, config: ModelConfig
 ) -> dict[str, np.ndarray]:
   """Returns the decoder's part of a batch, int32 [B, T] each.
 

@@ -5,6 +5,6 @@ May import `atm.parallel`; knows neither data nor optimizer. Begin with
 is made of in `layers.py` and `attention.py`.
 """
 
-from atm.model.config import Config
+from atm.model.config import ModelConfig as Config
 
 __all__ = ['Config']

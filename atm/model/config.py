@@ -20,7 +20,7 @@ IDS = 'pad_id', 'start_id', 'end_id'
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class ModelConfig:
   """Sizes and numerics of a model; checks itself.
 
   The paper gives the 20B's sizes. It is silent on dropout, the standard

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from atm.model import loss
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.model.layers import normal_init, zeros_init
 from atm.parallel.sharding import constrain, constrain_columns
 
@@ -19,7 +19,7 @@ class Embeddings(nn.Module):
   stand at the root.
   """
 
-  config: Config
+  config: ModelConfig
 
   def setup(self):
     c = self.config

@@ -17,7 +17,7 @@ def train_flops(
   counted.
 
   Args:
-    config: a model.Config.
+    config: a ModelConfig.
     batch: B.
     S: encoder length.
     T: decoder length.

@@ -1,4 +1,4 @@
-"""Layers and their parts; each reads what it needs of a `Config`.
+"""Layers and their parts; each reads what it needs of a `ModelConfig`.
 
 Letters as in transformer.py: B batch, S encoder length, T decoder length,
 D d_model, H heads, K head dimension, F feed-forward.
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from atm.model import attention, matmul, remat
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.parallel.sharding import constrain
 
 # Initialisers, by the logical axes of what they make.
@@ -27,7 +27,7 @@ ones_init = functools.partial(
 )
 
 
-def normal_init(config: Config, *axes: str):
+def normal_init(config: ModelConfig, *axes: str):
   """Returns the initialiser N(0, init_std) of a matrix with logical axes."""
   return nn.with_logical_partitioning(
     nn.initializers.normal(config.init_std), axes
@@ -37,7 +37,7 @@ def normal_init(config: Config, *axes: str):
 class Dense(nn.Module):
   """Affine layer y = x W + b over the last axis."""
 
-  config: Config
+  config: ModelConfig
   inputs: int
   features: int
   axes: tuple[str, str]
@@ -67,7 +67,7 @@ class LayerNorm(nn.Module):
   back before them.
   """
 
-  config: Config
+  config: ModelConfig
 
   @nn.compact
   def __call__(self, x, moments=None):
@@ -80,7 +80,7 @@ class LayerNorm(nn.Module):
     return checkpoint_name(x, remat.NORM)
 
 
-def norm_moments(x, config: Config) -> tuple[jax.Array, jax.Array]:
+def norm_moments(x, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
   """Returns mean and spread of x [..., D], each [...], for the norm's input.
 
   spread = rsqrt(second + eps); `second` is the variance (`norm` 'standard') or
@@ -110,7 +110,7 @@ def normalize(x, moments, scale, bias, norm: str) -> jax.Array:
     x: [..., D].
     moments: x's `norm_moments`; their dtype is that of all but scale and bias.
     scale, bias: [D].
-    norm: `Config.norm`, as `norm_moments` read it.
+    norm: `ModelConfig.norm`, as `norm_moments` read it.
   """
   return _normalize_forward(x, moments, scale, bias, norm)[0]
 
@@ -153,7 +153,7 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 class Attention(nn.Module):
   """Multi-head attention with separate, biased q, k, v and out projections."""
 
-  config: Config
+  config: ModelConfig
   heads: int
 
   def setup(self):
@@ -243,7 +243,7 @@ gelu_matmul.defvjp(
 class FeedForward(nn.Module):
   """Feed-forward block D -> F -> D with exact (erf) GELU."""
 
-  config: Config
+  config: ModelConfig
   width: int
 
   @nn.compact
@@ -292,7 +292,7 @@ class KVCache:
 class EncoderLayer(nn.Module):
   """Self-attention and feed-forward, each behind a norm (pre-LN)."""
 
-  config: Config
+  config: ModelConfig
 
   @nn.compact
   def __call__(self, carry, mask, deterministic):
@@ -315,7 +315,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
   """Self-attention, cross-attention, feed-forward, each behind a norm."""
 
-  config: Config
+  config: ModelConfig
 
   def setup(self):
     c = self.config
@@ -385,7 +385,7 @@ class DecoderLayer(nn.Module):
     return constrain(x, 'batch', 'length', 'hidden'), cache
 
 
-def scan_layers(layer_class, config: Config, length: int, inputs: int):
+def scan_layers(layer_class, config: ModelConfig, length: int, inputs: int):
   """Returns a stack of layers as one scan over stacked parameters `layers`.
 
   Args:

@@ -61,7 +61,7 @@ def with_shardings(
 
 
 def check_mesh(mesh, rules: Rules, config) -> None:
-  """Raises ValueError where a size of a model.Config does not divide."""
+  """Raises ValueError where a size of a ModelConfig does not divide."""
   bound = lambda name: (f'Config.{name}', getattr(config, name))
   width = bound('d_model')
   sizes = {'embed': width, 'hidden': width, 'vector': width}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from atm.model import loss as loss_lib
 from atm.model.attention import AttentionMask
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.model.embeddings import Embeddings
 from atm.model.layers import (
   DecoderLayer,
@@ -32,7 +32,7 @@ from atm.parallel.sharding import constrain, map_batch_shards
 class Stack(nn.Module):
   """Stack of layers and a norm, from embeddings to states, both [B, T, D]."""
 
-  config: Config
+  config: ModelConfig
   layer_class: type[nn.Module]
   length: int
 

@@ -51,7 +51,7 @@ def program(name: str = 'train') -> str:
 
 def plan_rows(
   lengths: dict[str, int],
-  model_config: config_lib.Config,
+  model_config: config_lib.ModelConfig,
   program: str = 'decode',
   config: sampling.Config = sampling.Config(),
   make_mesh: Callable = mesh_lib.make_mesh,

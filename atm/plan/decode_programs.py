@@ -35,7 +35,7 @@ class DecodeJob:
   """A program that decodes or encodes, but for how many rows."""
 
   kind: str  # 'decode' or 'encode'
-  model_config: config_lib.Config  # as it is trained
+  model_config: config_lib.ModelConfig  # as it is trained
   weights: str | None  # see `api.load`
   config: sampling.Config  # max_tokens are those asked for
   longest: int  # ids of an encoder input

@@ -102,7 +102,7 @@ def replication_warnings(params, mesh) -> list[str]:
 
 
 def padding_warnings(
-  config: config_lib.Config, lengths: task_registry.Lengths, platform: str
+  config: config_lib.ModelConfig, lengths: task_registry.Lengths, platform: str
 ) -> list[str]:
   """Returns warnings of attention kernels' work on what fills their blocks."""
   splash = config.attention == 'splash' or (

@@ -33,7 +33,7 @@ def plan(
   lengths: dict[str, int],
   batch_size: int,
   train_steps: int,
-  model_config: config_lib.Config,
+  model_config: config_lib.ModelConfig,
   optimizer_config: optimizer.OptimizerConfig,
   make_mesh: Callable = mesh_lib.make_mesh,
   rules: Rules = Rules(),

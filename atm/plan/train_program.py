@@ -23,7 +23,7 @@ from atm.train import optimizer, step
 class TrainStep:
   """A run's training step, the one that trains all parameters."""
 
-  config: config_lib.Config  # of the model
+  config: config_lib.ModelConfig  # of the model
   tx: optax.GradientTransformation
   # Arguments of `step.train_step`: abstract, with shardings; and named ones.
   state: step.State
@@ -71,7 +71,7 @@ class TrainStep:
     traced = jax.make_jaxpr(self._update(plain))(*arguments)
     return flops.jaxpr_flops(remove_dead_code(traced.jaxpr))
 
-  def _update(self, config: config_lib.Config):
+  def _update(self, config: config_lib.ModelConfig):
     net = transformer.AlexaTM(config)
     return functools.partial(
       step.train_step, net, self.tx, frozen=False, **self.options

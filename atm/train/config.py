@@ -92,7 +92,7 @@ class TrainConfig:
   lengths: dict[str, int]
   batch_size: int
   train_steps: int
-  model_config: model_config_lib.Config
+  model_config: model_config_lib.ModelConfig
   optimizer_config: optimizer.OptimizerConfig
   vocabulary: str | None = None
   make_mesh: Callable = mesh_lib.make_mesh

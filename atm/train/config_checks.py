@@ -45,7 +45,7 @@ MAY_DIFFER = (
 )  # fmt: skip
 
 
-def check_same_model(config: config_lib.Config, source) -> None:
+def check_same_model(config: config_lib.ModelConfig, source) -> None:
   """Raises ValueError unless the parameters of `source` are this model's.
 
   Args:
@@ -87,7 +87,7 @@ def decide_split(start: int, then: dict, freeze: int) -> bool:
 
 
 def check_sizes(
-  mesh, rules, config: config_lib.Config, lengths, batch_size: int
+  mesh, rules, config: config_lib.ModelConfig, lengths, batch_size: int
 ):
   """Raises ValueError for sizes that the mesh or the model cannot hold."""
   for side in ('inputs', 'targets'):
@@ -102,7 +102,7 @@ def check_sizes(
   parameters.check_mesh(mesh, rules, config)
 
 
-def check_vocabulary(words: Vocabulary, config: config_lib.Config) -> None:
+def check_vocabulary(words: Vocabulary, config: config_lib.ModelConfig) -> None:
   """Raises ValueError where the model does not fit the vocabulary."""
   if words.size > config.vocab_size:
     raise ValueError(

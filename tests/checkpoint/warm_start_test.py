@@ -17,7 +17,7 @@ from flax import traverse_util
 from atm.checkpoint import hf_folder, hf_keys, manager, warm_start
 from atm.data import vocabulary, vocabulary_training
 from atm.data.vocabulary import Vocabulary
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
@@ -34,7 +34,7 @@ SENTENCES = [
 ] * 20
 
 
-def beside_xlmr(**changes) -> Config:
+def beside_xlmr(**changes) -> ModelConfig:
   """A model whose encoder is that of golden/xlmr_xl."""
   sizes = dict(
     vocab_size=124, encoder_layers=3, encoder_ff=128, positions=40, pad_id=1,

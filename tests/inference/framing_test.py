@@ -5,7 +5,7 @@ import pytest
 
 from atm.inference import prompts
 from atm.inference.framing import Framing
-from atm.model.config import Config
+from atm.model.config import ModelConfig
 
 
 def test_padding_on_either_side_changes_nothing(model, rng):
@@ -49,7 +49,7 @@ def test_generate_errors(model, arguments, message):
 
 @pytest.fixture(scope='module')
 def framing(words):
-  return Framing(Config(vocab_size=words.size, positions=16), words)
+  return Framing(ModelConfig(vocab_size=words.size, positions=16), words)
 
 
 def test_prefixes_follow_the_start_token(framing):
@@ -76,7 +76,7 @@ def test_targets_keep_their_padding_and_end(framing):
 
 
 def test_a_model_without_a_tokenizer_reads_ids_alone():
-  bare = Framing(Config(vocab_size=96), None)
+  bare = Framing(ModelConfig(vocab_size=96), None)
   assert bare.inputs([[3, 4]], 'clm') == [[3, 4]]
   assert bare.stop_table(()) is None
   for wrong, message in (

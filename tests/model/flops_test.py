@@ -19,7 +19,7 @@ from conftest import batch
 def test_flops_are_those_of_the_steps_matrix_products(one_device):
   """The formula against a count over the traced step, backward included."""
   B, S, T = 2, 40, 28
-  config = config_lib.Config(
+  config = config_lib.ModelConfig(
     vocab_size=512, d_model=64, encoder_layers=2, decoder_layers=3,
     encoder_heads=4, decoder_heads=2, encoder_ff=512, decoder_ff=256,
     positions=64, dtype='float32', attention='einsum',  # makes nothing again

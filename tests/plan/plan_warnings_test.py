@@ -48,5 +48,5 @@ def test_padding_of_kernels_is_named():
   said = padding_warnings(tiny(attention='splash'), lengths, 'cpu')
   assert ['targets of 130 up to 256' in line for line in said] == [True, False]
   assert 'a head of 8 up to 128: 94%' in said[1]
-  big = config_lib.Config()
+  big = config_lib.ModelConfig()
   assert not padding_warnings(big, task_registry.Lengths(1024, 1024), 'tpu')

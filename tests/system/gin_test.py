@@ -63,7 +63,7 @@ def test_models_have_the_parameters_they_state(configured, name):
 
 def test_the_20b_is_the_papers(configured):
   config = configured('models/20b.gin')()
-  assert config == config_lib.Config(remat='full')
+  assert config == config_lib.ModelConfig(remat='full')
   ids = jnp.ones((1, 1), jnp.int32)
   shapes = nn.unbox(jax.eval_shape(
     lambda: AlexaTM(config).init(
