@@ -25,12 +25,10 @@ PEAK_FLOPS = {
 
 @functools.cache
 def peak_flops() -> float:
-  """Returns the peak FLOP/s of all devices together; 0 if unknown.
-
-  From PEAK_FLOPS by device kind; on the CPU the best of five float32 products
-  of two 1024 x 1024 matrices, for all simulated devices of a process together,
-  times the processes.
-  """
+  """Returns the peak FLOP/s of all devices together; 0 if unknown."""
+  # From PEAK_FLOPS by device kind; on the CPU the best of five float32 products
+  # of two 1024 x 1024 matrices, for all simulated devices of a process
+  # together, times the processes.
   device = jax.local_devices()[0]
   if device.platform != 'cpu':
     # The longest that fits: an H100 is 'NVIDIA H100 80GB HBM3', and 'TPU v5' is

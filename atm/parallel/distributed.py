@@ -53,17 +53,8 @@ def detect_launcher() -> tuple[str, int]:
   return ('TPU', len(workers)) if len(workers) > 1 else ('', 1)
 
 
-def connect(
-  coordinator: str | None,
-  processes: int | None,
-  process: int | None,
-  timeout: int,
-) -> None:
-  """Joins the run and returns when all processes have; see `start_jax`.
-
-  Raises:
-    ValueError: not all came in time, or none can be found.
-  """
+def connect(coordinator, processes, process, timeout: int) -> None:
+  """Joins the run and returns when all processes have; see `start_jax`."""
   global _stage
   if coordinator is not None:
     check_address(coordinator, process)
@@ -152,10 +143,8 @@ def has_joined() -> bool:
 
 
 def exit_process(status: int) -> None:
-  """Ends this process without waiting long for the others; alone: nothing.
-
-  Python's own exit waits for all: minutes, where some hang in a collective.
-  """
+  """Ends this process without waiting long for the others; alone: nothing."""
+  # Python's own exit waits for all: minutes, where some hang in a collective.
   if not has_joined():
     return
   sys.stdout.flush()
@@ -235,11 +224,7 @@ def check_processes_agree(**facts) -> None:
 
 
 def _client():
-  """Returns the coordination service's client; None in a run of one process.
-
-  Raises:
-    ValueError: there are several processes, which have not met.
-  """
+  """Returns the coordination service's client; None in a run of one process."""
   # Private: jax.experimental.multihost_utils exchanges arrays, on devices.
   from jax._src import distributed
 

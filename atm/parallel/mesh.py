@@ -36,11 +36,7 @@ def make_mesh(
 
 
 def fill_sizes(count: int, **sizes: int) -> tuple[int, ...]:
-  """Returns the sizes of a mesh over `count` devices, a -1 among them filled.
-
-  Raises:
-    ValueError: see `make_mesh`.
-  """
+  """Returns the sizes of a mesh over `count` devices, with -1 filled in."""
   shown = ', '.join(f'mesh.{name} = {size}' for name, size in sizes.items())
   given = list(sizes.values())
   if given.count(-1) > 1 or any(size < 1 and size != -1 for size in given):
@@ -58,11 +54,7 @@ def fill_sizes(count: int, **sizes: int) -> tuple[int, ...]:
 
 
 def arrange_devices(sizes: tuple[int, ...], devices: list) -> np.ndarray:
-  """Arranges devices in the shape of a mesh, those that talk most adjacent.
-
-  Raises:
-    ValueError: `sizes` disagree with the TPU's slices.
-  """
+  """Arranges devices in the shape of a mesh, those that talk most adjacent."""
   if devices[0].platform != 'tpu':
     order = sorted(devices, key=lambda d: (d.process_index, d.id))
     return np.array(order).reshape(sizes)

@@ -7,10 +7,10 @@ split over the first three. Nothing downstream depends on the number of hosts,
 nor on whether devices are CPU, GPU or TPU.
 
 Parameters and activations name what an axis *means* (`embed`, `mlp`, `batch`);
-`Rules` maps a name to mesh axes. Nothing is replicated by mistake: an unknown
-name or a mesh axis used twice raises (linen's own `logical_to_mesh_axes` would
-silently replicate both).
+`Rules` maps a name to mesh axes.
 """
+# Nothing is replicated by mistake: an unknown name or a mesh axis used twice
+# raises (linen's own `logical_to_mesh_axes` would silently replicate both).
 
 import contextlib
 import contextvars
@@ -100,11 +100,7 @@ class Rules:
 def check_divides(mesh, rules: Rules, sizes: dict[str, tuple[str, int]]):
   """Raises ValueError unless each logical axis divides by its devices.
 
-  Args:
-    mesh: the mesh.
-    rules: the rules.
-    sizes: logical axis -> (the binding that sets its size, the size); the
-      message names the binding.
+  `sizes` has of each axis (the binding that sets its size, the size).
   """
   for name, (binding, size) in sizes.items():
     axes = rules.mesh_axes(name)
@@ -154,12 +150,10 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def constrain_columns(x: jax.Array) -> jax.Array:
-  """Pins [B, T, D] looked up in a table that is split over `embed`.
-
-  Each device then has the columns of its part of the table, for the rows of all
-  devices that share them, and so has the gradient: devices exchange rows, not
-  the table, and sum a part of the table's gradient, not all of it.
-  """
+  """Pins [B, T, D] looked up in a table that is split over `embed`."""
+  # Each device then has the columns of its part of the table, for the rows of
+  # all devices that share them, and so has the gradient: devices exchange rows,
+  # not the table, and sum a part of the table's gradient, not all of it.
   rules = _active.get()
   if rules is None:
     return x
@@ -174,9 +168,6 @@ def map_batch_shards(
 ):
   """Calls compute(*rows, table, bias) on each device with its batch rows.
 
-  The table's gradient is summed over devices once, however often `compute`
-  reads it; a loop that GSPMD partitions sums in every turn.
-
   Args:
     compute: returns a pytree of arrays [B, ...]. It may `constrain`, by axes
       that are not the batch's.
@@ -184,6 +175,8 @@ def map_batch_shards(
     table: [V, D], axes 'vocab' and 'embed'; every row reads all of it.
     bias: [V] or None; has no gradient.
   """
+  # The table's gradient is summed over devices once, however often `compute`
+  # reads it; a loop that GSPMD partitions sums in every turn.
   rules, mesh = _active.get(), jax.sharding.get_abstract_mesh()
   axes = rules.mesh_axes('batch') if rules else ()
   if all(mesh.shape[axis] == 1 for axis in axes):
@@ -217,11 +210,9 @@ def map_batch_shards(
 
 
 def host_rows(mesh, rules: Rules, batch_size: int) -> np.ndarray:
-  """Returns the rows of a batch that this process's devices hold, in order.
-
-  They need not be consecutive, and several processes may feed the same ones:
-  where `tensor` spans processes, each of them holds the same rows.
-  """
+  """Returns the rows of a batch that this process's devices hold, in order."""
+  # They need not be consecutive, and several processes may feed the same ones:
+  # where `tensor` spans processes, each of them holds the same rows.
   sharding = NamedSharding(mesh, rules.spec('batch'))
   indices = sharding.addressable_devices_indices_map((batch_size,)).values()
   rows = np.arange(batch_size)
@@ -231,11 +222,8 @@ def host_rows(mesh, rules: Rules, batch_size: int) -> np.ndarray:
 def shard_batch(batch, mesh, rules: Rules, batch_size: int | None = None):
   """Moves host arrays [B, ...] to devices, split over the batch axes.
 
-  Args:
-    batch: the arrays.
-    mesh, rules: how they are split.
-    batch_size: B, where the arrays hold only the `host_rows` of this process;
-      None: they hold all rows, in every process.
+  `batch_size` is B where the arrays hold only the `host_rows` of this process;
+  None: they hold all rows, in every process.
   """
   sharding = NamedSharding(mesh, rules.spec('batch'))
   rows = batch_size and host_rows(mesh, rules, batch_size)

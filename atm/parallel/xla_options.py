@@ -56,13 +56,11 @@ KIND_OPTIONS = {
 
 
 def jit_update(update: Callable, state):
-  """Jits `update` of (state, batch) as training runs it.
+  """Jits update(state, batch) -> (the next state, metrics) as training runs it.
 
-  Args:
-    update: returns (the next state, metrics).
-    state: a pytree of arrays, or of shapes with shardings; donated, so that the
-      next state takes its memory, and its shardings.
+  `state` is a pytree of arrays, or of shapes with shardings.
   """
+  # Donated, so that the next state takes its memory, and its shardings.
   placed = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
 
@@ -106,10 +104,8 @@ def compile_program(
 
 
 def set_compilation_cache() -> None:
-  """Keeps compiled programs across runs, by default below ~/.cache/atm.
-
-  JAX's own environment variables come first.
-  """
+  """Keeps compiled programs across runs, by default below ~/.cache/atm."""
+  # JAX's own environment variables come first.
   for name, value in (
     ('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atm/xla')),
     # JAX's default is 1 s; a start has dozens of programs of a tenth of that.
