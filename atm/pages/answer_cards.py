@@ -47,21 +47,17 @@ def right_choices(line: Mapping) -> list[int]:
 
 
 def ranking_metric(task: Mapping) -> str:
-  """Returns the metric that tells single answers apart.
-
-  chrF where BLEU is the main one: BLEU of one sentence depends on whether it
-  has four words in a row right.
-  """
+  """Returns the metric that tells single answers apart."""
+  # chrF where BLEU is the main one: BLEU of one sentence depends on whether it
+  # has four words in a row right.
   main = next(iter(task['scores']))
   return 'chrf' if 'bleu' in main and 'chrf' in task['scores'] else main
 
 
 def answer_quality(task: Mapping, lines: Sequence[Mapping]) -> np.ndarray:
-  """Returns how good each answer is: float64 [N], nan where it is not judged.
-
-  Of choices: how far the likeliest is ahead of the next, in nats, negative
-  where it is wrong. Of texts: their group's score.
-  """
+  """Returns how good each answer is: float64 [N], nan if not judged."""
+  # Of choices: how far the likeliest is ahead of the next, in nats, negative
+  # where it is wrong. Of texts: their group's score.
   if task['kind'] == 'score':
     margins = []
     for line in lines:
@@ -110,9 +106,8 @@ def representative_tasks(
 def task_cards(folder: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Returns the cards of a task, [] where there are no predictions."""
   lines = read_predictions(folder, task['name'])
-  if not lines:
-    return []
-  return [answer_card(task, *found) for found in select_answers(task, lines)]
+  found = select_answers(task, lines) if lines else []
+  return [answer_card(task, *each) for each in found]
 
 
 def answer_card(
@@ -135,10 +130,8 @@ def answer_card(
 
 
 def ranked_choices(line: Mapping, normalize: str) -> list[dict[str, Any]]:
-  """Returns the choices of a question, likeliest first, [] where it has none.
-
-  Of many the likeliest, and those that are right.
-  """
+  """Returns the choices of a question, likeliest first, [] without any."""
+  # Of many the likeliest, and those that are right.
   if not line.get('pairs'):
     return []
   inputs, outputs = zip(*line['pairs'])

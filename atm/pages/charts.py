@@ -50,14 +50,8 @@ def layout_score_bar(
 ) -> dict[str, Any]:
   """Returns the shapes of a score's bar on an axis from 0 to `end`.
 
-  Args:
-    score: value, and low and high where there is an interval.
-    end: of the axis.
-    chance: what guessing scores, drawn as dashes.
-    published: a figure to compare with, drawn as a ring.
-
-  Returns:
-    {'class', 'label', 'width', 'rectangles', 'lines', 'circles'}.
+  `score` has a value, and low and high where there is an interval; `chance` is
+  drawn as dashes, the published figure as a ring.
   """
   at = lambda value: f'{WIDTH * min(max(value / end, 0), 1):.1f}'
   rectangles, lines, circles = [(WIDTH, 'track')], [], []
@@ -82,10 +76,7 @@ def layout_score_bar(
 def layout_difference_bar(
   difference: Mapping[str, Any], end: float
 ) -> dict[str, Any]:
-  """Returns the shapes of a difference on an axis from -end to +end.
-
-  They are named as in `layout_score_bar`.
-  """
+  """Returns shapes, as `layout_score_bar`, of a difference, -end to +end."""
   at = lambda value: f'{WIDTH / 2 * (1 + min(max(value / end, -1), 1)):.1f}'
   value = difference['value']
   label = f'{format_number(value, "+.1f")}, 95% interval '

@@ -94,14 +94,7 @@ def compare_page_data(
   comparisons: Sequence[compare_lib.Comparison],
   notes: Sequence[str],
 ) -> dict[str, Any]:
-  """Returns what the page shows.
-
-  Args:
-    labels: a name for each run.
-    every: results.json of each run.
-    comparisons: of each task that all runs have.
-    notes: how the runs differ.
-  """
+  """Returns what the page shows of `every` results.json, by their labels."""
   sets = render.group_by(comparisons, lambda one: one.task['set'])
   count = sum(len(one.differences) for one in comparisons)
   keys = dict.fromkeys(key for run in every for key in run['settings'])

@@ -100,10 +100,8 @@ def _set_data(
 
 
 def _set_mean(name: str, tasks: Sequence[Mapping]) -> tuple[str, float | None]:
-  """Returns the metric's title and the mean over tasks of one set.
-
-  The mean is None where the metrics differ or no task has a score.
-  """
+  """Returns the metric's title and the mean over tasks of one set, or None."""
+  # None where the metrics differ or no task has a score.
   if name == 'superglue':
     scores = {task['name']: task['scores'] for task in tasks}
     return 'average of the eight tasks', published.superglue_average(scores)

@@ -10,10 +10,7 @@ def draw_svg(
 ) -> str:
   """Returns a figure as SVG that takes its colours and font from the page.
 
-  Args:
-    plot: called with the axes; draws in INK, ACCENT and COLOURS.
-    size: in inches.
-    percent: the y axis has shares.
+  plot(axes) draws in INK, ACCENT and COLOURS; `percent`: the y axis has shares.
   """
   import markupsafe
   import matplotlib  # heavy

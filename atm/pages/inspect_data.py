@@ -91,11 +91,7 @@ def inspect(
 def find_vocabulary(
   path: str | None, directory: str, mixture: str, train: Callable, log: Callable
 ) -> Vocabulary:
-  """Returns the vocabulary at `path`, or trains one beside the rows if missing.
-
-  Raises:
-    ValueError: there is no text to train it on.
-  """
+  """Returns the vocabulary at `path`, or trains one beside the rows if None."""
   own = os.path.join(directory, 'vocabulary')
   if path is None and os.path.exists(os.path.join(own, MODEL_FILE)):
     log(f'the vocabulary is the one beside the rows: {own}')

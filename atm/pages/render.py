@@ -17,11 +17,7 @@ from atm.pages import charts
 
 @functools.cache
 def environment():
-  """Returns the jinja2 environment of all pages, which escapes what it prints.
-
-  Templates may call the filters and functions that are added here, and find
-  style.css beside them.
-  """
+  """Returns the jinja2 environment of all pages, which escapes all text."""
   import jinja2  # heavy
 
   here = os.path.dirname(__file__)
@@ -71,11 +67,9 @@ def group_by(items: Iterable, key: Callable) -> dict[str, list]:
 
 
 def direction_mark(text: str) -> str:
-  """Returns the mark for dir="auto" of the direction most letters have.
-
-  Without it the first letter decides, and an Arabic text may begin with an
-  English name.
-  """
+  """Returns the mark for dir="auto" of the direction most letters have."""
+  # Without it the first letter decides, and an Arabic text may begin with an
+  # English name.
   kinds = [unicodedata.bidirectional(c) for c in text]
   right = kinds.count('R') + kinds.count('AL')
   return '\u200f' if right > kinds.count('L') else '\u200e'

@@ -87,12 +87,7 @@ def compare_with_unigram(rows: list[dict]) -> list[str]:
 
 
 def generate_samples(run, model, count: int = 3) -> list[dict]:
-  """Completes `count` held-out examples of each objective.
-
-  Returns:
-    {objective, language, input, output, truth} of examples in different
-    languages.
-  """
+  """Completes `count` held-out examples of each objective in many languages."""
   decode, samples = model.vocabulary.decode, []
   for name in OBJECTIVE_NAMES:
     for part, source, target in _held_out_examples(run, name, count):
@@ -118,10 +113,8 @@ def sample_tables(samples: list[dict]) -> list[rich.table.Table]:
 
 
 def _held_out_examples(run, objective: str, count: int):
-  """Yields (part, encoder ids, target ids) of languages spread over all.
-
-  Where they are fewer than `count`, some have several, each of another row.
-  """
+  """Yields (part, encoder ids, target ids) of languages spread over all."""
+  # Where they are fewer than `count`, some have several, each of another row.
   parts = run.held_out.parts
   mine = [i for i, p in enumerate(parts) if p.objective.name == objective]
   chosen = [mine[i * len(mine) // count] for i in range(count) if mine]
@@ -140,14 +133,12 @@ def _held_out_examples(run, objective: str, count: int):
 
 
 def print_summary(run, console: rich.console.Console | None = None) -> None:
-  """Prints what a finished training run learned and where its files are.
-
-  Completions only after a run of one process: they need a model of its own, and
-  process 0 of several calls this alone.
-  """
+  """Prints what a finished training run learned and where its files are."""
   console = console or rich.console.Console()
   folder, step = run.model_dir, run.step
   tables = [loss_table(run.history)]
+  # Completions only after a run of one process: they need a model of its own,
+  # and process 0 of several calls this alone.
   if jax.process_count() == 1:
     model = api.load(folder)
     step, samples = model.step, generate_samples(run, model)
