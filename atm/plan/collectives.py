@@ -1,5 +1,7 @@
 """Collectives of a compiled program: over which mesh axes, how many bytes."""
 
+import collections
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -24,23 +26,16 @@ _PAIRS = re.compile(r'source_target_pairs=\{(\{.*?\})\}')
 
 
 def list_collectives(program: Program, sizes: dict[str, int]) -> list[dict]:
-  """Lists every kind of collective, the largest traffic first.
-
-  Args:
-    program: a compiled one.
-    sizes: mesh axis -> devices, in the order in which devices are numbered.
-
-  Returns:
-    Rows of `kind`; `axes` of the mesh that a group spans, `group` its
-    devices; `count` a step; `wire_bytes` that a device sends a step if the
-    groups are rings; of them `padded`, which sum arrays that are zero but
-    for a device's part: gathers, at twice their price; `asynchronous`,
-    whether it may run beside something else; `source`, where most of the
-    bytes come from.
-  """
+  """Lists every kind of collective, the largest traffic first."""
+  # `sizes` are the devices of mesh axes, in the order in which those are
+  # numbered. Of a row, `axes` are those that a group spans, `group` counts its
+  # devices; `wire_bytes` are what a device sends a step if the groups are
+  # rings; `padded` those of them that sum arrays which are zero but for a
+  # device's part (gathers, at twice their price); `asynchronous` may run beside
+  # something else; `source` is where most of the bytes come from.
   asynchronous = _called_by(program, _starts)
   continued = _called_by(program, _continues)
-  rows, sources = {}, {}
+  rows, sources = {}, collections.defaultdict(collections.Counter)
   for line, computation, times in program.executed():
     key = _key(line, computation, sizes, computation in asynchronous)
     if key is None or computation in continued:
@@ -48,15 +43,13 @@ def list_collectives(program: Program, sizes: dict[str, int]) -> list[dict]:
     names = 'kind', 'axes', 'group', 'asynchronous'
     empty = {'count': 0, 'wire_bytes': 0, 'padded': 0}
     row = rows.setdefault(key, {**dict(zip(names, key)), **empty})
-    kind, _, n, _ = key
-    sent = times * wire_bytes(line, kind, n)
+    sent = times * wire_bytes(line, row['kind'], row['group'])
     row['count'] += times
     row['wire_bytes'] += sent
-    if kind == 'all-reduce':
+    if row['kind'] == 'all-reduce':
       row['padded'] += sent * _padded_share(program, line, computation)
     source = program.source(line, computation) or line.op_name
-    by_source = sources.setdefault(key, {})
-    by_source[source] = by_source.get(source, 0) + sent
+    sources[key][source] += sent
   for key, row in rows.items():
     row['source'] = max(sources[key], key=sources[key].get)
   return sorted(rows.values(), key=lambda row: -row['wire_bytes'])
@@ -117,13 +110,9 @@ def _padded_share(program: Program, line: Instruction, computation) -> float:
   if len(names) != len(sizes):
     return 0.0
   lines = {other.name: other for other in program.computations[computation]}
-  padded = sum(
-    size
-    for name, size in zip(names, sizes)
-    if name in lines
-    and program.opcodes(lines[name]) & {'dynamic-update-slice', 'pad'}
-  )
-  return padded / max(1, sum(sizes))
+  opcodes = [program.opcodes(lines[n]) if n in lines else set() for n in names]
+  pads = [bool(found & {'dynamic-update-slice', 'pad'}) for found in opcodes]
+  return sum(itertools.compress(sizes, pads)) / max(1, sum(sizes))
 
 
 def replica_groups(rest: str, devices: int) -> np.ndarray:
@@ -182,7 +171,7 @@ def _longest_chain(pairs: list[tuple[str, str]]) -> np.ndarray:
 
   def chain(first):
     ring = [first]
-    while (after := to.get(ring[-1])) is not None and after not in ring:
+    while (after := to.get(ring[-1], first)) not in ring:
       ring.append(after)
     return ring
 

@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import os
+import pathlib
 import tempfile
 import threading
 import time
@@ -32,17 +33,9 @@ def _compile(lowered, target: hardware.Target, options: dict | None, folder=''):
 def compile_or_overflow(
   traced, target: hardware.Target, options: dict | None
 ) -> tuple:
-  """Compiles a traced program, or finds how much memory is missing.
-
-  Args:
-    traced: a `jax.stages.Traced`.
-    target: devices to compile for.
-    options: XLA_OPTIONS, beside those of training; None: none at all, as
-      `atm infer` compiles.
-
-  Returns:
-    (compiled, None), or (None, what `memory.parse_overflow` returns).
-  """
+  """Returns (a `jax.stages.Traced` compiled, None), or (None, an overflow)."""
+  # `options` are XLA_OPTIONS, beside those of training; None: none at all, as
+  # `atm infer` compiles. An overflow is what `memory.parse_overflow` returns.
   with tempfile.TemporaryDirectory(prefix='atm_plan_') as folder:
     offloads = target.pod and memory.offloads(traced.jaxpr.jaxpr)
     try:
@@ -83,11 +76,6 @@ def _find(folder: str, pattern: str) -> str | None:
   return next(iter(glob.glob(os.path.join(folder, pattern))), None)
 
 
-def _read(path: str) -> str:
-  with open(path) as f:
-    return f.read()
-
-
 def program_text(compiled, traced, target: hardware.Target, options) -> str:
   """Returns a compiled program's text; arguments as `compile_or_overflow`'s."""
   try:
@@ -99,22 +87,17 @@ def program_text(compiled, traced, target: hardware.Target, options) -> str:
       _compile(traced.lower(), target, options, folder)
       if (path := _find(folder, _CODE)) is None:
         raise
-      return _read(path)
+      return pathlib.Path(path).read_text()
 
 
 def compile_partly(
   folder: str, traced, target: hardware.Target, options: dict | None
 ) -> tuple[DumpedProgram, None]:
-  """Compiles until the program is scheduled and its arrays are placed.
-
-  A tenth of the compiler's work for a large model on a TPU. Memory and
-  collectives are those of the whole compilation, cycles are not known.
-
-  Args:
-    folder: an empty one. The compiler goes on in a thread and writes to it: the
-      process had better end, and the folder go after it.
-    traced, target, options: see `compile_or_overflow`, as what is returned.
-  """
+  """Compiles until the program is scheduled and its arrays are placed."""
+  # A tenth of the compiler's work for a large model on a TPU. Memory and
+  # collectives are those of the whole compilation, cycles are not known.
+  # The compiler goes on in a thread and writes to the folder, which has to be
+  # empty: the process had better end, and the folder go after it.
   lowered, errors = traced.lower(), []
 
   def run():
@@ -131,5 +114,5 @@ def compile_partly(
   # Too little memory is no failure here: the report says how much it takes.
   if errors and not _find(folder, memory.REPORT):
     raise errors[0]
-  text = _read(_find(folder, _SCHEDULED))
+  text = pathlib.Path(_find(folder, _SCHEDULED)).read_text()
   return DumpedProgram(lambda: text, memory.read_dumped_peak(folder)), None

@@ -31,17 +31,7 @@ def token_loop(program: hlo.Program) -> hlo.Instruction:
 def estimate_token(
   program: hlo.Program, params, caches: list, config, target: hardware.Target
 ) -> dict:
-  """Estimates what one turn of the loop over tokens does, and its time.
-
-  Args:
-    program, target: the whole of it; devices that run it.
-    params, caches, config: see `read_bytes`.
-
-  Returns:
-    What `step_time.tabulate` has; `read_bytes`; rows of `cache_copies`, in the
-    loop, and `copies_once`, around it; `time_split_s` and `time_range_s`, None
-    for devices of this machine.
-  """
+  """Estimates what one turn of a program's loop over tokens does, its time."""
   loop = token_loop(program)
   turn = program.one_iteration(loop)
   copies = list_cache_copies(turn, caches)
@@ -49,10 +39,12 @@ def estimate_token(
   result = {
     **step_time.tabulate(turn, target),
     'read_bytes': {**read_bytes(params, caches, config), 'copies': moved},
+    # In the loop, and around it.
     'cache_copies': copies,
     'copies_once': list_cache_copies(program.without_loop(loop), caches, True),
   }
   rows, cycles, read = map(result.get, ('collectives', 'cycles', 'read_bytes'))
+  # Both None for devices of this machine.
   split = target.pod and split_token_time(rows, cycles, read, target)
   times = {'time_split_s': split, 'time_range_s': split and token_time(split)}
   return result | times
@@ -64,19 +56,12 @@ def estimate_token(
 def list_cache_copies(
   program: hlo.Program, caches: list, once: bool = False
 ) -> list[dict]:
-  """Lists arrays as large as one of the cache that are not written in place.
-
-  Of a copy in pieces only what is like a whole array is found.
-
-  Args:
-    program: one turn of its loop; or all but the loop.
-    caches: abstract arrays with shardings.
-    once: list only what the program does itself, not in its other loops, and
-      only what moves an array of the cache's sides.
-
-  Returns:
-    Rows of `shape`, `opcode`, `source`, `count`, `bytes` of all.
-  """
+  """Lists arrays as large as one of the cache that are not written in place."""
+  # The program is one turn of the loop over tokens; or, `once`, all but that
+  # loop: then what the program does itself counts, not in its other loops, and
+  # only what moves an array of the cache's sides. Of a copy in pieces only what
+  # is like a whole array is found.
+  #
   # Outside the loop each array has to be made, and others are as large.
   like = (lambda sides: tuple(sorted(sides))) if once else math.prod
   shards = {
@@ -88,9 +73,8 @@ def list_cache_copies(
   for line, computation, times in program.executed():
     if computation in program.fused or line.opcode in free:
       continue
-    if once and computation != program.entry:
-      continue
-    if once and not program.opcodes(line) <= _MOVES:
+    itself = computation == program.entry
+    if once and not (itself and program.opcodes(line) <= _MOVES):
       continue
     if _in_place(program, line) or 'ConcatBitcast' in line.rest:
       continue
@@ -119,12 +103,7 @@ def _in_place(program: hlo.Program, line: hlo.Instruction) -> bool:
 
 
 def read_bytes(params, caches: list, config) -> dict[str, int]:
-  """Returns bytes that a device reads for one token: weights, caches whole.
-
-  Args:
-    params, caches: abstract, with shardings.
-    config: of the model.
-  """
+  """Returns bytes that a device reads for one token: weights, caches whole."""
   # The decoder's layers and the LM head; of embeddings a row, which is nothing.
   # The cache is read to its end, masked where nothing has been written.
   head = {
@@ -132,8 +111,7 @@ def read_bytes(params, caches: list, config) -> dict[str, int]:
     'encoder_head': 'encoder_embedding',
     'all': 'encoder_embedding',
   }.get(config.ties, 'lm_head')
-  decoder = params['decoder']
-  layers = decoder['layers']
+  decoder, layers = params['decoder'], params['decoder']['layers']
   if '0' in layers:  # taken apart: the stack beside them is not read
     layers = {k: v for k, v in layers.items() if k.isdigit()}
   weights = [layers, decoder['norm'], params[head]]
@@ -161,15 +139,10 @@ def count_hops(
 def split_token_time(
   rows: list[dict], cycles: dict, read: dict, target: hardware.Target
 ) -> dict:
-  """Returns seconds (least, most) of one token's parts, each as if alone.
-
-  Args:
-    rows, cycles: see `step_time.tabulate`, of one turn.
-    read: see `read_bytes`.
-    target: a pod's.
-  """
+  """Returns seconds (least, most) of one token's parts, each as if alone."""
+  # `rows` and `cycles` are those of one turn, by `step_time.tabulate`.
   chip = target.pod.chip
-  counted = sum(n for name, n in cycles.items() if name != 'unknown')
+  counted = program_costs.counted_cycles(cycles)
   reading = sum(read.values()) / chip.hbm
   low, high = HBM_SHARE
   latency, sending = [0.0, 0.0], [0.0, 0.0]

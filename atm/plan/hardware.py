@@ -1,5 +1,6 @@
 """TPU chips: figures with their sources, and devices of pods to compile for."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -127,12 +128,11 @@ class Pod:
     """Returns bytes a second (least, most) that a chip of a group sends."""
     # Least: along one side. Most: along every side that the group spans. Of a
     # side that wraps, both ways.
-    spanned = [
-      wraps
-      for axis, wraps in enumerate(self.wraps)
-      if len({place[axis] for place in coordinates}) > 1
-    ]
-    links = [2 if wraps else 1 for wraps in spanned] or [1]
+    links = [
+      1 + wraps
+      for wraps, along in zip(self.wraps, zip(*coordinates))
+      if len(set(along)) > 1
+    ] or [1]
     return self.chip.link * max(links), self.chip.link * sum(links)
 
 
@@ -175,11 +175,7 @@ def find_target(
   make_mesh: Callable,
   start: Callable[[], None] = lambda: None,
 ) -> Target:
-  """Returns the devices to plan for; arguments as `train_plan.plan`'s.
-
-  Raises:
-    ValueError: see `parse_pod` and `pod_devices`; the mesh does not fit.
-  """
+  """Returns the devices to plan for; arguments as `train_plan.plan`'s."""
   if topology is None:
     start()
     return Target(make_mesh(devices=jax.devices()), None)
@@ -192,11 +188,7 @@ def find_target(
 
 
 def parse_pod(name: str) -> Pod:
-  """Parses TOPOLOGY.
-
-  Raises:
-    ValueError: no such chip or shape; names the nearest.
-  """
+  """Parses TOPOLOGY, or raises a ValueError that names the nearest."""
   known = [
     f'{k}:{s}' for k, c in CHIPS.items() for s in SHAPES[c.sides].split()
   ]
@@ -220,11 +212,7 @@ def parse_pod(name: str) -> Pod:
 
 
 def pod_devices(pod: Pod) -> list:
-  """Returns the pod's devices, none of which need exist, to compile for.
-
-  Raises:
-    ValueError: libtpu is missing, or refuses the pod.
-  """
+  """Returns the pod's devices, none of which need exist, to compile for."""
   # A second process of the same machine may compile, too.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   for name, value in _LIBTPU_ENVIRONMENT.items():
@@ -238,10 +226,9 @@ def pod_devices(pod: Pod) -> list:
     ) from None
   from jax.experimental import topologies
 
-  flat = len(pod.shape) == 2
   settings = dict(
     chips_per_host_bounds=(2, 4, 1) if pod.shape == (2, 4) else (2, 2, 1),
-    wrap=(*pod.wraps, False) if flat else pod.wraps,
+    wrap=(*pod.wraps, False)[:3],
     num_slices=pod.slices,
   )
   if pod.chip.sides == 3:
@@ -253,31 +240,26 @@ def pod_devices(pod: Pod) -> list:
     )
   except Exception as e:  # XLA raises several classes of its own
     reason = str(e).strip().splitlines()[0]
-    raise ValueError(
-      f'TOPOLOGY = {pod.name!r}: libtpu says: {reason}'
-    ) from None
+    message = f'TOPOLOGY = {pod.name!r}: libtpu says: {reason}'
+    raise ValueError(message) from None
   return list(topology.devices)
 
 
 def installed_versions() -> dict[str, str | None]:
   """Returns versions of the packages that a plan depends on; None: missing."""
-  versions = {}
-  for name in ('jax', 'jaxlib', 'libtpu'):
-    try:
+  versions: dict[str, str | None] = dict.fromkeys(('jax', 'jaxlib', 'libtpu'))
+  for name in versions:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = None
   return versions
 
 
 def find_version_skew() -> str:
   """Returns what is wrong with libtpu's version beside JAX's; '' if nothing."""
-  wanted = [
-    need
-    for need in importlib.metadata.requires('jax') or ()
-    if need.startswith('libtpu') and 'extra == "tpu"' in need
-  ]
-  series = re.match(r'libtpu\s*==\s*([\d.]+)\.\*', wanted[0] if wanted else '')
+  # Of 'libtpu==0.0.42.*; extra == "tpu"' the series is 0.0.42.
+  needs = '\n'.join(importlib.metadata.requires('jax') or ())
+  pattern = r'^libtpu\s*==\s*([\d.]+)\.\*.*extra == "tpu"'
+  series = re.search(pattern, needs, re.M)
   installed = installed_versions()['libtpu']
   if not installed or not series or f'{installed}.'.startswith(f'{series[1]}.'):
     return ''

@@ -16,6 +16,7 @@ import glob
 import json
 import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -56,19 +57,12 @@ def kernel_cycles(program: hlo.Program, pod: hardware.Pod) -> dict[str, float]:
     if is_kernel_call(line)
   }
   distinct = {c['config']: c for c in calls.values()}
-  bundles = dict(
-    zip(distinct, schedule_calls(list(distinct.values()), pod.kind))
-  )
-  if not bundles:
-    return {}
-  each = {
-    config: bundles[config]
-    * count_cells(
-      json.loads(config)['custom_call_config']['body'], pod.chip.cores
-    )
-    for config in distinct
-  }
-  return {name: each[c['config']] for name, c in calls.items()}
+  bundles = schedule_calls(list(distinct.values()), pod.kind)
+  each = {}
+  for config, count in zip(distinct, bundles):
+    body = json.loads(config)['custom_call_config']['body']
+    each[config] = count * count_cells(body, pod.chip.cores)
+  return {name: each[c['config']] for name, c in calls.items() if each}
 
 
 def is_kernel_call(line: hlo.Instruction) -> bool:
@@ -77,12 +71,7 @@ def is_kernel_call(line: hlo.Instruction) -> bool:
 
 
 def parse_call(line: hlo.Instruction) -> dict:
-  """Parses a kernel's call so that it can be made again.
-
-  Returns:
-    `takes` and `makes`, (dtype, sides) of its operands and results; `config`,
-    its Mosaic module and what belongs to it, in JSON.
-  """
+  """Parses a kernel's call so that it can be made again."""
   types = lambda text: [
     (_DTYPES[dtype], [int(n) for n in sides.split(',') if n])
     for dtype, sides in hlo.ARRAY.findall(text)
@@ -90,6 +79,7 @@ def parse_call(line: hlo.Instruction) -> dict:
   at = line.rest.index(_CONFIG) + len(_CONFIG)
   config, _ = json.JSONDecoder().raw_decode(line.rest, at)
   return {
+    # (dtype, sides) of its operands and results; its Mosaic module, in JSON.
     'takes': types(_TAKES.search(line.rest)[1]),
     'makes': types(line.shape),
     'config': json.dumps({'custom_call_config': config}),
@@ -115,11 +105,9 @@ def schedule_calls(calls: list[dict], kind: str) -> list[int]:
 
 def compile_alone(given: dict, kind: str, folder: str) -> int:
   """Returns bundles of a call, compiled here; libtpu dumps to the folder."""
-  flat = hardware.CHIPS[kind].sides == 2
-  device = hardware.pod_devices(
-    hardware.parse_pod(f'{kind}:2x2' if flat else f'{kind}:2x2x1')
-  )
-  placed = jax.sharding.SingleDeviceSharding(device[0])
+  smallest = hardware.SHAPES[hardware.CHIPS[kind].sides].split()[0]
+  devices = hardware.pod_devices(hardware.parse_pod(f'{kind}:{smallest}'))
+  placed = jax.sharding.SingleDeviceSharding(devices[0])
   takes = [
     jax.ShapeDtypeStruct(sides, dtype, sharding=placed)
     for dtype, sides in given['takes']
@@ -130,8 +118,7 @@ def compile_alone(given: dict, kind: str, folder: str) -> int:
     line.name for line, _, _ in program.executed() if is_kernel_call(line)
   )
   (path,) = glob.glob(os.path.join(folder, f'*-{name}-*-{_LABEL}*'))
-  with open(path) as f:
-    bundles = len(_BUNDLE.findall(f.read()))
+  bundles = len(_BUNDLE.findall(pathlib.Path(path).read_text()))
   for path in glob.glob(os.path.join(folder, '*')):
     os.remove(path)
   return bundles

@@ -42,32 +42,21 @@ def total_bytes(tree) -> int:
 def account(
   arguments: dict[str, int], compiled, overflow: dict | None, pod
 ) -> dict:
-  """Returns what a device holds, and whether it fits.
-
-  Args:
-    arguments: name -> a device's bytes of what the program is given.
-    compiled: the program; None: `overflow` says why not.
-    overflow: see `parse_overflow`.
-    pod: a hardware.Pod, or None: what a device may use is not known.
-
-  Returns:
-    `memory` in bytes: the arguments; `temporaries` at the peak, padding of the
-    arguments included; `heap`, all temporaries side by side, as the compiler
-    counts them; `peak`; `host`, what waits in the host's memory (None: not
-    known). `peak_hbm_gib`, `usable_hbm_gib`, `fits` and `largest_buffers`, of a
-    program that does not fit.
-  """
+  """Returns what a device holds, and whether it fits; None: not known."""
+  # Of `arguments` a device's bytes by name; where nothing was compiled,
+  # `overflow` (`parse_overflow`) says why. A pod of None has no known limit.
   analysis = compiled and compiled.memory_analysis()
   peak = analysis.peak_memory_in_bytes if analysis else overflow['used']
-  usable = pod.chip.usable if pod else None
-  if overflow:
-    usable = overflow['usable']
+  usable = overflow['usable'] if overflow else pod and pod.chip.usable
   return {
     'memory': {
       **arguments,
+      # At the peak, padding of the arguments included.
       'temporaries': max(0, peak - sum(arguments.values())),
+      # All temporaries side by side, as the compiler counts them.
       'heap': analysis and analysis.temp_size_in_bytes,
       'peak': peak,
+      # What waits in the host's memory.
       'host': analysis and analysis.host_temp_size_in_bytes,
     },
     'peak_hbm_gib': peak / 2**30,
@@ -98,12 +87,7 @@ def offloads(jaxpr) -> bool:
 
 
 def parse_overflow(message: str) -> dict | None:
-  """Parses a compiler's message of too little memory; None: it is another.
-
-  Returns:
-    `used` and `usable` bytes; `largest`, rows of `bytes`, `shape`, `source` and
-    `op_name`.
-  """
+  """Parses a compiler's message of too little memory; None: it is another."""
   # What the message calls HLO temporaries includes the arguments: it is the
   # total of the compiler's own report of its memory.
   for pattern in _USED:
@@ -135,16 +119,10 @@ def _parse_buffer(number: str, unit: str, text: str) -> dict:
 def loop_residuals(
   jaxpr, batch_size: int, shards: int, host: bool = False
 ) -> list[dict]:
-  """Lists what loops over layers keep of every batch row, the largest first.
-
-  Args:
-    jaxpr: of the whole step, so before anything is fused or padded.
-    batch_size, shards: rows, and parts that they are split into.
-    host: list what is kept in the host's memory instead of the device's.
-
-  Returns:
-    Rows as `parse_overflow`'s, bytes a device.
-  """
+  """Lists what loops over layers keep of every batch row, the largest first."""
+  # Rows as those of `parse_overflow`, bytes a device, nothing being fused or
+  # padded yet. `shards` are the parts that rows are split into; `host` lists
+  # what is kept in the host's memory instead of the device's.
   rows: dict[tuple, dict] = {}
   for eqn in _scans(jaxpr):
     for result in eqn.outvars[eqn.params['num_carry'] :]:

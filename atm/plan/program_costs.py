@@ -18,15 +18,9 @@ _HOST = 'S(5)'  # in the layout of an array that lies in the host's memory
 def sum_cycles(
   program: Program, kernels: dict[str, float] | None = None
 ) -> dict[str, float]:
-  """Sums the compiler's estimated cycles by group of operations.
-
-  Args:
-    program: its loops count as often as they turn.
-    kernels: cycles by instruction's name of those that have no estimate.
-
-  Returns:
-    Group -> cycles; 'unknown' counts operations without an estimate instead.
-  """
+  """Sums the compiler's estimated cycles by group of operations."""
+  # `kernels` has cycles by instruction's name, of those without an estimate.
+  # The group 'unknown' counts operations that have none, not cycles.
   total: dict[str, float] = {'unknown': 0}
   for line, _, times in program.executed():
     if line.name in (kernels or ()):
@@ -41,6 +35,11 @@ def sum_cycles(
   return total
 
 
+def counted_cycles(cycles: dict[str, float]) -> float:
+  """Returns the cycles of all groups of `sum_cycles`."""
+  return sum(n for group, n in cycles.items() if group != 'unknown')
+
+
 def _group(opcodes: set[str]) -> str:
   """Returns the group of operations that a row of the cycles' table names."""
   if 'custom-call' in opcodes:
@@ -53,11 +52,8 @@ def _group(opcodes: set[str]) -> str:
 
 
 def list_host_copies(program: Program) -> list[tuple[str, int, bool, float]]:
-  """Lists copies between a device's memory and its host's.
-
-  Returns:
-    (computation, how often it runs, whether to the host, bytes) of each.
-  """
+  """Lists copies between a device's memory and its host's."""
+  # As (computation, how often it runs, whether to the host, bytes).
   copies = []
   for line, computation, times in program.executed():
     if _HOST not in line.shape:
@@ -77,12 +73,8 @@ def list_host_copies(program: Program) -> list[tuple[str, int, bool, float]]:
 
 
 def list_largest_arrays(program: Program, number: int = 10) -> list[dict]:
-  """Lists the largest arrays that a program makes, by shape and source line.
-
-  Returns:
-    Rows of `bytes`, unpadded, `shape`, `source`, `op_name`, and `count` of
-    instructions. Not all arrays live at one time.
-  """
+  """Lists the largest arrays that a program makes, by shape and source line."""
+  # Bytes are unpadded, `count` is of instructions. Not all live at one time.
   rows: dict[tuple, dict] = {}
   for line, computation, _ in program.executed():
     if line.opcode in NO_ALLOCATION or computation in program.fused:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from atm.plan import collectives, hardware, hlo, kernels, program_costs
 
-# Keys of `estimate`, all None where there is no program.
+# Keys of `estimate`, all None where there is no program; those from
+# `host_copies` on are None, too, for devices of this machine.
 ESTIMATES = (
   'collectives', 'cycles', 'largest_arrays', 'unknown_loops', 'host_copies',
   'time_split_s', 'time_range_s',
@@ -18,17 +19,9 @@ ESTIMATES = (
 def estimate(
   program: hlo.Program, target: hardware.Target, kernel_flops: float
 ) -> dict:
-  """Estimates traffic, cycles, large arrays and time of a compiled program.
-
-  Args:
-    program, target: what runs, and the devices.
-    kernel_flops: of all devices in attention kernels, for where the cycles of
-      those are not known.
-
-  Returns:
-    A dict of ESTIMATES. `host_copies`, `time_split_s` and `time_range_s` are
-    None for devices of this machine.
-  """
+  """Estimates traffic, cycles, large arrays, time of a program: ESTIMATES."""
+  # `kernel_flops` are those of all devices in attention kernels, for where the
+  # cycles of those are not known.
   result = {**dict.fromkeys(ESTIMATES), **tabulate(program, target)}
   if target.pod is None:
     return result
@@ -40,8 +33,8 @@ def estimate(
   copies = summarize_host_copies(program, scheduled, target.pod.chip)
   rows, cycles = result['collectives'], result['cycles']
   split = split_time(rows, cycles, kernel_flops, target, copies)
-  result |= {'host_copies': copies, 'time_split_s': split}
-  return result | {'time_range_s': step_time(split)}
+  times = dict(time_split_s=split, time_range_s=step_time(split))
+  return result | dict(host_copies=copies, **times)
 
 
 def tabulate(program: hlo.Program, target: hardware.Target) -> dict:
@@ -61,33 +54,25 @@ def split_time(
   target: hardware.Target,
   host: dict | None = None,
 ) -> dict:
-  """Returns seconds (least, most) of a program's parts, each as if alone.
-
-  Args:
-    rows, cycles: see `tabulate`.
-    kernel_flops: see `estimate`.
-    target: a pod's.
-    host: see `summarize_host_copies`.
-  """
+  """Returns seconds (least, most) of a program's parts on a pod, each alone."""
+  # `rows`, `cycles` are of `tabulate`, `host` of `summarize_host_copies`.
   chip = target.pod.chip
-  counted = sum(
-    n for name, n in cycles.items() if name not in ('unknown', 'kernels')
-  )
+  counted = program_costs.counted_cycles(cycles) - cycles.get('kernels', 0)
   in_kernels = kernel_flops / target.mesh.size / chip.peak / chip.kernels
   if 'kernels' in cycles:
     in_kernels = cycles['kernels'] / chip.clock
   split = {
     'compute': (counted / chip.clock,) * 2,
     'kernels': (in_kernels, in_kernels * kernels.WAIT),
+    'synchronous collectives': (0.0, 0.0),
+    'asynchronous collectives': (0.0, 0.0),
   }
-  for when in ('synchronous', 'asynchronous'):
-    slow = fast = 0.0
-    for row in rows:
-      if row['asynchronous'] == (when == 'asynchronous'):
-        least, most = wire_speeds(row['axes'], target)
-        slow += row['wire_bytes'] / least
-        fast += row['wire_bytes'] / most
-    split[f'{when} collectives'] = fast, slow
+  for row in rows:
+    when = 'asynchronous' if row['asynchronous'] else 'synchronous'
+    part = f'{when} collectives'
+    slow, fast = wire_speeds(row['axes'], target)
+    sent, (least, most) = row['wire_bytes'], split[part]
+    split[part] = least + sent / fast, most + sent / slow
   if host:
     both = host['to_host_bytes'] + host['from_host_bytes']
     split['host copies'] = host['waits_s'], both / chip.pcie
@@ -97,30 +82,21 @@ def split_time(
 def summarize_host_copies(
   program: hlo.Program, scheduled: dict, chip: hardware.Chip
 ) -> dict | None:
-  """Returns what a program copies between a chip and its host; None: nothing.
-
-  Args:
-    program, chip: what runs, and where.
-    scheduled: cycles by instruction, see `program_costs.sum_cycles`.
-
-  Returns:
-    `to_host_bytes`, `from_host_bytes`; `waits_s`, by which the copies of one
-    turn of a loop, both ways at once, outlast what the turn computes, of all
-    turns: 0 where no cycles are known.
-  """
+  """Returns what a program copies between chip and host; None: nothing."""
   sent, by_turn = [0.0, 0.0], {}
-  for computation, times, to_host, size in program_costs.list_host_copies(
-    program
-  ):
+  copies = program_costs.list_host_copies(program)
+  for computation, times, to_host, size in copies:
     sent[not to_host] += times * size
     by_turn.setdefault(computation, [0.0, 0.0])[not to_host] += size
   if not any(sent):
     return None
+  # By which the copies of one turn of a loop, both ways at once, outlast what
+  # the turn computes, of all turns: 0 where no cycles are known.
   waits = 0.0
   for loop in program.loops():
     body = dict(loop.called)['body']
     cycles = program_costs.sum_cycles(program.one_iteration(loop), scheduled)
-    computed = sum(n for name, n in cycles.items() if name != 'unknown')
+    computed = program_costs.counted_cycles(cycles)
     if body in by_turn and computed:
       longer = max(by_turn[body]) / chip.pcie - computed / chip.clock
       waits += program.run_counts[body] * max(0.0, longer)
@@ -144,12 +120,8 @@ def step_time(split: dict) -> tuple[float, float]:
 
 
 def overlap(split: dict, *tracks: Iterable[str]) -> tuple[float, float]:
-  """Returns (least, most) of parts: tracks beside one another, or in turn.
-
-  Args:
-    split: part -> (least, most).
-    tracks: names of parts; those of none come on top.
-  """
+  """Returns (least, most) of parts: tracks beside one another, or in turn."""
+  # What is on no track comes on top.
   total = lambda names, end: sum(split[name][end] for name in names)
   rest = [name for name in split if not any(name in t for t in tracks)]
   return (
@@ -161,19 +133,18 @@ def overlap(split: dict, *tracks: Iterable[str]) -> tuple[float, float]:
 def project_run(
   result: dict, target: hardware.Target, tokens: int, train_steps: int
 ) -> dict:
-  """Returns rates and totals of a run, None where a step's time is not known.
-
-  Args:
-    result, target: a plan with FLOPs and `step_time_range_s`, and its devices.
-    tokens: of a step, encoder and decoder together.
-    train_steps: of the run.
-  """
-  run = {'tokens_per_step': tokens, 'train_steps': train_steps}
-  run |= dict.fromkeys(
-    ('mfu_range', 'tokens_per_second_range', 'days_range', 'chip_hours_range')
-  )
+  """Returns rates and totals of a run; None: a step's time is not known."""
+  # `tokens` are those of a step, encoder and decoder together.
   model, size = result['model_flops'], target.mesh.size
-  run['mfu_ceiling'] = target.pod and model / result['hardware_flops']
+  run = {
+    'tokens_per_step': tokens,
+    'train_steps': train_steps,
+    'mfu_range': None,
+    'tokens_per_second_range': None,
+    'days_range': None,
+    'chip_hours_range': None,
+    'mfu_ceiling': target.pod and model / result['hardware_flops'],
+  }
   if result['step_time_range_s'] is None:
     return run
   ideal = model / (size * target.pod.chip.peak)
