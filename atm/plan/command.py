@@ -68,23 +68,10 @@ def _find_changes(given: dict, needs: float) -> list[dict]:
 def compare_pods(
   settings: dict[str, dict], searched: bool, say: Callable, model_dir
 ) -> dict:
-  """Compares pods that may hold a run: a table, printed, and in pods.json.
-
-  Each is planned partly with the mesh of its file, or searched.
-
-  Args:
-    settings: name of a pods file -> `train_plan.plan`'s settings
-      with that.
-    searched: look for the fastest settings of each.
-    say: prints a line.
-    model_dir: gets pods.json, and a folder of each search.
-
-  Returns:
-    What pods.json holds: `rows`, and what their times assume.
-
-  Raises:
-    ValueError: a pods file is of no TPU.
-  """
+  """Compares pods that may hold a run: a table, printed, and in pods.json."""
+  # `settings` are those of `train_plan.plan` by name of a pods file. Each pod
+  # is planned partly with the mesh of its file, or searched. `model_dir` gets
+  # pods.json, and a folder of each search.
   for name, given in settings.items():
     if given['topology'] is None:
       raise ValueError(f'PODS: {name!r} has no TOPOLOGY: it is no TPU')
@@ -121,23 +108,24 @@ def _plan_all(settings: dict) -> Iterator[tuple[str, dict]]:
     (name, workers.portable_settings(given), True)
     for name, given in settings.items()
   )
-  for name, result in workers.run_plans(train_plan.plan, jobs):
-    failed = 'error' in result
-    yield name, {'error': result['error']} if failed else _row(result)
-
-
-def _row(result: dict) -> dict:
-  """Returns the row of a partial plan, its computation by the share of peak."""
-  flops = result['hardware_flops'] - result['kernel_flops']
-  pod = hardware.parse_pod(result['topology'])
-  compute = (flops / pod.assumed_flops,) * 2
-  split = {**result['time_split_s'], 'compute': compute}
   names = 'mesh', 'fits', 'peak_hbm_gib', 'usable_hbm_gib'
-  return {
-    **{name: result[name] for name in names},
-    'headroom': headroom(result),
-    'step_s': step_time.step_time(split),
-  }
+  for name, result in workers.run_plans(train_plan.plan, jobs):
+    if 'error' in result:
+      yield name, {'error': result['error']}
+      continue
+    # Partial plans have no cycles: computation is by the share of peak.
+    flops = result['hardware_flops'] - result['kernel_flops']
+    pod = hardware.parse_pod(result['topology'])
+    compute = (flops / pod.assumed_flops,) * 2
+    split = {**result['time_split_s'], 'compute': compute}
+    yield (
+      name,
+      {
+        **{name: result[name] for name in names},
+        'headroom': headroom(result),
+        'step_s': step_time.step_time(split),
+      },
+    )
 
 
 def _search_all(settings: dict, say, model_dir) -> Iterator[tuple[str, dict]]:

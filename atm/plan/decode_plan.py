@@ -40,11 +40,7 @@ RESERVED = 64 * 2**20
 
 
 def program(name: str = 'train') -> str:
-  """Returns PROGRAM, what is planned.
-
-  Raises:
-    ValueError: it is none of PROGRAMS.
-  """
+  """Returns PROGRAM, what is planned: one of PROGRAMS, or raises ValueError."""
   check_choice('PROGRAM', name, PROGRAMS)
   return name
 
@@ -154,10 +150,7 @@ def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
 
 
 def find_largest(job: DecodeJob, say: Callable) -> tuple[list[dict], dict]:
-  """Returns (all batches tried, by size; the largest that fits).
-
-  The largest is compiled whole. Where none fits, it is the smallest.
-  """
+  """Returns (all batches tried, by size; the largest that fits, else least)."""
   # Memory is nearly linear in rows: two batches give a line, and the line the
   # next to try, until one fits and the next one up does not (the next row of
   # each data shard; of many, a GRAINth). So far arrays are only placed; then
@@ -209,17 +202,12 @@ def find_largest(job: DecodeJob, say: Callable) -> tuple[list[dict], dict]:
 
 def _is_doubtful(result: dict | None, usable: float) -> bool:
   """Tells whether a batch was refused for room the compiler may not need."""
-  if result is None or result['whole']:
-    return False
-  return result['memory']['peak'] - RESERVED <= usable
+  placed = result and not result['whole']
+  return bool(placed) and result['memory']['peak'] - RESERVED <= usable
 
 
 def place_batch(job: DecodeJob, rows: int) -> dict:
-  """Returns what a batch takes, not how long, compiled partly.
-
-  Raises:
-    RuntimeError: the compiler failed; its first line.
-  """
+  """Returns what a batch takes, not how long, compiled partly."""
   jobs = [(rows, {'job': job, 'rows': rows}, True)]
   ((_, result),) = workers.run_plans(decode_programs.measure_peak, jobs)
   if 'error' in result:
@@ -250,13 +238,9 @@ def first_guess(job: DecodeJob) -> int:
 
 
 def next_guess(tried: dict, base: float, usable: float, low, high) -> int:
-  """Returns where a line through batches meets what a chip has.
-
-  Args:
-    tried: units -> plans.
-    base, usable: bytes without rows, and of a chip.
-    low, high: the largest that fits, the smallest that does not.
-  """
+  """Returns where a line through batches meets what a chip has."""
+  # Batches that were tried are plans by units. `base` are bytes without rows;
+  # `low` is the largest that fits, `high` the smallest that does not.
   near = sorted(tried, key=lambda n: abs(tried[n]['memory']['peak'] - usable))
   ends = [n for n in (low, high) if n in tried]
   ends = ends if len(ends) == 2 else near[:2]

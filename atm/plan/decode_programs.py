@@ -44,8 +44,8 @@ class DecodeJob:
 
   def __reduce__(self):
     # Without the model, whose shardings hold devices, which do not pickle.
-    fields = dataclasses.fields(self)
-    return type(self), tuple(getattr(self, x.name) for x in fields)
+    names = [field.name for field in dataclasses.fields(self)]
+    return type(self), tuple(getattr(self, name) for name in names)
 
   @functools.cached_property
   def net(self) -> transformer.AlexaTM:
@@ -114,18 +114,14 @@ class DecodeJob:
     if self.kind == 'encode':
       return []
     bare, c = train_program.without_sharding, self.config
-    named = {k: bare(v) for k, v in batch.items()}
+    params, named = jax.tree.map(bare, (self.params, batch))
     numbers = named.pop('number')
-    start = functools.partial(beam_search.start_beams, k=c.beams)
+    start, fixed = beam_search.start_beams, dict(k=c.beams, T=self.room[0])
     if c.beams == 1:
-      start = functools.partial(
-        generate.start_decoding, results=c.results, seed=0
-      )
-      named |= dict(numbers=numbers)
-    rows = jax.eval_shape(
-      functools.partial(start, self.net, T=self.room[0]),
-      jax.tree.map(bare, self.params), sampling.Sampler.from_config(c), **named,
-    )  # fmt: skip
+      start, named['numbers'] = generate.start_decoding, numbers
+      fixed = dict(results=c.results, seed=0, T=self.room[0])
+    run = functools.partial(start, self.net, **fixed)
+    rows = jax.eval_shape(run, params, sampling.Sampler.from_config(c), **named)
     spec = self.rules.spec('batch', 'heads', None, None)
     placed = NamedSharding(self.target.mesh, spec)
     return jax.tree.map(lambda x: _place(x, placed), rows.caches)
@@ -159,12 +155,7 @@ def _unstack_layers(layers: dict, count: int) -> dict:
 
 
 def plan_batch(job: DecodeJob, rows: int) -> dict:
-  """Compiles a batch's program whole, and returns what it takes and how long.
-
-  Returns:
-    `token`, see `decode_step.estimate_token`; `prefill`, done once for a batch,
-    see `step_time.estimate`; and what `memory.account` and `_rates` return.
-  """
+  """Compiles a batch's program whole; returns what it takes and how long."""
   batch, clock = job.batch(rows), time.perf_counter()
   traced = job.trace(batch)
   compiled, overflow = compilation.compile_or_overflow(traced, job.target, None)
@@ -181,6 +172,8 @@ def plan_batch(job: DecodeJob, rows: int) -> dict:
     'cache_row_bytes': memory.total_bytes(caches) // B,
     'cache_row_bytes_a_chip': arguments['cache'] * job.unit // B,
     'whole': True,
+    # Of `decode_step.estimate_token`; and done once for a batch, of
+    # `step_time.estimate`.
     'token': None,
     'prefill': None,
   }
@@ -208,12 +201,9 @@ def measure_peak(
 
 
 def _rates(job: DecodeJob, result: dict) -> dict:
-  """Returns tokens a second (least, most) of all devices; None if not known.
-
-  Decoding: `tokens_per_second_range` while all rows are being written, and
-  `whole_batch_tokens_per_second_range` with what comes before and all tokens
-  written. Encoding: tokens that are read, and `model_flops`.
-  """
+  """Returns tokens a second (least, most) of all devices; None if not known."""
+  # Decoding: the first while all rows are being written, the second with what
+  # comes before and all tokens written. Encoding: tokens that are read.
   names = 'tokens_per_second_range', 'whole_batch_tokens_per_second_range'
   rates = dict.fromkeys((*names, 'batch_time_range_s', 'mfu_range'))
   once = result['prefill'] and result['prefill']['time_range_s']

@@ -30,12 +30,8 @@ def train_warnings(
 
 
 def decode_warnings(plan: dict, job: DecodeJob, above: float) -> list[str]:
-  """Returns the warnings of a plan of decoding or encoding.
-
-  Args:
-    plan, job: the plan, as far as its tables, and what was planned.
-    above: the next batch that a search would have tried.
-  """
+  """Returns the warnings of a plan of decoding or encoding."""
+  # `above` is the next batch that a search would have tried.
   lines = cache_warnings(plan['token'], plan['memory']) if plan['token'] else []
   if plan['weights'] == 'float32' and job.net.config.dtype == 'bfloat16':
     lines.append(

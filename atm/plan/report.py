@@ -9,6 +9,7 @@ from atm.plan.memory import UNITS
 
 PLAN_FILE = 'plan.json'
 NOT_KNOWN = 'not known'
+_LARGEST = 'largest arrays that {} makes, not all at one time'
 
 
 def write(plan: dict, model_dir: str | None, name: str = PLAN_FILE) -> None:
@@ -60,12 +61,8 @@ def train_page(plan: dict, pod) -> str:
       plan['memory'],
       [],
     ),
-    format_table(
-      'largest arrays that loops over layers keep'
-      if residuals
-      else 'largest arrays that the step makes, not all at one time',
-      _array_rows(residuals or plan['largest_arrays']),
-    ),
+    _arrays('largest arrays that loops over layers keep', residuals)
+    or _arrays(_LARGEST.format('the step'), plan['largest_arrays']),
     _train_flops(plan),
     _collectives('a chip and step', plan),
     _cycles(plan),
@@ -115,13 +112,13 @@ def _memory(title: str, memory: dict, notes: list[str]) -> str:
   return format_table(title, [('memory', 'a chip'), *rows], notes)
 
 
-def _array_rows(arrays: list[dict] | None) -> list[tuple[str, ...]]:
+def _arrays(title: str, arrays: list[dict] | None) -> str:
   rows = [('size', 'shape', 'where', 'of')]
   for r in (arrays or [])[:8]:
     size, source = format_bytes(r['bytes']), r['source'] or '-'
     op_name = '/'.join(r['op_name'].split('/')[-3:])[-48:] or '-'
     rows.append((size, r['shape'], source, op_name))
-  return rows
+  return format_table(title, rows)
 
 
 def _train_flops(plan: dict) -> str:
@@ -246,10 +243,7 @@ def decode_page(plan: dict, pod) -> str:
     _decode_verdict(plan),
     _batches(plan),
     _decode_memory(plan),
-    format_table(
-      f'largest arrays that a {each} makes, not all at one time',
-      _array_rows(main.get('largest_arrays')),
-    ),
+    _arrays(_LARGEST.format(f'a {each}'), main.get('largest_arrays')),
     _collectives(f'a chip and {each}', main),
     _cycles(main),
     _decode_speed(plan),
@@ -293,11 +287,9 @@ def _decode_speed(plan: dict) -> str:
   if plan['tokens_per_second_range'] is None:
     return 'time: ' + NOT_KNOWN
   token, once = plan['token'], plan['prefill']
-  split, total = (
-    (token or once)['time_split_s'],
-    (token or once)['time_range_s'],
-  )
+  each = token or once
   head = 'a token of every row' if token else 'a batch', 'ms'
+  split, total = each['time_split_s'], each['time_range_s']
   rows = _times(head, split, total, ',.4g', scale=1000)
   rate = format_range(plan['tokens_per_second_range'], ',.0f')
   if not token:

@@ -28,11 +28,7 @@ class Search:
   """A search of one run on one pod."""
 
   def __init__(self, plan: Callable, given: dict):
-    """Takes `train_plan.plan` and its settings.
-
-    Raises:
-      ValueError: no topology, or settings that do not fit it.
-    """
+    """Takes `train_plan.plan` and its settings, which a pod has to fit."""
     if given['topology'] is None:
       raise ValueError(
         'TOPOLOGY = None: a search is for a pod; add its file, '
@@ -76,10 +72,8 @@ class Search:
 
   def _try_many(self, queue: list[Candidate]) -> None:
     count = min(MOST_TRIED, len(queue))
-    pod, total = (
-      self.model.pod,
-      len(queue) + sum(map(len, self.left_out.values())),
-    )
+    total = len(queue) + sum(map(len, self.left_out.values()))
+    pod = self.model.pod
     self.say(
       f'{total} candidates for {pod.name}, {pod.size} chips: {count} to try, '
       f'{workers.default_processes()} at a time'
@@ -102,7 +96,8 @@ class Search:
       if tries % 2 and not any(map(has_headroom, self.rows.values())):
         candidate = min(queue, key=self.model.least_memory)
       queue.remove(candidate)
-      if self._is_hopeless(candidate):
+      failed = [c for c, row in self.rows.items() if row['fits'] is False]
+      if any(self.model.keeps_no_less(candidate, c) for c in failed):
         self._leave_out(LARGER, [candidate])
         continue
       tries += 1
@@ -112,25 +107,16 @@ class Search:
     settings = candidate.settings(self.given, self.model.slices)
     return candidate, settings, partly
 
-  def _is_hopeless(self, candidate: Candidate) -> bool:
-    return any(
-      row['fits'] is False and self.model.keeps_no_less(candidate, other)
-      for other, row in self.rows.items()
-    )
-
   def _add(self, candidate: Candidate, result: dict) -> None:
+    traffic = result.get('collectives') or ()
     self.rows[candidate] = {
       **candidate.mesh,
       'remat': candidate.remat,
       'micro_batches': candidate.micro_batches,
       'own': candidate == self.model.own,
-      'error': result.get('error'),
-      'fits': result.get('fits'),
-      'peak_hbm_gib': result.get('peak_hbm_gib'),
+      **{name: result.get(name) for name in ('error', 'fits', 'peak_hbm_gib')},
       'headroom': headroom(result),
-      'wire_bytes': sum(
-        r['wire_bytes'] for r in result.get('collectives') or ()
-      ),
+      'wire_bytes': sum(row['wire_bytes'] for row in traffic),
       'split': result.get('time_split_s'),
       'seconds': result['seconds'],
     }
@@ -163,9 +149,8 @@ class Search:
     some = [c for c in fit if has_headroom(self.rows[c])] or fit
     for _ in range(min(BEST, len(some))):
       waiting = {c.remat for c in begun if c not in self.plans}
-      best = min(
-        some, key=lambda c: (c.remat in waiting, sum(self.estimate(c)))
-      )
+      rank = lambda c, busy=waiting: (c.remat in busy, sum(self.estimate(c)))
+      best = min(some, key=rank)
       some.remove(best)
       if best not in begun:
         begun.append(best)
@@ -174,22 +159,18 @@ class Search:
   def estimate(self, candidate: Candidate) -> tuple[float, float]:
     """Returns seconds a step (least, most), without cycles of its own."""
     split = self.rows[candidate]['split']
-    own = self.per_flop.get(self.model.own.remat)
-    any_known = own or next(iter(self.per_flop.values()), None)
-    return self.model.step_range(
-      candidate,
-      split or self.model.formula_split(candidate),
-      self.per_flop.get(candidate.remat) or any_known,
-    )
+    any_known = next(iter(self.per_flop.values()), None)
+    remats = candidate.remat, self.model.own.remat
+    known = filter(None, map(self.per_flop.get, remats))
+    split = split or self.model.formula_split(candidate)
+    return self.model.step_range(candidate, split, next(known, any_known))
 
   # --- Results
 
   def summary(self) -> dict:
-    """Returns what search.json holds.
-
-    `rows` by estimated time, those that fit first, each with `estimate_s` and,
-    where it was planned whole, `plan`; `best`, gin bindings of the fastest.
-    """
+    """Returns what search.json holds."""
+    # By estimated time, those that fit first. `ranked` and `best` are the gin
+    # bindings of those that were planned whole, and of the fastest of them.
     rows = [self._row(candidate) for candidate in self.rows]
     rows.sort(key=lambda r: (not r['fits'], sum(r['estimate_s'])))
     time_of = lambda r: (r['plan'] or {}).get('step_time_range_s')

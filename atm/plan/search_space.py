@@ -90,6 +90,8 @@ class CostModel:
     remat = given['model_config'].remat
     self.own = Candidate(*axes, remat, given['micro_batches'])
     self._devices = hardware.pod_devices(self.pod)
+    # Seconds a FLOP (least, most) by the chip's share of peak.
+    self.assumed_per_flop = (1 / self.pod.assumed_flops,) * 2
     # Figures of a remat take a second or two; those of a mesh are shared.
     self.traced = functools.cache(self._trace)
     self._target = functools.cache(self._make_target)
@@ -117,16 +119,13 @@ class CostModel:
         data *= 2
 
   def _divides(self, candidate: Candidate) -> bool:
-    batch_size, config = self.given['batch_size'], self.given['model_config']
+    B, config = self.given['batch_size'], self.given['model_config']
     axes = {'slice': self.slices, **candidate.mesh}
     mesh = jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
+    given, micro = (mesh, self.rules), candidate.micro_batches
     try:
-      config_checks.check_sizes(
-        mesh, self.rules, config, self.lengths, batch_size
-      )
-      config_checks.check_micro_batches(
-        mesh, self.rules, batch_size, candidate.micro_batches
-      )
+      config_checks.check_sizes(*given, config, self.lengths, B)
+      config_checks.check_micro_batches(*given, B, micro)
     except ValueError:
       return False
     return True
@@ -202,12 +201,9 @@ class CostModel:
     each = traced.offloaded / (self._row_shards(candidate) * candidate.tensor)
     copies = {'to_host_bytes': each, 'from_host_bytes': each, 'waits_s': 0.0}
     rows, target = self._collectives(candidate), self.target(candidate)
+    copies = copies if each else None
     return step_time.split_time(
-      rows,
-      {'unknown': 0},
-      traced.kernel_flops,
-      target,
-      copies if each else None,
+      rows, {'unknown': 0}, traced.kernel_flops, target, copies
     )
 
   def _collectives(self, candidate: Candidate) -> list[dict]:
@@ -244,21 +240,12 @@ class CostModel:
     split: dict,
     per_flop: tuple[float, float] | None = None,
   ) -> tuple[float, float]:
-    """Returns seconds (least, most) of a step, from FLOPs instead of cycles.
-
-    Args:
-      candidate, split: whose FLOPs; its `step_time.split_time`.
-      per_flop: seconds a FLOP outside kernels; None: `assumed_per_flop`.
-    """
+    """Returns seconds (least, most) of a step, from FLOPs instead of cycles."""
+    # `per_flop`: seconds a FLOP outside kernels; None: `assumed_per_flop`.
     flops = self.traced(candidate.remat).flops
     per_flop = per_flop or self.assumed_per_flop
     compute = tuple(flops * seconds for seconds in per_flop)
     return step_time.step_time({**split, 'compute': compute})
-
-  @property
-  def assumed_per_flop(self) -> tuple[float, float]:
-    """Seconds a FLOP (least, most) by the chip's share of peak."""
-    return (1 / self.pod.assumed_flops,) * 2
 
   def planned_per_flop(
     self, candidate: Candidate, plan: dict

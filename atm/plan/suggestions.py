@@ -21,15 +21,9 @@ def _change(change: str, costs: str, saves: float) -> dict:
 
 
 def estimate_train_changes(plan: dict, given: dict, mesh, rows: int) -> list:
-  """Returns the three changes of a training run that cost the least speed.
-
-  Args:
-    plan, given, mesh: its plan, its settings of `train_plan.plan`, its mesh.
-    rows: of a batch, that a data shard has.
-
-  Returns:
-    Rows of `change`, `costs` and `saves`, bytes; those that save enough first.
-  """
+  """Returns the three changes of a training run that cost the least speed."""
+  # `rows` are those of a batch that a data shard has. Those changes that save
+  # enough come first.
   memory, config = plan['memory'], given['model_config']
   micro = given['micro_batches']
   changes = []
@@ -68,10 +62,7 @@ def _may_round_moments(given: dict) -> bool:
 
 
 def estimate_decode_changes(plan: dict, job: DecodeJob) -> list[dict]:
-  """Returns three changes of decoding or encoding, the cheapest first.
-
-  Rows as those of `estimate_train_changes`.
-  """
+  """Returns three changes of decoding or encoding, the cheapest first."""
   memory, mesh = plan['memory'], job.target.mesh
   half, changes = memory['parameters'] // 2, []
   if plan['weights'] == 'float32':
@@ -104,17 +95,10 @@ def estimate_decode_changes(plan: dict, job: DecodeJob) -> list[dict]:
 
 
 def find_fitting(plan: Callable, given: dict, needs: float) -> list[dict]:
-  """Returns three changes that fit, by partial plans; fewer if no more do.
-
-  Args:
-    plan, given: `train_plan.plan` and its settings, of a run that is too large.
-    needs: bytes of a chip that the run takes.
-
-  Returns:
-    Rows of `change`, `costs`, `peak_hbm_gib`, `usable_hbm_gib`.
-  """
+  """Returns three changes that fit, by partial plans; fewer if no more do."""
+  # The run is too large: it needs so many bytes of a chip.
   model = CostModel(given)
-  queue, fit, failed = possible_changes(model, needs), [], []
+  queue, fit, failed = possible_changes(model, needs), {}, []
 
   def jobs() -> Iterator[tuple]:
     plans = 0
@@ -127,21 +111,17 @@ def find_fitting(plan: Callable, given: dict, needs: float) -> list[dict]:
 
   for change, result in workers.run_plans(plan, jobs()):
     if result.get('fits'):
-      fit.append((queue.index(change), change, result))
+      fit[change] = result
     else:
       failed.append(change)
-  fit.sort(key=lambda place: place[0])
-  return [
-    _describe(model, change, result) for _, change, result in fit[:WANTED]
-  ]
+  cheapest = sorted(fit, key=queue.index)[:WANTED]
+  return [_describe(model, change, fit[change]) for change in cheapest]
 
 
 def possible_changes(model: CostModel, needs: float) -> list[Candidate]:
-  """Returns all changes that may fit, of a run of `needs` bytes.
-
-  Those of fewest settings come first, a mesh being one, then the fastest by the
-  formula of search_space.py.
-  """
+  """Returns all changes that may fit, of a run that needs so many bytes."""
+  # Those of fewest settings come first, a mesh being one, then the fastest by
+  # the formula of search_space.py.
   changes = model.candidates()
   if _may_round_moments(model.given):
     replace = dataclasses.replace

@@ -39,17 +39,11 @@ class TrainStep:
     freezes = given['freeze_encoder_steps'] > 0
     tx = optimizer.make_optimizer(given['optimizer_config'], freezes)
     lengths = task_registry.Lengths.of(given['lengths'])
-    return cls(
-      config,
-      tx,
-      step.abstract_state(transformer.AlexaTM(config), tx, mesh, rules),
-      abstract_batch(
-        given['batch_size'], lengths, mesh, rules, given['packed']
-      ),
-      {name: given[name] for name in ('seed', 'z_loss', 'micro_batches')},
-      mesh,
-      rules,
-    )
+    B, packed = given['batch_size'], given['packed']
+    state = step.abstract_state(transformer.AlexaTM(config), tx, mesh, rules)
+    batch = abstract_batch(B, lengths, mesh, rules, packed)
+    options = {k: given[k] for k in ('seed', 'z_loss', 'micro_batches')}
+    return cls(config, tx, state, batch, options, mesh, rules)
 
   @property
   def params(self) -> int:

@@ -25,19 +25,11 @@ def portable_settings(given: dict) -> dict:
 def run_plans(
   plan: Callable, jobs: Iterable[tuple], processes: int | None = None
 ) -> Iterator[tuple]:
-  """Runs plans, each in a process of its own, and yields them as they end.
-
-  Args:
-    plan: called with the settings of a job, and with `say` and `compiler`, as
-      `train_plan.plan`.
-    jobs: yields (name, settings, whether to compile partly); asked for the next
-      one when a process is free.
-    processes: at one time; None: as many as `default_processes`.
-
-  Yields:
-    (name, what `plan` returns); in its place {'error': a line} where it
-    failed. `seconds`, what it took, is added.
-  """
+  """Runs plans in processes of their own; yields (name, result) as they end."""
+  # A job is (name, settings, whether to compile partly); the next one is asked
+  # for when a process is free. `plan` gets the settings, and `say` and
+  # `compiler`, as `train_plan.plan`. A result is what it returns, or where it
+  # failed {'error': a line}; `seconds`, what it took, is added.
   jobs, running = iter(jobs), {}
   processes = processes or default_processes()
   try:
@@ -51,7 +43,7 @@ def run_plans(
         worker = running.pop(pipe)
         yield worker.name, worker.result()
       for pipe, worker in list(running.items()):
-        if worker.seconds > TIME_LIMIT:
+        if time.perf_counter() - worker.began > TIME_LIMIT:
           running.pop(pipe).end()
           error = f'took over {TIME_LIMIT} s'
           yield worker.name, {'error': error, 'seconds': TIME_LIMIT}
@@ -69,7 +61,7 @@ class _Worker:
   """A process that plans, and sends its result through `pipe`."""
 
   def __init__(self, plan: Callable, name, settings: dict, partly: bool):
-    self.name, self._began = name, time.perf_counter()
+    self.name, self.began = name, time.perf_counter()
     self._folder = tempfile.mkdtemp(prefix='atm_plan_')
     context = multiprocessing.get_context('spawn')  # libtpu does not fork
     self.pipe, theirs = context.Pipe()
@@ -79,19 +71,15 @@ class _Worker:
     self._process.start()
     theirs.close()
 
-  @property
-  def seconds(self) -> float:
-    return time.perf_counter() - self._began
-
   def result(self) -> dict:
     try:
       result = self.pipe.recv()
     except EOFError:
       self._process.join()
-      status = self._process.exitcode
-      result = {'error': f'its process ended with status {status}'}
+      error = f'its process ended with status {self._process.exitcode}'
+      result = {'error': error}
     self.end()
-    return {**result, 'seconds': self.seconds}
+    return {**result, 'seconds': time.perf_counter() - self.began}
 
   def end(self) -> None:
     self.pipe.close()
