@@ -10,6 +10,7 @@ from collections.abc import Callable
 import rich.console
 import rich.markup
 import rich.table
+import rich.text
 
 from atm.inference import api, prompts, sampling
 from atm.messages import check_choice
@@ -85,9 +86,8 @@ class Chat:
 
   def _table(self, rows: dict) -> None:
     table = rich.table.Table(box=None, show_header=False, padding=(0, 2))
-    for row in rows.items():
-      name, value = (rich.markup.escape(str(x)) for x in row)
-      table.add_row(f'[cyan]{name}[/]', value)
+    for name, value in rows.items():
+      table.add_row(rich.text.Text(name, 'cyan'), rich.text.Text(str(value)))
     self.console.print(table)
 
   def _mode(self, rest: str) -> None:
@@ -96,8 +96,7 @@ class Chat:
 
   def _set(self, rest: str) -> None:
     name, _, value = rest.partition(' ')
-    fields = [f.name for f in dataclasses.fields(sampling.Config)]
-    check_choice('setting', name, fields)
+    check_choice('setting', name, dataclasses.asdict(self.config))
     try:
       value = json.loads(value.lower())
     except ValueError:
@@ -162,10 +161,10 @@ class Chat:
     out = self.console
     start, first, size = time.perf_counter(), None, 0
     if self.config.beams > 1 or self.config.results > 1:
-      generations = self.model.complete(
+      (found,) = self.model.complete(
         [self.last], self.mode, self.config, stop=stop
       )
-      for one in generations[0]:
+      for one in found:
         text = f'{ISOLATE}{rich.markup.escape(one.text)}{POP}'
         out.print(f'{text} [dim]{one.score:.2f}[/]', soft_wrap=True)
         size += len(one.ids)
@@ -197,11 +196,7 @@ class ChatCommand(api.ModelSource):
   console: rich.console.Console | None = None
 
   def run(self) -> None:
-    """Loads the model and talks.
-
-    Raises:
-      ValueError: the model has no tokenizer, or see `api.load`.
-    """
+    """Loads the model and talks; raises ValueError without a tokenizer."""
     check_choice('MODE', self.mode, prompts.MODES)
     console = self.console or rich.console.Console()
     model = self.load()

@@ -78,11 +78,9 @@ def check_pairs() -> None:
 
 
 def adopt_source_model() -> None:
-  """Binds what the model that a run starts from says of itself.
-
-  Only what is not bound yet: its fields of `ModelConfig`, and its positions as
-  lengths. So config.gin tells all of the run's model, and starts it alone.
-  """
+  """Binds what the model that a run starts from says of itself."""
+  # Only what is not bound yet: its fields of `ModelConfig`, and its positions
+  # as lengths. So config.gin tells all of the run's model, and starts it alone.
   from atm.checkpoint import pretrained, reader
   from atm.model import config as config_lib
 
@@ -129,14 +127,7 @@ def run_plan() -> None:
 
 
 def settings_for_pod(name: str) -> dict:
-  """Returns the settings of `train_plan.plan` with another pods file.
-
-  Args:
-    name: 'v5p_4x4x8'.
-
-  Raises:
-    UserError: no such file.
-  """
+  """Returns the settings of `train_plan.plan` with pods file 'v5p_4x4x8'."""
   from atm.parallel import mesh
 
   pods = (f for f in gin_config.shipped_files() if f.startswith('pods/'))
@@ -157,9 +148,8 @@ def settings_for_pod(name: str) -> dict:
 
 def run_cache() -> None:
   """Turns a mixture's text into rows of tokens, in several processes."""
-  prepare = functools.partial(
-    gin_config.prepare_process, *gin_config.arguments()
-  )
+  given = gin_config.arguments()
+  prepare = functools.partial(gin_config.prepare_process, *given)
   get_configurable('cache.build')(prepare=prepare)
 
 
@@ -202,10 +192,7 @@ WITHOUT_DEVICES = ('plan',)
 def execute(run: str) -> None:
   """Does what a run of RUNS is for, with gin configured."""
   command = RUNS[run]
-  if callable(command):
-    command()
-    return
-  made = get_configurable(command)()
+  made = command() if callable(command) else get_configurable(command)()
   if hasattr(made, 'run'):  # a job: a dataclass that gin configured
     made.run()  # reports by itself what it wrote
   elif isinstance(made, str):

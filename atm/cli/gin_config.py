@@ -28,10 +28,8 @@ class UserError(Exception):
 
 
 def configurables() -> dict[str, Callable]:
-  """Returns gin name -> what gin may bind, besides the GIN list of atm_tasks.
-
-  The names are those of the first version, so that no gin file breaks.
-  """
+  """Returns gin name -> what gin may bind, besides atm_tasks' GIN list."""
+  # The names are those of the first version, so that no gin file breaks.
   from atm.checkpoint import convert
   from atm.cli import chat as chat_lib
   from atm.cli import lm_eval_command
@@ -76,19 +74,15 @@ def configurables() -> dict[str, Callable]:
   }
 
 
-def get_configurable(name: str) -> Callable:
-  """Returns what gin binds under a name, with its parameters bound."""
-  return gin.get_configurable(name)
+# From a name, what gin binds under it, with its parameters bound.
+get_configurable = gin.get_configurable
+# From a configurable, its bound parameters -> their values.
+get_bindings = gin.get_bindings
 
 
 def get_setting(name: str):
   """Returns the value of a macro, through those that it refers to."""
   return copy.deepcopy(gin.query_parameter(f'%{name}'))  # resolves references
-
-
-def get_bindings(function: Callable) -> dict:
-  """Returns parameter -> value of what is bound for a configurable."""
-  return gin.get_bindings(function)
 
 
 def bind(values: dict) -> None:
@@ -100,11 +94,9 @@ def bind(values: dict) -> None:
 
 
 def config_text() -> str:
-  """Returns all that is bound, but for where a process of this launch stands.
-
-  So the text starts the same run on other hosts, and all processes of a run
-  have the same.
-  """
+  """Returns all that is bound, but for a process's place in this launch."""
+  # So the text starts the same run on other hosts, and all processes of a run
+  # have the same.
   place = r'^(sharding\.)?start\.(coordinator|processes|process) = .*\n'
   return re.sub(place, '', gin.config_str(), flags=re.M)
 
@@ -113,7 +105,7 @@ def prepare_process(files, bindings, modules) -> Callable:
   """Configures another process of this run; returns what configures tasks."""
   logging.set_verbosity(logging.ERROR)
   apply_config(files, bindings, modules)
-  return gin.get_configurable('atm_tasks.configure')
+  return get_configurable('atm_tasks.configure')
 
 
 # --- Where gin files are
@@ -130,11 +122,7 @@ def gin_folders() -> list[str]:
 
 
 def find_file(name: str) -> str:
-  """Returns the path of a gin file.
-
-  Raises:
-    UserError: there is none; names the nearest.
-  """
+  """Returns the path of a gin file; raises UserError with the nearest name."""
   for folder in gin_folders():
     path = os.path.join(folder, name)
     if os.path.isfile(path):
@@ -176,13 +164,7 @@ class _Names(config_parser.ParserDelegate):
 def parse_statements(
   text: str, where: str, delegate: config_parser.ParserDelegate
 ):
-  """Yields each statement that gin reads in a text, and the line after it.
-
-  Lines count from 1.
-
-  Raises:
-    UserError: it is not gin.
-  """
+  """Yields each statement of a gin text and the line after it, from 1."""
   try:
     parser = config_parser.ConfigParser(io.StringIO(text), delegate)
     for statement in parser:
@@ -198,10 +180,6 @@ def parse_statements(
 class Scan:
   """What a configuration binds, imports and refers to.
 
-  A text is cut at its includes, and the parts of the files included lie between
-  its own parts. gin is to get these parts, each by itself as it was read here:
-  so it can read nothing in them that was not checked.
-
   Attributes:
     parts: the texts that were read, without includes, in order.
     macros: name -> (last value, where it was bound).
@@ -209,6 +187,10 @@ class Scan:
     names: macros referred to.
     modules: imports, in order.
   """
+
+  # A text is cut at its includes, and the parts of the files included lie
+  # between its own parts. gin is to get these parts, each by itself as it was
+  # read here: so it can read nothing in them that was not checked.
 
   def __init__(self):
     self.parts: list[str] = []
@@ -219,11 +201,7 @@ class Scan:
     self._open: list[str] = []  # being read, each included by the one before
 
   def file(self, path: str) -> None:
-    """Reads a gin file, and those that it includes.
-
-    Raises:
-      UserError: it is not gin, includes itself, or a file that is not there.
-    """
+    """Reads a gin file, and those that it includes."""
     if (real := os.path.realpath(path)) in self._open:
       raise UserError(f'{path} includes itself')
     self._open.append(real)
@@ -289,11 +267,9 @@ def import_modules(modules, named: set[str]) -> None:
 
 @contextlib.contextmanager
 def silence_stderr():
-  """Drops what C++ code prints meanwhile.
-
-  Importing TensorFlow, which no setting of its own can silence, greets with
-  eight lines.
-  """
+  """Drops what C++ code prints meanwhile."""
+  # Importing TensorFlow, which no setting of its own can silence, greets with
+  # eight lines.
   sys.stderr.flush()
   kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
   os.dup2(nowhere, 2)
@@ -320,11 +296,8 @@ def check_bindings(scan: Scan) -> None:
   """Raises UserError for an unknown configurable, parameter or macro."""
   short = {'.'.join(name.split('.')[-2:]) for name in _registered}
   for selector, parameter, where in scan.bindings:
-    found = [
-      f
-      for name, f in _registered.items()
-      if f'.{name}'.endswith(f'.{selector}')
-    ]
+    end = f'.{selector}'
+    found = [f for name, f in _registered.items() if f'.{name}'.endswith(end)]
     if len(found) != 1:
       what = 'is ambiguous' if found else 'is nothing gin may bind'
       raise UserError(

@@ -46,12 +46,7 @@ class LmEvalCommand(api.ModelSource):
   say: Callable[[str], None] = print
 
   def run(self) -> str:
-    """Returns the path of the results.
-
-    Raises:
-      FileNotFoundError: there is no model.
-      ValueError: the harness is not installed, or has no such task.
-    """
+    """Returns the path of the results; raises ValueError for unknown tasks."""
     adapter = _import_adapter()
     from lm_eval import simple_evaluate
     from lm_eval.utils import handle_non_serializable, make_table
@@ -102,11 +97,7 @@ def _import_adapter():
 
 
 def _find_tasks(names: Sequence[str], include_path: str | None):
-  """Returns the harness's index of tasks.
-
-  Raises:
-    ValueError: no names, or one that it has not; says the nearest.
-  """
+  """Returns the harness's index of tasks, with all of `names` in it."""
   from lm_eval.tasks import TaskManager
 
   manager = TaskManager(include_path=include_path)
