@@ -2,8 +2,8 @@
 
 python docs/rooms.py
 
-Made from the imports alone. A room stands above all that it imports; an arrow
-that a longer way implies is pale.
+The import statements are the only input. A room stands above all rooms that it
+imports. Arrows implied by a longer path are pale.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WIDTH, BOX, HEIGHT, ROW = 760, 128, 34, 78  # pixels
-# What all rooms share; drawn as the ground, without arrows.
+# Modules that all rooms share; drawn as the ground, without arrows.
 GROUND = ('messages', 'fileio')
 
 
@@ -29,25 +29,25 @@ def imports() -> dict[str, set[str]]:
         continue
       with open(path, encoding='utf-8') as f:
         tree = ast.parse(f.read())
-      found = rooms.setdefault(room, set())
+      imported = rooms.setdefault(room, set())
       for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
           parts = node.module.split('.')
           if parts == ['atm']:
-            found.update(alias.name for alias in node.names)
+            imported.update(alias.name for alias in node.names)
           elif parts[0] == 'atm':
-            found.add(parts[1])
+            imported.add(parts[1])
   return {
-    room: {other for other in found if other in rooms and other != room}
-    for room, found in rooms.items()
+    room: {other for other in imported if other in rooms and other != room}
+    for room, imported in rooms.items()
   }
 
 
-def floor_of(room: str, arrows: dict[str, set[str]]) -> int:
+def compute_floor(room: str, arrows: dict[str, set[str]]) -> int:
   """Returns 0 for the ground, else one more than the highest room imported."""
   if room in GROUND:
     return 0
-  return 1 + max((floor_of(r, arrows) for r in arrows[room]), default=0)
+  return 1 + max((compute_floor(r, arrows) for r in arrows[room]), default=0)
 
 
 def is_implied(a: str, b: str, arrows: dict[str, set[str]]) -> bool:
@@ -64,20 +64,20 @@ def draw(arrows: dict[str, set[str]]) -> str:
   floors: dict[int, list[str]] = {}
   for room in sorted(arrows):
     if room not in GROUND:
-      floors.setdefault(floor_of(room, arrows), []).append(room)
+      floors.setdefault(compute_floor(room, arrows), []).append(room)
   top = max(floors)
-  place = {}
+  centers = {}
   for floor, rooms in floors.items():
     gap = WIDTH / len(rooms)
     for i, room in enumerate(rooms):
       # Odd floors lean aside, so that no arrow runs through a box.
       lean = 0 if len(rooms) > 1 else (60 if floor % 2 else -60)
-      place[room] = (gap * (i + 0.5) + lean, ROW * (top - floor) + 30)
+      centers[room] = (gap * (i + 0.5) + lean, ROW * (top - floor) + 30)
   height = ROW * top + 70
   lines, boxes = {True: [], False: []}, []
-  for room, (x, y) in place.items():
+  for room, (x, y) in centers.items():
     for other in sorted(arrows[room] - set(GROUND)):
-      to_x, to_y = place[other]
+      to_x, to_y = centers[other]
       pale = is_implied(room, other, arrows)
       bend = (to_y - y) / 2
       lines[pale].append(
