@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import numpy as np
-
 from atm import fileio, messages
 from atm.data import task_registry
 from atm.inference import api, sampling
@@ -24,14 +22,8 @@ from atm.parallel import distributed
 def read_inputs(path: str, fields: Sequence[str] = ('input',)) -> list[dict]:
   """Returns a row for each line of a text file, or for each object of JSONL.
 
-  Args:
-    path: a text file, an `input` a line; or .jsonl, where `text` may stand for
-      `input`.
-    fields: keys that must hold a string in each row.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: a line is not UTF-8 or not such an object; names the line.
+  Raises FileNotFoundError, or ValueError with the number of a line that is not
+  UTF-8, or no object with a string under each of `fields`.
   """
   if not os.path.exists(path):
     raise FileNotFoundError(f'INPUT = {path!r}: no such file')
@@ -43,12 +35,13 @@ def read_inputs(path: str, fields: Sequence[str] = ('input',)) -> list[dict]:
         if is_json and not line.strip():
           continue
         row = json.loads(line) if is_json else {'input': line}
-        row.setdefault('input', row.get('text'))
+        row.setdefault('input', row.get('text'))  # a usual name of prompts
         if not all(isinstance(row.get(x), str) for x in fields):
           raise TypeError
       except (ValueError, AttributeError, TypeError) as e:
-        kind = ' JSON with a string ' + ' and '.join(f'`{x}`' for x in fields)
-        kind = kind if is_json or len(fields) > 1 else ''
+        kind = ''
+        if is_json or len(fields) > 1:
+          kind = ' JSON with a string ' + ' and '.join(f'`{x}`' for x in fields)
         raise ValueError(
           f'{path}, line {number}: expected UTF-8{kind}; got {raw[:60]!r}'
         ) from e
@@ -57,18 +50,10 @@ def read_inputs(path: str, fields: Sequence[str] = ('input',)) -> list[dict]:
 
 
 def read_task(name: str, split: str, lengths: dict | None) -> list[dict]:
-  """Returns the examples of a seqio task, as ids and as texts.
+  """Returns a seqio task's examples, trimmed to the lengths of both sides.
 
-  Args:
-    name, split: of a registered task and its data.
-    lengths: of `inputs` and `targets`; longer ones are trimmed.
-
-  Returns:
-    Dicts of `input` and `target`, texts for the output, and `input_ids` and
-    `target_ids`, what the model reads and is scored on.
-
-  Raises:
-    ValueError: there is no such task.
+  Each has `input` and `target`, texts for the output, and `input_ids` and
+  `target_ids`, what the model reads and is scored on.
   """
   task = task_registry.find_task(name)
   rows = []
@@ -80,8 +65,9 @@ def read_task(name: str, split: str, lengths: dict | None) -> list[dict]:
       row = {}
       for side, field in (('inputs', 'input'), ('targets', 'target')):
         ids = [int(i) for i in example[side]]
-        text = example.get(f'{side}_pretokenized', b'').decode('utf-8')
-        if f'{side}_pretokenized' not in example:
+        if (text := example.get(f'{side}_pretokenized')) is not None:
+          text = text.decode('utf-8')
+        else:
           text = task.output_features[side].vocabulary.decode(ids)
         row |= {field: text, f'{field}_ids': ids}
       rows.append(row)
@@ -89,11 +75,9 @@ def read_task(name: str, split: str, lengths: dict | None) -> list[dict]:
 
 
 def hash_settings(settings: dict) -> str:
-  """Returns the SHA-256 of settings, which tells runs apart.
-
-  What JSON does not know is hashed as `str` has it, so the names of
-  `sampling.Config` and of its fields are part of every .part file.
-  """
+  """Returns the SHA-256 of settings, which tells runs apart."""
+  # What JSON does not know is hashed as `str` has it, so the names of
+  # `sampling.Config` and of its fields are part of every .part file.
   text = json.dumps(settings, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -107,15 +91,9 @@ class PartialResults:
   """
 
   def __init__(self, output: str, settings: dict, count: int):
-    """Reads what an earlier run of the same settings left.
+    """Reads what an earlier run of the same settings left in `output`.part.
 
-    Args:
-      output: the final file; `output`.part is written until then.
-      settings: all that the results depend on.
-      count: rows in all.
-
-    Raises:
-      ValueError: the .part file is of other settings.
+    Raises ValueError if it is of other settings, on which results depend.
     """
     self.output, self.part = output, output + '.part'
     self.done: dict[int, dict] = {}
@@ -166,16 +144,11 @@ def _json_bytes(row: dict) -> bytes:
 def compute_missing(
   rows, lengths, results: PartialResults, chunk: int, compute, log
 ) -> None:
-  """Computes the rows without results, then writes the output.
+  """Computes rows without results, `chunk` at a time, and writes the output.
 
-  Args:
-    rows: dicts, which the output holds with their results.
-    lengths: of the rows' inputs, in any unit: like lengths go together.
-    results: what is done.
-    chunk: rows at a time.
-    compute: row numbers -> (results by number, tokens).
-    log: prints a line.
+  `compute` takes row numbers and returns (results by number, tokens).
   """
+  # Rows of like lengths go together, so that little of a batch is padding.
   order = sorted(results.left, key=lambda i: lengths[i])
   if len(order) < len(rows):
     log(f'{len(rows) - len(order):,} of {len(rows):,} were done before')
@@ -299,10 +272,9 @@ class InferJob(FileJob):
         [ids[i] for i in numbers], self.mode, self.config, prefixes, self.stop,
         self.banned, self.batch_size, numbers,
       )  # fmt: skip
-      results = {}
-      for i, row in zip(numbers, generations):
-        texts = [x.text for x in row]
-        results[i] = {'output': texts if self.config.results > 1 else texts[0]}
+      texts = [[x.text for x in row] for row in generations]
+      outputs = texts if self.config.results > 1 else [row[0] for row in texts]
+      results = {i: {'output': output} for i, output in zip(numbers, outputs)}
       return results, sum(len(x.ids) for row in generations for x in row)
 
     return compute
@@ -328,9 +300,9 @@ class ScoreJob(FileJob):
       pairs = [ids[i] for i in numbers], [targets[i] for i in numbers]
       totals, counts = model.score(*pairs, self.mode, self.batch_size)
       results = {
-        i: {'log_probability': float(total), 'tokens': int(count)}
-        for i, total, count in zip(numbers, totals, counts)
+        i: {'log_probability': total, 'tokens': count}
+        for i, total, count in zip(numbers, totals.tolist(), counts.tolist())
       }
-      return results, int(np.sum(counts))
+      return results, int(counts.sum())
 
     return compute

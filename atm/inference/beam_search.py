@@ -13,15 +13,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from atm.inference import sampling
 from atm.inference.generate import prefill
-from atm.inference.sampling import (
-  History,
-  Sampler,
-  append_token,
-  has_stopped,
-  initial_history,
-  process_logits,
-)
+from atm.inference.sampling import History
 from atm.model.transformer import AlexaTM
 
 NO_SCORE = -1e9  # of what is no candidate
@@ -70,21 +64,18 @@ def _flatten_beams(tree):
   )
 
 
-def _extend_beams(
-  model, sampler: Sampler, beams: BeamState, logits
-) -> BeamState:
-  """Writes one more token to each beam, chosen of logits [B, k, V].
-
-  The 2 k best continuations are candidates: should k of them be ends, as many
-  are left to go on with.
-  """
+def _extend_beams(model, sampler, beams: BeamState, logits) -> BeamState:
+  """Writes one more token to each beam, chosen of logits [B, k, V]."""
   k, end_id = logits.shape[1], model.config.end_id
   log_probabilities = jax.nn.log_softmax(logits)
+  # The 2 k best continuations are candidates: should k of them be ends, as many
+  # are left to go on with.
   candidates, beam, token, history = _best_candidates(
     sampler, beams, log_probabilities, end_id
   )
   ended = token == end_id
-  hits = ended | _unflatten_beams(has_stopped(sampler, history), 2 * k)
+  stopped = sampling.has_stopped(sampler, history)
+  hits = ended | _unflatten_beams(stopped, 2 * k)
   count = history.count[0]
   at = (jnp.arange(candidates['ids'].shape[-1]) == count - 1)[None, None]
   picked = log_probabilities[jnp.arange(len(token))[:, None], beam, token]
@@ -100,12 +91,11 @@ def _extend_beams(
   running = {**_gather_beams(candidates, kept), 'score': going}
   finished, full = _finish_beams(sampler, beams, candidates, hits, count)
   is_open = _is_open(sampler, beams, running, finished, full, hits, count)
+  gather = lambda tree: _gather_beams(tree, kept)
   return beams.replace(
-    seen=_gather_beams(beams.seen, _gather_beams(beam, kept)),
-    token=_gather_beams(token, kept),
-    history=_flatten_beams(
-      _gather_beams(_unflatten_beams(history, 2 * k), kept)
-    ),
+    seen=_gather_beams(beams.seen, gather(beam)),
+    token=gather(token),
+    history=_flatten_beams(gather(_unflatten_beams(history, 2 * k))),
     running=running,
     finished=finished,
     full=full,
@@ -116,12 +106,11 @@ def _extend_beams(
 def _best_candidates(sampler, beams: BeamState, log_probabilities, end_id):
   """Returns the 2 k best continuations of each input's beams.
 
-  Returns:
-    (their beams, as BeamState.running has them, with the new score; the beam
-    [B, 2 k] that each continues; its token [B, 2 k]; histories, B x 2 k rows).
+  As (what BeamState.running has, with the new score; [B, 2 k] beams continued;
+  [B, 2 k] tokens; histories of B x 2 k rows).
   """
   B, k, V = log_probabilities.shape
-  scores = process_logits(
+  scores = sampling.process_logits(
     sampler, beams.history, _flatten_beams(log_probabilities), end_id
   )
   scores = _unflatten_beams(scores, k) + beams.running['score'][..., None]
@@ -129,23 +118,19 @@ def _best_candidates(sampler, beams: BeamState, log_probabilities, end_id):
   beam, token = index // V, (index % V).astype(jnp.int32)
   candidates = _gather_beams(beams.running, beam)
   history = _gather_beams(_unflatten_beams(beams.history, k), beam)
-  history = append_token(
-    sampler, _flatten_beams(history), _flatten_beams(token)
-  )
+  history, flat = _flatten_beams(history), _flatten_beams(token)
+  history = sampling.append_token(sampler, history, flat)
   return {**candidates, 'score': score}, beam, token, history
 
 
 def _finish_beams(sampler, beams: BeamState, candidates, hits, count) -> tuple:
-  """Returns `finished` and `full` with the candidates that end.
-
-  As in Hugging Face's `generate`, an end counts if it is among the k best.
-  """
+  """Returns `finished` and `full` with the candidates that end."""
+  # As in Hugging Face's `generate`, an end counts if it is among the k best.
   k = beams.full.shape[1]
   shut = ~beams.open | (beams.full.all(1) & (sampler.early_stopping is True))
   new = hits & (jnp.arange(2 * k) < k)
-  ends = candidates['score'] / (
-    count.astype(jnp.float32) ** sampler.length_penalty
-  )
+  count = count.astype(jnp.float32)
+  ends = candidates['score'] / count**sampler.length_penalty
   ends = jnp.where(new & ~shut[:, None], ends, NO_SCORE)
   both = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b], axis=1),
@@ -174,25 +159,15 @@ def beam_search(
 ):  # fmt: skip
   """Returns the best of k beams by log-probability / tokens ** length_penalty.
 
+  Arguments and results are those of `generate`, and the scores [B, results].
   Choices, their order and the end are those of Hugging Face's `generate`, but
   for an input by itself: others in the batch change nothing.
-
-  Args:
-    model, params, sampler, tokens, segments, prefix, lengths, T, results: see
-      `generate`.
-    k: beams.
-
-  Returns:
-    `generate`'s, and the scores [B, results].
   """
   beams = start_beams(
     model, params, sampler, tokens, segments, prefix, lengths, T, k
   )
-  beams = jax.lax.while_loop(
-    lambda beams: beams.open.any(),
-    lambda beams: _advance(model, params, sampler, beams, lengths),
-    beams,
-  )
+  write = functools.partial(_advance, model, params, sampler, lengths)
+  beams = jax.lax.while_loop(lambda x: x.open.any(), write, beams)
   best = jax.tree.map(lambda x: x[:, :results], beams.finished)
   names = ('ids', 'log_probabilities', 'length', 'count', 'score')
   return tuple(best[name] for name in names)
@@ -223,7 +198,9 @@ def start_beams(
     source=segments,
     seen=jnp.broadcast_to(is_prefix, (B, k, room)),
     token=jnp.zeros((B, k), jnp.int32),
-    history=initial_history(model, sampler, repeat(prefix), repeat(lengths)),
+    history=sampling.initial_history(
+      model, sampler, repeat(prefix), repeat(lengths)
+    ),
     running={**blank, 'score': jnp.broadcast_to(first_only, (B, k))},
     finished=blank,
     full=jnp.zeros((B, k), bool),
@@ -233,9 +210,7 @@ def start_beams(
   return _extend_beams(model, sampler, beams, logits)
 
 
-def _advance(
-  model, params, sampler: Sampler, beams: BeamState, lengths
-) -> BeamState:
+def _advance(model, params, sampler, lengths, beams: BeamState) -> BeamState:
   """Reads every beam's token, and writes one more."""
   B, k, room = beams.seen.shape
   step = _unflatten_beams(beams.history.count, k) - 1
@@ -243,14 +218,8 @@ def _advance(
   slots = n + step * k + jnp.arange(k)
   seen = beams.seen | (jnp.arange(room) == slots[..., None])
   logits, caches = model.apply(
-    {'params': params},
-    beams.token,
-    lengths[:, None] + step,
-    beams.caches,
-    beams.source,
-    slots=slots,
-    seen=seen,
-    method=AlexaTM.decode_cached,
-  )
+    {'params': params}, beams.token, lengths[:, None] + step, beams.caches,
+    beams.source, slots=slots, seen=seen, method=AlexaTM.decode_cached,
+  )  # fmt: skip
   beams = beams.replace(caches=caches, seen=seen)
   return _extend_beams(model, sampler, beams, logits)

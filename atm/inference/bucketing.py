@@ -19,18 +19,12 @@ def next_power_of_two(n: int) -> int:
 def encoder_shape(
   config, mesh, longest: int, rows: int, batch_size: int
 ) -> tuple[int, int]:
-  """Returns the padded shape (B, S) of encoder inputs.
+  """Returns the padded shape (B, S) of `rows` encoder inputs, of `batch_size`.
 
-  A batch that is not full grows in powers of two up to a full one; B divides
-  by the data shards.
-
-  Args:
-    config: of the model.
-    mesh: where they are decoded.
-    longest: ids of the longest.
-    rows, batch_size: inputs in the batch, and in a full one.
+  `longest` is the ids of the longest; B divides by the mesh's data shards.
   """
   shards = mesh.size // mesh.shape['tensor']
+  # A batch that is not full grows in powers of two: few shapes compile.
   B = min(next_power_of_two(rows), batch_size)
   S = min(config.positions, next_power_of_two(max(16, longest)))
   return -(-B // shards) * shards, S
@@ -39,19 +33,10 @@ def encoder_shape(
 def decoder_shape(
   config, longest: int, max_tokens: int
 ) -> tuple[int, int, int]:
-  """Returns (n, T, room) of the decoder.
+  """Returns (n, T, room): padded lengths, and tokens that may be written.
 
-  Args:
-    config: of the model.
-    longest: ids of the longest prefix, its start token included.
-    max_tokens: asked for.
-
-  Returns:
-    The padded lengths of prefix and output, powers of two, and how many tokens
-    may really be written, T or less.
-
-  Raises:
-    ValueError: Config.positions has no room for a token.
+  n of prefixes, the longest of `longest` ids with its start token, and T of
+  outputs are powers of two. Raises ValueError if there is no room for a token.
   """
   room = config.positions - longest
   if room < 1:
@@ -66,10 +51,7 @@ def decoder_shape(
 def pad_inputs(
   config, mesh, rows: Sequence[Sequence[int]], batch_size: int
 ) -> dict[str, np.ndarray]:
-  """Returns `tokens` and `segments` of encoder ids, int32 [B, S] each.
-
-  Rows behind the last input are of padding alone, in segment 0.
-  """
+  """Returns `tokens` and `segments` of rows of ids, int32 [B, S] each."""
   shape = encoder_shape(
     config, mesh, max(map(len, rows)), len(rows), batch_size
   )
@@ -83,17 +65,10 @@ def pad_inputs(
 def pad_batch(
   config, mesh, rows, prefixes, numbers, max_tokens: int, batch_size: int
 ) -> tuple[dict[str, np.ndarray], int, int]:
-  """Returns (batch, T, room): all that a program reads of a few inputs.
+  """Returns (batch, T, room) of inputs: all that a program reads of them.
 
-  Args:
-    config, mesh, batch_size: see `encoder_shape`.
-    max_tokens: see `decoder_shape`.
-    rows: encoder ids of each input.
-    prefixes: decoder ids of each, start token included.
-    numbers: of the inputs, for sampling.
-
-  Raises:
-    ValueError: see `decoder_shape`.
+  `rows` are encoder ids, `prefixes` decoder ids with their start token, and
+  `numbers` the inputs', for sampling. Raises what `decoder_shape` raises.
   """
   n, T, room = decoder_shape(config, max(map(len, prefixes)), max_tokens)
   batch = pad_inputs(config, mesh, rows, batch_size)
@@ -104,20 +79,17 @@ def pad_batch(
   number[: len(rows)] = np.asarray(numbers, np.int64) % 2**31
   for i, row in enumerate(prefixes):
     prefix[i, : len(row)], lengths[i] = row, len(row)
-  return batch | dict(prefix=prefix, lengths=lengths, number=number), T, room
+  decoder = dict(prefix=prefix, lengths=lengths, numbers=number)
+  return batch | decoder, T, room
 
 
 def select_program(net, params, sampler, batch: dict, config, T: int) -> tuple:
   """Returns (jitted function, arguments, keyword arguments) for a batch.
 
-  Args:
-    net, params, sampler, T: see `generate.generate`.
-    batch: of `pad_batch`; or shapes with shardings.
-    config: the `sampling.Config` of sampler.
+  `batch` is of `pad_batch`, or its shapes with shardings; `config` sampler's.
   """
-  batch = dict(batch)
-  numbers = batch.pop('number')
   named = dict(batch, T=T, results=config.results)
+  numbers = named.pop('numbers')
   if config.beams > 1:
     named |= dict(k=config.beams)
     return beam_search.beam_search, (net, params, sampler), named

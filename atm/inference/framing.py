@@ -14,9 +14,7 @@ from atm.model.config import ModelConfig
 class Framing:
   """Turns a user's texts and ids into checked ids of one model.
 
-  Attributes:
-    config: the model's configuration.
-    vocabulary: its vocabulary; None: everything must be given as ids.
+  Without a vocabulary everything must be given as ids.
   """
 
   config: ModelConfig
@@ -29,16 +27,9 @@ class Framing:
     return [v.bos_id, *marker, *ids, v.eos_id]
 
   def inputs(self, inputs, mode: str | None) -> list[list[int]]:
-    """Returns the ids that the model reads of each input.
+    """Returns the ids that the model reads of each, see `api.Model.complete`.
 
-    Args:
-      inputs: texts, which are framed, or lists of ids, to which nothing is
-        added; padding on either side of these is dropped.
-      mode: see `api.Model.complete`; None: decoder targets, so texts end in
-        `</s>` and padding stays.
-
-    Raises:
-      ValueError: see `api.Model.complete`.
+    With mode None they are decoder targets: texts end in `</s>`, padding stays.
     """
     if mode is not None:
       check_choice('mode', mode, prompts.MODES)
@@ -62,18 +53,13 @@ class Framing:
     return rows
 
   def prefixes(self, prefixes: Sequence | None, count: int) -> list[list[int]]:
-    """Returns the decoder's first ids of each input, its start token included.
-
-    Raises:
-      ValueError: not as many prefixes as inputs.
-    """
+    """Returns the decoder's ids of `count` inputs, from the start token on."""
     if prefixes is None:
       return [[self.config.start_id]] * count
     if len(prefixes) != count:
       raise ValueError(f'{count} inputs, but {len(prefixes)} prefixes')
-    return [
-      [self.config.start_id, *self._plain_ids(x, 'prefix')] for x in prefixes
-    ]
+    start = self.config.start_id
+    return [[start, *self._plain_ids(x, 'prefix')] for x in prefixes]
 
   def banned(self, banned: Sequence) -> list[list[int]]:
     """Returns the id sequences that no output may have."""
@@ -85,11 +71,7 @@ class Framing:
     return [row for row in rows if row and row != [self.config.end_id]]
 
   def stop_table(self, stop: Sequence[str]):
-    """Returns `stop_strings.build_table` of stop strings; None without any.
-
-    Raises:
-      ValueError: one string in place of a list, or no vocabulary.
-    """
+    """Returns `stop_strings.build_table` of stop strings; None without any."""
     if not stop:
       return None
     if isinstance(stop, str):

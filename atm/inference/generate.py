@@ -11,20 +11,15 @@ R / B; n the length of the decoder's prefix, its start token included.
 """
 
 import functools
+import itertools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from atm.inference import sampling
 from atm.inference.generations import fetch
-from atm.inference.sampling import (
-  History,
-  Sampler,
-  append_token,
-  choose_tokens,
-  has_stopped,
-  initial_history,
-)
+from atm.inference.sampling import History, Sampler
 from atm.model.transformer import AlexaTM, split_layer_params
 from atm.parallel import sharding
 
@@ -67,9 +62,9 @@ unstack_layers = jax.jit(split_layer_params, static_argnames='count')
 def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   """Returns parameters as they decode fastest: on a CPU with layers unstacked.
 
-  XLA's CPU backend copies a layer out of the stack for each token. The
-  decoder's layers are in memory twice then; elsewhere they are left stacked.
+  The decoder's layers are in memory twice then; elsewhere they stay stacked.
   """
+  # XLA's CPU backend copies a layer out of the stack for each token.
   if sharding.current_target()[0] != 'cpu':
     return params
   decoder = dict(params['decoder'])
@@ -79,23 +74,16 @@ def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
 
 def encode(model: AlexaTM, params, tokens, segments):
   """Returns encoder states [B, S, D] of ids [B, S], segments 0 on padding."""
-  return model.apply(
-    {'params': params},
-    tokens,
-    segments,
-    enable_dropout=False,
-    method=AlexaTM.encode,
-  )
+  apply = functools.partial(model.apply, {'params': params})
+  return apply(tokens, segments, enable_dropout=False, method=AlexaTM.encode)
 
 
 def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
   """Reads encoder inputs and the beginning of the decoder's.
 
   Args:
-    model: the model.
-    params: its parameters.
-    tokens: [B, S] encoder ids.
-    segments: [B, S], 1 on ids and 0 on padding.
+    model, params: what reads.
+    tokens, segments: [B, S] encoder ids, and 1 on ids, 0 on padding.
     prefix: [B, n] decoder ids, from the start token on, padded behind.
     lengths: [B], how many of prefix are not padding.
     room: how many positions the cache has.
@@ -107,14 +95,8 @@ def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
   encoded = encode(model, params, tokens, segments)
   caches = apply(encoded, room, method=AlexaTM.empty_cache)
   positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)
-  return apply(
-    prefix,
-    positions,
-    caches,
-    segments,
-    lengths - 1,
-    method=AlexaTM.decode_cached,
-  )
+  read = functools.partial(apply, method=AlexaTM.decode_cached)
+  return read(prefix, positions, caches, segments, lengths - 1)
 
 
 # --- Writing
@@ -125,10 +107,7 @@ def start_decoding(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
   results=1,
 ) -> DecodeState:  # fmt: skip
-  """Returns rows with their first token, see `generate`.
-
-  An input of padding alone is done before it begins.
-  """
+  """Returns rows with their first token, see `generate`."""
   B, n = prefix.shape
   room = n + T - 1  # the last token is written, but never read
   logits, caches = prefill(
@@ -152,8 +131,9 @@ def start_decoding(
     ids=jnp.full((R, T), model.config.pad_id, jnp.int32),
     log_probabilities=jnp.zeros((R, T), jnp.float32),
     length=jnp.zeros(R, jnp.int32),
+    # An input of padding alone is done before it begins.
     done=jnp.repeat(segments.max(1) == 0, results),
-    history=initial_history(model, sampler, prefix, lengths),
+    history=sampling.initial_history(model, sampler, prefix, lengths),
     keys=keys,
   )
   return _write_next(model, sampler, state, logits)
@@ -163,21 +143,16 @@ def advance(model, params, sampler: Sampler, state: DecodeState) -> DecodeState:
   """Reads each row's last token and writes one more, but in rows done."""
   at = jnp.minimum(state.position, state.caches[0].self_values.shape[2] - 1)
   logits, caches = model.apply(
-    {'params': params},
-    state.token[:, None],
-    at[:, None],
-    state.caches,
-    state.source,
-    jnp.zeros_like(at),
-    method=AlexaTM.decode_cached,
-  )
+    {'params': params}, state.token[:, None], at[:, None], state.caches,
+    state.source, jnp.zeros_like(at), method=AlexaTM.decode_cached,
+  )  # fmt: skip
   return _write_next(model, sampler, state.replace(caches=caches), logits)
 
 
 def _write_next(model, sampler, state: DecodeState, logits) -> DecodeState:
   """Writes each row's next token, chosen of logits [R, V]."""
   end_id = model.config.end_id
-  token, log_probability = choose_tokens(
+  token, log_probability = sampling.choose_tokens(
     sampler, state.history, state.keys, logits, end_id
   )
   row, at, is_open = jnp.arange(len(token)), state.length, ~state.done
@@ -189,7 +164,7 @@ def _write_next(model, sampler, state: DecodeState, logits) -> DecodeState:
     lambda new, old: jnp.where(
       is_open[(...,) + (None,) * (new.ndim - 1)], new, old
     ),
-    append_token(sampler, state.history, token),
+    sampling.append_token(sampler, state.history, token),
     state.history,
   )
   return state.replace(
@@ -198,7 +173,7 @@ def _write_next(model, sampler, state: DecodeState, logits) -> DecodeState:
     ids=put(state.ids, token, is_open & ~ended),
     log_probabilities=put(state.log_probabilities, log_probability, is_open),
     length=at + (is_open & ~ended),
-    done=state.done | ended | has_stopped(sampler, history),
+    done=state.done | ended | sampling.has_stopped(sampler, history),
     history=history,
   )
 
@@ -212,26 +187,17 @@ decode_step = jax.jit(advance, static_argnames='model', donate_argnames='state')
 
 
 def stream_tokens(model, params, sampler, batch, seed: int, T: int, use):
-  """Yields the ids of the first row, each as soon as it is chosen.
+  """Yields the ids of the first row of a batch, each as soon as it is chosen.
 
-  Args:
-    model, params, sampler, seed, T: see `generate`.
-    batch: device arrays, see `bucketing.pad_batch`.
-    use: returns the context of mesh and rules that a program needs. It is not
-      open while the caller runs, who may need another.
+  `use` returns the context of mesh and rules that a program needs; for the rest
+  see `generate` and `bucketing.pad_batch`.
   """
-  batch = dict(batch)
-  numbers = batch.pop('number')
+  # The context is not open while the caller runs, who may need another.
   with use():
-    state = start_decoding(
-      model, params, sampler, **batch, numbers=numbers, seed=seed, T=T
-    )
-  length = 0
-  while True:
-    new = int(fetch(state.length)[0])
-    if new > length:  # not where the end token was chosen
+    state = start_decoding(model, params, sampler, **batch, seed=seed, T=T)
+  for length in itertools.count():
+    if fetch(state.length)[0] > length:  # not where the end token was chosen
       yield int(fetch(state.ids)[0, length])
-    length = new
     if fetch(state.done)[0]:
       return
     with use():
@@ -247,10 +213,8 @@ def generate(
 
   Args:
     model, tokens, segments, prefix, lengths: see `prefill`.
-    params: of `prepare_params`.
-    sampler: a `Sampler`.
-    numbers: [B] of the inputs, for sampling.
-    seed: scalar.
+    params, sampler: of `prepare_params`, and a `Sampler`.
+    numbers, seed: [B] of the inputs, and a scalar, for sampling.
     T: room for tokens, sampler.max_tokens or more.
     results: generations of each input.
 
@@ -263,10 +227,7 @@ def generate(
     model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
     results,
   )  # fmt: skip
-  state = jax.lax.while_loop(
-    lambda state: ~state.done.all(),
-    lambda state: advance(model, params, sampler, state),
-    state,
-  )
+  write = functools.partial(advance, model, params, sampler)
+  state = jax.lax.while_loop(lambda x: ~x.done.all(), write, state)
   out = state.ids, state.log_probabilities, state.length, state.history.count
   return tuple(x.reshape(-1, results, *x.shape[1:]) for x in out)

@@ -43,13 +43,10 @@ def collect(
   vocabulary: Vocabulary | None,
   stop: Sequence[str],
 ) -> list[list[Generation]]:
-  """Returns the generations of each input, the best first.
+  """Returns the generations of each input, the best first, cut at `stop`.
 
-  Args:
-    outputs: what `generate.generate` or `beam_search.beam_search` returned.
-    prefixes: the decoder's first ids of each input, start token included.
-    vocabulary: decodes the ids; None: texts are None.
-    stop: strings that texts are cut at.
+  `outputs` are those of `generate.generate` or `beam_search.beam_search`, and
+  `prefixes` the decoder's first ids of each input, start token included.
   """
   ids, logs, lengths, counts, *scores = map(fetch, outputs)
 

@@ -23,12 +23,9 @@ from atm.parallel import sharding
 
 @dataclasses.dataclass
 class TargetsRow:
-  """One encoder input with targets of it.
+  """One encoder input, as ids, with targets of it: the numbers of their pairs.
 
-  Attributes:
-    source: encoder ids.
-    numbers: of the pairs whose targets they are, in order.
-    length: tokens of all targets together.
+  `length` is that of all targets together, in tokens.
   """
 
   source: Sequence[int]
@@ -37,12 +34,9 @@ class TargetsRow:
 
 
 def pack_targets(sources, targets, room: int) -> list[TargetsRow]:
-  """Packs pairs of ids into few rows, sorted by length, the longest last.
+  """Packs pairs of encoder and decoder ids into few rows, the longest last.
 
-  Args:
-    sources: encoder ids of each pair.
-    targets: decoder ids of each pair.
-    room: tokens of targets in a row, unless a single one has more.
+  A row has at most `room` tokens of targets, unless a single one has more.
   """
   rows: list[TargetsRow] = []
   newest: dict[tuple, TargetsRow] = {}
@@ -65,10 +59,7 @@ def padded_length(length: int) -> int:
 def decoder_batch(
   rows: Sequence[TargetsRow], targets, B: int, config: ModelConfig
 ) -> dict[str, np.ndarray]:
-  """Returns the decoder's part of a batch, int32 [B, T] each.
-
-  Segments count from 1 in a row; 0 is padding.
-  """
+  """Returns the decoder's part of a batch, int32 [B, T] each."""
   shape = B, padded_length(max(row.length for row in rows))
   names = 'input_tokens', 'target_tokens', 'segment_ids', 'positions'
   batch = {f'decoder_{name}': np.zeros(shape, np.int32) for name in names}
@@ -76,7 +67,7 @@ def decoder_batch(
   inputs[:], labels[:] = config.pad_id, config.pad_id
   for i, row in enumerate(rows):
     start = 0
-    for segment, number in enumerate(row.numbers, 1):
+    for segment, number in enumerate(row.numbers, 1):  # 0 is padding
       ids = targets[number]
       at = slice(start, start + len(ids))
       labels[i, at], segments[i, at] = ids, segment
@@ -91,11 +82,7 @@ def sum_targets(
 ) -> list[tuple[int, float, bool]]:
   """Returns (number, summed log-probability, is greedy) of a row's targets.
 
-  Args:
-    row: of `pack_targets`.
-    targets: decoder ids of each pair.
-    given: how many of each target's first tokens do not count.
-    logs, likeliest: [T], of the row's tokens.
+  `logs` and `likeliest` are [T], of its tokens; see `score_pairs`.
   """
   sums, start = [], 0
   for number in row.numbers:
@@ -110,14 +97,7 @@ def sum_targets(
 def score_pairs(
   model: AlexaTM, params, mesh, rules, sources, targets, given, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Scores pairs of ids, see `api.Model.likelihoods`.
-
-  Args:
-    model, params, mesh, rules: of `api.Model`.
-    sources, targets: encoder and decoder ids of each pair.
-    given: how many of each target's first tokens are not scored; None: 0.
-    batch_size: rows of `pack_targets` at a time.
-  """
+  """Scores pairs of encoder and decoder ids, see `api.Model.likelihoods`."""
   given = [0] * len(targets) if given is None else given
   for i, (row, n) in enumerate(zip(targets, given, strict=True)):
     if not 0 <= n < len(row):
@@ -127,13 +107,13 @@ def score_pairs(
   packed = pack_targets(sources, targets, config.positions)
   for start in range(0, len(packed), batch_size):
     rows = packed[start : start + batch_size]
-    batch = bucketing.pad_inputs(
+    inputs = bucketing.pad_inputs(
       config, mesh, [row.source for row in rows], batch_size
     )
     batch = {
-      'encoder_input_tokens': batch['tokens'],
-      'encoder_segment_ids': batch['segments'],
-      **decoder_batch(rows, targets, len(batch['tokens']), config),
+      'encoder_input_tokens': inputs['tokens'],
+      'encoder_segment_ids': inputs['segments'],
+      **decoder_batch(rows, targets, len(inputs['tokens']), config),
     }
     batch = sharding.shard_batch(batch, mesh, rules)
     with sharding.use_mesh(mesh, rules):

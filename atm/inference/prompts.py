@@ -167,25 +167,15 @@ def extract_answer(
 ) -> str:
   """Extracts the answer of a generated text, up to the template's delimiter.
 
-  In 'denoise' the output repeats the prompt, shots and all, so the answer
-  stands behind as many cues as the prompt has. An output with fewer did not
-  come so far, or changed a cue: it has no answer, rather than that of a shot.
-
-  Args:
-    template: the template of the prompt.
-    output: what the decoder wrote.
-    mode: one of MODES, how it was generated.
-    prompt: the prompt; only 'denoise' needs it.
-
-  Returns:
-    The answer on one line, '' where there is none.
-
-  Raises:
-    ValueError: an unknown mode, or not a prompt of this template.
+  On one line, '' where there is none. Only 'denoise' needs the prompt. Raises
+  ValueError for an unknown mode, or a prompt of another template.
   """
   check_choice('mode', mode, MODES)
   rest = _one_line(output)
   if mode == 'denoise':
+    # The output repeats the prompt, shots and all, so the answer stands behind
+    # as many cues as the prompt has. An output with fewer did not come so far,
+    # or changed a cue: it has no answer, rather than that of a shot.
     prompt = _one_line(prompt)
     cue = _filled_cue(template, prompt)
     *before, rest = rest.split(cue, prompt.count(cue))
@@ -212,15 +202,8 @@ def cut_document(
 ) -> str:
   """Cuts a long document as for 1-shot summaries: 550 tokens, whole sentences.
 
-  Args:
-    text: the document.
-    encode: text -> ids, without `<s>` and `</s>`.
-    decode: ids -> text.
-    limit: tokens kept at most, before the sentence that broke is dropped.
-
-  Returns:
-    The text as it is where it is short, else as `decode` gives it; to the last
-    token kept where no sentence ends.
+  Up to the last of `limit` tokens where no sentence ends. `encode` adds no
+  `<s>` and `</s>`; a short text stays as it is.
   """
   ids = encode(text)
   if len(ids) <= limit:
@@ -233,11 +216,9 @@ def choose_shots(
 ) -> list[Mapping]:
   """Returns the first k examples under 192 words: the shots for summaries.
 
-  A word is what stands between spaces, so in Japanese all documents are short.
-
-  Raises:
-    ValueError: there are fewer than k.
+  Raises ValueError if there are fewer.
   """
+  # A word is what stands between spaces: in Japanese all documents are short.
   short = (x for x in examples if len(x[field].split()) < 192)
   shots = list(itertools.islice(short, k))
   if len(shots) < k:

@@ -62,17 +62,16 @@ class Config:
   seed: int = 0
 
   def __post_init__(self):
-    least = dict(
-      max_tokens=1, min_tokens=0, beams=1, results=1, top_k=0, seed=0
-    )
-    for name, bound in least.items():
-      check_number(name, getattr(self, name), bound)
+    for name in ('max_tokens', 'beams', 'results'):
+      check_number(name, getattr(self, name), 1)
+    for name in ('min_tokens', 'top_k', 'seed'):
+      check_number(name, getattr(self, name), 0)
     check_number('temperature', self.temperature, 0, whole=False)
     check_number('min_p', self.min_p, 0, 1, whole=False)
     for name, most in (('top_p', 1), ('repetition_penalty', np.inf)):
-      if not 0 < getattr(self, name) <= most:
+      value = getattr(self, name)
+      if not 0 < value <= most:
         end = '' if most == np.inf else f', at most {most}'
-        value = getattr(self, name)
         raise ValueError(f'{name} = {value!r}: expected above 0{end}')
     if not isinstance(self.early_stopping, bool):
       check_choice('early_stopping', self.early_stopping, ('never',))
@@ -94,14 +93,11 @@ class Sampler:
   """A Config as arrays, so that other values compile no other program.
 
   Attributes:
-    max_tokens, min_tokens, length_penalty, temperature, top_k, top_p, min_p,
-      repetition_penalty: scalars, see Config.
     banned: [N, M] ids of sequences that are not written, -1 in front of those
       shorter than M.
     stops: [states, V] of `stop_strings.build_table`, or None.
     sampled, cut, repeats: whether tokens are sampled, from a part of the
       vocabulary, and whether repetition counts.
-    early_stopping: see Config.
   """
 
   max_tokens: jax.Array
@@ -121,17 +117,8 @@ class Sampler:
 
   @classmethod
   def from_config(cls, config: Config, banned=(), stops=None) -> Sampler:
-    """Returns the arrays of a Config.
-
-    Args:
-      config: the settings.
-      banned: sequences of ids not to write.
-      stops: of `stop_strings.build_table`, or None.
-    """
-    number = lambda name: getattr(config, name)
-    whole = ('max_tokens', 'min_tokens', 'top_k')
-    real = ('length_penalty', 'temperature', 'top_p', 'min_p')
-    real = (*real, 'repetition_penalty')
+    """Returns a Config's arrays, with those of ids and strings not to write."""
+    array = lambda kind, names: {x: kind(getattr(config, x)) for x in names}
     # Powers of two, so that few shapes compile.
     size = lambda n: n and 1 << (n - 1).bit_length()
     longest = max((len(row) for row in banned), default=1)
@@ -139,8 +126,9 @@ class Sampler:
     for out, row in zip(table, banned):
       out[-len(row) :] = row
     return cls(
-      **{name: np.int32(number(name)) for name in whole},
-      **{name: np.float32(number(name)) for name in real},
+      **array(np.int32, ('max_tokens', 'min_tokens', 'top_k')),
+      **array(np.float32, ('length_penalty', 'temperature', 'top_p', 'min_p')),
+      **array(np.float32, ('repetition_penalty',)),
       banned=table,
       stops=stops,
       sampled=config.temperature > 0,
@@ -203,10 +191,7 @@ def has_stopped(sampler: Sampler, history: History) -> jax.Array:
 
 
 def process_logits(sampler: Sampler, history: History, logits, end_id: int):
-  """Applies penalties, bans and min_tokens to logits [R, V].
-
-  Log-probabilities do as well.
-  """
+  """Applies penalties, bans and min_tokens to logits or their log softmax."""
   if sampler.repeats:
     penalty = sampler.repetition_penalty
     other = jnp.where(logits < 0, logits * penalty, logits / penalty)

@@ -6,22 +6,11 @@ import numpy as np
 
 
 def build_table(pieces: Sequence[str], stops: Sequence[str]) -> np.ndarray:
-  """Builds the transitions of an automaton that finds stops in pieces of text.
+  """Builds transitions, int32 [states, V], that find stops in [V] pieces.
 
-  That of Aho and Corasick (1975) over characters, followed over whole pieces.
-  State 0 has read nothing of a stop; the last state has read all of one, and is
-  never left.
-
-  Args:
-    pieces: [V] texts of the vocabulary's ids.
-    stops: strings.
-
-  Returns:
-    int32 [states, V]. As many rows as a power of two, so that few shapes
-    compile; those between the automaton's and the last are not reached.
-
-  Raises:
-    ValueError: an empty stop string.
+  The automaton of Aho and Corasick (1975) over characters, followed over whole
+  pieces. State 0 has read nothing of a stop; the last state has read all of
+  one, and is never left. Raises ValueError if a stop string is empty.
   """
   if not all(stops):
     raise ValueError(f'stop = {list(stops)!r}: expected no empty string')
@@ -36,6 +25,8 @@ def build_table(pieces: Sequence[str], stops: Sequence[str]) -> np.ndarray:
   states = np.repeat(np.arange(len(steps))[:, None], len(pieces), axis=1)
   for letter in spelt.T:
     states = np.where(letter >= 0, steps[states, letter], states)
+  # A power of two, so that few shapes compile; states between the automaton's
+  # and the last are not reached.
   size = 1 << end.bit_length()
   out = np.zeros((size, len(pieces)), np.int32)
   out[:end], out[-1] = states[:end], end
@@ -71,15 +62,9 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
 def stream_text(
   tokens: Iterable[int], decode: Callable, stops: Sequence[str]
 ) -> Iterator[str]:
-  """Yields a text in pieces as its tokens come, up to a stop string.
+  """Yields the text of token ids in pieces as they come, up to a stop string.
 
-  What may yet change is held back: an end that could begin a stop string, or
-  is half a character.
-
-  Args:
-    tokens: ids of the text.
-    decode: list of ids -> text.
-    stops: strings.
+  What may yet change is held back, see `hold_back`.
   """
   shown, ids = '', []
   for token in tokens:
@@ -97,12 +82,8 @@ def stream_text(
 
 
 def hold_back(text: str, stops: Sequence[str]) -> str:
-  """Returns the part of an unfinished text that is sure to stay.
-
-  Without an end that could begin a stop string, or half a character, which
-  decodes as U+FFFD.
-  """
-  text = text.rstrip('\ufffd')
+  """Returns a text without an end that could begin a stop string."""
+  text = text.rstrip('\ufffd')  # half a character
   longest = max(map(len, stops), default=1)
   for size in range(min(len(text), longest - 1), 0, -1):
     if any(stop.startswith(text[-size:]) for stop in stops):

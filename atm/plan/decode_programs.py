@@ -91,7 +91,7 @@ class DecodeJob:
     sides = dict(tokens=like(B, S), segments=like(B, S))
     if self.kind == 'encode':
       return sides
-    return dict(sides, prefix=like(B, n), lengths=like(B), number=like(B))
+    return dict(sides, prefix=like(B, n), lengths=like(B), numbers=like(B))
 
   def trace(self, batch: dict) -> jax.stages.Traced:
     """Traces the program that runs for a batch."""
@@ -115,12 +115,11 @@ class DecodeJob:
       return []
     bare, c = train_program.without_sharding, self.config
     params, named = jax.tree.map(bare, (self.params, batch))
-    numbers = named.pop('number')
-    start, fixed = beam_search.start_beams, dict(k=c.beams, T=self.room[0])
-    if c.beams == 1:
-      start, named['numbers'] = generate.start_decoding, numbers
-      fixed = dict(results=c.results, seed=0, T=self.room[0])
-    run = functools.partial(start, self.net, **fixed)
+    start, fixed = generate.start_decoding, dict(results=c.results, seed=0)
+    if c.beams > 1:
+      del named['numbers']
+      start, fixed = beam_search.start_beams, dict(k=c.beams)
+    run = functools.partial(start, self.net, T=self.room[0], **fixed)
     rows = jax.eval_shape(run, params, sampling.Sampler.from_config(c), **named)
     spec = self.rules.spec('batch', 'heads', None, None)
     placed = NamedSharding(self.target.mesh, spec)

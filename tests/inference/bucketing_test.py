@@ -59,11 +59,11 @@ def test_a_batch_is_padded_behind(one_device):
   assert batch['prefix'].tolist()[0] == [1, 9, 4, pad]
   assert batch['prefix'][:, 0].tolist() == [1, 1, 1, start]
   assert batch['lengths'].tolist() == [3, 1, 1, 1]
-  assert batch['number'].tolist() == [0, 5, 0, 0]
+  assert batch['numbers'].tolist() == [0, 5, 0, 0]
 
 
 def test_beams_have_a_program_of_their_own():
-  batch = dict(tokens=0, segments=1, prefix=2, lengths=3, number=4)
+  batch = dict(tokens=0, segments=1, prefix=2, lengths=3, numbers=4)
   select = functools.partial(
     bucketing.select_program, 'net', 'params', 'sampler', batch, T=8
   )
