@@ -28,7 +28,7 @@ from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from atm.inference import api, prompts, sampling, stop_strings
-from atm.messages import check_choice
+from atm.messages import check_choice, check_number
 from atm.parallel import distributed
 
 logger = logging.getLogger(__name__)
@@ -51,9 +51,8 @@ SAME_NAMES = (
 class Newlines:
   """Writes newlines as a mark, for the tokenizer has none.
 
-  Attributes:
-    mark: '<br>', as in the paper's prompts; '': a newline becomes a space, and
-      the model writes none.
+  The mark is '<br>', as in the paper's prompts, or '': then a newline becomes a
+  space, and the model writes none.
   """
 
   def __init__(self, mark: str):
@@ -90,15 +89,14 @@ def generation(options: dict) -> tuple[sampling.Config, list[str]]:
   temperature, True without one samples with 1; where it is not said, a
   temperature above 0 samples. None is as if not said.
 
-  Raises:
-    ValueError: an option that is not known, which it names, or a wrong value.
+  Raises ValueError for an unknown option, which it names, or a wrong value.
   """
   given = {name: x for name, x in options.items() if x is not None}
   until, sample = given.pop('until', []), given.pop('do_sample', None)
   until = [until] if isinstance(until, str) else until
   fields = {'max_tokens': MAX_TOKENS, 'temperature': float(sample is True)}
+  known = ('until', 'do_sample', *GENERATION_KWARGS, *SAME_NAMES)
   for name, value in given.items():
-    known = ('until', 'do_sample', *GENERATION_KWARGS, *SAME_NAMES)
     check_choice('generation_kwargs', name, known)
     fields[GENERATION_KWARGS.get(name, name)] = value
   if sample is False:
@@ -122,21 +120,18 @@ class AtmLM(LM):
   def __init__(
     self, model: api.Model, mode='clm', newline='<br>', batch_size: int = 32
   ):
-    """Checks the arguments.
+    """Checks the arguments; raises ValueError for wrong ones.
 
-    Raises:
-      ValueError: a model without a tokenizer, or without `[CLM]` for 'clm'; an
-        unknown mode; a batch size that is no whole number above 0.
+    Such are a model without a tokenizer, or without `[CLM]` for 'clm', too.
     """
     super().__init__()
     check_choice('mode', mode, prompts.MODES)
     if model.vocabulary is None:
       raise ValueError('this model has no tokenizer: the harness asks in text')
-    if not str(batch_size).isdecimal() or int(batch_size) < 1:
-      raise ValueError(
-        f'batch_size = {batch_size!r}: expected a whole number, 1 or more'
-      )
-    self.model, self.mode, self.batch_size = model, mode, int(batch_size)
+    # The harness's command line gives it as text.
+    size = int(batch_size) if str(batch_size).isdecimal() else batch_size
+    check_number('batch_size', size, 1)
+    self.model, self.mode, self.batch_size = model, mode, size
     self.newlines = Newlines(newline)
     words, positions = model.vocabulary, model.config.positions
     self.room = positions - len(model.framed([], mode))
@@ -153,7 +148,7 @@ class AtmLM(LM):
 
   @classmethod
   def create_from_arg_obj(cls, arg_dict, additional_config=None):
-    """Reads the harness's `model_args` as a dict.
+    """Reads the harness's `model_args` as a dict, and the model they name.
 
     Args:
       arg_dict: model_dir; optionally mode, newline and batch_size, see
@@ -161,17 +156,14 @@ class AtmLM(LM):
       additional_config: of the harness; its batch_size counts where arg_dict
         has none. Its device does not: JAX finds devices.
 
-    Raises:
-      ValueError: an argument that is not known, or no model_dir.
-      FileNotFoundError: see `api.load`.
+    Raises ValueError for an unknown argument, or see `api.load`.
     """
     given = dict(arg_dict)
     if (size := (additional_config or {}).get('batch_size')) is not None:
       given.setdefault('batch_size', size)
     own = 'mode', 'newline', 'batch_size'
     for name in given:
-      known = 'model_dir', 'step', 'weights', *own
-      check_choice('model_args', name, known)
+      check_choice('model_args', name, ('model_dir', 'step', 'weights', *own))
     if 'model_dir' not in given:
       raise ValueError('model_args lack model_dir: give model_dir=FOLDER')
     folder, step = str(given['model_dir']), given.get('step')
@@ -224,13 +216,11 @@ class AtmLM(LM):
     return self._scored('loglikelihood_rolling', requests, pairs, disable_tqdm)
 
   def _pair(self, context: str, continuation: str) -> tuple[list, list]:
-    """Returns the ids of both.
-
-    Where no space parts them the continuation goes on in the middle of a word,
-    or of Japanese.
-    """
+    """Returns the ids of both."""
     context, continuation = map(self.newlines.written, (context, continuation))
     words = self.model.vocabulary
+    # Where no space parts them the continuation goes on in the middle of a
+    # word, or of Japanese.
     apart = not context or context[-1].isspace() or continuation[:1].isspace()
     inside = [] if apart else words.inside(continuation)
     return words.encode(context), inside or words.encode(continuation)
@@ -240,13 +230,11 @@ class AtmLM(LM):
   ) -> Iterator[tuple[list[int], list[int], int]]:
     """Yields the parts that a continuation is scored in: one, if it has room.
 
-    In 'clm' the decoder has room for Config.positions tokens. In 'denoise' it
-    holds the context, too, so a part has half of them. What has no room of the
-    text before a part is left out at its beginning.
-
-    Yields:
-      (encoder ids, decoder ids, how many of the latter are not scored).
+    As (encoder ids, decoder ids, how many of the latter are not scored).
     """
+    # In 'clm' the decoder has room for Config.positions tokens. In 'denoise' it
+    # holds the context, too, so a part has half of them. What has no room of
+    # the text before a part is left out at its beginning.
     for start in range(0, len(continuation), self.part):
       part = continuation[start : start + self.part]
       before = [*context, *continuation[:start]]
@@ -277,11 +265,9 @@ class AtmLM(LM):
   # --- Generating
 
   def generate_until(self, requests, disable_tqdm=False):
-    """Generates what follows contexts, up to a stop string.
-
-    In 'denoise' the decoder is given the context, as when it is scored; at
-    least half of its room is kept for that.
-    """
+    """Generates what follows contexts, up to a stop string."""
+    # In 'denoise' the decoder is given the context, as when it is scored; at
+    # least half of its room is kept for that.
     encode = self.model.vocabulary.encode
     answers, alike, contexts, cut = [''] * len(requests), {}, [], []
     for i, request in enumerate(requests):
@@ -315,10 +301,8 @@ class AtmLM(LM):
       batch_size=self.batch_size,
       numbers=numbers,
     )
-    decode = self.model.vocabulary.decode
-    return [
-      self.newlines.cut(decode(best.ids), until) for best, *_ in generations
-    ]
+    texts = (self.model.vocabulary.decode(x.ids) for x, *_ in generations)
+    return [self.newlines.cut(text, until) for text in texts]
 
   # --- Both
 
@@ -328,10 +312,8 @@ class AtmLM(LM):
     return self.room if self.mode == 'clm' else min(self.room, left)
 
   def _batches(self, numbers, size, kind, quiet) -> Iterator[list[int]]:
-    """Yields request numbers, batch_size at a time, the longest first.
-
-    So where memory does not suffice, the first batch shows it.
-    """
+    """Yields request numbers, batch_size at a time, the longest first."""
+    # Where memory does not suffice, the first batch shows it.
     order = sorted(numbers, key=size, reverse=True)
     quiet = quiet or not distributed.is_main_process()
     with tqdm(total=len(order), desc=kind, disable=quiet) as bar:

@@ -68,15 +68,12 @@ class Model(FewShotMixin):
     Returns:
       float32 [B, T, V].
     """
-    if encoder_mask is None:
-      encoder_mask = np.ones_like(encoder_ids)
-    arrays = encoder_ids, decoder_ids, np.asarray(encoder_mask) > 0
+    mask = np.ones_like(encoder_ids) if encoder_mask is None else encoder_mask
+    arrays = encoder_ids, decoder_ids, np.asarray(mask) > 0
+    arrays = [np.asarray(x).astype(np.int32) for x in arrays]
+    model = AlexaTM(self.config)
     with self._use():
-      logits = loglikelihood.next_token_logits(
-        AlexaTM(self.config),
-        self.params,
-        *(np.asarray(x).astype(np.int32) for x in arrays),
-      )
+      logits = loglikelihood.next_token_logits(model, self.params, *arrays)
     return fetch(logits)
 
   def score(
@@ -296,8 +293,8 @@ def load(
   if weights is not None:
     check_choice('WEIGHTS', weights, ('float32', 'bfloat16'))
   source = pretrained.open_pretrained(directory, at_step)
-  config = source.config
-  config = dataclasses.replace(config, dtype=dtype or config.dtype)
+  dtype = dtype or source.config.dtype
+  config = dataclasses.replace(source.config, dtype=dtype)
   params = source.read_params(mesh, rules)
   model = Model(config, params, source.vocabulary, mesh, rules, source.step)
   return cast_to_bfloat16(model) if weights == 'bfloat16' else model
@@ -305,29 +302,23 @@ def load(
 
 @dataclasses.dataclass
 class ModelSource:
-  """Names a trained model and where its parameters are to live.
+  """Names a trained model and where its parameters are to live, see `load`.
 
   The commands infer, score, chat, eval and lm_eval inherit these fields.
-
-  Attributes:
-    model_dir: a run's MODEL_DIR, or a Hugging Face folder.
-    at_step: the checkpoint to read; None: the newest.
-    weights: 'bfloat16' halves the memory of parameters; None: as saved.
-    make_mesh: builds the mesh, when the command runs: it asks for devices.
-    rules: logical to mesh axes.
   """
 
   model_dir: str
   _: dataclasses.KW_ONLY
   at_step: int | None = None
   weights: str | None = None
+  # Called when the command runs, for it asks for devices.
   make_mesh: Callable[[], jax.sharding.Mesh] = mesh_lib.make_mesh
   rules: Rules = Rules()
 
   def load(self) -> Model:
     """Reads the model; raises what `load` raises."""
-    mesh, weights = self.make_mesh(), self.weights
-    return load(self.model_dir, self.at_step, mesh, self.rules, weights=weights)
+    place = self.make_mesh(), self.rules
+    return load(self.model_dir, self.at_step, *place, weights=self.weights)
 
 
 def cast_to_bfloat16(model: Model) -> Model:
