@@ -56,7 +56,7 @@ def write(folder: str, config: ModelConfig) -> None:
   for path, x in abstract(config).items():
     keys = hf_keys.ALEXATM.keys(path, x.shape)
     for key in keys:
-      shape = hf_folder.hf_shape(path, x.shape)
+      shape = hf_folder.to_hf_shape(path, x.shape)
       read = functools.partial(random.random, shape, np.float32)
       weights[key] = torch_reader.Tensor(shape, np.float32, read)
   hf_folder.write_shards(folder, weights, 1 << 30)

@@ -93,25 +93,25 @@ def _sum_on_host(array: np.ndarray) -> np.ndarray:
   return total
 
 
-def path_name(path) -> str:
+def format_path(path) -> str:
   """Returns a path of JAX's as text, as in `params/encoder/layers/...`."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def flatten_named(tree) -> dict:
-  """Returns the leaves of a tree by `path_name`."""
+  """Returns the leaves of a tree by `format_path`."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {path_name(path): leaf for path, leaf in leaves}
+  return {format_path(path): leaf for path, leaf in leaves}
 
 
-def array_type(array) -> str:
+def format_array_type(array) -> str:
   """Returns an array's dtype and shape, as in `float32[32,64]`."""
   shape = ','.join(map(str, array.shape))
   return f'{np.dtype(array.dtype).name}[{shape}]'
 
 
 def parse_array_type(text: str) -> jax.ShapeDtypeStruct:
-  """Returns shape and dtype of what `array_type` wrote."""
+  """Returns shape and dtype of what `format_array_type` wrote."""
   dtype, _, shape = text.removesuffix(']').partition('[')
   sizes = tuple(int(n) for n in shape.split(',') if n)
   return jax.ShapeDtypeStruct(sizes, np.dtype(dtype))
@@ -129,7 +129,7 @@ def compute_checksums(arrays: Mapping) -> dict[str, str]:
     mesh = meshes.pop() if len(meshes) == 1 else None
     sums |= zip(placed, np.asarray(_jit_sums(mesh)(list(placed.values()))))
   return {
-    key: '{} {:08x}{:08x}'.format(array_type(x), *sums[key])
+    key: '{} {:08x}{:08x}'.format(format_array_type(x), *sums[key])
     for key, x in arrays.items()
   }
 

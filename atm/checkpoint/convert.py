@@ -63,21 +63,21 @@ def import_weights(
     raise ValueError(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
-  described = hf_folder.read_json_object(path)
-  config = hf_keys.config_from_hf(described)
+  hf_config = hf_folder.read_json_object(path)
+  config = hf_keys.config_from_hf(hf_config)
   abstract = parameters.abstract_params(AlexaTM(config), make_mesh(), rules)
-  weights = hf_folder.WeightReader(source, described, abstract)
+  weights = hf_folder.WeightReader(source, hf_config, abstract)
   if {*weights.dtypes.values()} != {np.dtype('float32')}:
     config = dataclasses.replace(config, dtype='bfloat16')
   say(describe_import(weights.sizes))
 
   with staging_folder(os.path.abspath(model_dir) + '.importing') as partial:
-    meta = {'model': dataclasses.asdict(config), 'hf_config': described}
+    meta = {'model': dataclasses.asdict(config), 'hf_config': hf_config}
     sums = write_parameters(partial, weights, say)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
       sealed = ocp.args.JsonSave(checksums.seal_meta(meta, sums))
       writer.save(os.path.join(partial, CHECKPOINTS, '0/meta'), sealed)
-    write_config_and_tokenizer(partial, source, config, described)
+    write_config_and_tokenizer(partial, source, config, hf_config)
     os.makedirs(model_dir, exist_ok=True)
     for name in os.listdir(partial):
       target = os.path.join(model_dir, name)
@@ -148,7 +148,7 @@ def write_parameters(
 
 
 def write_config_and_tokenizer(
-  directory: str, source: str, config: ModelConfig, described: dict
+  directory: str, source: str, config: ModelConfig, hf_config: dict
 ) -> None:
   """Writes config.gin, hf_config.json and, where there is one, vocabulary/."""
   gin = ''.join(
@@ -157,7 +157,7 @@ def write_config_and_tokenizer(
   )
   gin = f'# The model imported from {source}.\n{gin}'
   fileio.write_atomically(os.path.join(directory, 'config.gin'), gin)
-  fileio.write_json(os.path.join(directory, 'hf_config.json'), described)
+  fileio.write_json(os.path.join(directory, 'hf_config.json'), hf_config)
   if tokenizer := hf_folder.find_tokenizer(source):
     folder = os.path.join(directory, 'vocabulary')
     os.makedirs(folder)
@@ -198,10 +198,10 @@ def export_weights(
   with reader.open_step(model_dir, at_step) as (checkpoints, step):
     meta = checkpoints.meta(step)
     config = ModelConfig(**meta['model'])
-    kind, described = describe_model(config, meta.get('hf_config'))
+    kind, hf_config = describe_model(config, meta.get('hf_config'))
     tensors = plan_export(checkpoints, step, config, kind)
     with staging_folder(os.path.abspath(output) + '.exporting') as partial:
-      fileio.write_json(os.path.join(partial, 'config.json'), described)
+      fileio.write_json(os.path.join(partial, 'config.json'), hf_config)
       tokenizer = os.path.join(model_dir, 'vocabulary', vocabulary.MODEL_FILE)
       if os.path.exists(tokenizer):
         shutil.copyfile(tokenizer, os.path.join(partial, '20b_tokenizer.model'))
@@ -230,7 +230,7 @@ def plan_export(
     return value.T if path[-1] == 'kernel' else value.reshape(shape)
 
   for path, like in abstract.items():
-    shape = hf_folder.hf_shape(path, like.shape)
+    shape = hf_folder.to_hf_shape(path, like.shape)
     for i, key in enumerate(layout.keys(path, like.shape)):
       read_key = functools.partial(read, path, shape, i)
       tensors[key] = Tensor(shape, dtypes[path], read_key)
@@ -261,11 +261,11 @@ def make_buffers(
 
 
 def describe_model(
-  config: ModelConfig, described: dict | None
+  config: ModelConfig, hf_config: dict | None
 ) -> tuple[str, dict]:
   """Returns (model_type, config.json); raises ValueError where none exists."""
-  if described is not None:
-    return hf_keys.model_type(described), described
+  if hf_config is not None:
+    return hf_keys.get_model_type(hf_config), hf_config
   if config.norm != 'uncentred' or config.embed_scale:
     raise ValueError(
       f'Config.norm = {config.norm!r}, Config.embed_scale = '

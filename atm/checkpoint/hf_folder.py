@@ -120,7 +120,7 @@ def is_stacked(path: tuple[str, ...]) -> bool:
   return len(path) > 2 and path[1] == 'layers'
 
 
-def hf_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def to_hf_shape(path: tuple[str, ...], shape: tuple) -> tuple[int, ...]:
   """Returns the shape of each tensor that a parameter is made of."""
   shape = shape[1:] if is_stacked(path) else shape
   if path == ('logits_bias',):
@@ -155,7 +155,7 @@ class WeightReader:
     self._keys = {k: layout.keys(k, x.shape) for k, x in self.abstract.items()}
     for path, keys in self._keys.items():
       for key in keys:
-        self._check(key, hf_shape(path, self.abstract[path].shape), keys[0])
+        self._check(key, to_hf_shape(path, self.abstract[path].shape), keys[0])
     self._check_left_over(layout)
     self.dtypes = {k: self._tensors[v[0]].dtype for k, v in self._keys.items()}
     self.sizes = {

@@ -13,34 +13,24 @@ class WeightsError(ValueError):
 
 
 class StackKeys(NamedTuple):
-  """Where a Hugging Face class keeps an encoder or a decoder.
+  """Where a Hugging Face class keeps an encoder or a decoder."""
 
-  Attributes:
-    norm: prefix of the final norm.
-    layer: prefix of layer {}.
-    parts: our name within a layer -> theirs.
-  """
-
-  norm: str
-  layer: str
-  parts: Mapping[str, str]
+  norm: str  # prefix of the final norm
+  layer: str  # prefix of layer {}
+  parts: Mapping[str, str]  # our name within a layer -> theirs
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where a Hugging Face class keeps our parameters.
+  """Where a Hugging Face class keeps our parameters."""
 
-  Attributes:
-    tables: our name -> theirs, of arrays that stand alone.
-    stacks: 'encoder' and perhaps 'decoder'.
-    aliases: our name -> other keys that hold the same matrix where it is tied.
-    ignored: keys that hold nothing to learn.
-  """
-
+  # Our name -> theirs, of arrays that stand alone.
   tables: Mapping[str, str]
-  stacks: Mapping[str, StackKeys]
+  stacks: Mapping[str, StackKeys]  # 'encoder' and perhaps 'decoder'
+  # Our name -> other keys that hold the same matrix where it is tied. They are
+  # compared in this order, each with the first that has it.
   aliases: Mapping[str, tuple[str, ...]]
-  ignored: tuple[str, ...] = ()
+  ignored: tuple[str, ...] = ()  # keys that hold nothing to learn
 
   def keys(self, path: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
     """Returns the keys that hold a parameter: one, or one a layer."""
@@ -54,7 +44,7 @@ class Layout:
     return [f'{layer.format(i)}.{name}' for i in range(shape[0])]
 
 
-def _bart_layer(**attentions: str) -> dict[str, str]:
+def _make_bart_layer(**attentions: str) -> dict[str, str]:
   """Returns the parts of a BART layer, by our attentions -> theirs."""
   parts = {'feed_forward/up': 'fc1', 'feed_forward/down': 'fc2'}
   parts['feed_forward_norm'] = 'final_layer_norm'
@@ -66,8 +56,8 @@ def _bart_layer(**attentions: str) -> dict[str, str]:
   return parts
 
 
-_BART_ENCODER = _bart_layer(attention='self_attn')
-_BART_DECODER = _bart_layer(
+_BART_ENCODER = _make_bart_layer(attention='self_attn')
+_BART_DECODER = _make_bart_layer(
   self_attention='self_attn', cross_attention='encoder_attn'
 )
 _ROBERTA_ENCODER = {
@@ -108,7 +98,7 @@ ALEXATM = Layout(
     ),
   },
   aliases={
-    # First, for the LM head may be tied to the decoder's alone.
+    # First, for the LM head may be tied to the decoder's embedding alone.
     'decoder_embedding': ('lm_head.weight',),
     'encoder_embedding': _TIED,
   },
@@ -167,7 +157,7 @@ def make_xlmr_layout(keys: Iterable[str]) -> Layout:
 
 def find_layout(hf: dict, keys: Iterable[str]) -> Layout:
   """Returns the layout of a folder by its config.json and keys."""
-  kind = model_type(hf, (*LAYOUTS, XLMR))
+  kind = get_model_type(hf, (*LAYOUTS, XLMR))
   return make_xlmr_layout(keys) if kind == XLMR else LAYOUTS[kind]
 
 
@@ -264,7 +254,7 @@ def _config_from_blenderbot(hf: dict) -> dict:
   )
 
 
-def model_type(hf: dict, known: Collection[str] = tuple(LAYOUTS)) -> str:
+def get_model_type(hf: dict, known: Collection[str] = tuple(LAYOUTS)) -> str:
   """Returns the model_type of a config.json; raises WeightsError if unknown."""
   name = str(hf.get('model_type'))
   if name not in known:
@@ -276,7 +266,7 @@ def model_type(hf: dict, known: Collection[str] = tuple(LAYOUTS)) -> str:
 
 def config_from_hf(hf: dict) -> ModelConfig:
   """Returns the float32 Config of a config.json, or raises WeightsError."""
-  is_alexatm = model_type(hf) == 'alexatm'
+  is_alexatm = get_model_type(hf) == 'alexatm'
   return ModelConfig(
     **(_config_from_alexatm if is_alexatm else _config_from_blenderbot)(hf),
     **_read_sizes(hf, _SIZES),
@@ -300,12 +290,12 @@ def config_from_xlmr(hf: dict) -> ModelConfig:
 
 def config_to_hf(config: ModelConfig) -> dict:
   """Returns AlexaTM's config.json; raises ValueError for ties that it lacks."""
-  if config.ties not in _TIES.values():
+  tied = {ties: key for key, ties in _TIES.items()}.get(config.ties)
+  if tied is None:
     raise ValueError(
       f'Config.ties = {config.ties!r} has no Hugging Face format'
     )
   sizes = {key: getattr(config, name) for name, key in _SIZES.items()}
-  tied = next(key for key, ties in _TIES.items() if ties == config.ties)
   return {
     'model_type': 'alexatm',
     'architectures': ['AlexaTMSeq2SeqForConditionalGeneration'],

@@ -150,7 +150,7 @@ class CheckpointReader:
     self._check_shapes(step, checksums.flatten_named(abstract), saved)
     # As saved: a cast would change what the checksums are of.
     likes = jax.tree_util.tree_map_with_path(
-      lambda path, x: x.update(dtype=saved[checksums.path_name(path)].dtype),
+      lambda path, x: x.update(dtype=saved[checksums.format_path(path)].dtype),
       abstract,
     )
     args = {name: ocp.args.StandardRestore(x) for name, x in likes.items()}

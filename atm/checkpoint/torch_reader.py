@@ -64,7 +64,7 @@ class _Storage(NamedTuple):
   numel: int
 
 
-class _Tensor(NamedTuple):
+class _View(NamedTuple):
   storage: _Storage
   offset: int
   shape: tuple
@@ -85,22 +85,22 @@ class _Dict:
     self.pairs.append((key, value))
 
 
-def _tensor(storage, offset, shape, stride, grad, hooks, metadata=None):
+def _rebuild_tensor(storage, offset, shape, stride, grad, hooks, metadata=None):
   """Stands in for torch._utils._rebuild_tensor_v2."""
   if metadata is not None:  # a pending negation: bytes are not yet the values
     raise pickle.UnpicklingError('a tensor has metadata')
-  return _Tensor(storage, offset, shape, stride)
+  return _View(storage, offset, shape, stride)
 
 
-def _parameter(data, grad, hooks):
+def _rebuild_parameter(data, grad, hooks):
   """Stands in for torch._utils._rebuild_parameter."""
   return data
 
 
 GLOBALS = {
   'collections.OrderedDict': _Dict,
-  'torch._utils._rebuild_tensor_v2': _tensor,
-  'torch._utils._rebuild_parameter': _parameter,
+  'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
+  'torch._utils._rebuild_parameter': _rebuild_parameter,
   **{f'torch.{name}': dtype for name, dtype in DTYPES.items()},
 }
 
@@ -274,7 +274,7 @@ class _TorchFile:
 
   def check_tensor(self, key: str, tensor) -> Tensor:
     """Compares a tensor's claims with each other and with the archive."""
-    if type(tensor) is not _Tensor or type(tensor.storage) is not _Storage:
+    if type(tensor) is not _View or type(tensor.storage) is not _Storage:
       raise self.error(f'{key!r} is not a tensor; {RESAVE}')
     (dtype, name, numel), offset, shape, stride = tensor
     if (

@@ -5,7 +5,7 @@ and the LM head from that one's embedding. The source is a MODEL_DIR, a Hugging
 Face folder of AlexaTM or Blenderbot, or one of XLM-R XL or XXL, whose layers
 are the same but whose tokenizer, positions and token types are not.
 
-Letters: V vocabulary, D d_model, P positions.
+Letters: V vocabulary, D d_model, P positions, T token types.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def open_source(directory: str) -> EncoderSource:
   if os.path.exists(path):
     hf_config = hf_folder.read_json_object(path)
     known = (*hf_keys.LAYOUTS, hf_keys.XLMR)
-    if hf_keys.model_type(hf_config, known) == hf_keys.XLMR:
+    if hf_keys.get_model_type(hf_config, known) == hf_keys.XLMR:
       return _open_xlmr(directory, hf_config)
     _find_tokenizer(directory)
   try:
@@ -95,10 +95,14 @@ def _open_xlmr(directory: str, hf_config: dict) -> EncoderSource:
     # Rows of padding stand in front: position n is row n + offset.
     return whole[offset:] if path == ('encoder_positions',) else whole
 
-  return EncoderSource(directory, config, read, _xlmr_pieces(directory, config))
+  pieces = _read_xlmr_pieces(directory, config)
+  return EncoderSource(directory, config, read, pieces)
 
 
-def _xlmr_pieces(directory: str, config: ModelConfig) -> dict[str, int] | None:
+def _read_xlmr_pieces(
+  directory: str, config: ModelConfig
+) -> dict[str, int] | None:
+  """Returns piece -> row of XLM-R's embedding, or None without a tokenizer."""
   path = _find_tokenizer(directory)
   if path is None:
     return None

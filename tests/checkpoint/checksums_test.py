@@ -40,7 +40,7 @@ def checksum(array) -> str:
 @pytest.mark.parametrize('shape', [(), (0,), (7,), (3, 5), (2, 4, 8)])
 def test_it_is_the_sum_that_is_described(rng, dtype, shape):
   array = jnp.asarray(rng.normal(size=shape) * 50).astype(dtype)
-  want = f'{checksums.array_type(array)} {by_hand(array)}'
+  want = f'{checksums.format_array_type(array)} {by_hand(array)}'
   assert checksums.compute_checksums({'x': array})['x'] == want
   assert checksums.compute_checksums({'x': np.asarray(array)})['x'] == want
 

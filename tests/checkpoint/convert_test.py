@@ -382,7 +382,7 @@ def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
   for path, x in traverse_util.flatten_dict(like).items():
     keys = hf_keys.ALEXATM.keys(path, x.shape)
     for key in keys:
-      shape = hf_folder.hf_shape(path, x.shape)
+      shape = hf_folder.to_hf_shape(path, x.shape)
       zeros = functools.partial(np.zeros, shape, np.float32)
       weights[key] = torch_reader.Tensor(shape, np.float32, zeros)
   hf_folder.write_shards(str(folder), weights, shard_bytes=1 << 27)

@@ -113,7 +113,7 @@ def test_loss_and_gradients(load, name, root):
   close(loss, g['loss'])
   theirs = dict(np.load(f'{HERE}/{name}.grads.npz'))
   described = hf_folder.read_json_object(f'{folder_of(name, root)}/config.json')
-  layout = hf_keys.LAYOUTS[hf_keys.model_type(described)]
+  layout = hf_keys.LAYOUTS[hf_keys.get_model_type(described)]
   for path, grad in traverse_util.flatten_dict(grads).items():
     keys = layout.keys(path, grad.shape)
     if path == ('logits_bias',):
