@@ -69,15 +69,11 @@ def load_parts(
   """
   import seqio
 
-  mixture, tasks = (
-    task_registry.find_task(name),
-    task_registry.list_tasks(name, split),
-  )
-  opened = []
+  mixture = task_registry.find_task(name)
+  tasks, opened = task_registry.list_tasks(name, split), []
   for task in tasks:
-    made_from = task_registry.get_provenance(
-      task, split, vocabulary.sha256, lengths, passes
-    )
+    facts = task, split, vocabulary.sha256, lengths, passes
+    made_from = task_registry.get_provenance(*facts)
     folder = task_registry.get_rows_folder(directory, task.name, split)
     try:
       opened.append(TokenRows(folder, made_from, verify))
@@ -173,8 +169,7 @@ class Batches:
 
   def make_rows(self, part, epoch, row) -> dict:
     """Returns the arrays of any rows [B], in their order, see `__call__`."""
-    batch: dict[str, np.ndarray] = {}
-    kinds = self.kinds[part]
+    batch, kinds = {}, self.kinds[part]
     for kind in np.unique(kinds):
       mine = np.flatnonzero(kinds == kind)
       arrays = make_examples(
@@ -182,9 +177,8 @@ class Batches:
         row[mine],
       )  # fmt: skip
       for name, value in arrays.items():
-        if name not in batch:
-          batch[name] = np.zeros((len(part), *value.shape[1:]), value.dtype)
-        batch[name][mine] = value
+        blank = np.zeros((len(part), *value.shape[1:]), value.dtype)
+        batch.setdefault(name, blank)[mine] = value
     if not self.packs:
       del batch['encoder_positions'], batch['decoder_positions']
     return batch
@@ -202,25 +196,23 @@ def _apportion(rates: np.ndarray) -> np.ndarray:
 
 
 def make_examples(parts, part, ids, lengths, seed, epoch, row) -> dict:
-  """Returns the arrays of some rows, of parts that have one objective.
-
-  Noise is keyed by (seed, task, epoch, row).
-
-  Args:
-    parts: all parts.
-    part, epoch, row: [B].
-  """
+  """Returns the arrays of rows (part, epoch, row: [B]) of one objective."""
   objective = parts[part[0]].objective
   sequences = read_rows(parts, part, row)
   length = np.array([len(sequence) for sequence in sequences], np.int64)
   tokens = np.zeros((len(sequences), length.max()), np.int32)
   tokens[np.arange(length.max()) < length[:, None]] = np.concatenate(sequences)
-  task = np.array([p.id for p in parts], np.int64)[part]
-  key = counter_rng.make_key(seed, task, epoch, row)
+  key = make_noise_keys(parts, seed, part, epoch, row)
   batch = objective.examples(tokens, length, key, ids, *lengths.both)
   number = objectives.OBJECTIVE_NAMES.index(objective.name)
   batch['objective'] = np.full(len(row), number, np.int32)
   return batch
+
+
+def make_noise_keys(parts, seed: int, part, epoch, row) -> np.ndarray:
+  """Returns [B] keys of the noise of rows (part, epoch, row: [B])."""
+  tasks = np.array([each.id for each in parts], np.int64)
+  return counter_rng.make_key(seed, tasks[part], epoch, row)
 
 
 def read_rows(parts, part, row) -> list[np.ndarray]:
@@ -238,8 +230,7 @@ def prefetch(
 ) -> Iterator[dict]:
   """Yields make(first), ..., make(last - 1), up to `depth` of them made ahead.
 
-  They are made one after another in a thread, while the caller does something
-  else; what it raises is raised here, at its turn.
+  One thread makes them in order; its errors are raised at their turn.
   """
   with ThreadPoolExecutor(1) as pool:
     queue = collections.deque()

@@ -88,10 +88,7 @@ def build(
   units = cache_shards.list_units(wanted, job)
   cache_shards.check_finished_rows(units, job)
   # Shared out before looking which are there: machines do not start together.
-  share_of_units = units[index::machines]
-  todo = [
-    unit for unit in share_of_units if not cache_shards.is_done(unit, job)
-  ]
+  todo = [unit for unit in units[index::machines] if not unit.is_done(job)]
   if todo:
     say(f'building rows of tokens: {mixture}, {len(todo)} units, {directory}')
     log_progress(make_units(todo, job, processes, prepare), todo, say)
@@ -108,26 +105,20 @@ def build(
 
 def check_share(share) -> tuple[int, int]:
   """Returns (i, n); raises ValueError unless 0 <= i < n."""
-  pair = isinstance(share, tuple | list) and len(share) == 2
-  whole = pair and all(isinstance(x, int) for x in share)
-  if not whole or not 0 <= share[0] < share[1]:
-    raise ValueError(
-      f'SHARE = {share!r}: expected (i, n) with 0 <= i < n, machine i of n'
-    )
-  return share[0], share[1]
+  match share:
+    case [int(index), int(machines)] if 0 <= index < machines:
+      return index, machines
+  raise ValueError(
+    f'SHARE = {share!r}: expected (i, n) with 0 <= i < n, machine i of n'
+  )
 
 
 def store_vocabulary(vocabulary: Vocabulary, directory: str) -> Vocabulary:
-  """Returns the vocabulary beside the rows; copies it where there is none.
-
-  Raises:
-    ValueError: another one lies there.
-  """
+  """Returns the vocabulary stored beside the rows; copies it there first."""
   folder = os.path.join(directory, 'vocabulary')
-  if os.path.exists(os.path.join(folder, MODEL_FILE)):
-    stored = Vocabulary(folder)
-  else:
-    stored = write_vocabulary(vocabulary.model, folder)
+  if not os.path.exists(os.path.join(folder, MODEL_FILE)):
+    return write_vocabulary(vocabulary.model, folder)
+  stored = Vocabulary(folder)
   if stored.sha256 != vocabulary.sha256:
     raise ValueError(
       f'{directory!r} was made with another vocabulary than '
@@ -137,11 +128,7 @@ def store_vocabulary(vocabulary: Vocabulary, directory: str) -> Vocabulary:
 
 
 def open_cache(directory: str) -> tuple[Vocabulary, Lengths]:
-  """Returns the vocabulary and lengths that a cache was made with.
-
-  Raises:
-    FileNotFoundError: it has no finished rows.
-  """
+  """Returns the vocabulary and lengths that a cache was made with."""
   folder = epath.Path(directory)
   for path in sorted(folder.glob(f'*/{token_store.MANIFEST}')):
     manifest = token_store.read_manifest(os.fspath(path.parent))
@@ -205,14 +192,10 @@ def log_progress(
 
 
 def write_manifests(units: list[CacheUnit], job: CacheJob) -> int:
-  """Writes the manifests of finished tasks; returns how many files miss.
-
-  Raises:
-    ValueError: a task has no text to train on, or files made otherwise.
-  """
+  """Writes the manifests of finished tasks; returns how many files miss."""
   missing = 0
   for task, split, of_task in cache_shards.group_by_task(units):
-    parts = [cache_shards.read_facts(task, unit, job) for unit in of_task]
+    parts = [unit.read_facts(task, job) for unit in of_task]
     if absent := parts.count(None):
       missing += absent
       continue
@@ -248,15 +231,8 @@ def read_counts(units: list[CacheUnit], job: CacheJob) -> Iterator[tuple]:
 
 
 def describe_omissions(counted: Iterable[tuple]) -> list[str]:
-  """Returns a line for each kind of text that rows leave out.
-
-  Sentences of evaluation sets, bad lines, ends of long pairs, unknown
-  characters.
-
-  Args:
-    counted: (source, language, counts); those of one text, which several tasks
-      have, count once.
-  """
+  """Returns lines of what rows leave out, of (source, language, counts)."""
+  # Tasks of one text count the same; the text counts once.
   sums, once = collections.Counter(), {}
   for source, language, counts in counted:
     for name, count in counts.items():

@@ -17,15 +17,9 @@ from atm.data.task_registry import Lengths
 
 @dataclasses.dataclass(frozen=True)
 class CacheJob:
-  """Settings of a build, which every worker gets.
+  """Settings of a build, which every worker gets, see `cache.build`."""
 
-  Attributes:
-    vocabulary: path of the SentencePiece file.
-    vocabulary_sha256: hash of that file.
-    lengths, directory, passes: see `cache.build`.
-  """
-
-  vocabulary: str
+  vocabulary: str  # path of the SentencePiece file
   vocabulary_sha256: str
   lengths: Lengths
   directory: str
@@ -48,36 +42,53 @@ class CacheJob:
 
 @dataclasses.dataclass(frozen=True)
 class CacheUnit:
-  """Shards, mostly one, of the text that some tasks share.
+  """Shards, mostly one, of the text that some tasks share."""
 
-  Attributes:
-    tasks: names of the tasks that get a file of it.
-    number, count: which unit of how many of this text and split.
-    shards: numbers of the source's shards it reads.
-    text: a name and size for each, to tell whether the text has changed.
-    size: their bytes, where they are files.
-  """
-
-  tasks: tuple[str, ...]
+  tasks: tuple[str, ...]  # names of the tasks that get a file of it
   split: str
-  number: int
+  number: int  # of `count` units of this text and split
   count: int
-  shards: tuple[int, ...]
-  text: tuple[str, ...]
-  size: int
+  shards: tuple[int, ...]  # numbers of the source's shards it reads
+  text: tuple[str, ...]  # names and sizes of shards, to tell if text changed
+  size: int  # bytes of the shards, where they are files
 
   def get_path(self, job: CacheJob, task: str) -> str:
     """Returns the path of the unit's file of a task."""
     name = f'rows-{self.number:05d}-of-{self.count:05d}.array_record'
     return os.path.join(job.get_folder(task, self.split), name)
 
+  def read_facts(self, task, job: CacheJob) -> dict | None:
+    """Returns the facts of a task's file; None: not made yet.
+
+    Raises:
+      ValueError: the file was made otherwise, or of other text.
+    """
+    path = self.get_path(job, task.name)
+    if not os.path.exists(path) or not os.path.exists(get_facts_path(path)):
+      return None
+    with open(get_facts_path(path)) as f:
+      facts = json.load(f)
+    actual = {**facts['made_from'], 'text': facts['text']}
+    expected = job.get_provenance(task, self.split) | {'text': list(self.text)}
+    # Facts that this run does not know count, too: rows of newer code.
+    expected = dict.fromkeys(actual) | expected
+    token_store.check_provenance(path, actual, expected, os.path.dirname(path))
+    return facts
+
+  def is_done(self, job: CacheJob) -> bool:
+    """Tells whether all files are there; raises as `read_facts`."""
+    import seqio
+
+    tasks = map(seqio.TaskRegistry.get, self.tasks)
+    # A list: each file is checked, also behind one that is missing.
+    return all([self.read_facts(task, job) for task in tasks])
+
 
 def list_units(wanted: list[tuple], job: CacheJob) -> list[CacheUnit]:
   """Returns the units of (task, split) pairs; tasks of one text share units."""
-  groups = collections.defaultdict(list)
+  groups, units = collections.defaultdict(list), []
   for task, split in wanted:
     groups[split, id(task.source), *_get_text_key(task)].append(task)
-  units = []
   for (split, *_), tasks in groups.items():
     with task_registry.shorten_tf_errors(tasks[0].name):
       shards = [describe_shard(s) for s in tasks[0].source.list_shards(split)]
@@ -88,18 +99,14 @@ def list_units(wanted: list[tuple], job: CacheJob) -> list[CacheUnit]:
       numbers = [tuple(range(len(shards)))]
     for i, chosen in enumerate(numbers):
       text, sizes = zip(*(shards[k] for k in chosen))
-      units.append(
-        CacheUnit(names, split, i, len(numbers), chosen, text, sum(sizes))
-      )
+      what = names, split, i, len(numbers), chosen, text, sum(sizes)
+      units.append(CacheUnit(*what))
   return units
 
 
 def _get_text_key(task) -> tuple[int, ...]:
-  """Returns ids of the preprocessors before CacheDatasetPlaceholder.
-
-  Tasks of one source and equal keys share text. A task without `ApplyObjective`
-  shares its inputs and targets with no other.
-  """
+  """Returns a key that is equal for tasks whose text is the same."""
+  # Without ApplyObjective, a task has inputs and targets of its own.
   if task_registry.get_apply(task) is None:
     return (id(task),)
   return tuple(id(step) for step in get_precache_steps(task))
@@ -131,34 +138,6 @@ def get_facts_path(path: str) -> str:
   return os.path.splitext(path)[0] + '.json'
 
 
-def read_facts(task, unit: CacheUnit, job: CacheJob) -> dict | None:
-  """Returns the facts of a task's file of a unit; None: not made yet.
-
-  Raises:
-    ValueError: the file was made otherwise, or of other text.
-  """
-  path = unit.get_path(job, task.name)
-  if not os.path.exists(path) or not os.path.exists(get_facts_path(path)):
-    return None
-  with open(get_facts_path(path)) as f:
-    facts = json.load(f)
-  actual = {**facts['made_from'], 'text': facts['text']}
-  expected = job.get_provenance(task, unit.split)
-  # Facts that this run does not know count, too: rows of newer code.
-  expected = {**dict.fromkeys(actual), **expected, 'text': list(unit.text)}
-  token_store.check_provenance(path, actual, expected, os.path.dirname(path))
-  return facts
-
-
-def is_done(unit: CacheUnit, job: CacheJob) -> bool:
-  """Tells whether all files of a unit are there; raises as `read_facts`."""
-  import seqio
-
-  tasks = map(seqio.TaskRegistry.get, unit.tasks)
-  # A list: each file is checked, also behind one that is missing.
-  return all([read_facts(task, unit, job) for task in tasks])
-
-
 def group_by_task(units: list[CacheUnit]) -> Iterator[tuple]:
   """Yields (task, split, its units, in order)."""
   import seqio
@@ -183,6 +162,5 @@ def check_finished_rows(units: list[CacheUnit], job: CacheJob) -> None:
     if [file['name'] for file in files] != names:
       raise ValueError(
         f'{folder} was made of {len(files)} pieces of text, but there are '
-        f'{len(names)} now. Remove the folder to build it again, or '
-        'name another.'
+        f'{len(names)} now. Remove it to build it again, or name another.'
       )

@@ -11,14 +11,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from atm import fileio
-from atm.data import (
-  cache_shards,
-  counter_rng,
-  packing,
-  task_registry,
-  token_store,
-)
+from atm.data import cache_shards, counter_rng, task_registry, token_store
 from atm.data.cache_shards import CacheJob, CacheUnit
+from atm.data.packing import SpecialIds
 from atm.data.vocabulary import Vocabulary
 
 TEXTS_AT_ONCE = 256  # that are tokenised in one call
@@ -29,7 +24,7 @@ def make_unit(unit: CacheUnit, job: CacheJob) -> int:
   import seqio
 
   vocabulary = Vocabulary(job.vocabulary)
-  ids = packing.SpecialIds.of(vocabulary)
+  ids = SpecialIds.of(vocabulary)
   tasks = [seqio.TaskRegistry.get(name) for name in unit.tasks]
   counts = collections.Counter(documents=0, sentences=0, tokens=0)
   with task_registry.shorten_tf_errors(tasks[0].name):
@@ -83,16 +78,12 @@ def repeat_shuffled(items: list, passes: int, key: int) -> Iterator:
 def read_documents(
   task, unit: CacheUnit, job: CacheJob, counts, unk_id: int
 ) -> Iterator:
-  """Yields a unit's documents as ids, in order; pairs of ids for pairs.
+  """Yields a unit's documents as ids [n], in order; pairs of ids for pairs.
 
   Args:
     task: a seqio task that has the unit's text.
-    unit: which shards to read.
-    job: its lengths limit pairs.
-    counts: gets documents, tokens, all that the preprocessors count, and
-      `skipped` records; of pairs those as long as the lengths (`full`), and
-      tokens that are <unk> (`unknown`).
-    unk_id: id of <unk>.
+    counts: gets documents, tokens, all that the preprocessors count, `skipped`
+      records; pairs as long as the job's lengths (`full`), `unknown` tokens.
   """
   apply = task_registry.get_apply(task)
   steps = cache_shards.get_precache_steps(task) if apply else task.preprocessors
@@ -112,15 +103,12 @@ def read_documents(
     if not isinstance(document, tuple):
       counts['tokens'] += len(document)
     else:
-      sizes = [len(side) for side in document]
-      for name, size in zip(('inputs', 'targets'), sizes):
-        counts[name] += size
-      counts['tokens'] += sum(sizes)
+      inputs, targets = sizes = [len(side) for side in document]
+      counts.update(inputs=inputs, targets=targets, tokens=sum(sizes))
       full = any(map(operator.ge, sizes, job.lengths.both))
       unknown = sum(int((side == unk_id).sum()) for side in document)
-      for name, count in (('full', int(full)), ('unknown', unknown)):
-        if count:  # a manifest names only those there are
-          counts[name] += count
+      # The plus drops zeros: a manifest names only those there are.
+      counts.update(+collections.Counter(full=int(full), unknown=unknown))
     yield document
 
 
@@ -145,7 +133,7 @@ def _tokenise(source, unit: CacheUnit, steps, counts) -> Iterator[np.ndarray]:
 
 
 def _read_seqio(task, unit: CacheUnit, job: CacheJob, apply) -> Iterator:
-  """Yields documents through seqio's own readers, which know any source."""
+  """Reads documents with seqio's own readers, which know any source."""
   import seqio
 
   one_each = len(unit.shards) == 1
@@ -153,11 +141,8 @@ def _read_seqio(task, unit: CacheUnit, job: CacheJob, apply) -> Iterator:
   how = {'shuffle': False, 'shard_info': shard}
   if apply:
     dataset = task.source.get_dataset(unit.split, **how)
-    dataset = task.preprocess_precache(dataset)
-    for example in dataset.as_numpy_iterator():
-      yield example['targets']
+    dataset, names = task.preprocess_precache(dataset), ['targets']
   else:
-    lengths = dataclasses.asdict(job.lengths)
+    lengths, names = dataclasses.asdict(job.lengths), ['inputs', 'targets']
     dataset = task.get_dataset(lengths, unit.split, **how)
-    for example in dataset.as_numpy_iterator():
-      yield example['inputs'], example['targets']
+  return map(operator.itemgetter(*names), dataset.as_numpy_iterator())

@@ -41,19 +41,15 @@ def uniform(key: np.ndarray, n: int) -> np.ndarray:
 
 
 def permute(index: np.ndarray, n, key: np.ndarray) -> np.ndarray:
-  """Evaluates a random permutation of range(n) at `index`, without a table.
-
-  A Feistel network over the smallest even number of bits that holds n, walked
-  until it falls below n (Black and Rogaway, 2002).
+  """Evaluates a random permutation of range(n) at `index`; returns int64 [B].
 
   Args:
     index: [B] integers in [0, n).
     n: [B] or scalar: how many are permuted; below 2 ** 53.
     key: [B] or scalar uint64; another key is another permutation.
-
-  Returns:
-    int64 [B].
   """
+  # A Feistel network over the smallest even number of bits that holds n, walked
+  # until it falls below n (Black and Rogaway, 2002); it needs no table.
   x = np.asarray(index).astype(U64)
   n = np.broadcast_to(n, x.shape).astype(U64)
   width = np.frexp(np.maximum(n, 2).astype(np.float64) - 1)[1]  # bit length

@@ -8,14 +8,15 @@ Letters: B rows, L tokens, K examples packed in a row.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 
 import numpy as np
 
 from atm.data import batches as batches_lib
-from atm.data import counter_rng, mixture_stats, objectives
-from atm.data.batches import Batches, MixturePart
+from atm.data import mixture_stats, objectives
+from atm.data.batches import Batches, MixturePart, make_noise_keys
 from atm.data.task_registry import Lengths
 from atm.data.vocabulary import Vocabulary
 
@@ -37,17 +38,13 @@ class TextRun:
 
 @dataclasses.dataclass
 class InspectedExample:
-  """A row as a run meets it, as its example number n.
-
-  Attributes:
-    blocks: (what it is, its runs).
-  """
+  """A row as a run meets it, as its example number n."""
 
   part: MixturePart
   n: int
   epoch: int
   row: int
-  blocks: list[tuple[str, list[TextRun]]]
+  blocks: list[tuple[str, list[TextRun]]]  # (caption, runs) of each
 
   def title(self) -> str:
     """Returns a line that tells which example it is."""
@@ -59,33 +56,19 @@ class InspectedExample:
 
 @dataclasses.dataclass
 class ObjectiveCounts:
-  """Tokens that some rows of one objective hold.
+  """Tokens that B rows of one objective hold."""
 
-  Attributes:
-    texts: lengths of the texts, without special pieces at their ends.
-    encoder, decoder: [B] filled positions.
-    spans: lengths of the dropped spans.
-    budgets: [B] dropped tokens.
-    prefix: share of each text that the encoder reads.
-  """
-
-  texts: np.ndarray
-  encoder: np.ndarray
-  decoder: np.ndarray
-  spans: np.ndarray
-  budgets: np.ndarray
-  prefix: np.ndarray
+  texts: np.ndarray  # lengths, without the special pieces at their ends
+  encoder: np.ndarray  # [B] filled positions
+  decoder: np.ndarray  # [B] filled positions
+  spans: np.ndarray  # lengths of the dropped spans
+  budgets: np.ndarray  # [B] dropped tokens
+  prefix: np.ndarray  # share of each text that the encoder reads
 
 
 @dataclasses.dataclass
 class Inspection:
-  """All that `atm inspect` shows of a mixture.
-
-  Attributes:
-    lines: the mixture's table.
-    notes: lines below it.
-    counts: by objective.
-  """
+  """All that `atm inspect` shows of a mixture."""
 
   mixture: str
   vocabulary: Vocabulary
@@ -94,18 +77,17 @@ class Inspection:
   seed: int
   tokens: float
   parts: list[MixturePart]
-  lines: list[mixture_stats.MixtureLine]
-  notes: list[str]
+  lines: list[mixture_stats.MixtureLine]  # of its table
+  notes: list[str]  # lines below the table
   examples: list[InspectedExample]
-  counts: dict[object, ObjectiveCounts]
+  counts: dict[object, ObjectiveCounts]  # by objective
 
   def by_language(self) -> dict[str, list[InspectedExample]]:
     """Groups the examples by language code, in order, denoising first."""
-    key = lambda e: (e.part.language, _get_rank(e.part.objective))
-    groups: dict[str, list[InspectedExample]] = {}
-    for each in sorted(self.examples, key=key):
-      groups.setdefault(each.part.language, []).append(each)
-    return groups
+    key = lambda each: (each.part.language, _get_rank(each.part.objective))
+    ordered = sorted(self.examples, key=key)
+    groups = itertools.groupby(ordered, lambda each: each.part.language)
+    return {language: list(examples) for language, examples in groups}
 
 
 def _get_rank(objective) -> int:
@@ -148,33 +130,33 @@ def pick_examples(
   batches: Batches, vocabulary: Vocabulary, count: int
 ) -> list[InspectedExample]:
   """Decodes the first `count` examples of every part."""
-  examples = []
-  for i in range(len(batches.parts)):
-    n = find_examples(batches, i, count)
-    part, epoch, row = batches.locate(n)
-    assert (part == i).all()
-    examples += [
-      decode_example(batches, vocabulary, i, *where)
-      for where in zip(n.tolist(), epoch.tolist(), row.tolist())
-    ]
-  return examples
+  return [
+    decode_example(batches, vocabulary, n)
+    for i in range(len(batches.parts))
+    for n in find_examples(batches, i, count).tolist()
+  ]
 
 
 def decode_example(
-  batches: Batches, vocabulary: Vocabulary, i: int, n: int, epoch: int, row: int
+  batches: Batches, vocabulary: Vocabulary, n: int
 ) -> InspectedExample:
-  """Decodes a row of part i, as example number n of a run."""
-  part = batches.parts[i]
-  arrays = batches.make_rows(*(np.array([x]) for x in (i, epoch, row)))
+  """Decodes example number n of a run."""
+  located = batches.locate(np.array([n]))
+  i, epoch, row = (int(array[0]) for array in located)
+  part, blocks, arrays = batches.parts[i], [], batches.make_rows(*located)
   arrays = {name: value[0] for name, value in arrays.items()}
-  blocks = []
   for k in range(1, arrays['decoder_segment_ids'].max() + 1):
     source = arrays['encoder_input_tokens'][arrays['encoder_segment_ids'] == k]
     target = arrays['decoder_target_tokens'][arrays['decoder_segment_ids'] == k]
     read, written = [READ] * len(source), [WRITTEN] * len(target)
     if part.objective.name == 'denoise':
-      key = counter_rng.make_key(batches.seed, part.id, epoch, row)
-      marks = _mark_dropped(part, part.rows.row(row), key, source, target)
+      tokens = part.rows.row(row)
+      size = len(tokens)
+      key = make_noise_keys(batches.parts, batches.seed, *located)
+      (mask,) = part.objective.keep_mask(key, np.array([size]), size)
+      assert np.array_equal(tokens[mask], source[1:-1]), 'others are dropped'
+      assert np.array_equal(tokens, target[:-1]), 'another row'
+      marks = [*np.where(mask, READ, DROPPED).tolist(), READ]
       chosen = [
         ('the text, all of which the decoder writes', target, marks),
         ('what the encoder reads', source, read),
@@ -186,16 +168,6 @@ def decode_example(
       chosen = [('input', source, read), ('target', target, written)]
     blocks += [(what, split_runs(vocabulary, *run)) for what, *run in chosen]
   return InspectedExample(part, n, epoch, row, blocks)
-
-
-def _mark_dropped(part: MixturePart, tokens, key, source, target) -> list[str]:
-  """Returns the marks of a row's ids, by the mask that its key draws."""
-  (mask,) = part.objective.keep_mask(
-    np.atleast_1d(key), np.array([len(tokens)]), len(tokens)
-  )
-  assert np.array_equal(tokens[mask], source[1:-1]), 'other tokens are dropped'
-  assert np.array_equal(tokens, target[:-1]), 'another row'
-  return [*np.where(mask, READ, DROPPED).tolist(), READ]
 
 
 # --- Tokens that some rows hold
@@ -228,8 +200,7 @@ def _measure_rows(batches: Batches, kind, part, epoch, row) -> tuple:
   there, filled = target > 0, (source.sum(1), target.sum(1))
   spans = budgets = prefix = np.zeros(0, np.int64)
   if kind.name == 'denoise':
-    tasks = np.array([p.id for p in batches.parts], np.int64)[part]
-    key = counter_rng.make_key(batches.seed, tasks, epoch, row)
+    key = make_noise_keys(batches.parts, batches.seed, part, epoch, row)
     texts = filled[1] - 1
     spans, budgets = measure_spans(kind, key, texts)
     assert np.array_equal(texts - budgets, filled[0] - 2)
@@ -257,11 +228,9 @@ def measure_spans(kind: objectives.Denoise, key, length) -> tuple:
 def expect_span_counts(
   budgets: np.ndarray, mean: float, most: int
 ) -> np.ndarray:
-  """Returns [most + 1] the spans of each length that rows should have.
-
-  Spans are drawn from Poisson(mean) without 0 until a row's budget is spent;
-  the last one is cut.
-  """
+  """Returns [most + 1] counts of spans of each length that rows should have."""
+  # As `span_corruption.draw_span_lengths` draws them: from Poisson(mean)
+  # without 0 until a row's budget is spent; the last one is cut.
   width = max(most, budgets.max(initial=0)) + 2
   logs = [k * math.log(mean) - math.lgamma(k + 1) for k in range(width)]
   pmf = np.where(np.arange(width), np.exp(logs) / math.expm1(mean), 0)
@@ -290,13 +259,11 @@ def summarize_counts(kind, counts: ObjectiveCounts) -> str:
   line = f'{kind.name}: in the first {len(counts.encoder):,} rows '
   if kind.name == 'denoise':
     found, expected = count_spans(kind, counts)
-    mean, wanted = (
-      x @ np.arange(len(x)) / max(1e-9, x.sum()) for x in (found, expected)
-    )
+    mean = lambda spans: spans @ np.arange(len(spans)) / max(1e-9, spans.sum())
     return line + (
       f'{counts.budgets.sum() / counts.texts.sum():.2%} of the tokens are '
       f'dropped ({kind.density:.0%} wanted), in {found.sum():,} spans of '
-      f'{mean:.2f} tokens ({wanted:.2f} expected)'
+      f'{mean(found):.2f} tokens ({mean(expected):.2f} expected)'
     )
   if kind.name == 'clm':
     return line + (

@@ -20,30 +20,21 @@ PADDING_ROWS = 256  # of a task, whose padding is measured
 
 @dataclasses.dataclass
 class MixtureLine:
-  """One source, language and form of a mixture.
-
-  Attributes:
-    sentences, tokens: of its text, each counted once; documents where nobody
-      counted sentences.
-    weight: its share of the rows a run reads.
-    epochs: how often a run of so many tokens reads its text.
-  """
+  """One source, language and form of a mixture."""
 
   source: str
   language: str
   form: str
-  sentences: int
-  tokens: int
-  weight: float = 0.0
-  epochs: float = 0.0
+  sentences: int  # of its text; documents where nobody counted sentences
+  tokens: int  # of its text, each counted once
+  weight: float = 0.0  # share of the rows a run reads
+  epochs: float = 0.0  # how often a run of so many tokens reads its text
 
 
 def compute_lines(parts: list[MixturePart], tokens: float) -> list[MixtureLine]:
-  """Computes the table of training parts, over a run of `tokens` tokens.
-
-  The run reads N rows in all; a part gets N x weight of them, and its tokens a
-  row are those of its own rows, so N follows from `tokens`.
-  """
+  """Computes the table of training parts, over a run of `tokens` tokens."""
+  # The run reads N rows in all; a part gets N x weight of them, and its tokens
+  # a row are those of its own rows, so N follows from `tokens`.
   total = sum(part.rate for part in parts)
   mean = lambda part: part.rows.tokens / len(part.rows)
   rows = tokens / sum(p.rate / total * mean(p) for p in parts)
@@ -90,11 +81,8 @@ def build_mixture_table(
 def measure_padding(
   parts: list[MixturePart], vocabulary: Vocabulary, lengths: Lengths
 ) -> np.ndarray:
-  """Measures the shares of encoder and decoder positions that are padding.
-
-  Over up to PADDING_ROWS rows of each part, from anywhere in it, weighed by
-  rate.
-  """
+  """Measures the shares of encoder and decoder positions that are padding."""
+  # Over up to PADDING_ROWS rows of each part, from anywhere in it.
   shares, ids = [], packing.SpecialIds.of(vocabulary)
   for i, part in enumerate(parts):
     n, key = min(PADDING_ROWS, len(part.rows)), counter_rng.make_key(part.id)
@@ -158,8 +146,7 @@ def show_mixture(
   console = console or rich.console.Console()
   lines = compute_lines(parts, tokens)
   console.print(build_mixture_table(lines, tokens))
-  for line in (
-    *describe_padding(parts, vocabulary, lengths), *list_omissions(parts)
-  ):  # fmt: skip
-    console.print(line, highlight=False)
+  notes = describe_padding(parts, vocabulary, lengths) + list_omissions(parts)
+  for note in notes:
+    console.print(note, highlight=False)
   return lines

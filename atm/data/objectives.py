@@ -42,8 +42,7 @@ OBJECTIVE_NAMES = ('denoise', 'clm', 'pair')
 class Denoise:
   """Drops spans, writes everything (paper section 3: 80% of examples).
 
-  Raises:
-    ValueError: the density is not in (0, 0.5], or the mean is not above 0.
+  Raises ValueError unless 0 < density <= 0.5 and mean_span > 0.
   """
 
   density: float = 0.15
@@ -53,10 +52,10 @@ class Denoise:
   packs = False
 
   def __post_init__(self):
-    if not 0 < self.density <= 0.5:
-      raise ValueError(f'Denoise.density = {self.density}: expected (0, 0.5]')
-    if self.mean_span <= 0:
-      raise ValueError(f'Denoise.mean_span = {self.mean_span}: expected > 0')
+    if not 0 < self.density <= 0.5 or self.mean_span <= 0:
+      raise ValueError(
+        f'{self}: expected a density in (0, 0.5] and a mean_span above 0'
+      )
 
   def row_length(self, S: int, T: int) -> int:
     """Returns the longest row whose inputs fit in S and targets in T."""
@@ -95,13 +94,10 @@ class Denoise:
     """Makes arrays of rows [B, L] of `length` [B] ids, see `frame_batch`."""
     mask = self.keep_mask(key, length, tokens.shape[1])
     inside = np.arange(tokens.shape[1]) < length[:, None]
-    return packing.frame_batch(
-      np.arange(len(tokens)),
-      ((ids.bos,), tokens[mask], mask.sum(1), (ids.eos,)),
-      ((), tokens[inside], length, (ids.eos,)),
-      (len(tokens), S, T),
-      ids,
-    )
+    source = (ids.bos,), tokens[mask], mask.sum(1), (ids.eos,)
+    target = (), tokens[inside], length, (ids.eos,)
+    row, sizes = np.arange(len(tokens)), (len(tokens), S, T)
+    return packing.frame_batch(row, source, target, sizes, ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +105,8 @@ class CLM:
   """Reads the beginning, writes the rest (paper section 3: 20% of examples).
 
   The paper has one document a row. With `packs` a row holds as many as fit
-  however they are split, with `[DOC]` between.
-
-  Raises:
-    ValueError: not 0 < low <= high < 1.
+  however they are split, with `[DOC]` between. Raises ValueError unless
+  0 < low <= high < 1.
   """
 
   low: float = 0.2
@@ -123,23 +117,18 @@ class CLM:
 
   def __post_init__(self):
     if not 0 < self.low <= self.high < 1:
-      raise ValueError(
-        f'CLM.low = {self.low}, CLM.high = {self.high}: expected '
-        '0 < low <= high < 1'
-      )
+      raise ValueError(f'{self}: expected 0 < low <= high < 1')
 
   def row_length(self, S: int, T: int) -> int:
     """Returns the longest row of which every split fits; at most T."""
-    by_prefix = math.floor((S - 3) / self.high)
-    return _check_length(min(T, by_prefix), S, T)
+    return _check_length(min(T, math.floor((S - 3) / self.high)), S, T)
 
   def rows(self, documents, ids, length: int) -> Iterator[np.ndarray]:
     """Yields a document a row, with `</s>` where it ends, cut at `length`."""
     ids.require('clm', 'doc')
     for document in documents:
       if len(document) >= 2:
-        row = [*document[:length], ids.eos][:length]
-        yield np.asarray(row, np.int32)
+        yield np.asarray([*document[:length], ids.eos][:length], np.int32)
 
   def pack(self, rows, ids, S: int, T: int) -> Iterator[np.ndarray]:
     """Joins rows of one document each into rows that every split fits."""
@@ -157,11 +146,9 @@ class CLM:
     return np.clip(np.rint(share * length), 1, length - 1).astype(np.int64)
 
   def split(self, length, draw) -> np.ndarray:
-    """Returns [N] lengths of the prefix: uniform in low..high of a document.
+    """Returns [N] prefix lengths of documents of `length` [N] tokens.
 
-    Args:
-      length: [N] tokens of each document, without `</s>`.
-      draw: [N] in [0, 1).
+    Uniform in low..high of them, `</s>` not counted; `draw`: [N] in [0, 1).
     """
     return self._cut(self.low + (self.high - self.low) * draw, length)
 
@@ -179,15 +166,11 @@ class CLM:
     draw = counter_rng.uniform(key, rank.max() + 1)[row, rank]
     prefix = self.split(own, draw)
     rest = end - start - prefix
-    source = flat[packing.expand_ranges(start, prefix)]
-    target = flat[packing.expand_ranges(start + prefix, rest)]
-    return packing.frame_batch(
-      row,
-      ((ids.bos, ids.clm), source, prefix, (ids.eos,)),
-      ((), target, rest, ()),
-      (len(tokens), S, T),
-      ids,
-    )
+    read = flat[packing.expand_ranges(start, prefix)]
+    written = flat[packing.expand_ranges(start + prefix, rest)]
+    source = (ids.bos, ids.clm), read, prefix, (ids.eos,)
+    target = (), written, rest, ()
+    return packing.frame_batch(row, source, target, (len(tokens), S, T), ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +199,8 @@ class Pairs:
   def pack(self, rows, ids, S: int, T: int) -> Iterator[np.ndarray]:
     """Joins rows of one pair each into rows of S and T at most."""
     for chosen in packing.pack(rows, lambda row: (row[1], row[2]), S, T):
-      sizes = np.concatenate([row[1:3] for row in chosen])
-      bodies = [row[3:] for row in chosen]
-      head = np.array([len(chosen), *sizes], np.int32)
-      yield np.concatenate([head, *bodies]).astype(np.int32)
+      sizes, bodies = [row[1:3] for row in chosen], [row[3:] for row in chosen]
+      yield np.concatenate([[len(chosen)], *sizes, *bodies]).astype(np.int32)
 
   def targets(self, row: np.ndarray) -> np.ndarray:
     """Returns the ids of a row's targets, end to end."""
@@ -237,13 +218,9 @@ class Pairs:
     n, m = sizes.T.astype(np.int64)
     start = 1 + 2 * count[row] + packing.get_starts(n + m, row)
     flat, start = tokens.reshape(-1), start + row * tokens.shape[1]
-    return packing.frame_batch(
-      row,
-      ((), flat[packing.expand_ranges(start, n)], n, ()),
-      ((), flat[packing.expand_ranges(start + n, m)], m, ()),
-      (len(tokens), S, T),
-      ids,
-    )
+    source = (), flat[packing.expand_ranges(start, n)], n, ()
+    target = (), flat[packing.expand_ranges(start + n, m)], m, ()
+    return packing.frame_batch(row, source, target, (len(tokens), S, T), ids)
 
 
 def _check_length(length: int, S: int, T: int) -> int:

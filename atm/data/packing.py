@@ -12,15 +12,12 @@ from atm.data.vocabulary import CLM_TOKEN, DOC_TOKEN
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-  """Ids of the special pieces that frame an example.
-
-  `clm` and `doc` are None where the vocabulary has no such piece; pairs need
-  neither.
-  """
+  """Ids of the special pieces that frame an example."""
 
   pad: int
   bos: int
   eos: int
+  # None where the vocabulary has no such piece; pairs need neither.
   clm: int | None
   doc: int | None
 
@@ -42,21 +39,15 @@ class SpecialIds:
 
 
 def pack(items: Iterable, most, S: int, T: int, open_rows: int = 64):
-  """Groups items that fit a row together: best fit, over some open rows.
+  """Yields lists of items that fit a row together: best fit over `open_rows`.
 
   Args:
-    items: what is packed, read once.
+    items: read once; each goes into one list, and they alone decide the order.
     most: item -> the most positions it takes, (encoder, decoder).
     S, T: encoder and decoder positions of a row.
-    open_rows: how many rows are open at a time; the fullest leaves when none
-      has room.
-
-  Yields:
-    lists of items, each item in one of them; in an order that depends on the
-    items alone.
+    open_rows: rows open at a time; the fullest leaves when none has room.
   """
-  left = np.zeros((0, 2), np.int64)
-  rows: list[list] = []
+  left, rows = np.zeros((0, 2), np.int64), []
   for item in items:
     need = np.array(most(item))
     after = (left - need).min(axis=1) if rows else np.zeros(0)
@@ -96,15 +87,10 @@ def expand_ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 def _lay_out(row, run: tuple, B: int, width: int, pad: int) -> tuple:
-  """Lays runs out in [B, width].
+  """Lays runs out, see `frame_batch`, in rows of `width`.
 
-  Args:
-    row: [N], sorted: the row of each run.
-    run: (ids before each, all ids end to end, [N] how many, ids after each).
-
-  Returns:
-    (tokens, segments, positions), int32 [B, width], and [N] indices into the
-    flat tokens where a run starts.
+  Returns (tokens, segments, positions), each int32 [B, width], and [N] indices
+  into the flat tokens where a run starts.
   """
   before, flat, count, after = run
   length = count + len(before) + len(after)
@@ -146,23 +132,20 @@ def frame_batch(
 
   Args:
     row: [N], sorted: the row of each example.
-    source: runs of encoder inputs, see `_lay_out`.
-    target: runs of decoder targets.
+    source, target: runs of encoder inputs and of decoder targets: (ids before
+      each, all ids end to end, [N] how many, ids after each).
     sizes: (B, S, T).
-    ids: the special ids.
   """
   B, S, T = sizes
-  inputs, input_segments, input_positions, _ = _lay_out(
-    row, source, B, S, ids.pad
-  )
+  encoder = _lay_out(row, source, B, S, ids.pad)
   targets, segments, positions, start = _lay_out(row, target, B, T, ids.pad)
   shifted = np.roll(targets, 1, axis=1)
   shifted.reshape(-1)[start] = ids.bos
   shifted[segments == 0] = ids.pad
   return {
-    'encoder_input_tokens': inputs,
-    'encoder_segment_ids': input_segments,
-    'encoder_positions': input_positions,
+    'encoder_input_tokens': encoder[0],
+    'encoder_segment_ids': encoder[1],
+    'encoder_positions': encoder[2],
     'decoder_input_tokens': shifted,
     'decoder_target_tokens': targets,
     'decoder_segment_ids': segments,

@@ -10,12 +10,9 @@ _CLOSING += rf'(?:\s[»›](?![^\s.,;:)]){_CLOSING})?+'
 
 
 def _compile_end(spaced: str, unspaced: str) -> re.Pattern[str]:
-  """Compiles where a sentence ends, with the whitespace behind it.
-
-  Args:
-    spaced: characters besides the full stop that end one before whitespace.
-    unspaced: characters that end one whatever follows.
-  """
+  """Compiles where a sentence ends, with the whitespace behind it."""
+  # Besides the full stop, `spaced` characters end one before whitespace,
+  # `unspaced` ones whatever follows.
   # A search for one of a few characters is what makes the pattern fast; what
   # may stand around the terminator is asked only once it is found.
   return re.compile(
@@ -61,9 +58,6 @@ def count_sentences(text: str) -> int:
 
 
 def drop_partial_sentence(text: str) -> str:
-  """Cuts a text that a vocabulary decoded to its last whole sentence.
-
-  The text itself where no sentence ends.
-  """
+  """Cuts a decoded text to its last whole sentence, if any ends."""
   ends = [m.end() for m in _DECODED_END.finditer(f'{text} ')]
   return text[: ends[-1]].rstrip() if ends else text

@@ -17,17 +17,14 @@ def count_noise_tokens(length, density: float):
 
 
 def draw_span_lengths(key, budget: np.ndarray, mean: float) -> np.ndarray:
-  """Draws [B, K] lengths of spans, each row summing exactly to its budget.
-
-  Draws from Poisson(mean), without the zeros (a span of no tokens drops
-  nothing); the draw that crosses the budget is cut, the rest are 0.
-  """
+  """Draws [B, K] lengths of spans, each row summing exactly to its budget."""
+  # From Poisson(mean), without the zeros (a span of no tokens drops nothing);
+  # the draw that crosses the budget is cut, the rest are 0.
   most = max(1, int(budget.max(initial=0)))
   # Twelve deviations above the mean: what is beyond has no weight in float64.
   ks = np.arange(0, int(mean + 12 * math.sqrt(mean) + 12))
-  log_pmf = (
-    ks * math.log(mean) - mean - np.array([math.lgamma(k + 1) for k in ks])
-  )
+  log_factorials = np.array([math.lgamma(k + 1) for k in ks])
+  log_pmf = ks * math.log(mean) - mean - log_factorials
   cdf = np.cumsum(np.exp(log_pmf[1:]))
   cdf /= cdf[-1]
   uniform = counter_rng.uniform(key, most)
@@ -41,10 +38,6 @@ def draw_keep_mask(
 ) -> np.ndarray:
   """Draws [B, width] bool: tokens that survive; False beyond `length`.
 
-  The kept tokens leave `kept + 1` gaps; the spans go into distinct gaps chosen
-  uniformly, in an order that is uniform too, so no place and no span (the cut
-  one least of all) is preferred.
-
   Args:
     key: [B] uint64.
     length: [B] tokens of each row.
@@ -52,6 +45,9 @@ def draw_keep_mask(
     density: share of the tokens that is dropped.
     mean: of the Poisson distribution of span lengths.
   """
+  # The kept tokens leave `kept + 1` gaps; the spans go into distinct gaps that
+  # are chosen uniformly, in an order that is uniform too, so no place and no
+  # span (the cut one least of all) is preferred.
   assert width < 1 << GAP_BITS
   budget = count_noise_tokens(length, density)
   kept = length - budget

@@ -59,11 +59,10 @@ class Stream:
       raise ValueError(f'{self.provider.name!r} has no {self.split!r} examples')
     self._next += 1
     batch = [batch[row] for row in np.arange(self.batch_size)[rows]]
-    runs = [
-      ((), np.concatenate([e[side] for e in batch]),
-       np.array([len(e[side]) for e in batch]), ())
-      for side in ('inputs', 'targets')
-    ]  # fmt: skip
+    runs = []
+    for side in ('inputs', 'targets'):
+      ids = [example[side] for example in batch]
+      runs.append(((), np.concatenate(ids), np.array(list(map(len, ids))), ()))
     sizes = (len(batch), *self.lengths.both)
     arrays = packing.frame_batch(np.arange(len(batch)), *runs, sizes, self.ids)
     del arrays['encoder_positions'], arrays['decoder_positions']

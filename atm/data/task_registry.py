@@ -18,11 +18,7 @@ SETTINGS_OF_TASKS = {
 
 
 def find_task(name: str):
-  """Returns the seqio task or mixture of that name.
-
-  Raises:
-    ValueError: there is none; suggests the nearest.
-  """
+  """Returns a seqio task or mixture by name; a ValueError names the nearest."""
   import seqio  # takes seconds: TensorFlow
 
   known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
@@ -45,10 +41,8 @@ def list_tasks(name: str, split: str) -> list:
 
 def get_apply(task):
   """Returns the `ApplyObjective` preprocessor of a seqio task, or None."""
-  for preprocessor in task.preprocessors:
-    if hasattr(preprocessor, 'objective'):
-      return preprocessor
-  return None
+  applies = (step for step in task.preprocessors if hasattr(step, 'objective'))
+  return next(applies, None)
 
 
 def get_objective(task):
@@ -60,13 +54,10 @@ def get_objective(task):
 def read_texts(name: str, split: str = 'train') -> Iterator[tuple[str, str]]:
   """Yields (language, text) of a task or of all tasks of a mixture.
 
-  Tasks that share a source (the forms and objectives of one text) are read
-  once.
-
-  Raises:
-    ValueError: bad text; or a task has none to train on.
+  Raises ValueError where text is bad, or a task has none to train on.
   """
   tasks = {}
+  # The forms and objectives of one text share its source, which is read once.
   for task in list_tasks(name, split):
     tasks.setdefault(id(task.source), task)
   for task in tasks.values():
@@ -87,10 +78,8 @@ def read_source(source, split: str) -> Iterator[str]:
       yield from source.texts(split, shard)
     return
   dataset = source.get_dataset(split, shuffle=False)
-  if 'text' not in dataset.element_spec:
-    raise ValueError(
-      f'expected examples with `text`; got {sorted(dataset.element_spec)}'
-    )
+  if 'text' not in (names := sorted(dataset.element_spec)):
+    raise ValueError(f'expected examples with `text`; got {names}')
   for example in dataset.as_numpy_iterator():
     yield example['text'].decode('utf-8')
 
@@ -118,15 +107,14 @@ class Lengths:
   @classmethod
   def of(cls, lengths: dict[str, int]) -> Lengths:
     """Raises ValueError unless `inputs` and `targets`, of at least 8 tokens."""
-    named = isinstance(lengths, dict) and set(lengths) == {'inputs', 'targets'}
-    if not named or any(
-      not isinstance(n, int) or n < 8 for n in lengths.values()
-    ):
-      raise ValueError(
-        f'TASK_FEATURE_LENGTHS = {lengths!r}: expected '
-        "{'inputs': n, 'targets': m}, whole numbers of at least 8"
-      )
-    return cls(**lengths)
+    match lengths:
+      case {'inputs': int(S), 'targets': int(T), **others}:
+        if not others and min(S, T) >= 8:
+          return cls(S, T)
+    raise ValueError(
+      f'TASK_FEATURE_LENGTHS = {lengths!r}: expected '
+      "{'inputs': n, 'targets': m}, whole numbers of at least 8"
+    )
 
   @property
   def both(self) -> tuple[int, int]:
@@ -141,14 +129,9 @@ def get_rows_folder(directory: str, task: str, split: str) -> str:
 def get_provenance(
   task, split: str, vocabulary_sha256: str, lengths: Lengths, passes: int | None
 ) -> dict:
-  """Returns what a task's rows depend on besides its text.
-
-  A manifest keeps these facts, and rows of others are refused: neither their
-  names nor the objectives' repr() may change.
-
-  Args:
-    passes: see `cache.build`; None: any.
-  """
+  """Returns what a task's rows depend on besides its text."""
+  # A manifest keeps these facts, and rows of others are refused: neither their
+  # names nor the objectives' repr() may change.
   facts = {
     'task': task.name,
     'split': split,
@@ -156,7 +139,7 @@ def get_provenance(
     'lengths': list(lengths.both),
     'vocabulary': vocabulary_sha256,
   }
-  if passes is not None:
+  if passes is not None:  # else any will do
     facts['passes'] = passes
   for part in (task.source, *task.preprocessors):
     facts |= getattr(part, 'made_from', {})

@@ -29,19 +29,12 @@ OPEN_FILES = 512
 
 
 def write_rows(path: str, rows: Iterable[np.ndarray]) -> dict:
-  """Writes rows of ids into one file, whole or not at all.
+  """Writes rows, int32 [n], into one file, whole or not at all.
 
-  The bytes depend on the rows alone.
-
-  Args:
-    path: the file.
-    rows: int32 arrays [n], read once.
+  The bytes depend on the rows alone. Raises OSError where the disk is full.
 
   Returns:
-    its facts: name, rows, tokens, longest row, bytes, crc32.
-
-  Raises:
-    OSError: it could not be written, as where the disk is full.
+    the file's facts: name, rows, tokens, longest row, bytes, crc32.
   """
   from array_record.python import array_record_module
 
@@ -67,17 +60,10 @@ def write_rows(path: str, rows: Iterable[np.ndarray]) -> dict:
 
 
 def write_manifest(directory: str, made_from: dict, parts: list[dict]) -> None:
-  """Writes the manifest from the facts of all files, in order.
-
-  Args:
-    directory: the folder of the files.
-    made_from: facts that the rows depend on.
-    parts: for each file its `counts`, and `file`: see `write_rows`.
-  """
-  counts = collections.Counter()
+  """Writes the manifest of a folder from the facts of all files, in order."""
+  counts, files = collections.Counter(), [part['file'] for part in parts]
   for part in parts:
     counts.update(part['counts'])
-  files = [part['file'] for part in parts]
   manifest = {
     'made_from': made_from,
     'rows': sum(f['rows'] for f in files),
@@ -95,12 +81,7 @@ def is_finished(directory: str) -> bool:
 
 
 def read_manifest(directory: str) -> dict:
-  """Returns the manifest of a folder, local or of an object store.
-
-  Raises:
-    FileNotFoundError: there is none.
-    ValueError: it is damaged.
-  """
+  """Returns the manifest of a folder, local or of an object store."""
   path = directory.rstrip('/') + '/' + MANIFEST
   try:
     return json.loads(epath.Path(path).read_text())
@@ -111,14 +92,7 @@ def read_manifest(directory: str) -> dict:
 def check_provenance(
   path: str, actual: dict, expected: dict, folder: str
 ) -> None:
-  """Raises ValueError if rows were made from other facts than `expected`.
-
-  Args:
-    path: of the rows.
-    actual: the facts that they were made from.
-    expected: those of this run.
-    folder: which one to remove, to build them again.
-  """
+  """Raises ValueError if rows were made from other facts than `expected`."""
   for name, value in expected.items():
     if actual.get(name) != value:
       raise ValueError(
@@ -139,11 +113,8 @@ class TokenRows:
   """The rows of a finished folder.
 
   Attributes:
-    made_from, counts: as in the manifest.
-    tokens: how many ids there are in all.
-    longest: ids of the longest row.
-    files: the facts of each file.
-    remote: whether they lie in an object store.
+    made_from, counts, tokens, longest, files: as in the manifest.
+    remote: whether the files lie in an object store.
     sha256: of the manifest; changes whenever a row does.
   """
 
@@ -164,13 +135,11 @@ class TokenRows:
 
     Raises:
       FileNotFoundError: no finished rows there.
-      ValueError: it was made from something else than `made_from`, or a file
-        is damaged.
+      ValueError: it was made from other facts, or a file is damaged.
     """
     manifest = read_manifest(directory)
     self.directory, self.made_from = directory, manifest['made_from']
-    expected = made_from or {}
-    check_provenance(directory, self.made_from, expected, 'the folder')
+    check_provenance(directory, self.made_from, made_from or {}, 'the folder')
     text = json.dumps(manifest, sort_keys=True)
     self.sha256 = hashlib.sha256(text.encode()).hexdigest()
     self.counts, self.files = manifest['counts'], manifest['files']
@@ -195,9 +164,8 @@ class TokenRows:
     files = self.files[share[0] :: share[1]] if share else []
     paths = [self._get_path(file) for file in files]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-      for path, file, crc in zip(
-        paths, files, pool.map(fileio.checksum, paths)
-      ):
+      checksums = pool.map(fileio.checksum, paths)
+      for path, file, crc in zip(paths, files, checksums):
         if crc != file['crc32']:
           raise ValueError(
             f'{path} is damaged: its checksum does not match the manifest. '
@@ -218,19 +186,13 @@ class TokenRows:
     return np.concatenate(pieces)[:n]
 
   def row(self, index: int) -> np.ndarray:
-    """Returns the ids of one row, int32 [n].
-
-    Raises:
-      IndexError: no such row.
-      ValueError: the record is damaged.
-    """
+    """Returns the ids of one row, int32 [n]; ValueError if it is damaged."""
     if not 0 <= index < len(self):
       raise IndexError(f'row {index} of {len(self)}')
     number = int(np.searchsorted(self._starts, index, side='right')) - 1
-    file = self.files[number]
-    path = self._get_path(file)
+    path = self._get_path(self.files[number])
     try:
-      reader = _open_reader(path, file['crc32'])
+      reader = _open_reader(path, self.files[number]['crc32'])
       # Singly: a list of a few goes through a thread pool, three times slower.
       record = reader.read([int(index - self._starts[number])])[0]
     except (RuntimeError, IndexError) as e:

@@ -48,8 +48,7 @@ class Vocabulary:
       ValueError: it is not a SentencePiece model, or lacks a special piece.
     """
     file = epath.Path(path)
-    if file.is_dir():
-      file = file / MODEL_FILE
+    file = file / MODEL_FILE if file.is_dir() else file
     self.path = path = os.fspath(file)
     if not file.exists():
       raise FileNotFoundError(
@@ -98,7 +97,8 @@ class Vocabulary:
     """[V] bool: pieces that stand for no text."""
     silent = np.array([self._sp.IsControl(i) for i in range(self.size)])
     special = self.special_ids()
-    silent[[i for piece, i in special.items() if piece != UNK_TOKEN]] = True
+    del special[UNK_TOKEN]  # which stands for unknown text
+    silent[list(special.values())] = True
     return silent
 
   def is_special(self, i: int) -> bool:
@@ -118,11 +118,9 @@ class Vocabulary:
     return self._sp.DecodeIds([int(i) for i in ids if not self._silent[i]])
 
   def surfaces(self, ids: Sequence[int]) -> list[str]:
-    """Returns [L] texts of [L] ids; joined, they are `decode(ids)`.
-
-    A special piece has none; a character of several byte pieces stands with the
-    last of them.
-    """
+    """Returns [L] texts of [L] ids; joined, they are `decode(ids)`."""
+    # A special piece has none. SentencePiece gives a character of several byte
+    # pieces to the last of them.
     plain = [i for i in ids if not self._silent[i]]
     surfaces = iter(self._sp.DecodeIdsAsProto(plain).pieces)
     return ['' if self._silent[i] else next(surfaces).surface for i in ids]
@@ -134,20 +132,16 @@ class Vocabulary:
     return whole[len(mark) :] if whole[: len(mark)] == mark else []
 
   def spelling(self) -> list[str]:
-    """Returns [V] what each id adds to a running text.
-
-    Of pieces that are bytes only those of ASCII are known by themselves.
-    """
-    out = []
-    for i in range(self.size):
-      piece = self._sp.IdToPiece(i).replace('\u2581', ' ')
+    """Returns [V] texts that ids add to a running text; U+FFFD: not ASCII."""
+    # Of pieces that are bytes only those of ASCII are known by themselves.
+    texts = []
+    for i, piece in enumerate(self.pieces(range(self.size))):
       if self._silent[i]:
         piece = ''
-      elif self._sp.IsByte(i):
-        byte = int(piece[3:-1], 16)
-        piece = chr(byte) if byte < 128 else '\ufffd'
-      out.append(piece)
-    return out
+      elif self._sp.IsByte(i):  # such as <0x41>
+        piece = bytes([int(piece[3:-1], 16)]).decode('ascii', 'replace')
+      texts.append(piece.replace('\u2581', ' '))
+    return texts
 
   def pieces(self, ids: Sequence[int]) -> list[str]:
     """Returns the pieces of ids, special ones included."""
@@ -178,41 +172,32 @@ def convert_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
     FileNotFoundError: there is no such file.
     ValueError: it is not a SentencePiece model, or not one of XLM-R's.
   """
+  from google.protobuf.message import DecodeError
+  from sentencepiece import sentencepiece_model_pb2
+
   path = os.fspath(path)
   path = os.path.join(path, XLMR_FILE) if os.path.isdir(path) else path
   if not os.path.exists(path):
     raise FileNotFoundError(f'no tokenizer at {path!r}: expected {XLMR_FILE}')
-  with open(path, 'rb') as f:
-    model = _parse_model(f.read(), path)
-  first = [piece.piece for piece in model.pieces[:3]]
-  if first != [UNK_TOKEN, BOS_TOKEN, EOS_TOKEN]:
+  try:
+    serialized = epath.Path(path).read_bytes()
+    model = sentencepiece_model_pb2.ModelProto.FromString(serialized)
+  except DecodeError as e:
+    raise ValueError(f'{path!r} is not a SentencePiece model') from e
+  names = [piece.piece for piece in model.pieces]
+  if names[:3] != [UNK_TOKEN, BOS_TOKEN, EOS_TOKEN]:
     raise ValueError(
-      f"{path!r} is not XLM-R's: its pieces begin {' '.join(first)}, expected "
-      f'{UNK_TOKEN} {BOS_TOKEN} {EOS_TOKEN}'
+      f"{path!r} is not XLM-R's: its pieces begin {' '.join(names[:3])}, "
+      f'expected {UNK_TOKEN} {BOS_TOKEN} {EOS_TOKEN}'
     )
   pad, mask = OTHER_NAMES[PAD_TOKEN], OTHER_NAMES[MASK_TOKEN]
-  added = {pad, mask, CLM_TOKEN, DOC_TOKEN} & {
-    piece.piece for piece in model.pieces
-  }
-  if added:
+  if added := {pad, mask, CLM_TOKEN, DOC_TOKEN}.intersection(names):
     raise ValueError(
       f"{path!r} is not XLM-R's: it has {', '.join(sorted(added))} already"
     )
   _reorder(model, pad, [mask, CLM_TOKEN, DOC_TOKEN])
-  return write_vocabulary(
-    model.SerializeToString(deterministic=True), directory
-  )
-
-
-def _parse_model(model: bytes, path: str):
-  """Parses a SentencePiece ModelProto; raises ValueError if it is none."""
-  from google.protobuf.message import DecodeError
-  from sentencepiece import sentencepiece_model_pb2
-
-  try:
-    return sentencepiece_model_pb2.ModelProto.FromString(model)
-  except DecodeError as e:
-    raise ValueError(f'{path!r} is not a SentencePiece model') from e
+  serialized = model.SerializeToString(deterministic=True)
+  return write_vocabulary(serialized, directory)
 
 
 def _reorder(model, pad: str, behind: Sequence[str]) -> None:

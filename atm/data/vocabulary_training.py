@@ -18,10 +18,8 @@ REPORT_FILE = 'report.json'
 def mix_forms(
   texts: Iterable[str], spoken: Callable[[str], str], spoken_share: float
 ) -> Iterable[str]:
-  """Yields each text once, an exact share of them in spoken form.
-
-  The paper trains its tokenizer on spoken : written = 7 : 3 (section 2.1).
-  """
+  """Yields each text once, an exact share of them in spoken form."""
+  # The paper trains its tokenizer on spoken : written = 7 : 3 (section 2.1).
   owed = 0.0  # texts, so that spoken ones are spread evenly
   for text in texts:
     owed += spoken_share
@@ -56,11 +54,10 @@ def train_sentencepiece(
   """
   out, v = io.BytesIO(), vocabulary_lib
   reserved = [f'[TAG_{i}]' for i in range(tags)]
-  ids = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)
-  pieces = dict(
-    pad_piece=v.PAD_TOKEN, bos_piece=v.BOS_TOKEN, eos_piece=v.EOS_TOKEN,
-    unk_piece=v.UNK_TOKEN,
-  )  # fmt: skip
+  special = {}
+  for number, name in enumerate(('pad', 'bos', 'eos', 'unk')):
+    special[f'{name}_id'] = number
+    special[f'{name}_piece'] = v.SPECIAL_TOKENS[number]
   try:
     sentencepiece.SentencePieceTrainer.Train(
       sentence_iterator=iter(texts),
@@ -73,8 +70,7 @@ def train_sentencepiece(
       max_sentence_length=65536,
       num_threads=8,
       minloglevel=2,
-      **ids,
-      **pieces,
+      **special,
     )
   except RuntimeError as e:
     raise ValueError(
@@ -86,17 +82,9 @@ def train_sentencepiece(
 def measure_coverage(
   vocabulary: Vocabulary, texts: Iterable[tuple[str, str]]
 ) -> dict[str, dict[str, float]]:
-  """Returns how a vocabulary meets the text of each language.
-
-  Args:
-    vocabulary: the vocabulary.
-    texts: pairs (language, text).
-
-  Returns:
-    language -> texts, pieces a word, characters a piece, share unknown. A word
-    is what stands between spaces, which says little for Japanese; compare
-    characters a piece there.
-  """
+  """Returns how a vocabulary meets (language, text) pairs, by language."""
+  # A word is what stands between spaces, which says little for Japanese;
+  # compare characters a piece there.
   sums = collections.defaultdict(collections.Counter)
   for language, text in texts:
     ids = vocabulary.encode(text)
@@ -117,10 +105,9 @@ def measure_coverage(
 
 def write_report(vocabulary: Vocabulary, rows: dict) -> str:
   """Writes report.json beside the model; returns it as a table to print."""
-  fileio.write_json(
-    os.path.join(os.path.dirname(vocabulary.path), REPORT_FILE),
-    {'size': vocabulary.size, 'sha256': vocabulary.sha256, 'languages': rows},
-  )
+  path = os.path.join(os.path.dirname(vocabulary.path), REPORT_FILE)
+  facts = {'size': vocabulary.size, 'sha256': vocabulary.sha256}
+  fileio.write_json(path, facts | {'languages': rows})
   line = '{:<9}{:>9}{:>13}{:>13}{:>10}'.format
   return '\n'.join([
     f'vocabulary of {vocabulary.size:,} pieces: {vocabulary.path}',

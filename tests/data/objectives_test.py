@@ -127,9 +127,12 @@ def test_weights_do_not_depend_on_the_id_of_padding():
 
 
 def test_bad_settings_are_refused():
-  with pytest.raises(ValueError, match=r'density = 0.7: expected \(0, 0.5\]'):
+  expected = r': expected a density in \(0, 0.5\] and a mean_span above 0'
+  with pytest.raises(ValueError, match=f'density=0.7.*{expected}'):
     Denoise(density=0.7)
-  with pytest.raises(ValueError, match='low = 0.9'):
+  with pytest.raises(ValueError, match=f'mean_span=0.0.*{expected}'):
+    Denoise(mean_span=0.0)
+  with pytest.raises(ValueError, match='low=0.9.*: expected 0 < low <= high'):
     CLM(low=0.9)
   with pytest.raises(ValueError, match='leave no room'):
     Denoise().row_length(4, 4)
