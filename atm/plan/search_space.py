@@ -119,13 +119,14 @@ class CostModel:
         data *= 2
 
   def _divides(self, candidate: Candidate) -> bool:
-    B, config = self.given['batch_size'], self.given['model_config']
+    batch_size, config = self.given['batch_size'], self.given['model_config']
     axes = {'slice': self.slices, **candidate.mesh}
     mesh = jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
-    given, micro = (mesh, self.rules), candidate.micro_batches
     try:
-      config_checks.check_sizes(*given, config, self.lengths, B)
-      config_checks.check_micro_batches(*given, B, micro)
+      config_checks.check_sizes(
+        mesh, self.rules, config, self.lengths, batch_size,
+        candidate.micro_batches,
+      )  # fmt: skip
     except ValueError:
       return False
     return True

@@ -87,12 +87,12 @@ def plan(
   check_number('Z_LOSS', z_loss, 0, whole=False)
   target = hardware.find_target(topology, make_mesh, start)
   sizes, mesh = task_registry.Lengths.of(lengths), target.mesh
-  config_checks.check_sizes(mesh, rules, model_config, sizes, batch_size)
-  config_checks.check_micro_batches(mesh, rules, batch_size, micro_batches)
+  config_checks.check_sizes(
+    mesh, rules, model_config, sizes, batch_size, micro_batches
+  )
   job = TrainStep.of(given, mesh)
   say(f'compiling the step for {target}')
-  clock = time.perf_counter()
-  traced = job.trace()
+  clock, traced = time.perf_counter(), job.trace()
   options = xla_options or {}
   compiled, overflow = compiler(traced, target, options)
   result = {

@@ -31,8 +31,6 @@ class TrainConfig:
     lengths: {'inputs': S, 'targets': T}, in tokens.
     batch_size: B, rows a step over all devices.
     train_steps: updates in all.
-    model_config: the model.
-    optimizer_config: the optimizer.
     vocabulary: a SentencePiece file; None takes the one of `cache_dir`, or
       trains model_dir/vocabulary, of the model's size, on the mixture's text.
     make_mesh: called without arguments, once devices may be used.
@@ -134,7 +132,13 @@ class TrainConfig:
     check_skip_steps(self.skip_steps)
     if self.profile_steps is not None:
       check_range('PROFILE_STEPS', self.profile_steps)
-    self._check_ask_every()
+    ask, evaluate = self.ask_every, self.eval_every
+    check_number('ASK_EVERY', ask, evaluate, optional=True)
+    if ask and ask % evaluate:
+      raise ValueError(
+        f'ASK_EVERY = {ask}: expected a multiple of EVAL_EVERY = {evaluate}, '
+        f'or None. Did you mean {evaluate * max(1, round(ask / evaluate))}?'
+      )
     self._check_one_start()
     Lengths.of(self.lengths)
 
@@ -147,24 +151,12 @@ class TrainConfig:
     """Tells whether the batch of a step is not trained on."""
     return any(first <= step <= last for first, last in self.skip_steps)
 
-  def _check_ask_every(self) -> None:
-    """Raises ValueError unless questions are asked in evaluations."""
-    ask, evaluate = self.ask_every, self.eval_every
-    if ask is None:
-      return
-    check_number('ASK_EVERY', ask, evaluate, optional=True)
-    if ask % evaluate:
-      raise ValueError(
-        f'ASK_EVERY = {ask}: expected a multiple of EVAL_EVERY = {evaluate}, '
-        f'or None. Did you mean {evaluate * max(1, round(ask / evaluate))}?'
-      )
-
   def _check_one_start(self) -> None:
     """Raises ValueError where a run is to start from two models, or itself."""
-    source, real = self.init_from, os.path.realpath
+    source = self.init_from
     if source is None:
       return
-    if real(source) == real(self.model_dir):
+    if os.path.realpath(source) == os.path.realpath(self.model_dir):
       raise ValueError(
         f'INIT_FROM = {source!r} is MODEL_DIR: use another MODEL_DIR, or, to '
         'go on with that run, leave out INIT_FROM'
@@ -182,10 +174,9 @@ def check_range(name: str, steps) -> None:
     raise ValueError(f'{name} = {steps!r}: expected (first, last)')
   first, last = steps
   if not 1 <= first <= last:
-    nearest = tuple(sorted((max(1, first), max(1, last))))
     raise ValueError(
       f'{name}: {(first, last)}: expected 1 <= first <= last. Did you mean '
-      f'{nearest}?'
+      f'{tuple(sorted((max(1, first), max(1, last))))}?'
     )
 
 

@@ -5,19 +5,10 @@ import math
 
 from atm.data.vocabulary import Vocabulary
 from atm.messages import check_number
-from atm.model import config as config_lib
 from atm.model import parameters
+from atm.model.config import ModelConfig
 from atm.parallel import sharding
 from atm.train import optimizer
-from atm.train.config import TrainConfig
-
-
-def check_fits(config: TrainConfig, mesh) -> None:
-  """Raises ValueError where a run's sizes do not fit its mesh."""
-  rules, batch_size = config.rules, config.batch_size
-  check_sizes(mesh, rules, config.model_config, config.sizes, batch_size)
-  check_micro_batches(mesh, rules, batch_size, config.micro_batches)
-  sharding.host_rows(mesh, rules, batch_size)  # raises where it does not divide
 
 
 def check_micro_batches(mesh, rules, batch_size: int, number: int) -> None:
@@ -45,15 +36,9 @@ MAY_DIFFER = (
 )  # fmt: skip
 
 
-def check_same_model(config: config_lib.ModelConfig, source) -> None:
-  """Raises ValueError unless the parameters of `source` are this model's.
-
-  Args:
-    config: of the model; what FREE names may be another.
-    source: a `pretrained.PretrainedModel`.
-  """
-  there = dataclasses.asdict(source.config)
-  here = dataclasses.asdict(config)
+def check_same_model(config: ModelConfig, source) -> None:
+  """Raises ValueError unless a `PretrainedModel` has the parameters of this."""
+  there, here = map(dataclasses.asdict, (source.config, config))
   wrong = [k for k in there if k not in MAY_DIFFER and here[k] != there[k]]
   if wrong:
     name = wrong[0]
@@ -67,13 +52,8 @@ def check_same_model(config: config_lib.ModelConfig, source) -> None:
 def decide_split(start: int, then: dict, freeze: int) -> bool:
   """Tells whether the optimizer splits off the encoder, as the run began.
 
-  Args:
-    start: the checkpoint's step; 0: there is none.
-    then: its meta.
-    freeze: FREEZE_ENCODER_STEPS.
-
-  Raises:
-    ValueError: a run that keeps it with the rest's is to freeze the encoder.
+  The checkpoint is of step `start`, 0 if there is none, and has the meta
+  `then`. Raises ValueError if it was not split off, and is to be frozen now.
   """
   if not start:
     return freeze > 0
@@ -87,7 +67,7 @@ def decide_split(start: int, then: dict, freeze: int) -> bool:
 
 
 def check_sizes(
-  mesh, rules, config: config_lib.ModelConfig, lengths, batch_size: int
+  mesh, rules, config: ModelConfig, lengths, batch_size, micro_batches=1
 ):
   """Raises ValueError for sizes that the mesh or the model cannot hold."""
   for side in ('inputs', 'targets'):
@@ -97,12 +77,12 @@ def check_sizes(
         f'{name} = {n} is more than Config.positions = {config.positions}'
       )
     sharding.check_divides(mesh, rules, {'length': (name, n)})
-  batch = {'batch': ('BATCH_SIZE', batch_size)}
-  sharding.check_divides(mesh, rules, batch)
+  sharding.check_divides(mesh, rules, {'batch': ('BATCH_SIZE', batch_size)})
   parameters.check_mesh(mesh, rules, config)
+  check_micro_batches(mesh, rules, batch_size, micro_batches)
 
 
-def check_vocabulary(words: Vocabulary, config: config_lib.ModelConfig) -> None:
+def check_vocabulary(words: Vocabulary, config: ModelConfig) -> None:
   """Raises ValueError where the model does not fit the vocabulary."""
   if words.size > config.vocab_size:
     raise ValueError(
@@ -118,47 +98,48 @@ def check_vocabulary(words: Vocabulary, config: config_lib.ModelConfig) -> None:
       )
 
 
+# Settings that are digests, and what is said where they differ.
+DIGESTS = {
+  'ROWS': 'the rows of tokens are not those that this MODEL_DIR was trained on '
+  'so far: use the same CACHE_DIR, ROW_PASSES and STREAM, or another MODEL_DIR',
+  'VOCABULARY': 'the checkpoint was trained with another vocabulary than this '
+  'run has: use the one in MODEL_DIR/vocabulary, or another MODEL_DIR',
+}
+
+
 def check_resumable(then: dict, now: dict) -> None:
-  """Raises ValueError where the data would not go on as it began."""
-  names = {'mixture': 'MIXTURE_OR_TASK_NAME'}
-  for key, value in now['data'].items():
-    before = then['data'].get(key, value)
-    if before != value and key == 'rows':
+  """Raises ValueError where a run would not go on as it began.
+
+  Args:
+    then: meta of its checkpoint.
+    now: meta of those that it would write.
+  """
+  before = _settings(then)
+  for name, value in _settings(now).items():
+    if before.get(name, value) != value:
       raise ValueError(
-        'the rows of tokens are not those that this MODEL_DIR was trained on '
-        'so far: use the same CACHE_DIR, ROW_PASSES and STREAM, or another '
-        'MODEL_DIR'
+        DIGESTS.get(name)
+        or f'{name} = {value!r}, but this MODEL_DIR was trained with '
+        f'{before[name]!r}: use that, or another MODEL_DIR'
       )
-    if before != value:
-      raise ValueError(
-        f'{names.get(key, key.upper())} = {value!r}, but this MODEL_DIR was '
-        f'trained with {before!r}: use that, or another MODEL_DIR'
-      )
-  _check_same_optimizer(then.get('optimizer'), now.get('optimizer'))
   _check_same_skips(
     then['data'].get('step', 0),
     then.get('skip_steps', ()),
     now.get('skip_steps', ()),
   )
-  if then['vocabulary'] != now['vocabulary']:
-    raise ValueError(
-      'the checkpoint was trained with another vocabulary than this run has: '
-      'use the one in MODEL_DIR/vocabulary, or another MODEL_DIR'
-    )
 
 
-def _check_same_optimizer(then: dict | None, now: dict | None) -> None:
-  """Raises ValueError where the optimizer's state is of another kind."""
-  then, now = (
-    {**optimizer.describe_state(optimizer.OptimizerConfig()), **(x or {})}
-    for x in (then, now)
-  )
-  for name in now:
-    if then.get(name) != now[name]:
-      raise ValueError(
-        f'optimizer.Config.{name} = {now[name]!r}, but this MODEL_DIR was '
-        f'trained with {then.get(name)!r}: use that, or another MODEL_DIR'
-      )
+def _settings(meta: dict) -> dict:
+  """Returns what a run may not change, under the names that users write."""
+  # Checkpoints that say nothing of the optimizer had the default one.
+  state = optimizer.describe_state(optimizer.OptimizerConfig())
+  state |= meta.get('optimizer') or {}
+  names = {'mixture': 'MIXTURE_OR_TASK_NAME'}
+  return {
+    **{names.get(key, key.upper()): x for key, x in meta['data'].items()},
+    **{f'{optimizer.GIN_NAME}.{key}': x for key, x in state.items()},
+    'VOCABULARY': meta['vocabulary'],
+  }
 
 
 def _check_same_skips(start: int, then, now) -> None:

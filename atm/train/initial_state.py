@@ -16,34 +16,21 @@ from atm.train.config import TrainConfig
 from atm.train.metric_logger import MetricLogger
 from atm.train.step import State
 
-
-@dataclasses.dataclass
-class Start:
-  """Where a run begins: after `step` steps, in `state`, updated by `tx`."""
-
-  step: int
-  tx: optax.GradientTransformation
-  state: State
+# Where a run begins: after so many steps, updated by this, in this state.
+Start = tuple[int, optax.GradientTransformation, State]
 
 
 @dataclasses.dataclass
 class StateOpener:
-  """Opens the state that a run goes on from.
-
-  Attributes:
-    config: of the run.
-    model: the model.
-    mesh: where the state is to lie.
-    checkpoints: of the run.
-    meta: to be kept in its checkpoints; gets `encoder_apart` and `hf_config`.
-    log: goes on from that of the checkpoint.
-  """
+  """Opens the state that a run goes on from, and puts it on a mesh."""
 
   config: TrainConfig
   model: AlexaTM
   mesh: jax.sharding.Mesh
   checkpoints: CheckpointManager
+  # To be kept in the checkpoints; gets `encoder_apart` and `hf_config`.
   meta: dict
+  # Goes on from that of the checkpoint.
   log: MetricLogger
 
   def open(self, source: PretrainedModel | None, words: Vocabulary) -> Start:
@@ -52,15 +39,15 @@ class StateOpener:
     A fresh one has the parameters of `source`, or the encoder of INIT_ENCODER,
     if either is given.
     """
-    say = self.config.say
     number, start = recovery.read_newest_intact(self.checkpoints, self._restore)
     if start is None:
       return self._begin(source, words)
-    if start.step:
-      say(f'resumed from step {start.step:,} in {self.checkpoints.directory}')
-    else:
-      folder = f'{self.checkpoints.directory}/{number}'
-      say(f'starting from the weights in {folder}')
+    folder = self.checkpoints.directory
+    self.config.say(
+      f'resumed from step {start[0]:,} in {folder}'
+      if start[0]
+      else f'starting from the weights in {folder}/{number}'
+    )
     return start
 
   def _begin(self, source: PretrainedModel | None, words: Vocabulary) -> Start:
@@ -80,22 +67,17 @@ class StateOpener:
         state.params, config.model_config, encoder, words, config.say
       )
       state = state.replace(params=params)
-    return Start(0, tx, state)
+    return 0, tx, state
 
   def _restore(self, number: int) -> Start:
-    """Returns the state in a checkpoint, or one that begins from its weights.
-
-    Raises:
-      DamageError: the checkpoint is not what was saved.
-      ValueError: it is of another run, or weights, and INIT_FROM given, too.
-    """
+    """Returns the state in a checkpoint, or a fresh one from its weights."""
     config, then = self.config, self.checkpoints.meta(number)
     if self.checkpoints.has_optimizer(number):
       tx, abstract = self._abstract(then, number)
       config_checks.check_resumable(then, self.meta)
       self.log.restore(then['log'])
       trees = self.checkpoints.restore(number, abstract.to_trees())
-      return Start(number, tx, State.from_trees(trees))
+      return number, tx, State.from_trees(trees)
     if config.init_from is not None:
       raise ValueError(
         f'INIT_FROM = {config.init_from!r}, but MODEL_DIR = '
@@ -105,15 +87,10 @@ class StateOpener:
     tx, abstract = self._abstract(then, 0)  # imported weights
     state = step_lib.init_state(self.model, tx, config.seed, abstract)
     trees = self.checkpoints.restore(number, {'params': abstract.params})
-    return Start(0, tx, state.replace(params=trees['params']))
+    return 0, tx, state.replace(params=trees['params'])
 
   def _abstract(self, then: dict, after: int):
-    """Returns the optimizer, and the state's shapes, of a run.
-
-    Args:
-      then: meta of what it goes on from.
-      after: steps that it has done.
-    """
+    """Returns the optimizer and abstract state, of meta and steps done."""
     config = self.config
     apart = config_checks.decide_split(after, then, config.freeze_encoder_steps)
     self.meta['encoder_apart'] = apart

@@ -19,32 +19,22 @@ from atm.train.run_folder import RunFolder
 
 @dataclasses.dataclass
 class Inputs:
-  """What a run reads.
-
-  Attributes:
-    vocabulary: of the rows and the model.
-    batches: called with (number of a batch, slice of its rows).
-    parts: training rows; none of a stream.
-    held_out: rows of the validation split.
-    digest: changes whenever a training row does.
-  """
+  """What a run reads: vocabulary, batches, training and validation rows."""
 
   vocabulary: Vocabulary
+  # Called with (number of a batch, slice of its rows).
   batches: Callable[[int, slice], dict]
+  # Training rows; none of a stream.
   parts: list[MixturePart]
   held_out: list[MixturePart]
+  # Changes whenever a training row does.
   digest: str
 
 
 def open_inputs(
   config: TrainConfig, folder: RunFolder, source: PretrainedModel | None
 ) -> Inputs:
-  """Opens, and where needed builds, what a run reads.
-
-  Args:
-    config: of the run.
-    folder: of the run.
-    source: the model that it starts from, if it does.
+  """Opens, and where needed builds, what a run that starts from `source` reads.
 
   Raises:
     ValueError: see `open_vocabulary`, `cache.build` and `batches.load_parts`.
@@ -53,10 +43,17 @@ def open_inputs(
     lambda: open_vocabulary(config, folder, source)
   )
   config.configure_tasks(vocabulary=words.path)
-  if config.cache_dir is None:
+  directory = config.cache_dir
+  if directory is None:
+    directory = folder.rows
+    splits = ('validation',) if config.stream else ('train', 'validation')
     distributed.run_main_process_first(
-      lambda: build_rows(config, folder.rows, words)
-    )
+      lambda: cache.build(
+        config.mixture, words.path, config.lengths, directory, splits,
+        config.row_passes, configure_tasks=config.configure_tasks,
+        say=config.say,
+      )
+    )  # fmt: skip
   # A resumed run compares digests, and every row's own hash when it is read.
   verifies = config.verify_cache and not folder.step_found
   load = functools.partial(
@@ -64,7 +61,7 @@ def open_inputs(
     config.mixture,
     vocabulary=words,
     lengths=config.sizes,
-    directory=folder.rows if config.cache_dir is None else config.cache_dir,
+    directory=directory,
     verify=distributed.process_share() if verifies else None,
   )
   held_out = load(split='validation')
@@ -84,21 +81,10 @@ def open_inputs(
   return Inputs(words, batches, parts, held_out, batches_lib.hash_parts(parts))
 
 
-def build_rows(config: TrainConfig, directory: str, words: Vocabulary) -> None:
-  """Builds the rows of tokens that are not there yet."""
-  splits = ('validation',) if config.stream else ('train', 'validation')
-  cache.build(
-    config.mixture, words.path, config.lengths, directory, splits,
-    config.row_passes, configure_tasks=config.configure_tasks, say=config.say,
-  )  # fmt: skip
-
-
 def open_vocabulary(
   config: TrainConfig, folder: RunFolder, source: PretrainedModel | None
 ) -> Vocabulary:
   """Opens the vocabulary of a run, or trains its own where there is none.
-
-  A run that starts from `source` has that one's.
 
   Raises:
     ValueError: the run or its source has weights, but no vocabulary or one that
@@ -129,11 +115,7 @@ def open_vocabulary(
 
 
 def vocabulary_of(source: PretrainedModel, path: str | None) -> Vocabulary:
-  """Returns the vocabulary of a run that starts from `source`.
-
-  Raises:
-    ValueError: the one at `path` is another, or there is none.
-  """
+  """Returns the vocabulary of `source`; the one at `path` must be the same."""
   own = source.vocabulary
   if path is None and own is None:
     raise ValueError(

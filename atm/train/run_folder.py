@@ -11,12 +11,11 @@ import socket
 import jax
 
 from atm import fileio
-from atm.checkpoint import manager, paths, reader
+from atm.checkpoint import reader
 from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
 from atm.parallel import distributed
 from atm.train import metric_writer
-from atm.train.config import TrainConfig
 
 LOCK_FILE = 'lock'
 
@@ -24,11 +23,8 @@ LOCK_FILE = 'lock'
 class RunFolder:
   """MODEL_DIR, made once for a run and handed on.
 
-  Attributes:
-    path: the folder, which gets config.gin, vocabulary/, rows/, checkpoints/,
-      metrics.jsonl, goodput.jsonl and tensorboard/.
-    vocabulary: the path of its own vocabulary, which need not be there.
-    rows: the path of its own rows, likewise.
+  Gets config.gin, checkpoints/, metrics.jsonl, goodput.jsonl, tensorboard/, and
+  vocabulary/ and rows/ where a run is given none.
   """
 
   def __init__(self, path: str):
@@ -101,31 +97,16 @@ class RunFolder:
       os.makedirs(self.vocabulary, exist_ok=True)
       fileio.write_atomically(path, vocabulary.model)
 
-  def put_checkpoints(self, directory: str | None) -> None:
-    """Lets checkpoints lie in `directory`, see `paths.set_checkpoint_dir`."""
-    if directory is not None:
-      distributed.run_main_process_first(
-        lambda: paths.set_checkpoint_dir(self.path, directory)
-      )
-
   @functools.cached_property
   def step_found(self) -> int | None:
     """The step of the newest checkpoint when the run began, or None."""
     return reader.latest_step(self.path)
 
-  def open_checkpoints(self, config: TrainConfig) -> manager.CheckpointManager:
-    """Opens the checkpoints, to be written as a run is configured."""
-    return manager.CheckpointManager(
-      self.path, config.keep, config.on_save_error, log=config.say
-    )
-
   def open_metrics(self, start: int) -> metric_writer.MetricWriter:
-    """Opens the log of metrics; drops what it holds beyond step `start`.
-
-    A fresh run writes its evaluation at step 0 anew.
-    """
+    """Opens the log of metrics; drops what it holds beyond step `start`."""
     if not distributed.is_main_process():
       return metric_writer.NullWriter()
+    # A fresh run writes its evaluation at step 0 anew.
     return metric_writer.MetricWriter(self.path, start or -1)
 
   def metrics(self) -> list[dict]:
@@ -142,13 +123,9 @@ class RunFolder:
 
 def _sign(file) -> None:
   """Writes into the lock's file who holds it."""
+  now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+  who = {'host': socket.gethostname(), 'pid': os.getpid(), 'since': now}
   file.truncate(0)
-  now = datetime.datetime.now().astimezone()
-  who = {
-    'host': socket.gethostname(),
-    'pid': os.getpid(),
-    'since': now.isoformat(timespec='seconds'),
-  }
   file.write(json.dumps(who) + '\n')
   file.flush()
 
@@ -157,7 +134,7 @@ def _holder(path: str) -> str:
   """Returns a text about the process that holds a lock."""
   try:
     with open(path) as file:
-      who = json.loads(file.read())
+      who = json.load(file)
     return f'process {who["pid"]} on {who["host"]}, since {who["since"]}'
   except (ValueError, KeyError, TypeError):  # it is just being written
     return 'another process'

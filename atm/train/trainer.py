@@ -5,12 +5,13 @@ import functools
 
 import jax
 
-from atm.checkpoint import pretrained, warm_start
+from atm.checkpoint import paths, pretrained, warm_start
+from atm.checkpoint.manager import CheckpointManager
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data import task_registry
 from atm.data.vocabulary import Vocabulary
 from atm.model.transformer import AlexaTM
-from atm.parallel import distributed
+from atm.parallel import distributed, sharding
 from atm.train import config_checks, held_out_loss, optimizer
 from atm.train import step as step_lib
 from atm.train.config import TrainConfig
@@ -52,57 +53,58 @@ def train(config: TrainConfig) -> TrainingResult:
   if not distributed.is_main_process():
     config = dataclasses.replace(config, say=lambda text: None)
   with RunFolder(config.model_dir).lock() as folder:
-    mesh = config.make_mesh()
-    config_checks.check_fits(config, mesh)
+    mesh, rules = config.make_mesh(), config.rules
+    config_checks.check_sizes(
+      mesh, rules, config.model_config, config.sizes, config.batch_size,
+      config.micro_batches,
+    )  # fmt: skip
+    sharding.host_rows(mesh, rules, config.batch_size)  # raises unless divided
     source = find_source(config, folder)
     inputs = open_inputs(config, folder, source)
-    words, rules = inputs.vocabulary, config.rules
+    words = inputs.vocabulary
 
     meta = describe(config, inputs)
     same = {**meta, 'config': folder.step_found, 'mesh': mesh_text(mesh)}
     distributed.check_processes_agree(**same)
     model, log = AlexaTM(config.model_config), MetricLogger(config)
-    checkpoints = folder.open_checkpoints(config)
-    start = StateOpener(config, model, mesh, checkpoints, meta, log).open(
-      source, words
+    checkpoints = CheckpointManager(
+      folder.path, config.keep, config.on_save_error, log=config.say
     )
-    count = sum(x.size for x in jax.tree.leaves(start.state.params))
+    step, tx, state = StateOpener(
+      config, model, mesh, checkpoints, meta, log
+    ).open(source, words)
+    count = sum(x.size for x in jax.tree.leaves(state.params))
     config.say(f'model: {count:,} parameters on {mesh_text(mesh)}')
     folder.save_setup(config.config_text, words)
 
     held_out = held_out_loss.HeldOutLoss(config, model, inputs, mesh)
-    ask = None
-    if config.ask_every:
-      ask = config.make_asker(
-        config.model_config, words, mesh, rules, config.say
-      )
+    ask = config.ask_every and config.make_asker(
+      config.model_config, words, mesh, rules, config.say
+    )
     Loop(
       config, folder, mesh,
       update=functools.partial(
-        step_lib.train_step, model, start.tx, seed=config.seed,
+        step_lib.train_step, model, tx, seed=config.seed,
         z_loss=config.z_loss, micro_batches=config.micro_batches,
       ),
       inputs=inputs, held_out=held_out, ask=ask, checkpoints=checkpoints,
       meta=meta, log=log, goodput=goodput,
-    ).run(start.step, start.state)  # fmt: skip
-    history = folder.metrics()
+    ).run(step, state)  # fmt: skip
     return TrainingResult(
-      folder.path, config.train_steps, history, words, held_out
+      folder.path, config.train_steps, folder.metrics(), words, held_out
     )
 
 
 def find_source(
   config: TrainConfig, folder: RunFolder
 ) -> PretrainedModel | None:
-  """Finds the mixture, and the model that a fresh run starts from, if any.
-
-  Raises:
-    ValueError: they do not fit the run, or there is no such mixture.
-    FileNotFoundError: there is no such model.
-  """
+  """Finds the mixture, and the model that a fresh run starts from, if any."""
   config.configure_tasks()
   task_registry.find_task(config.mixture)
-  folder.put_checkpoints(config.checkpoint_dir)
+  if config.checkpoint_dir is not None:
+    distributed.run_main_process_first(
+      lambda: paths.set_checkpoint_dir(folder.path, config.checkpoint_dir)
+    )
   if folder.step_found is not None:
     return None
   if config.init_encoder is not None:

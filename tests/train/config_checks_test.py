@@ -2,10 +2,11 @@
 
 import pytest
 
+from atm.data.task_registry import Lengths
 from atm.parallel.sharding import Rules
 from atm.train import config_checks
 
-from tiny_runs import EIGHT
+from tiny_runs import EIGHT, small_model
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,22 @@ def test_micro_batches_that_do_not_divide(number, message):
   with pytest.raises(ValueError, match=message):
     config_checks.check_micro_batches(EIGHT(), Rules(), 32, number)
   config_checks.check_micro_batches(EIGHT(), Rules(), 32, 8)
+
+
+def test_sizes_are_checked_with_their_micro_batches():
+  """Fault seen: MICRO_BATCHES not handed on."""
+  sizes = EIGHT(), Rules(), small_model(), Lengths(32, 32), 32
+  config_checks.check_sizes(*sizes, 8)
+  with pytest.raises(ValueError, match='MICRO_BATCHES = 3 does not divide'):
+    config_checks.check_sizes(*sizes, 3)
+
+
+def test_another_vocabulary_is_refused():
+  """Fault seen: a digest told to a user who cannot set it."""
+  then, now = ({'data': {}, 'vocabulary': name} for name in ('v', 'w'))
+  config_checks.check_resumable(then, then)
+  with pytest.raises(ValueError, match='another vocabulary than this run has'):
+    config_checks.check_resumable(then, now)
 
 
 def test_other_rows_are_refused():
