@@ -25,11 +25,8 @@ LEAST_VALUES = (  # field, its least value, whether it is a whole number
 # The model's parameters that are the encoder's. Where an embedding is tied the
 # shared matrix is stored under the encoder's name, and is the encoder's.
 ENCODER_PARAMETERS = (
-  'encoder',
-  'encoder_embedding',
-  'encoder_positions',
-  'encoder_types',
-)
+  'encoder', 'encoder_embedding', 'encoder_positions', 'encoder_types',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +87,7 @@ class OptimizerConfig:
       raise ValueError(
         f'{GIN_NAME}.moments_dtype = {self.moments_dtype!r}: Adafactor '
         "has no first moment, and of the second only vectors: use 'float32', "
-        "or optimizer.Config.name = 'adamw'"
+        f"or {GIN_NAME}.name = 'adamw'"
       )
     for name, least, whole in LEAST_VALUES:
       check_number(
@@ -156,11 +153,11 @@ def split_by_encoder(
 ) -> optax.GradientTransformation:
   """Gives the encoder and the rest a state of `each` of their own.
 
-  Gradients may come without the encoder's: its state then stays as it is, and
-  so the encoder counts only the updates that it had. With one count for all,
-  Adam would take the zero moments of an encoder that starts late for settled
-  ones, and make its first updates 3 to 6 times as long as the learning rate.
+  Gradients may come without the encoder's: its state then stays as it is.
   """
+  # So the encoder counts only the updates that it had. With one count for all,
+  # Adam would take the zero moments of an encoder that starts late for settled
+  # ones, and make its first updates 3 to 6 times as long as the learning rate.
 
   def init(params):
     return EncoderSplit(*map(each.init, split_encoder(params)))
@@ -183,15 +180,14 @@ def split_by_encoder(
 def store_in_bfloat16(
   adam: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """Stores the moments of Adam in bfloat16; computes them in float32.
+  """Stores the moments of Adam in bfloat16; computes them in float32."""
 
-  The first moment is rounded to the nearest. The second moves by 1 - b2 =
-  0.001 of itself a step, less than half of bfloat16's spacing (1/256 to 1/128):
-  rounded to the nearest it would stand still. So it is rounded up or down at
-  random, in proportion, and is right in the mean; the key is the number of the
-  update, so that a resumed run, or one on another mesh, draws the same.
-  """
-
+  # The first moment is rounded to the nearest. The second moves by 1 - b2 =
+  # 0.001 of itself a step, less than half of bfloat16's spacing (1/256 to
+  # 1/128): rounded to the nearest it would stand still. So it is rounded up or
+  # down at random, in proportion, and is right in the mean; the key is the
+  # number of the update, so that a resumed run, or one on another mesh, draws
+  # the same.
   def stored(state):
     key = jax.random.fold_in(jax.random.key(0), state.count)
     leaves, tree = jax.tree.flatten(state.nu)
@@ -225,11 +221,9 @@ def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def clip_blocks(threshold: float) -> optax.GradientTransformation:
-  """Clips the RMS of each parameter's update, layer by layer (Adafactor).
-
-  optax's takes an array for a block; arrays below 'layers' hold one of every
-  layer of a stack.
-  """
+  """Clips the RMS of each parameter's update, layer by layer (Adafactor)."""
+  # optax's takes an array for a block; arrays below 'layers' hold one of every
+  # layer of a stack.
   clip = optax.clip_by_block_rms(threshold)
 
   def block(path, x):
@@ -246,33 +240,16 @@ def clip_blocks(threshold: float) -> optax.GradientTransformation:
 def factored_axes(path: tuple, shape: tuple, left: tuple) -> tuple[int, ...]:
   """Returns the axes of a parameter that an array of Adafactor's state has.
 
-  optax means away the greatest axis for `v_row`, the second greatest for
-  `v_col`, and keeps arrays of one number where there is nothing to keep.
-
-  Args:
-    path: of the array in the state.
-    shape: the parameter's.
-    left: the array's.
+  The parameter has `shape`, the array at `path` of the state the shape `left`.
   """
+  # optax means away the greatest axis for `v_row`, the second greatest for
+  # `v_col`, and keeps arrays of one number where there is nothing to keep.
   if len(shape) < 2:
     return ()
   column = any(getattr(key, 'name', None) == 'v_col' for key in path)
   gone = np.argsort(shape)[-2 if column else -1]  # as optax finds it
   kept = tuple(axis for axis in range(len(shape)) if axis != gone)
   return kept if left == tuple(shape[axis] for axis in kept) else ()
-
-
-def scale_gradients(
-  config: OptimizerConfig,
-) -> tuple[optax.GradientTransformation, ...]:
-  """Makes what turns gradients into steps of about 1, before decay and rate."""
-  if config.name == 'adafactor':
-    rms = optax.scale_by_factored_rms(min_dim_size_to_factor=config.factor_from)
-    return rms, clip_blocks(1.0)
-  adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-  return (
-    store_in_bfloat16(adam) if config.moments_dtype == 'bfloat16' else adam,
-  )
 
 
 def make_optimizer(
@@ -286,29 +263,32 @@ def make_optimizer(
       needs it. The gradients there are are clipped together, and the schedule
       is the same for all. As long as no step was frozen this changes no update.
   """
-  clip = (
-    optax.identity()
-    if config.clip_norm is None
-    else optax.clip_by_global_norm(config.clip_norm)
-  )
+  clip = optax.identity()
+  if config.clip_norm is not None:
+    clip = optax.clip_by_global_norm(config.clip_norm)
   rate = optax.inject_hyperparams(optax.scale_by_learning_rate)
-  steps = (
-    *scale_gradients(config),
-    optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask),
+  # What turns gradients into steps of about 1, then decay.
+  if config.name == 'adafactor':
+    rms = optax.scale_by_factored_rms(min_dim_size_to_factor=config.factor_from)
+    steps = [rms, clip_blocks(1.0)]
+  else:
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    low = config.moments_dtype == 'bfloat16'
+    steps = [store_in_bfloat16(adam) if low else adam]
+  steps.append(
+    optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask)
   )
   if encoder_apart:
-    steps = (split_by_encoder(optax.chain(*steps)),)
+    steps = [split_by_encoder(optax.chain(*steps))]
   return optax.chain(clip, *steps, rate(learning_rate=make_schedule(config)))
 
 
 def describe_state(config: OptimizerConfig) -> dict:
   """Returns what decides the state's shapes and dtypes, for checkpoints."""
-  of_factors = {'factor_from': config.factor_from}
-  return {
-    'name': config.name,
-    'moments_dtype': config.moments_dtype,
-    **(of_factors if config.name == 'adafactor' else {}),
-  }
+  names = ['name', 'moments_dtype']
+  if config.name == 'adafactor':
+    names.append('factor_from')
+  return {name: getattr(config, name) for name in names}
 
 
 def is_split(state) -> bool:

@@ -51,27 +51,15 @@ def _init(model, tx, seed: int) -> State:
 
 
 def abstract_state(model, tx, mesh, rules: Rules) -> State:
-  """Returns the state's shapes, dtypes and shardings, without arrays.
-
-  Args:
-    model: an AlexaTM.
-    tx: an optax transformation.
-    mesh: the mesh.
-    rules: from the parameters' logical axes to the mesh's.
-
-  Returns:
-    A State of jax.ShapeDtypeStruct with shardings.
-  """
+  """Returns a State of jax.ShapeDtypeStruct with shardings on the mesh."""
   boxed = jax.eval_shape(lambda: _init(model, tx, 0))
   return parameters.with_shardings(boxed, mesh, rules, _axes_of(boxed.params))
 
 
 def _axes_of(params) -> Callable:
-  """Returns a function: the logical axes of an array in a box, of a State.
-
-  What an optimizer keeps of a parameter is placed like it, Adafactor's means
-  of rows and columns like the axes that they have left.
-  """
+  """Returns a function: the logical axes of an array in a box, of a State."""
+  # What an optimizer keeps of a parameter is placed like it, Adafactor's means
+  # of rows and columns like the axes that they have left.
   is_box = parameters.is_box
   flat = jax.tree_util.tree_flatten_with_path(params, is_box)[0]
   name = lambda path: tuple(
@@ -98,13 +86,10 @@ def init_state(model, tx, seed: int, abstract: State) -> State:
 
 def forward(model, params, batch, dropout_key=None, z_loss=0.0) -> dict:
   """Returns the sums [B] of `loss.cross_entropy` over each row of a batch."""
+  rngs = None if dropout_key is None else {'dropout': dropout_key}
+  train, variables = dropout_key is not None, {'params': params}
   return model.apply(
-    {'params': params},
-    batch,
-    dropout_key is not None,
-    z_loss,
-    rngs=None if dropout_key is None else {'dropout': dropout_key},
-    method=model.loss,
+    variables, batch, train, z_loss, rngs=rngs, method=model.loss
   )
 
 
@@ -120,26 +105,18 @@ def train_step(
 ) -> tuple[State, dict]:
   """Updates the state by the mean loss over the batch's targets.
 
-  A frozen step runs the encoder forward only, dropout included: it
-  differentiates by the other parameters alone, so that the encoder has no
-  backward pass, and leaves the encoder's parameters and
-  their optimizer state bit for bit. A matrix tied to the encoder's embedding
-  is frozen with it: with `ties` 'embeddings' the decoder's embedding, with
-  'encoder_head' the LM head, with 'all' both.
-
   Where the loss or the norm of the gradients is not finite the update is
   skipped: parameters and optimizer state, its counts and schedule included,
   stay bit for bit. The step is counted all the same: it numbers the batches.
 
   Args:
-    model: an AlexaTM (static).
-    tx: an optax transformation (static).
-    state: the state.
+    model, tx: an AlexaTM and an optax transformation (static).
+    state: before the update.
     batch: arrays of `batches.Batches`.
     seed: dropout's key is this seed's, folded with the step.
     z_loss: see `loss.cross_entropy`.
-    frozen: keep the encoder as it is (static); `tx` must be one of
-      `optimizer.make_optimizer(..., encoder_apart=True)`.
+    frozen: keep the encoder, and what is tied to its embedding, bit for bit
+      (static); `tx` must be of `make_optimizer(..., encoder_apart=True)`.
     micro_batches: N, how many parts of the batch are run one after another, to
       hold the activations of B / N rows (static), see `accumulate_gradients`.
 
@@ -160,6 +137,10 @@ def train_step(
       'optimizer.make_optimizer(config, encoder_apart=True)'
     )
   kept, trained = {}, state.params
+  # The encoder of a frozen step runs forward only, dropout included: without a
+  # derivative by its parameters it has no backward pass. A matrix tied to its
+  # embedding is frozen with it: with `ties` 'embeddings' the decoder's
+  # embedding, with 'encoder_head' the LM head, with 'all' both.
   if frozen:
     kept, trained = optimizer.split_encoder(state.params)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -202,14 +183,7 @@ def apply_gradients(tx, state: State, trained, grads, sums: dict, batch: dict):
 
 
 def accumulate_gradients(gradient, trained, batch: dict, key, number: int):
-  """Scans `number` micro-batches; returns their gradients and per-row sums.
-
-  The gradients are sums of shares of one loss, the mean over all targets of
-  the batch, so micro-batches weigh by their targets and N changes nothing but
-  the order of additions.
-
-  Micro-batch i has the rows i, i + N, i + 2 N, ...: of the same rows on every
-  mesh, and of every device an equal part of its own, so none moves.
+  """Scans N = `number` micro-batches; returns their gradients and row sums.
 
   Args:
     gradient: called with (trained, micro-batch, key); returns (gradients,
@@ -217,22 +191,24 @@ def accumulate_gradients(gradient, trained, batch: dict, key, number: int):
     trained: the parameters to differentiate by.
     batch: arrays [B, ...].
     key: of dropout; folded with the micro-batch's number.
-    number: N; divides the rows of each device.
+    number: N; divides the rows of each device; ValueError: not even B.
 
   Returns:
     (gradients, added in float32; sums [B], rows in the batch's order).
-
-  Raises:
-    ValueError: N does not divide B.
   """
   B = len(batch['objective'])
   if B % number:
     raise ValueError(f'micro_batches = {number} does not divide {B} rows')
 
+  # Micro-batch i has the rows i, i + N, i + 2 N, ...: of the same rows on every
+  # mesh, and of every device an equal part of its own, so none moves.
   def dealt(x):
     x = x.reshape(B // number, number, *x.shape[1:]).swapaxes(0, 1)
     return constrain(x, None, 'batch')
 
+  # The gradients are sums of shares of one loss, the mean over all targets of
+  # the batch, so micro-batches weigh by their targets and N changes nothing but
+  # the order of additions.
   def add(total, numbered):
     i, part = numbered
     part = {name: constrain(x, 'batch') for name, x in part.items()}
