@@ -1,6 +1,7 @@
 """The note on an error that ends a run: where it was, and how to resume."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -17,19 +18,17 @@ FAILURE_FILE = 'failure.txt'
 ATM = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-class CrashReport:
+@dataclasses.dataclass
+class CrashReport(contextlib.AbstractContextManager):
   """Adds to an error that leaves it a note that fits one screen.
 
   The whole traceback goes to MODEL_DIR/failure.txt. Python prints an error's
   notes below it; `main` prints the error's own line and the notes alone.
   """
 
-  def __init__(self, model_dir: str, last: int):
-    """Takes the run's folder and its last step."""
-    self.model_dir, self.last, self.done = model_dir, last, 0
-
-  def __enter__(self):
-    return self
+  model_dir: str
+  last: int  # step of the run
+  done: int = 0
 
   def __exit__(self, kind, error, trace) -> None:
     if isinstance(error, Exception):
@@ -51,9 +50,8 @@ class CrashReport:
 
   def _keep(self, error: Exception) -> str:
     """Writes the traceback; returns its path."""
-    number = jax.process_index()
-    name = FAILURE_FILE if not number else f'{number}-{FAILURE_FILE}'
-    path = os.path.join(self.model_dir, name)
+    prefix = f'{number}-' if (number := jax.process_index()) else ''
+    path = os.path.join(self.model_dir, prefix + FAILURE_FILE)
     try:
       with open(path, 'w') as f:
         f.writelines(traceback.format_exception(error))
@@ -64,16 +62,12 @@ class CrashReport:
 
 def _place(error: Exception) -> str:
   """Names the innermost line of ours that the error went through."""
-  ours = [
-    frame
-    for frame in traceback.extract_tb(error.__traceback__)
-    if frame.filename.startswith(ATM + os.sep)
-    and not frame.name.startswith('_')
-  ]
-  if not ours:
-    return 'outside of atm'
-  name = os.path.relpath(ours[-1].filename, ATM)
-  return f'in {ours[-1].name}, atm/{name}:{ours[-1].lineno}'
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    is_ours = frame.filename.startswith(ATM + os.sep)
+    if is_ours and not frame.name.startswith('_'):
+      name = os.path.relpath(frame.filename, ATM)
+      return f'in {frame.name}, atm/{name}:{frame.lineno}'
+  return 'outside of atm'
 
 
 def has_note(error: BaseException) -> bool:
@@ -95,11 +89,9 @@ def format_error(error: BaseException) -> str:
 
 
 def silence_orbax() -> None:
-  """Drops what Orbax prints of an error that it raises as well.
-
-  Of the thousand writes that fail on a full disk one is raised; the others are
-  logged or collected, each with a traceback.
-  """
+  """Drops what Orbax prints of an error that it raises as well."""
+  # Of the thousand writes that fail on a full disk one is raised; the others
+  # are logged or collected, each with a traceback.
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   logging.getLogger('absl').addFilter(lambda r: '/orbax/' not in r.pathname)
   before = sys.unraisablehook

@@ -11,10 +11,11 @@ import json
 import os
 import time
 
+from atm.train import metric_writer
+
 GOODPUT_FILE = 'goodput.jsonl'
 # What is measured; the rest of a process's time is `step`.
 MEASURED = ('setup', 'compile', 'data', 'checkpoint', 'evaluation')
-KINDS = ('step', *MEASURED, 'repeated', 'down')
 MEANING = {
   'step': 'steps that count',
   'setup': 'reading rows, vocabulary and checkpoint',
@@ -45,10 +46,8 @@ class Goodput:
       self.seconds[kind] += self.clock() - start
 
   def open(self, directory: str, step: int, writes: bool = True) -> None:
-    """Counts the time so far as `setup`; the loop begins after `step` steps.
-
-    Of several hosts the first `writes`.
-    """
+    """Counts the time so far as `setup`; the loop begins after `step` steps."""
+    # All hosts count, one of them writes.
     self.path = os.path.join(directory, GOODPUT_FILE) if writes else os.devnull
     self.first = step
     self.before = read_goodput(directory)
@@ -66,26 +65,14 @@ class Goodput:
     return goodput_share(sum_by_kind([*self.before, self._line(step)]))
 
   def _line(self, step: int) -> dict:
-    return {
-      'began': self.began,
-      'now': self.clock(),
-      'first': self.first,
-      'step': step,
-      'seconds': self.seconds,
-    }
+    here = {'began': self.began, 'now': self.clock(), 'first': self.first}
+    return {**here, 'step': step, 'seconds': self.seconds}
 
 
 def read_goodput(directory: str) -> list[dict]:
   """Reads the last line of each process, in order; drops torn lines."""
-  path = os.path.join(directory, GOODPUT_FILE)
-  if not os.path.exists(path):
-    return []
-  processes: dict[float, dict] = {}
-  with open(path) as f:
-    for line in f:
-      with contextlib.suppress(json.JSONDecodeError):
-        found = json.loads(line)
-        processes[found['began']] = found
+  lines = metric_writer.read_intact_lines(os.path.join(directory, GOODPUT_FILE))
+  processes = {line['began']: line for line in lines}
   return [processes[began] for began in sorted(processes)]
 
 
@@ -93,7 +80,7 @@ def sum_by_kind(processes: list[dict]) -> dict[str, float]:
   """Sums the seconds of a run by kind, of its processes' lines; {} of none."""
   if not processes:
     return {}
-  total = dict.fromkeys(KINDS, 0.0)
+  total = dict.fromkeys(MEANING, 0.0)
   for p, after in zip(processes, [*processes[1:], None]):
     for kind, seconds in p['seconds'].items():
       total[kind] += seconds

@@ -1,5 +1,6 @@
 """Held-out loss by objective and language, and the unigram to beat."""
 
+import collections
 import functools
 from collections.abc import Iterable, Iterator
 
@@ -40,22 +41,20 @@ def evaluation_batches(
   made, owners = [], []
   for i, part in enumerate(parts):
     row = np.arange(min(rows_each, len(part.rows)))
-    which = np.full(len(row), i)
-    made.append(
-      batches.make_examples(parts, which, ids, lengths, seed, 0 * row, row)
-    )
     owners.append(np.full(len(row), i))
+    made.append(
+      batches.make_examples(parts, owners[i], ids, lengths, seed, 0 * row, row)
+    )
   owner = np.concatenate(owners)
   whole = {k: np.concatenate([m[k] for m in made]) for k in made[0]}
   if not any(part.objective.packs for part in parts):
     del whole['encoder_positions'], whole['decoder_positions']
   fill = -len(owner) % batch_size
-  owner = np.concatenate([owner, np.full(fill, -1)])
+  owner = np.pad(owner, (0, fill), constant_values=-1)
   for name, value in whole.items():
-    blank = np.zeros((fill, *value.shape[1:]), value.dtype)
-    if name.endswith('_tokens'):
-      blank += ids.pad
-    whole[name] = np.concatenate([value, blank])
+    width = [(0, fill)] + [(0, 0)] * (value.ndim - 1)
+    blank = ids.pad if name.endswith('_tokens') else 0
+    whole[name] = np.pad(value, width, constant_values=blank)
   for start in range(0, len(owner), batch_size):
     part = slice(start, start + batch_size)
     yield owner[part], {name: value[part] for name, value in whole.items()}
@@ -68,7 +67,6 @@ class HeldOutLoss:
   """
 
   def __init__(self, config: TrainConfig, model, inputs: Inputs, mesh):
-    """Takes the model, and what the run reads."""
     self.parts, self.model, self.mesh = inputs.held_out, model, mesh
     self.rules = config.rules
     self.batches = list(
@@ -85,15 +83,14 @@ class HeldOutLoss:
 
   def __call__(self, params) -> dict[str, float]:
     """Returns `eval/loss/OBJECTIVE[/LANG]` and `eval/accuracy/...`."""
-    sums: dict[str, float] = {}
+    sums = collections.Counter()
     for owner, batch in self.batches:
       placed = sharding.shard_batch(batch, self.mesh, self.rules)
       rows = {k: np.asarray(v) for k, v in self.step(params, placed).items()}
       for i, names in enumerate(_groups(self.parts)):
         for kind, value in rows.items():
           for name in names:
-            key = f'{kind}/{name}'
-            sums[key] = sums.get(key, 0.0) + float(value[owner == i].sum())
+            sums[f'{kind}/{name}'] += float(value[owner == i].sum())
     out = {}
     for name in sorted({n for names in _groups(self.parts) for n in names}):
       weight = max(1.0, sums[f'weight/{name}'])
@@ -119,10 +116,6 @@ def unigram_loss(
   task; of pairs, the targets of 10,000 rows), the end of a row included.
   `eval/unigram/OBJECTIVE` is one model for all languages;
   `eval/unigram/OBJECTIVE/LANG` one for that language alone, a harder mark.
-
-  Args:
-    train: the training parts.
-    held_out: the evaluation to compare with.
   """
   config = held_out.model.config
   counts: dict[str, np.ndarray] = {}

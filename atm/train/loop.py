@@ -25,31 +25,20 @@ from atm.train.step import State
 
 @dataclasses.dataclass
 class Loop:
-  """Steps from where a run stands to its last one.
-
-  Attributes:
-    config: of the run.
-    folder: of the run.
-    mesh: where state and batches lie.
-    update: called with (state, batch, frozen=...), see `step.train_step`.
-    inputs: what the run reads.
-    held_out: the evaluation.
-    ask: called with (parameters, step) in evaluations, see `ask_every`; returns
-      more metrics. None: nothing is asked.
-    checkpoints: of the run.
-    meta: kept in every checkpoint.
-    log: sums the metrics of steps.
-    goodput: counts the seconds.
-  """
+  """Steps from where a run stands to its last one."""
 
   config: TrainConfig
   folder: RunFolder
   mesh: jax.sharding.Mesh
+  # Called with (state, batch, frozen=...), see `step.train_step`.
   update: Callable
   inputs: Inputs
   held_out: HeldOutLoss
+  # Called with (parameters, step) in evaluations, see `ask_every`; returns more
+  # metrics. None: nothing is asked.
   ask: Callable[[dict, int], dict] | None
   checkpoints: CheckpointManager
+  # Kept in every checkpoint.
   meta: dict
   log: MetricLogger
   goodput: Goodput
@@ -57,9 +46,7 @@ class Loop:
   def run(self, start: int, state: State) -> None:
     """Does the steps after `start`, beginning with its `state`.
 
-    Raises:
-      KeyboardInterrupt: a signal came; the step it ended with is saved.
-      FloatingPointError, SaveError: see `trainer.train`.
+    Raises what `trainer.train` does.
     """
     devices.peak_flops()  # measured now, on one device, not within a step
     config, last_step = self.config, self.config.train_steps
@@ -74,8 +61,7 @@ class Loop:
       profiler = opened(
         Profiler(self.folder.path, config.profile_steps, config.say)
       )
-      writes = distributed.is_main_process()
-      self.goodput.open(self.folder.path, start, writes)
+      self.goodput.open(self.folder.path, start, distributed.is_main_process())
       self.rows = sharding.host_rows(self.mesh, config.rules, config.batch_size)
       self.state, self.done = state, start
       self._evaluate_where_due_before()
@@ -92,22 +78,21 @@ class Loop:
 
   def _batch_after(self, done: int) -> dict | None:
     """Returns the batch of the step after `done`; None where it is skipped."""
-    if self.config.skips(done + 1):
-      return None
-    return self.inputs.batches(done, self.rows)
+    skips = self.config.skips(done + 1)
+    return None if skips else self.inputs.batches(done, self.rows)
 
   # --- A step
 
   def _step(self, host_batch: dict | None, profiler: Profiler) -> int:
     """Dispatches the next step; returns its number."""
     now, config = self.done + 1, self.config
-    if host_batch is not None:
-      batch = sharding.shard_batch(
-        host_batch, self.mesh, config.rules, config.batch_size
-      )
+    batch = host_batch and sharding.shard_batch(
+      host_batch, self.mesh, config.rules, config.batch_size
+    )
+    if batch is not None:
       self._compile_where_due(batch)
     profiler.before(now)
-    if host_batch is None:
+    if batch is None:
       self.state = self.state.replace(step=self.state.step + 1)
       self.log.leap()
     else:
@@ -145,11 +130,10 @@ class Loop:
     self.compiled = xla_options_lib.compile_program(
       lowered, jax.devices()[0], self.config.xla_options
     )
-    until = ''
+    seconds, until = time.perf_counter() - clock, ''
     if self.frozen:
       step = self.config.freeze_encoder_steps
       until = f' with the encoder frozen to step {step:,}'
-    seconds = time.perf_counter() - clock
     self.config.say(f'compiled{until} in {seconds:.1f} s')
     # Gloo's first meeting on a CPU waits 30 s and fails.
     distributed.wait_for_all()
@@ -158,8 +142,7 @@ class Loop:
 
   def _is_due(self, every: int) -> bool:
     """Tells whether what is done `every` so many steps, and last, is now."""
-    done = self.done
-    return done % every == 0 or done == self.config.train_steps
+    return self.done % every == 0 or self.done == self.config.train_steps
 
   def _after_step(self) -> None:
     """Logs, evaluates, saves and stops, where one is due."""

@@ -14,6 +14,8 @@ from atm.parallel import devices
 from atm.train.config import TrainConfig
 
 LATEST = ('grad_norm', 'param_norm', 'learning_rate')  # of the last update
+# What a checkpoint keeps besides the sums, for a resumed log to go on exactly.
+SAVED = ('steps', 'latest', 'in_a_row', 'since')
 
 
 class MetricLogger:
@@ -57,12 +59,7 @@ class MetricLogger:
     self.clock += time.perf_counter() - start
 
   def add(self, done: int, values: dict) -> None:
-    """Takes the metrics of step `done`, as dispatched; waits for the step
-    before it.
-
-    Raises:
-      FloatingPointError: the run is to end, see `_skip`.
-    """
+    """Takes the metrics of a dispatched step; waits for the step before it."""
     self._read()
     self.unread = done, values
 
@@ -85,11 +82,7 @@ class MetricLogger:
     self.steps += 1
 
   def _skip(self, done: int, values: dict) -> None:
-    """Counts a step whose update was skipped, and nothing else of it.
-
-    Raises:
-      FloatingPointError: it is the `abort_after`-th in a row.
-    """
+    """Counts a step whose update was skipped; raises at too many in a row."""
     self.sums['skipped'] += 1
     self.in_a_row += 1
     if self.in_a_row == 1:
@@ -107,22 +100,15 @@ class MetricLogger:
       )
 
   def partial(self) -> dict:
-    """Returns what a checkpoint keeps, for a resumed log to go on exactly."""
+    """Returns what a checkpoint keeps, for `restore`."""
     self._read()
-    return {
-      'sums': dict(self.sums),
-      'steps': self.steps,
-      'latest': self.latest,
-      'in_a_row': self.in_a_row,
-      'since': self.since,
-    }
+    saved = {name: getattr(self, name) for name in SAVED}
+    return {'sums': dict(self.sums), **saved}
 
   def restore(self, partial: dict) -> None:
     self.sums = collections.Counter(partial['sums'])
-    self.steps = partial['steps']
-    self.latest = partial.get('latest', {})
-    self.in_a_row = partial.get('in_a_row', 0)
-    self.since = partial.get('since', 0)
+    for name in partial.keys() & set(SAVED):  # old checkpoints have fewer
+      setattr(self, name, partial[name])
     self.earlier = (self._steps(), self._tokens())
 
   def _tokens(self) -> float:
@@ -133,13 +119,10 @@ class MetricLogger:
     return self.steps + int(self.sums['skipped'])
 
   def emit(self, done: int) -> dict[str, float]:
-    """Prints a line, returns the row for metrics.jsonl, and starts anew.
-
-    The row is empty, and nothing is printed, where no step was done.
-    """
+    """Prints a line, returns the row for metrics.jsonl, and starts anew."""
     self._read()
     if not self._steps():
-      return {}
+      return {}  # all were leapt over
     seconds = time.perf_counter() - self.clock
     self.clock += seconds
     self.spent += seconds

@@ -1,7 +1,11 @@
 """Writes and reads metrics.jsonl and the TensorBoard log of a run."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
+
+from atm import fileio
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -9,11 +13,8 @@ METRICS_FILE = 'metrics.jsonl'
 class NullWriter:
   """A no-op `MetricWriter`, for every host except the first."""
 
-  def write(self, step: int, values: dict[str, float]) -> None:
-    pass
-
-  def close(self) -> None:
-    pass
+  def write(self, step: int, values: dict[str, float]) -> None: ...
+  def close(self) -> None: ...
 
 
 class MetricWriter:
@@ -23,9 +24,8 @@ class MetricWriter:
     """Opens the log of a run; drops what it holds beyond step `rewind_to`."""
     self.path = os.path.join(directory, METRICS_FILE)
     rows = [r for r in read_metrics(directory) if r['step'] <= rewind_to]
-    with open(self.path + '.tmp', 'w') as f:
+    with fileio.replacing(self.path) as f:
       f.writelines(json.dumps(row) + '\n' for row in rows)
-    os.replace(self.path + '.tmp', self.path)
     from clu.metric_writers.summary_writer import SummaryWriter  # TensorFlow
 
     self.tensorboard = SummaryWriter(os.path.join(directory, 'tensorboard'))
@@ -41,14 +41,14 @@ class MetricWriter:
 
 
 def read_metrics(directory: str) -> list[dict]:
-  """Reads the rows of a run's metrics.jsonl; drops a torn last line."""
-  path = os.path.join(directory, METRICS_FILE)
-  rows = []
+  """Reads the rows of a run's metrics.jsonl; drops torn lines."""
+  return list(read_intact_lines(os.path.join(directory, METRICS_FILE)))
+
+
+def read_intact_lines(path: str) -> Iterator[dict]:
+  """Yields the objects of a file, if there is one, without torn lines."""
   if os.path.exists(path):
     with open(path) as f:
       for line in f:
-        try:
-          rows.append(json.loads(line))
-        except json.JSONDecodeError:
-          break
-  return rows
+        with contextlib.suppress(json.JSONDecodeError):
+          yield json.loads(line)

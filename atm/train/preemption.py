@@ -12,26 +12,23 @@ class Interrupted(BaseException):
   """Raised in work that a signal ends."""
 
 
-class SignalHandler:
+class SignalHandler(contextlib.AbstractContextManager):
   """Catches SIGINT and SIGTERM, which clouds send on preemption.
 
   Until `listen` they act as ever: nothing can be lost before the first step.
   After it the first is kept until a step is done; a second acts as ever.
-
-  Of several hosts all must stop after the same step, though only one may hear
-  of it. JAX does that: its preemption service takes SIGTERM from the start of
-  the process, tells all hosts, and names a step that none has passed yet. Here
-  SIGINT is turned into SIGTERM then.
   """
+
+  # Of several hosts all must stop after the same step, though only one may hear
+  # of it. JAX does that: its preemption service takes SIGTERM from the start of
+  # the process, tells all hosts, and names a step that none has passed yet.
+  # Here SIGINT is turned into SIGTERM then.
 
   def __init__(self):
     self.came: list[int] = []
     self.hosts = jax.process_count()
     self._before: dict = {}
     self._breakable = False
-
-  def __enter__(self):
-    return self
 
   def __exit__(self, *error) -> None:
     self._restore()
@@ -73,10 +70,9 @@ class SignalHandler:
     return bool(self.came)
 
   def breakable(self, function, *args):
-    """Calls function(*args); a signal ends it, unless there are several hosts.
+    """Calls a function; with one host a signal, also earlier, interrupts it.
 
-    Raises:
-      Broken: it was given up, or a signal had come before.
+    Raises Interrupted then.
     """
     if self.hosts > 1:
       return function(*args)

@@ -1,27 +1,18 @@
 """Records a range of steps with JAX's profiler."""
 
+import contextlib
 import os
-from collections.abc import Callable
 
 import jax
 
 
-class Profiler:
-  """Records some steps with JAX's profiler, into MODEL_DIR/profile."""
+class Profiler(contextlib.AbstractContextManager):
+  """Records steps (first, last), or none, into MODEL_DIR/profile."""
 
-  def __init__(
-    self,
-    model_dir: str,
-    steps: tuple[int, int] | None,
-    say: Callable[[str], None],
-  ):
-    """Takes (first, last) steps, or None."""
+  def __init__(self, model_dir: str, steps: tuple[int, int] | None, say):
     self.folder, self.say = os.path.join(model_dir, 'profile'), say
     self.first, self.last = steps or (0, 0)
     self.running = False
-
-  def __enter__(self):
-    return self
 
   def __exit__(self, *error):
     if self.running:
