@@ -25,6 +25,7 @@ import importlib
 import importlib.metadata
 import itertools
 import os
+import types
 import unicodedata
 from collections.abc import Sequence
 
@@ -216,13 +217,6 @@ def chrf_total(sums: np.ndarray) -> np.ndarray:
 # --- rouge-score
 
 
-class UnicodeTokenizer:
-  """A tokenizer for rouge-score, in place of its own."""
-
-  def tokenize(self, text: str) -> list[str]:
-    return rouge_words(text)
-
-
 def rouge_words(text: str) -> list[str]:
   """Splits into lower-cased words of any script; see the head of this file."""
   spaced = []
@@ -242,7 +236,8 @@ def _unspaced(character: str) -> bool:
 def rouge_counts(kind: str, answers, truths, language: str, vocabulary):
   """Counts (F-measure, 1) of 'rouge1', say; of several references the best."""
   english = language == 'en'
-  tokenizer = None if english else UnicodeTokenizer()
+  # None is rouge-score's own; it calls `tokenize` of another.
+  tokenizer = None if english else types.SimpleNamespace(tokenize=rouge_words)
   scorer = import_library('rouge_score.rouge_scorer').RougeScorer(
     [kind], use_stemmer=english, tokenizer=tokenizer
   )
