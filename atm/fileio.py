@@ -1,6 +1,7 @@
 """Atomic writes, JSON and checksums of files."""
 
 import contextlib
+import hashlib
 import json
 import os
 import zlib
@@ -44,6 +45,14 @@ def write_json(path: str, value) -> None:
   """Writes JSON with sorted keys, whole or not at all."""
   with replacing(path) as f:
     json.dump(value, f, indent=1, sort_keys=True)
+
+
+def hash_json(value, ensure_ascii: bool = True) -> str:
+  """Returns the SHA-256, in hex, of a value as JSON; by `str` what is none."""
+  text = json.dumps(
+    value, sort_keys=True, default=str, ensure_ascii=ensure_ascii
+  )
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(path: str) -> int:

@@ -1,4 +1,5 @@
 import os
+import pathlib
 import zlib
 
 import pytest
@@ -28,3 +29,12 @@ def test_text_is_utf8_and_bytes_stay(tmp_path):
 def test_what_cannot_be_written_is_an_oserror(tmp_path):
   with pytest.raises(OSError):
     fileio.write_atomically(str(tmp_path / 'no' / 'x'), 'text')
+
+
+def test_a_hash_stays_that_of_files_written_before():
+  """Faults seen: keys as they come, ASCII always, an error at a path."""
+  value = {'b': 'é', 'a': 1}
+  assert fileio.hash_json(value).startswith('fb0782fb7a8a00c6')
+  assert fileio.hash_json(value, ensure_ascii=False).startswith('72098b2a2208')
+  path = pathlib.Path('x')
+  assert fileio.hash_json([path]) == fileio.hash_json(['x'])

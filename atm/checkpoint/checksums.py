@@ -13,7 +13,6 @@ matters: in a sum of words times odd weights two flipped signs cancel.
 """
 
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -22,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+
+from atm import fileio
 
 SEAL, SUMS = 'sha256', 'checksums'
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
@@ -146,15 +147,10 @@ def verify_checksums(arrays: Mapping, expected: Mapping[str, str]) -> None:
 # --- JSON
 
 
-def _digest(value: dict) -> str:
-  text = json.dumps(value, sort_keys=True).encode()
-  return hashlib.sha256(text).hexdigest()
-
-
 def seal_meta(meta: dict, sums: Mapping[str, str]) -> dict:
   """Returns `meta` with the arrays' checksums, and a hash of it all."""
   whole = json.loads(json.dumps({**meta, SUMS: dict(sums)}))
-  return {**whole, SEAL: _digest(whole)}
+  return {**whole, SEAL: fileio.hash_json(whole)}
 
 
 def unseal_meta(sealed: dict) -> tuple[dict, dict | None]:
@@ -164,6 +160,6 @@ def unseal_meta(sealed: dict) -> tuple[dict, dict | None]:
   if SEAL not in sealed and SUMS not in sealed:
     return meta, None
   whole = {k: v for k, v in sealed.items() if k != SEAL}
-  if sealed.get(SEAL) != _digest(whole) or SUMS not in sealed:
+  if sealed.get(SEAL) != fileio.hash_json(whole) or SUMS not in sealed:
     raise DamageError('meta differs from its own hash')
   return meta, sealed[SUMS]

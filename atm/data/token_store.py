@@ -12,7 +12,6 @@ hashes that it checks whenever one is read.
 import collections
 import concurrent.futures
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -140,8 +139,7 @@ class TokenRows:
     manifest = read_manifest(directory)
     self.directory, self.made_from = directory, manifest['made_from']
     check_provenance(directory, self.made_from, made_from or {}, 'the folder')
-    text = json.dumps(manifest, sort_keys=True)
-    self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+    self.sha256 = fileio.hash_json(manifest)
     self.counts, self.files = manifest['counts'], manifest['files']
     self.tokens, self.longest = manifest['tokens'], manifest['longest']
     self._starts = np.cumsum([0, *(f['rows'] for f in self.files)])

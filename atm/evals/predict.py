@@ -4,8 +4,6 @@ An answer depends on its question alone: not on batches, order, mesh or hosts,
 but for the rounding of sums.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,12 +41,6 @@ def request_of(question: Question) -> dict:
   if question.prompt is not None:
     return {'prompt': question.prompt}
   return {'pairs': [list(pair) for pair in question.pairs]}
-
-
-def hash_json(value) -> str:
-  """Returns the SHA-256 of a value as JSON, hexadecimal."""
-  text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def encode_prompt(

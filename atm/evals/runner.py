@@ -17,7 +17,7 @@ import atm
 from atm import fileio
 from atm.data.vocabulary import Vocabulary
 from atm.evals import metrics, predict, results, scoring
-from atm.evals.predict import hash_json, request_of, sample_questions
+from atm.evals.predict import request_of, sample_questions
 from atm.evals.task import MissingData, Question, Task
 from atm.inference import api, batch
 from atm.parallel import distributed
@@ -164,14 +164,15 @@ class SuiteEvaluation(api.ModelSource):
   ) -> list[dict]:
     """Returns questions with answers, of predictions/TASK.jsonl or computed."""
     requests = [request_of(question) for question in questions]
+    hashes = [fileio.hash_json(r, ensure_ascii=False) for r in requests]
     rows = [
       {
-        'id': question.id, 'prompt_hash': hash_json(request)[:16],
+        'id': question.id, 'prompt_hash': hashed[:16],
         'group': question.group, 'truth': question.truth,
         'shown': dict(question.shown), 'prompt': question.prompt,
         'pairs': request.get('pairs', []),
       }
-      for question, request in zip(questions, requests)
+      for question, request, hashed in zip(questions, requests, hashes)
     ]  # fmt: skip
     folder = os.path.join(self.folder, 'predictions')
     os.makedirs(folder, exist_ok=True)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from atm.evals import bootstrap, metrics
-from atm.evals.predict import hash_json, request_of
+from atm.evals.predict import request_of
 from atm.evals.task import MissingData, Question, Task
+from atm.fileio import hash_json
 
 
 def compute_statistics(
@@ -39,7 +40,7 @@ def score_task(
       for key, figure in zip(('value', 'low', 'high'), figures)
     }
     statistics[name] = counts.tolist()
-  hashes = [hash_json(request_of(q)) for q in questions]
+  hashes = [hash_json(request_of(q), ensure_ascii=False) for q in questions]
   return dict(
     name=task.name, set=task.set, language=task.language,
     source_language=task.source_language,

@@ -6,7 +6,6 @@ the order of the input, at the end.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -78,8 +77,7 @@ def hash_settings(settings: dict) -> str:
   """Returns the SHA-256 of settings, which tells runs apart."""
   # What JSON does not know is hashed as `str` has it, so the names of
   # `sampling.Config` and of its fields are part of every .part file.
-  text = json.dumps(settings, sort_keys=True, default=str)
-  return hashlib.sha256(text.encode()).hexdigest()
+  return fileio.hash_json(settings)
 
 
 class PartialResults:

@@ -8,7 +8,6 @@ check that they are the same run.
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -20,6 +19,7 @@ from typing import TypeVar
 
 import jax
 
+from atm import fileio
 from atm.messages import check_choice, check_number, one_line
 
 T = TypeVar('T')
@@ -212,7 +212,7 @@ def check_processes_agree(**facts) -> None:
   client = _client()
   if client is None:
     return
-  digests = {name: _digest(value) for name, value in facts.items()}
+  digests = {name: fileio.hash_json(value) for name, value in facts.items()}
   everyone = _exchange(client, f'atm/same/{next(_numbers)}', digests)
   for process, theirs in enumerate(everyone):
     differ = [name for name in facts if theirs[name] != everyone[0][name]]
@@ -236,11 +236,6 @@ def _client():
       "sharding.start.distributed = 'auto', and run the same on all of them"
     )
   return distributed.global_state.client
-
-
-def _digest(value) -> str:
-  text = json.dumps(value, sort_keys=True, default=str)
-  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _get(client, key: str) -> str:
