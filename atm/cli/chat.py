@@ -36,12 +36,7 @@ ISOLATE, POP = '\u2068', '\u2069'
 class Chat:
   """A conversation and its settings; each line is a prompt of its own.
 
-  Attributes:
-    model: the model.
-    console: where to write.
-    mode, config, stop: see `api.Model.complete`.
-    template: of `prompts`, or None.
-    shots: examples for the template.
+  See `api.Model.complete` for mode, config and stop.
   """
 
   model: api.Model
@@ -50,8 +45,9 @@ class Chat:
   config: sampling.Config = sampling.Config()
   stop: tuple[str, ...] = ()
   template: prompts.Template | None = None
+  # Examples for the template.
   shots: list[dict] = dataclasses.field(default_factory=list)
-  last: str = ''
+  last: str = ''  # prompt
 
   def line(self, text: str) -> bool:
     """Answers a line or obeys its command; returns False at the end."""

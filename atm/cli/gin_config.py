@@ -178,26 +178,20 @@ def parse_statements(
 
 
 class Scan:
-  """What a configuration binds, imports and refers to.
-
-  Attributes:
-    parts: the texts that were read, without includes, in order.
-    macros: name -> (last value, where it was bound).
-    bindings: (selector, parameter, where).
-    names: macros referred to.
-    modules: imports, in order.
-  """
+  """What a configuration binds, imports and refers to."""
 
   # A text is cut at its includes, and the parts of the files included lie
   # between its own parts. gin is to get these parts, each by itself as it was
   # read here: so it can read nothing in them that was not checked.
 
   def __init__(self):
-    self.parts: list[str] = []
+    self.parts: list[str] = []  # texts that were read, without includes
+    # Name -> (last value, where it was bound).
     self.macros: dict[str, tuple] = {}
+    # (selector, parameter, where).
     self.bindings: list[tuple[str, str, str]] = []
-    self.modules: list[tuple[str, str]] = []
-    self.delegate = _Names()
+    self.modules: list[tuple[str, str]] = []  # (import, where)
+    self.delegate = _Names()  # has the macros referred to
     self._open: list[str] = []  # being read, each included by the one before
 
   def file(self, path: str) -> None:
