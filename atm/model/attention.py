@@ -32,14 +32,13 @@ ROWS_BYTES = 16 * 2**20  # rows: scores made at a time; fit a CPU's last cache
 class AttentionMask:
   """Attention mask: which queries may attend to which keys.
 
-  Kept as segment ids, of which splash makes its own mask, block by block.
-
   Attributes:
     query_segments: [B, T] integers; a query sees keys of its own segment.
     key_segments: [B, S] integers.
     causal: a query sees no key at a later position.
   """
 
+  # Segment ids, of which splash makes its own mask, block by block.
   query_segments: jax.Array
   key_segments: jax.Array
   causal: bool = flax.struct.field(pytree_node=False, default=False)
@@ -96,25 +95,20 @@ def dot_product_attention(
 
 
 def choose_implementation(query) -> str:
-  """Returns 'splash' on TPU, 'cudnn' on GPU, 'rows' on one CPU device.
-
-  Otherwise 'einsum': in float32 on GPU, since cuDNN takes half precision only,
-  and on simulated CPU devices.
-  """
+  """Returns 'splash' on TPU, 'cudnn' on GPU, 'rows' on one CPU, or 'einsum'."""
   platform, devices = sharding.current_target()
   if platform == 'tpu':
     return 'splash'
   if platform == 'gpu':
+    # cuDNN takes half precision only.
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     return 'cudnn' if half else 'einsum'
   return 'einsum' if devices > 1 else 'rows'
 
 
 def run_on_shards(compute, query, key, value, mask: AttentionMask) -> jax.Array:
-  """Runs `compute` on the batch rows and heads that each device holds.
-
-  GSPMD cannot partition a kernel, nor a loop over batch rows.
-  """
+  """Runs `compute` on the batch rows and heads that each device holds."""
+  # GSPMD cannot partition a kernel, nor a loop over batch rows.
   rules = sharding.current_rules()
   if rules is None or sharding.current_target()[1] == 1:
     return compute(query, key, value, mask)
@@ -181,13 +175,11 @@ def _softmax(mask, scores, dtype):
 
 @jax.custom_vjp
 def rowwise_attention(query, key, value, mask: AttentionMask) -> jax.Array:
-  """Computes attention in float32, never holding [B, H, T, S].
-
-  Each turn of a loop makes the scores of as many batch rows as fit ROWS_BYTES,
-  so they stay in the CPU's cache. As FlashAttention does (Dao et al., 2022),
-  the backward pass makes them again, from the greatest score and the sum of
-  each query.
-  """
+  """Computes attention in float32, never holding [B, H, T, S]."""
+  # Each turn of a loop makes the scores of as many batch rows as fit
+  # ROWS_BYTES, so they stay in the CPU's cache. As FlashAttention does (Dao et
+  # al., 2022), the backward pass makes them again, from the greatest score and
+  # the sum of each query.
   return _rowwise_forward(query, key, value, mask)[0]
 
 
@@ -225,10 +217,7 @@ def _heads_first(*arrays):
 
 
 def _forward_rows(query, key, value, mask):
-  """Returns the result [b, T, H, K], and each query's top and sum [b, H, T, 1].
-
-  Both are of exp(scores): the greatest score, and the sum that normalises.
-  """
+  """Returns attention [b, T, H, K], greatest score and sum [b, H, T, 1]."""
   dtype = query.dtype
   query, key, value = _heads_first(query, key, value)
   query *= query.shape[-1] ** -0.5
@@ -270,15 +259,12 @@ def _backward_rows(query, key, value, mask, out, top, total, cotangent):
 def splash_attention(
   query, key, value, mask: AttentionMask, interpret=False
 ) -> jax.Array:
-  """Runs JAX's Pallas kernel for TPUs; not run on TPU hardware by us.
-
-  Lengths and head dimension are padded to multiples of BLOCK, with a segment
-  of their own. `interpret` runs it on a CPU, for tests.
-  """
-  # Imported here: it takes half a second, and most runs are not for TPUs.
+  """Runs JAX's Pallas kernel for TPUs; `interpret`: on a CPU, for tests."""
+  # Not run on TPU hardware by us. Imported here: only TPUs need it.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   T, H, K = query.shape[1:]
+  # What pads lengths to multiples of BLOCK is a segment of its own.
   segments = splash.SegmentIds(
     _pad_to_block(mask.query_segments, fill=-1),
     _pad_to_block(mask.key_segments, fill=-1),
@@ -306,12 +292,10 @@ def _pad_to_block(x, axis: int = 1, fill: int = 0):
 
 
 def _splash_blocks(T: int, S: int) -> dict:
-  """Returns the fields of splash's BlockSizes: blocks that divide T and S.
-
-  Few large blocks, and one kernel for all gradients, take three fifths of the
-  instructions that 512 x 512 and two kernels take, by the compiler's schedules
-  for v4, v5e, v5p and v6e; see docs/pods.md.
-  """
+  """Returns the fields of splash's BlockSizes: blocks that divide T and S."""
+  # Few large blocks, and one kernel for all gradients, take three fifths of
+  # the instructions that 512 x 512 and two kernels take, by the compiler's
+  # schedules for v4, v5e, v5p and v6e; see docs/pods.md.
   largest = lambda n, limit: max(
     b for b in range(BLOCK, limit + 1, BLOCK) if n % b == 0
   )
@@ -327,10 +311,8 @@ def _splash_blocks(T: int, S: int) -> dict:
 def cudnn_attention(
   query, key, value, mask: AttentionMask, kernel='cudnn'
 ) -> jax.Array:
-  """Runs jax.nn's attention by cuDNN; the kernel itself not run by us.
-
-  cuDNN takes the mask as [B, 1, T, S]. `kernel` 'xla' is for tests on a CPU.
-  """
+  """Runs jax.nn's attention by cuDNN; `kernel` 'xla': on a CPU, for tests."""
+  # The kernel itself was not run by us; it takes the mask as [B, 1, T, S].
   out = jax.nn.dot_product_attention(
     query, key, value, mask=mask.mask(), implementation=kernel
   )

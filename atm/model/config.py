@@ -1,7 +1,5 @@
 """Configuration of the encoder-decoder: sizes, numerics, memory."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from atm.messages import check_choice, check_number
@@ -98,7 +96,7 @@ class ModelConfig:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       name, value = field.name, getattr(self, field.name)
-      if field.type == 'int':
+      if field.type is int:
         zero = name in ('token_types', 'position_offset', *IDS)
         check_number(f'Config.{name}', value, 0 if zero else 1)
       if name.endswith('dropout') and not 0 <= value < 1:

@@ -13,11 +13,10 @@ from atm.parallel.sharding import constrain, constrain_columns
 
 
 class Embeddings(nn.Module):
-  """Base of a model: its tables, and what is looked up in them.
+  """Base of a model: its tables, and what is looked up in them."""
 
-  A base class, not a submodule: the tables' names are keys of checkpoints, and
-  stand at the root.
-  """
+  # A base class, not a submodule: the tables' names are keys of checkpoints,
+  # and stand at the root.
 
   config: ModelConfig
 

@@ -4,8 +4,6 @@ Letters as in transformer.py: B batch, S encoder length, T decoder length,
 D d_model, H heads, K head dimension, F feed-forward.
 """
 
-from __future__ import annotations
-
 import functools
 
 import flax.linen as nn
@@ -46,7 +44,7 @@ class Dense(nn.Module):
     c = self.config
     shape = (self.inputs, self.features)
     self.kernel = self.param('kernel', normal_init(c, *self.axes), shape)
-    # Over d_model a bias is too small to be worth splitting, as norms are.
+    # Biases over d_model are split as norms are: by the mesh's rule `vector`.
     axis = 'vector' if self.axes[1] == 'embed' else self.axes[1]
     self.bias = self.param('bias', zeros_init((axis,)), (self.features,))
 
@@ -61,11 +59,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Layer norm over D, with scale and bias; see `normalize`.
-
-  With `norm_float32` all but scale and bias is computed in float32, and cast
-  back before them.
-  """
+  """Layer norm over D, with scale and bias; see `normalize`."""
 
   config: ModelConfig
 
@@ -84,10 +78,11 @@ def norm_moments(x, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
   """Returns mean and spread of x [..., D], each [...], for the norm's input.
 
   spread = rsqrt(second + eps); `second` is the variance (`norm` 'standard') or
-  the mean of x^2 ('uncentred', as the released AlexaTM has it). The variance's
-  error is mean^2 / variance times the rounding of float32, or of x without
-  `norm_float32`. No gradient: `normalize` has all of it.
+  the mean of x^2 ('uncentred', as the released AlexaTM has it).
   """
+  # No gradient: `normalize` has all of it. The variance's error is
+  # mean^2 / variance times the rounding of float32, or of x without
+  # `norm_float32`.
   x = jax.lax.stop_gradient(x)
   y = x.astype(jnp.float32 if config.norm_float32 else x.dtype)
   # E[x^2] - E[x]^2: both sums in one pass over x; about the mean it takes two.
@@ -103,15 +98,11 @@ def norm_moments(x, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
 def normalize(x, moments, scale, bias, norm: str) -> jax.Array:
   """Computes (x - mean) * spread * scale + bias (Ba et al., 2016).
 
-  The backward's four sums are one pass; it reads x, mean and spread: two
-  numbers a position, which remat keeps.
-
-  Args:
-    x: [..., D].
-    moments: x's `norm_moments`; their dtype is that of all but scale and bias.
-    scale, bias: [D].
-    norm: `ModelConfig.norm`, as `norm_moments` read it.
+  x [..., D], its `norm_moments`, in whose dtype all but scale and bias [D] is
+  computed; `norm` as they read it.
   """
+  # The backward's four sums are one pass; it reads x, mean and spread: two
+  # numbers a position, which remat keeps.
   return _normalize_forward(x, moments, scale, bias, norm)[0]
 
 
@@ -189,11 +180,9 @@ class Attention(nn.Module):
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-  """Computes x Phi(x) exactly, by erf in float32 (Hendrycks and Gimpel, 2016).
-
-  The gradient, cotangent (Phi(x) + x phi(x)), reads x alone: JAX's own would
-  keep float32 arrays of the feed-forward's width.
-  """
+  """Computes x Phi(x) by erf in float32 (Hendrycks and Gimpel, 2016)."""
+  # The gradient, cotangent (Phi(x) + x phi(x)), reads x alone: JAX's own would
+  # keep float32 arrays of the feed-forward's width.
   return _gelu_and_derivative(x)[0].astype(x.dtype)
 
 
@@ -214,11 +203,9 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 @jax.custom_vjp
 def gelu_matmul(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
-  """Computes gelu(x) W + b in the form TPUs are fast in.
-
-  x [..., F], W [F, D], b [D]. Forward GELU belongs to the product that makes
-  x, backward to those that read it.
-  """
+  """Computes gelu(x) W + b of x [..., F], W [F, D], b [D], fast on TPUs."""
+  # Forward GELU belongs to the product that makes x, backward to those that
+  # read it.
   # Without a barrier XLA applies GELU to this product's operand, tile by tile,
   # and on v6e takes nearly twice the product's time.
   return jnp.tensordot(jax.lax.optimization_barrier(gelu(x)), w, 1) + b
@@ -280,7 +267,7 @@ class KVCache:
   cross_keys: jax.Array
   cross_values: jax.Array
 
-  def write(self, keys, values, slots) -> KVCache:
+  def write(self, keys, values, slots) -> 'KVCache':
     """Returns the cache with [R, n, H, K] keys, values at slots [R, n] of T."""
     row = jnp.arange(len(slots))[:, None]
     return self.replace(
@@ -308,7 +295,8 @@ class EncoderLayer(nn.Module):
     feed_forward = FeedForward(c, c.encoder_ff, name='feed_forward')
     x = x + drop(feed_forward(h, deterministic))
     x = constrain(x, 'batch', 'length', 'hidden')
-    # Not by the next layer: here XLA can fuse the sums into the last product.
+    # Not by the next layer: where its input is made they take no pass of their
+    # own.
     return (x, norm_moments(x, c)), None
 
 
@@ -346,10 +334,7 @@ class DecoderLayer(nn.Module):
     return (x, norm_moments(x, self.config)), None
 
   def empty_cache(self, encoded, length: int) -> KVCache:
-    """Returns a cache of `length` positions for each row of encoded [B, S, D].
-
-    The encoder's keys and values are in it already.
-    """
+    """Returns a cache of `length` positions that has read encoded [B, S, D]."""
     c = self.config
     keys, values = self.cross_attention.project(encoded, 'key', 'value')
     keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
@@ -386,14 +371,10 @@ class DecoderLayer(nn.Module):
 
 
 def scan_layers(layer_class, config: ModelConfig, length: int, inputs: int):
-  """Returns a stack of layers as one scan over stacked parameters `layers`.
+  """Returns a stack of `length` layers as one scan over parameters `layers`.
 
-  Args:
-    layer_class: its call takes a carry and `inputs` more arguments, which all
-      layers share; the last is `deterministic`.
-    config: the model's.
-    length: how many layers.
-    inputs: see `layer_class`.
+  A layer is called with a carry and `inputs` more arguments, which all layers
+  share; the last is `deterministic`.
   """
   unroll = min(config.unroll, length)
   if config.remat != 'none':

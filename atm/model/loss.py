@@ -13,10 +13,7 @@ from atm.model import matmul
 
 
 def cross_entropy(
-  logits: jax.Array,
-  targets: jax.Array,
-  weights: jax.Array,
-  z_loss: float = 0.0,
+  logits, targets, weights, z_loss: float = 0.0
 ) -> dict[str, jax.Array]:
   """Sums cross-entropy over the targets of each batch row.
 
@@ -94,11 +91,8 @@ def token_log_probabilities(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns each target's log-probability, and whether none is likelier.
 
-  Args:
-    See `cross_entropy_from_states`; there is no gradient.
-
-  Returns:
-    float32 [B, T], in nats; bool [B, T].
+  float32 [B, T] in nats, and bool [B, T]; arguments are those of
+  `cross_entropy_from_states`. There is no gradient.
   """
   T = states.shape[1]
   chunk = min(chunk, T)

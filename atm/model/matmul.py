@@ -24,10 +24,8 @@ SUM_FUSING_KINDS = 'TPU v5 lite', 'TPU v5e', 'TPU v6 lite', 'TPU v6e'
 
 
 def on_one_cpu() -> bool:
-  """Tells whether the program is for one CPU device.
-
-  For several, GSPMD partitions it, and knows no layouts of custom calls.
-  """
+  """Tells whether the program is for one CPU device."""
+  # For several, GSPMD partitions it, and knows no layouts of custom calls.
   return sharding.current_target() == ('cpu', 1)
 
 
@@ -74,11 +72,9 @@ def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
 
 @jax.custom_vjp
 def _add_bias(y, b):
-  """Computes y + b, whose gradient by b is a product with ones.
-
-  A kernel's result is summed over its rows in a pass of its own: as a product
-  that takes a TPU a third of the time of XLA's reduction.
-  """
+  """Computes y + b, whose gradient by b is a product with ones."""
+  # A kernel's result is summed over its rows in a pass of its own: as a product
+  # that takes a TPU a third of the time of XLA's reduction.
   return y + b
 
 
@@ -101,11 +97,8 @@ def _split_heads(width: tuple[int], heads: int | None) -> tuple[int, ...]:
 
 
 def _affine_each(flat, weights):
-  """Returns x W + b of x [N, A] for each of weights.
-
-  Matrices that many rows read are concatenated: one wide product is faster by
-  more than the copy takes.
-  """
+  """Returns x W + b of x [N, A] for each of weights."""
+  # Few rows read the matrices as they are; for many, several are one product.
   if len(flat) < flat.shape[1]:
     return [_affine(flat, w, b) for w, b in weights]
   whole = (jnp.concatenate(parts, -1) for parts in zip(*weights))

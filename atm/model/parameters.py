@@ -11,12 +11,7 @@ from atm.parallel.sharding import Rules, check_divides
 
 
 def init_params(model, seed: int) -> dict:
-  """Initialises the parameters of an AlexaTM from a seed.
-
-  Returns:
-    A tree of float32 arrays, each in an `nn.Partitioned` box of its logical
-    axes.
-  """
+  """Initialises an AlexaTM: float32 arrays in `nn.Partitioned` boxes."""
   ids = jnp.ones((1, 1), jnp.int32)  # shapes of inputs change no parameter
   variables = model.init(jax.random.key(seed), ids, ids, enable_dropout=False)
   return variables['params']
@@ -25,8 +20,7 @@ def init_params(model, seed: int) -> dict:
 def abstract_params(model, mesh, rules: Rules) -> dict:
   """Returns an AlexaTM's parameters as jax.ShapeDtypeStruct with shardings.
 
-  Raises:
-    ValueError: a size does not divide by the mesh.
+  Raises ValueError where a size does not divide by the mesh.
   """
   check_mesh(mesh, rules, model.config)
   boxed = jax.eval_shape(lambda: init_params(model, 0))
@@ -43,12 +37,8 @@ def with_shardings(
 ):
   """Turns abstract arrays in boxes into jax.ShapeDtypeStruct with shardings.
 
-  Args:
-    boxed: a tree of abstract arrays, some in boxes; those without a box are
-      replicated.
-    mesh: the mesh.
-    rules: from logical axes to the mesh's.
-    axes_of: called with (path, box), returns the logical axes of its array.
+  Arrays without a box are replicated; `axes_of` returns the logical axes of one
+  in a box from its (path, box).
   """
 
   def leaf(path, x):

@@ -46,11 +46,9 @@ class Stack(nn.Module):
     return LayerNorm(c, name='norm')(*carry)
 
   def each_layer(self):
-    """Yields functions that apply a method of each layer, first to last.
-
-    A layer is applied by itself, outside the scan, so that its part of a cache
-    is an array of its own, which a loop over tokens writes in place.
-    """
+    """Yields functions that apply a method of each layer, first to last."""
+    # A layer is applied by itself, outside the scan, so that its part of a
+    # cache is an array of its own, which a loop over tokens writes in place.
     layers = nn.unbox(self.variables['params']['layers'])
     if '0' not in layers:
       layers = split_layer_params(layers, self.length)
@@ -247,12 +245,7 @@ class AlexaTM(Embeddings):
     )
 
   def empty_cache(self, encoded, length: int):
-    """Returns a `layers.KVCache` for each layer, no decoder input read yet.
-
-    Args:
-      encoded: [B, S, D] encoder states.
-      length: positions of a row.
-    """
+    """Returns each layer's `KVCache` of `length` for encoded [B, S, D]."""
     return [
       layer(encoded, length, method=DecoderLayer.empty_cache)
       for layer in self.decoder.each_layer()
