@@ -46,7 +46,12 @@ class LmEvalCommand(api.ModelSource):
   say: Callable[[str], None] = print
 
   def run(self) -> str:
-    """Returns the path of the results; raises ValueError for unknown tasks."""
+    """Returns the path of the results.
+
+    Raises:
+      FileNotFoundError: there is no model.
+      ValueError: the harness is not installed, or has no such task.
+    """
     adapter = _import_adapter()
     from lm_eval import simple_evaluate
     from lm_eval.utils import handle_non_serializable, make_table

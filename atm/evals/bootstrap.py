@@ -63,6 +63,9 @@ def paired_bootstrap(
   Returns:
     (b - a, low, high, p), with the 95% interval of b - a. p is at least
     2 / (samples + 1), so many comparisons need many samples.
+
+  Raises:
+    ValueError: not rows of the same groups.
   """
   a, b = (np.asarray(rows, np.float64) for rows in (rows_a, rows_b))
   if a.shape != b.shape:

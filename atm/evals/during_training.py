@@ -28,7 +28,12 @@ class FewShotEvaluator:
     seed: int = 0,
     batch_size: int = 32,
   ):
-    """Reads the questions; arguments are those of `runner.SuiteEvaluation`.
+    """Reads the questions.
+
+    Args:
+      config, vocabulary, mesh, rules: of the model.
+      say: prints a line.
+      make_tasks, limit, seed, batch_size: see `runner.SuiteEvaluation`.
 
     Raises:
       ValueError: none of the tasks' data is there, or a library is missing.
