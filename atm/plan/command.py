@@ -118,14 +118,9 @@ def _plan_all(settings: dict) -> Iterator[tuple[str, dict]]:
     pod = hardware.parse_pod(result['topology'])
     compute = (flops / pod.assumed_flops,) * 2
     split = {**result['time_split_s'], 'compute': compute}
-    yield (
-      name,
-      {
-        **{name: result[name] for name in names},
-        'headroom': headroom(result),
-        'step_s': step_time.step_time(split),
-      },
-    )
+    row = {key: result[key] for key in names}
+    row['headroom'] = headroom(result)
+    yield name, {**row, 'step_s': step_time.step_time(split)}
 
 
 def _search_all(settings: dict, say, model_dir) -> Iterator[tuple[str, dict]]:

@@ -31,7 +31,7 @@ def token_loop(program: hlo.Program) -> hlo.Instruction:
 def estimate_token(
   program: hlo.Program, params, caches: list, config, target: hardware.Target
 ) -> dict:
-  """Estimates what one turn of a program's loop over tokens does, its time."""
+  """Estimates what a turn of the loop over tokens does, and how long it takes."""
   loop = token_loop(program)
   turn = program.one_iteration(loop)
   copies = list_cache_copies(turn, caches)
@@ -73,10 +73,14 @@ def list_cache_copies(
   for line, computation, times in program.executed():
     if computation in program.fused or line.opcode in free:
       continue
-    itself = computation == program.entry
-    if once and not (itself and program.opcodes(line) <= _MOVES):
+    itself, opcodes = computation == program.entry, program.opcodes(line)
+    if once and not (itself and opcodes <= _MOVES):
       continue
-    if _in_place(program, line) or 'ConcatBitcast' in line.rest:
+    # What lies where an operand was is no copy. TPUs say so. Elsewhere an
+    # update or scatter does: XLA would have copied its operand before if that
+    # were needed once more.
+    updates = opcodes & {'dynamic-update-slice', 'scatter'}
+    if updates or _ALIASED.search(line.rest) or 'ConcatBitcast' in line.rest:
       continue
     for dtype, sides in hlo.ARRAY.findall(line.shape):
       if like([int(n) for n in sides.split(',') if n]) not in shards:
@@ -89,14 +93,6 @@ def list_cache_copies(
       row['count'] += times
       row['bytes'] += int(times * sum(hlo.array_bytes(shape)))
   return sorted(rows.values(), key=lambda row: -row['bytes'])
-
-
-def _in_place(program: hlo.Program, line: hlo.Instruction) -> bool:
-  """Tells whether the result lies where an operand was."""
-  # TPUs say so. Elsewhere an update or scatter does: XLA would have copied its
-  # operand before if that were needed once more.
-  updates = program.opcodes(line) & {'dynamic-update-slice', 'scatter'}
-  return bool(_ALIASED.search(line.rest) or updates)
 
 
 # --- Bytes and time

@@ -148,13 +148,10 @@ class Target:
     """One of its devices."""
     return self.mesh.devices.flat[0]
 
-  @property
-  def platform(self) -> str:
-    return self.device.platform
-
   def __str__(self):
     axes = ' x '.join(f'{name} {n}' for name, n in self.mesh.shape.items())
-    kind = self.pod.name if self.pod else f'this machine ({self.platform})'
+    here = f'this machine ({self.device.platform})'
+    kind = self.pod.name if self.pod else here
     return f'{kind}, {self.mesh.size} device(s): {axes}'
 
   def __reduce__(self):
@@ -212,8 +209,9 @@ def parse_pod(name: str) -> Pod:
 
 
 def pod_devices(pod: Pod) -> list:
-  """Returns the pod's devices, none of which need exist, to compile for."""
-  # A second process of the same machine may compile, too.
+  """Returns devices to compile for, or raises ValueError if libtpu refuses."""
+  # None of these devices need exist, and a second process of the same machine
+  # may compile for them, too.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   for name, value in _LIBTPU_ENVIRONMENT.items():
     os.environ.setdefault(name, value)

@@ -92,7 +92,7 @@ def parse_overflow(message: str) -> dict | None:
   # total of the compiler's own report of its memory.
   for pattern in _USED:
     if match := pattern.search(message):
-      return {
+      return {  # sizes in bytes
         'used': _parse_bytes(*match.groups()[:2]),
         'usable': _parse_bytes(*match.groups()[2:]),
         'largest': [_parse_buffer(*b) for b in _LARGEST.findall(message)],

@@ -21,7 +21,7 @@ def train_warnings(
   lines = [
     *reduction_warnings(plan['collectives'] or (), job.mesh),
     *replication_warnings(job.state.params, job.mesh),
-    *padding_warnings(job.config, lengths, target.platform),
+    *padding_warnings(job.config, lengths, target.device.platform),
   ]
   off = abs(plan['flops_counted'] / plan['model_flops'] - 1)
   if off > 0.02:

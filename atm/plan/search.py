@@ -134,7 +134,7 @@ class Search:
       if result.get('time_split_s'):
         known = self.model.planned_per_flop(candidate, result)
         self.per_flop.setdefault(candidate.remat, known)
-      self.say(f'{candidate}: {search_report.format_plan(result)}')
+      self.say(f'{candidate}: {search_report.format_outcome(result)}')
 
   def _best_jobs(self) -> Iterator[tuple]:
     """Yields the run's own, then the fastest by estimate, anew for each."""

@@ -8,21 +8,15 @@ _YES_NO = {True: 'yes', False: 'no', None: '-'}
 
 
 def format_outcome(row: dict) -> str:
-  """Formats what a partial plan found: '22.3 GiB, fits'."""
+  """Formats what a plan found: '22.3 GiB, fits', or its seconds a step."""
   if row.get('error'):
     return f'failed: {row["error"]}'
   verdict = 'fits' if row['fits'] else 'does not fit'
+  if seconds := row.get('step_time_range_s'):  # of whole plans
+    verdict = f'{format_range(seconds)} s a step'
   if row.get('peak_hbm_gib') is None:
     return verdict
   return f'{row["peak_hbm_gib"]:.1f} GiB, {verdict}'
-
-
-def format_plan(plan: dict) -> str:
-  """Formats what a whole plan found: '22.3 GiB, 2.10 to 2.50 s a step'."""
-  if plan.get('error'):
-    return f'failed: {plan["error"]}'
-  seconds = format_range(plan['step_time_range_s'])
-  return f'{plan["peak_hbm_gib"]:.1f} GiB, {seconds} s a step'
 
 
 def search_page(summary: dict) -> str:

@@ -119,14 +119,12 @@ class CostModel:
         data *= 2
 
   def _divides(self, candidate: Candidate) -> bool:
-    batch_size, config = self.given['batch_size'], self.given['model_config']
+    B, config = self.given['batch_size'], self.given['model_config']
     axes = {'slice': self.slices, **candidate.mesh}
     mesh = jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
+    rules, micro = self.rules, candidate.micro_batches
     try:
-      config_checks.check_sizes(
-        mesh, self.rules, config, self.lengths, batch_size,
-        candidate.micro_batches,
-      )  # fmt: skip
+      config_checks.check_sizes(mesh, rules, config, self.lengths, B, micro)
     except ValueError:
       return False
     return True

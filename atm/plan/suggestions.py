@@ -16,6 +16,8 @@ MOST_PLANS = 8  # partial ones
 WANTED = 3
 
 
+# Rows of changes: those estimated have the bytes that they save, those tried
+# `peak_hbm_gib` and `usable_hbm_gib`.
 def _change(change: str, costs: str, saves: float) -> dict:
   return {'change': change, 'costs': costs, 'saves': int(saves)}
 

@@ -11,10 +11,14 @@ from atm.plan import search_report
     ({'error': 'a bug'}, 'failed: a bug'),
     ({'fits': True, 'peak_hbm_gib': 22.34}, '22.3 GiB, fits'),
     ({'fits': False, 'peak_hbm_gib': None}, 'does not fit'),
+    (
+      {'fits': True, 'peak_hbm_gib': 22.34, 'step_time_range_s': (2.1, 2.5)},
+      '22.3 GiB, 2.10 to 2.50 s a step',
+    ),
   ],
 )
-def test_outcomes_of_partial_plans(row, expected):
-  """Fault seen: one that failed does not fit."""
+def test_outcomes_of_plans(row, expected):
+  """Faults seen: one that failed does not fit; a whole one without its time."""
   assert search_report.format_outcome(row) == expected
 
 
