@@ -31,7 +31,7 @@ def token_loop(program: hlo.Program) -> hlo.Instruction:
 def estimate_token(
   program: hlo.Program, params, caches: list, config, target: hardware.Target
 ) -> dict:
-  """Estimates what a turn of the loop over tokens does, and how long it takes."""
+  """Estimates what a turn of the loop over tokens does, and its time."""
   loop = token_loop(program)
   turn = program.one_iteration(loop)
   copies = list_cache_copies(turn, caches)

@@ -132,7 +132,9 @@ class Search:
     for candidate, result in workers.run_plans(self.plan, self._best_jobs()):
       self.plans[candidate] = result
       if result.get('time_split_s'):
-        known = self.model.planned_per_flop(candidate, result)
+        # Seconds a FLOP (least, most) by the cycles of the whole plan.
+        flops = self.model.traced(candidate.remat).flops
+        known = tuple(s / flops for s in result['time_split_s']['compute'])
         self.per_flop.setdefault(candidate.remat, known)
       self.say(f'{candidate}: {search_report.format_outcome(result)}')
 

@@ -21,28 +21,19 @@ def format_outcome(row: dict) -> str:
 
 def search_page(summary: dict) -> str:
   """Formats `search.Search.summary`: table, notes, bindings to paste."""
-  last = 'the fastest that was planned whole:\n\n' + '\n'.join(
-    f'  {line}' for line in summary['best'] or ()
-  )
-  return '\n\n'.join(
-    [
-      format_table(_title(summary), _rows(summary)),
-      format_list('notes', _notes(summary)),
-      last if summary['best'] else _explain_none(summary),
-    ]
-  )
-
-
-def _stopped(summary: dict) -> str:
-  return '' if summary['finished'] else ', stopped before its end'
-
-
-def _title(summary: dict) -> str:
-  return (
+  title = (
     f'{summary["topology"]}, {summary["usable_hbm_gib"]:.2f} GiB a chip: '
     f'{len(summary["rows"])} candidates tried in {summary["minutes"]:.1f} min'
     f'{_stopped(summary)}; * is the run as it is bound'
   )
+  lines = ('the fastest that was planned whole:\n', *(summary['best'] or ()))
+  last = '\n  '.join(lines) if summary['best'] else _explain_none(summary)
+  table, notes = format_table(title, _rows(summary)), _notes(summary)
+  return '\n\n'.join([table, format_list('notes', notes), last])
+
+
+def _stopped(summary: dict) -> str:
+  return '' if summary['finished'] else ', stopped before its end'
 
 
 def _number(row: dict, name: str, form: str) -> str:

@@ -245,11 +245,3 @@ class CostModel:
     per_flop = per_flop or self.assumed_per_flop
     compute = tuple(flops * seconds for seconds in per_flop)
     return step_time.step_time({**split, 'compute': compute})
-
-  def planned_per_flop(
-    self, candidate: Candidate, plan: dict
-  ) -> tuple[float, float]:
-    """Returns seconds a FLOP (least, most) of a whole plan, by its cycles."""
-    flops = self.traced(candidate.remat).flops
-    least, most = plan['time_split_s']['compute']
-    return least / flops, most / flops
