@@ -75,7 +75,7 @@ class Ours:
 
     from atm.model import config as config_lib
     from atm.model import flops, transformer
-    from atm.parallel import devices, distributed, sharding, xla_options
+    from atm.parallel import distributed, peak_flops, sharding, xla_options
     from atm.parallel import mesh as mesh_lib
     from atm.train import optimizer
     from atm.train import step as step_lib
@@ -99,7 +99,7 @@ class Ours:
     )
     mesh, rules = mesh_lib.make_mesh(), sharding.Rules()
     abstract = step_lib.abstract_state(net, tx, mesh, rules)
-    self.peak = devices.peak_flops()
+    self.peak = peak_flops.peak_flops()
     self.flops = flops.train_flops(config, B, S, T)
     self.state = step_lib.init_state(net, tx, 0, abstract)
     update = lambda state, batch: step_lib.train_step(net, tx, state, batch)

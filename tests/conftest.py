@@ -45,6 +45,8 @@ from atm.data import vocabulary
 from atm.model import config
 from atm.parallel import mesh
 
+pytest_plugins = ['eval_folders']  # fixtures of evaluations for pages
+
 # Hypothesis draws the same examples every time; no deadline on slow machines.
 hypothesis.settings.register_profile('atm', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('atm')

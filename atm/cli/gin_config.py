@@ -36,7 +36,7 @@ def configurables() -> dict[str, Callable]:
   from atm.data import cache as cache_lib
   from atm.data import mixture_stats, vocabulary_training
   from atm.evals import during_training, runner
-  from atm.inference import batch, sampling
+  from atm.inference import file_jobs, sampling
   from atm.model import config as config_lib
   from atm.pages import compare_page, inspect_data, train_page
   from atm.parallel import distributed, mesh, sharding
@@ -52,8 +52,8 @@ def configurables() -> dict[str, Callable]:
     'atm.convert.import_weights': convert.import_weights,
     'atm.data.vocab': vocabulary_training.train_vocabulary,
     'atm.choosing.Config': sampling.Config,
-    'atm.files.infer_file': batch.InferJob,
-    'atm.files.score_file': batch.ScoreJob,
+    'atm.files.infer_file': file_jobs.InferJob,
+    'atm.files.score_file': file_jobs.ScoreJob,
     'atm.harness.evaluate': lm_eval_command.LmEvalCommand,
     'atm.look.inspect': inspect_data.inspect,
     'atm.mixture.show': mixture_stats.show_mixture,

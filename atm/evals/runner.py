@@ -19,7 +19,7 @@ from atm.data.vocabulary import Vocabulary
 from atm.evals import metrics, predict, results, scoring
 from atm.evals.predict import request_of, sample_questions
 from atm.evals.task import MissingData, Question, Task
-from atm.inference import api, batch
+from atm.inference import api, file_jobs
 from atm.parallel import distributed
 
 COMPLETED_FILE = 'answered.json'  # in predictions/
@@ -185,7 +185,7 @@ class SuiteEvaluation(api.ModelSource):
     )  # fmt: skip
     completed_path = os.path.join(folder, COMPLETED_FILE)
     completed = _read_completed(completed_path)
-    mark = batch.hash_settings(settings)
+    mark = file_jobs.hash_settings(settings)
     if completed.get(task.name) == mark and os.path.exists(path):
       self._log('  answered before')
       with open(path, encoding='utf-8') as f:
@@ -196,9 +196,9 @@ class SuiteEvaluation(api.ModelSource):
       answers, tokens = predict.predict(model, task, some, self.batch_size)
       return dict(zip(numbers, answers)), tokens
 
-    partial = batch.PartialResults(path, settings, len(rows))
+    partial = file_jobs.PartialResults(path, settings, len(rows))
     lengths = [len(str(request)) for request in requests]
-    batch.compute_missing(
+    file_jobs.compute_missing(
       rows, lengths, partial, BATCHES_PER_CHUNK * self.batch_size, compute,
       lambda text: self._log(f'  {text}'),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from atm.inference import bucketing, loglikelihood, sampling, stop_strings
 from atm.inference import generate as generate_lib
 from atm.inference.few_shot import FewShotMixin
 from atm.inference.framing import Framing
-from atm.inference.generations import Generation, collect, fetch
+from atm.inference.outputs import Generation, collect, fetch
 from atm.messages import check_choice
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from atm.inference import sampling
-from atm.inference.generations import fetch
+from atm.inference.outputs import fetch
 from atm.inference.sampling import History, Sampler
 from atm.model.transformer import AlexaTM, split_layer_params
 from atm.parallel import sharding

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atm.inference import bucketing
-from atm.inference.generations import fetch
+from atm.inference.outputs import fetch
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import sharding

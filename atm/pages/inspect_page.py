@@ -15,7 +15,7 @@ from atm.data.inspection import (
   count_spans,
 )
 from atm.pages import render
-from atm.pages.figures import ACCENT, INK, draw_svg
+from atm.pages.plots import ACCENT, INK, draw_svg
 
 INSPECT_PAGE = 'index.html'
 

@@ -16,7 +16,7 @@ import numpy as np
 from atm.data.languages import name_language
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.pages import render
-from atm.pages.figures import COLOURS, INK, draw_svg
+from atm.pages.plots import COLOURS, INK, draw_svg
 from atm.train import goodput, metric_writer
 
 TRAIN_PAGE = 'report.html'

@@ -21,7 +21,7 @@ from atm.parallel import sharding
 from atm.parallel.sharding import NamedSharding, Rules
 from atm.plan import (
   compilation,
-  decode_step,
+  decode_step_time,
   hardware,
   hlo,
   memory,
@@ -181,10 +181,10 @@ def plan_batch(job: DecodeJob, rows: int) -> dict:
     program = hlo.parse(compiled.as_text())
     flops = train_program.hardware_flops(traced.jaxpr.jaxpr)['kernel_flops']
     if job.kind == 'decode':
-      result['token'] = decode_step.estimate_token(
+      result['token'] = decode_step_time.estimate_token(
         program, job.params, caches, job.net.config, job.target
       )
-      program = program.without_loop(decode_step.token_loop(program))
+      program = program.without_loop(decode_step_time.token_loop(program))
     result['prefill'] = step_time.estimate(program, job.target, flops)
     del result['prefill']['host_copies']
   return result | _rates(job, result)

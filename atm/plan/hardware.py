@@ -13,8 +13,8 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from atm.messages import did_you_mean
-from atm.parallel import devices as devices_lib
 from atm.parallel import mesh as mesh_lib
+from atm.parallel import peak_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Chip:
   @property
   def peak(self) -> float:
     """bfloat16 FLOP/s."""
-    return devices_lib.PEAK_FLOPS[self.kind]
+    return peak_flops.PEAK_FLOPS[self.kind]
 
 
 _GIB = 2**30

@@ -3,7 +3,7 @@
 import os
 
 from atm import fileio
-from atm.plan.decode_step import HBM_SHARE, HOP
+from atm.plan.decode_step_time import HBM_SHARE, HOP
 from atm.plan.kernels import WAIT
 from atm.plan.memory import UNITS
 

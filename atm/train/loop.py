@@ -10,7 +10,7 @@ import jax
 
 from atm.checkpoint.manager import CheckpointManager
 from atm.data import batches, objectives
-from atm.parallel import devices, distributed, sharding
+from atm.parallel import distributed, peak_flops, sharding
 from atm.parallel import xla_options as xla_options_lib
 from atm.train import crash_report, preemption
 from atm.train.config import TrainConfig
@@ -48,7 +48,7 @@ class Loop:
 
     Raises what `trainer.train` does.
     """
-    devices.peak_flops()  # measured now, on one device, not within a step
+    peak_flops.peak_flops()  # measured now, on one device, not within a step
     config, last_step = self.config, self.config.train_steps
     with contextlib.ExitStack() as last:
       opened = last.enter_context

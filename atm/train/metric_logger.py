@@ -10,7 +10,7 @@ import jax
 from atm import messages
 from atm.data import objectives
 from atm.model import flops
-from atm.parallel import devices
+from atm.parallel import peak_flops
 from atm.train.config import TrainConfig
 
 LATEST = ('grad_norm', 'param_norm', 'learning_rate')  # of the last update
@@ -150,7 +150,7 @@ class MetricLogger:
     if steps:  # of this process
       row['tokens_per_second'] = (self._tokens() - self.earlier[1]) / seconds
       row['seconds_per_step'] = seconds / steps
-      if peak := devices.peak_flops():
+      if peak := peak_flops.peak_flops():
         row['mfu'] = self.flops_between(done - steps, done) / seconds / peak
     return row
 

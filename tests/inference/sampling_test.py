@@ -65,7 +65,7 @@ PROCESSORS['all'] = dict(
 
 
 def as_sampled(config, logits, previous):
-  """Logits as `sampling.choose` samples from them."""
+  """Logits as `sampling.choose_tokens` samples from them."""
   V = logits.shape[1]
   choice = Sampler.from_config(config)
   written = jnp.zeros(logits.shape, bool)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import atm
-from atm.inference import api, batch, sampling
+from atm.inference import api, file_jobs, sampling
 
 QUIET = dict(say=lambda text: None)
 TEXTS = [
@@ -46,7 +46,7 @@ SHORT = sampling.Config(max_tokens=6)
 
 def run(path, **options):
   options = {'config': SHORT, 'batch_size': 2, **QUIET, **options}
-  return batch.InferJob('run', str(path), **options).run()
+  return file_jobs.InferJob('run', str(path), **options).run()
 
 
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
@@ -127,7 +127,7 @@ def test_scores_are_those_of_the_model(loaded, tmp_path):
   path = tmp_path / 'pairs.jsonl'
   rows = [{'input': text, 'target': text[::-1]} for text in TEXTS]
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  out = batch.ScoreJob('run', str(path), batch_size=3, **QUIET).run()
+  out = file_jobs.ScoreJob('run', str(path), batch_size=3, **QUIET).run()
   assert out.endswith('pairs.scores.jsonl')
   total, counts = loaded.score(TEXTS, [text[::-1] for text in TEXTS])
   made = written(out)
@@ -137,7 +137,7 @@ def test_scores_are_those_of_the_model(loaded, tmp_path):
   assert [row['tokens'] for row in made] == counts.tolist()
   path.write_text('{"input": "a"}\n')
   with pytest.raises(ValueError, match='string `input` and `target`'):
-    batch.ScoreJob('run', str(path), **QUIET).run()
+    file_jobs.ScoreJob('run', str(path), **QUIET).run()
 
 
 def test_an_input_without_room_is_named_before_anything_is_written(
@@ -148,15 +148,15 @@ def test_an_input_without_room_is_named_before_anything_is_written(
   with pytest.raises(ValueError, match='input 1 has'):
     run(path)
   with pytest.raises(ValueError, match='one of INPUT'):
-    batch.InferJob('run', **QUIET).run()
+    file_jobs.InferJob('run', **QUIET).run()
 
 
 def test_a_seqio_task_is_read(loaded, words, tmp_path):
   """As its pipeline makes it: the ids are what the model reads."""
   lengths = {'inputs': 48, 'targets': 48}
-  rows = batch.read_task('udhr_en_clm', 'validation', lengths)[:3]
+  rows = file_jobs.read_task('udhr_en_clm', 'validation', lengths)[:3]
   assert rows[0]['input_ids'][:2] == [words.bos_id, words.clm_id]
-  out = batch.InferJob(
+  out = file_jobs.InferJob(
     'run',
     output=str(tmp_path / 'out'),
     task='udhr_en_clm',
@@ -174,12 +174,12 @@ def test_a_seqio_task_is_read(loaded, words, tmp_path):
   'job, options, mark',
   [
     (
-      batch.InferJob,
+      file_jobs.InferJob,
       dict(config=sampling.Config(beams=2), stop=('x',)),
       '1e63b08f27bfa5f0f00bd3021e02b7c54b4562c3272d506d55a6cf0d855a423c',
     ),
     (
-      batch.ScoreJob,
+      file_jobs.ScoreJob,
       dict(weights='bfloat16'),
       '01ac40db4ad4ff7c996504d82b35b28cdaefe0cf339de201154b76af9b112bd8',
     ),
@@ -196,24 +196,24 @@ def test_part_files_of_the_first_version_are_continued(job, options, mark):
 
   rows = [{'input': 'a', 'target': 'b'}]
   settings = job('/run', **options)._settings(Trained, rows)
-  assert batch.hash_settings(settings) == mark
+  assert file_jobs.hash_settings(settings) == mark
 
 
 def test_reading_inputs(tmp_path):
   text, objects = tmp_path / 'a.txt', tmp_path / 'a.jsonl'
   text.write_text('one\n\nthree\n')
-  assert [r['input'] for r in batch.read_inputs(str(text))] == [
+  assert [r['input'] for r in file_jobs.read_inputs(str(text))] == [
     'one', '', 'three'
   ]  # fmt: skip
   objects.write_text('{"input": "x", "id": 3}\n\n{"text": "y"}\n')
-  assert batch.read_inputs(str(objects)) == [
+  assert file_jobs.read_inputs(str(objects)) == [
     {'input': 'x', 'id': 3}, {'text': 'y', 'input': 'y'}
   ]  # fmt: skip
   objects.write_text('{"input": "x"}\n{"input": 3}\n')
   with pytest.raises(ValueError, match='a.jsonl, line 2: expected UTF-8 JSON'):
-    batch.read_inputs(str(objects))
+    file_jobs.read_inputs(str(objects))
   with pytest.raises(FileNotFoundError, match="INPUT = 'none'"):
-    batch.read_inputs('none')
+    file_jobs.read_inputs('none')
 
 
 def test_from_checkpoint_to_jsonl(model, words, tmp_path):
@@ -234,7 +234,7 @@ def test_from_checkpoint_to_jsonl(model, words, tmp_path):
   checkpoints.close()
   RunFolder(directory).save_setup('', words)
   (tmp_path / 'in.jsonl').write_text('{"input": "Everyone", "id": 1}\n' * 3)
-  out = batch.InferJob(
+  out = file_jobs.InferJob(
     directory, str(tmp_path / 'in.jsonl'), say=lambda t: None
   ).run()
   with open(out, encoding='utf-8') as f:
@@ -252,4 +252,4 @@ def test_a_wrong_line_is_named_before_a_model_is_read(tmp_path):
   path = tmp_path / 'in.jsonl'
   path.write_text('{"input": 3}\n')
   with pytest.raises(ValueError, match='line 1: expected UTF-8 JSON'):
-    batch.InferJob('no such run', str(path)).run()
+    file_jobs.InferJob('no such run', str(path)).run()

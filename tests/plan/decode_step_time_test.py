@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from atm.inference import bucketing
-from atm.plan import decode_step, hlo, plan_warnings
+from atm.plan import decode_step_time, hlo, plan_warnings
 
 from conftest import FUSED_AS_USERS
 from plan_runs import (
@@ -45,7 +45,7 @@ def test_the_loop_over_tokens_is_of_unknown_length(programs):
   Fault seen: the rest counts the loop.
   """
   program, _, _ = programs['greedy']
-  loop = decode_step.token_loop(program)
+  loop = decode_step_time.token_loop(program)
   assert program.unknown_loops == [loop.name]
   turn, rest = program.one_iteration(loop), program.without_loop(loop)
   assert not turn.unknown_loops
@@ -67,7 +67,7 @@ def test_a_cache_is_written_in_place_or_said_to_be_copied(programs):
   Faults seen: writing in place taken for a copy; the cache moved with beams.
   """
   for name, (program, caches, job) in programs.items():
-    figures = decode_step.estimate_token(
+    figures = decode_step_time.estimate_token(
       program, job.params, caches, job.net.config, job.target
     )
     assert figures['cache_copies'] == [], name
@@ -90,8 +90,8 @@ def test_a_loop_that_rolls_its_cache_copies_it():
     run = lambda x: jax.lax.while_loop(lambda x: x[0].sum() < x[1], body, x)
     lowered = jax.jit(run).lower((like, 0))
     program = hlo.parse(lowered.compile(FUSED_AS_USERS).as_text())
-    turn = program.one_iteration(decode_step.token_loop(program))
-    return decode_step.list_cache_copies(turn, [like])
+    turn = program.one_iteration(decode_step_time.token_loop(program))
+    return decode_step_time.list_cache_copies(turn, [like])
 
   put = lambda x, i: x.at[:, :, i].set(1.0)
   assert not decoding(put)
@@ -140,8 +140,8 @@ def test_copies_among_lines_of_a_tpu():
     (4, 2, 64, 8), jnp.bfloat16,
     sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
   )  # fmt: skip
-  turn = program.one_iteration(decode_step.token_loop(program))
-  rows = decode_step.list_cache_copies(turn, [like])
+  turn = program.one_iteration(decode_step_time.token_loop(program))
+  rows = decode_step_time.list_cache_copies(turn, [like])
   assert {row['opcode'] for row in rows} == {'fusion', 'reshape'}
   for row in rows:
     assert row['count'] == 1 and row['bytes'] == 2 * 4 * 2 * 64 * 8
@@ -153,11 +153,11 @@ def test_a_token_takes_from_all_beside_to_one_by_one():
   row = dict(axes=('tensor',), count=10, wire_bytes=4.5e7)
   read = {'weights': chip.hbm * 0.004, 'cache': chip.hbm * 0.003}
   cycles = {'matrix products': chip.clock * 0.005, 'unknown': 3}
-  split = decode_step.split_token_time([row], cycles, read, target)
-  assert decode_step.count_hops(target, ('tensor',)) == (4, 14)
+  split = decode_step_time.split_token_time([row], cycles, read, target)
+  assert decode_step_time.count_hops(target, ('tensor',)) == (4, 14)
   assert split['latency of collectives'] == pytest.approx((40e-6, 140e-6))
   assert split['reading HBM'] == pytest.approx((0.007, 0.01))
-  least, most = decode_step.token_time(split)
+  least, most = decode_step_time.token_time(split)
   around = 4.5e7 / chip.link
   assert most == pytest.approx(0.01 + 0.005 + 140e-6 + around)
   fast = 4.5e7 / Line.pod.link_speeds(target.coordinates(()))[1]
@@ -167,6 +167,6 @@ def test_a_token_takes_from_all_beside_to_one_by_one():
 def test_weights_read_for_a_token(loaded):
   """The decoder's layers, its last norm and the head. Fault seen: all."""
   job = job_of(GREEDY)
-  read = decode_step.read_bytes(job.params, [], job.net.config)['weights']
+  read = decode_step_time.read_bytes(job.params, [], job.net.config)['weights']
   real = loaded.params
   assert read == on_device([real['decoder'], real['lm_head']])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atm.inference import generations
+from atm.inference import outputs as outputs_lib
 
 
 class Letters:
@@ -19,7 +19,7 @@ def test_ids_texts_and_scores_of_each_output():
   outputs = ids, logs, lengths, counts
   first, second = (
     row[0]
-    for row in generations.collect(outputs, [[9], [9, 5]], Letters, ['b'])
+    for row in outputs_lib.collect(outputs, [[9], [9, 5]], Letters, ['b'])
   )
   assert (first.text, first.ids, first.score) == ('a', [1, 2], -7.0)
   assert first.log_probabilities == [-1.0, -2.0, -4.0]
@@ -31,6 +31,6 @@ def test_beams_bring_their_scores_and_ids_need_no_vocabulary():
     np.array([[[1, 2], [3, 4]]]), -np.ones((1, 2, 2)), np.full((1, 2), 2),
     np.full((1, 2), 2), np.array([[-0.5, -0.75]]),
   )  # fmt: skip
-  ((best, other),) = generations.collect(outputs, [[9]], None, ())
+  ((best, other),) = outputs_lib.collect(outputs, [[9]], None, ())
   assert (best.text, best.ids, best.score) == (None, [1, 2], -0.5)
   assert other.score == pytest.approx(-0.75)

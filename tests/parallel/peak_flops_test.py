@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from atm.parallel import devices
+from atm.parallel import peak_flops
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_the_longest_name_that_fits_counts(monkeypatch, kind, expected):
   device = types.SimpleNamespace(platform='tpu', device_kind=kind)
   monkeypatch.setattr(jax, 'local_devices', lambda: [device])
   monkeypatch.setattr(jax, 'device_count', lambda: 4)
-  assert devices.peak_flops.__wrapped__() == 4 * expected
+  assert peak_flops.peak_flops.__wrapped__() == 4 * expected
