@@ -102,6 +102,10 @@ def test_arrows_between_rooms_point_one_way(name):
       assert other not in STRANGERS.get(mine, ()), f'{name} -> {module}'
 
 
+def test_a_contract_has_nine_floors():
+  assert len(ROWS) <= 9
+
+
 def test_the_picture_of_the_rooms_is_that_of_the_imports():
   """README shows it."""
   spec = importlib.util.spec_from_file_location(
