@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import sys
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
@@ -82,6 +83,14 @@ def kept():
     jax.config.update(name, value)
   if changed:
     compilation_cache.reset_cache()  # whether there is one is asked once
+
+
+@pytest.fixture(autouse=True)
+def forget_bindings():
+  """Clears what a test bound: a later one read another's model sizes."""
+  yield
+  if 'gin' in sys.modules:
+    sys.modules['gin'].clear_config()
 
 
 @pytest.fixture

@@ -45,8 +45,8 @@ POINTS = {
 IN_A_SAVE = tuple(POINTS)
 POINTS |= {
   'metrics': ('open', r'/metrics\.jsonl$'),
-  'rewind': ('os.rename', r'/metrics\.jsonl\.tmp$'),
-  'config': ('os.rename', r'/config\.gin\.tmp$'),
+  'rewind': ('os.rename', r'/metrics\.jsonl\.partial-\d+$'),
+  'config': ('os.rename', r'/config\.gin\.partial-\d+$'),
   'sweep': ('shutil.rmtree', rf'/\d+{TMP}$'),
 }
 SAVE_EVERY = 3  # steps, in runs that do not say otherwise
