@@ -131,11 +131,12 @@ def test_training_may_go_on_without_a_checkpoint(tmp_path):
   assert made.all_steps() == [1, 4] and made.failures == 2
 
 
-def test_a_failure_is_heard_of_between_two_saves(tmp_path):
-  """Fault seen: it was heard of at the next save, SAVE_EVERY steps later."""
-  made = save_steps(tmp_path, [1])
+@pytest.mark.parametrize('before, number', [([], 0), ([1], 2)])
+def test_a_failure_is_heard_of_between_two_saves(tmp_path, before, number):
+  """Faults seen: heard of at the next save only; step 0 taken for no save."""
+  made = save_steps(tmp_path, before)
   with full_disk():
-    made.save(2, make_trees(2), {})
+    made.save(number, make_trees(number), {})
     while made.orbax.is_saving_in_progress():
       time.sleep(0.01)
   with pytest.raises(manager.SaveError):
