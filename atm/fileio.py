@@ -1,10 +1,16 @@
-"""Atomic writes, JSON and checksums of files."""
+"""Files: regular ones only, JSON, atomic writes, checksums."""
 
 import contextlib
 import hashlib
 import json
 import os
+import stat
 import zlib
+
+from atm.messages import one_line, quote
+
+# Python's parser stops at about 1,000; nothing here is nested so deep.
+MOST_DEPTH = 64
 
 
 @contextlib.contextmanager
@@ -45,6 +51,88 @@ def write_json(path: str, value) -> None:
   """Writes JSON with sorted keys, whole or not at all."""
   with replacing(path) as f:
     json.dump(value, f, indent=1, sort_keys=True)
+
+
+def check_regular(path: str) -> None:
+  """Raises OSError or ValueError unless `path` is a file that can be read.
+
+  Raises:
+    OSError: there is none, or a folder.
+    ValueError: a FIFO, socket or device, whose reading would wait for ever.
+  """
+  mode = os.stat(path).st_mode
+  if stat.S_ISDIR(mode):
+    raise IsADirectoryError(f'{path} is a folder: expected a file')
+  if not stat.S_ISREG(mode):
+    raise ValueError(f'{path}: expected a file, not a pipe, socket or device')
+
+
+def parse_json(text: str | bytes, where: str):
+  """Returns the value of a JSON text.
+
+  Args:
+    text: str or UTF-8 bytes; a byte order mark in front is left out.
+    where: what an error begins with, 'FILE' or 'FILE, line 3'.
+
+  Raises:
+    ValueError: it is no JSON, no UTF-8, or nested over `MOST_DEPTH` deep.
+  """
+  try:
+    if isinstance(text, bytes):
+      text = text.decode('utf-8-sig')
+    value = json.loads(text.removeprefix('\ufeff'))
+  except RecursionError:
+    raise ValueError(f'{where}: JSON nested over {MOST_DEPTH} deep') from None
+  except ValueError as e:
+    raise ValueError(f'{where}: no JSON: {one_line(e, 200)}') from None
+  level, depth = [value], 0
+  while level:
+    if (depth := depth + 1) > MOST_DEPTH:
+      raise ValueError(f'{where}: JSON nested over {MOST_DEPTH} deep')
+    inner = (
+      x.values() if isinstance(x, dict) else x
+      for x in level
+      if isinstance(x, dict | list)
+    )
+    level = [x for xs in inner for x in xs if isinstance(x, dict | list)]
+  return value
+
+
+def read_json(path: str, kind: type = dict):
+  """Returns what a JSON file holds; see `check_regular` and `parse_json`.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no file, no JSON, or its value is no `kind`.
+  """
+  check_regular(path)
+  with open(path, 'rb') as f:
+    value = parse_json(f.read(), path)
+  if not isinstance(value, kind):
+    what = {dict: 'an object', list: 'an array'}.get(kind, kind.__name__)
+    raise ValueError(f'{path}: expected {what}, not {quote(value)}')
+  return value
+
+
+def get_key(value: dict, key: str, kind, where: str):
+  """Returns an entry of a JSON object; raises ValueError where it is no `kind`.
+
+  Args:
+    value: the object.
+    key: its name.
+    kind: a type or a tuple of types; a bool is no int.
+    where: what an error begins with, the file's path.
+  """
+  kinds = kind if isinstance(kind, tuple) else (kind,)
+  found = value.get(key)
+  fits = isinstance(found, kinds) and (
+    not isinstance(found, bool) or bool in kinds
+  )
+  if not fits:
+    what = ' or '.join(k.__name__ for k in kinds)
+    given = quote(found) if key in value else 'nothing'
+    raise ValueError(f'{where}: {key!r} is {given}: expected {what}')
+  return found
 
 
 def hash_json(value, ensure_ascii: bool = True) -> str:

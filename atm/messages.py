@@ -3,6 +3,7 @@
 import difflib
 import math
 import numbers
+import os
 
 
 def one_line(error: BaseException | str, width: int = 300) -> str:
@@ -32,17 +33,105 @@ def did_you_mean(name: str, known) -> str:
   return f' Known: {", ".join(known)}.'
 
 
+def quote(value, width: int = 80) -> str:
+  """Returns the `repr` of a value, its middle left out where it is long."""
+  try:
+    text = repr(value)
+  except Exception as e:  # a whole number of 5,000 digits has none
+    text = f'<{type(value).__name__}: {one_line(e, 60)}>'
+  # ASCII escapes, so that half a surrogate pair can be printed, too.
+  text = text.encode('utf-8', 'backslashreplace').decode()
+  if len(text) <= width:
+    return text
+  return f'{text[: width * 2 // 3]}...{text[-width // 3 :]}'
+
+
 def check_choice(name: str, value, known) -> None:
   """Raises ValueError unless `value` is one of `known`."""
-  if value not in known:
-    raise ValueError(f'{name} = {value!r}.' + did_you_mean(str(value), known))
+  if not isinstance(value, str) or value not in known:
+    near = did_you_mean(value if isinstance(value, str) else '', known)
+    raise ValueError(f'{name} = {quote(value)}.' + near)
+
+
+def check_flag(name: str, value) -> bool:
+  """Returns True or False; raises ValueError for anything else."""
+  if type(value).__name__ not in ('bool', 'bool_', 'numpy.bool'):
+    raise ValueError(f'{name} = {quote(value)}: expected True or False')
+  return bool(value)
+
+
+def check_text(
+  name: str, value, optional: bool = False, empty: bool = True
+) -> str | None:
+  """Returns a text that UTF-8 can hold, numpy's as Python's.
+
+  Args:
+    name: of the setting or argument, as a user writes it.
+    value: what was given.
+    optional: take None, too.
+    empty: take ''.
+
+  Raises:
+    ValueError: it is no text, has half of a surrogate pair, or is ''.
+  """
+  if optional and value is None:
+    return None
+  also = ', or None' if optional else ''
+  if not isinstance(value, str):
+    raise ValueError(f'{name} = {quote(value)}: expected a text{also}')
+  try:
+    value.encode()
+  except UnicodeEncodeError as e:
+    raise ValueError(
+      f'{name} = {quote(value)}: character {e.start} is half of a surrogate '
+      'pair, which is no text'
+    ) from None
+  if not value and not empty:
+    raise ValueError(f"{name} = '': expected a text that is not empty{also}")
+  return str(value)
+
+
+def check_path(name: str, value, optional: bool = False) -> str | None:
+  """Returns a path, a leading `~` as the home folder, see `check_text`.
+
+  Raises:
+    ValueError: it is no text and no PathLike, is '', or has a NUL.
+  """
+  if isinstance(value, os.PathLike) and isinstance(os.fspath(value), str):
+    value = os.fspath(value)
+  path = check_text(name, value, optional, empty=False)
+  if path is not None and '\0' in path:
+    raise ValueError(f'{name} = {quote(value)}: a path has no NUL character')
+  # The shell leaves ~ as it is inside quotes, which gin's texts need.
+  return path if path is None else os.path.expanduser(path)
+
+
+def check_texts(name: str, value, empty: bool = True) -> tuple[str, ...]:
+  """Returns a list or tuple of texts as a tuple, see `check_text`.
+
+  Raises:
+    ValueError: it is a single text, or neither a list nor a tuple, or an
+      element is no text.
+  """
+  if isinstance(value, str):
+    raise ValueError(
+      f'{name} = {quote(value)}: expected a tuple of texts. Did you mean '
+      f'({quote(value)},)?'
+    )
+  if not isinstance(value, list | tuple):
+    raise ValueError(f'{name} = {quote(value)}: expected a tuple of texts')
+  return tuple(
+    check_text(f'{name}[{i}]', text, empty=empty)
+    for i, text in enumerate(value)
+  )
 
 
 def check_number(
   name: str, value, least=None, most=None, whole: bool = True, optional=False
-) -> None:
-  """Raises ValueError unless `value` is a number of a range.
+) -> int | float | None:
+  """Returns a number of a range, numpy's as Python's.
 
+  The caller uses what is returned, so that what is checked is what is used.
   Where a whole number is expected and another number given, the error names
   the nearest that fits.
 
@@ -50,19 +139,23 @@ def check_number(
     name: of the setting, as a user writes it.
     value: what was given; a bool is no number, numpy's numbers are.
     least, most: the bounds, both included; None: unbounded.
-    whole: take whole numbers only.
+    whole: take whole numbers only, 8.0 as 8.
     optional: take None, too.
+
+  Raises:
+    ValueError: it is no such number.
   """
   if optional and value is None:
-    return
-  kind = numbers.Integral if whole else numbers.Real
-  fits = isinstance(value, kind) and not isinstance(value, bool)
+    return None
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  finite = number and _is_finite(value)
+  fits = finite and (not whole or value == int(value))
   if fits and least is not None:
     fits = value >= least
   if fits and most is not None:
     fits = value <= most
-  if fits and math.isfinite(value):
-    return
+  if fits:
+    return int(value) if whole else _as_python(value)
   span = '' if least is None else f' of at least {least}'
   if most is not None:
     span = (
@@ -71,8 +164,22 @@ def check_number(
   also = ', or None' if optional else ''
   what = 'whole number' if whole else 'number'
   hint = ''
-  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if whole and number and math.isfinite(value):
+  if whole and finite:
     nearest = round(value) if least is None else max(least, round(value))
-    hint = f'. Did you mean {nearest if most is None else min(most, nearest)}?'
-  raise ValueError(f'{name} = {value!r}: expected a {what}{span}{also}{hint}')
+    nearest = nearest if most is None else min(most, nearest)
+    hint = f'. Did you mean {quote(nearest, 40)}?'
+  raise ValueError(
+    f'{name} = {quote(value)}: expected a {what}{span}{also}{hint}'
+  )
+
+
+def _is_finite(value) -> bool:
+  """Tells whether a real number is finite; whole ones of any size are."""
+  return isinstance(value, numbers.Integral) or math.isfinite(value)
+
+
+def _as_python(value) -> int | float:
+  """Returns a real number as an int or a float of Python."""
+  if isinstance(value, numbers.Integral):
+    return int(value)
+  return float(value)

@@ -38,3 +38,42 @@ def test_a_hash_stays_that_of_files_written_before():
   assert fileio.hash_json(value, ensure_ascii=False).startswith('72098b2a2208')
   path = pathlib.Path('x')
   assert fileio.hash_json([path]) == fileio.hash_json(['x'])
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['', '{', '[' * 100_000, '{"a":' * 900 + '1' + '}' * 900, b'\xff', '[]',
+   '[' * 66 + ']' * 66, 'null'],
+)  # fmt: skip
+def test_json_that_is_none_is_refused_by_path(tmp_path, text):
+  path = tmp_path / 'x.json'
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(ValueError, match='x.json') as e:
+    fileio.read_json(str(path))
+  assert len(str(e.value)) < 500
+
+
+def test_json_with_a_byte_order_mark_and_depth(tmp_path):
+  path = tmp_path / 'x.json'
+  path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+  assert fileio.read_json(str(path)) == {'a': 1}
+  deep = '[' * fileio.MOST_DEPTH + ']' * fileio.MOST_DEPTH
+  assert fileio.parse_json(deep, 'x')
+  with pytest.raises(ValueError, match='deep'):
+    fileio.parse_json(f'[{deep}]', 'x')
+
+
+def test_pipes_devices_and_folders_are_no_files(tmp_path):
+  os.mkfifo(tmp_path / 'fifo')
+  for path in (tmp_path / 'fifo', '/dev/zero'):
+    with pytest.raises(ValueError, match='expected a file'):
+      fileio.read_json(str(path))
+  with pytest.raises(OSError, match='is a folder'):
+    fileio.read_json(str(tmp_path))
+
+
+def test_entries_have_their_kind():
+  assert fileio.get_key({'a': 1}, 'a', int, 'x') == 1
+  for value in ({}, {'a': None}, {'a': True}, {'a': '1'}):
+    with pytest.raises(ValueError, match="^x: 'a' is"):
+      fileio.get_key(value, 'a', int, 'x')

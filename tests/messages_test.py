@@ -1,3 +1,6 @@
+import os
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,7 @@ def test_numbers_in_range_pass(value):
 
 
 @pytest.mark.parametrize(
-  'value', [0, 8, True, 1.0, '3', None, [], float('nan'), np.float32(2)]
+  'value', [0, 8, True, 1.5, '3', None, [], float('nan'), np.float32(2.5)]
 )
 def test_other_values_are_refused_by_name(value):
   with pytest.raises(ValueError, match='KEEP = .*a whole number from 1 to 7'):
@@ -41,3 +44,44 @@ def test_long_errors_keep_head_and_tail():
 @pytest.mark.parametrize('seconds, text', [(5, '0:05'), (3661, '1:01:01')])
 def test_clock(seconds, text):
   assert messages.clock_text(seconds) == text
+
+
+def test_checks_return_what_is_to_be_used():
+  """Faults seen: 8.0 stays a float, numpy's numbers stay numpy's."""
+  for value in (8, 8.0, np.int64(8), np.float32(8)):
+    used = messages.check_number('KEEP', value, 1)
+    assert used == 8 and type(used) is int
+  assert type(messages.check_number('RATE', np.float32(0.5), whole=False)) is (
+    float
+  )
+  assert messages.check_number('SEED', 2**70) == 2**70
+  assert messages.check_flag('X', np.bool_(True)) is True
+  assert messages.check_texts('STOP', ['a', np.str_('b')]) == ('a', 'b')
+  home = os.path.expanduser('~')
+  assert messages.check_path('DIR', '~/runs') == f'{home}/runs'
+  assert messages.check_path('DIR', pathlib.Path('a/b')) == 'a/b'
+
+
+@pytest.mark.parametrize(
+  'check, wrong',
+  [
+    (messages.check_flag, (0, 1, 'True', None)),
+    (messages.check_text, (None, 5, b'x', '\ud83d', ['x'])),
+    (messages.check_path, (None, '', 5, b'x', 'a\0b', '\udcff')),
+    (messages.check_texts, (None, 'abc', b'x', [b'x'], [1], {'x'}, iter(''))),
+    (messages.check_number, ('1', b'1', [1], None, True, float('inf'), 1.5)),
+  ],
+)  # fmt: skip
+def test_wrong_values_are_refused_by_name(check, wrong):
+  for value in wrong:
+    with pytest.raises(ValueError, match=r'^NAME'):
+      check('NAME', value)
+
+
+def test_messages_stay_short_and_printable():
+  for value in ('x' * 10**6, 10**5000, '\ud83d' * 9, [b'\xff'] * 999):
+    assert len(messages.quote(value)) <= 83
+    messages.quote(value).encode()
+  with pytest.raises(ValueError) as e:
+    messages.check_number('SEED', 10**5000, 0, 9)
+  assert len(str(e.value)) < 300

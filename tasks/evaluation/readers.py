@@ -90,7 +90,7 @@ def read_tsv(
       yield number, dict(zip(header, cells))
 
 
-def read_json(path: str):
+def _read_json(path: str):
   """Reads the value of a JSON file."""
   try:
     with open(path, encoding='utf-8-sig') as f:
@@ -152,7 +152,7 @@ def read_xsum(paths: Sequence[str], split: str) -> Iterator[RawExample]:
   The summary is the section FIRST-SENTENCE, the document RESTBODY; articles
   without one of them are left out.
   """
-  names = read_json(paths[0])
+  names = _read_json(paths[0])
   require_fields(names, {split: list}, paths[0], None)
   for name in names[split]:
     path = os.path.join(paths[1], f'{name}.summary')
@@ -259,7 +259,7 @@ def join_triples(triples: Sequence[str]) -> str:
 
 def read_squad(paths: Sequence[str]) -> Iterator[RawExample]:
   """Reads SQuAD 2.0 but its plausible answers, which are wrong."""
-  whole = read_json(paths[0])
+  whole = _read_json(paths[0])
   require_fields(whole, {'data': list}, paths[0], None)
   for article in whole['data']:
     require_fields(article, {'paragraphs': list}, paths[0], None)

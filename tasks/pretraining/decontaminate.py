@@ -125,7 +125,7 @@ class Index:
     Raises:
       ValueError: n is not a positive integer; a set is a string, not texts.
     """
-    check_number('n', n, least=1)
+    n = check_number('n', n, least=1)
     names = tuple(sorted(sets))
     hashes, owners = [np.zeros(0, '<u8')], [np.zeros(0, '<u2')]
     short = [np.zeros(0, np.int64)]

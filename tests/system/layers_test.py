@@ -31,6 +31,7 @@ STRANGERS = {  # a room -> rooms of earlier rows that it knows nothing of
   'model': {'data'},
 }
 FLOORS = {room: floor for floor, row in enumerate(ROWS) for room in row}
+FLOORS['messages'] = -1  # what refuses a file quotes it
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',
   'sacrebleu', 'rouge_score', 'lm_eval', 'datasets', 'evaluate', 'jinja2',
