@@ -1,6 +1,7 @@
 """Files: regular ones only, JSON, atomic writes, checksums."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -62,7 +63,9 @@ def check_regular(path: str) -> None:
   """
   mode = os.stat(path).st_mode
   if stat.S_ISDIR(mode):
-    raise IsADirectoryError(f'{path} is a folder: expected a file')
+    raise IsADirectoryError(
+      errno.EISDIR, 'is a folder: expected a file, no directory', path
+    )
   if not stat.S_ISREG(mode):
     raise ValueError(f'{path}: expected a file, not a pipe, socket or device')
 

@@ -64,7 +64,7 @@ def import_weights(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
   hf_config = hf_folder.read_json_object(path)
-  config = hf_keys.config_from_hf(hf_config)
+  config = hf_keys.config_from_hf(hf_config, path)
   abstract = parameters.abstract_params(AlexaTM(config), make_mesh(), rules)
   weights = hf_folder.WeightReader(source, hf_config, abstract)
   if {*weights.dtypes.values()} != {np.dtype('float32')}:

@@ -9,7 +9,6 @@ memory stays near the largest of them.
 
 import collections
 import functools
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from atm import fileio
 from atm.checkpoint import hf_keys
 from atm.checkpoint.hf_keys import Layout, WeightsError
 from atm.checkpoint.torch_reader import Tensor, open_torch_file
-from atm.messages import did_you_mean
+from atm.messages import did_you_mean, one_line, quote
 
 FLOATS = {
   np.dtype(np.float32): 'F32',
@@ -54,10 +53,11 @@ def _open_safetensors(path: str) -> dict[str, Tensor]:
     return Tensor(tuple(x.get_shape()), dtype, functools.partial(read, key))
 
   try:
+    fileio.check_regular(path)
     with safetensors.safe_open(path, 'numpy') as f:
       return {key: describe(key, f.get_slice(key)) for key in f.keys()}
-  except safetensors.SafetensorError as e:
-    raise WeightsError(f'{path} is damaged: {e}') from e
+  except (safetensors.SafetensorError, ValueError) as e:
+    raise WeightsError(f'{path} is damaged: {one_line(e, 200)}') from e
 
 
 def open_weights(directory: str) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def open_weights(directory: str) -> dict[str, Tensor]:
   tensors: dict[str, Tensor] = {}
   for path, expected in _find_files(directory).items():
     if not os.path.exists(path):
-      raise FileNotFoundError(f'{path} is missing: the index names it')
+      raise FileNotFoundError(f'{quote(path)} is missing: the index names it')
     is_torch = path.endswith('.bin')
     found = (open_torch_file if is_torch else _open_safetensors)(path)
     for key in tensors.keys() & found.keys():
@@ -89,9 +89,7 @@ def _find_files(directory: str) -> dict[str, set[str]]:
       return {path: set()}
     if os.path.exists(path := os.path.join(directory, index)):
       files = collections.defaultdict(set)
-      for key, file in read_json_object(path)['weight_map'].items():
-        if os.path.basename(file) != file:
-          raise WeightsError(f'{path}: {file!r} is not a file of the folder')
+      for key, file in _read_weight_map(path).items():
         files[os.path.join(directory, file)].add(key)
       return files
   raise FileNotFoundError(
@@ -100,16 +98,30 @@ def _find_files(directory: str) -> dict[str, set[str]]:
   )
 
 
+def _read_weight_map(path: str) -> dict[str, str]:
+  """Returns key -> name of its file, of an index; none leaves the folder."""
+  index = read_json_object(path)
+  try:
+    files = fileio.get_key(index, 'weight_map', dict, path)
+  except ValueError as e:
+    raise WeightsError(str(e)) from e
+  for key, file in files.items():
+    if not isinstance(file, str) or os.path.basename(file) in ('', '.', '..'):
+      raise WeightsError(
+        f"{path}: 'weight_map' has {quote(file)} for {quote(key)}: expected "
+        'the name of a file'
+      )
+    if os.path.basename(file) != file:
+      raise WeightsError(f'{path}: {quote(file)} is not a file of the folder')
+  return files
+
+
 def read_json_object(path: str) -> dict:
   """Returns a JSON object; raises WeightsError where it is none."""
   try:
-    with open(path, encoding='utf-8') as f:
-      value = json.load(f)
-  except (UnicodeDecodeError, json.JSONDecodeError) as e:
-    raise WeightsError(f'{path} is not JSON: {e}') from e
-  if not isinstance(value, dict):
-    raise WeightsError(f'{path}: expected a JSON object')
-  return value
+    return fileio.read_json(path)
+  except ValueError as e:
+    raise WeightsError(str(e)) from e
 
 
 # --- Reading
@@ -188,7 +200,10 @@ class WeightReader:
       original = layout.tables[name]
       value = self._tensors[original].read() if copies else None
       for key in copies:
-        if not np.array_equal(value, self._tensors[key].read()):
+        # Shape and dtype first: a copy may claim more than memory holds.
+        shape, dtype, read = self._tensors[key]
+        alike = shape == value.shape and dtype in FLOATS
+        if not alike or not np.array_equal(value, read()):
           raise WeightsError(
             f'{key!r} differs from {original!r}, but config.json says that '
             'they are tied'

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from atm.messages import did_you_mean
+from atm import fileio
+from atm.messages import did_you_mean, quote
 from atm.model.config import ModelConfig
 
 
@@ -206,86 +207,108 @@ _TWINS = {
 }
 
 
-def _read_sizes(hf: dict, sizes: Mapping[str, str]) -> dict[str, int]:
-  """Returns fields of Config; raises WeightsError where one is no integer."""
-  for key in sizes.values():
-    if not isinstance(hf.get(key), int):
-      raise WeightsError(
-        f'config.json: {key} is {hf.get(key, "missing")!r}, expected int'
-      )
-  return {name: hf[key] for name, key in sizes.items()}
+class _ConfigFile(NamedTuple):
+  """A config.json, and its path, which errors name."""
+
+  fields: dict
+  path: str = 'config.json'
+
+  def error(self, what) -> WeightsError:
+    return WeightsError(f'{self.path}: {what}')
+
+  def get(self, key: str, kind, *default):
+    """Returns a field, or its default; raises WeightsError if it is no kind."""
+    fields = {**dict.fromkeys([key][: len(default)], *default), **self.fields}
+    try:
+      return fileio.get_key(fields, key, kind, self.path)
+    except ValueError as e:
+      raise WeightsError(str(e)) from e
+
+  def get_float(self, key: str, default: float) -> float:
+    return self.get(key, (float, int), default)
+
+  def get_sizes(self, sizes: Mapping[str, str]) -> dict[str, int]:
+    """Returns fields of Config, of the names of integers here."""
+    return {name: self.get(key, int) for name, key in sizes.items()}
+
+  def check_fixed(self, **fixed: str) -> None:
+    """Raises WeightsError where a field has a value that no Config has."""
+    for key, value in fixed.items():
+      if (found := self.fields.get(key, value)) != value:
+        raise self.error(f'{key} = {quote(found)}: only {value!r} is supported')
+
+  def make_config(self, **values) -> ModelConfig:
+    """Returns a float32 Config; raises WeightsError for values it refuses."""
+    try:
+      return ModelConfig(**values, dtype='float32')
+    except ValueError as e:
+      raise self.error(e) from e
 
 
-def _check_fixed(hf: dict, **fixed: str) -> None:
-  """Raises WeightsError where a field has a value that no Config stands for."""
-  for key, value in fixed.items():
-    if hf.get(key, value) != value:
-      raise WeightsError(
-        f'config.json: {key} = {hf[key]!r}: only {value!r} is supported'
-      )
-
-
-def _config_from_alexatm(hf: dict) -> dict:
+def _read_alexatm(file: _ConfigFile) -> dict:
   # transformers' 'gelu' is the exact one, by erf.
-  _check_fixed(hf, hidden_act='gelu', position_embedding_type='absolute')
+  file.check_fixed(hidden_act='gelu', position_embedding_type='absolute')
   for twin, key in _TWINS.items():
-    if hf.get(twin, hf.get(key)) != hf.get(key):
-      raise WeightsError(
-        f'config.json: {twin} = {hf[twin]}, but {key} = {hf.get(key)}'
-      )
-  tied = hf.get('share_embeddings', False), hf.get('tie_word_embeddings', True)
+    if (found := file.get(twin, int, file.get(key, int))) != file.get(key, int):
+      raise file.error(f'{twin} = {found}, but {key} = {file.get(key, int)}')
+  share = file.get('share_embeddings', bool, False)
+  tie = file.get('tie_word_embeddings', bool, True)
+  cast = file.get('fp32_cast_query_key', (str, bool, type(None)), None)
   return dict(
-    token_types=hf.get('type_vocab_size', 0),
-    position_offset=hf.get('extra_pos_embeddings', 2),
-    ties=_TIES[bool(tied[0]), bool(tied[1])],
+    token_types=file.get('type_vocab_size', int, 0),
+    position_offset=file.get('extra_pos_embeddings', int, 2),
+    ties=_TIES[share, tie],
     norm='uncentred',
-    norm_eps=float(hf.get('layer_norm_eps', 1e-12)),
-    norm_float32=bool(hf.get('fp32_cast_layer_norm', False)),
-    scores_float32=hf.get('fp32_cast_query_key') is not None,
+    norm_eps=file.get_float('layer_norm_eps', 1e-12),
+    norm_float32=file.get('fp32_cast_layer_norm', bool, False),
+    scores_float32=cast is not None,
   )
 
 
-def _config_from_blenderbot(hf: dict) -> dict:
-  _check_fixed(hf, activation_function='gelu')
+def _read_blenderbot(file: _ConfigFile) -> dict:
+  file.check_fixed(activation_function='gelu')
+  tie = file.get('tie_word_embeddings', bool, True)
   return dict(
-    embed_scale=bool(hf.get('scale_embedding', False)),
-    ties='all' if hf.get('tie_word_embeddings', True) else 'embeddings',
+    embed_scale=file.get('scale_embedding', bool, False),
+    ties='all' if tie else 'embeddings',
     norm_eps=1e-5,  # of torch.nn.LayerNorm; config.json has no field for it
   )
 
 
-def get_model_type(hf: dict, known: Collection[str] = tuple(LAYOUTS)) -> str:
+def get_model_type(
+  hf: dict,
+  known: Collection[str] = tuple(LAYOUTS),
+  path: str = 'config.json',
+) -> str:
   """Returns the model_type of a config.json; raises WeightsError if unknown."""
-  name = str(hf.get('model_type'))
-  if name not in known:
-    raise WeightsError(
-      f'config.json: model_type = {name!r}.' + did_you_mean(name, known)
-    )
+  name = hf.get('model_type')
+  if not isinstance(name, str) or name not in known:
+    near = did_you_mean(name if isinstance(name, str) else '', known)
+    raise WeightsError(f'{path}: model_type = {quote(name)}.' + near)
   return name
 
 
-def config_from_hf(hf: dict) -> ModelConfig:
+def config_from_hf(hf: dict, path: str = 'config.json') -> ModelConfig:
   """Returns the float32 Config of a config.json, or raises WeightsError."""
-  is_alexatm = get_model_type(hf) == 'alexatm'
-  return ModelConfig(
-    **(_config_from_alexatm if is_alexatm else _config_from_blenderbot)(hf),
-    **_read_sizes(hf, _SIZES),
-    **{name: float(hf.get(name, 0.0)) for name in _DROPOUTS},
+  is_alexatm = get_model_type(hf, path=path) == 'alexatm'
+  file = _ConfigFile(hf, path)
+  return file.make_config(
+    **(_read_alexatm if is_alexatm else _read_blenderbot)(file),
+    **file.get_sizes(_SIZES),
+    **{name: file.get_float(name, 0.0) for name in _DROPOUTS},
     logits_bias=True,
-    dtype='float32',
   )
 
 
-def config_from_xlmr(hf: dict) -> ModelConfig:
+def config_from_xlmr(hf: dict, path: str = 'config.json') -> ModelConfig:
   """Returns the sizes of an XLM-R XL encoder; its decoder is a placeholder."""
-  _check_fixed(hf, hidden_act='gelu', position_embedding_type='absolute')
-  sizes = _read_sizes(hf, _XLMR_SIZES)
+  file = _ConfigFile(hf, path)
+  file.check_fixed(hidden_act='gelu', position_embedding_type='absolute')
+  sizes = file.get_sizes(_XLMR_SIZES)
   # The table of positions begins with rows of padding, which are not counted.
   sizes['positions'] -= sizes['pad_id'] + 1
-  norm_eps = float(hf.get('layer_norm_eps', 1e-5))
-  return ModelConfig(
-    **sizes, decoder_layers=1, norm_eps=norm_eps, dtype='float32'
-  )
+  norm_eps = file.get_float('layer_norm_eps', 1e-5)
+  return file.make_config(**sizes, decoder_layers=1, norm_eps=norm_eps)
 
 
 def config_to_hf(config: ModelConfig) -> dict:

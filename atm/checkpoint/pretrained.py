@@ -88,9 +88,10 @@ def open_pretrained(
     hf_keys.WeightsError: a config.json of another kind of model.
   """
   if _is_hf(directory):
-    hf_config = hf_folder.read_json_object(f'{directory}/config.json')
+    path = os.path.join(directory, 'config.json')
+    hf_config = hf_folder.read_json_object(path)
     meta, step = {'hf_config': hf_config}, 0
-    config = hf_keys.config_from_hf(hf_config)
+    config = hf_keys.config_from_hf(hf_config, path)
     path = hf_folder.find_tokenizer(directory)
   else:
     with reader.open_step(directory, at_step) as (checkpoints, step):

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from atm import fileio
+
 # A tensor takes some 200 bytes of pickle, so this is 20,000 of them. One byte
 # of a hostile pickle takes 120 in memory.
 MAX_PICKLE = 1 << 22
@@ -180,9 +182,12 @@ class _TorchFile:
   def __init__(self, path: str):
     self._path = path
     try:
+      fileio.check_regular(path)
       self._file = open(path, 'rb')
     except OSError as e:
       raise self.error(f'cannot be opened: {e.strerror}') from e
+    except ValueError as e:  # a FIFO or a device
+      raise TorchFileError(str(e)) from e
     self._members = self._read_members()
 
   def _read(self, key, dtype, shape, strides, start, nbytes) -> np.ndarray:

@@ -64,7 +64,7 @@ def open_source(directory: str) -> EncoderSource:
   if os.path.exists(path):
     hf_config = hf_folder.read_json_object(path)
     known = (*hf_keys.LAYOUTS, hf_keys.XLMR)
-    if hf_keys.get_model_type(hf_config, known) == hf_keys.XLMR:
+    if hf_keys.get_model_type(hf_config, known, path) == hf_keys.XLMR:
       return _open_xlmr(directory, hf_config)
     _find_tokenizer(directory)
   try:
@@ -81,7 +81,8 @@ def open_source(directory: str) -> EncoderSource:
 
 def _open_xlmr(directory: str, hf_config: dict) -> EncoderSource:
   """Opens a Hugging Face folder of XLM-R XL or XXL, bare or with a head."""
-  config = hf_keys.config_from_xlmr(hf_config)
+  path = os.path.join(directory, 'config.json')
+  config = hf_keys.config_from_xlmr(hf_config, path)
   offset = config.pad_id + 1
   names = ('encoder', 'encoder_embedding', 'encoder_types')
   tree = pretrained.shapes_on_one_device(config)

@@ -55,6 +55,8 @@ class Vocabulary:
         f'no vocabulary at {path!r}: expected a SentencePiece model or a '
         f'folder with {MODEL_FILE}; `atm vocab` trains one.'
       )
+    if '://' not in path:
+      fileio.check_regular(path)
     self.model = file.read_bytes()
     self.sha256 = hashlib.sha256(self.model).hexdigest()
     self._sp = sentencepiece.SentencePieceProcessor()
@@ -180,6 +182,7 @@ def convert_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
   if not os.path.exists(path):
     raise FileNotFoundError(f'no tokenizer at {path!r}: expected {XLMR_FILE}')
   try:
+    fileio.check_regular(path)
     serialized = epath.Path(path).read_bytes()
     model = sentencepiece_model_pb2.ModelProto.FromString(serialized)
   except DecodeError as e:

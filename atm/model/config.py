@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from atm.messages import check_choice, check_number
+from atm.messages import check_choice, check_flag, check_number, quote
 from atm.model.attention import IMPLEMENTATIONS
 from atm.model.remat import REMAT
 
@@ -15,6 +15,8 @@ CONFIG_CHOICES = {
 }
 
 IDS = 'pad_id', 'start_id', 'end_id'
+# Sizes are int32 on devices. Layers have a name each in weight files.
+MOST_SIZE, MOST_LAYERS = 2**31 - 1, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,8 @@ class ModelConfig:
       of a sequence.
 
   Raises:
-    ValueError: sizes that are not positive or do not divide, unknown names.
+    ValueError: sizes that are not positive, too large or do not divide,
+      unknown names.
   """
 
   vocab_size: int = 153600
@@ -95,12 +98,9 @@ class ModelConfig:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      name, value = field.name, getattr(self, field.name)
-      if field.type is int:
-        zero = name in ('token_types', 'position_offset', *IDS)
-        check_number(f'Config.{name}', value, 0 if zero else 1)
-      if name.endswith('dropout') and not 0 <= value < 1:
-        raise ValueError(f'Config.{name} = {value!r}: expected [0, 1)')
+      if field.type is not str:
+        value = _check_field(field, getattr(self, field.name))
+        object.__setattr__(self, field.name, value)  # frozen
     for name in ('encoder_heads', 'decoder_heads'):
       if self.d_model % getattr(self, name):
         raise ValueError(
@@ -115,3 +115,18 @@ class ModelConfig:
           f'Config.{name} = {getattr(self, name)} is no id below '
           f'Config.vocab_size = {self.vocab_size}'
         )
+
+
+def _check_field(field: dataclasses.Field, value):
+  """Returns the value of a number or flag; raises ValueError if it is none."""
+  name = f'Config.{field.name}'
+  if field.type is bool:
+    return check_flag(name, value)
+  if field.type is int:
+    zero = field.name in ('token_types', 'position_offset', *IDS)
+    most = MOST_LAYERS if field.name.endswith('_layers') else MOST_SIZE
+    return check_number(name, value, 0 if zero else 1, most)
+  number = check_number(name, value, 0, whole=False)
+  if field.name.endswith('dropout') and number >= 1:
+    raise ValueError(f'{name} = {quote(value)}: expected [0, 1)')
+  return number
