@@ -123,6 +123,33 @@ def test_missing_and_cut_files_are_named(tmp_path, change):
     token_store.TokenRows(folder, verify=None)
 
 
+@pytest.mark.parametrize('by', [-1, 1])
+def test_a_file_of_another_size_is_refused_unread(tmp_path, by):
+  """Fault seen: a longer file taken, where checksums are not compared."""
+  folder = folder_of(tmp_path)
+  path = os.path.join(folder, '0')
+  size = os.path.getsize(path)
+  os.truncate(path, size + by)
+  with pytest.raises(
+    ValueError, match=f'0 is damaged: expected {size:,} bytes'
+  ):
+    token_store.TokenRows(folder, verify=None)
+
+
+@pytest.mark.parametrize('by', [-1, 1])
+def test_a_manifest_that_counts_other_rows_is_refused(tmp_path, by):
+  """Whole in itself, but not the sum of its files.
+
+  Fault seen: more rows in files than in the sum taken."""
+  folder = folder_of(tmp_path)
+  write_json = token_store.fileio.write_json
+  manifest = token_store.read_manifest(folder)
+  manifest['rows'] += by
+  write_json(os.path.join(folder, token_store.MANIFEST), manifest)
+  with pytest.raises(ValueError, match='its sums are wrong'):
+    token_store.TokenRows(folder)
+
+
 def test_without_a_manifest_there_are_no_rows(tmp_path):
   token_store.write_rows(str(tmp_path / '0'), ROWS)
   with pytest.raises(FileNotFoundError):
