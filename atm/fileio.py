@@ -12,6 +12,7 @@ from atm.messages import one_line, quote
 
 # Python's parser stops at about 1,000; nothing here is nested so deep.
 MOST_DEPTH = 64
+SEAL = 'sha256'  # of a sealed object: the hash of its other entries
 
 
 @contextlib.contextmanager
@@ -144,6 +145,34 @@ def hash_json(value, ensure_ascii: bool = True) -> str:
     value, sort_keys=True, default=str, ensure_ascii=ensure_ascii
   )
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal_json(value: dict) -> dict:
+  """Returns an object, as JSON holds it, with a hash of itself."""
+  whole = json.loads(json.dumps(value))
+  return {**whole, SEAL: hash_json(whole)}
+
+
+def unseal_json(sealed: dict, where: str, unsealed=()) -> dict:
+  """Returns an object without its seal.
+
+  Args:
+    sealed: what `seal_json` made, as read from a file.
+    where: what an error begins with, the file's path.
+    unsealed: the names that an object of before there were seals has. Others
+      are refused, so that a damaged name of the seal is no way around it.
+
+  Raises:
+    ValueError: it is not what was sealed.
+  """
+  value = {k: v for k, v in sealed.items() if k != SEAL}
+  if SEAL in sealed:
+    sound = sealed[SEAL] == hash_json(value)
+  else:
+    sound = value.keys() == {*unsealed}
+  if not sound:
+    raise ValueError(f'{where}: it differs from its own hash')
+  return value
 
 
 def checksum(path: str) -> int:

@@ -15,11 +15,11 @@ The folder is tasks/, the import name `atm_tasks`.
 """
 
 import functools
-import json
 
 import seqio
 import tensorflow as tf
 
+from atm.data import token_store
 from atm.data.languages import LANGUAGE_CODES
 from atm_tasks.evaluation.registry import data_table, suite
 from atm_tasks.pretraining import decontaminate as decontaminate_lib
@@ -124,10 +124,9 @@ def load_index_lazily(sets: tuple[tuple[str, str], ...]):
 def load_counts(cache_dir: str) -> None:
   """Gives every task that has rows in `cache_dir` their counts."""
   for name in seqio.TaskRegistry.names():
-    path = f'{cache_dir.rstrip("/")}/{name}-train/manifest.json'
-    if tf.io.gfile.exists(path):
-      with tf.io.gfile.GFile(path) as f:
-        manifest = json.load(f)
+    folder = f'{cache_dir.rstrip("/")}/{name}-train'
+    if tf.io.gfile.exists(f'{folder}/{token_store.MANIFEST}'):
+      manifest = token_store.read_manifest(folder)
       apply = seqio.TaskRegistry.get(name).preprocessors[-1]
       apply.measured = {**manifest['counts'], 'rows': manifest['rows']}
 

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from atm import fileio
 from atm.checkpoint import checksums, manager, paths
 
 # Orbax leaves the other futures of a failed read or write to the collector.
@@ -94,7 +95,7 @@ def remove_checksums(directory, step: int) -> None:
   path = os.path.join(directory, 'checkpoints', str(step), 'meta', 'metadata')
   with open(path) as f:
     meta = json.load(f)
-  for key in (checksums.SUMS, checksums.SEAL):
+  for key in (checksums.SUMS, fileio.SEAL):
     del meta[key]
   with open(path, 'w') as f:
     json.dump(meta, f)

@@ -13,7 +13,6 @@ matters: in a sum of words times odd weights two flipped signs cancel.
 """
 
 import functools
-import json
 import math
 from collections.abc import Mapping
 
@@ -24,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from atm import fileio
 
-SEAL, SUMS = 'sha256', 'checksums'
+SUMS = 'checksums'
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 PIECE, SMALL_PIECE = 2**22, 2**14  # words
 
@@ -149,17 +148,16 @@ def verify_checksums(arrays: Mapping, expected: Mapping[str, str]) -> None:
 
 def seal_meta(meta: dict, sums: Mapping[str, str]) -> dict:
   """Returns `meta` with the arrays' checksums, and a hash of it all."""
-  whole = json.loads(json.dumps({**meta, SUMS: dict(sums)}))
-  return {**whole, SEAL: fileio.hash_json(whole)}
+  return fileio.seal_json({**meta, SUMS: dict(sums)})
 
 
 def unseal_meta(sealed: dict) -> tuple[dict, dict | None]:
   """Returns (meta, checksums or None); raises DamageError if it changed."""
   # Two names, so that one damaged name cannot make it look unsealed.
-  meta = {k: v for k, v in sealed.items() if k not in (SEAL, SUMS)}
-  if SEAL not in sealed and SUMS not in sealed:
+  meta = {k: v for k, v in sealed.items() if k not in (fileio.SEAL, SUMS)}
+  if fileio.SEAL not in sealed and SUMS not in sealed:
     return meta, None
-  whole = {k: v for k, v in sealed.items() if k != SEAL}
-  if sealed.get(SEAL) != fileio.hash_json(whole) or SUMS not in sealed:
+  whole = {k: v for k, v in sealed.items() if k != fileio.SEAL}
+  if sealed.get(fileio.SEAL) != fileio.hash_json(whole) or SUMS not in sealed:
     raise DamageError('meta differs from its own hash')
   return meta, sealed[SUMS]

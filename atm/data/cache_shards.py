@@ -7,7 +7,6 @@ size, counts. They tell whether a file is done, or was made otherwise.
 
 import collections
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 
@@ -66,8 +65,7 @@ class CacheUnit:
     path = self.get_path(job, task.name)
     if not os.path.exists(path) or not os.path.exists(get_facts_path(path)):
       return None
-    with open(get_facts_path(path)) as f:
-      facts = json.load(f)
+    facts = token_store.read_sealed(get_facts_path(path), token_store.FACTS)
     actual = {**facts['made_from'], 'text': facts['text']}
     expected = job.get_provenance(task, self.split) | {'text': list(self.text)}
     # Facts that this run does not know count, too: rows of newer code.

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from atm import fileio
 from atm.data import cache_shards, counter_rng, task_registry, token_store
 from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.packing import SpecialIds
@@ -43,7 +42,7 @@ def make_unit(unit: CacheUnit, job: CacheJob) -> int:
       'counts': dict(task_counts),  # after the rows: they add `examples`
     }
     # The facts come last: a file without them is made again.
-    fileio.write_json(cache_shards.get_facts_path(path), facts)
+    token_store.write_sealed(cache_shards.get_facts_path(path), facts)
   return counts['tokens']
 
 

@@ -12,7 +12,6 @@ hashes that it checks whenever one is read.
 import collections
 import concurrent.futures
 import functools
-import json
 import os
 from collections.abc import Iterable
 
@@ -22,6 +21,16 @@ from etils import epath
 from atm import fileio
 
 MANIFEST = 'manifest.json'
+# What a manifest, an entry of its `files`, and a file's facts hold.
+ENTRIES = {
+  'made_from': dict, 'rows': int, 'tokens': int, 'longest': int,
+  'counts': dict, 'files': list,
+}  # fmt: skip
+FILE_ENTRIES = {
+  'name': str, 'rows': int, 'tokens': int, 'longest': int, 'bytes': int,
+  'crc32': int,
+}  # fmt: skip
+FACTS = {'made_from': dict, 'text': list, 'file': dict, 'counts': dict}
 # One row a chunk, so that reading a row decodes no other.
 WRITER = 'group_size:1,zstd:3'
 OPEN_FILES = 512
@@ -71,7 +80,49 @@ def write_manifest(directory: str, made_from: dict, parts: list[dict]) -> None:
     'counts': counts,
     'files': files,
   }
-  fileio.write_json(os.path.join(directory, MANIFEST), manifest)
+  write_sealed(os.path.join(directory, MANIFEST), manifest)
+
+
+def write_sealed(path: str, value: dict) -> None:
+  """Writes an object for `read_sealed`, whole or not at all."""
+  fileio.write_json(path, fileio.seal_json(value))
+
+
+def read_sealed(path: str, entries: dict[str, type]) -> dict:
+  """Returns what `write_sealed` wrote, or a version that did not seal.
+
+  Args:
+    path: a file, local or of an object store.
+    entries: the names that it has, and the types of their values.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged.
+  """
+  try:
+    if '://' in path:
+      value = fileio.parse_json(epath.Path(path).read_bytes(), path)
+    else:
+      value = fileio.read_json(path)
+    value = fileio.unseal_json(value, path, entries)
+    check_entries(value, entries, path)
+  except ValueError as e:
+    raise _damaged(path, e) from e
+  return value
+
+
+def _damaged(path: str, error: Exception) -> ValueError:
+  """Returns the error of a manifest or facts that are not as written."""
+  why = str(error).removeprefix(path).lstrip(': ')
+  return ValueError(
+    f'{path} is damaged: {why}. Remove its folder to build it again.'
+  )
+
+
+def check_entries(value: dict, entries: dict[str, type], where: str) -> None:
+  """Raises ValueError unless an object has these entries."""
+  for name, kind in entries.items():
+    fileio.get_key(value, name, kind, where)
 
 
 def is_finished(directory: str) -> bool:
@@ -80,12 +131,23 @@ def is_finished(directory: str) -> bool:
 
 
 def read_manifest(directory: str) -> dict:
-  """Returns the manifest of a folder, local or of an object store."""
+  """Returns the manifest of a folder, local or of an object store.
+
+  Raises:
+    FileNotFoundError: there are no finished rows there.
+    ValueError: it is damaged.
+  """
   path = directory.rstrip('/') + '/' + MANIFEST
+  manifest = read_sealed(path, ENTRIES)
   try:
-    return json.loads(epath.Path(path).read_text())
-  except json.JSONDecodeError as e:
-    raise ValueError(f'{path} is damaged: {e}') from e
+    for file in manifest['files']:
+      check_entries(file, FILE_ENTRIES, 'files')
+    for name, add in {'rows': sum, 'tokens': sum, 'longest': max}.items():
+      if manifest[name] != add([f[name] for f in manifest['files']] or [0]):
+        raise ValueError(f'{name!r} is not that of its files')
+  except (ValueError, AttributeError) as e:
+    raise _damaged(path, e) from e
+  return manifest
 
 
 def check_provenance(
@@ -143,8 +205,6 @@ class TokenRows:
     self.counts, self.files = manifest['counts'], manifest['files']
     self.tokens, self.longest = manifest['tokens'], manifest['longest']
     self._starts = np.cumsum([0, *(f['rows'] for f in self.files)])
-    if len(self) != manifest['rows']:
-      raise ValueError(f'{directory}/{MANIFEST} is damaged: its sums are wrong')
     self.remote = '://' in directory
     if not self.remote:
       self._verify(verify)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from atm.data import languages
+from atm.data import languages, token_store
 from atm.data.sentences import split_sentences
 from atm.data.vocabulary import CLM_TOKEN
 from atm.inference import prompts
@@ -81,11 +81,10 @@ class PairsSource(sources.RecordSource):
 class PairRows(sources.RowsOnly):
   """Pairs of which only a cache's rows are there, as on a training host."""
 
-  def __init__(self, manifest: str):
+  def __init__(self, folder: str):
     super().__init__('pairs', held_out=0.0)
     self.named_by = 'PAIRS'
-    with tf.io.gfile.GFile(manifest) as f:
-      facts = json.load(f)['made_from']
+    facts = token_store.read_manifest(folder)['made_from']
     self.rows = {name: facts[name] for name in ('held_out', 'pairs')}
 
   @property
@@ -212,6 +211,6 @@ def register_pairs(
   if path is not None:
     register('pairs', PairsSource(path, HELD_OUT, skip_bad))
   elif cache_dir is not None:
-    manifest = f'{cache_dir.rstrip("/")}/pairs-train/manifest.json'
-    if tf.io.gfile.exists(manifest):
-      register('pairs', PairRows(manifest))
+    folder = f'{cache_dir.rstrip("/")}/pairs-train'
+    if tf.io.gfile.exists(f'{folder}/{token_store.MANIFEST}'):
+      register('pairs', PairRows(folder))

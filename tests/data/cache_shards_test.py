@@ -5,6 +5,8 @@ Fault seen: text that changed taken for the same.
 
 import pytest
 
+from atm.data import token_store
+
 from row_caches import build, contents, write_shipped_texts
 
 
@@ -54,3 +56,30 @@ def test_rows_made_otherwise_are_refused(
   with pytest.raises(ValueError, match=message):
     build(tmp_path, words, other, folder, splits=('train',), **changes)
   assert contents(tmp_path) == before
+
+
+def test_every_byte_of_a_files_facts_is_sealed(words, configure, tmp_path):
+  """Fault seen: counts, which decide rates, taken from a damaged file."""
+  text = tmp_path / 'text'
+  text.mkdir()
+  (text / 'en.txt').write_text('a line\n' * 50)
+  build(tmp_path / 'rows', words, configure, text, splits=('train',))
+  [path, *_] = (tmp_path / 'rows').glob('*clm-train/rows-*.json')
+  read = lambda: token_store.read_sealed(str(path), token_store.FACTS)
+  whole, content = read(), path.read_bytes()
+  refused = 0
+  for at in range(len(content)):
+    bit = 1 << at % 8
+    flipped = bytes([content[at] ^ bit])
+    path.write_bytes(content[:at] + flipped + content[at + 1 :])
+    try:
+      assert read() == whole, at  # white space
+    except ValueError as e:
+      assert str(e).startswith(f'{path} is damaged: '), at
+      refused += 1
+  assert refused > 300
+  # A manifest is made of facts, so a build that goes on looks at them.
+  (path.parent / 'manifest.json').unlink()
+  path.write_bytes(content.replace(b'"documents": 50', b'"documents": 51'))
+  with pytest.raises(ValueError, match='is damaged: it differs from its own'):
+    build(tmp_path / 'rows', words, configure, text, splits=('train',))
