@@ -130,7 +130,7 @@ class AtmLM(LM):
       raise ValueError('this model has no tokenizer: the harness asks in text')
     # The harness's command line gives it as text.
     size = int(batch_size) if str(batch_size).isdecimal() else batch_size
-    check_number('batch_size', size, 1)
+    size = check_number('batch_size', size, 1)
     self.model, self.mode, self.batch_size = model, mode, size
     self.newlines = Newlines(newline)
     words, positions = model.vocabulary, model.config.positions

@@ -1,9 +1,15 @@
 """Errors and texts that all rooms share: checks of settings, nearest names."""
 
 import difflib
+import functools
+import inspect
 import math
 import numbers
+import operator
 import os
+from collections.abc import Callable
+
+MOST_INT32 = 2**31 - 1  # programs count in int32
 
 
 def one_line(error: BaseException | str, width: int = 300) -> str:
@@ -46,11 +52,21 @@ def quote(value, width: int = 80) -> str:
   return f'{text[: width * 2 // 3]}...{text[-width // 3 :]}'
 
 
-def check_choice(name: str, value, known) -> None:
-  """Raises ValueError unless `value` is one of `known`."""
+def check_choice(name: str, value, known, optional: bool = False):
+  """Returns `value`; raises ValueError unless it is one of `known`.
+
+  Args:
+    name: of the setting or argument, as a user writes it.
+    value: what was given.
+    known: texts.
+    optional: take None, too.
+  """
+  if optional and value is None:
+    return None
   if not isinstance(value, str) or value not in known:
     near = did_you_mean(value if isinstance(value, str) else '', known)
     raise ValueError(f'{name} = {quote(value)}.' + near)
+  return str(value)
 
 
 def check_flag(name: str, value) -> bool:
@@ -127,8 +143,9 @@ def check_texts(name: str, value, empty: bool = True) -> tuple[str, ...]:
 
 
 def check_number(
-  name: str, value, least=None, most=None, whole: bool = True, optional=False
-) -> int | float | None:
+  name: str, value, least=None, most=None, whole: bool = True, optional=False,
+  above=None, below=None,
+) -> int | float | None:  # fmt: skip
   """Returns a number of a range, numpy's as Python's.
 
   The caller uses what is returned, so that what is checked is what is used.
@@ -141,6 +158,7 @@ def check_number(
     least, most: the bounds, both included; None: unbounded.
     whole: take whole numbers only, 8.0 as 8.
     optional: take None, too.
+    above, below: bounds that are not included, of numbers that are not whole.
 
   Raises:
     ValueError: it is no such number.
@@ -148,19 +166,22 @@ def check_number(
   if optional and value is None:
     return None
   number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  finite = number and _is_finite(value)
-  fits = finite and (not whole or value == int(value))
-  if fits and least is not None:
-    fits = value >= least
-  if fits and most is not None:
-    fits = value <= most
-  if fits:
+  finite = number and _is_finite(value, whole)
+  bounds = (
+    ('of at least', least, operator.ge), ('above', above, operator.gt),
+    ('of at most', most, operator.le), ('below', below, operator.lt),
+  )  # fmt: skip
+  bounds = [bound for bound in bounds if bound[1] is not None]
+  if (
+    finite
+    and (not whole or value == int(value))
+    and all(is_inside(value, end) for _, end, is_inside in bounds)
+  ):
     return int(value) if whole else _as_python(value)
-  span = '' if least is None else f' of at least {least}'
-  if most is not None:
-    span = (
-      f' of at most {most}' if least is None else f' from {least} to {most}'
-    )
+  span = ' and '.join(f'{what} {end}' for what, end, _ in bounds)
+  span = f' {span}' if span else ''
+  if least is not None and most is not None:
+    span = f' from {least} to {most}'
   also = ', or None' if optional else ''
   what = 'whole number' if whole else 'number'
   hint = ''
@@ -173,9 +194,54 @@ def check_number(
   )
 
 
-def _is_finite(value) -> bool:
-  """Tells whether a real number is finite; whole ones of any size are."""
-  return isinstance(value, numbers.Integral) or math.isfinite(value)
+def check_fields(settings, checks: dict[str, Callable]) -> None:
+  """Sets fields of a dataclass, frozen or not, to what their checks return.
+
+  Args:
+    settings: the dataclass, in its `__post_init__`.
+    checks: field -> a check that takes the value, its name bound:
+      `partial(check_number, 'BATCH_SIZE', least=1)`.
+
+  Raises:
+    ValueError: see the checks.
+  """
+  for field, check in checks.items():
+    # What was checked is what is used.
+    object.__setattr__(settings, field, check(getattr(settings, field)))
+
+
+def check_arguments(checks: dict[str, Callable]) -> Callable:
+  """Decorates a function, which gets what its arguments' checks return.
+
+  Args:
+    checks: parameter -> a check of its value, see `check_fields`.
+  """
+
+  def decorate(function):
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args, **named):
+      given = signature.bind(*args, **named)
+      given.apply_defaults()
+      for name, check in checks.items():
+        given.arguments[name] = check(given.arguments[name])
+      return function(*given.args, **given.kwargs)
+
+    checked.__signature__ = signature  # gin does not look behind a wrapper
+    return checked
+
+  return decorate
+
+
+def _is_finite(value, whole: bool) -> bool:
+  """Tells whether a real number is finite; as whole ones all integers are."""
+  if whole and isinstance(value, numbers.Integral):
+    return True
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # an integer that no float can hold
+    return False
 
 
 def _as_python(value) -> int | float:

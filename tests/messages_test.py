@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+import inspect
 import os
 import pathlib
 
@@ -85,3 +88,35 @@ def test_messages_stay_short_and_printable():
   with pytest.raises(ValueError) as e:
     messages.check_number('SEED', 10**5000, 0, 9)
   assert len(str(e.value)) < 300
+
+
+def test_bounds_that_are_not_included():
+  check = functools.partial(
+    messages.check_number, 'P', above=0, below=1, whole=False
+  )
+  assert check(0.5) == 0.5
+  for value in (0, 1, 10**400):
+    with pytest.raises(ValueError, match='a number above 0 and below 1$'):
+      check(value)
+
+
+def test_what_is_checked_is_what_is_used():
+  """Of a frozen dataclass and of a function, which keeps its signature."""
+  check = functools.partial(messages.check_number, 'SIZE', least=1)
+
+  @dataclasses.dataclass(frozen=True)
+  class Settings:
+    size: int
+
+    def __post_init__(self):
+      messages.check_fields(self, {'size': check})
+
+  @messages.check_arguments({'size': check})
+  def double(size: int = 3):
+    return repr(2 * size)
+
+  assert repr(Settings(8.0).size) == '8' and double(8.0) == '16'
+  assert double() == '6' and inspect.getfullargspec(double).args == ['size']
+  for call in (Settings, double):
+    with pytest.raises(ValueError, match='SIZE = 0: expected a whole number'):
+      call(size=0)

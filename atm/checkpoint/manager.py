@@ -50,8 +50,8 @@ class CheckpointManager(reader.CheckpointReader):
       ValueError: `keep` is neither None nor above 0; nothing was opened.
     """
     # Orbax would take 0 as well, and remove every checkpoint there is.
-    messages.check_number('KEEP', keep, least=1, optional=True)
-    self.keep, self.on_error = keep, on_error
+    self.keep = messages.check_number('KEEP', keep, least=1, optional=True)
+    self.on_error = on_error
     self.failures, self.save_error, self._pending = 0, None, None
     super().__init__(model_dir, log)
 

@@ -137,7 +137,7 @@ def show_mixture(
     ValueError: `tokens` is not above 0.
     FileNotFoundError: the mixture has no finished rows there.
   """
-  messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
+  tokens = messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
   vocabulary, lengths = cache.open_cache(directory)
   configure_tasks(vocabulary=vocabulary.path)
   parts = batches.load_parts(

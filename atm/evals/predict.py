@@ -22,7 +22,7 @@ def sample_questions(
   questions: Sequence[Question], limit: int | None, seed: int
 ) -> list[Question]:
   """Draws `limit` groups of questions by the seed, and keeps their order."""
-  check_number('LIMIT', limit, least=1, optional=True)
+  limit = check_number('LIMIT', limit, least=1, optional=True)
   if not questions:
     raise ValueError('a task has no questions: its file has no examples')
   groups = group_indices([q.group for q in questions])

@@ -16,7 +16,7 @@ from atm.inference.few_shot import FewShotMixin
 from atm.inference.framing import Framing
 from atm.inference.outputs import Generation, collect, fetch
 from atm.messages import check_choice
-from atm.model.config import ModelConfig
+from atm.model.config import CONFIG_CHOICES, ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
@@ -290,8 +290,9 @@ def load(
   Raises: see `pretrained.open_pretrained`, and `read_params` of its result.
   """
   mesh = mesh_lib.make_mesh() if mesh is None else mesh
-  if weights is not None:
-    check_choice('WEIGHTS', weights, ('float32', 'bfloat16'))
+  weights = check_choice(
+    'WEIGHTS', weights, CONFIG_CHOICES['dtype'], optional=True
+  )
   source = pretrained.open_pretrained(directory, at_step)
   dtype = dtype or source.config.dtype
   config = dataclasses.replace(source.config, dtype=dtype)

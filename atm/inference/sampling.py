@@ -6,15 +6,48 @@ R rows, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atm.messages import check_choice, check_number
+from atm.messages import (
+  MOST_INT32,
+  check_choice,
+  check_fields,
+  check_flag,
+  check_number,
+)
 
 NEG_INF = -jnp.inf
+
+
+def check_early_stopping(value) -> bool | str:
+  """Returns True, False or 'never'; raises ValueError for anything else."""
+  if isinstance(value, str):
+    return check_choice('early_stopping', value, ('never',))
+  return check_flag('early_stopping', value)
+
+
+_NUMBERS = {
+  'max_tokens': dict(least=1, most=MOST_INT32),
+  'min_tokens': dict(least=0, most=MOST_INT32),
+  'beams': dict(least=1, most=MOST_INT32),
+  'results': dict(least=1, most=MOST_INT32),
+  'length_penalty': dict(whole=False),
+  'temperature': dict(least=0, whole=False),
+  'top_k': dict(least=0, most=MOST_INT32),
+  'top_p': dict(above=0, most=1, whole=False),
+  'min_p': dict(least=0, most=1, whole=False),
+  'repetition_penalty': dict(above=0, whole=False),
+  'seed': dict(least=0),
+}
+_CHECKS = {
+  **{name: partial(check_number, name, **x) for name, x in _NUMBERS.items()},
+  'early_stopping': check_early_stopping,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +95,7 @@ class Config:
   seed: int = 0
 
   def __post_init__(self):
-    for name in ('max_tokens', 'beams', 'results'):
-      check_number(name, getattr(self, name), 1)
-    for name in ('min_tokens', 'top_k', 'seed'):
-      check_number(name, getattr(self, name), 0)
-    check_number('temperature', self.temperature, 0, whole=False)
-    check_number('min_p', self.min_p, 0, 1, whole=False)
-    for name, most in (('top_p', 1), ('repetition_penalty', np.inf)):
-      value = getattr(self, name)
-      if not 0 < value <= most:
-        end = '' if most == np.inf else f', at most {most}'
-        raise ValueError(f'{name} = {value!r}: expected above 0{end}')
-    if not isinstance(self.early_stopping, bool):
-      check_choice('early_stopping', self.early_stopping, ('never',))
+    check_fields(self, _CHECKS)
     if self.beams > 1 and self.temperature:
       raise ValueError(
         f'beams = {self.beams} and temperature = {self.temperature}: expected '

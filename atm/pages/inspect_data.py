@@ -63,9 +63,9 @@ def inspect(
     ValueError: a setting out of range, an unknown name, rows made otherwise.
     FileNotFoundError: `cache_dir` has no finished rows of the mixture.
   """
-  messages.check_number('EXAMPLES', examples, least=1)
-  messages.check_number('SEED', seed)
-  messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
+  examples = messages.check_number('EXAMPLES', examples, least=1)
+  seed = messages.check_number('SEED', seed)
+  tokens = messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
   console, sizes = console or rich.console.Console(), Lengths.of(lengths)
   log = lambda text: console.print(rich.text.Text(text), soft_wrap=True)
   configure_tasks()

@@ -284,7 +284,8 @@ def start_jax(
     ValueError: settings that do not fit each other or the environment, devices
       that exist already in another number, or others that did not come.
   """
-  check_start_settings(distributed, coordinator, processes, process, timeout)
+  timeout = check_number('start.timeout', timeout, 1)
+  check_start_settings(distributed, coordinator, processes, process)
   if cpu_devices is not None:
     # JAX refuses once its backend is up, which is fine if it has that many.
     with contextlib.suppress(RuntimeError):
@@ -300,13 +301,10 @@ def start_jax(
     )
 
 
-def check_start_settings(
-  distributed, coordinator, processes, process, timeout
-) -> None:
+def check_start_settings(distributed, coordinator, processes, process) -> None:
   """Raises ValueError where settings of `start_jax` do not fit each other."""
   if distributed is not None:
     check_choice('start.distributed', distributed, DISTRIBUTED)
-  check_number('start.timeout', timeout, 1)
   by_hand = {'processes': processes, 'process': process}
   given = [f'start.{k} = {v!r}' for k, v in by_hand.items() if v is not None]
   if coordinator is None and given:

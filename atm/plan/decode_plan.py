@@ -79,6 +79,10 @@ def plan_rows(
       missing.
     RuntimeError: the compiler failed for another reason than memory.
   """
+  batch_size = check_number('DECODE_BATCH_SIZE', batch_size, 1, optional=True)
+  weights = check_choice(
+    'WEIGHTS', weights, config_lib.CONFIG_CHOICES['dtype'], optional=True
+  )
   sizes = task_registry.Lengths.of(lengths)
   target = hardware.find_target(topology, make_mesh, start)
   config = dataclasses.replace(config, max_tokens=sizes.targets)
@@ -123,8 +127,6 @@ def plan_rows(
 def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
   """Raises ValueError for what cannot be served, or not sensibly."""
   check_choice('PROGRAM', job.kind, PROGRAMS[1:])
-  if job.weights is not None:
-    check_choice('WEIGHTS', job.weights, ('float32', 'bfloat16'))
   mesh, config, rules = job.target.mesh, job.model_config, job.rules
   fsdp = mesh.shape['fsdp']
   if job.kind == 'decode' and fsdp > 1:
@@ -141,7 +143,6 @@ def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
       'of this machine is not known. Give a number, or a TOPOLOGY'
     )
   rows = job.unit if batch_size is None else batch_size
-  check_number('DECODE_BATCH_SIZE', rows, 1)
   sharding.check_divides(mesh, rules, {'batch': ('DECODE_BATCH_SIZE', rows)})
   config_checks.check_sizes(mesh, rules, config, lengths, job.unit)
 

@@ -8,9 +8,10 @@ off the compiled program, the traced one, and the shapes of the state.
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from atm.data import task_registry
-from atm.messages import check_number
+from atm.messages import check_arguments, check_number
 from atm.model import config as config_lib
 from atm.model import flops as flops_lib
 from atm.parallel import mesh as mesh_lib
@@ -28,7 +29,18 @@ from atm.plan import (
 from atm.plan.train_program import TrainStep, hardware_flops
 from atm.train import config_checks, optimizer
 
+_CHECKS = {
+  'batch_size': partial(check_number, 'BATCH_SIZE', least=1),
+  'train_steps': partial(check_number, 'TRAIN_STEPS', least=1),
+  'micro_batches': partial(check_number, 'MICRO_BATCHES', least=1),
+  'freeze_encoder_steps': partial(
+    check_number, 'FREEZE_ENCODER_STEPS', least=0
+  ),
+  'z_loss': partial(check_number, 'Z_LOSS', least=0, whole=False),
+}
 
+
+@check_arguments(_CHECKS)
 def plan(
   lengths: dict[str, int],
   batch_size: int,
@@ -81,10 +93,6 @@ def plan(
   given = dict(locals())
   if instead is not None:
     return instead(given)
-  check_number('BATCH_SIZE', batch_size, 1)
-  check_number('TRAIN_STEPS', train_steps, 1)
-  check_number('FREEZE_ENCODER_STEPS', freeze_encoder_steps, 0)
-  check_number('Z_LOSS', z_loss, 0, whole=False)
   target = hardware.find_target(topology, make_mesh, start)
   sizes, mesh = task_registry.Lengths.of(lengths), target.mesh
   config_checks.check_sizes(

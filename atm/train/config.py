@@ -3,11 +3,12 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 
 from atm.checkpoint import manager
 from atm.data import vocabulary_training
 from atm.data.task_registry import Lengths
-from atm.messages import check_choice, check_number
+from atm.messages import check_choice, check_fields, check_number
 from atm.model import config as model_config_lib
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
@@ -19,6 +20,17 @@ LEAST = {
   'save_every': 1, 'row_passes': 1, 'micro_batches': 1,
   'abort_after_nonfinite': 1, 'freeze_encoder_steps': 0,
 }  # fmt: skip
+_CHECKS = {
+  **{
+    name: partial(check_number, name.upper(), least=least)
+    for name, least in LEAST.items()
+  },
+  'keep': partial(check_number, 'KEEP', least=1, optional=True),
+  'z_loss': partial(check_number, 'Z_LOSS', least=0, whole=False),
+  'on_save_error': partial(
+    check_choice, 'ON_SAVE_ERROR', known=manager.ON_ERROR
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,16 +136,13 @@ class TrainConfig:
   say: Callable[[str], None] = print
 
   def __post_init__(self):
-    for name, least in LEAST.items():
-      check_number(name.upper(), getattr(self, name), least)
-    check_number('KEEP', self.keep, 1, optional=True)
-    check_number('Z_LOSS', self.z_loss, 0, whole=False)
-    check_choice('ON_SAVE_ERROR', self.on_save_error, manager.ON_ERROR)
+    check_fields(self, _CHECKS)
     check_skip_steps(self.skip_steps)
     if self.profile_steps is not None:
       check_range('PROFILE_STEPS', self.profile_steps)
+    check_ask = partial(check_number, 'ASK_EVERY', least=self.eval_every)
+    check_fields(self, {'ask_every': partial(check_ask, optional=True)})
     ask, evaluate = self.ask_every, self.eval_every
-    check_number('ASK_EVERY', ask, evaluate, optional=True)
     if ask and ask % evaluate:
       raise ValueError(
         f'ASK_EVERY = {ask}: expected a multiple of EVAL_EVERY = {evaluate}, '

@@ -13,7 +13,7 @@ from atm.train import optimizer
 
 def check_micro_batches(mesh, rules, batch_size: int, number: int) -> None:
   """Raises ValueError unless each data shard's rows divide by `number`."""
-  check_number('MICRO_BATCHES', number, 1)
+  number = check_number('MICRO_BATCHES', number, 1)
   shards = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
   rows = batch_size // shards
   if rows % number:

@@ -1,6 +1,7 @@
 """The optax chains and the paper's schedule."""
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,19 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from atm.messages import check_choice, check_number
+from atm.messages import check_choice, check_fields, check_number
 
 OPTIMIZER_CHOICES = {
   'name': ('adamw', 'adafactor'),
   'moments_dtype': ('float32', 'bfloat16'),
 }
 GIN_NAME = 'optimizer.Config'  # what a user calls the class below
-LEAST_VALUES = (  # field, its least value, whether it is a whole number
-  ('learning_rate', 0, False), ('final_learning_rate', 0, False),
-  ('weight_decay', 0, False), ('eps', 0, False), ('b1', 0, False),
-  ('b2', 0, False), ('decay_steps', 1, False), ('warmup_steps', 0, False),
-  ('factor_from', 2, True),
-)  # fmt: skip
+_NUMBERS = {
+  'learning_rate': dict(least=0),
+  'final_learning_rate': dict(least=0),
+  'weight_decay': dict(least=0),
+  'eps': dict(least=0),
+  'b1': dict(least=0, below=1),
+  'b2': dict(least=0, below=1),
+  'decay_steps': dict(least=1),
+  'warmup_steps': dict(least=0),
+  'clip_norm': dict(above=0, optional=True),
+}
+OPTIMIZER_CHECKS = {
+  **{
+    name: partial(check_choice, f'{GIN_NAME}.{name}', known=known)
+    for name, known in OPTIMIZER_CHOICES.items()
+  },
+  **{
+    name: partial(check_number, f'{GIN_NAME}.{name}', whole=False, **bounds)
+    for name, bounds in _NUMBERS.items()
+  },
+  'factor_from': partial(check_number, f'{GIN_NAME}.factor_from', least=2),
+}
 
 # The model's parameters that are the encoder's. Where an embedding is tied the
 # shared matrix is stored under the encoder's name, and is the encoder's.
@@ -81,26 +98,12 @@ class OptimizerConfig:
   factor_from: int = 128
 
   def __post_init__(self):
-    for name, known in OPTIMIZER_CHOICES.items():
-      check_choice(f'{GIN_NAME}.{name}', getattr(self, name), known)
+    check_fields(self, OPTIMIZER_CHECKS)
     if self.name == 'adafactor' and self.moments_dtype != 'float32':
       raise ValueError(
         f'{GIN_NAME}.moments_dtype = {self.moments_dtype!r}: Adafactor '
         "has no first moment, and of the second only vectors: use 'float32', "
         f"or {GIN_NAME}.name = 'adamw'"
-      )
-    for name, least, whole in LEAST_VALUES:
-      check_number(
-        f'{GIN_NAME}.{name}', getattr(self, name), least, whole=whole
-      )
-    for name in ('b1', 'b2'):
-      if getattr(self, name) >= 1:
-        raise ValueError(
-          f'{GIN_NAME}.{name} = {getattr(self, name)}: expected less than 1'
-        )
-    if self.clip_norm is not None and not self.clip_norm > 0:
-      raise ValueError(
-        f'{GIN_NAME}.clip_norm = {self.clip_norm}: expected > 0 or None'
       )
     if self.warmup_steps >= self.decay_steps:
       raise ValueError(

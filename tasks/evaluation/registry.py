@@ -224,7 +224,7 @@ def select_sources(
   seed: int = 0,
 ) -> list[ExampleSource]:
   """Returns the source of each task; see `suite` for the arguments."""
-  check_number('SHOTS', shots, least=0, optional=True)
+  shots = check_number('SHOTS', shots, least=0, optional=True)
   sources = []
   for name in match_names(names):
     spec = REGISTRY[name]

@@ -262,7 +262,6 @@ class FolderSource(RecordSource):
     piece_bytes: int = 64 << 20,
   ):
     super().__init__(held_out)
-    check_number('piece_bytes', piece_bytes, least=1)
     self.files = _find_files(folder, glob.escape(language)).get(language)
     if not self.files:
       known = ', '.join(list_languages(folder))
@@ -272,7 +271,7 @@ class FolderSource(RecordSource):
     if any(records.detect_format(path)[1] == 'zst' for path in self.files):
       records.import_zstandard()
     self.text_field, self.skip_bad = text_field, skip_bad
-    self.piece_bytes = piece_bytes
+    self.piece_bytes = check_number('piece_bytes', piece_bytes, least=1)
 
   @functools.cached_property
   def units(self) -> list[records.FilePart]:

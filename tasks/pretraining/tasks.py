@@ -25,7 +25,7 @@ from atm.data import counter_rng, packing
 from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
 from atm.data.sentences import count_sentences
-from atm.messages import check_number
+from atm.messages import check_fields, check_number
 from atm_tasks.pretraining import sources, text_forms
 
 
@@ -58,8 +58,11 @@ class Mixing:
   clm_high: float = 0.8
 
   def __post_init__(self):
-    for name, value in dataclasses.asdict(self).items():
-      check_number(f'Mixing.{name}', value, least=0, whole=False)
+    check = lambda name: functools.partial(
+      check_number, f'Mixing.{name}', least=0, whole=False
+    )
+    fields = [field.name for field in dataclasses.fields(self)]
+    check_fields(self, {name: check(name) for name in fields})
     if self.denoise + self.clm <= 0:
       raise ValueError('Mixing.denoise and Mixing.clm are both 0')
 

@@ -19,7 +19,7 @@ def test_options_are_checked(model):
   for wrong, said in (
     (dict(beams=2, temperature=1.0), 'expected beam search'),
     (dict(results=2), 'expected at most beams = 1'),
-    (dict(top_p=0.0), 'top_p = 0.0: expected above 0'),
+    (dict(top_p=0.0), 'top_p = 0.0: expected a number above 0'),
     (dict(early_stopping='nver'), "Did you mean 'never'"),
     (dict(stop='a'), 'expected a list of strings'),
     (dict(stop=['']), 'expected no empty string'),
@@ -110,8 +110,14 @@ def test_ties_at_the_limit_are_all_kept(processors):
     (dict(top_k=True), 'top_k = True: expected a whole number'),
     (dict(temperature=-1.0), 'temperature = -1.0: expected a number'),
     (dict(min_p=1.5), 'min_p = 1.5: expected a number from 0 to 1'),
-    (dict(top_p=1.5), 'top_p = 1.5: expected above 0, at most 1'),
-    (dict(repetition_penalty=0), 'repetition_penalty = 0: expected above 0'),
+    (
+      dict(top_p=1.5),
+      'top_p = 1.5: expected a number above 0 and of at most 1',
+    ),
+    (
+      dict(repetition_penalty=0),
+      'repetition_penalty = 0: expected a number above 0',
+    ),
   ],
 )
 def test_a_setting_out_of_range_is_named(changes, message):

@@ -15,7 +15,7 @@ from tiny_runs import EIGHT, small_model
     (3, 'MICRO_BATCHES = 3 does not divide the 8 rows .* 4 data .*: 2 or 4'),
     (16, 'does not divide the 8 rows .* nearest that does: 8'),
     (0, 'MICRO_BATCHES = 0: expected a whole number of at least 1'),
-    (2.0, 'MICRO_BATCHES = 2.0: expected a whole number of at least 1'),
+    (2.5, 'MICRO_BATCHES = 2.5: expected a whole number of at least 1'),
   ],
 )
 def test_micro_batches_that_do_not_divide(number, message):

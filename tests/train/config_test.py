@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from atm.train import config
@@ -45,7 +46,7 @@ def test_steps_to_profile_are_a_range(steps, message):
   'value, message',
   [
     (-3, r'-3: expected a whole number of at least 0. Did you mean 0\?'),
-    (1e5, r'100000.0: expected .* Did you mean 100000\?'),
+    (2.5, r'2.5: expected .* Did you mean 2\?'),
     (True, 'True: expected a whole number of at least 0$'),
     (None, 'None: expected a whole number of at least 0$'),
     ('9', "'9': expected a whole number of at least 0$"),
@@ -55,6 +56,12 @@ def test_steps_to_profile_are_a_range(steps, message):
 def test_a_number_is_refused_by_the_name_a_user_writes(value, message):
   with pytest.raises(ValueError, match=f'FREEZE_ENCODER_STEPS = {message}'):
     small_config('run', freeze_encoder_steps=value)
+
+
+def test_a_whole_float_is_used_as_a_whole_number():
+  """Fault seen: checked, but the float used."""
+  made = small_config('run', freeze_encoder_steps=1e5, keep=np.int64(2))
+  assert [type(made.freeze_encoder_steps), type(made.keep)] == [int, int]
 
 
 @pytest.mark.parametrize('name', config.LEAST)
