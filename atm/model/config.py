@@ -2,7 +2,13 @@
 
 import dataclasses
 
-from atm.messages import check_choice, check_flag, check_number, quote
+from atm.messages import (
+  MOST_INT32,
+  check_choice,
+  check_flag,
+  check_number,
+  quote,
+)
 from atm.model.attention import IMPLEMENTATIONS
 from atm.model.remat import REMAT
 
@@ -15,8 +21,8 @@ CONFIG_CHOICES = {
 }
 
 IDS = 'pad_id', 'start_id', 'end_id'
-# Sizes are int32 on devices. Layers have a name each in weight files.
-MOST_SIZE, MOST_LAYERS = 2**31 - 1, 10_000
+# Layers have a name each in weight files.
+MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +130,7 @@ def _check_field(field: dataclasses.Field, value):
     return check_flag(name, value)
   if field.type is int:
     zero = field.name in ('token_types', 'position_offset', *IDS)
-    most = MOST_LAYERS if field.name.endswith('_layers') else MOST_SIZE
+    most = MOST_LAYERS if field.name.endswith('_layers') else MOST_INT32
     return check_number(name, value, 0 if zero else 1, most)
   number = check_number(name, value, 0, whole=False)
   if field.name.endswith('dropout') and number >= 1:
