@@ -4,6 +4,7 @@ import os
 import re
 
 from setuptools import find_packages, setup
+from setuptools.command.editable_wheel import editable_wheel
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -27,6 +28,54 @@ def packages(name: str, folder: str) -> list[str]:
   """Returns a package and its subpackages."""
   found = find_packages(os.path.join(HERE, folder))
   return [name, *(f'{name}.{inner}' for inner in found)]
+
+
+# A path entry with the checkout's packages under their installed names. Python
+# asks setuptools' own finder last: any folder `atm` without __init__.py, such
+# as the clone's in its parent, is a namespace package and was found before.
+CHECKOUT_ENTRY = """\
+import sys
+from importlib.util import spec_from_file_location
+
+ENTRY = '__editable__.atm.checkout'
+FOLDERS = {folders!r}
+
+
+class CheckoutFinder:
+  def __init__(self, entry):
+    if entry != ENTRY:
+      raise ImportError(entry)
+
+  def find_spec(self, name, target=None):
+    folder = FOLDERS.get(name)
+    return folder and spec_from_file_location(name, folder + '/__init__.py')
+
+
+if ENTRY not in sys.path:
+  sys.path_hooks.append(CheckoutFinder)
+  sys.path.append(ENTRY)
+"""
+
+
+class EditableWheel(editable_wheel):
+  """Adds the checkout to sys.path: packages there win over namespaces."""
+
+  def _select_strategy(self, *args):
+    strategy = super()._select_strategy(*args)
+    folders = {
+      name: os.path.join(HERE, folder)
+      for name, folder in self.distribution.package_dir.items()
+      if '.' not in name
+    }
+    name = '__editable___atm_checkout'
+    files = {
+      f'{name}.py': CHECKOUT_ENTRY.format(folders=folders).encode(),
+      f'{name}.pth': f'import {name}\n'.encode(),
+    }
+    if hasattr(strategy, 'get_implementation'):  # not of a strict install
+      written = strategy.get_implementation
+      strategy.get_implementation = lambda: [*written(), *files.items()]
+    return strategy
 
 
 DEPENDENCIES = [
@@ -101,5 +150,6 @@ setup(
   },
   install_requires=DEPENDENCIES,
   extras_require=EXTRAS,
+  cmdclass={'editable_wheel': EditableWheel},
   entry_points={'console_scripts': ['atm = atm.cli.main:main']},
 )

@@ -1,6 +1,7 @@
 """A wheel holds gin files, text and templates, and works from anywhere."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -73,3 +74,37 @@ def test_an_installed_copy_runs_from_any_directory(wheel, tmp_path):
   )  # fmt: skip
   assert made.returncode == 0, made.stderr
   assert (elsewhere / 'v' / 'sentencepiece.model').exists()
+
+
+def test_a_checkout_wins_over_folders_of_its_names(tmp_path):
+  """A clone named atm has in its parent the name of a namespace package."""
+  pytest.importorskip('setuptools', minversion='77')  # pyproject.toml's
+  if not os.path.exists(os.path.join(ROOT, 'setup.py')):
+    pytest.skip('not a checkout')
+  clone, installed = tmp_path / 'atm', tmp_path / 'installed'
+  for folder in ('atm', 'tasks', 'gin/models'):
+    (clone / folder).mkdir(parents=True)
+  for file in ('setup.py', 'pyproject.toml', 'README.md'):
+    shutil.copy(os.path.join(ROOT, file), clone)
+  (clone / 'atm' / '__init__.py').write_text("__version__ = '0'")
+  (clone / 'tasks' / '__init__.py').touch()
+  (tmp_path / 'atm_tasks').mkdir()
+  python = lambda code, where: subprocess.run(
+    [sys.executable, *('-S',) * (where != clone), '-c', code],
+    capture_output=True, check=True, text=True, cwd=where,
+  ).stdout.split()  # fmt: skip
+  python(
+    'from setuptools import build_meta; build_meta.build_editable("..")', clone
+  )
+  zipfile.ZipFile(next(tmp_path.glob('*.whl'))).extractall(installed)
+  where = (
+    f'import site; site.addsitedir({str(installed)!r}); import atm, atm_tasks; '
+    'print(atm.__file__, atm_tasks.__file__)'
+  )
+  ours = [str(clone / name / '__init__.py') for name in ('atm', 'tasks')]
+  assert python(where, tmp_path) == ours
+  # As everywhere, what stands first on the path is taken: another clone.
+  (tmp_path / 'other' / 'atm').mkdir(parents=True)
+  other = tmp_path / 'other' / 'atm' / '__init__.py'
+  other.touch()
+  assert python(where, tmp_path / 'other') == [str(other), ours[1]]
