@@ -7,9 +7,25 @@ import math
 import numbers
 import operator
 import os
+import traceback
 from collections.abc import Callable
 
 MOST_INT32 = 2**31 - 1  # programs count in int32
+ATM = os.path.dirname(os.path.abspath(__file__))
+
+
+class CrashNote(str):
+  """A note that atm adds to an error; libraries add others."""
+
+
+def list_frames(error: BaseException) -> list[str]:
+  """Returns atm's lines that an error went through, the innermost first."""
+  return [
+    f'in {frame.name}, atm/{os.path.relpath(frame.filename, ATM)}'
+    f':{frame.lineno}'
+    for frame in reversed(traceback.extract_tb(error.__traceback__))
+    if frame.filename.startswith(ATM + os.sep)
+  ]
 
 
 def one_line(error: BaseException | str, width: int = 300) -> str:
@@ -31,12 +47,15 @@ def clock_text(seconds: float) -> str:
 
 
 def did_you_mean(name: str, known) -> str:
-  """Returns ' Did you mean X?' for the nearest of `known`, else all of them."""
+  """Returns ' Did you mean X?' for the nearest of `known`, else all or a few."""
   known = sorted(known)
-  close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+  close = difflib.get_close_matches(name[:200], known, n=1, cutoff=0.6)
   if close:
-    return f' Did you mean {close[0]!r}?'
-  return f' Known: {", ".join(known)}.'
+    return f' Did you mean {quote(close[0])}?'
+  names, most = ', '.join(known), 300
+  if len(names) > most:  # such as of all tensors of a model
+    names = f'{names[:most].rpartition(", ")[0]} ... ({len(known):,} names)'
+  return f' Known: {names}.'
 
 
 def quote(value, width: int = 80) -> str:

@@ -36,6 +36,8 @@ def test_the_nearest_name_or_all():
     "'tensor'?"
   )
   assert messages.did_you_mean('xyz', ('b', 'a')) == ' Known: a, b.'
+  many = messages.did_you_mean('xyz', [f'layers.{i}' for i in range(999)])
+  assert many.endswith(' ... (999 names).') and len(many) < 350
 
 
 def test_long_errors_keep_head_and_tail():

@@ -10,12 +10,13 @@ import traceback
 
 from absl import logging
 
-from atm.cli import commands, gin_config
+from atm.cli import commands, error_report, gin_config
 from atm.cli.gin_config import UserError, find_file
 from atm.messages import did_you_mean
 
 # TensorFlow, which some runs import, is silent from the first line on.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+CLOSED_OUTPUT = 141  # as a shell tells of SIGPIPE
 
 
 def parse_arguments(arguments: list[str]) -> tuple:
@@ -47,55 +48,53 @@ def main(arguments: list[str] | None = None) -> int:
 
   A process of several that fails ends in `distributed.exit_process` instead.
   """
+  arguments = sys.argv[1:] if arguments is None else arguments
   try:
-    status = run_command(arguments)
-  except BaseException:
-    from atm.parallel import distributed
-
-    if not distributed.has_joined():
-      raise
-    traceback.print_exc()
-    status = 1
-  if status:
-    from atm.parallel import distributed
-
+    run_command(arguments)
+    if sys.stdout is not None:
+      sys.stdout.flush()  # here, where an error of it can be caught
+    status = 0
+  except SystemExit:
+    raise
+  except KeyboardInterrupt:
+    status = 130
+  except BaseException as e:  # a library in Rust has panics of its own
+    status = report_error(e, arguments)
+  # Where it was not imported, no process was joined.
+  if status and (distributed := sys.modules.get('atm.parallel.distributed')):
     distributed.exit_process(status)
   return status
 
 
-def run_command(arguments: list[str] | None) -> int:
-  """Runs a command; returns its exit status, and leaves no other process."""
-  arguments = sys.argv[1:] if arguments is None else arguments
+def report_error(error: BaseException, arguments: list[str]) -> int:
+  """Prints the error that ended a command; returns the exit status."""
+  distributed = sys.modules.get('atm.parallel.distributed')
+  if distributed and isinstance(error, distributed.OtherProcessError):
+    return 2  # it says so itself
+  if isinstance(error, BrokenPipeError) and error_report.is_output_closed():
+    error_report.drop_output()
+    return CLOSED_OUTPUT
+  if os.environ.get('ATM_TRACEBACK'):
+    traceback.print_exception(error)
+  text = error_report.format_error(error, arguments)
+  print(f'atm: error: {text}', file=sys.stderr)
+  return 2 if error_report.is_mistake(error) else 1
+
+
+def run_command(arguments: list[str]) -> None:
+  """Runs a command, and leaves no other process."""
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
   if not arguments or arguments[0] in ('-h', '--help', 'help'):
     print(commands.list_runs())
-    return 0
-  try:
-    run, files, bindings, modules = parse_arguments(arguments)
-    gin_config.apply_config(files, bindings, modules)
-    from atm.parallel import xla_options
+    return
+  run, files, bindings, modules = parse_arguments(arguments)
+  gin_config.apply_config(files, bindings, modules)
+  from atm.parallel import xla_options
 
-    xla_options.set_compilation_cache()
-    if run not in commands.WITHOUT_DEVICES:
-      gin_config.get_configurable('sharding.start')()
-    commands.execute(run)
-  except KeyboardInterrupt:
-    return 130
-  except Exception as e:
-    from atm.parallel import distributed
-    from atm.train import crash_report
-
-    if isinstance(e, distributed.OtherProcessError):
-      return 2  # it says so itself
-    mistake = isinstance(
-      e, UserError | ValueError | FloatingPointError | OSError
-    )
-    known = mistake or crash_report.has_note(e)
-    if os.environ.get('ATM_TRACEBACK') or not known:
-      raise
-    print(f'atm: error: {crash_report.format_error(e)}', file=sys.stderr)
-    return 2 if mistake else 1
-  return 0
+  xla_options.set_compilation_cache()
+  if run not in commands.WITHOUT_DEVICES:
+    gin_config.get_configurable('sharding.start')()
+  commands.execute(run)
 
 
 if __name__ == '__main__':

@@ -4,18 +4,16 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
 import shlex
 import sys
 import traceback
 
 import jax
 
-from atm import messages
 from atm.checkpoint import paths, reader
+from atm.messages import CrashNote, list_frames
 
 FAILURE_FILE = 'failure.txt'
-ATM = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclasses.dataclass
@@ -32,7 +30,7 @@ class CrashReport(contextlib.AbstractContextManager):
 
   def __exit__(self, kind, error, trace) -> None:
     if isinstance(error, Exception):
-      error.add_note(self.text(error))
+      error.add_note(CrashNote(self.text(error)))
 
   def text(self, error: Exception) -> str:
     folder = paths.find_checkpoint_dir(self.model_dir)
@@ -40,8 +38,11 @@ class CrashReport(contextlib.AbstractContextManager):
     with contextlib.suppress(Exception):
       good = reader.latest_step(self.model_dir)
     config = shlex.quote(os.path.join(self.model_dir, 'config.gin'))
+    # Those without a name of their own say little.
+    named = (f for f in list_frames(error) if not f.startswith('in _'))
+    place = next(named, 'outside of atm')
     lines = {
-      'where': f'after step {self.done:,} of {self.last:,}, {_place(error)}',
+      'where': f'after step {self.done:,} of {self.last:,}, {place}',
       'last good': 'none' if good is None else f'step {good:,} in {folder}',
       'traceback': self._keep(error),
       'resume': f'atm pretrain --gin_file={config}',
@@ -58,34 +59,6 @@ class CrashReport(contextlib.AbstractContextManager):
     except OSError as e:  # a full disk, say
       return f'not written: {e}'
     return path
-
-
-def _place(error: Exception) -> str:
-  """Names the innermost line of ours that the error went through."""
-  for frame in reversed(traceback.extract_tb(error.__traceback__)):
-    is_ours = frame.filename.startswith(ATM + os.sep)
-    if is_ours and not frame.name.startswith('_'):
-      name = os.path.relpath(frame.filename, ATM)
-      return f'in {frame.name}, atm/{name}:{frame.lineno}'
-  return 'outside of atm'
-
-
-def has_note(error: BaseException) -> bool:
-  """Tells whether a CrashReport has added its note."""
-  return bool(getattr(error, '__notes__', []))
-
-
-def format_error(error: BaseException) -> str:
-  """Formats an error and its notes, as printed."""
-  # gin adds lines about the call it came through.
-  text = re.split(r'\n\s*In call to configurable', str(error))[0].strip()
-  if has_note(error):
-    text = messages.one_line(text)
-  if type(error).__module__ == 'builtins' and not isinstance(
-    error, ValueError | OSError
-  ):
-    text = f'{type(error).__name__}: {text}'
-  return '\n'.join([text, *getattr(error, '__notes__', [])])
 
 
 def silence_orbax() -> None:
