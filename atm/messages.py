@@ -47,7 +47,7 @@ def clock_text(seconds: float) -> str:
 
 
 def did_you_mean(name: str, known) -> str:
-  """Returns ' Did you mean X?' for the nearest of `known`, else all or a few."""
+  """Returns ' Did you mean X?' for the nearest of `known`, else names some."""
   known = sorted(known)
   close = difflib.get_close_matches(name[:200], known, n=1, cutoff=0.6)
   if close:
