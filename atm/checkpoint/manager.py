@@ -11,8 +11,13 @@ from etils import epath
 
 from atm import messages
 from atm.checkpoint import checksums, reader
+from atm.checkpoint.checksums import DamageError
 
 ON_ERROR = ('stop', 'go_on')
+# What Orbax and we put into the folder of a step.
+PARTS = {
+  'params', 'optimizer', 'meta', '_CHECKPOINT_METADATA', 'commit_success.txt',
+}  # fmt: skip
 
 
 class SaveError(OSError):
@@ -42,7 +47,8 @@ class CheckpointManager(reader.CheckpointReader):
 
     Args:
       model_dir: the run.
-      keep: how many of the newest steps to keep; None: all.
+      keep: how many of the newest steps to keep; None: all. An older one is
+        removed when the newest was read back and has its checksums.
       on_error: one of ON_ERROR: raise where a save failed, or log and count it.
       log: called with a warning's text.
 
@@ -56,7 +62,7 @@ class CheckpointManager(reader.CheckpointReader):
     super().__init__(model_dir, log)
 
   def _open(self) -> ocp.CheckpointManager:
-    return super()._open(self.keep, read_only=False)
+    return super()._open(read_only=False)
 
   def save(self, step: int, trees: dict, meta: dict) -> None:
     """Begins to write a step, with the checksums of its arrays.
@@ -98,6 +104,7 @@ class CheckpointManager(reader.CheckpointReader):
     wait = self.orbax.wait_until_finished
     if step is not None and self._succeeds(step, wait):
       self.save_error = None
+      self._remove_older(step)
 
   def raise_if_unsaved(self) -> None:
     """Raises SaveError if the last save failed, whatever `on_error`; waits."""
@@ -129,6 +136,23 @@ class CheckpointManager(reader.CheckpointReader):
       self._handle_failure(step, error)
     return error is None
 
+  def _remove_older(self, newest: int) -> None:
+    """Removes steps beyond `keep`, if the newest is whole on disk."""
+    # Orbax's own `max_to_keep` would not look at the newest, and would remove
+    # any folder whose name is a number.
+    steps = [n for n in self.all_steps() if self._is_checkpoint(n)]
+    old = steps[: -self.keep] if self.keep else []
+    if old and self._succeeds(newest, lambda: self.verify(newest)):
+      self._succeeds(newest, lambda: [self.orbax.delete(n) for n in old])
+
+  def _is_checkpoint(self, step: int) -> bool:
+    """Tells whether the folder of a step holds nothing of a user's."""
+    try:
+      names = {path.name for path in (self.directory / str(step)).iterdir()}
+    except OSError:  # a file, say
+      return False
+    return names <= PARTS
+
   def _handle_failure(self, step: int, error: Exception) -> None:
     """Removes what was written of a step; raises or logs the error."""
     self.failures += 1
@@ -141,6 +165,8 @@ class CheckpointManager(reader.CheckpointReader):
     # An old step that could not be removed fails a save that is complete.
     complete = step in self.all_steps()
     what = 'is saved, but' if complete else 'could not be saved:'
+    if isinstance(error, DamageError):
+      complete, what = False, 'is not what was saved, and no other was removed:'
     failure = SaveError(
       f'the checkpoint of step {step:,} {what} {messages.one_line(error)}'
     )

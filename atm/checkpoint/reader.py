@@ -8,6 +8,7 @@ every array. A step comes back as it was saved, or `DamageError` is raised.
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
@@ -21,6 +22,7 @@ from atm import messages
 from atm.checkpoint import checksums, paths
 from atm.checkpoint.checksums import DamageError
 
+VERIFIED_AT_ONCE = 2**28  # bytes of arrays
 # What went wrong is not the checkpoint's fault if the error says one of these.
 NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'Too many open files')
 
@@ -42,8 +44,8 @@ class CheckpointReader:
     self._metas: dict[int, tuple] = {}
     self.orbax = self._open()
 
-  def _open(self, keep: int | None = None, read_only: bool = True):
-    """Opens Orbax's manager of the folder, which keeps the newest `keep`."""
+  def _open(self, read_only: bool = True):
+    """Opens Orbax's manager of the folder, which removes no step."""
     return ocp.CheckpointManager(
       self.directory,
       item_handlers={
@@ -52,7 +54,7 @@ class CheckpointReader:
         'meta': ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
+        max_to_keep=None,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         create=not read_only,
@@ -182,6 +184,53 @@ class CheckpointReader:
     self._verify(step, {name: whole})
     return whole
 
+  def verify(self, step: int) -> None:
+    """Reads all arrays of a step; raises DamageError if one has changed.
+
+    Host memory holds a few at a time. Hosts share them out, and all must call.
+    """
+    sums = self._unsealed(step)[1]
+    if sums is None:
+      raise DamageError(f'step {step:,} in {self.directory} has no checksums')
+    groups = _group_by_size(
+      {k: checksums.parse_array_type(v.split()[0]) for k, v in sums.items()}
+    )
+    # Reading is collective: all hosts read as often, the last rounds again.
+    for at in range(0, len(groups), jax.process_count()):
+      group = groups[(at + jax.process_index()) % len(groups)]
+      self._verify(step, self._read_group(step, *group))
+
+  def _read_group(self, step: int, item: str, names: set[str]) -> dict:
+    """Returns some arrays of an item as saved, on the host, by their names."""
+
+    def read():
+      tree = self.orbax.item_metadata(step)[item]
+      template = jax.tree_util.tree_map_with_path(
+        lambda path, x: (
+          0 if f'{item}/{checksums.format_path(path)}' in names
+          else ocp.PLACEHOLDER
+        ),
+        getattr(tree, 'tree', tree),
+      )  # fmt: skip
+      args = ocp.args.PyTreeRestore(
+        template,
+        restore_args=jax.tree.map(
+          lambda x: ocp.RestoreArgs(restore_type=np.ndarray), template
+        ),
+      )
+      with ocp.PyTreeCheckpointer() as orbax:
+        restored = orbax.restore(self.directory / str(step) / item, args)
+      arrays = {
+        f'{item}/{name}': np.asarray(x)
+        for name, x in checksums.flatten_named(restored).items()
+        if x is not ocp.PLACEHOLDER
+      }
+      if missing := names - arrays.keys():
+        raise ValueError(f'{min(missing)} is missing')
+      return arrays
+
+    return self._read(step, read)
+
   def _check_shapes(self, step: int, wanted: dict, saved: dict) -> None:
     """Raises ValueError, naming an array, where names or shapes differ."""
     shape = lambda x: 'missing' if x is None else list(x.shape)
@@ -223,6 +272,20 @@ class CheckpointReader:
     raise DamageError(
       f'the checkpoint of step {step:,} in {self.directory} is damaged: {why}'
     ) from error
+
+
+def _group_by_size(arrays: Mapping) -> list[tuple[str, set[str]]]:
+  """Returns (item, names of some of its arrays), VERIFIED_AT_ONCE or one."""
+  groups, size = [], 0
+  for name, like in sorted(arrays.items()):
+    item = name.split('/')[0]
+    bytes_ = math.prod(like.shape) * like.dtype.itemsize
+    if not groups or groups[-1][0] != item or size + bytes_ > VERIFIED_AT_ONCE:
+      groups.append((item, set()))
+      size = 0
+    groups[-1][1].add(name)
+    size += bytes_
+  return groups
 
 
 # --- Opening

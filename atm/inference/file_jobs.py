@@ -5,10 +5,12 @@ run that was killed goes on where it was. The output itself is written whole, in
 the order of the input, at the end.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -95,24 +97,35 @@ class PartialResults:
     """
     self.output, self.part = output, output + '.part'
     self.done: dict[int, dict] = {}
-    mark = {'settings': hash_settings(settings)}
-    lines = []
-    if os.path.exists(self.part):
-      with open(self.part, 'rb') as f:
-        lines = f.read().split(b'\n')[:-1]  # a kill may have torn the last
-    if lines and json.loads(lines[0]) != mark:
-      raise ValueError(
-        f'{self.part} is of a run with other settings or inputs: delete it, or '
-        'give another OUTPUT'
-      )
-    for line in lines[1:]:
-      row = json.loads(line)
-      self.done[row.pop('row')] = row
+    mark = hash_settings(settings)
+    self._read(mark, count)
     self.left = [i for i in range(count) if i not in self.done]
     distributed.wait_for_all()  # all hosts have read it before one writes
     if distributed.is_main_process():
-      with open(self.part, 'wb') as f:
-        f.writelines(line + b'\n' for line in lines or [_json_bytes(mark)])
+      with fileio.replacing(self.part, 'wb') as f:
+        f.write(_json_bytes({'settings': mark, 'sealed': True}) + b'\n')
+        f.writelines(_seal_row(i, row) for i, row in self.done.items())
+
+  def _read(self, mark: str, count: int) -> None:
+    """Reads rows that are done; those of damaged lines are done again."""
+    if not os.path.exists(self.part) or not os.path.getsize(self.part):
+      return
+    fileio.check_regular(self.part)
+    with open(self.part, 'rb') as f:
+      head, *lines = f.read().split(b'\n')
+    head = _parse_object(head)
+    if head.get('settings') != mark:
+      raise ValueError(
+        f'{self.part} is of a run with other settings or inputs, or is none of '
+        'ours: delete it, or give another OUTPUT'
+      )
+    for line in lines[:-1]:  # a kill may have torn the last
+      row = _parse_object(line)
+      # Before there were seals, no row had one.
+      crc = row.pop('crc32', None if 'sealed' in head else _checksum(row))
+      number = row.pop('row', None)
+      if crc == _checksum({'row': number, **row}) and number in range(count):
+        self.done[number] = row
 
   def add(self, results: dict[int, dict]) -> None:
     """Keeps the results of some rows, on disk when this returns."""
@@ -120,7 +133,7 @@ class PartialResults:
     if distributed.is_main_process():
       with open(self.part, 'ab') as f:
         for number, row in results.items():
-          f.write(_json_bytes({'row': number, **row}) + b'\n')
+          f.write(_seal_row(number, row))
         f.flush()
         os.fsync(f.fileno())
 
@@ -137,6 +150,24 @@ class PartialResults:
 
 def _json_bytes(row: dict) -> bytes:
   return json.dumps(row, ensure_ascii=False).encode('utf-8')
+
+
+def _seal_row(number: int, row: dict) -> bytes:
+  """Returns the line of a row's results, with a checksum of them."""
+  row = {'row': number, **row}
+  return _json_bytes({**row, 'crc32': _checksum(row)}) + b'\n'
+
+
+def _checksum(row: dict) -> int:
+  return zlib.crc32(_json_bytes(row))
+
+
+def _parse_object(line: bytes) -> dict:
+  """Returns the object of a line of JSON; {} where it holds none."""
+  with contextlib.suppress(ValueError):
+    if isinstance(row := fileio.parse_json(line, ''), dict):
+      return row
+  return {}
 
 
 def compute_missing(

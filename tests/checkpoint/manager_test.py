@@ -1,5 +1,6 @@
 """Saving, restoring on another mesh, and saves that fail."""
 
+import contextlib
 import dataclasses
 import gc
 import os
@@ -21,7 +22,9 @@ from damage import (
   IGNORE_LEFTOVERS,
   abstract_like,
   bytes_of,
+  change_a_value,
   full_disk,
+  list_files,
   make_trees,
   save_steps,
 )
@@ -177,3 +180,84 @@ def test_a_step_that_is_saved_is_not_called_lost(tmp_path, monkeypatch):
       made.wait_until_finished()
   made.raise_if_unsaved()
   assert made.all_steps() == [1, 2]
+
+
+# --- What is removed, and when
+
+
+def test_older_steps_are_removed_when_the_newest_is_verified(tmp_path):
+  """Also those of an earlier run that kept more; 2.0 is 2."""
+  save_steps(tmp_path, [1, 2, 3]).close()
+  made = save_steps(tmp_path, [4], keep=2.0)
+  assert made.all_steps() == [3, 4]
+  made.save(4, make_trees(4), {})  # is there
+  made.wait_until_finished()
+  assert made.all_steps() == [3, 4]
+  assert bytes_of(made.restore(4, abstract_like(make_trees()))) == bytes_of(
+    make_trees(4)
+  )
+
+
+@pytest.mark.parametrize('on_error', manager.ON_ERROR)
+@pytest.mark.parametrize('item', ['params', 'optimizer', 'meta'])
+def test_nothing_is_removed_for_a_step_that_is_not_what_was_saved(
+  tmp_path, monkeypatch, item, on_error
+):
+  """Fault seen: removed once Orbax said that the newest was written."""
+  save_steps(tmp_path, [1, 2]).close()
+  lines = []
+  made = save_steps(tmp_path, [], keep=1, on_error=on_error, log=lines.append)
+  wait = made.orbax.wait_until_finished
+
+  def damage():
+    wait()
+    folder = tmp_path / 'checkpoints' / '3' / item
+    path = max(list_files(folder), key=os.path.getsize)
+    with open(path, 'r+b') as f:
+      f.truncate(os.path.getsize(path) // 2)
+
+  made.save(3, make_trees(3), {})
+  with monkeypatch.context() as patch:
+    patch.setattr(made.orbax, 'wait_until_finished', damage)
+    with contextlib.ExitStack() as raised:
+      if on_error == 'stop':
+        raised.enter_context(pytest.raises(manager.SaveError, match='step 3'))
+      made.wait_until_finished()
+  assert 'no other was removed' in str(made.save_error)
+  assert made.all_steps() == [1, 2, 3] and made.failures == 1
+  assert reader.CheckpointReader(str(tmp_path)).intact_steps()[:2] == [1, 2]
+  made.save(4, make_trees(4), {})
+  made.raise_if_unsaved()
+  assert made.all_steps() == [4]
+
+
+def test_a_folder_of_a_user_is_no_step_to_remove(tmp_path):
+  """Fault seen: Orbax removes what has a number for a name, notes included."""
+  made = save_steps(tmp_path, [2, 3])
+  folder = tmp_path / 'checkpoints'
+  (folder / '1').mkdir()
+  (folder / '1' / 'notes.txt').write_text('mine')
+  (folder / '2' / 'notes.txt').write_text('mine, too')
+  (folder / '0').write_text('a file')
+  (folder / '3.copy').mkdir()
+  made.close()
+  made = save_steps(tmp_path, [4, 5], keep=1)
+  names = ['0', '1', '2', '3.copy', '5']
+  assert sorted(os.listdir(folder)) == names
+  assert (folder / '2' / 'notes.txt').read_text() == 'mine, too'
+  assert reader.CheckpointReader(str(tmp_path)).meta(2)
+
+
+def test_many_arrays_are_verified_a_few_at_a_time(tmp_path, monkeypatch):
+  monkeypatch.setattr(reader, 'VERIFIED_AT_ONCE', 100)
+  made = save_steps(tmp_path, [1])
+  read = []
+  once = made._read_group
+  monkeypatch.setattr(
+    made, '_read_group', lambda *a: read.append(a[1:]) or once(*a)
+  )
+  made.verify(1)
+  assert [len(names) for _, names in read] == [2, 1, 1, 1]
+  change_a_value(tmp_path, 1)
+  with pytest.raises(manager.DamageError, match='lm_head differs'):
+    made.verify(1)
