@@ -78,8 +78,6 @@ class Denoise:
         for start in range(0, count - length + 1, length):
           yield flat[start : start + length]
         rest = flat[count - count % length :]
-        # A row need not begin with the separator of the row before it.
-        rest = rest[1:] if len(rest) and rest[0] == ids.doc else rest
         pieces, count = [rest], len(rest)
     if count > 1:
       yield np.concatenate(pieces)

@@ -111,13 +111,10 @@ def _lay_out(row, run: tuple, B: int, width: int, pad: int) -> tuple:
   tokens[body] = flat
   first = np.zeros((B, width), np.int32)
   segments = inside.astype(np.int32)
-  # One run a row, as denoising has, needs no sums along the rows.
+  # One run a row, as denoising has, is all of segment 1.
   if len(row) > len(np.unique(row)):
-    first.reshape(-1)[at] = start
-    first = np.maximum.accumulate(first, axis=1)
-    begun = np.zeros_like(first)
-    begun.reshape(-1)[at] = 1
-    segments *= np.cumsum(begun, axis=1, dtype=np.int32)
+    first[inside] = np.repeat(start, length)
+    segments[inside] = np.repeat(rank_in_row(row) + 1, length)
   return tokens, segments, (position - first) * inside, at
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atm.data import counter_rng
-from atm.data.objectives import CLM, Denoise
+from atm.data.objectives import CLM, Denoise, Pairs
 from atm.data.packing import SpecialIds
 
 IDS = SpecialIds(pad=0, bos=1, eos=2, clm=5, doc=6)
@@ -134,8 +134,19 @@ def test_bad_settings_are_refused():
     Denoise(mean_span=0.0)
   with pytest.raises(ValueError, match='low=0.9.*: expected 0 < low <= high'):
     CLM(low=0.9)
+  for low, high in [(0, 0.5), (0.5, 1), (-0.1, 0.5), (0.2, 1.5)]:
+    with pytest.raises(ValueError, match='expected 0 < low <= high'):
+      CLM(low=low, high=high)
   with pytest.raises(ValueError, match='leave no room'):
     Denoise().row_length(4, 4)
+
+
+def test_the_ends_of_the_settings_are_allowed():
+  assert Denoise(density=0.5).row_length(8, 8) == 7
+  assert CLM(low=0.3, high=0.3).split(np.array([10]), np.array([0.9])) == [3]
+  assert Pairs().row_length(4, 9) == 13
+  with pytest.raises(ValueError, match='leave no room'):
+    Pairs().row_length(9, 3)
 
 
 # --- Several examples a row
@@ -208,3 +219,80 @@ def test_one_document_a_row_is_the_same_packed_or_not(rng):
     for packs in (False, True)
   )
   assert all((a[k] == b[k]).all() for k in a)
+
+
+def test_clm_rows_are_packed_by_what_any_split_takes():
+  """A document that ends, and one that was cut: its `</s>` is not counted."""
+  objective = CLM(packs=True)
+  ends = np.array([*range(100, 110), IDS.eos])
+  cut = np.arange(200, 211)
+  # Encoder: 8 of 10 tokens and 3 that frame; decoder: all 11 but 2 of 10.
+  for S, T, row, together in [
+    (22, 18, ends, 2), (21, 18, ends, 1), (22, 17, ends, 1),
+    (24, 18, cut, 2), (23, 18, cut, 1), (24, 17, cut, 1),
+  ]:  # fmt: skip
+    packed = list(objective.pack([row, row], IDS, S, T))
+    assert len(packed) == 3 - together, (S, T)
+  both = [*ends, IDS.doc, *cut]
+  assert [list(r) for r in objective.pack([ends, cut], IDS, 99, 99)] == [both]
+
+
+def test_denoising_rows_go_on_where_the_last_one_ended():
+  """A row that ends with its document is not followed by a separator."""
+  documents = [np.arange(100, 104), np.arange(200, 206), np.arange(300, 303)]
+  rows = [list(row) for row in Denoise().rows(documents, IDS, 4)]
+  assert rows == [
+    [100, 101, 102, 103], [200, 201, 202, 203], [204, 205, IDS.doc, 300],
+    [301, 302],
+  ]  # fmt: skip
+  rows = [list(row) for row in Denoise().rows(documents, IDS, 5)]
+  assert rows == [
+    [100, 101, 102, 103, IDS.doc], [200, 201, 202, 203, 204],
+    [205, IDS.doc, 300, 301, 302],
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize('packs', [False, True])
+def test_pairs_are_what_was_given(packs):
+  pairs = [
+    ([100, 101, 102], [200, 201]), ([], [203]), ([104], []),
+    ([105], [206, 207, 208, 209]), ([110, 111], [212]),
+  ]  # fmt: skip
+  objective, (S, T) = Pairs(packs=packs), (6, 7)
+  assert objective.row_length(S, T) == 13
+  rows = list(objective.rows(pairs, IDS, 13))
+  pairs.pop(2)  # nothing to learn from
+  assert [list(row) for row in rows] == [
+    [1, len(n), len(m), *n, *m] for n, m in pairs
+  ]
+  if packs:
+    rows = list(objective.pack(rows, IDS, S, T))
+    assert [row[0] for row in rows] == [3, 1]
+    assert list(rows[0]) == [
+      3, 3, 2, 0, 1, 1, 4, 100, 101, 102, 200, 201, 203, 105, 206, 207, 208,
+      209,
+    ]  # fmt: skip
+  tokens = np.zeros((len(rows), 20), np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row)] = row
+  batch = objective.examples(tokens, None, None, IDS, S, T)
+  seen, given = [], 0
+  for r, row in enumerate(rows):
+    targets = []
+    for k in range(1, row[0] + 1):
+      source = batch['encoder_segment_ids'][r] == k
+      target = batch['decoder_segment_ids'][r] == k
+      n, m = (
+        list(batch[name][r][inside])
+        for name, inside in (
+          ('encoder_input_tokens', source), ('decoder_target_tokens', target)
+        )
+      )  # fmt: skip
+      shifted = list(batch['decoder_input_tokens'][r][target])
+      assert shifted == [IDS.bos, *m[:-1]]
+      seen.append((n, m))
+      targets += m
+    assert list(objective.targets(row)) == targets
+    given += len(targets)
+  assert seen == pairs
+  assert batch['decoder_loss_weights'].sum() == given
