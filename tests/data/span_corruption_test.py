@@ -1,5 +1,7 @@
 """Spans are Poisson, uniform over the row, and exact in number."""
 
+import math
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,3 +67,33 @@ def test_span_lengths_follow_the_zero_truncated_poisson():
   factorial = np.cumprod(k.astype(float))
   expected = np.exp(-3.0) * 3.0**k / factorial / (1 - np.exp(-3.0))
   np.testing.assert_allclose(seen / seen.sum(), expected, atol=0.005)
+
+
+def test_masks_are_those_of_old_runs():
+  """One row at a time, in Python's integers: as an earlier version drew."""
+  length, width, density, mean = 23, 29, 0.3, 3.0
+  key = counter_rng.make_key(5)
+  (mask,) = span_corruption.draw_keep_mask(
+    key[None], np.array([length]), width, density, mean
+  )
+  budget = round(length * density)
+  kept, spans = length - budget, []
+  pmf = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(60)][1:]
+  for draw in counter_rng.uniform(counter_rng.make_key(key, 1), budget)[0]:
+    size = 1
+    while sum(pmf[:size]) / sum(pmf) <= draw:
+      size += 1
+    spans.append(min(size, budget - sum(spans)))
+  bits = counter_rng.random_bits(counter_rng.make_key(key, 2), width + 1)[0]
+  gaps = range(kept + 1)  # before each token that is kept, and behind the last
+  order = sorted(gaps, key=lambda gap: (int(bits[gap]) >> 20, gap))
+  expected, drop = [], dict(zip(order, spans, strict=False))
+  for gap in gaps:
+    expected += [False] * drop.get(gap, 0) + [True]
+  assert list(mask) == expected[:-1] + [False] * (width - length)
+
+
+def test_a_row_of_nothing_and_a_budget_of_nothing():
+  keys = counter_rng.make_key(np.arange(2))
+  mask = span_corruption.draw_keep_mask(keys, np.array([0, 3]), 3, 0.1, 3.0)
+  assert mask.tolist() == [[False] * 3, [True] * 3]
