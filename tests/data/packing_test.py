@@ -42,3 +42,38 @@ def test_the_fullest_row_leaves_when_none_has_room():
   sizes = [(8, 8), (9, 9), (7, 7), (3, 3)]
   made = list(packing.pack(sizes, lambda s: s, 10, 10, open_rows=2))
   assert made == [[(9, 9)], [(8, 8)], [(7, 7), (3, 3)]]
+
+
+def test_frames_of_several_ids_stand_around_each_run():
+  """Two rows: of two runs, the first of nothing, and of one."""
+  ids = packing.SpecialIds(pad=9, bos=1, eos=2, clm=None, doc=None)
+  row = np.array([0, 0, 1])
+  source = (5, 6), np.arange(10, 14), np.array([0, 3, 1]), (7, 8)
+  target = (), np.arange(20, 26), np.array([2, 1, 3]), ()
+  batch = packing.frame_batch(row, source, target, (2, 12, 4), ids)
+  assert {name: array.tolist() for name, array in batch.items()} == {
+    'encoder_input_tokens': [
+      [5, 6, 7, 8, 5, 6, 10, 11, 12, 7, 8, 9],
+      [5, 6, 13, 7, 8, 9, 9, 9, 9, 9, 9, 9],
+    ],
+    'encoder_segment_ids': [
+      [1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 0],
+      [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
+    ],
+    'encoder_positions': [
+      [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 0],
+      [0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0],
+    ],
+    'decoder_input_tokens': [[1, 20, 1, 9], [1, 23, 24, 9]],
+    'decoder_target_tokens': [[20, 21, 22, 9], [23, 24, 25, 9]],
+    'decoder_segment_ids': [[1, 1, 2, 0], [1, 1, 1, 0]],
+    'decoder_positions': [[0, 1, 0, 0], [0, 1, 2, 0]],
+    'decoder_loss_weights': [[1, 1, 1, 0], [1, 1, 1, 0]],
+  }
+
+
+def test_pieces_that_are_missing_are_named():
+  ids = packing.SpecialIds(pad=0, bos=1, eos=2, clm=None, doc=6)
+  ids.require('doc')
+  with pytest.raises(ValueError, match=r'no \[CLM\]'):
+    ids.require('doc', 'clm')

@@ -96,6 +96,14 @@ def test_no_flipped_bit_gives_a_wrong_row_even_unverified(tmp_path):
         assert 'is damaged' in str(e)
 
 
+def test_a_head_reads_no_more_rows_than_it_needs(tmp_path, monkeypatch):
+  made, read = token_store.TokenRows(folder_of(tmp_path)), []
+  row = made.row
+  monkeypatch.setattr(made, 'row', lambda i: read.append(i) or row(i))
+  assert [made.head(n).tolist() for n in (0, 4)] == [[], [5, 6, 7, 8]]
+  assert read == [0, 1]
+
+
 def test_hosts_verify_a_share_each(tmp_path):
   folder = folder_of(tmp_path, (ROWS, ROWS))
   path = os.path.join(folder, '1')
@@ -103,8 +111,9 @@ def test_hosts_verify_a_share_each(tmp_path):
     f.seek(-1, os.SEEK_END)
     f.write(b'x')
   token_store.TokenRows(folder, verify=(0, 2))
-  with pytest.raises(ValueError, match='1 is damaged'):
-    token_store.TokenRows(folder, verify=(1, 2))
+  for verify in [{'verify': (1, 2)}, {}]:
+    with pytest.raises(ValueError, match='1 is damaged'):
+      token_store.TokenRows(folder, **verify)
 
 
 @pytest.mark.parametrize('change', ['cut', 'gone', 'manifest'])
@@ -147,7 +156,7 @@ def test_a_manifest_that_counts_other_rows_is_refused(tmp_path, by):
   manifest = token_store.read_manifest(folder)
   manifest['rows'] += by
   write_json(os.path.join(folder, token_store.MANIFEST), manifest)
-  with pytest.raises(ValueError, match='its sums are wrong'):
+  with pytest.raises(ValueError, match='is not that of its files'):
     token_store.TokenRows(folder)
 
 

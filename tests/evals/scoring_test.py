@@ -1,5 +1,7 @@
 """Scores of a task's answers, and metrics that cannot be computed."""
 
+import hashlib
+
 import pytest
 
 from atm.evals import metrics, scoring
@@ -33,6 +35,20 @@ def test_an_entry_of_results():
   assert [x['answer'] for x in entry['predictions']] == [1, 1]
   hashes = [x['prompt_hash'] for x in entry['predictions']]
   assert len(set(hashes)) == 2 and all(len(x) == 16 for x in hashes)
+
+
+def test_hashes_of_prompts_are_those_of_earlier_results():
+  """Of the request's JSON in UTF-8, so that results stay comparable."""
+  question = Question('a', ['ja'], prompt='Wo ist 東京?')
+  entry = scoring.score_task(
+    task('squad_em'), [question], [{'answer': 'ja', 'cut': False}], 1, None,
+    seed=0,
+  )  # fmt: skip
+  of = lambda text: hashlib.sha256(text.encode()).hexdigest()
+  whole = of('{"prompt": "Wo ist 東京?"}')
+  assert entry['predictions'][0]['prompt_hash'] == whole[:16]
+  assert entry['prompt_hash'] == of(f'["{whole}"]')
+  assert entry['predictions'][0]['truth'] == ['ja']
 
 
 def test_nothing_judged_has_no_score():
