@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import zlib
+from collections.abc import Sequence
 
 from atm.messages import one_line, quote
 
@@ -29,6 +30,7 @@ def replacing(path: str, mode: str = 'w'):
   Raises:
     OSError: it cannot be written.
   """
+  path = os.path.realpath(path)  # a link stays, and what it names is replaced
   partial = f'{path}.partial-{os.getpid()}'  # another process may write, too
   encoding = None if 'b' in mode else 'utf-8'
   try:
@@ -71,12 +73,44 @@ def check_regular(path: str) -> None:
     raise ValueError(f'{path}: expected a file, not a pipe, socket or device')
 
 
-def parse_json(text: str | bytes, where: str):
+def check_output(name: str, path: str, inputs: Sequence[str] = ()) -> str:
+  """Returns the path of a file to write; to be called before work begins.
+
+  Args:
+    name: of the setting, as a user writes it.
+    path: where the file is to be; one that is there will be replaced.
+    inputs: files that it must not be.
+
+  Raises:
+    ValueError: no file can be written there, or it is an input.
+  """
+  given = f'{name} = {quote(path)}'
+  if path.endswith(os.sep) or os.path.isdir(path):
+    raise ValueError(f'{given} is a folder: expected a file')
+  folder = os.path.dirname(path) or os.curdir
+  if not os.path.isdir(folder):
+    raise ValueError(f'{given}: there is no folder {quote(folder)}')
+  if os.path.exists(path):
+    if not os.path.isfile(path) or os.path.realpath(path).startswith('/dev/'):
+      raise ValueError(f'{given}: expected a file, not a pipe or device')
+    for other in inputs:
+      if os.path.exists(other) and os.path.samefile(path, other):
+        raise ValueError(f'{given} is the file that is read: give another')
+  try:  # permissions alone do not tell: a disk may be read-only, a name long
+    with open(trial := f'{path}.partial-{os.getpid()}', 'wb'):
+      os.remove(trial)
+  except OSError as e:
+    raise ValueError(f'{given} cannot be written: {e.strerror}') from e
+  return path
+
+
+def parse_json(text: str | bytes, where: str, **options):
   """Returns the value of a JSON text.
 
   Args:
     text: str or UTF-8 bytes; a byte order mark in front is left out.
     where: what an error begins with, 'FILE' or 'FILE, line 3'.
+    options: of `json.loads`.
 
   Raises:
     ValueError: it is no JSON, no UTF-8, or nested over `MOST_DEPTH` deep.
@@ -84,12 +118,15 @@ def parse_json(text: str | bytes, where: str):
   try:
     if isinstance(text, bytes):
       text = text.decode('utf-8-sig')
-    value = json.loads(text.removeprefix('\ufeff'))
+    text = text.removeprefix('\ufeff')
+    value = json.loads(text, **options)
   except RecursionError:
     raise ValueError(f'{where}: JSON nested over {MOST_DEPTH} deep') from None
   except ValueError as e:
     raise ValueError(f'{where}: no JSON: {one_line(e, 200)}') from None
   level, depth = [value], 0
+  if text.count('[') + text.count('{') <= MOST_DEPTH:
+    return value  # most lines of JSON Lines are so
   while level:
     if (depth := depth + 1) > MOST_DEPTH:
       raise ValueError(f'{where}: JSON nested over {MOST_DEPTH} deep')

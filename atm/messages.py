@@ -98,7 +98,7 @@ def check_flag(name: str, value) -> bool:
 def check_text(
   name: str, value, optional: bool = False, empty: bool = True
 ) -> str | None:
-  """Returns a text that UTF-8 can hold, numpy's as Python's.
+  """Returns a text that UTF-8 can hold, without NUL; numpy's as Python's.
 
   Args:
     name: of the setting or argument, as a user writes it.
@@ -107,7 +107,7 @@ def check_text(
     empty: take ''.
 
   Raises:
-    ValueError: it is no text, has half of a surrogate pair, or is ''.
+    ValueError: it is no text, has NUL or half of a surrogate pair, or is ''.
   """
   if optional and value is None:
     return None
@@ -121,6 +121,11 @@ def check_text(
       f'{name} = {quote(value)}: character {e.start} is half of a surrogate '
       'pair, which is no text'
     ) from None
+  if '\0' in value:
+    raise ValueError(
+      f'{name} = {quote(value)}: character {value.index(chr(0))} is NUL, '
+      'which is no text'
+    )
   if not value and not empty:
     raise ValueError(f"{name} = '': expected a text that is not empty{also}")
   return str(value)
@@ -130,13 +135,11 @@ def check_path(name: str, value, optional: bool = False) -> str | None:
   """Returns a path, a leading `~` as the home folder, see `check_text`.
 
   Raises:
-    ValueError: it is no text and no PathLike, is '', or has a NUL.
+    ValueError: it is no text and no PathLike, or is ''.
   """
   if isinstance(value, os.PathLike) and isinstance(os.fspath(value), str):
     value = os.fspath(value)
   path = check_text(name, value, optional, empty=False)
-  if path is not None and '\0' in path:
-    raise ValueError(f'{name} = {quote(value)}: a path has no NUL character')
   # The shell leaves ~ as it is inside quotes, which gin's texts need.
   return path if path is None else os.path.expanduser(path)
 

@@ -77,3 +77,39 @@ def test_entries_have_their_kind():
   for value in ({}, {'a': None}, {'a': True}, {'a': '1'}):
     with pytest.raises(ValueError, match="^x: 'a' is"):
       fileio.get_key(value, 'a', int, 'x')
+
+
+@pytest.mark.parametrize('path, message', [
+  ('.', 'is a folder'),
+  ('new/', 'is a folder'),
+  ('no/x', "there is no folder 'no'"),
+  ('fifo', 'expected a file'),
+  ('/dev/null', 'expected a file'),
+  ('in.txt', 'is the file that is read'),
+  ('link', 'is the file that is read'),
+  ('hard', 'is the file that is read'),
+  ('x' * 300, 'cannot be written'),
+])  # fmt: skip
+def test_an_output_is_refused_before_work_begins(
+  tmp_path, monkeypatch, path, message
+):
+  """Fault seen: all rows generated before the folder was found one."""
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('in.txt').touch()
+  os.symlink('in.txt', 'link')
+  os.link('in.txt', 'hard')
+  os.mkfifo('fifo')
+  with pytest.raises(ValueError, match=f'^OUTPUT = .*{message}'):
+    fileio.check_output('OUTPUT', path, ['in.txt'])
+  for good in ('out.txt', './out.txt', str(tmp_path / 'out.txt')):
+    assert fileio.check_output('OUTPUT', good, ['in.txt', 'none']) == good
+  assert sorted(os.listdir()) == ['fifo', 'hard', 'in.txt', 'link']
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+  """Fault seen: a file in place of the link."""
+  os.symlink('target', tmp_path / 'link')
+  for text in ('new', 'newer'):
+    fileio.write_atomically(str(tmp_path / 'link'), text)
+    assert (tmp_path / 'target').read_text() == text
+  assert (tmp_path / 'link').is_symlink()

@@ -18,6 +18,7 @@ import sentencepiece
 from etils import epath
 
 from atm import fileio
+from atm.messages import check_text
 
 PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN = '[PAD]', '<s>', '</s>', '<unk>'
 MASK_TOKEN, CLM_TOKEN, DOC_TOKEN = '[MASK]', '[CLM]', '[DOC]'
@@ -112,8 +113,16 @@ class Vocabulary:
     return self._sp.IsByte(i)
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text, without special pieces."""
-    return self._sp.EncodeAsIds(text)
+    """Returns the ids of a text, without special pieces.
+
+    Raises:
+      ValueError: it is no text that UTF-8 can hold.
+    """
+    try:
+      return self._sp.EncodeAsIds(text)
+    except (RuntimeError, TypeError):
+      check_text('text', text)  # says why, where it is no text
+      raise
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids; special pieces leave no trace."""

@@ -7,6 +7,7 @@ the order of the input, at the end.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -15,39 +16,71 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from atm import fileio, messages
-from atm.data import task_registry
-from atm.inference import api, sampling
+from atm.data import task_registry, text_lines, text_reader
+from atm.inference import api, bucketing, sampling
 from atm.parallel import distributed
 
 
-def read_inputs(path: str, fields: Sequence[str] = ('input',)) -> list[dict]:
-  """Returns a row for each line of a text file, or for each object of JSONL.
+def read_inputs(
+  path: str,
+  required: Sequence[str] = ('input',),
+  optional: Sequence[str] = (),
+) -> tuple[list[dict], list[int]]:
+  """Reads a row for each line of a text file, or for each object of JSON Lines.
 
-  Raises FileNotFoundError, or ValueError with the number of a line that is not
-  UTF-8, or no object with a string under each of `fields`.
+  Args:
+    path: see `text_reader`; `-` is standard input, a text a line.
+    required: fields with a text; `text` may stand for `input`.
+    optional: fields with a text, or without a value.
+
+  Returns:
+    (rows, their line numbers).
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: a line has no such row; names file and line.
   """
-  if not os.path.exists(path):
+  if path not in text_lines.STDIN and not os.path.exists(path):
     raise FileNotFoundError(f'INPUT = {path!r}: no such file')
-  is_json, rows = path.endswith('.jsonl'), []
-  with open(path, 'rb') as f:
-    for number, raw in enumerate(f, 1):
-      try:
-        line = raw.decode('utf-8').rstrip('\r\n')
-        if is_json and not line.strip():
-          continue
-        row = json.loads(line) if is_json else {'input': line}
-        row.setdefault('input', row.get('text'))  # a usual name of prompts
-        if not all(isinstance(row.get(x), str) for x in fields):
-          raise TypeError
-      except (ValueError, AttributeError, TypeError) as e:
-        kind = ''
-        if is_json or len(fields) > 1:
-          kind = ' JSON with a string ' + ' and '.join(f'`{x}`' for x in fields)
+  rows, lines = [], []
+  if text_lines.detect_text_format(path)[0] == 'jsonl':
+    numbered = text_reader.read_objects(path)
+  else:
+    numbered = ((i, {'input': x}) for i, x in text_reader.read_text_lines(path))
+  for number, row in numbered:
+    row.setdefault('input', row.get('text'))  # a usual name of prompts
+    for name in required:
+      if not isinstance(row.get(name), str):
+        names = ' and '.join(f'`{x}`' for x in required)
         raise ValueError(
-          f'{path}, line {number}: expected UTF-8{kind}; got {raw[:60]!r}'
-        ) from e
-      rows.append(row)
-  return rows
+          f'{path}, line {number}: expected JSON with a string {names}; '
+          f'got {messages.quote(row)}'
+        )
+    for name in optional:
+      place = f'{path}, line {number}: {name}'
+      messages.check_text(place, row.get(name), optional=True)
+    rows.append(row)
+    lines.append(number)
+  return rows, lines
+
+
+def own_names(rows: Sequence[dict], added: Sequence[str]) -> dict[str, str]:
+  """Maps fields of rows that are called as one of `added` to free names.
+
+  `output` becomes `given_output`, in all rows alike.
+  """
+  used, names = {name for row in rows for name in row}, {}
+  for name in added:
+    if name in used:
+      names[name] = f'given_{name}'
+      while names[name] in used:
+        names[name] = f'given_{names[name]}'
+  return names
+
+
+def rename_fields(rows: Sequence[dict], names: dict[str, str]) -> list[dict]:
+  """Returns rows with some fields called otherwise, in their order."""
+  return [{names.get(k, k): v for k, v in row.items()} for row in rows]
 
 
 def read_task(name: str, split: str, lengths: dict | None) -> list[dict]:
@@ -93,7 +126,8 @@ class PartialResults:
   def __init__(self, output: str, settings: dict, count: int):
     """Reads what an earlier run of the same settings left in `output`.part.
 
-    Raises ValueError if it is of other settings, on which results depend.
+    Raises ValueError if it is of other settings, on which results depend, or
+    is no such file.
     """
     self.output, self.part = output, output + '.part'
     self.done: dict[int, dict] = {}
@@ -143,8 +177,7 @@ class PartialResults:
       return
     with fileio.replacing(self.output, 'wb') as f:
       for number, row in enumerate(rows):
-        kept = {k: v for k, v in row.items() if not k.endswith('_ids')}
-        f.write(_json_bytes({**kept, **self.done[number]}) + b'\n')
+        f.write(_json_bytes({**row, **self.done[number]}) + b'\n')
     os.remove(self.part)
 
 
@@ -209,8 +242,9 @@ class FileJob(api.ModelSource):
     mode: how texts are framed, one of `prompts.MODES`.
     batch_size: rows at a time.
     say: prints a line.
-    suffix, required, counted: of a kind of job; the last is the rows' name in
-      what is printed.
+    suffix, required, optional, added, counted: of a kind of job: the output's
+      ending, fields of rows, fields of results, and the rows' name in what is
+      printed.
   """
 
   input: str | None = None
@@ -225,6 +259,8 @@ class FileJob(api.ModelSource):
 
   suffix: ClassVar[str]
   required: ClassVar[tuple[str, ...]]
+  optional: ClassVar[tuple[str, ...]] = ()
+  added: ClassVar[tuple[str, ...]]
   counted: ClassVar[str]
 
   def run(self) -> str:
@@ -236,27 +272,66 @@ class FileJob(api.ModelSource):
     """
     if (self.input is None) == (self.task is None):
       raise ValueError('expected one of INPUT, a file, and TASK, a seqio task')
+    output = self._check_output()
     if self.task is None:  # wrong lines are named before a model is read
-      rows = read_inputs(self.input, self.required)
-      name = os.path.splitext(self.input)[0]
+      rows, self._lines = read_inputs(self.input, self.required, self.optional)
     model = self.load()
     if self.task is not None:
       self.configure_tasks(vocabulary=model.vocabulary.path)
-      rows, name = read_task(self.task, self.split, self.lengths), self.task
-    ids = model.ids([x.get('input_ids') or x['input'] for x in rows], self.mode)
+      rows = read_task(self.task, self.split, self.lengths)
+    ids = self._encode(model, rows, 'input', self.mode)
     compute = self._prepare(model, rows, ids)
-    results = PartialResults(
-      self.output or name + self.suffix, self._settings(model, rows), len(rows)
-    )
+    settings = self._settings(model, rows)
+    results = PartialResults(output, settings, len(rows))
     log = self.say if distributed.is_main_process() else lambda text: None
     log(
       f'step {model.step:,} of {self.model_dir}: {len(rows):,} {self.counted}, '
       f'mode {self.mode}'
     )
+    if self.task is not None:  # ids are for the model, not for the reader
+      rows = [{k: row[k] for k in row if k[-4:] != '_ids'} for row in rows]
+    for own, name in own_names(rows, self.added).items():
+      log(f'fields `{own}` of the input are written as `{name}`')
+    rows = rename_fields(rows, own_names(rows, self.added))
     lengths = list(map(len, ids))
     compute_missing(rows, lengths, results, self.batch_size, compute, log)
     log(f'wrote {results.output}')
     return results.output
+
+  def _check_output(self) -> str:
+    """Returns the output's path; raises ValueError where it cannot be."""
+    if self.output is None and self.input in text_lines.STDIN:
+      raise ValueError(f'INPUT = {self.input!r}: OUTPUT = None has no name')
+    output = self.output
+    if output is None:
+      name = self.task or text_lines.strip_endings(self.input)
+      output = name + self.suffix
+    if distributed.is_main_process():
+      inputs = [self.input] if self.task is None else []
+      fileio.check_output('OUTPUT', output, inputs)
+      fileio.check_output('OUTPUT', output + '.part', inputs)
+    return output
+
+  def _encode(
+    self, model: api.Model, rows, field: str, mode
+  ) -> list[list[int]]:
+    """Returns the ids of a field of rows; raises ValueError with the line."""
+    if self.task is not None:
+      return model.ids([row[f'{field}_ids'] for row in rows], mode)
+    texts = [row[field] for row in rows]
+    return self._by_line(lambda text: model.ids([text], mode)[0], texts, field)
+
+  def _by_line(self, function: Callable, values: Sequence, what: str) -> list:
+    """Maps a function over a field of rows; its errors name file and line."""
+    results = []
+    for i, value in enumerate(values):
+      try:
+        results.append(function(value))
+      except ValueError as e:
+        place = f'{self.input}, line {self._lines[i]}'
+        text = str(e).replace('input 0 ', f'{what} ', 1)  # one at a time
+        raise ValueError(f'{place}: {text}') from e
+    return results
 
   def _settings(self, model: api.Model, rows: list[dict]) -> dict:
     """Returns all that the results depend on."""
@@ -287,6 +362,8 @@ class InferJob(FileJob):
 
   suffix = '.out.jsonl'
   required = ('input',)
+  optional = ('prefix',)
+  added = ('output',)
   counted = 'inputs'
 
   def _settings(self, model, rows):
@@ -295,11 +372,16 @@ class InferJob(FileJob):
     )
 
   def _prepare(self, model, rows, ids):
+    prefixes = [row.get('prefix') or '' for row in rows]
+    if any(prefixes):
+      self._by_line(functools.partial(self._encode_prefix, model), prefixes, '')
+
     def compute(numbers):
-      prefixes = [rows[i].get('prefix', '') for i in numbers]
+      begun = [prefixes[i] for i in numbers]
       generations = model.complete(
-        [ids[i] for i in numbers], self.mode, self.config, prefixes, self.stop,
-        self.banned, self.batch_size, numbers,
+        [ids[i] for i in numbers], self.mode, self.config,
+        begun if any(begun) else None, self.stop, self.banned, self.batch_size,
+        numbers,
       )  # fmt: skip
       texts = [[x.text for x in row] for row in generations]
       outputs = texts if self.config.results > 1 else [row[0] for row in texts]
@@ -307,6 +389,12 @@ class InferJob(FileJob):
       return results, sum(len(x.ids) for row in generations for x in row)
 
     return compute
+
+  def _encode_prefix(self, model: api.Model, text: str) -> list[int]:
+    """Returns a prefix's ids; raises ValueError without room behind them."""
+    ids = model.vocabulary.encode(text)
+    bucketing.decoder_shape(model.config, 1 + len(ids), self.config.max_tokens)
+    return ids
 
 
 @dataclasses.dataclass
@@ -319,11 +407,11 @@ class ScoreJob(FileJob):
 
   suffix = '.scores.jsonl'
   required = ('input', 'target')
+  added = ('log_probability', 'tokens')
   counted = 'targets'
 
   def _prepare(self, model, rows, ids):
-    targets = [x.get('target_ids') or x['target'] for x in rows]
-    targets = model.ids(targets, None)
+    targets = self._encode(model, rows, 'target', None)
 
     def compute(numbers):
       pairs = [ids[i] for i in numbers], [targets[i] for i in numbers]

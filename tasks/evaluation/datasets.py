@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from atm.data import text_reader
 from atm.data.languages import LANGUAGE_CODES, LANGUAGES
 from atm_tasks.evaluation import readers, superglue
 from atm_tasks.evaluation.dataset_files import DataSet, Paths
@@ -328,7 +329,8 @@ _add(
 
 def _read_articles(path: str, held_out: bool) -> list[tuple[str, str]]:
   """Reads (article, paragraph) of a split; the preamble is not aligned."""
-  rows = (line.partition('\t') for _, line in readers.read_lines(path))
+  lines = text_reader.read_text_lines(path)
+  rows = (line.partition('\t') for _, line in lines)
   return [
     (article, text)
     for article, _, text in rows

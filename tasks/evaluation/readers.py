@@ -8,10 +8,11 @@ broken file raises ValueError with file and line.
 import csv
 import hashlib
 import itertools
-import json
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
+
+from atm.data import text_reader
 
 RawExample = dict
 
@@ -27,29 +28,13 @@ def data_error(path: str, number: int | None, expected: str, got) -> ValueError:
 # --- What files are made of
 
 
-def read_lines(path: str) -> Iterator[tuple[int, str]]:
-  """Yields (number from 1, line without its end) of a text file."""
-  with open(path, 'rb') as f:
-    for number, raw in enumerate(f, 1):
-      try:
-        line = raw.decode('utf-8-sig' if number == 1 else 'utf-8')
-      except UnicodeDecodeError as e:
-        raise data_error(path, number, 'UTF-8', raw) from e
-      yield number, line.rstrip('\r\n')
-
-
 def read_json_lines(
   path: str, fields: Mapping[str, type | tuple[type, ...]]
 ) -> Iterator[tuple[int, RawExample]]:
   """Yields (number, object) of a JSONL file whose objects have `fields`."""
-  for number, line in read_lines(path):
-    if line.strip():
-      try:
-        row = json.loads(line)
-      except ValueError as e:
-        raise data_error(path, number, 'a JSON object', line) from e
-      require_fields(row, fields, path, number)
-      yield number, row
+  for number, row in text_reader.read_objects(path):
+    require_fields(row, fields, path, number)
+    yield number, row
 
 
 def require_fields(row, fields: Mapping, path: str, number: int | None) -> None:
@@ -78,7 +63,7 @@ def read_tsv(
 ) -> Iterator[tuple[int, RawExample]]:
   """Yields (number, column -> text) of a file with a header; no quoting."""
   header: list[str] | None = None
-  for number, line in read_lines(path):
+  for number, line in text_reader.read_text_lines(path):
     cells = line.split('\t')
     if header is None:
       if missing := [name for name in columns if name not in cells]:
@@ -90,19 +75,10 @@ def read_tsv(
       yield number, dict(zip(header, cells))
 
 
-def _read_json(path: str):
-  """Reads the value of a JSON file."""
-  try:
-    with open(path, encoding='utf-8-sig') as f:
-      return json.load(f)
-  except ValueError as e:
-    raise data_error(path, getattr(e, 'lineno', None), 'JSON', str(e)) from e
-
-
 def read_parallel(paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
   """Yields the lines of several files side by side."""
   missing = object()
-  files = [read_lines(path) for path in paths]
+  files = [text_reader.read_text_lines(path) for path in paths]
   for found in itertools.zip_longest(*files, fillvalue=missing):
     for path, line in zip(paths, found):
       if line is missing:
@@ -152,7 +128,7 @@ def read_xsum(paths: Sequence[str], split: str) -> Iterator[RawExample]:
   The summary is the section FIRST-SENTENCE, the document RESTBODY; articles
   without one of them are left out.
   """
-  names = _read_json(paths[0])
+  names = text_reader.read_document(paths[0])
   require_fields(names, {split: list}, paths[0], None)
   for name in names[split]:
     path = os.path.join(paths[1], f'{name}.summary')
@@ -161,7 +137,7 @@ def read_xsum(paths: Sequence[str], split: str) -> Iterator[RawExample]:
                        'is not there')  # fmt: skip
     sections: dict[str, list[str]] = {'': []}
     section = ''
-    for _, line in read_lines(path):
+    for _, line in text_reader.read_text_lines(path):
       if line.startswith('[SN]'):
         section = line.strip().removeprefix('[SN]').removesuffix('[SN]')
         sections[section] = []
@@ -190,7 +166,7 @@ def read_cnn_dailymail(paths: Sequence[str]) -> Iterator[RawExample]:
   summary, a line each. Stories without text or highlights are left out.
   """
   urls, *folders = paths
-  for number, url in read_lines(urls):
+  for number, url in text_reader.read_text_lines(urls):
     name = hashlib.sha1(url.strip().encode()).hexdigest()
     found = [os.path.join(folder, f'{name}.story') for folder in folders]
     path = next(filter(os.path.exists, found), None)
@@ -205,7 +181,7 @@ def read_cnn_dailymail(paths: Sequence[str]) -> Iterator[RawExample]:
 def _read_story(path: str) -> tuple[list[str], list[str]]:
   document, summary = [], []
   into = document
-  for _, line in read_lines(path):
+  for _, line in text_reader.read_text_lines(path):
     line = line.strip()
     if line.startswith('@highlight'):
       into = summary
@@ -220,13 +196,17 @@ def _read_story(path: str) -> tuple[list[str], list[str]]:
 def read_e2e(paths: Sequence[str]) -> Iterator[RawExample]:
   """Reads E2E, a CSV of `mr` and `ref`, with all references of one `mr`."""
   texts: dict[str, list[str]] = {}
-  reader = csv.DictReader(line for _, line in read_lines(paths[0]))
-  if not {'mr', 'ref'} <= set(reader.fieldnames or ()):
-    raise data_error(paths[0], 1, 'columns mr, ref', reader.fieldnames)
-  for row in reader:
-    if not row['mr'] or not row['ref']:
-      raise data_error(paths[0], reader.line_num, 'mr and ref', row)
-    texts.setdefault(row['mr'], []).append(row['ref'])
+  lines = text_reader.read_text_lines(paths[0])
+  reader = csv.DictReader(line for _, line in lines)
+  try:
+    if not {'mr', 'ref'} <= set(reader.fieldnames or ()):
+      raise data_error(paths[0], 1, 'columns mr, ref', reader.fieldnames)
+    for row in reader:
+      if not row['mr'] or not row['ref']:
+        raise data_error(paths[0], reader.line_num, 'mr and ref', row)
+      texts.setdefault(row['mr'], []).append(row['ref'])
+  except csv.Error as e:
+    raise data_error(paths[0], reader.line_num, 'CSV', str(e)) from e
   for i, (data, references) in enumerate(texts.items()):
     yield {'id': str(i), 'data': data, 'texts': references}
 
@@ -259,7 +239,7 @@ def join_triples(triples: Sequence[str]) -> str:
 
 def read_squad(paths: Sequence[str]) -> Iterator[RawExample]:
   """Reads SQuAD 2.0 but its plausible answers, which are wrong."""
-  whole = _read_json(paths[0])
+  whole = text_reader.read_document(paths[0])
   require_fields(whole, {'data': list}, paths[0], None)
   for article in whole['data']:
     require_fields(article, {'paragraphs': list}, paths[0], None)
@@ -269,6 +249,8 @@ def read_squad(paths: Sequence[str]) -> Iterator[RawExample]:
         fields = {'id': str, 'question': str, 'answers': list}
         require_fields(qa, fields, paths[0], None)
         answers = [] if qa.get('is_impossible') else qa['answers']
+        for answer in answers:
+          require_fields(answer, {'text': str}, paths[0], None)
         yield {
           'id': qa['id'],
           'context': paragraph['context'],
@@ -321,14 +303,14 @@ def read_xwinograd(paths: Sequence[str], language: str) -> Iterator[RawExample]:
   """
   code = {'ja': 'jp'}.get(language, language)
   expected = 'language, source, English, text, tokens, pronoun, answers'
-  for number, line in read_lines(paths[0]):
+  for number, line in text_reader.read_text_lines(paths[0]):
     cells = line.split('\t')
     if len(cells) != 7:
       raise data_error(paths[0], number, f'7 columns, {expected}', line)
     if cells[0] != code:
       continue
     try:
-      tokens, pronoun, answers = map(json.loads, cells[4:])
+      tokens, pronoun, answers = map(text_reader.parse_value, cells[4:])
       names = [answer[0] for answer in answers]
       label = [answer[3] for answer in answers].index(True)
       start = _find_pronoun(cells[3], tokens, pronoun)

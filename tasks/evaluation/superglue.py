@@ -73,6 +73,8 @@ def read_record(paths: Sequence[str]) -> Iterator[RawExample]:
       require_fields(
         qa, {'query': str, 'idx': int, 'answers': list}, path, number
       )
+      for answer in qa['answers']:
+        require_fields(answer, {'text': str}, path, number)
       yield {
         'id': f'{row["idx"]}/{qa["idx"]}',
         'passage': passage['text'],

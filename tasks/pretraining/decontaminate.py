@@ -20,8 +20,8 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
-import json
 import os
+import re
 import sys
 import zlib
 from collections import Counter
@@ -29,11 +29,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from atm.data import text_lines, text_reader
 from atm.data.sentences import split_sentences
 from atm.messages import check_number
 from atm_tasks.pretraining.text_forms import without_punctuation
 
-ENDINGS = ('.txt', '.jsonl', '.tsv')
+ENDINGS = ('.txt', '.jsonl', '.tsv')  # and others of `text_lines`
 # First and last code points of scripts written without spaces.
 _UNSPACED = (
   (0x0E00, 0x0EFF),  # Thai, Lao
@@ -152,7 +153,7 @@ class Index:
     """Builds an index from files: each path is a file, a glob or a folder.
 
     A text is a line of a .txt, a cell of a .tsv, a string anywhere in the JSON
-    of a line of a .jsonl.
+    of a line of a .jsonl or .json; each may be compressed.
 
     Raises:
       ValueError: no such files, or no text in them; a line that is not UTF-8
@@ -238,7 +239,14 @@ def iterate_texts(name: str, path: str) -> Iterator[str]:
   if os.path.isdir(path):
     pattern = os.path.join(pattern, '*')
   found = glob.glob(pattern, recursive=True)
-  files = sorted(f for f in found if f.endswith(ENDINGS) and os.path.isfile(f))
+  # Beside data sets often lies a .json that tells of them; named, it is read.
+  files = sorted(
+    file
+    for file in found
+    if os.path.isfile(file)
+    and text_lines.detect_text_format(file)[0]
+    and (file == path or not re.search(r'\.json(\.|$)', file.lower()))
+  )
   if not files:
     raise ValueError(
       f'evaluation set {name!r}: no {", ".join(ENDINGS)} file in {path!r}'
@@ -254,20 +262,14 @@ def iterate_texts(name: str, path: str) -> Iterator[str]:
 
 def read_file_texts(path: str) -> Iterator[str]:
   """Yields the texts of one file but blank ones, see `Index.read`."""
-  with open(path, 'rb') as f:
-    for number, raw in enumerate(f, 1):
-      try:
-        line = raw.decode('utf-8-sig' if number == 1 else 'utf-8')
-        if path.endswith('.jsonl'):
-          texts = _find_strings(json.loads(line)) if line.strip() else ()
-        else:
-          texts = line.split('\t') if path.endswith('.tsv') else (line,)
-        yield from (text for text in texts if text.strip())
-      except ValueError as e:  # also of a number of too many digits
-        expected = 'UTF-8' if isinstance(e, UnicodeDecodeError) else 'JSON'
-        raise ValueError(
-          f'{path}, line {number}: expected {expected}; got {raw[:60]!r}'
-        ) from e
+  kind, _ = text_lines.detect_text_format(path)
+  if kind == 'jsonl':
+    found = (_find_strings(x) for _, x in text_reader.read_values(path))
+  else:
+    lines = text_reader.read_text_lines(path)
+    found = (x.split('\t') if kind == 'tsv' else (x,) for _, x in lines)
+  for texts in found:
+    yield from (text for text in texts if text.strip())
 
 
 def _find_strings(value) -> Iterator[str]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from atm.data import languages, token_store
+from atm.data import languages, text_lines, text_reader, token_store
 from atm.data.sentences import split_sentences
 from atm.data.vocabulary import CLM_TOKEN
 from atm.inference import prompts
@@ -63,11 +63,13 @@ class PairsSource(sources.RecordSource):
     return self._parts[split]
 
   def parse(self, part: records.FilePart, record: bytes | None) -> str:
-    text = records.decode_utf8(record)
+    text = text_lines.decode(record)
     if not text or text.isspace():
       return ''
-    parse = records.parse_record
-    return pair_to_text(*(parse(part, record, name) for name in PAIR_FIELDS))
+    row = text_reader.parse_object(text, PAIR_FIELDS)
+    for name in PAIR_FIELDS:
+      text_reader.check_strings(name, row[name])
+    return pair_to_text(*(row[name] for name in PAIR_FIELDS))
 
   def clean(self, document: str) -> str:
     return document  # spaces may mean something, in code say

@@ -1,35 +1,28 @@
 """Reads the records of a file, or of a part of one, in any known format.
 
-A record is bytes: a line, a cell of a Parquet column or a serialized
-tf.train.Example, of which `parse_record` makes text. Both raise `BadRecord`, so
-that the caller may name the place, or skip it.
+A record is bytes: a line, a value of a JSON array, a cell of a Parquet column
+or a serialized tf.train.Example, of which `parse_record` makes text. Both raise
+`BadRecord`, so that the caller may name the place, or skip it.
 """
 
-import codecs
 import collections
 import dataclasses
 import functools
-import json
 import os
 import re
-import zlib
 from collections.abc import Iterator
 
 import tensorflow as tf
 
+from atm.data import text_lines, text_reader
+from atm.data.text_lines import BadRecord
+
 BATCH = 256  # records in memory at once
 _SHARD = r'(?:-\d+-of-\d+)?'
-_STORED = re.compile(
-  r'.*\.(?:(txt|jsonl?)(?:\.(gz|zst))?|(parquet)'
-  rf'|(tfrecord){_SHARD}(?:\.(gz){_SHARD})?)'
+_BINARY = re.compile(
+  rf'.*\.(?:(parquet)|(tfrecord){_SHARD}(?:\.(gz){_SHARD})?)', re.IGNORECASE
 )
-
-
-class BadRecord(Exception):
-  """A record that cannot be read."""
-
-  def __init__(self, expected: str, got):
-    super().__init__(f'expected {expected}; got {got}')
+TEXT_KINDS = ('txt', 'jsonl')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +47,14 @@ class FilePart:
 
 def detect_format(path: str) -> tuple[str, str] | None:
   """Returns (format, compression) by a file's name; None for other names."""
-  match = _STORED.fullmatch(path)
+  kind, packing = text_lines.detect_text_format(path)
+  if kind in TEXT_KINDS:
+    return kind, packing
+  match = _BINARY.fullmatch(path)
   if not match:
     return None
-  text, text_packing, parquet, records, record_packing = match.groups()
-  kind = 'jsonl' if text == 'json' else text or parquet or records
-  return kind, text_packing or record_packing or ''
+  parquet, tfrecord, packing = (x and x.lower() for x in match.groups())
+  return parquet or tfrecord, packing or ''
 
 
 def split_file(path: str, piece_bytes: int) -> list[FilePart]:
@@ -68,6 +63,8 @@ def split_file(path: str, piece_bytes: int) -> list[FilePart]:
   if packing or kind == 'tfrecord':
     return [FilePart(path)]
   n = max(1, -(-os.path.getsize(path) // piece_bytes))
+  if kind == 'jsonl' and n > 1 and text_reader.is_array(path):
+    n = 1
   if kind == 'parquet' and n > 1:
     try:
       n = max(1, min(n, _parquet(path).num_row_groups))
@@ -76,26 +73,24 @@ def split_file(path: str, piece_bytes: int) -> list[FilePart]:
   return [FilePart(path, k, n) for k in range(n)]
 
 
-def read_records(unit: FilePart, field: str) -> Iterator[bytes | None]:
-  """Yields the lines, cells or serialized examples of a part.
+def read_records(
+  unit: FilePart, field: str
+) -> Iterator[tuple[int, bytes | None]]:
+  """Yields (number, line, cell or serialized example) of a part.
+
+  Numbers are lines or rows, the part's first being 1.
 
   Raises:
     BadRecord: the rest cannot be read.
   """
   kind, packing = unit.stored
   if kind == 'parquet':
-    yield from _read_cells(unit, field)
+    yield from enumerate(_read_cells(unit, field), 1)
   elif kind == 'tfrecord':
-    yield from read_tfrecord(unit.path, packing)
+    yield from enumerate(read_tfrecord(unit.path, packing), 1)
   else:
-    lines = (
-      _split_lines(_decompress(unit.path, packing))
-      if packing
-      else _read_lines(unit)
-    )
-    first = next(lines, b'')
-    yield first if unit.k else first.removeprefix(codecs.BOM_UTF8)
-    yield from lines
+    span = unit.span(os.path.getsize(unit.path))
+    yield from text_reader.iterate_records(unit.path, kind, *span)
 
 
 def parse_record(unit: FilePart, record: bytes | None, field: str) -> str:
@@ -106,44 +101,30 @@ def parse_record(unit: FilePart, record: bytes | None, field: str) -> str:
   """
   kind, _ = unit.stored
   if kind == 'jsonl':
-    return _parse_json(record, field)
+    text = text_lines.decode(record)
+    blank = not text or text.isspace()
+    return '' if blank else text_reader.parse_object(text, (field,))[field]
   if kind == 'tfrecord':
     return parse_example(record, field)
   if record is None:
     raise BadRecord(f'a string `{field}`', 'null')
-  return decode_utf8(record)
+  return text_lines.decode(record) if kind == 'txt' else decode_utf8(record)
 
 
 def describe_place(unit: FilePart, number: int) -> str:
   """Names the place in its file of record `number`, from 1, of a part."""
   kind, _ = unit.stored
-  what = 'line' if kind in ('txt', 'jsonl') else 'record'
+  what = 'line' if kind in TEXT_KINDS else 'record'
   return f'{unit.path}, {what} {_count_before(unit, kind) + number}'
 
 
 def decode_utf8(raw: bytes) -> str:
-  """Decodes bytes; raises BadRecord unless they are UTF-8."""
+  """Decodes bytes that may hold NUL; raises BadRecord unless they are UTF-8."""
   try:
     return raw.decode('utf-8')
   except UnicodeDecodeError as e:
     near = raw[max(0, e.start - 20) : e.start + 40]
     raise BadRecord('UTF-8', repr(near)) from e
-
-
-def _parse_json(raw: bytes, field: str) -> str:
-  line = decode_utf8(raw)
-  if not line or line.isspace():
-    return ''
-  try:
-    text = json.loads(line)[field]
-    if b'\\u' in raw:
-      text.encode()  # half of a surrogate pair cannot be
-    if isinstance(text, str):
-      return text
-  except (ValueError, LookupError, TypeError, AttributeError,
-          RecursionError):  # fmt: skip
-    pass
-  raise BadRecord(f'an object with a string `{field}`', repr(raw[:60]))
 
 
 def parse_example(raw: bytes, field: str) -> str:
@@ -158,22 +139,6 @@ def parse_example(raw: bytes, field: str) -> str:
   return decode_utf8(features[field].bytes_list.value[0])
 
 
-def _first_line(f, start: int) -> int:
-  """Goes to where the first line begins that begins at `start` or behind."""
-  f.seek(max(0, start - 1))
-  return start - 1 + len(f.readline()) if start else 0
-
-
-def _read_lines(unit: FilePart) -> Iterator[bytes]:
-  """Yields the lines that begin in the part."""
-  start, end = unit.span(os.path.getsize(unit.path))
-  with open(unit.path, 'rb', buffering=1 << 20) as f:
-    at = _first_line(f, start)
-    while at < end and (line := f.readline()):
-      at += len(line)
-      yield line
-
-
 def _count_before(unit: FilePart, kind: str) -> int:
   """Counts the lines or rows of the file before the part."""
   if unit.n == 1:
@@ -183,66 +148,12 @@ def _count_before(unit: FilePart, kind: str) -> int:
     start, _ = unit.span(file.num_row_groups)
     return sum(file.metadata.row_group(i).num_rows for i in range(start))
   with open(unit.path, 'rb') as f:
-    left = _first_line(f, unit.span(os.path.getsize(unit.path))[0])
+    left = text_lines.seek_line(f, unit.span(os.path.getsize(unit.path))[0])
     f.seek(0)
     count = 0
     while left > 0 and (chunk := f.read(min(left, 1 << 20))):
       count, left = count + chunk.count(b'\n'), left - len(chunk)
   return count
-
-
-def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-  """Yields the lines of a stream of bytes, without their ends."""
-  pending = []
-  for chunk in chunks:
-    first, *rest = chunk.split(b'\n')
-    pending.append(first)
-    if rest:
-      yield b''.join(pending)
-      yield from rest[:-1]
-      pending = rest[-1:]
-  if last := b''.join(pending):
-    yield last
-
-
-def import_zstandard():
-  """Imports an optional module; its absence says what to install."""
-  try:
-    import zstandard
-  except ImportError as e:
-    raise ImportError(
-      "reading .zst needs zstandard: pip install 'atm[zstd]'"
-    ) from e
-  return zstandard
-
-
-def _decompress(path: str, packing: str) -> Iterator[bytes]:
-  """Yields the bytes of a compressed file of any number of members.
-
-  Raises:
-    BadRecord: it is corrupt, or ends too early.
-  """
-  if packing == 'gz':
-    error, new = zlib.error, functools.partial(zlib.decompressobj, wbits=31)
-  else:
-    zstandard = import_zstandard()
-    error = zstandard.ZstdError
-    new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
-  expected = f'.{packing} data to its end'
-  member, whole = new(), False
-  with open(path, 'rb') as f:
-    while chunk := f.read(1 << 16):
-      # Zeros may pad a member.
-      while chunk := chunk.lstrip(b'\0') if whole else chunk:
-        try:
-          yield member.decompress(chunk)
-        except error as e:
-          raise BadRecord(expected, e) from e
-        chunk, whole = member.unused_data, member.eof
-        if whole:
-          member = new()
-  if not whole:
-    raise BadRecord(expected, 'the end of the file')
 
 
 def read_tfrecord(path: str, packing: str = '') -> Iterator[bytes]:
@@ -261,7 +172,7 @@ def read_tfrecord(path: str, packing: str = '') -> Iterator[bytes]:
       if size == 1:
         raise BadRecord('a whole TFRecord', shorten_error(e)) from e
   if packing:  # TensorFlow takes a file that ends too early for whole
-    collections.deque(_decompress(path, packing), maxlen=0)
+    collections.deque(text_lines.decompress(path, packing), maxlen=0)
 
 
 def shorten_error(error: Exception) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from atm.data import text_lines
 from atm.messages import check_choice, check_number
 from atm_tasks.pretraining import records
 
@@ -219,14 +220,15 @@ class RecordSource(TextSource):
     self._bad[shard] = 0  # of an earlier reading, or of the other split
     found = records.read_records(part, self.text_field)
     while True:
-      number += 1
+      number += 1  # of what comes next, or of where the file breaks
       try:
-        yield self.parse(part, next(found))
+        number, record = next(found)
+        yield self.parse(part, record)
       except StopIteration:
         return
       except records.BadRecord as e:
         if not self.skip_bad:
-          place = records.describe_place(part, number)
+          place = records.describe_place(part, e.number or number)
           raise ValueError(f'{place}: {e}') from e
         self._bad[shard] += 1
 
@@ -269,7 +271,7 @@ class FolderSource(RecordSource):
         f'TEXT_DIR = {folder!r}: no text of {language!r} there. Known: {known}.'
       )
     if any(records.detect_format(path)[1] == 'zst' for path in self.files):
-      records.import_zstandard()
+      text_lines.import_zstandard()
     self.text_field, self.skip_bad = text_field, skip_bad
     self.piece_bytes = check_number('piece_bytes', piece_bytes, least=1)
 

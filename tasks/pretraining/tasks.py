@@ -21,7 +21,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from atm.data import counter_rng, packing
+from atm.data import counter_rng, packing, text_reader
 from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
 from atm.data.sentences import count_sentences
@@ -399,11 +399,10 @@ class DeclarationSource(sources.TextSource):
     return [self.path]
 
   def documents(self, split: str, shard: int) -> Iterator[str]:
-    with open(self.path, encoding='utf-8') as f:
-      for line in f:
-        article, _, written = line.rstrip('\n').partition('\t')
-        if is_held_out(article) == (split == 'validation'):
-          yield written
+    for _, line in text_reader.read_text_lines(self.path):
+      article, _, written = line.partition('\t')
+      if is_held_out(article) == (split == 'validation'):
+        yield written
 
 
 def find_sources(

@@ -101,9 +101,11 @@ def test_a_killed_run_goes_on(loaded, prompts, monkeypatch, after, torn):
 
 
 def test_other_settings_do_not_go_on(loaded, prompts, monkeypatch):
-  complete = api.Model.complete
+  complete, calls = api.Model.complete, []
 
   def dies(self, inputs, *args, **options):
+    if not calls:
+      return calls.append(1) or complete(self, inputs, *args, **options)
     monkeypatch.setattr(api.Model, 'complete', complete)
     raise KeyboardInterrupt
 
@@ -146,7 +148,7 @@ def test_an_input_without_room_is_named_before_anything_is_written(
 ):
   path = tmp_path / 'in.txt'
   path.write_text('a\n' + 'b ' * 200 + '\n')
-  with pytest.raises(ValueError, match='input 1 has'):
+  with pytest.raises(ValueError, match='in.txt, line 2: input has'):
     run(path)
   with pytest.raises(ValueError, match='one of INPUT'):
     file_jobs.InferJob('run', **QUIET).run()
@@ -203,15 +205,15 @@ def test_part_files_of_the_first_version_are_continued(job, options, mark):
 def test_reading_inputs(tmp_path):
   text, objects = tmp_path / 'a.txt', tmp_path / 'a.jsonl'
   text.write_text('one\n\nthree\n')
-  assert [r['input'] for r in file_jobs.read_inputs(str(text))] == [
-    'one', '', 'three'
-  ]  # fmt: skip
+  rows, lines = file_jobs.read_inputs(str(text))
+  assert [row['input'] for row in rows] == ['one', '', 'three']
+  assert lines == [1, 2, 3]
   objects.write_text('{"input": "x", "id": 3}\n\n{"text": "y"}\n')
-  assert file_jobs.read_inputs(str(objects)) == [
-    {'input': 'x', 'id': 3}, {'text': 'y', 'input': 'y'}
-  ]  # fmt: skip
+  rows, lines = file_jobs.read_inputs(str(objects))
+  assert rows == [{'input': 'x', 'id': 3}, {'text': 'y', 'input': 'y'}]
+  assert lines == [1, 3]
   objects.write_text('{"input": "x"}\n{"input": 3}\n')
-  with pytest.raises(ValueError, match='a.jsonl, line 2: expected UTF-8 JSON'):
+  with pytest.raises(ValueError, match='a.jsonl, line 2: expected JSON with'):
     file_jobs.read_inputs(str(objects))
   with pytest.raises(FileNotFoundError, match="INPUT = 'none'"):
     file_jobs.read_inputs('none')
@@ -252,8 +254,69 @@ def test_a_wrong_line_is_named_before_a_model_is_read(tmp_path):
   """Fault seen: the model loaded first."""
   path = tmp_path / 'in.jsonl'
   path.write_text('{"input": 3}\n')
-  with pytest.raises(ValueError, match='line 1: expected UTF-8 JSON'):
+  with pytest.raises(ValueError, match='line 1: expected JSON with a string'):
     file_jobs.InferJob('no such run', str(path)).run()
+
+
+@pytest.mark.parametrize('job, row, given', [
+  (file_jobs.InferJob, {'output': 'a', 'row': 7}, {'given_output': 'a'}),
+  (file_jobs.InferJob, {'output': 1, 'given_output': 2},
+   {'given_given_output': 1, 'given_output': 2}),
+  (file_jobs.InferJob, {'doc_ids': [1], 'input_ids': [5]},
+   {'doc_ids': [1], 'input_ids': [5]}),
+  (file_jobs.ScoreJob, {'tokens': ['a'], 'target_ids': 'x'},
+   {'given_tokens': ['a'], 'target_ids': 'x'}),
+])  # fmt: skip
+def test_no_field_of_the_input_is_lost(loaded, tmp_path, job, row, given):
+  """Faults seen: `output` overwritten, `doc_ids` left out, `input_ids` read."""
+  path, said = tmp_path / 'in.jsonl', []
+  rows = [{'input': 'a', 'target': 'b', **row}, {'input': 'a', 'target': 'b'}]
+  path.write_text(''.join(json.dumps(x) + '\n' for x in rows))
+  first, second = written(job('run', str(path), say=said.append).run())
+  assert set(second) <= set(first) and given.items() <= first.items()
+  assert all(first[name] == pytest.approx(second[name]) for name in second)
+  if 'given' in str(given):
+    assert any('of the input are written as `given_' in line for line in said)
+
+
+@pytest.mark.parametrize('name, output, message', [
+  ('in.txt', 'in.txt', 'OUTPUT = .*is the file that is read'),
+  ('in.txt.part', 'in.txt', 'OUTPUT = .*.part.*is the file that is read'),
+  ('in.txt', '.', 'OUTPUT = .*is a folder'),
+  ('in.txt', 'no/out', 'there is no folder'),
+  ('-', None, "INPUT = '-': OUTPUT = None"),
+])  # fmt: skip
+def test_outputs_are_checked_before_a_model_is_read(
+  tmp_path, monkeypatch, name, output, message
+):
+  """Fault seen: all rows generated, then Errno 21."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'in.txt').write_text('a\n')
+  (tmp_path / 'in.txt.part').write_text('a\n')
+  with pytest.raises(ValueError, match=message):
+    file_jobs.InferJob('no such run', name, output).run()
+  assert (tmp_path / 'in.txt').read_text() == 'a\n'
+
+
+@pytest.mark.parametrize('row, message', [
+  ({'input': 'a', 'prefix': 5}, 'line 2: prefix = 5: expected a text, or None'),
+  ({'input': 'a', 'prefix': 'b ' * 200}, 'line 2: a prefix of'),
+  ({'input': 'b ' * 200}, 'line 2: input has'),
+  ({'text': 5}, 'line 2: expected JSON with a string `input`'),
+])  # fmt: skip
+def test_a_wrong_row_leaves_nothing_behind(loaded, tmp_path, row, message):
+  """Fault seen: a .part of nothing."""
+  path = tmp_path / 'in.jsonl'
+  path.write_text('{"input": "a", "prefix": null}\n' + json.dumps(row))
+  with pytest.raises(ValueError, match=f'in.jsonl, {message}'):
+    run(path)
+  assert [x.name for x in tmp_path.iterdir()] == ['in.jsonl']
+
+
+def test_no_rows_give_no_rows(loaded, tmp_path):
+  (tmp_path / 'in.txt').touch()
+  assert written(run(tmp_path / 'in.txt')) == []
+  assert len(list(tmp_path.iterdir())) == 2
 
 
 # --- The .part file

@@ -326,7 +326,7 @@ def test_folders_and_globs(folder, tmp_path):
     ('keys.jsonl', b'{"key": 1}\n[]\n\n', "'x': no text in '{path}'"),
     ('a.txt', b'fine\n\nf\xfcr\n', r"{path}, line 3: expected UTF-8; got b'f"),
     ('a.txt', 'wide'.encode('utf-16'), '{path}, line 1: expected UTF-8'),
-    ('a.jsonl', b'"a"\n{"b": \n', '{path}, line 2: expected JSON; got b\'{"b'),
+    ('a.jsonl', b'"a"\n{"b": \n', '{path}, line 2: expected JSON; got \'{"b'),
     ('a.jsonl', b'"\xff"\n', '{path}, line 1: expected UTF-8'),
     ('a.jsonl', b'9' * 5000, '{path}, line 1: expected JSON; got'),
   ],

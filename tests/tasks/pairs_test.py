@@ -81,7 +81,7 @@ def test_a_folder_has_its_own_splits(tmp_path):
   [
     ('a.tsv', 'x', r'a.tsv.: expected a .jsonl file, or a folder with train'),
     ('a.jsonl', '{"input": "x"}\n', 'line 1: expected an object with a string '
-     '`target`'),
+     '`input` and `target`'),
     ('a.jsonl', lines(PAIRS[:2]) + 'x\n', 'line 3: expected an object'),
   ],
 )  # fmt: skip

@@ -31,8 +31,10 @@ def test_what_is_left_out():
 
 BROKEN = {
   'superglue/BoolQ/val.jsonl': [
-    ('{', 'line 2: expected a JSON object'),
-    ('[1]', 'line 2: expected a JSON object'),
+    ('{', 'line 2: expected an object'),
+    ('[1]', 'line 2: expected an object'),
+    (r'{"question": "\ud83d", "passage": "b", "idx": 1, "label": true}',
+     'line 2: expected text; got `question` = '),
     ('{"question": "a", "passage": "b", "idx": 1, "label": 1}',
      "line 2: expected a field 'label', bool; got 1"),
     ('{"question": "a", "idx": 1, "label": true}',
@@ -97,7 +99,8 @@ def test_broken_files_are_named(tmp_path, file, line, message):
 
 @pytest.mark.parametrize('file, text, message', [
   ('squadv2/dev-v2.0.json', '{"version": "v2.0"}', "a field 'data', list"),
-  ('squadv2/dev-v2.0.json', '{\n"data": [}', 'line 2: expected JSON'),
+  ('squadv2/dev-v2.0.json', '{\n"data": [}', 'Expecting value: line 2'),
+  ('squadv2/dev-v2.0.json', r'{"data": ["\ud83d"]}', 'half of a surrogate'),
   ('webnlg/release_v3.0/en/test/'
    'rdf-to-text-generation-test-data-with-refs-en.xml',
    '<benchmark>\n<entry>', 'line 2: expected XML'),

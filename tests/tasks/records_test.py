@@ -32,11 +32,11 @@ def test_parts_share_the_lines_of_a_file(tmp_path):
   assert len(parts) == -(-path.stat().st_size // 60) > 3
   found, number = [], 0
   for part in parts:
-    for k, line in enumerate(records.read_records(part, ''), 1):
+    for k, line in records.read_records(part, ''):
       number += 1
       assert records.describe_place(part, k) == f'{path}, line {number}'
       found.append(line)
-  assert b''.join(found) == path.read_bytes()
+  assert b'\n'.join([*found, b'']) == path.read_bytes()
   assert str(parts[1]) == f'{path}#1/{len(parts)}'
 
 
@@ -47,7 +47,7 @@ def test_a_compressed_file_is_one_part(tmp_path):
   path.write_bytes(gzip.compress(lines[:40]) + gzip.compress(lines[40:]))
   (part,) = records.split_file(str(path), 1)
   found = records.read_records(part, 'text')
-  texts = [records.parse_record(part, line, 'text') for line in found]
+  texts = [records.parse_record(part, line, 'text') for _, line in found]
   assert texts == [row['text'] for row in rows]
 
 
