@@ -20,7 +20,10 @@ import time
 
 # Of train_step.py, and (encoder tokens, new tokens, batch) of decode.py.
 SIZES = {
-  'tiny': (dict(V=1280, D=128, L=2, F=512, H=4, B=40, S=48, T=48), (48, 24, 32)),
+  'tiny': (
+    dict(V=1280, D=128, L=2, F=512, H=4, B=40, S=48, T=48),
+    (48, 24, 32),
+  ),
   'small': ({}, (512, 64, 8)),
 }
 FLAG = '--xla_cpu_experimental_ynn_fusion_type='

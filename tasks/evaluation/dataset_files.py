@@ -107,8 +107,17 @@ def find_split(
       return FoundSplit([folder], read)
     where += f' Or as TFDS {name!r}: {hint}.'
   files = [os.path.join(root, p) for p in layouts[0] if not glob_paths(root, p)]
-  why = f'{data.name} ({part}, {split}): not there: {", ".join(files)}'
+  named = ', '.join(path + _find_nearest(path) for path in files)
+  why = f'{data.name} ({part}, {split}): not there: {named}'
   raise MissingSplit(why, where, files)
+
+
+def _find_nearest(path: str) -> str:
+  """Returns a hint at a file whose name differs in capitals or its end."""
+  folder, name = os.path.split(path)
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  near = [n for n in names if n.lower().startswith(name.lower())]
+  return f' (is {min(near)!r} meant?)' if near else ''
 
 
 def glob_paths(root: str, pattern: str) -> list[str]:

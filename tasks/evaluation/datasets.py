@@ -428,11 +428,16 @@ for _name, _files, _reader in (
        licence='tasks/udhr/LICENSE', splits=OWN, files=_files,
        read=_reader)  # fmt: skip
 # One's own, to fine-tune on with PAIRS = 'DATA_DIR/pairs'.
+PAIRS_ENDINGS = [
+  f'.{kind}{packing}'
+  for kind in ('jsonl', 'json', 'ndjson')
+  for packing in ('', '.gz', '.zst', '.bz2', '.xz')
+]
 _add(
   'pairs',
   url='your own: a line {"input": ..., "target": ...} each',
   licence='your own',
   splits=OWN,
-  files=lambda part, split: [[f'{split}.jsonl']],
+  files=lambda part, split: [[f'{split}{x}'] for x in PAIRS_ENDINGS],
   read=_read_paths(readers.read_pairs),
 )

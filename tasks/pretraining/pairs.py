@@ -18,12 +18,13 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from atm import fileio
 from atm.data import languages, text_lines, text_reader, token_store
 from atm.data.sentences import split_sentences
 from atm.data.vocabulary import CLM_TOKEN
 from atm.inference import prompts
 from atm.messages import check_choice
-from atm_tasks.pretraining import records, sources, tasks
+from atm_tasks.pretraining import records, sources, tasks, text_folders
 
 PAIR_FIELDS = ('input', 'target')
 HELD_OUT = 0.05  # share of a single file
@@ -46,6 +47,11 @@ class PairsSource(sources.RecordSource):
 
   def __init__(self, path: str, held_out: float, skip_bad: bool = False):
     self._parts = {split: _list_parts(path, split) for split in sources.SPLITS}
+    if os.path.isdir(path):
+      parts = itertools.chain.from_iterable(self._parts.values())
+      taken = {os.path.basename(part.path) for part in parts}
+      unread = text_folders.list_unread(path, taken)
+      text_folders.say_unread(f'PAIRS = {path!r}', tuple(unread))
     self.by_content, self.skip_bad = not os.path.isdir(path), skip_bad
     super().__init__(held_out if self.by_content else 0.0)
 
@@ -136,14 +142,23 @@ def _list_parts(path: str, split: str) -> list[records.FilePart]:
     raise FileNotFoundError(f'PAIRS = {path!r}: no such file or folder')
   paths = [path]
   if os.path.isdir(path):
-    names = sorted(n for n in os.listdir(path) if n.startswith(split))
+    names = sorted(n for n in os.listdir(path) if n.lower().startswith(split))
     paths = [os.path.join(path, name) for name in names]
-  paths = [p for p in paths if (records.detect_format(p) or ' ')[0] == 'jsonl']
+  is_jsonl = lambda path: text_lines.detect_text_format(path)[0] == 'jsonl'
+  paths = list(filter(is_jsonl, paths))
   if not paths:
     raise ValueError(
       f'PAIRS = {path!r}: expected a .jsonl file, or a folder with train.jsonl '
       'and validation.jsonl; each may end in .gz or .zst'
     )
+  for name in map(os.path.basename, paths if os.path.isdir(path) else ()):
+    if not name.startswith(split):
+      raise ValueError(
+        f'PAIRS = {path!r}: {name} is not read. Did you mean {name.lower()!r}?'
+      )
+  for each in paths:
+    fileio.check_regular(each)
+  text_folders.check_copies(f'PAIRS = {path!r}', paths)
   return [unit for path in paths for unit in records.split_file(path, 64 << 20)]
 
 

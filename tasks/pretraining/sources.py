@@ -21,12 +21,11 @@ import tensorflow as tf
 
 from atm.data import text_lines
 from atm.messages import check_choice, check_number
-from atm_tasks.pretraining import records
+from atm_tasks.pretraining import records, text_folders
 
 SPLITS = ('train', 'validation')
 SHUFFLE = 1 << 14  # texts of the shuffle buffer
 _READ_ERRORS = (OSError, RuntimeError, LookupError, ValueError)
-_LANGUAGE = r'[a-z]{2,3}(?:_[A-Za-z]+)?'
 
 
 class TextSource(seqio.DataSource):
@@ -161,29 +160,6 @@ class RowsOnly(TextSource):
 # --- A folder
 
 
-def _find_files(folder: str, language: str = '*') -> dict[str, list[str]]:
-  """Finds language -> its files, sorted; hidden ones are left out."""
-  found = collections.defaultdict(list)
-  for pattern in (f'{language}[.-]*', f'{language}/**'):
-    for name in glob.glob(pattern, root_dir=folder, recursive=True):
-      match = re.fullmatch(rf'({_LANGUAGE})(?:/.+|[.-][^/]+)', name)
-      path = os.path.join(folder, name)
-      if match and records.detect_format(name) and os.path.isfile(path):
-        found[match[1]].append(path)
-  return {k: sorted(found[k]) for k in sorted(found)}
-
-
-def list_languages(folder: str) -> list[str]:
-  """Lists the languages a folder has text of; raises ValueError for none."""
-  found = list(_find_files(folder))
-  if not found:
-    raise ValueError(
-      f'TEXT_DIR = {folder!r}: no LANG.txt, LANG.jsonl[.gz|.zst], '
-      'LANG.parquet or LANG.tfrecord there'
-    )
-  return found
-
-
 class RecordSource(TextSource):
   """Texts that are records of files, read one at a time.
 
@@ -237,9 +213,9 @@ class FolderSource(RecordSource):
   """The documents of one language in a local folder.
 
   They are in LANG.EXT, LANG-anything.EXT, LANG.anything.EXT and LANG/**.EXT;
-  EXT is txt (a document a line), jsonl or json (an object a line), each also
-  with .gz or .zst, parquet, or tfrecord (of tf.train.Example), also with
-  -00000-of-00012 or .gz.
+  EXT is txt (a document a line), jsonl or json (an object a line, or an array
+  of them), each also with .gz, .zst, .bz2 or .xz, parquet, or tfrecord (of
+  tf.train.Example), also with -00000-of-00012 or .gz.
 
   Args:
     folder: the folder.
@@ -264,12 +240,15 @@ class FolderSource(RecordSource):
     piece_bytes: int = 64 << 20,
   ):
     super().__init__(held_out)
-    self.files = _find_files(folder, glob.escape(language)).get(language)
+    self.files = text_folders.find_files(folder, glob.escape(language)).get(
+      language
+    )
     if not self.files:
-      known = ', '.join(list_languages(folder))
+      known = ', '.join(text_folders.list_languages(folder))
       raise ValueError(
         f'TEXT_DIR = {folder!r}: no text of {language!r} there. Known: {known}.'
       )
+    text_folders.check_copies(f'TEXT_DIR = {folder!r}', self.files)
     if any(records.detect_format(path)[1] == 'zst' for path in self.files):
       text_lines.import_zstandard()
     self.text_field, self.skip_bad = text_field, skip_bad

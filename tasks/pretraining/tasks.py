@@ -26,7 +26,7 @@ from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
 from atm.data.sentences import count_sentences
 from atm.messages import check_fields, check_number
-from atm_tasks.pretraining import sources, text_forms
+from atm_tasks.pretraining import sources, text_folders, text_forms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -427,7 +427,7 @@ def find_sources(
             for k in LANGUAGE_CODES}  # fmt: skip
   else:
     made = {k: sources.FolderSource(place, k, held_out, skip_bad=skip_bad)
-            for k in sources.list_languages(place)}  # fmt: skip
+            for k in text_folders.list_languages(place)}  # fmt: skip
   return {(source, k): found for k, found in made.items()}
 
 

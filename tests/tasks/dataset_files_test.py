@@ -71,3 +71,12 @@ def test_values_of_tfds_become_pythons():
   assert found == {'a': 'ä', 'b': ['x', 'y'], 'c': 3, 'd': {'label': 'yes'},
                    'e': None}  # fmt: skip
   assert type(found['c']) is int
+
+
+def test_a_name_that_is_nearly_right_is_hinted_at(tmp_path):
+  """Fault seen: `missing`, with the file there in capitals."""
+  (tmp_path / 'pairs').mkdir()
+  (tmp_path / 'pairs' / 'Validation.jsonl').touch()
+  (task,) = registry.suite('pairs', str(tmp_path))
+  with pytest.raises(MissingData, match=r"\(is 'Validation.jsonl' meant\?\)"):
+    task.make_questions(None)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tensorflow_datasets.core.dataset_builders import adhoc_builder
 
 from atm_tasks.pretraining import records as records_lib
-from atm_tasks.pretraining import sources
+from atm_tasks.pretraining import sources, text_folders
 
 DOCUMENTS = [
   f'{word}  {i}\t{i * i}' + ' and more' * (i % 50)
@@ -194,13 +194,13 @@ def test_names(tmp_path):
   ]  # fmt: skip
   others = [
     'README.md', 'en.txt.part', 'english.txt', 'en/.cache/x.txt', 'en.csv',
-    'en-2/x.txt', 'EN.txt', 'en.parquet.gz', 'data/x.txt',
+    'en-2/x.txt', 'en.parquet.gz', 'data/x.txt',
   ]  # fmt: skip
   for name in names + others:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text('a\n')
   (tmp_path / 'en.d.txt').mkdir()
-  assert sources.list_languages(str(tmp_path)) == [
+  assert text_folders.list_languages(str(tmp_path)) == [
     'en',
     'fr',
     'hi_Deva',
@@ -459,7 +459,7 @@ def test_parquet_strings_of_every_kind(tmp_path, kind):
 
 def test_wrong_arguments_are_named(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match='TEXT_DIR = .*: no LANG.txt, LANG.json'):
-    sources.list_languages(str(tmp_path / 'nowhere'))
+    text_folders.list_languages(str(tmp_path / 'nowhere'))
   write(tmp_path / 'en.txt.zst')
   source = folder_source(tmp_path)
   for call, message in [
