@@ -1,5 +1,6 @@
 """Errors and texts that all rooms share: checks of settings, nearest names."""
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -271,3 +272,23 @@ def _as_python(value) -> int | float:
   if isinstance(value, numbers.Integral):
     return int(value)
   return float(value)
+
+
+_work: list[Callable[[], str]] = []
+
+
+@contextlib.contextmanager
+def note_work(text: Callable[[], str]):
+  """Says by text(), while open, what a signal leaves and how to go on."""
+  _work.append(text)
+  try:
+    yield
+  finally:
+    _work.remove(text)
+
+
+def describe_work() -> str:
+  """Returns the innermost text of `note_work`, or ''."""
+  with contextlib.suppress(Exception):
+    return _work[-1]()
+  return ''

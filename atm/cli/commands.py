@@ -185,8 +185,20 @@ RUNS = {
   'import': 'convert.import_weights',
   'export': 'convert.export_weights',
 }
+# Runs whose standard output is a log: their results are files.
+LOGGING = (
+  'pretrain', 'finetune', 'vocab', 'cache', 'infer', 'score', 'eval', 'import',
+  'export', 'lm_eval',
+)  # fmt: skip
 # Runs that need no device here, and start JAX themselves if at all.
 WITHOUT_DEVICES = ('plan',)
+
+
+def writes_files(run: str) -> bool:
+  """Tells whether a run goes on where nobody reads its standard output."""
+  if run == 'eval' and (get_setting('DRY_RUN') or get_setting('CHECK_DATA')):
+    return False
+  return run in LOGGING
 
 
 def execute(run: str) -> None:

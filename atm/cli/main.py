@@ -4,13 +4,14 @@ RUN is the stem of a file in gin/runs/; its bindings come first, then each
 --gin_file, then each --gin.NAME=VALUE; later ones win.
 """
 
+import contextlib
 import os
 import sys
 import traceback
 
 from absl import logging
 
-from atm.cli import commands, error_report, gin_config
+from atm.cli import commands, error_report, gin_config, interrupts, log_output
 from atm.cli.gin_config import UserError, find_file
 from atm.messages import did_you_mean
 
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
   A process of several that fails ends in `distributed.exit_process` instead.
   """
   arguments = sys.argv[1:] if arguments is None else arguments
+  log_output.open_standard_streams()
   try:
     run_command(arguments)
     if sys.stdout is not None:
@@ -56,6 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
     status = 0
   except SystemExit:
     raise
+  except interrupts.Terminated as e:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+      print(interrupts.format_end(e.number, e.note), file=sys.stderr)
+    status = 128 + e.number
   except KeyboardInterrupt:
     status = 130
   except BaseException as e:  # a library in Rust has panics of its own
@@ -94,7 +100,12 @@ def run_command(arguments: list[str]) -> None:
   xla_options.set_compilation_cache()
   if run not in commands.WITHOUT_DEVICES:
     gin_config.get_configurable('sharding.start')()
-  commands.execute(run)
+  # In a chat Ctrl-C ends an answer.
+  with (
+    interrupts.raised(at_once=run != 'chat'),
+    log_output.keep_going(commands.writes_files(run)),
+  ):
+    commands.execute(run)
 
 
 if __name__ == '__main__':

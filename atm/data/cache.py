@@ -13,12 +13,16 @@ import collections
 import concurrent.futures
 import glob
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
+from atm import messages
 from atm.data import cache_shards, task_registry, token_store
 from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.cache_worker import make_unit
@@ -91,7 +95,8 @@ def build(
   todo = [unit for unit in units[index::machines] if not unit.is_done(job)]
   if todo:
     say(f'building rows of tokens: {mixture}, {len(todo)} units, {directory}')
-    log_progress(make_units(todo, job, processes, prepare), todo, say)
+    with messages.note_work(lambda: _describe_left(todo, units, job)):
+      log_progress(make_units(todo, job, processes, prepare), todo, say)
   if missing := write_manifests(units, job):
     say(
       f'{missing} files are still missing: other machines make them, or this '
@@ -110,6 +115,15 @@ def check_share(share) -> tuple[int, int]:
       return index, machines
   raise ValueError(
     f'SHARE = {share!r}: expected (i, n) with 0 <= i < n, machine i of n'
+  )
+
+
+def _describe_left(todo: list[CacheUnit], units, job: CacheJob) -> str:
+  """Returns what an interrupted build has done and how to go on."""
+  left = sum(not unit.is_done(job) for unit in todo)
+  return (
+    f'{len(units) - left:,} of {len(units):,} units of rows are finished in '
+    f'{job.directory}; the same command makes the rest'
   )
 
 
@@ -152,10 +166,11 @@ def make_units(
       yield unit, make_unit(unit, job)
     return
   # TensorFlow's threads do not survive a fork: workers start anew.
+  context = multiprocessing.get_context('spawn')
+  alive, mine = context.Pipe(duplex=False)
   pool = concurrent.futures.ProcessPoolExecutor(
-    count, multiprocessing.get_context('spawn'), _start_worker,
-    (prepare, job.vocabulary),
-  )  # fmt: skip
+    count, context, _start_worker, (prepare, job.vocabulary, alive)
+  )
   with pool:
     # The largest first: none of them is left for the end, when others idle.
     order = sorted(units, key=lambda unit: -unit.size)
@@ -163,13 +178,27 @@ def make_units(
     try:
       for done in concurrent.futures.as_completed(running):
         yield running[done], done.result()
-    except BaseException:
+    except BaseException as e:
+      if isinstance(e, KeyboardInterrupt | GeneratorExit):
+        mine.close()  # nobody waits for what is half done
       pool.shutdown(wait=True, cancel_futures=True)
       raise
 
 
-def _start_worker(prepare: Callable, vocabulary: str) -> None:
+def _start_worker(prepare: Callable, vocabulary: str, alive) -> None:
+  """Configures a worker, which ends when the pipe `alive` is closed."""
+  threading.Thread(target=_end_with_parent, args=[alive], daemon=True).start()
+  # A terminal sends these to all processes; the first one decides.
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
   prepare()(vocabulary=vocabulary)
+
+
+def _end_with_parent(alive) -> None:
+  """Ends this process when no other has the pipe's end open any more."""
+  # Else it would wait for units for ever once its parent was killed.
+  multiprocessing.connection.wait([alive])
+  os._exit(1)
 
 
 def log_progress(

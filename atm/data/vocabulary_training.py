@@ -3,11 +3,11 @@
 import collections
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import sentencepiece
 
-from atm import fileio
+from atm import fileio, messages
 from atm.data import task_registry
 from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
@@ -52,7 +52,7 @@ def train_sentencepiece(
   Raises:
     ValueError: the size does not suit the text; says what SentencePiece said.
   """
-  out, v = io.BytesIO(), vocabulary_lib
+  out, errors, v = io.BytesIO(), [], vocabulary_lib
   reserved = [f'[TAG_{i}]' for i in range(tags)]
   special = {}
   for number, name in enumerate(('pad', 'bos', 'eos', 'unk')):
@@ -60,7 +60,7 @@ def train_sentencepiece(
     special[f'{name}_piece'] = v.SPECIAL_TOKENS[number]
   try:
     sentencepiece.SentencePieceTrainer.Train(
-      sentence_iterator=iter(texts),
+      sentence_iterator=_remember_error(texts, errors),
       model_writer=out,
       model_type='unigram',
       vocab_size=size,
@@ -73,10 +73,22 @@ def train_sentencepiece(
       **special,
     )
   except RuntimeError as e:
+    if errors:  # of the text, or a signal
+      raise errors[0] from None
     raise ValueError(
       f'a vocabulary of {size} pieces cannot be trained on this text: {e}'
     ) from e
   return v.write_vocabulary(out.getvalue(), directory)
+
+
+def _remember_error(texts: Iterable[str], errors: list) -> Iterator[str]:
+  """Yields texts; adds the error that ends them to `errors`."""
+  # SentencePiece makes a RuntimeError of it.
+  try:
+    yield from texts
+  except BaseException as e:
+    errors.append(e)
+    raise
 
 
 def measure_coverage(
@@ -149,7 +161,14 @@ def train_vocabulary(
   configure_tasks()
   say(f'training a vocabulary of {size:,} pieces on the text of {mixture}')
   written = (text for _, text in task_registry.read_texts(mixture))
-  vocabulary = train(mix_forms(written, spoken, spoken_share), directory, size)
-  rows = measure_coverage(vocabulary, task_registry.read_texts(mixture))
+  texts = mix_forms(written, spoken, spoken_share)
+  left = f'nothing of it is in {directory}; the same command begins anew'
+  with messages.note_work(
+    lambda: f'the vocabulary was not trained yet: {left}'
+  ):
+    vocabulary = train(texts, directory, size)
+  left = f'{vocabulary.path} is whole, {REPORT_FILE} beside it is missing'
+  with messages.note_work(lambda: f'{left}; the same command writes it'):
+    rows = measure_coverage(vocabulary, task_registry.read_texts(mixture))
   say(write_report(vocabulary, rows))
   return vocabulary

@@ -215,9 +215,14 @@ def compute_missing(
   if len(order) < len(rows):
     log(f'{len(rows) - len(order):,} of {len(rows):,} were done before')
   start, tokens = time.perf_counter(), 0
+  describe_left = lambda: (
+    f'{len(results.done):,} of {len(rows):,} are in {results.part}; the same '
+    'command goes on'
+  )
   for at in range(0, len(order), chunk):
-    new, count = compute(order[at : at + chunk])
-    results.add(new)
+    with messages.note_work(describe_left):
+      new, count = compute(order[at : at + chunk])
+      results.add(new)
     tokens += count
     done = min(at + chunk, len(order))
     seconds = time.perf_counter() - start

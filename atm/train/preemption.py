@@ -7,13 +7,15 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Interrupted(BaseException):
   """Raised in work that a signal ends."""
 
 
 class SignalHandler(contextlib.AbstractContextManager):
-  """Catches SIGINT and SIGTERM, which clouds send on preemption.
+  """Catches SIGINT, SIGTERM, which clouds send on preemption, and SIGHUP.
 
   Until `listen` they act as ever: nothing can be lost before the first step.
   After it the first is kept until a step is done; a second acts as ever.
@@ -38,12 +40,17 @@ class SignalHandler(contextlib.AbstractContextManager):
     if threading.current_thread() is not threading.main_thread():
       return
     of_jax = () if self.hosts == 1 else (signal.SIGTERM,)
-    for number in {signal.SIGINT, signal.SIGTERM}.difference(of_jax):
-      self._before[number] = signal.signal(number, self._handle)
+    for number in set(SIGNALS).difference(of_jax):
+      # `nohup` starts a command with SIGHUP ignored.
+      if signal.getsignal(number) != signal.SIG_IGN:
+        self._before[number] = signal.signal(number, self._handle)
 
   def _handle(self, number, frame) -> None:
+    if number in self.came:  # a second
+      signal.signal(number, self._before[number])
+      signal.raise_signal(number)
+      return
     self.came.append(number)
-    signal.signal(number, self._before[number])
     if self.hosts > 1:
       signal.raise_signal(signal.SIGTERM)
     elif self._breakable:

@@ -102,6 +102,12 @@ class RunFolder:
     """The step of the newest checkpoint when the run began, or None."""
     return reader.latest_step(self.path)
 
+  def describe_progress(self) -> str:
+    """Returns what an interrupted run has saved and how to go on."""
+    step = reader.latest_step(self.path)
+    saved = f'step {step:,}' if step else 'no step yet'
+    return f'{self.path} has saved {saved}; the same command goes on'
+
   def open_metrics(self, start: int) -> metric_writer.MetricWriter:
     """Opens the log of metrics; drops what it holds beyond step `start`."""
     if not distributed.is_main_process():

@@ -5,6 +5,7 @@ import functools
 
 import jax
 
+from atm import messages
 from atm.checkpoint import paths, pretrained, warm_start
 from atm.checkpoint.manager import CheckpointManager
 from atm.checkpoint.pretrained import PretrainedModel
@@ -52,7 +53,10 @@ def train(config: TrainConfig) -> TrainingResult:
   goodput = Goodput()
   if not distributed.is_main_process():
     config = dataclasses.replace(config, say=lambda text: None)
-  with RunFolder(config.model_dir).lock() as folder:
+  with (
+    RunFolder(config.model_dir).lock() as folder,
+    messages.note_work(folder.describe_progress),
+  ):
     mesh, rules = config.make_mesh(), config.rules
     config_checks.check_sizes(
       mesh, rules, config.model_config, config.sizes, config.batch_size,

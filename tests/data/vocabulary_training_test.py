@@ -3,6 +3,8 @@
 import json
 import os
 
+import pytest
+
 from atm.data import vocabulary_training
 
 
@@ -38,3 +40,16 @@ def test_forms_keep_the_share_exactly():
   )
   assert len(made) == 100
   assert sum(t[0] == 't' for t in made) == 70
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt('a signal'), OSError(5)])
+def test_an_error_of_the_text_is_raised_as_it_is(tmp_path, error):
+  """Fault seen: a signal called a size that does not suit the text."""
+
+  def texts():
+    yield 'some text'
+    raise error
+
+  with pytest.raises(type(error)) as raised:
+    vocabulary_training.train_sentencepiece(texts(), str(tmp_path / 'v'), 100)
+  assert raised.value is error and not os.listdir(tmp_path)
