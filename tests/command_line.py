@@ -24,13 +24,5 @@ def atm(*arguments, cwd=None):
 def parse(run, *rest, files=()):
   """Checks a configuration as the command does, without handing on to gin."""
   run, found, bindings, modules = main.parse_arguments([run, *rest])
-  scan = gin_config.Scan()
-  for path in (*found, *files):
-    scan.file(str(path))
-  for binding in bindings:
-    scan.text(binding, f'--gin.{binding}')
-  gin_config.import_modules(scan.modules, modules)
-  for name, function in gin_config.configurables().items():
-    gin_config.register_configurable(function, name)
-  gin_config.check_bindings(scan)
-  return scan
+  files = [*found, *map(str, files)]
+  return gin_config.check_configuration(files, bindings, modules)[0]

@@ -5,8 +5,9 @@ import functools
 import os
 import sys
 
-from atm.cli import gin_config
-from atm.cli.gin_config import UserError, get_configurable, get_setting
+from atm.cli import gin_config, gin_files
+from atm.cli.gin_config import get_configurable, get_setting
+from atm.cli.gin_text import UserError
 from atm.messages import did_you_mean
 
 USAGE = (
@@ -130,10 +131,10 @@ def settings_for_pod(name: str) -> dict:
   """Returns the settings of `train_plan.plan` with pods file 'v5p_4x4x8'."""
   from atm.parallel import mesh
 
-  pods = (f for f in gin_config.shipped_files() if f.startswith('pods/'))
+  pods = (f for f in gin_files.shipped_files() if f.startswith('pods/'))
   known = [os.path.basename(f).removesuffix('.gin') for f in pods]
   try:
-    path = gin_config.find_file(f'pods/{name}.gin')
+    path = gin_files.find_file(f'pods/{name}.gin')
   except UserError:
     near = did_you_mean(name, known)
     raise UserError(f'PODS: no pods file {name!r}.' + near) from None
@@ -215,7 +216,7 @@ def list_runs() -> str:
   """Lists every run with the first comment line of its file."""
   lines = [USAGE, '', 'runs:']
   for name in RUNS:
-    with open(gin_config.find_file(f'runs/{name}.gin')) as f:
+    with open(gin_files.run_file(name), encoding='utf-8') as f:
       lines.append(f'  {name:<10}{f.readline().lstrip("# ").rstrip()}')
-  lines += ['', 'gin files:', '  ' + '\n  '.join(gin_config.shipped_files())]
+  lines += ['', 'gin files:', '  ' + '\n  '.join(gin_files.shipped_files())]
   return '\n'.join(lines)

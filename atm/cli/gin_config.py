@@ -1,30 +1,29 @@
-"""Reads, checks and applies gin files; no other module knows gin.
+"""Checks a configuration whole, then applies exactly what was checked.
 
-A gin file is data and cannot run code. Dynamic registration is refused, and so
-is an import of a module that is not atm's, atm_tasks' or named by --import.
-`configurables` lists all that gin files may bind.
+A gin file is data and cannot run code. Its text is parsed once, see `gin_text`.
+What is applied is a closed set of statements: bindings of macros and of
+parameters of `configurables`, includes, and imports of atm, atm_tasks and
+modules named by --import. References are those that the shipped files make.
 """
 
 import contextlib
 import copy
 import importlib
 import inspect
-import io
 import os
 import re
 import sys
-import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import logging
 
 import gin
-from atm.messages import did_you_mean
-from gin import config_parser
+from atm.cli import gin_reader
+from atm.cli.gin_files import find_file, shipped_files
+from atm.cli.gin_text import Binding, Reference, UserError, replace_references
+from atm.messages import did_you_mean, quote
 
-
-class UserError(Exception):
-  """A mistake in what the user gave; printed without a traceback."""
+__all__ = ['find_file', 'shipped_files']  # with all that is defined here
 
 
 def configurables() -> dict[str, Callable]:
@@ -108,148 +107,16 @@ def prepare_process(files, bindings, modules) -> Callable:
   return get_configurable('atm_tasks.configure')
 
 
-# --- Where gin files are
+# --- What gin may bind
 
 
-def gin_folders() -> list[str]:
-  """Lists where gin files are looked up: here, checkout, installed copy."""
-  package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-  shipped = (
-    os.path.join(os.path.dirname(package), 'gin'),
-    os.path.join(package, 'configs'),
-  )
-  return ['.', *(d for d in shipped if os.path.isdir(os.path.join(d, 'runs')))]
-
-
-def find_file(name: str) -> str:
-  """Returns the path of a gin file; raises UserError with the nearest name."""
-  for folder in gin_folders():
-    path = os.path.join(folder, name)
-    if os.path.isfile(path):
-      return path
-  raise UserError(
-    f'no gin file {name!r} in {", ".join(gin_folders())}.'
-    + did_you_mean(name, shipped_files())
-  )
-
-
-def shipped_files() -> list[str]:
-  """Lists the gin files that come with atm: models/tiny.gin, ..."""
-  root = gin_folders()[1]
-  return sorted(
-    os.path.relpath(os.path.join(folder, name), root)
-    for folder, _, names in os.walk(root)
-    for name in names
-    if name.endswith('.gin')
-  )
-
-
-# --- Reading and checking a configuration before gin sees it
-
-
-class _Names(config_parser.ParserDelegate):
-  """Stands for references while a configuration is only looked at."""
-
-  def __init__(self):
-    self.macros: set[str] = set()
-
-  def configurable_reference(self, scoped_configurable_name, evaluate):
-    return f'@{scoped_configurable_name}'
-
-  def macro(self, macro_name):
-    self.macros.add(macro_name)
-    return f'%{macro_name}'
-
-
-def parse_statements(
-  text: str, where: str, delegate: config_parser.ParserDelegate
-):
-  """Yields each statement of a gin text and the line after it, from 1."""
-  try:
-    parser = config_parser.ConfigParser(io.StringIO(text), delegate)
-    for statement in parser:
-      yield statement, parser.current_token.start[0]
-  except (SyntaxError, tokenize.TokenError) as e:
-    what = getattr(e, 'msg', None) or e.args[0]
-    line = f', line {e.lineno}' if getattr(e, 'lineno', None) else ''
-    if where.startswith('--gin.'):
-      line, what = '', f'{what}. A string needs quotes: --gin.NAME="\'text\'"'
-    raise UserError(f'{where}{line}: not gin: {what}') from e
-
-
-class Scan:
-  """What a configuration binds, imports and refers to."""
-
-  # A text is cut at its includes, and the parts of the files included lie
-  # between its own parts. gin is to get these parts, each by itself as it was
-  # read here: so it can read nothing in them that was not checked.
-
-  def __init__(self):
-    self.parts: list[str] = []  # texts that were read, without includes
-    # Name -> (last value, where it was bound).
-    self.macros: dict[str, tuple] = {}
-    # (selector, parameter, where).
-    self.bindings: list[tuple[str, str, str]] = []
-    self.modules: list[tuple[str, str]] = []  # (import, where)
-    self.delegate = _Names()  # has the macros referred to
-    self._open: list[str] = []  # being read, each included by the one before
-
-  def file(self, path: str) -> None:
-    """Reads a gin file, and those that it includes."""
-    if (real := os.path.realpath(path)) in self._open:
-      raise UserError(f'{path} includes itself')
-    self._open.append(real)
-    with open(path) as f:
-      self.text(f.read(), path)
-    self._open.pop()
-
-  def text(self, text: str, where: str) -> None:
-    """Reads a text, and the files that it includes; see `file`."""
-    lines, begin = io.StringIO(text).readlines(), 0
-    # gin's own search for them would look for Python packages of that name.
-    for statement, after in parse_statements(text, where, _Names()):
-      if isinstance(statement, config_parser.IncludeStatement):
-        self._part(lines, begin, statement.location.line_num - 1, where)
-        self.file(find_file(statement.filename))
-        begin = after - 1
-    self._part(lines, begin, len(lines), where)
-
-  def _part(self, lines: list[str], begin: int, end: int, where: str) -> None:
-    """Reads the lines from `begin` to before `end`, counted from 0."""
-    part = '\n' * begin + ''.join(lines[begin:end])  # its lines keep numbers
-    for statement, _ in parse_statements(part, where, self.delegate):
-      self._statement(statement, where)
-    self.parts.append(part)
-
-  def _statement(self, statement, where: str) -> None:
-    if isinstance(statement, config_parser.ImportStatement):
-      self.modules.append((statement.module, where))
-    elif isinstance(statement, config_parser.IncludeStatement):
-      line = statement.location.line_num
-      raise UserError(f'{where}, line {line}: this include is not on its own')
-    elif isinstance(statement, config_parser.BindingStatement):
-      scope, selector, parameter, value, _ = statement
-      if parameter:
-        self.bindings.append((selector, parameter, where))
-      else:
-        self.macros['/'.join(filter(None, (scope, selector)))] = (value, where)
-
-
-def import_modules(modules, named: set[str]) -> None:
+def import_modules(made: gin_reader.Configuration, named: set[str]) -> None:
   """Imports what a configuration asks for, and registers their GIN lists."""
-  for module, where in modules:
-    root = module.split('.')[0]
-    if root == '__gin__':
+  for module in (*sorted(named), *(s.module for s, _ in made.imports)):
+    if not re.fullmatch(r'\w+(\.\w+)*', module):
       raise UserError(
-        f'{where}: dynamic registration is refused: it lets a gin file run '
-        'any code'
+        f'--import={quote(module)}: expected the name of a module'
       )
-    if root not in ('atm', 'atm_tasks') and module not in named:
-      raise UserError(
-        f'{where}: import of {module!r} is refused: a gin file may import '
-        f'atm and atm_tasks only. If you trust it, add --import={module}'
-      )
-  for module in (*named, *(m for m, _ in modules)):
     try:
       with silence_stderr():
         loaded = importlib.import_module(module)
@@ -286,45 +153,185 @@ def register_configurable(function: Callable, name: str) -> None:
     _registered[name] = function
 
 
-def check_bindings(scan: Scan) -> None:
-  """Raises UserError for an unknown configurable, parameter or macro."""
-  short = {'.'.join(name.split('.')[-2:]) for name in _registered}
-  for selector, parameter, where in scan.bindings:
-    end = f'.{selector}'
-    found = [f for name, f in _registered.items() if f'.{name}'.endswith(end)]
-    if len(found) != 1:
-      what = 'is ambiguous' if found else 'is nothing gin may bind'
+def find_configurable(selector: str) -> str | None:
+  """Returns the full name of what gin finds under a selector, if it is ours."""
+  names = gin.config._REGISTRY.matching_selectors(selector)
+  return names[0] if len(names) == 1 and names[0] in _registered else None
+
+
+def check_configurable(selector: str, where: str) -> str:
+  """Returns a configurable's full name; raises UserError for an unknown one."""
+  name = find_configurable(selector)
+  if name is None:
+    short = {'.'.join(name.split('.')[-2:]) for name in _registered}
+    ours = [n for n in _registered if f'.{n}'.endswith(f'.{selector}')]
+    what = 'is ambiguous' if ours else 'is nothing gin may bind'
+    raise UserError(
+      f'{where}: {quote(selector)} {what}.' + did_you_mean(selector, short)
+    )
+  return name
+
+
+# Parameters whose value may make a library run code or write elsewhere, and
+# what a gin file may bind them to; the command line may bind them to anything.
+# The harness's YAML files name Python functions to call. XLA runs the assembler
+# of a folder that it is given, and writes where it is told.
+_PATH_OPTION = re.compile(r'_(dir|to|from|file|filename|path|flags|options)$')
+_xla_is_safe = lambda value: (
+  not isinstance(value, dict)
+  or not any(
+    isinstance(key, str) and isinstance(v, str) and _PATH_OPTION.search(key)
+    for key, v in value.items()
+  )
+)
+FILES_MAY_BIND = {
+  ('atm.harness.evaluate', 'include_path'): lambda value: value is None,
+  ('atm.harness.evaluate', 'tasks'): lambda value: (
+    not any(
+      '.y' in str(name) or '/' in str(name) or os.path.exists(str(name))
+      for name in ([value] if isinstance(value, str) else value or ())
+    )
+  ),
+  ('atm.trainer.train', 'xla_options'): _xla_is_safe,
+  ('atm.plan.plan', 'xla_options'): _xla_is_safe,
+}
+
+
+def check_parameters(
+  made: gin_reader.Configuration, named: set[str]
+) -> list[tuple[tuple[str, str, str], object]]:
+  """Returns what is to be bound: ((scope, full name, parameter), value).
+
+  Args:
+    made: whose macros are checked.
+    named: modules named by --import, which are trusted.
+
+  Raises:
+    UserError: there is no such configurable or parameter, or it may not have
+      this value.
+  """
+  allowed, found, last = _shipped_references(), [], {}
+  for binding in made.bindings:
+    if not binding.parameter:
+      found.append(((binding.name, 'gin.macro', 'value'), binding.value))
+      continue
+    name = check_configurable(binding.selector, binding.where)
+    known = inspect.signature(_registered[name]).parameters
+    if binding.parameter not in known:
       raise UserError(
-        f'{where}: {selector!r} {what}.' + did_you_mean(selector, short)
+        f'{binding.where}: {binding.selector} has no parameter '
+        f'{quote(binding.parameter)}.' + did_you_mean(binding.parameter, known)
       )
-    known = inspect.signature(found[0]).parameters
-    if parameter not in known:
+    _check_reference(binding, name, allowed, named)
+    key = (binding.scope, name, binding.parameter)
+    found.append((key, binding.value))
+    last[key] = binding
+  for (_, name, _), binding in last.items():
+    if isinstance(binding.value, Reference) and binding.value.is_required:
+      raise UserError(f'{binding.name} is required: add --gin.{binding.name}=')
+    _check_trust(binding, name, made.macros)
+  _check_calls(dict(found))
+  return found
+
+
+def _shipped_references() -> dict[tuple[str, str], set[tuple[str, bool]]]:
+  """Returns (name, parameter) -> what it refers to in shipped files.
+
+  That is (full name, whether it is called); of registered names only.
+  """
+  found: dict = {}
+  for binding in gin_reader.shipped_bindings():
+    value = binding.value
+    if not isinstance(value, Reference) or value.is_macro:
+      continue
+    name, target = map(find_configurable, (binding.selector, value.selector))
+    if name and target:
+      key = (name, binding.parameter)
+      found.setdefault(key, set()).add((target, value.evaluate))
+  return found
+
+
+def _check_reference(
+  binding: Binding, name: str, allowed: dict, named: set[str]
+) -> None:
+  """Raises UserError unless a parameter has a reference that it may have.
+
+  Anything else could be called in its place: `@convert.export_weights` for
+  `@sharding.mesh` would write files.
+  """
+  expected = allowed.get((name, binding.parameter), set())
+  module_of = lambda name: name.rpartition('.')[0]
+  value = binding.value
+  parameter = inspect.signature(_registered[name]).parameters[binding.parameter]
+  if isinstance(value, Reference) and not value.is_macro:
+    target = check_configurable(value.selector, binding.where)
+    pure = {r for rs in allowed.values() for r in rs if r[1]}
+    fits = (
+      (target, value.evaluate) in expected
+      or module_of(target) in named
+      or module_of(name) in named
+      and (target, value.evaluate) in pure
+    )
+  elif expected:
+    fits = value is None and parameter.default is None
+  else:
+    fits = 'Callable' not in str(parameter.annotation)
+  if fits or module_of(name) in named and not isinstance(value, Reference):
+    return
+  short = lambda name: '.'.join(name.split('.')[-2:])
+  what = ' or '.join(f'@{short(n)}' + '()' * call for n, call in expected)
+  raise UserError(
+    f'{binding.where}: {binding.name} = {quote(value)}: '
+    + (f'expected {what}' if what else 'it may not have this value')
+  )
+
+
+def _check_trust(binding: Binding, name: str, macros: dict) -> None:
+  """Raises UserError where a gin file binds what only a user may."""
+  rule = FILES_MAY_BIND.get((name, binding.parameter))
+  if rule is None:
+    return
+  sources = [binding]
+
+  def expand(reference):
+    if reference.is_required:
+      return None
+    sources.append(macros[reference.name])
+    return replace_references(macros[reference.name].value, expand)
+
+  value = replace_references(binding.value, expand)
+  for source in sources:
+    if not source.is_trusted and not rule(value):
       raise UserError(
-        f'{where}: {selector} has no parameter {parameter!r}.'
-        + did_you_mean(parameter, known)
-      )
-  usable = shipped_macros() | scan.delegate.macros
-  for name, (_, where) in scan.macros.items():
-    if name not in usable:
-      raise UserError(
-        f'{where}: no setting is called {name!r}.' + did_you_mean(name, usable)
-      )
-  for name in sorted(scan.delegate.macros - {'gin.REQUIRED'}):
-    value, _ = scan.macros.get(name, ('%gin.REQUIRED', None))
-    if value == '%gin.REQUIRED':
-      raise UserError(
-        f'{name} is required: add --gin.{name}=VALUE (strings in quotes: '
-        f'--gin.{name}="\'text\'")'
+        f'{source.where}: {source.name} = {quote(source.value)} may run code '
+        f'or write files: if you trust it, give it as --gin.{source.name}=...'
       )
 
 
-def shipped_macros() -> set[str]:
-  """Lists macros that any run knows: a models/ file may set another run's."""
-  scan = Scan()
-  for name in shipped_files():
-    if name.startswith('runs/'):
-      scan.file(find_file(name))
-  return set(scan.macros)
+def _check_calls(bound: dict) -> None:
+  """Raises UserError where configurables would call each other without end."""
+  calls: dict[str, list[str]] = {}
+  for (_, name, _), value in bound.items():
+    if isinstance(value, Reference) and value.evaluate:
+      target = find_configurable(value.selector)
+      calls.setdefault(name, []).append(target)
+  counts: dict[str, int] = {}
+
+  def count(name: str, path: tuple[str, ...]) -> int:
+    if name in path:
+      raise UserError(f'{name} refers to itself through {path[-1]}')
+    if name not in counts:
+      inner = (count(n, (*path, name)) for n in calls.get(name, ()))
+      counts[name] = 1 + sum(inner)
+      if counts[name] > gin_reader.MOST_VALUES:
+        raise UserError(f'{name} would be set up {counts[name]:,} times')
+    return counts[name]
+
+  for name in calls:
+    count(name, ())
+
+
+# --- Applying
 
 
 _arguments: list = []
@@ -335,10 +342,26 @@ def arguments() -> list:
   return _arguments
 
 
+def check_configuration(
+  files: Sequence[str], bindings: Sequence[str], modules: set[str]
+) -> tuple[gin_reader.Configuration, list]:
+  """Returns what gin files and bindings say, and what `check_parameters` does.
+
+  Only modules are imported; see `apply_config`.
+  """
+  made = gin_reader.read_configuration(files, bindings)
+  gin_reader.check_imports(made, modules)
+  gin_reader.check_macros(made)
+  import_modules(made, modules)
+  for name, function in configurables().items():
+    register_configurable(function, name)
+  return made, check_parameters(made, modules)
+
+
 def apply_config(
   files: list[str], bindings: list[str], modules: set[str]
 ) -> None:
-  """Checks a configuration whole, then hands it to gin.
+  """Checks a configuration whole, then binds exactly what was checked.
 
   Args:
     files: paths of gin files; later ones win.
@@ -349,18 +372,23 @@ def apply_config(
     UserError: names the file and line, and what was expected.
   """
   _arguments[:] = files, bindings, modules
-  scan = Scan()
-  for path in files:
-    scan.file(path)
-  for binding in bindings:
-    scan.text(binding, f'--gin.{binding}')
-  import_modules(scan.modules, modules)
-  for name, function in configurables().items():
-    register_configurable(function, name)
-  check_bindings(scan)
-  for part in scan.parts:
-    gin.parse_config(part)
+  made, bound = check_configuration(files, bindings, modules)
+  for key, value in bound:
+    gin.bind_parameter(key, replace_references(value, _as_gin_reference))
+  # config_str writes them into config.gin.
+  gin.config._IMPORTS.update(statement for statement, _ in made.imports)
   gin.finalize()
+
+
+def _as_gin_reference(reference: Reference) -> gin.config.ConfigurableReference:
+  """Returns gin's object for a reference that was checked."""
+  name = reference.name
+  if reference.is_required:
+    name = 'gin.REQUIRED/gin.constant'
+  elif reference.is_macro:
+    name += '/gin.macro'
+  evaluate = reference.is_macro or reference.evaluate
+  return gin.config.ConfigurableReference(name, evaluate)
 
 
 def replace_config(files, bindings, modules) -> None:

@@ -12,7 +12,8 @@ import traceback
 from absl import logging
 
 from atm.cli import commands, error_report, gin_config, interrupts, log_output
-from atm.cli.gin_config import UserError, find_file
+from atm.cli.gin_files import find_file, run_file
+from atm.cli.gin_text import UserError
 from atm.messages import did_you_mean
 
 # TensorFlow, which some runs import, is silent from the first line on.
@@ -27,7 +28,7 @@ def parse_arguments(arguments: list[str]) -> tuple:
     raise UserError(
       f'no run called {run!r}.' + did_you_mean(run, commands.RUNS)
     )
-  files, bindings, modules = [find_file(f'runs/{run}.gin')], [], set()
+  files, bindings, modules = [run_file(run)], [], set()
   for argument in rest:
     name, equals, value = argument.partition('=')
     if name == '--gin_file' and value:
