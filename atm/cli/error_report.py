@@ -36,7 +36,7 @@ def get_note(error: BaseException) -> str | None:
 
 def is_mistake(error: BaseException) -> bool:
   """Tells whether an error is one of those that say what to do otherwise."""
-  from atm.cli.gin_config import UserError
+  from atm.cli.gin_text import UserError
 
   return isinstance(
     error, UserError | ValueError | FloatingPointError | OSError
