@@ -97,6 +97,13 @@ def test_every_change_shows(rng):
   assert len({checksum(np.zeros(n, np.float32)) for n in range(4)}) == 4
 
 
+def test_positions_of_more_than_32_bits_are_taken_modulo():
+  """Strides of an array of 12 GiB, of which nothing is made."""
+  for shape in [(3, 2**32), (3, 2**32 + 5), (2, 2**31)]:
+    like = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    assert jax.eval_shape(checksums._sum, like).shape == (2,)
+
+
 def test_a_difference_is_named():
   arrays = {f'params/{n}': jnp.full((3,), n, jnp.float32) for n in range(4)}
   sums = checksums.compute_checksums(arrays)

@@ -104,6 +104,56 @@ def test_a_parameter_is_read_alone_and_verified(tmp_path):
       opened.read_parameter(step, ('lm_head',))
 
 
+def test_dtypes_are_those_asked_for_or_as_saved(tmp_path):
+  made = save_steps(tmp_path, [1])
+  abstract = {'params': abstract_like(make_trees())['params']}
+  abstract['params']['lm_head'] = abstract['params']['lm_head'].update(
+    dtype=jnp.float32
+  )
+  want = np.asarray(make_trees(1)['params']['lm_head'])
+  for as_saved, dtype in ((False, jnp.float32), (True, jnp.bfloat16)):
+    found = made.restore(1, abstract, as_saved=as_saved)
+    assert list(found) == ['params']
+    assert found['params']['lm_head'].dtype == dtype
+    assert (np.asarray(found['params']['lm_head']) == want).all()
+
+
+@pytest.mark.parametrize('sealed', [True, False])
+def test_weights_alone_have_no_optimizer(tmp_path, sealed):
+  made = save_steps(tmp_path, [1])
+  made.save(2, {'params': make_trees()['params']}, {})
+  made.wait_until_finished()
+  if not sealed:
+    for step in (1, 2):
+      remove_checksums(tmp_path, step)
+  opened = reader.CheckpointReader(str(tmp_path))
+  assert opened.has_optimizer(1) and not opened.has_optimizer(2)
+  assert opened.latest_step() == reader.latest_step(str(tmp_path)) == 2
+
+
+def test_damage_is_told_with_its_cause(tmp_path, monkeypatch):
+  """Faults seen: no cause; no damage where another host alone found some."""
+  made = save_steps(tmp_path, [1])
+  shapes = abstract_like(make_trees())
+  monkeypatch.setattr(reader, 'is_true_everywhere', lambda condition: False)
+  expected = 'is damaged: another host found damage'
+  with pytest.raises(checksums.DamageError, match=expected):
+    made.restore(1, shapes)
+  monkeypatch.undo()
+  change_a_value(tmp_path, 1)
+  expected = 'is damaged: .*params/lm_head differs from its checksum'
+  with pytest.raises(checksums.DamageError, match=expected):
+    made.restore(1, shapes)
+
+
+def test_closing_ends_orbaxs_threads(tmp_path, monkeypatch):
+  made, closed = save_steps(tmp_path, [1]), []
+  close = made.orbax.close
+  monkeypatch.setattr(made.orbax, 'close', lambda: closed.append(1) or close())
+  made.close()
+  assert closed
+
+
 # --- Opening
 
 

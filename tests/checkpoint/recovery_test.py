@@ -57,6 +57,11 @@ def test_nothing_is_changed_where_all_steps_are_damaged(tmp_path):
   assert list_files(tmp_path) == before and made.all_steps() == [1, 2]
 
 
+def test_a_run_without_checkpoints_begins_anew(tmp_path):
+  made = save_steps(tmp_path, [])
+  assert recovery.read_newest_intact(made, made.meta) == (None, None)
+
+
 def test_another_model_is_no_damage(tmp_path):
   """Else a wrong setting would set sound checkpoints aside."""
   made = save_steps(tmp_path, [1, 2])

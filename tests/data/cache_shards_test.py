@@ -3,9 +3,11 @@
 Fault seen: text that changed taken for the same.
 """
 
+import types
+
 import pytest
 
-from atm.data import token_store
+from atm.data import cache_shards, token_store
 
 from row_caches import build, contents, write_shipped_texts
 
@@ -22,6 +24,31 @@ def configure(words):
 
   yield lambda **named: atm_tasks.configure(vocabulary=words.path, **named)
   atm_tasks.configure(vocabulary=words.path)
+
+
+def test_a_shard_is_told_by_its_name_and_size(tmp_path):
+  path = tmp_path / 'a.txt'
+  path.write_text('x' * 100)
+  describe = cache_shards.describe_shard
+  assert describe(str(path)) == ('a.txt of 100 bytes', 100)
+  # A part is told by how many there are: rows of earlier versions say so.
+  assert describe(f'{path}#2/3') == ('3 of 100 bytes', 33)
+  assert describe(f'{path}#0/200') == ('200 of 100 bytes', 1)
+  assert describe('rows of a table') == ('rows of a table', 1)
+
+
+def test_tasks_of_one_text_have_the_same_steps_before_the_cache():
+  import seqio
+
+  first, behind = (lambda dataset: dataset), (lambda dataset: dataset)
+  task = types.SimpleNamespace(
+    name='t',
+    preprocessors=[first, seqio.CacheDatasetPlaceholder(), behind],
+  )
+  assert cache_shards.get_precache_steps(task) == [first]
+  task.preprocessors.pop(1)
+  with pytest.raises(ValueError, match="'t' has no seqio.CacheDataset"):
+    cache_shards.get_precache_steps(task)
 
 
 def test_text_that_changed_is_refused(words, configure, tmp_path):

@@ -121,6 +121,21 @@ def test_without_the_model_it_says_what_to_put_where(tmp_path, monkeypatch):
   assert 'spbleu' in metrics.metric_versions(['spbleu', 'accuracy'])
 
 
+@pytest.mark.parametrize(
+  'name', ['spbleu', 'spbleu_own', 'bleu', 'chrf', 'rouge1', 'rougeL']
+)
+def test_a_library_that_is_missing_is_named(name, monkeypatch):
+  def import_module(name):
+    raise ModuleNotFoundError(name)
+
+  for cache in (text_metrics._spbleu, text_metrics._bleu_of_language):
+    cache.cache_clear()
+  monkeypatch.setattr(text_metrics.importlib, 'import_module', import_module)
+  with pytest.raises(ModuleNotFoundError, match=r'judges texts.*atm\[eval\]'):
+    text_metrics.check_installed(name, 'en')
+  text_metrics.check_installed('squad_f1', 'en')
+
+
 def test_the_model_of_flores_200_is_refused(spm, monkeypatch):
   path = spm / 'models' / 'sacrebleu_tokenizer_spm.model'
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
