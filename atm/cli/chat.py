@@ -1,9 +1,10 @@
 """`atm chat`: prompts a model line by line and shows its words as they come."""
 
+import contextlib
 import dataclasses
-import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable
 
@@ -12,8 +13,10 @@ import rich.markup
 import rich.table
 import rich.text
 
+from atm import fileio
+from atm.data import text_reader
 from atm.inference import api, prompts, sampling
-from atm.messages import check_choice
+from atm.messages import check_choice, check_text, one_line, quote
 
 HELP = {
   '/mode clm|denoise': 'continue the text, or complete it',
@@ -51,20 +54,24 @@ class Chat:
 
   def line(self, text: str) -> bool:
     """Answers a line or obeys its command; returns False at the end."""
-    command, _, rest = text.strip().partition(' ')
+    text = text.removeprefix('\ufeff').strip()
+    command, _, rest = text.partition(' ')
     if not command:
       return True
     if command == '/quit':
       return False
     try:
+      _check_line(text)
       if command.startswith('/'):
         check_choice('command', command, {line.split()[0] for line in HELP})
         getattr(self, '_' + command[1:])(rest.strip())
       else:
-        self.last = self.prompt(text.strip())
+        self.last = self.prompt(text)
         self.answer()
-    except (ValueError, OSError) as e:
-      self.console.print(f'[red]{rich.markup.escape(str(e))}[/]')
+    except Exception as e:  # whatever it is, the conversation goes on
+      mistake = isinstance(e, ValueError | OSError)
+      said = str(e) if mistake else f'{type(e).__name__}: {one_line(e)}'
+      self.console.print(f'[red]{rich.markup.escape(said)}[/]')
     except KeyboardInterrupt:
       self.console.print(f'{POP} [dim]interrupted[/]')
     return True
@@ -93,10 +100,8 @@ class Chat:
   def _set(self, rest: str) -> None:
     name, _, value = rest.partition(' ')
     check_choice('setting', name, dataclasses.asdict(self.config))
-    try:
-      value = json.loads(value.lower())
-    except ValueError:
-      raise ValueError(f'{name} = {value!r}: expected a number') from None
+    with contextlib.suppress(ValueError):  # else a word, such as never
+      value = fileio.parse_json(value.lower(), name)
     self.config = dataclasses.replace(self.config, **{name: value})
 
   def _stop(self, rest: str) -> None:
@@ -116,10 +121,15 @@ class Chat:
       return
     if self.template is None:
       raise ValueError('/shots: choose a /template first')
-    with open(os.path.expanduser(rest), encoding='utf-8') as f:
-      shots = [json.loads(line) for line in f if line.strip()]
-    for shot in shots:  # so that a wrong one is named here
-      prompts.build_prompt(self.template, shot, [shot])
+    path, shots = os.path.expanduser(rest), []
+    for number, shot in text_reader.read_objects(path):
+      try:  # so that a wrong one is named here
+        prompts.build_prompt(self.template, shot, [shot])
+      except ValueError as e:
+        raise ValueError(f'{path}, line {number}: {e}') from e
+      shots.append(shot)
+    if not shots:
+      raise ValueError(f'{path} has no shots: expected a JSON object a line')
     self.shots = shots
     self.console.print(f'[dim]{len(shots)} shots[/]')
 
@@ -200,6 +210,8 @@ class ChatCommand(api.ModelSource):
       raise ValueError(
         f'{self.model_dir!r} has no tokenizer: expected one to chat'
       )
+    if self.read is input:
+      _read_any_bytes()
     _keep_history()
     chat = Chat(model, console, self.mode, self.config)
     console.print(
@@ -213,16 +225,44 @@ class ChatCommand(api.ModelSource):
       console.print()
 
 
+def _check_line(text: str) -> None:
+  """Raises ValueError for a line that is no text."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:  # see `_read_any_bytes`
+    raise ValueError(f'expected UTF-8; got {quote(text)}') from None
+  check_text('line', text)
+
+
+def _read_any_bytes() -> None:
+  """Makes bytes that are no UTF-8 a mistake in a line, not the chat's end."""
+  if sys.stdin is None:
+    raise ValueError('standard input is closed: expected lines to read')
+  if hasattr(sys.stdin, 'reconfigure'):
+    sys.stdin.reconfigure(encoding='utf-8', errors='surrogateescape')
+
+
 def _keep_history() -> None:
-  """Keeps lines for the arrow keys, from one conversation to the next."""
+  """Keeps lines for the arrow keys, from one conversation to the next.
+
+  Where the home folder cannot be written, there is no history.
+  """
   try:
     import atexit
     import readline
   except ImportError:  # not on Windows
     return
   path = os.path.expanduser('~/.cache/atm/chat_history')
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  if os.path.exists(path):
-    readline.read_history_file(path)
   readline.set_history_length(1000)
-  atexit.register(readline.write_history_file, path)
+  with contextlib.suppress(OSError, ValueError):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.exists(path):
+      fileio.check_regular(path)
+      readline.read_history_file(path)
+    atexit.register(_write_history, readline, path)
+
+
+def _write_history(readline, path: str) -> None:
+  """Writes the lines of a conversation where they can be written."""
+  with contextlib.suppress(OSError):
+    readline.write_history_file(path)

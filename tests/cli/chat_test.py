@@ -73,17 +73,76 @@ def test_shots_from_a_file(talk, tmp_path):
     ('/mood clm', "Did you mean '/mode'"),
     ('/mode cml', "Did you mean 'clm'"),
     ('/set temprature 1', "Did you mean 'temperature'"),
-    ('/set top_p 2', 'top_p = 2: expected above 0'),
+    ('/set top_p 2', 'top_p = 2: expected a number above 0'),
     ('/set top_p x', "top_p = 'x': expected a number"),
     ('/template sumary', "Did you mean 'summary'"),
     ('/shots /none', 'choose a /template first'),
     ('/again', 'there was no prompt yet'),
     ('a ' * 200, 'tokens: expected 1 to'),
+    ('hello \udcff', "expected UTF-8; got 'hello \\udcff'"),
+    ('a\0b', "line = 'a\\x00b': character 1 is NUL"),
+    ('/set temperature "0.7"', "temperature = '0.7': expected a number"),
+    ('/set temperature ' + '[' * 100_000, 'expected a number'),
+    ('/set beams null', 'beams = None: expected a whole number'),
+    ('/set seed ' + '9' * 5000, 'seed = '),
+    ('/stop "', 'No closing quotation'),
   ],
+  ids=lambda text: text[:30],
 )
 def test_a_mistake_is_said_and_the_conversation_goes_on(talk, line, message):
   assert talk.line(line)
   assert message in said(talk)
+
+
+def test_words_and_marks_of_byte_order(talk):
+  assert talk.line('\ufeff/set early_stopping never')
+  assert talk.config.early_stopping == 'never'
+
+
+@pytest.mark.parametrize('content, message', [
+  ('', 'has no shots'),
+  ('{"sentence": "a"}', "line 1: field 'language'"),
+  ('{"sentence": 5, "language": "de", "translation": "b"}', "'sentence'"),
+  ('\n{"sentence": "\\ud83d"}', 'line 2: expected text'),
+  ('[' * 100_000, 'line 1: expected an object'),
+  ('["a"]', 'line 1: expected an object'),
+], ids=lambda text: text[:30])  # fmt: skip
+def test_shots_that_are_none(talk, tmp_path, content, message):
+  """Fault seen: the chat ended in a traceback."""
+  path = tmp_path / 'shots.jsonl'
+  path.write_text(content)
+  talk.line('/template translation')
+  talk.shots = ['kept']
+  assert talk.line(f'/shots {path}') and talk.shots == ['kept']
+  assert message in said(talk).replace('\n', ' ')
+  assert talk.line(f'/shots {tmp_path}') and 'is a folder' in said(talk)
+
+
+def test_a_fault_of_ours_does_not_end_the_conversation(talk, monkeypatch):
+  def fails(*args):
+    raise RuntimeError('out of memory')
+
+  monkeypatch.setattr(api.Model, 'stream', fails)
+  assert talk.line('a') and 'RuntimeError: out of memory' in said(talk)
+
+
+def test_bytes_that_are_no_text_on_standard_input(talk, monkeypatch):
+  """Fault seen: UnicodeDecodeError, and no second line."""
+  raw = io.BytesIO(b'hello \xff\xfe\n/show\n')
+  monkeypatch.setattr('sys.stdin', io.TextIOWrapper(raw, 'utf-8'))
+  chat._read_any_bytes()
+  assert talk.line(input()) and 'expected UTF-8' in said(talk)
+  assert talk.line(input()) and 'mode' in said(talk)
+  monkeypatch.setattr('sys.stdin', None)
+  with pytest.raises(ValueError, match='standard input is closed'):
+    chat._read_any_bytes()
+
+
+@pytest.mark.parametrize('home', ['/proc/none', '/dev/null'])
+def test_no_home_means_no_history(monkeypatch, home):
+  """Fault seen: no chat in a container without a home folder."""
+  monkeypatch.setenv('HOME', home)
+  chat._keep_history()
 
 
 def test_another_seed_gives_another_output(talk):
