@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import fcntl
+import filecmp
 import functools
 import os
 import shutil
@@ -12,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from atm import fileio
+from atm import fileio, messages
 from atm.checkpoint import checksums, hf_folder, hf_keys, pretrained, reader
 from atm.checkpoint.paths import CHECKPOINTS
 from atm.checkpoint.torch_reader import Tensor
@@ -25,6 +27,7 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 
 GIB = 2**30
+STAGING_FILE = 'atm-writes-here'  # marks a folder that may be removed
 TOGETHER = 2**24  # bytes; parameters below this are written several at a time
 
 
@@ -65,37 +68,85 @@ def import_weights(
     )
   hf_config = hf_folder.read_json_object(path)
   config = hf_keys.config_from_hf(hf_config, path)
+  words = pretrained.read_tokenizer(source, config)
   abstract = parameters.abstract_params(AlexaTM(config), make_mesh(), rules)
   weights = hf_folder.WeightReader(source, hf_config, abstract)
   if {*weights.dtypes.values()} != {np.dtype('float32')}:
     config = dataclasses.replace(config, dtype='bfloat16')
   say(describe_import(weights.sizes))
 
-  with staging_folder(os.path.abspath(model_dir) + '.importing') as partial:
+  with staging_folder(model_dir, '.importing') as folder:
+    write_config_and_tokenizer(folder, source, config, hf_config, words)
+    check_nothing_replaced(folder, model_dir)
     meta = {'model': dataclasses.asdict(config), 'hf_config': hf_config}
-    sums = write_parameters(partial, weights, say)
+    if words is not None:
+      meta['vocabulary'] = words.sha256
+    sums = write_parameters(folder, weights, say)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
       sealed = ocp.args.JsonSave(checksums.seal_meta(meta, sums))
-      writer.save(os.path.join(partial, CHECKPOINTS, '0/meta'), sealed)
-    write_config_and_tokenizer(partial, source, config, hf_config)
-    os.makedirs(model_dir, exist_ok=True)
-    for name in os.listdir(partial):
-      target = os.path.join(model_dir, name)
-      if os.path.isdir(target):
-        shutil.rmtree(target)
-      os.rename(os.path.join(partial, name), target)
+      writer.save(os.path.join(folder, CHECKPOINTS, '0/meta'), sealed)
+    move_into(folder, model_dir)
   say(f'wrote {final}/0')
 
 
 @contextlib.contextmanager
-def staging_folder(directory: str) -> Iterator[str]:
-  """Yields an empty folder, and removes what the block leaves there."""
-  shutil.rmtree(directory, ignore_errors=True)
-  os.makedirs(directory)
-  try:
-    yield directory
-  finally:
-    shutil.rmtree(directory, ignore_errors=True)
+def staging_folder(target: str, suffix: str) -> Iterator[str]:
+  """Yields an empty folder beside `target`; removes what is left there.
+
+  What a killed process left is removed, a folder of a user is not.
+
+  Raises:
+    ValueError: there is such a folder, or another process is at work in it.
+  """
+  directory = os.path.abspath(target) + suffix
+  mark = os.path.join(directory, STAGING_FILE)
+  if os.path.lexists(directory) and not os.path.exists(mark):
+    raise ValueError(
+      f'{directory} is in the way, and not known to be left of an earlier '
+      'command: move or remove it'
+    )
+  os.makedirs(directory, exist_ok=True)
+  left = f'nothing is in {target} yet; the same command begins anew'
+  with open(mark, 'a') as lock, messages.note_work(lambda: left):
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise ValueError(f'another process writes into {directory}') from e
+    folder = os.path.join(directory, 'content')
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder)
+    try:
+      yield folder
+    finally:
+      shutil.rmtree(directory, ignore_errors=True)
+
+
+def check_nothing_replaced(folder: str, target: str) -> None:
+  """Raises ValueError where `target` has another file of a name in `folder`."""
+  for where, _, names in os.walk(folder):
+    for name in names:
+      path = os.path.join(where, name)
+      there = os.path.join(target, os.path.relpath(path, folder))
+      same = os.path.isfile(there) and filecmp.cmp(path, there, shallow=False)
+      if os.path.lexists(there) and not same:
+        raise ValueError(
+          f'{there} is there already, and is not what would be written: use '
+          'another MODEL_DIR, or move it away'
+        )
+
+
+def move_into(folder: str, target: str) -> None:
+  """Moves the checkpoints, at last, and the files of a folder into another."""
+  check_nothing_replaced(folder, target)
+  for where, folders, names in os.walk(folder):
+    if CHECKPOINTS in folders:
+      folders.remove(CHECKPOINTS)
+    into = os.path.join(target, os.path.relpath(where, folder))
+    os.makedirs(into, exist_ok=True)
+    for name in names:
+      os.rename(os.path.join(where, name), os.path.join(into, name))
+  # Replaces an empty folder only.
+  os.rename(*(os.path.join(f, CHECKPOINTS) for f in (folder, target)))
 
 
 def describe_import(sizes: Mapping[tuple, int]) -> str:
@@ -148,7 +199,11 @@ def write_parameters(
 
 
 def write_config_and_tokenizer(
-  directory: str, source: str, config: ModelConfig, hf_config: dict
+  directory: str,
+  source: str,
+  config: ModelConfig,
+  hf_config: dict,
+  words: vocabulary.Vocabulary | None,
 ) -> None:
   """Writes config.gin, hf_config.json and, where there is one, vocabulary/."""
   gin = ''.join(
@@ -158,10 +213,10 @@ def write_config_and_tokenizer(
   gin = f'# The model imported from {source}.\n{gin}'
   fileio.write_atomically(os.path.join(directory, 'config.gin'), gin)
   fileio.write_json(os.path.join(directory, 'hf_config.json'), hf_config)
-  if tokenizer := hf_folder.find_tokenizer(source):
-    folder = os.path.join(directory, 'vocabulary')
-    os.makedirs(folder)
-    shutil.copyfile(tokenizer, os.path.join(folder, vocabulary.MODEL_FILE))
+  if words is not None:
+    vocabulary.write_vocabulary(
+      words.model, os.path.join(directory, 'vocabulary')
+    )
 
 
 # --- Export
@@ -191,7 +246,7 @@ def export_weights(
     ValueError: the output exists, or the model has no Hugging Face format.
     checksums.DamageError: a parameter differs from what was saved.
   """
-  if os.path.exists(output):
+  if os.path.lexists(output):
     raise ValueError(f'OUTPUT = {output!r} exists already')
   if shard_gib <= 0:
     raise ValueError(f'SHARD_GIB = {shard_gib}: expected more than 0')
@@ -200,13 +255,14 @@ def export_weights(
     config = ModelConfig(**meta['model'])
     kind, hf_config = describe_model(config, meta.get('hf_config'))
     tensors = plan_export(checkpoints, step, config, kind)
-    with staging_folder(os.path.abspath(output) + '.exporting') as partial:
-      fileio.write_json(os.path.join(partial, 'config.json'), hf_config)
-      tokenizer = os.path.join(model_dir, 'vocabulary', vocabulary.MODEL_FILE)
-      if os.path.exists(tokenizer):
-        shutil.copyfile(tokenizer, os.path.join(partial, '20b_tokenizer.model'))
-      hf_folder.write_shards(partial, tensors, int(shard_gib * GIB))
-      os.rename(partial, output)
+    words = pretrained.read_own_vocabulary(model_dir, config, meta)
+    with staging_folder(output, '.exporting') as folder:
+      fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
+      if words is not None:
+        path = os.path.join(folder, '20b_tokenizer.model')
+        fileio.write_atomically(path, words.model)
+      hf_folder.write_shards(folder, tensors, int(shard_gib * GIB))
+      os.rename(folder, output)
   say(f'wrote step {step} of {model_dir} to {output} ({kind})')
 
 

@@ -86,21 +86,60 @@ def open_pretrained(
     FileNotFoundError: there is no model, or no checkpoint of that step.
     checksums.DamageError: the checkpoint's metadata are damaged.
     hf_keys.WeightsError: a config.json of another kind of model.
+    ValueError: the vocabulary is damaged, or not the model's.
   """
   if _is_hf(directory):
     path = os.path.join(directory, 'config.json')
     hf_config = hf_folder.read_json_object(path)
     meta, step = {'hf_config': hf_config}, 0
     config = hf_keys.config_from_hf(hf_config, path)
-    path = hf_folder.find_tokenizer(directory)
+    vocabulary = read_tokenizer(directory, config)
   else:
     with reader.open_step(directory, at_step) as (checkpoints, step):
       meta = checkpoints.meta(step)
     config = ModelConfig(**meta['model'])
-    path = os.path.join(directory, 'vocabulary')
-    path = path if os.path.isdir(path) else None
-  vocabulary = Vocabulary(path) if path else None
+    vocabulary = read_own_vocabulary(directory, config, meta)
   return PretrainedModel(directory, config, vocabulary, step, meta)
+
+
+def read_tokenizer(directory: str, config: ModelConfig) -> Vocabulary | None:
+  """Returns the SentencePiece model of a Hugging Face folder, if it has one.
+
+  Raises ValueError if it is none, or does not fit the model.
+  """
+  path = hf_folder.find_tokenizer(directory)
+  return None if path is None else _read_vocabulary(path, config)
+
+
+def read_own_vocabulary(
+  model_dir: str, config: ModelConfig, meta: dict
+) -> Vocabulary | None:
+  """Returns the vocabulary in a MODEL_DIR, if it has one.
+
+  Raises ValueError if it is damaged, or not the one of a checkpoint's meta.
+  """
+  path = os.path.join(model_dir, 'vocabulary')
+  if not os.path.isdir(path):
+    return None
+  return _read_vocabulary(path, config, meta.get('vocabulary'))
+
+
+def _read_vocabulary(
+  path: str, config: ModelConfig, sha256: str | None = None
+) -> Vocabulary:
+  words = Vocabulary(path)
+  if sha256 not in (None, words.sha256):
+    raise ValueError(
+      f'{words.path} is damaged, or not the vocabulary that the weights were '
+      f'trained with: its SHA-256 is {words.sha256[:16]}..., expected '
+      f'{str(sha256)[:16]}...'
+    )
+  if words.size > config.vocab_size:
+    raise ValueError(
+      f'{words.path} has {words.size:,} pieces, more than vocab_size = '
+      f'{config.vocab_size:,} of the model'
+    )
+  return words
 
 
 def read_config(model_dir: str) -> ModelConfig:

@@ -95,11 +95,7 @@ def open_vocabulary(
     path = os.path.join(config.cache_dir, 'vocabulary')
   if source is not None:
     words = vocabulary_of(source, path)
-    if os.path.exists(own) and Vocabulary(own).sha256 != words.sha256:
-      raise ValueError(
-        f'{own} is not the vocabulary that INIT_FROM = {source.directory!r} '
-        'was trained with: remove it, or use another MODEL_DIR'
-      )
+    of = f'that INIT_FROM = {source.directory!r} was trained with'
   else:
     if path is None and not os.path.exists(own):
       if folder.step_found is not None:
@@ -110,6 +106,12 @@ def open_vocabulary(
       size = config.model_config.vocab_size
       config.train_vocabulary(config.mixture, own, size)
     words = Vocabulary(own if path is None else path)
+    of = f'that this run is given, {words.path}'
+  # What reads the run later takes its own.
+  if os.path.exists(own) and Vocabulary(own).sha256 != words.sha256:
+    raise ValueError(
+      f'{own} is not the vocabulary {of}: remove it, or use another MODEL_DIR'
+    )
   config_checks.check_vocabulary(words, config.model_config)
   return words
 

@@ -406,3 +406,91 @@ print(lines[0])
   largest = 54 * 4 * 512 * 2048 / 2**30
   assert total > 1.3 and 'GiB to read' in said
   assert float(peak) < 2 * largest + 1
+
+
+# --- What an import takes and leaves
+
+
+@pytest.mark.parametrize('content', [b'', b'\x8f' * 5000, None])
+def test_a_tokenizer_is_read_before_the_weights_are(
+  source, tmp_path, words, content
+):
+  """Fault seen: random bytes taken, and found by whoever read the model."""
+  run = str(tmp_path / 'run')
+  said = 'is not a SentencePiece model'
+  if content is None:  # more pieces than the model has
+    content, said = words.model, 'has 2,048 pieces, more than vocab_size = '
+  with open(f'{source}/20b_tokenizer.model', 'wb') as f:
+    f.write(content)
+  for read in (
+    lambda: convert.import_weights(source, run, one, say=quiet),
+    lambda: atm.load(source),
+  ):
+    with pytest.raises(ValueError, match=said) as raised:
+      read()
+    assert f'{source}/20b_tokenizer.model' in str(raised.value)
+  assert os.listdir(tmp_path) == ['source']
+
+
+def test_an_import_keeps_what_is_in_its_folder(source, tmp_path):
+  """Fault seen: a folder named vocabulary/ was removed with all in it."""
+  run = tmp_path / 'run'
+  (run / 'vocabulary').mkdir(parents=True)
+  (run / 'vocabulary' / 'notes.txt').write_text('mine')
+  (run / 'config.gin').write_text('# mine')
+  with pytest.raises(ValueError, match='config.gin is there already'):
+    convert.import_weights(source, str(run), one, say=quiet)
+  (run / 'config.gin').unlink()
+  (run / 'checkpoints').mkdir()
+  convert.import_weights(source, f'{run}/', one, say=quiet)
+  assert (run / 'vocabulary' / 'notes.txt').read_text() == 'mine'
+  assert sorted(os.listdir(tmp_path)) == ['run', 'source']
+  # As a kill in the last moves leaves it.
+  os.rename(run / 'checkpoints', tmp_path / 'other')
+  convert.import_weights(source, str(run), one, say=quiet)
+  assert os.listdir(run / 'checkpoints') == ['0']
+
+
+@pytest.mark.parametrize('suffix', ['.importing', '.exporting'])
+def test_a_folder_of_a_user_beside_is_not_removed(tmp_path, suffix):
+  """Fault seen: whatever had the name was removed."""
+  beside = tmp_path / f'run{suffix}'
+  beside.mkdir()
+  (beside / 'notes.txt').write_text('mine')
+  with pytest.raises(ValueError, match=f'{beside} is in the way'):
+    with convert.staging_folder(str(tmp_path / 'run'), suffix):
+      pass
+  assert (beside / 'notes.txt').read_text() == 'mine'
+
+
+def test_what_a_killed_process_left_is_removed_but_not_of_one_at_work(tmp_path):
+  target = str(tmp_path / 'run')
+  with convert.staging_folder(target, '.importing') as folder:
+    with open(f'{folder}/part', 'w') as f:
+      f.write('half')
+    with pytest.raises(ValueError, match='another process writes'):
+      convert.staging_folder(target, '.importing').__enter__()
+    shutil.copytree(f'{target}.importing', tmp_path / 'killed')
+  assert os.listdir(tmp_path) == ['killed']
+  os.rename(tmp_path / 'killed', f'{target}.importing')
+  with convert.staging_folder(target, '.importing') as folder:
+    assert os.listdir(folder) == []
+  assert os.listdir(tmp_path) == []
+
+
+def test_an_export_goes_into_no_folder_that_is_there(source, tmp_path):
+  run, out = str(tmp_path / 'run'), tmp_path / 'out'
+  convert.import_weights(source, run, one, say=quiet)
+  out.mkdir()
+  (out / 'notes.txt').write_text('mine')
+  os.symlink('nowhere', tmp_path / 'link')
+  for there in (out, tmp_path / 'link'):
+    with pytest.raises(ValueError, match='exists already'):
+      convert.export_weights(run, str(there), say=quiet)
+  assert (out / 'notes.txt').read_text() == 'mine'
+  os.mkdir(f'{run}/vocabulary')
+  with open(f'{run}/vocabulary/sentencepiece.model', 'wb') as f:
+    f.write(b'random')
+  with pytest.raises(ValueError, match='is not a SentencePiece model'):
+    convert.export_weights(run, str(tmp_path / 'new'), say=quiet)
+  assert not (tmp_path / 'new').exists()

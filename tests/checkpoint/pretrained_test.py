@@ -72,3 +72,30 @@ def test_the_configuration_is_that_of_the_newest_sound_step(run):
   break_meta(run, 1)
   with pytest.raises(checksums.DamageError, match='step 1 .* intact: none'):
     pretrained.read_config(run)
+
+
+def test_the_vocabulary_is_the_one_of_the_weights(tmp_path, words):
+  """Fault seen: a damaged or exchanged one was used, with other ids.
+
+  The byte flipped is one of a piece's score: SentencePiece sees nothing of it.
+  """
+  run = tmp_path / 'run'
+  config = tiny(vocab_size=2048)
+  for step, sha256 in ((1, words.sha256), (2, None)):
+    meta = {'model': dataclasses.asdict(config)}
+    meta |= {'vocabulary': sha256} if sha256 else {}
+    checkpoints = manager.CheckpointManager(str(run))
+    checkpoints.save(step, {'params': {'x': jnp.ones(1)}}, meta)
+    checkpoints.close()
+  folder = run / 'vocabulary'
+  folder.mkdir()
+  model = folder / 'sentencepiece.model'
+  model.write_bytes(words.model)
+  open_run = pretrained.open_pretrained
+  assert open_run(str(run), 1).vocabulary.sha256 == words.sha256
+  at = words.model.index(b'\x15', len(words.model) // 2) + 1
+  flipped = bytes([words.model[at] ^ 1])
+  model.write_bytes(words.model[:at] + flipped + words.model[at + 1 :])
+  with pytest.raises(ValueError, match=f'{model} is damaged, or not the voc'):
+    open_run(str(run), 1)
+  assert open_run(str(run), 2).vocabulary.size == 2048  # nothing says of it

@@ -48,6 +48,21 @@ def test_a_model_to_train_on_must_fit(train, words, tmp_path, changes, message):
   assert not (tmp_path / 'run' / 'config.gin').exists()
 
 
+def test_a_run_is_not_given_another_vocabulary_than_its_own(
+  train, words, tmp_path
+):
+  """Fault seen: trained with one, and read by `atm infer` with the other."""
+  own, other = tmp_path / 'run' / 'vocabulary', tmp_path / 'other.model'
+  own.mkdir(parents=True)
+  (own / 'sentencepiece.model').write_bytes(words.model)
+  other.write_bytes(words.model + b'\xa0\x1f\x01')
+  with pytest.raises(
+    ValueError, match=f'{own} is not the vocabulary that this'
+  ):
+    train(tmp_path / 'run', 1, vocabulary=str(other))
+  assert not (tmp_path / 'run' / 'config.gin').exists()
+
+
 def test_packed_rows_train_on_any_mesh(train, words, tmp_path):
   """Several CLM documents a row: the losses do not depend on the mesh."""
   import atm_tasks
