@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atm import fileio
+from atm.messages import quote
 
 SUMS = 'checksums'
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
@@ -153,6 +154,8 @@ def seal_meta(meta: dict, sums: Mapping[str, str]) -> dict:
 
 def unseal_meta(sealed: dict) -> tuple[dict, dict | None]:
   """Returns (meta, checksums or None); raises DamageError if it changed."""
+  if not isinstance(sealed, dict):
+    raise DamageError(f'meta is {quote(sealed)}: expected an object')
   # Two names, so that one damaged name cannot make it look unsealed.
   meta = {k: v for k, v in sealed.items() if k not in (fileio.SEAL, SUMS)}
   if fileio.SEAL not in sealed and SUMS not in sealed:
@@ -160,4 +163,7 @@ def unseal_meta(sealed: dict) -> tuple[dict, dict | None]:
   whole = {k: v for k, v in sealed.items() if k != fileio.SEAL}
   if sealed.get(fileio.SEAL) != fileio.hash_json(whole) or SUMS not in sealed:
     raise DamageError('meta differs from its own hash')
-  return meta, sealed[SUMS]
+  sums = fileio.get_key(sealed, SUMS, dict, 'meta')
+  for name in sums:
+    parse_array_type(fileio.get_key(sums, name, str, 'meta').split(' ')[0])
+  return meta, sums

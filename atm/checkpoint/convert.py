@@ -252,7 +252,7 @@ def export_weights(
     raise ValueError(f'SHARD_GIB = {shard_gib}: expected more than 0')
   with reader.open_step(model_dir, at_step) as (checkpoints, step):
     meta = checkpoints.meta(step)
-    config = ModelConfig(**meta['model'])
+    config = pretrained.read_model_config(checkpoints, step)
     kind, hf_config = describe_model(config, meta.get('hf_config'))
     tensors = plan_export(checkpoints, step, config, kind)
     words = pretrained.read_own_vocabulary(model_dir, config, meta)

@@ -5,14 +5,28 @@ import os
 from etils import epath
 
 from atm import fileio
+from atm.messages import quote
 
 CHECKPOINTS = 'checkpoints'
 
 
 def find_checkpoint_dir(model_dir: str) -> epath.Path:
-  """Returns MODEL_DIR/checkpoints, or the folder that a file there names."""
-  path = epath.Path(os.path.abspath(model_dir)) / CHECKPOINTS
-  return epath.Path(path.read_text().strip()) if path.is_file() else path
+  """Returns MODEL_DIR/checkpoints, or the folder that a file there names.
+
+  Raises ValueError if that file names none.
+  """
+  path = os.path.join(os.path.abspath(model_dir), CHECKPOINTS)
+  if not os.path.isfile(path):
+    return epath.Path(path)
+  with open(path, 'rb') as f:
+    name = f.read(2**16).strip()
+  # An empty name would be the working directory.
+  if b'\0' in name or not (name.startswith(b'/') or b'://' in name):
+    raise ValueError(
+      f'{path} holds {quote(name)}: expected the path of a folder, as '
+      'CHECKPOINT_DIR has written it'
+    )
+  return epath.Path(os.fsdecode(name))
 
 
 def set_checkpoint_dir(model_dir: str, directory: str) -> None:

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from atm import fileio
 from atm.checkpoint import hf_folder, hf_keys, reader
 from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import Vocabulary
+from atm.messages import one_line
 from atm.model import parameters
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
@@ -97,7 +99,7 @@ def open_pretrained(
   else:
     with reader.open_step(directory, at_step) as (checkpoints, step):
       meta = checkpoints.meta(step)
-    config = ModelConfig(**meta['model'])
+      config = read_model_config(checkpoints, step)
     vocabulary = read_own_vocabulary(directory, config, meta)
   return PretrainedModel(directory, config, vocabulary, step, meta)
 
@@ -152,10 +154,24 @@ def read_config(model_dir: str) -> ModelConfig:
   with reader.open_step(model_dir, None) as (checkpoints, _):
     for step in reversed(checkpoints.all_steps()):
       try:
-        return ModelConfig(**checkpoints.meta(step)['model'])
+        return read_model_config(checkpoints, step)
       except DamageError as e:
         error = e
     raise error
+
+
+def read_model_config(
+  checkpoints: reader.CheckpointReader, step: int
+) -> ModelConfig:
+  """Returns the configuration in a step's metadata, or raises DamageError."""
+  meta = checkpoints.meta(step)
+  try:
+    return ModelConfig(**fileio.get_key(meta, 'model', dict, 'meta'))
+  except (TypeError, ValueError) as e:  # a TypeError of a later version's field
+    raise DamageError(
+      f'the checkpoint of step {step:,} in {checkpoints.directory} has another '
+      f'model than this version knows: {one_line(e, 200)}'
+    ) from e
 
 
 def shapes_on_one_device(config: ModelConfig) -> dict:

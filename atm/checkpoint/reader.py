@@ -8,7 +8,9 @@ every array. A step comes back as it was saved, or `DamageError` is raised.
 """
 
 import contextlib
+import glob
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
@@ -18,13 +20,15 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from atm import messages
+from atm import fileio, messages
 from atm.checkpoint import checksums, paths
 from atm.checkpoint.checksums import DamageError
 
 VERIFIED_AT_ONCE = 2**28  # bytes of arrays
 # What went wrong is not the checkpoint's fault if the error says one of these.
 NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'Too many open files')
+# Orbax's description of a step.
+STEP_FILE = '_CHECKPOINT_METADATA'
 
 
 class CheckpointReader:
@@ -46,21 +50,33 @@ class CheckpointReader:
 
   def _open(self, read_only: bool = True):
     """Opens Orbax's manager of the folder, which removes no step."""
-    return ocp.CheckpointManager(
-      self.directory,
-      item_handlers={
-        'params': ocp.StandardCheckpointHandler(),
-        'optimizer': ocp.StandardCheckpointHandler(),
-        'meta': ocp.JsonCheckpointHandler(),
-      },
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=None,
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-        create=not read_only,
-        save_interval_steps=0 if read_only else 1,
-      ),
+    # It reads a file of every step at once.
+    names = glob.glob(
+      os.path.join(glob.escape(os.fspath(self.directory)), '*', STEP_FILE)
     )
+    for path in names:
+      with contextlib.suppress(FileNotFoundError):  # a save has just ended
+        fileio.check_regular(path)
+    try:
+      return ocp.CheckpointManager(
+        self.directory,
+        item_handlers={
+          'params': ocp.StandardCheckpointHandler(),
+          'optimizer': ocp.StandardCheckpointHandler(),
+          'meta': ocp.JsonCheckpointHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=None,
+          cleanup_tmp_directories=not read_only,
+          read_only=read_only,
+          create=not read_only,
+          save_interval_steps=0 if read_only else 1,
+        ),
+      )
+    except (ValueError, TypeError, RecursionError):
+      for path in names:
+        fileio.read_json(path)  # says which it is
+      raise
 
   def close(self) -> None:
     """Releases Orbax's threads."""
@@ -108,10 +124,22 @@ class CheckpointReader:
     """Returns (metadata, checksums of the arrays or None)."""
     if step not in self._metas:
       args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-      read = lambda: self.orbax.restore(step, args=args)['meta']
-      unseal = lambda: checksums.unseal_meta(read())
+
+      def unseal():
+        self._check_files(step)
+        return checksums.unseal_meta(
+          self.orbax.restore(step, args=args)['meta']
+        )
+
       self._metas[step] = self._read(step, unseal)
     return self._metas[step]
+
+  def _check_files(self, step: int) -> None:
+    """Raises ValueError or OSError where a step has what no reading ends of."""
+    # Orbax opens whatever is there. Object stores have files alone.
+    for folder, _, names in os.walk(self.directory / str(step)):
+      for name in names:
+        fileio.check_regular(os.path.join(folder, name))
 
   def _saved(self, step: int, items) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns `params/lm_head` -> shape and dtype, of the items' arrays."""

@@ -20,9 +20,8 @@ def run_pretrain() -> None:
   """Trains, or resumes, and closes with a summary and what to do next."""
   from atm.pages import train_summary
   from atm.parallel import distributed
-  from atm.train import crash_report, trainer
+  from atm.train import trainer
 
-  crash_report.silence_orbax()
   adopt_source_model()
   check_pairs()
   make_config = get_configurable('trainer.train')

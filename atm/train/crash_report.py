@@ -70,7 +70,9 @@ def silence_orbax() -> None:
   before = sys.unraisablehook
 
   def hook(found):
-    if str(found.exc_value) != 'Event loop is closed':
+    code = getattr(found.object, 'cr_code', None)  # of a coroutine
+    is_orbax = code is not None and '/orbax/' in code.co_filename
+    if not is_orbax and str(found.exc_value) != 'Event loop is closed':
       before(found)
 
   sys.unraisablehook = hook
