@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
@@ -49,34 +50,7 @@ class CheckpointReader:
     self.orbax = self._open()
 
   def _open(self, read_only: bool = True):
-    """Opens Orbax's manager of the folder, which removes no step."""
-    # It reads a file of every step at once.
-    names = glob.glob(
-      os.path.join(glob.escape(os.fspath(self.directory)), '*', STEP_FILE)
-    )
-    for path in names:
-      with contextlib.suppress(FileNotFoundError):  # a save has just ended
-        fileio.check_regular(path)
-    try:
-      return ocp.CheckpointManager(
-        self.directory,
-        item_handlers={
-          'params': ocp.StandardCheckpointHandler(),
-          'optimizer': ocp.StandardCheckpointHandler(),
-          'meta': ocp.JsonCheckpointHandler(),
-        },
-        options=ocp.CheckpointManagerOptions(
-          max_to_keep=None,
-          cleanup_tmp_directories=not read_only,
-          read_only=read_only,
-          create=not read_only,
-          save_interval_steps=0 if read_only else 1,
-        ),
-      )
-    except (ValueError, TypeError, RecursionError):
-      for path in names:
-        fileio.read_json(path)  # says which it is
-      raise
+    return _open_orbax(self.directory, read_only)
 
   def close(self) -> None:
     """Releases Orbax's threads."""
@@ -126,20 +100,13 @@ class CheckpointReader:
       args = ocp.args.Composite(meta=ocp.args.JsonRestore())
 
       def unseal():
-        self._check_files(step)
+        check_files(self.directory / str(step))
         return checksums.unseal_meta(
           self.orbax.restore(step, args=args)['meta']
         )
 
       self._metas[step] = self._read(step, unseal)
     return self._metas[step]
-
-  def _check_files(self, step: int) -> None:
-    """Raises ValueError or OSError where a step has what no reading ends of."""
-    # Orbax opens whatever is there. Object stores have files alone.
-    for folder, _, names in os.walk(self.directory / str(step)):
-      for name in names:
-        fileio.check_regular(os.path.join(folder, name))
 
   def _saved(self, step: int, items) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns `params/lm_head` -> shape and dtype, of the items' arrays."""
@@ -317,6 +284,45 @@ def _group_by_size(arrays: Mapping) -> list[tuple[str, set[str]]]:
 
 
 # --- Opening
+
+
+def _open_orbax(directory: epath.Path, read_only: bool):
+  """Opens Orbax's manager of a folder, which removes no step."""
+  # It reads a file of every step at once.
+  paths_read = glob.glob(
+    os.path.join(glob.escape(os.fspath(directory)), '*', STEP_FILE)
+  )
+  for path in paths_read:
+    with contextlib.suppress(FileNotFoundError):  # a save has just ended
+      fileio.check_regular(path)
+  try:
+    return ocp.CheckpointManager(
+      directory,
+      item_handlers={
+        'params': ocp.StandardCheckpointHandler(),
+        'optimizer': ocp.StandardCheckpointHandler(),
+        'meta': ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=None,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        create=not read_only,
+        save_interval_steps=0 if read_only else 1,
+      ),
+    )
+  except (ValueError, TypeError, RecursionError):
+    for path in paths_read:
+      fileio.read_json(path)  # says which it is
+    raise
+
+
+def check_files(folder: epath.Path) -> None:
+  """Raises ValueError or OSError where a step has a pipe or a device."""
+  # Orbax would wait for ever. Object stores have files alone.
+  for where, _, names in os.walk(folder):
+    for name in names:
+      fileio.check_regular(os.path.join(where, name))
 
 
 @contextlib.contextmanager
