@@ -100,7 +100,7 @@ class CheckpointReader:
       args = ocp.args.Composite(meta=ocp.args.JsonRestore())
 
       def unseal():
-        check_files(self.directory / str(step))
+        check_step_files(self.directory / str(step))
         return checksums.unseal_meta(
           self.orbax.restore(step, args=args)['meta']
         )
@@ -317,7 +317,7 @@ def _open_orbax(directory: epath.Path, read_only: bool):
     raise
 
 
-def check_files(folder: epath.Path) -> None:
+def check_step_files(folder: epath.Path) -> None:
   """Raises ValueError or OSError where a step has a pipe or a device."""
   # Orbax would wait for ever. Object stores have files alone.
   for where, _, names in os.walk(folder):
