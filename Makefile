@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-slow test-plan check format bench lock clean
+.PHONY: help run test test-slow test-plan mutate check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ $(VENV)-plan/test: $(VENV)/test
 
 test-plan: $(VENV)-plan/test  ## `atm plan` with libtpu, in an environment of its own
 	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs -m libtpu
+
+# All faults of two modules: make mutate ARGS='packing sampling --all'
+mutate: $(VENV)/test  ## put some faults into modules: does a test fail?
+	$(VENV)/bin/python tests/mutate.py $(ARGS)
 
 check: $(VENV)/test  ## ruff: lint and format
 	$(VENV)/bin/ruff check .

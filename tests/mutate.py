@@ -1,8 +1,10 @@
 """Puts faults into modules, one at a time, and asks whether a test fails.
 
-    python tests/mutate.py                  # a few faults of a few modules
-    python tests/mutate.py --all            # every fault of every module
-    python tests/mutate.py packing sampling --count 10 --seed 1
+    python tests/mutate.py                  # six faults of each of four modules
+    python tests/mutate.py --seed 1         # others
+    python tests/mutate.py packing sampling --count 10
+    python tests/mutate.py packing --again  # what survived, of all runs so far
+    python tests/mutate.py --all            # every fault: hours
 
 Libraries are imported once; every fault is then tried in a forked child, in a
 copy of the checkout. A clean run of a module's tests comes first: it tells
