@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -146,3 +147,126 @@ def test_a_row_stops_at_a_stop_string_or_without_room():
   )
   stopped = sampling.has_stopped(sampler, history)
   assert stopped.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+  'name, allowed, refused',
+  [
+    ('max_tokens', [1, 2**31 - 1], [0, 2**31, 1.5]),
+    ('min_tokens', [0, 2**31 - 1], [-1, 2**31, 0.5]),
+    ('beams', [1, 2**31 - 1], [0, 2**31]),
+    ('length_penalty', [-1.5, 0, 2.0], [float('nan'), float('inf'), None]),
+    ('temperature', [0, 0.5, 9.0], [-0.1]),
+    ('top_k', [0, 2**31 - 1], [-1, 2**31]),
+    ('top_p', [0.1, 1], [0, 1.1]),
+    ('min_p', [0, 1], [-0.1, 1.1]),
+    ('repetition_penalty', [0.1, 9.5], [0, -1]),
+    ('seed', [0, 2**31], [-1, 0.5]),
+    ('early_stopping', [True, False, 'never'], [None, 2, 'always']),
+  ],
+)
+def test_the_bounds_of_settings(name, allowed, refused):
+  for value in allowed:
+    assert getattr(Config(**{name: value}), name) == value
+  for value in refused:
+    with pytest.raises(ValueError, match=f'{name} = '):
+      Config(**{name: value})
+
+
+def test_as_many_results_as_there_can_be():
+  assert Config(beams=3, results=3).results == 3
+  assert Config(temperature=0.5, results=9).results == 9
+  for settings in (dict(beams=3, results=4), dict(results=2)):
+    with pytest.raises(ValueError, match='expected at most beams'):
+      Config(**settings)
+
+
+@pytest.mark.parametrize(
+  'settings, sampled, cut, repeats',
+  [
+    ({}, False, False, False),
+    (dict(temperature=0.1), True, False, False),
+    (dict(top_k=1), False, True, False),
+    (dict(top_p=0.9), False, True, False),
+    (dict(min_p=0.1), False, True, False),
+    (dict(repetition_penalty=1.1), False, False, True),
+    (dict(repetition_penalty=0.9), False, False, True),
+  ],
+)
+def test_only_what_is_asked_for_is_compiled(settings, sampled, cut, repeats):
+  sampler = Sampler.from_config(Config(**settings))
+  assert (sampler.sampled, sampler.cut, sampler.repeats) == (
+    sampled, cut, repeats
+  )  # fmt: skip
+  assert sampler.max_tokens == 64 and sampler.max_tokens.dtype == np.int32
+  assert sampler.top_p.dtype == np.float32 and sampler.stops is None
+
+
+def test_tables_of_sequences_have_sizes_of_powers_of_two():
+  for count, size in ((1, 1), (2, 2), (3, 4), (4, 4), (5, 8)):
+    rows = [[7] * (n + 1) for n in range(count)]
+    assert Sampler.from_config(Config(), rows).banned.shape == (size, size)
+
+
+def history_of(prefix, lengths, written=(), repeats=1.0, banned=(), stops=None):
+  """The history of rows that have a prefix and have written some tokens."""
+  config = Config(repetition_penalty=repeats, min_tokens=2, max_tokens=3)
+  sampler = Sampler.from_config(config, banned, stops)
+  model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=8))
+  past = sampling.initial_history(
+    model, sampler, jnp.array(prefix), jnp.array(lengths)
+  )
+  for token in written:
+    past = sampling.append_token(sampler, past, jnp.array(token))
+  return sampler, past
+
+
+def test_a_history_looks_back_on_prefix_and_tokens():
+  """Faults seen: padding of a prefix taken for written; tails of padding."""
+  prefix, lengths = [[1, 2, 3], [4, 0, 0]], [3, 1]
+  stops = np.array([[0, 1, 0, 0, 0, 0, 0, 0], [0, 0, 2, 0, 0, 0, 0, 0],
+                    [0] * 8, [3] * 8], np.int32)  # fmt: skip
+  ban = [[1, 2, 3, 4]]
+  _, past = history_of(prefix, lengths, repeats=2.0, banned=ban, stops=stops)
+  assert past.tail.tolist() == [[1, 2, 3], [-1, -1, 4]]
+  assert np.argwhere(past.written).tolist() == [[0, 1], [0, 2], [0, 3], [1, 4]]
+  assert past.count.tolist() == past.state.tolist() == [0, 0]
+  _, past = history_of(
+    prefix, lengths, [[1, 5], [2, 6]], repeats=2.0, banned=ban, stops=stops
+  )
+  assert past.tail.tolist() == [[3, 1, 2], [4, 5, 6]]
+  assert past.count.tolist() == [2, 2] and past.state.tolist() == [2, 0]
+  assert np.argwhere(past.written[1])[:, 0].tolist() == [4, 5, 6]
+  _, past = history_of(prefix, lengths, [[1, 5]])
+  assert past.written is None and past.state is None
+  assert past.tail.shape == (2, 0)
+
+
+def test_sequences_are_banned_where_they_would_end():
+  """And an end before min_tokens; penalties by the sign of a logit."""
+  logits = jnp.array([[1.0, -1, 2, -2, 3, -3, 4, 0.5]] * 2)
+  banned = [[4], [2, 3], [9, 3, 5]]
+  sampler, past = history_of([[9, 2], [3, 0]], [2, 1], banned=banned)
+  out = np.asarray(sampling.process_logits(sampler, past, logits, 7))
+  assert np.argwhere(np.isneginf(out)).tolist() == [
+    [0, 3], [0, 4], [0, 7], [1, 4], [1, 7]
+  ]  # fmt: skip
+  sampler, past = history_of(
+    [[9, 2], [3, 0]], [2, 1], [[3, 1], [0, 1]], 2.0, banned
+  )
+  out = np.asarray(sampling.process_logits(sampler, past, logits, 7))
+  assert np.argwhere(np.isneginf(out)).tolist() == [[0, 4], [1, 4]]
+  rest = [0.5, -1, 1, -4, 0, -3, 4, 0.5], [1, -2, 2, -4, 0, -3, 4, 0.5]
+  np.testing.assert_array_equal(np.delete(out, 4, 1), np.delete(rest, 4, 1))
+
+
+def test_the_likeliest_token_and_its_log_probability():
+  """By the model: neither penalties nor bans change what is told."""
+  logits = jnp.array([[0.0, 1, 2, 5, 0, 0, 0, 9]])
+  sampler, past = history_of([[3]], [1], repeats=10.0)
+  token, log_probability = sampling.choose_tokens(
+    sampler, past, None, logits, 7
+  )
+  assert token.tolist() == [2] and token.dtype == jnp.int32
+  want = 2 - np.log(np.exp(np.asarray(logits[0], np.float64)).sum())
+  np.testing.assert_allclose(log_probability, [want], rtol=1e-6)
