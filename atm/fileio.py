@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 import zlib
 from collections.abc import Sequence
 
@@ -102,6 +103,32 @@ def check_output(name: str, path: str, inputs: Sequence[str] = ()) -> str:
   except OSError as e:
     raise ValueError(f'{given} cannot be written: {e.strerror}') from e
   return path
+
+
+def check_output_folder(name: str, path: str | None) -> str | None:
+  """Returns the path of a folder to write into; see `check_output`.
+
+  Args:
+    name: of the setting, as a user writes it.
+    path: a folder that is there, or can be made; None and folders of an object
+      store are not checked.
+
+  Raises:
+    ValueError: it is a file, or neither there nor to be made.
+  """
+  if path is None or '://' in path:
+    return path
+  there = os.path.abspath(path)
+  while not os.path.lexists(there):
+    there = os.path.dirname(there)
+  given = f'{name} = {quote(path)}'
+  if not os.path.isdir(there):
+    raise ValueError(f'{given}: expected a folder, and {there} is none')
+  try:
+    with tempfile.TemporaryFile(dir=there):
+      return path
+  except OSError as e:
+    raise ValueError(f'{given} cannot be written: {e.strerror}') from e
 
 
 def parse_json(text: str | bytes, where: str, **options):

@@ -113,3 +113,16 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
     fileio.write_atomically(str(tmp_path / 'link'), text)
     assert (tmp_path / 'target').read_text() == text
   assert (tmp_path / 'link').is_symlink()
+
+
+def test_a_folder_to_write_is_refused_before_work_begins(tmp_path, monkeypatch):
+  """Faults seen: hours of work, then a file in the folder's place."""
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('file').touch()
+  os.symlink('nowhere', 'link')
+  for path in ('file', 'file/inner', 'link', '/proc/none'):
+    with pytest.raises(ValueError, match='^OUTPUT_DIR = '):
+      fileio.check_output_folder('OUTPUT_DIR', path)
+  for path in (None, 'gs://bucket/x', '.', 'new/inner', str(tmp_path)):
+    assert fileio.check_output_folder('OUTPUT_DIR', path) == path
+  assert sorted(os.listdir()) == ['file', 'link']

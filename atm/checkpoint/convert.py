@@ -248,6 +248,7 @@ def export_weights(
   """
   if os.path.lexists(output):
     raise ValueError(f'OUTPUT = {output!r} exists already')
+  fileio.check_output_folder('OUTPUT', output)
   if shard_gib <= 0:
     raise ValueError(f'SHARD_GIB = {shard_gib}: expected more than 0')
   with reader.open_step(model_dir, at_step) as (checkpoints, step):

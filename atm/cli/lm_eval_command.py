@@ -58,6 +58,9 @@ class LmEvalCommand(api.ModelSource):
 
     tasks = [self.tasks] if isinstance(self.tasks, str) else list(self.tasks)
     manager = _find_tasks(tasks, self.include_path)
+    if self.output is not None and distributed.is_main_process():
+      os.makedirs(os.path.dirname(self.output) or os.curdir, exist_ok=True)
+      fileio.check_output('OUTPUT', self.output)
     model = self.load()
     os.environ['DISABLE_MULTIPROC'] = '1'  # of BLEU's resamplings, see above
     results = simple_evaluate(

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
-from atm import messages
+from atm import fileio, messages
 from atm.data import cache_shards, task_registry, token_store
 from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.cache_worker import make_unit
@@ -78,6 +78,7 @@ def build(
       f'CACHE_DIR = {directory!r}: rows are written to a local folder; copy it '
       'to the object store then, training reads it there'
     )
+  fileio.check_output_folder('CACHE_DIR', directory)
   sizes = Lengths.of(lengths)
   stored = store_vocabulary(Vocabulary(vocabulary), directory)
   configure_tasks(vocabulary=stored.path)

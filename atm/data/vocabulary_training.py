@@ -158,6 +158,7 @@ def train_vocabulary(
   """
   if not 0 <= spoken_share <= 1:
     raise ValueError(f'SPOKEN_SHARE = {spoken_share}: expected 0 to 1')
+  fileio.check_output_folder('VOCABULARY_DIR', directory)
   configure_tasks()
   say(f'training a vocabulary of {size:,} pieces on the text of {mixture}')
   written = (text for _, text in task_registry.read_texts(mixture))

@@ -83,6 +83,8 @@ class SuiteEvaluation(api.ModelSource):
       return None
     if self.model_dir is None:
       raise ValueError('MODEL_DIR is required, but for a dry run')
+    if distributed.is_main_process():
+      fileio.check_output_folder('OUTPUT', self.folder)
     for task in tasks:
       scoring.resolve_metrics(task)  # fails before hours of work, not after
     model = self.load()

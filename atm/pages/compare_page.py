@@ -17,6 +17,7 @@ import rich.console
 import rich.markup
 import rich.table
 
+from atm import fileio
 from atm.evals import compare as compare_lib
 from atm.evals import metrics, results
 from atm.pages import eval_page, render
@@ -45,7 +46,10 @@ def compare_evaluations(runs: Sequence[str], output: str | None = None) -> str:
       f'RUNS = {runs!r}: expected two or more folders, '
       "('runs/a/eval/xnli', 'runs/b/eval/xnli')"
     )
+  path = output or os.path.join(runs[0], COMPARE_PAGE)
+  read = [os.path.join(run, results.RESULTS_FILE) for run in runs]
   every = [results.read_results(run) for run in runs]
+  fileio.check_output('OUTPUT', path, read)
   labels = compare_lib.distinguish_paths(runs)
   comparisons, notes = compare_lib.compare_runs(every, labels)
   if not comparisons:
@@ -54,7 +58,6 @@ def compare_evaluations(runs: Sequence[str], output: str | None = None) -> str:
       + ' '.join(f'{note}.' for note in notes)
     )
   rich.console.Console().print(console_table(labels, comparisons))
-  path = output or os.path.join(runs[0], COMPARE_PAGE)
   data = compare_page_data(labels, every, comparisons, notes)
   return render.write_page(path, 'compare', data)
 

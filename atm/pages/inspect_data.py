@@ -10,7 +10,7 @@ from collections.abc import Callable
 import rich.console
 import rich.text
 
-from atm import messages
+from atm import fileio, messages
 from atm.data import batches as batches_lib
 from atm.data import (
   cache,
@@ -68,6 +68,7 @@ def inspect(
   tokens = messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
   console, sizes = console or rich.console.Console(), Lengths.of(lengths)
   log = lambda text: console.print(rich.text.Text(text), soft_wrap=True)
+  fileio.check_output_folder('OUTPUT_DIR', output_dir)
   configure_tasks()
   task_registry.find_task(mixture)
   if cache_dir is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from atm import fileio
 from atm.data import task_registry
 from atm.inference import sampling
 from atm.messages import check_choice, check_number
@@ -79,6 +80,7 @@ def plan_rows(
       missing.
     RuntimeError: the compiler failed for another reason than memory.
   """
+  fileio.check_output_folder('MODEL_DIR', model_dir)
   batch_size = check_number('DECODE_BATCH_SIZE', batch_size, 1, optional=True)
   weights = check_choice(
     'WEIGHTS', weights, config_lib.CONFIG_CHOICES['dtype'], optional=True

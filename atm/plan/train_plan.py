@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from atm import fileio
 from atm.data import task_registry
 from atm.messages import check_arguments, check_number
 from atm.model import config as config_lib
@@ -93,6 +94,7 @@ def plan(
   given = dict(locals())
   if instead is not None:
     return instead(given)
+  fileio.check_output_folder('MODEL_DIR', model_dir)
   target = hardware.find_target(topology, make_mesh, start)
   sizes, mesh = task_registry.Lengths.of(lengths), target.mesh
   config_checks.check_sizes(
