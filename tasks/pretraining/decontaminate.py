@@ -264,12 +264,20 @@ def read_file_texts(path: str) -> Iterator[str]:
   """Yields the texts of one file but blank ones, see `Index.read`."""
   kind, _ = text_lines.detect_text_format(path)
   if kind == 'jsonl':
-    found = (_find_strings(x) for _, x in text_reader.read_values(path))
+    found = (x for _, x in text_reader.read_values(path, _parse_strings))
   else:
     lines = text_reader.read_text_lines(path)
     found = (x.split('\t') if kind == 'tsv' else (x,) for _, x in lines)
   for texts in found:
     yield from (text for text in texts if text.strip())
+
+
+def _parse_strings(text: str) -> list[str]:
+  """Returns the strings in a line of JSON; raises BadRecord for no text."""
+  found = list(_find_strings(text_reader.parse_value(text)))
+  for string in found:
+    text_reader.check_strings('a string', string)
+  return found
 
 
 def _find_strings(value) -> Iterator[str]:
