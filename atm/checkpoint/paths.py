@@ -38,6 +38,8 @@ def set_checkpoint_dir(model_dir: str, directory: str) -> None:
     directory = os.path.abspath(directory)
   path = os.path.join(model_dir, CHECKPOINTS)
   now = os.fspath(find_checkpoint_dir(model_dir))
+  if now == directory and not os.path.isfile(path):
+    return  # where they lie anyway
   if os.path.exists(path) and now != directory:
     raise ValueError(
       f'CHECKPOINT_DIR = {directory!r}, but the checkpoints of MODEL_DIR = '

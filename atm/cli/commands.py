@@ -8,7 +8,7 @@ import sys
 from atm.cli import gin_config, gin_files
 from atm.cli.gin_config import get_configurable, get_setting
 from atm.cli.gin_text import UserError
-from atm.messages import did_you_mean
+from atm.messages import did_you_mean, quote
 
 USAGE = (
   'usage: atm RUN [--gin_file=FILE]... [--gin.NAME=VALUE]... '
@@ -201,8 +201,30 @@ def writes_files(run: str) -> bool:
   return run in LOGGING
 
 
+def check_run_folder() -> None:
+  """Raises UserError where a run's own config.gin names another folder.
+
+  It does where the folder was moved or copied, or its name is a relative one,
+  of another working directory: the run would begin anew there.
+  """
+  path = gin_config.get_origin('MODEL_DIR')
+  named = path and get_setting('MODEL_DIR')
+  if not isinstance(named, str) or os.path.basename(path) != 'config.gin':
+    return
+  here = os.path.normpath(os.path.dirname(path))
+  there = os.path.expanduser(named)
+  is_run = os.path.lexists(os.path.join(here, 'checkpoints'))
+  if is_run and os.path.realpath(here) != os.path.realpath(there):
+    raise UserError(
+      f'{path} lies in a run folder, but names another, MODEL_DIR = '
+      f'{quote(named)}, as after a move or a copy: to take the run in that '
+      f'folder add --gin.MODEL_DIR="{here!r}"'
+    )
+
+
 def execute(run: str) -> None:
   """Does what a run of RUNS is for, with gin configured."""
+  check_run_folder()
   command = RUNS[run]
   made = command() if callable(command) else get_configurable(command)()
   if hasattr(made, 'run'):  # a job: a dataclass that gin configured

@@ -335,11 +335,18 @@ def _check_calls(bound: dict) -> None:
 
 
 _arguments: list = []
+_origins: dict[str, str] = {}
 
 
 def arguments() -> list:
   """Returns what `apply_config` was given, for other processes of this run."""
   return _arguments
+
+
+def get_origin(name: str) -> str | None:
+  """Returns the gin file that binds a macro last; None: no file does."""
+  file, line, _ = _origins.get(name, '').rpartition(', line ')
+  return file if line else None
 
 
 def check_configuration(
@@ -373,6 +380,8 @@ def apply_config(
   """
   _arguments[:] = files, bindings, modules
   made, bound = check_configuration(files, bindings, modules)
+  _origins.clear()
+  _origins.update((name, macro.where) for name, macro in made.macros.items())
   for key, value in bound:
     gin.bind_parameter(key, replace_references(value, _as_gin_reference))
   # config_str writes them into config.gin.

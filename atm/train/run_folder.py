@@ -11,7 +11,7 @@ import socket
 import jax
 
 from atm import fileio
-from atm.checkpoint import reader
+from atm.checkpoint import paths, reader
 from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
 from atm.parallel import distributed
@@ -49,7 +49,7 @@ class RunFolder:
       yield self
       return
     is_new = not os.path.exists(self.path)
-    with self._open_lock() as file:
+    with _open_lock(self.path, f'MODEL_DIR = {self.path!r}') as file:
       _sign(file)
       try:
         yield self
@@ -57,24 +57,21 @@ class RunFolder:
         if is_new:
           self._remove_if_empty()
 
-  def _open_lock(self):
-    """Returns the lock's file, locked; child processes do not inherit it."""
-    path = os.path.join(self.path, LOCK_FILE)
-    while True:
-      os.makedirs(self.path, exist_ok=True)
-      file = open(path, 'a+')  # noqa: SIM115, the caller closes it
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with contextlib.suppress(FileNotFoundError):
-          if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-            return file
-      except BlockingIOError as e:
-        file.close()
-        raise ValueError(
-          f'MODEL_DIR = {self.path!r} is in use by {_holder(path)}: wait for '
-          'it, stop it, or use another MODEL_DIR'
-        ) from e
-      file.close()  # its name was removed before we had the lock
+  @contextlib.contextmanager
+  def lock_checkpoints(self):
+    """Locks the folder of the checkpoints, too, where that is another.
+
+    Runs may share it in turn; at a time, they would remove each other's. An
+    object store has no locks.
+    """
+    folder = os.fspath(paths.find_checkpoint_dir(self.path))
+    inside = os.path.dirname(folder) == os.path.abspath(self.path)
+    if jax.process_index() or inside or '://' in folder:
+      yield
+      return
+    with _open_lock(folder, f'CHECKPOINT_DIR = {folder!r}') as file:
+      _sign(file)
+      yield
 
   def _remove_if_empty(self) -> None:
     """Removes what a run leaves that was refused before it began."""
@@ -125,6 +122,26 @@ class RunFolder:
       row['step'] == step and any(key.startswith('eval/') for key in row)
       for row in self.metrics()
     )
+
+
+def _open_lock(folder: str, name: str):
+  """Returns a folder's lock, locked; child processes do not inherit it."""
+  path = os.path.join(folder, LOCK_FILE)
+  while True:
+    os.makedirs(folder, exist_ok=True)
+    file = open(path, 'a+')  # noqa: SIM115, the caller closes it
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+          return file
+    except BlockingIOError as e:
+      file.close()
+      raise ValueError(
+        f'{name} is in use by {_holder(path)}: wait for it, stop it, or use '
+        'another'
+      ) from e
+    file.close()  # its name was removed before we had the lock
 
 
 def _sign(file) -> None:

@@ -1,5 +1,6 @@
 """A training run: it checks its settings, opens its inputs and state, loops."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -53,10 +54,9 @@ def train(config: TrainConfig) -> TrainingResult:
   goodput = Goodput()
   if not distributed.is_main_process():
     config = dataclasses.replace(config, say=lambda text: None)
-  with (
-    RunFolder(config.model_dir).lock() as folder,
-    messages.note_work(folder.describe_progress),
-  ):
+  with contextlib.ExitStack() as held:
+    folder = held.enter_context(RunFolder(config.model_dir).lock())
+    held.enter_context(messages.note_work(folder.describe_progress))
     mesh, rules = config.make_mesh(), config.rules
     config_checks.check_sizes(
       mesh, rules, config.model_config, config.sizes, config.batch_size,
@@ -64,6 +64,7 @@ def train(config: TrainConfig) -> TrainingResult:
     )  # fmt: skip
     sharding.host_rows(mesh, rules, config.batch_size)  # raises unless divided
     source = find_source(config, folder)
+    held.enter_context(folder.lock_checkpoints())
     inputs = open_inputs(config, folder, source)
     words = inputs.vocabulary
 

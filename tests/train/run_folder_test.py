@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from atm.checkpoint import paths
 from atm.train.run_folder import RunFolder
 
 
@@ -41,3 +42,36 @@ def test_a_step_was_evaluated_if_its_held_out_losses_are_there(tmp_path):
   rows = '{"step": 4, "loss": 1}\n{"step": 8, "eval/loss/clm": 1}\n'
   (tmp_path / 'metrics.jsonl').write_text(rows)
   assert [folder.was_evaluated(n) for n in (0, 4, 8)] == [False, False, True]
+
+
+def test_one_run_at_a_time_is_at_work_on_checkpoints(tmp_path):
+  """Fault seen: a copy of a run, and the run, removed each other's."""
+  folders = [RunFolder(str(tmp_path / name)) for name in 'ab']
+  bucket = str(tmp_path / 'bucket')
+  for folder in folders:
+    paths.set_checkpoint_dir(folder.path, bucket)
+  with folders[0].lock_checkpoints():
+    with pytest.raises(
+      ValueError, match='CHECKPOINT_DIR = .* is in use by pro'
+    ):
+      folders[1].lock_checkpoints().__enter__()
+  with folders[1].lock_checkpoints():  # in turn
+    assert os.listdir(bucket) == ['lock']
+  plain = RunFolder(str(tmp_path / 'c'))
+  with plain.lock(), plain.lock_checkpoints():
+    assert os.listdir(plain.path) == ['lock']
+  inside = f'{plain.path}/checkpoints'
+  paths.set_checkpoint_dir(plain.path, inside)  # where they lie anyway
+  assert not os.path.exists(inside)
+  paths.set_checkpoint_dir(plain.path, 'gs://bucket/run')
+  with plain.lock_checkpoints():
+    pass
+
+
+def test_an_interrupted_run_says_what_is_saved(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  folder = RunFolder(str(tmp_path))
+  said = f'{tmp_path} has saved {{}}; the same command goes on'
+  assert folder.describe_progress() == said.format('no step yet')
+  (tmp_path / 'checkpoints' / '1200').mkdir()
+  assert folder.describe_progress() == said.format('step 1,200')
