@@ -21,6 +21,7 @@ import compileall
 import contextlib
 import dataclasses
 import difflib
+import functools
 import gc
 import hashlib
 import importlib
@@ -172,8 +173,7 @@ class Slot:
     """Forks a child that runs a job's tests, with its fault if there is one."""
     self.job, self.begun = job, time.monotonic()
     path = os.path.join(self.tree, job.file)
-    with open(os.path.join(ROOT, job.file), 'rb') as f:
-      source = f.read()
+    source = read_source(job.file)
     with open(path, 'wb') as f:
       f.write(job.fault.apply(source) if job.fault else source)
     with contextlib.suppress(FileNotFoundError):
@@ -200,10 +200,8 @@ class Slot:
       os.waitpid(self.pid, 0)
     self.pid = None
     shutil.rmtree(f'{self.report}.tmp', ignore_errors=True)
-    with open(os.path.join(ROOT, self.job.file), 'rb') as f:
-      source = f.read()
     with open(os.path.join(self.tree, self.job.file), 'wb') as f:
-      f.write(source)
+      f.write(read_source(self.job.file))
     if not os.path.exists(self.report):
       return {'code': -1, 'failed': [], 'seconds': {}, 'lines': {}}
     with open(self.report) as f:
@@ -251,14 +249,12 @@ class Profiles:
         told = json.load(f)
       self.of = told['of'] if told['state'] == self.state else {}
 
-  def add(self, file: str, report: dict, log: str) -> None:
-    """Keeps a clean run's report; raises SystemExit if a test failed."""
-    if report['code'] or report['failed']:
-      shutil.copy(log, os.path.join(tempfile.gettempdir(), 'mutate.log'))
-      raise SystemExit(
-        f'{file}: its tests fail without any fault, see '
-        f'{tempfile.gettempdir()}/mutate.log'
-      )
+  def add(self, file: str, report: dict) -> None:
+    """Keeps a clean run's report, without the tests that failed."""
+    for name in report['failed']:
+      print(f'{name} fails without any fault: it is left out')
+      for part in ('seconds', 'lines'):
+        report[part].pop(name, None)
     self.of[file] = report
     os.makedirs(PROFILES, exist_ok=True)
     with open(os.path.join(PROFILES, 'profiles.json'), 'w') as f:
@@ -292,13 +288,20 @@ class Profiles:
     ]  # fmt: skip
 
 
+@functools.cache
+def read_source(file: str) -> bytes:
+  """Returns a module's source as it was first read: it may be edited since."""
+  with open(os.path.join(ROOT, file), 'rb') as f:
+    return f.read()
+
+
 def describe_checkout() -> str:
   """Returns a digest of all Python sources."""
   digest = hashlib.sha256()
   for top in ('atm', 'tests', 'tasks'):
     for folder, _, names in sorted(os.walk(os.path.join(ROOT, top))):
       for name in sorted(names):
-        if name.endswith('.py'):
+        if name.endswith('.py') and not name.startswith('muta'):
           with open(os.path.join(folder, name), 'rb') as f:
             digest.update(f.read())
   return digest.hexdigest()
@@ -320,13 +323,13 @@ class Campaign:
     self.results: list[dict] = []
 
   def work(self, jobs: list[Job]):
-    """Yields (job, report, log) as jobs end; takes more that are appended."""
+    """Yields (job, report) as jobs end; takes more that are appended."""
     while jobs or any(slot.pid for slot in self.slots):
       for slot in self.slots:
         if slot.pid:
           report = slot.poll()
           if report is not None:
-            yield slot.job, report, f'{slot.report}.log'
+            yield slot.job, report
         if not slot.pid and jobs:
           slot.start(jobs.pop(0))
       time.sleep(0.02)
@@ -337,8 +340,8 @@ class Campaign:
       Job(file, find_tests(file))
       for file in files if file not in self.profiles.of
     ]  # fmt: skip
-    for job, report, log in self.work(jobs):
-      self.profiles.add(job.file, report, log)
+    for job, report in self.work(jobs):
+      self.profiles.add(job.file, report)
       seconds = sum(report['seconds'].values())
       print(f'{job.file}: clean, {seconds:.1f} s', flush=True)
 
@@ -357,7 +360,7 @@ class Campaign:
         jobs.append(first)
 
     refill()
-    for job, report, _ in self.work(jobs):
+    for job, report in self.work(jobs):
       later = rest[job.fault.identity]
       if report['code'] == 0 and later:
         jobs.insert(0, later.pop(0))
@@ -387,9 +390,7 @@ class Campaign:
     with open(os.path.join(PROFILES, 'results.jsonl'), 'a') as f:
       f.write(json.dumps(result) + '\n')
     if not caught:
-      with open(os.path.join(ROOT, fault.file), 'rb') as f:
-        source = f.read()
-      print(show_difference(fault, source), flush=True)
+      print(show_difference(fault), flush=True)
 
   def print_progress(self, count: int, begun: float) -> None:
     """Prints the share that was caught and the time that is left."""
@@ -403,8 +404,9 @@ class Campaign:
     )
 
 
-def show_difference(fault: mutants.Fault, source: bytes) -> str:
+def show_difference(fault: mutants.Fault) -> str:
   """Returns a diff of a fault."""
+  source = read_source(fault.file)
   old, new = (
     text.decode().splitlines() for text in (source, fault.apply(source))
   )
@@ -431,8 +433,8 @@ def choose(arguments) -> list[mutants.Fault]:
   ]  # fmt: skip
   by_file = {}
   for name in names:
-    with open(os.path.join(ROOT, f'atm/{name}.py'), 'rb') as f:
-      faults = mutants.find_faults(f'atm/{name}.py', f.read())
+    file = f'atm/{name}.py'
+    faults = mutants.find_faults(file, read_source(file))
     by_file[name] = sorted(faults, key=lambda x: x.rank(arguments.seed))
   if arguments.again:
     with open(os.path.join(PROFILES, 'results.jsonl')) as f:
