@@ -236,8 +236,9 @@ def write_manifests(units: list[CacheUnit], job: CacheJob) -> int:
       made_from = job.get_provenance(task, split)
       token_store.write_manifest(folder, made_from, parts)
     # Left by killed processes; all files are there, so nobody writes any more.
-    for partial in glob.glob(f'{glob.escape(folder)}/*.partial-*'):
-      os.remove(partial)
+    for name in ('rows-*', token_store.MANIFEST):
+      for left in glob.glob(f'{glob.escape(folder)}/{name}.partial-*[0-9]'):
+        os.remove(left)
   return missing
 
 

@@ -160,10 +160,19 @@ class Vocabulary:
 
 
 def write_vocabulary(model: bytes, directory: str) -> Vocabulary:
-  """Writes a SentencePiece model into a folder, whole or not at all."""
+  """Writes a SentencePiece model into a folder, whole or not at all.
+
+  Raises ValueError if another is there: models may have been trained with it.
+  """
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, MODEL_FILE)
-  fileio.write_atomically(path, model)
+  if not os.path.lexists(path):
+    fileio.write_atomically(path, model)
+  elif epath.Path(path).read_bytes() != model:
+    raise ValueError(
+      f'{path} is another vocabulary, which models may have been trained with: '
+      'use another folder, or move it away'
+    )
   return Vocabulary(path)
 
 

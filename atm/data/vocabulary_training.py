@@ -134,6 +134,16 @@ def write_report(vocabulary: Vocabulary, rows: dict) -> str:
   ])  # fmt: skip
 
 
+def _check_no_other(directory: str, size: int) -> None:
+  """Raises ValueError, before hours of work, where a vocabulary is another."""
+  path = os.path.join(directory, vocabulary_lib.MODEL_FILE)
+  if os.path.exists(path) and (there := Vocabulary(path).size) != size:
+    raise ValueError(
+      f'{path} is another vocabulary, of {there:,} pieces: use another folder, '
+      'or move it away'
+    )
+
+
 def train_vocabulary(
   mixture: str,
   directory: str,
@@ -159,6 +169,7 @@ def train_vocabulary(
   if not 0 <= spoken_share <= 1:
     raise ValueError(f'SPOKEN_SHARE = {spoken_share}: expected 0 to 1')
   fileio.check_output_folder('VOCABULARY_DIR', directory)
+  _check_no_other(directory, size)
   configure_tasks()
   say(f'training a vocabulary of {size:,} pieces on the text of {mixture}')
   written = (text for _, text in task_registry.read_texts(mixture))

@@ -188,7 +188,7 @@ class SuiteEvaluation(api.ModelSource):
     completed_path = os.path.join(folder, COMPLETED_FILE)
     completed = _read_completed(completed_path)
     mark = file_jobs.hash_settings(settings)
-    if completed.get(task.name) == mark and os.path.exists(path):
+    if _is_answered(path, mark, completed.get(task.name)):
       self._log('  answered before')
       with open(path, encoding='utf-8') as f:
         return list(map(json.loads, f))
@@ -205,17 +205,26 @@ class SuiteEvaluation(api.ModelSource):
       lambda text: self._log(f'  {text}'),
     )  # fmt: skip
     if distributed.is_main_process():
-      fileio.write_json(completed_path, {**completed, task.name: mark})
+      facts = {'settings': mark, 'crc32': fileio.checksum(path)}
+      fileio.write_json(completed_path, {**completed, task.name: facts})
     return [partial.done[i] for i in range(len(rows))]
 
 
-def _read_completed(path: str) -> dict[str, str]:
-  """Reads task -> hash of its settings, of the tasks that are answered."""
+def _read_completed(path: str) -> dict[str, dict | str]:
+  """Reads task -> settings and checksum of its answers, where there are all."""
   try:
-    with open(path) as f:
-      return json.load(f)
+    return fileio.read_json(path)
   except (FileNotFoundError, ValueError):
     return {}
+
+
+def _is_answered(path: str, mark: str, facts: dict | str | None) -> bool:
+  """Tells whether a file has the answers of these settings, undamaged."""
+  if not os.path.exists(path):
+    return False
+  if isinstance(facts, str):  # of before there were checksums
+    return facts == mark
+  return facts == {'settings': mark, 'crc32': fileio.checksum(path)}
 
 
 def collect_versions(tasks: Iterable[Task]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import traceback
 
 import jax
 
+from atm import fileio
 from atm.checkpoint import paths, reader
 from atm.messages import CrashNote, list_frames
 
@@ -54,7 +55,7 @@ class CrashReport(contextlib.AbstractContextManager):
     prefix = f'{number}-' if (number := jax.process_index()) else ''
     path = os.path.join(self.model_dir, prefix + FAILURE_FILE)
     try:
-      with open(path, 'w') as f:
+      with fileio.replacing(path) as f:
         f.writelines(traceback.format_exception(error))
     except OSError as e:  # a full disk, say
       return f'not written: {e}'

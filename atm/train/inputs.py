@@ -10,7 +10,7 @@ from atm.data import batches as batches_lib
 from atm.data import cache
 from atm.data.batches import MixturePart
 from atm.data.streaming import Stream
-from atm.data.vocabulary import Vocabulary
+from atm.data.vocabulary import MODEL_FILE, Vocabulary
 from atm.parallel import distributed
 from atm.train import config_checks
 from atm.train.config import TrainConfig
@@ -97,7 +97,7 @@ def open_vocabulary(
     words = vocabulary_of(source, path)
     of = f'that INIT_FROM = {source.directory!r} was trained with'
   else:
-    if path is None and not os.path.exists(own):
+    if path is None and not os.path.exists(os.path.join(own, MODEL_FILE)):
       if folder.step_found is not None:
         raise ValueError(
           f'MODEL_DIR = {folder.path!r} has weights but no vocabulary: set '
@@ -108,7 +108,8 @@ def open_vocabulary(
     words = Vocabulary(own if path is None else path)
     of = f'that this run is given, {words.path}'
   # What reads the run later takes its own.
-  if os.path.exists(own) and Vocabulary(own).sha256 != words.sha256:
+  there = os.path.exists(os.path.join(own, MODEL_FILE))
+  if there and Vocabulary(own).sha256 != words.sha256:
     raise ValueError(
       f'{own} is not the vocabulary {of}: remove it, or use another MODEL_DIR'
     )

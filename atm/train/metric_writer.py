@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from atm import fileio
 
 METRICS_FILE = 'metrics.jsonl'
+DROPPED_FILE = 'metrics_dropped.jsonl'
 
 
 class NullWriter:
@@ -21,9 +22,17 @@ class MetricWriter:
   """metrics.jsonl, one object a line, and a TensorBoard log beside it."""
 
   def __init__(self, directory: str, rewind_to: int):
-    """Opens the log of a run; drops what it holds beyond step `rewind_to`."""
+    """Opens the log of a run; moves what is beyond step `rewind_to` out of it.
+
+    The steps are done again; their rows are kept in DROPPED_FILE.
+    """
     self.path = os.path.join(directory, METRICS_FILE)
-    rows = [r for r in read_metrics(directory) if r['step'] <= rewind_to]
+    every = read_metrics(directory)
+    rows = [row for row in every if row['step'] <= rewind_to]
+    dropped = [row for row in every if row['step'] > rewind_to]
+    if dropped:
+      with open(os.path.join(directory, DROPPED_FILE), 'a') as f:
+        f.writelines(json.dumps(row) + '\n' for row in dropped)
     with fileio.replacing(self.path) as f:
       f.writelines(json.dumps(row) + '\n' for row in rows)
     from clu.metric_writers.summary_writer import SummaryWriter  # TensorFlow

@@ -110,3 +110,22 @@ def test_every_byte_of_a_files_facts_is_sealed(words, configure, tmp_path):
   path.write_bytes(content.replace(b'"documents": 50', b'"documents": 51'))
   with pytest.raises(ValueError, match='is damaged: it differs from its own'):
     build(tmp_path / 'rows', words, configure, text, splits=('train',))
+
+
+def test_a_build_removes_what_was_half_written_and_nothing_else(
+  words, configure, tmp_path
+):
+  """Fault seen: a file of a user with .partial- in its name."""
+  text, rows = tmp_path / 'text', tmp_path / 'rows'
+  text.mkdir()
+  (text / 'en.txt').write_text('a line\n' * 50)
+  build(rows, words, configure, text, splits=('train',))
+  before = contents(rows)
+  folder = rows / 'text_en_clm-train'
+  (folder / 'rows-00000-of-00001.array_record.partial-7').touch()
+  (folder / 'manifest.json.partial-77').touch()
+  for name in ('notes.partial-2', 'rows.txt', 'rows-mine.partial-draft'):
+    (folder / name).touch()
+    before[f'{folder.name}/{name}'] = contents(folder)[name]
+  build(rows, words, configure, text, splits=('train',))
+  assert contents(rows) == before

@@ -141,3 +141,13 @@ def test_only_xlmrs_tokenizer_is_taken_for_it(xlmr_words, tmp_path):
   with pytest.raises(ValueError, match=r'it has \[CLM\] already'):
     vocabulary.convert_xlmr(tmp_path / 'clm.model', out)
   assert not os.path.exists(out)
+
+
+def test_another_vocabulary_is_not_written_over(words, tmp_path):
+  """Fault seen: the one that models were trained with, replaced."""
+  made = vocabulary.write_vocabulary(words.model, str(tmp_path / 'v'))
+  other = words.model + b'\xa0\x1f\x01'  # a field that nobody reads
+  with pytest.raises(ValueError, match='is another vocabulary, which models'):
+    vocabulary.write_vocabulary(other, str(tmp_path / 'v'))
+  again = vocabulary.write_vocabulary(words.model, str(tmp_path / 'v'))
+  assert again.sha256 == made.sha256 == words.sha256

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from atm.data import vocabulary_training
+from atm.data import vocabulary, vocabulary_training
 
 
 def test_training_is_a_function_of_the_text(words, tmp_path):
@@ -53,3 +53,11 @@ def test_an_error_of_the_text_is_raised_as_it_is(tmp_path, error):
   with pytest.raises(type(error)) as raised:
     vocabulary_training.train_sentencepiece(texts(), str(tmp_path / 'v'), 100)
   assert raised.value is error and not os.listdir(tmp_path)
+
+
+def test_another_size_is_refused_before_it_is_trained(words, tmp_path):
+  vocabulary.write_vocabulary(words.model, str(tmp_path))
+  with pytest.raises(ValueError, match='another vocabulary, of 2,048 pieces'):
+    vocabulary_training.train_vocabulary(
+      'udhr', str(tmp_path), 2000, train=lambda *args: 1 / 0
+    )

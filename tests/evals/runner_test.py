@@ -40,7 +40,8 @@ def test_what_is_answered_is_not_asked_again(
 ):
   """Cut off in a task, then between two tasks; a changed model begins anew.
 
-  Faults seen: answers of another step taken; a finished task asked again.
+  Faults seen: answers of another step taken; a finished task asked again;
+  answers taken that were damaged on disk.
   """
   monkeypatch.setattr(runner, 'BATCHES_PER_CHUNK', 1)
   whole = run(model, tasks(name), tmp_path / 'whole', batch_size=1)
@@ -63,8 +64,16 @@ def test_what_is_answered_is_not_asked_again(
   assert made == whole
   count = len(asked)
   assert run(model, tasks(name), parts) == whole and len(asked) == count
+  completed = parts / 'predictions' / runner.COMPLETED_FILE
+  facts = json.loads(completed.read_text())[name]
+  completed.write_text(json.dumps({name: facts['settings']}))  # as of before
+  assert run(model, tasks(name), parts) == whole and len(asked) == count
+  completed.write_text(json.dumps({name: facts}))
+  answers = parts / 'predictions' / f'{name}.jsonl'
+  answers.write_bytes(answers.read_bytes().replace(b'e', b'g', 1))
+  assert run(model, tasks(name), parts) == whole and len(asked) == 2 * count
   run(dataclasses.replace(model, step=8), tasks(name), parts)
-  assert len(asked) == 2 * count
+  assert len(asked) == 3 * count
 
 
 @pytest.fixture(scope='module')

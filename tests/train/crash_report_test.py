@@ -5,6 +5,8 @@ import pytest
 from atm.cli import error_report
 from atm.train import crash_report, metric_writer, optimizer
 
+from damage import full_disk
+
 
 def test_an_error_gets_a_note_that_fits_a_screen(tmp_path):
   """Faults seen: a place outside of atm; the traceback not kept."""
@@ -37,3 +39,13 @@ def test_the_place_is_the_innermost_line_of_atm(tmp_path):
     metric_writer.read_metrics(5)  # os.path.join raises
   place = 'in read_metrics, atm/train/metric_writer.py:'
   assert place in error_report.get_note(caught.value)
+
+
+def test_a_full_disk_leaves_the_traceback_of_before(tmp_path):
+  """Fault seen: the file emptied before it could not be written."""
+  report = crash_report.CrashReport(str(tmp_path), 9)
+  path = tmp_path / crash_report.FAILURE_FILE
+  path.write_text('of before')
+  with full_disk(4):
+    said = report._keep(ValueError('x'))
+  assert said.startswith('not written: ') and path.read_text() == 'of before'

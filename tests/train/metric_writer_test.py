@@ -12,7 +12,7 @@ def test_a_torn_metrics_line_is_dropped(tmp_path):
 
 
 def test_a_resumed_run_drops_the_steps_that_it_does_again(tmp_path):
-  """Fault seen: rows beyond the checkpoint kept."""
+  """They are kept beside it. Fault seen: rows beyond the checkpoint kept."""
   write = lambda rewind, steps: [
     log.write(step, {'loss': 1.0})
     for log in [metric_writer.MetricWriter(str(tmp_path), rewind)]
@@ -27,3 +27,9 @@ def test_a_resumed_run_drops_the_steps_that_it_does_again(tmp_path):
     3,
     4,
   ]
+  path = str(tmp_path / metric_writer.DROPPED_FILE)
+  dropped = list(metric_writer.read_intact_lines(path))
+  assert [row['step'] for row in dropped] == [3]
+  write(-1, ())  # anew, as where the checkpoints were taken away
+  dropped = list(metric_writer.read_intact_lines(path))
+  assert [row['step'] for row in dropped] == [3, 0, 1, 2, 3, 4]
