@@ -283,10 +283,19 @@ def _make_questions(
     cut = lambda text, tokens: prompts.cut_document(
       text, tokenizer.encode, tokenizer.decode, tokens
     )
-  return [
-    spec.format.question(example, shots, spec.language, mode, cut)
-    for example in examples
-  ]
+  return [_write_question(source, e, shots, mode, cut) for e in examples]
+
+
+def _write_question(
+  source: ExampleSource, example: RawExample, shots, mode: str, cut
+) -> Question:
+  """Writes a question; raises ValueError with the place of the example."""
+  spec = source.spec
+  try:
+    return spec.format.question(example, shots, spec.language, mode, cut)
+  except ValueError as e:
+    place = f'{source.place}, example {example["id"]}'
+    raise ValueError(f'{place}: {e}') from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,9 +397,14 @@ def _check_split(source: ExampleSource, split: str) -> list[FileReport]:
     return [
       FileReport(data, path, None, 'missing', e.where) for path in e.files
     ]
+  whole = lambda text, tokens: text
+  count = 0
   try:
-    count = sum(1 for _ in found.examples())
-  except ValueError as e:
+    for example in found.examples():
+      count += 1
+      if split == source.spec.split:  # what a run would ask
+        _write_question(source, example, (), prompts.MODES[0], whole)
+  except (ValueError, OSError) as e:
     return [FileReport(data, ', '.join(found.places), None, str(e))]
   problem = '' if count else 'no examples'
   return [FileReport(data, path, count, problem) for path in found.places]

@@ -238,3 +238,25 @@ def test_check_says_what_is_there_and_what_is_not(tmp_path):
   assert text[2].endswith('eng.devtest  missing')
   assert len([line for line in text if 'flores101_dataset.tar.gz' in line]) == 1
   assert not any('None' in line for line in text)
+
+
+@pytest.mark.parametrize('source, message', [
+  ('\n', "example 0: field 'sentence'"),
+  (None, 'is a folder'),
+])  # fmt: skip
+def test_check_finds_what_a_run_would(tmp_path, source, message):
+  """Faults seen: a blank sentence that ended the run; a folder, the check."""
+  shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / 'flores101/flores101_dataset/devtest/eng.devtest'
+  lines = path.read_text().count('\n')
+  path.unlink()
+  if source is None:
+    path.mkdir()
+  else:
+    path.write_text(source * lines)
+  sources = registry.select_sources('flores101_en_de', str(tmp_path))
+  (problem,) = {row.problem for row in registry.check_files(sources)} - {''}
+  assert message in problem and str(path) in problem
+  (task,) = registry.suite('flores101_en_de', str(tmp_path))
+  with pytest.raises((ValueError, OSError), match=message):
+    task.make_questions(None)
