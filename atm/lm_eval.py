@@ -293,15 +293,22 @@ class AtmLM(LM):
 
   def _continue(self, contexts, config, until, numbers) -> list[str]:
     """Generates continuations of contexts; their numbers are for sampling."""
+    prefixes, stop = None, self.newlines.stops(until)
+    if self.mode == 'denoise':
+      # The space behind a context is no part of an answer, and ends none.
+      prefixes, stop = contexts, [s for s in stop if not s.startswith(' ')]
     generations = self.model.complete(
       [self.model.framed(ids, self.mode) for ids in contexts],
       config=config,
-      prefixes=contexts if self.mode == 'denoise' else None,
-      stop=self.newlines.stops(until),
+      prefixes=prefixes,
+      stop=stop,
       batch_size=self.batch_size,
       numbers=numbers,
     )
-    texts = (self.model.vocabulary.decode(x.ids) for x, *_ in generations)
+    words = self.model.vocabulary
+    normal = [words.normalize(s) for s in until if '\n' not in s]
+    until = [*until, *(s for s in normal if s.strip())]
+    texts = (words.decode(x.ids) for x, *_ in generations)
     return [self.newlines.cut(text, until) for text in texts]
 
   # --- Both

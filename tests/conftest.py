@@ -118,6 +118,18 @@ def words(tmp_path_factory) -> vocabulary.Vocabulary:
 
 
 @pytest.fixture(scope='session')
+def byte_words(tmp_path_factory) -> vocabulary.Vocabulary:
+  """A vocabulary that spells what is not in its few texts in bytes."""
+  from atm.data import vocabulary_training
+
+  texts = ['a plain text; <br> no more', 'and another one.', 'よって、もう一つ']
+  folder = str(tmp_path_factory.mktemp('bytes'))
+  return vocabulary_training.train_sentencepiece(
+    texts * 20, folder, 294, byte_fallback=True
+  )
+
+
+@pytest.fixture(scope='session')
 def model(words):
   """An untrained model over the shipped vocabulary, on one device."""
   import small_models

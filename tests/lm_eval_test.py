@@ -304,6 +304,28 @@ def test_newlines_stop_and_are_read_again(model, monkeypatch):
   assert cuts > 2
 
 
+@pytest.mark.parametrize('mode', prompts.MODES)
+def test_until_is_as_the_tokenizer_writes_it(model, mode, monkeypatch):
+  """Faults seen: '；' in an answer as ';'; a space of the prompt's end as one
+  of the answer."""
+  lm, words = AtmLM(model, mode, newline=''), model.vocabulary
+  made = api.Generation('', words.encode('one; two three'), [], 0.0)
+  stops = []
+
+  def complete(*args, **named):
+    stops.append(list(named['stop']))
+    return [[made]] * len(args[0])
+
+  monkeypatch.setattr(model, 'complete', complete)
+  for until, answer in (
+    (['；'], 'one'), ([' '], 'one;'), (['\n', '\u3000'], 'one; two three'),
+    (['ｔ'], 'one; '), (['two', ';'], 'one'),
+  ):  # fmt: skip
+    request = asked('generate_until', ('Everyone has', {'until': until}))
+    assert lm.generate_until(request) == [answer]
+  assert stops[1] == ([' '] if mode == 'clm' else [])
+
+
 def test_newlines():
   n = Newlines('<br>')
   assert n.written('a\nb\n\nc \n d\r\ne') == (

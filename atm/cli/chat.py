@@ -16,7 +16,7 @@ import rich.text
 from atm import fileio
 from atm.data import text_reader
 from atm.inference import api, prompts, sampling
-from atm.messages import check_choice, check_text, one_line, quote
+from atm.messages import check_choice, check_text, check_texts, one_line, quote
 
 HELP = {
   '/mode clm|denoise': 'continue the text, or complete it',
@@ -105,7 +105,7 @@ class Chat:
     self.config = dataclasses.replace(self.config, **{name: value})
 
   def _stop(self, rest: str) -> None:
-    self.stop = tuple(shlex.split(rest))
+    self.stop = check_texts('/stop', shlex.split(rest), empty=False)
 
   def _template(self, rest: str) -> None:
     self.shots, self.template = [], None
@@ -135,8 +135,8 @@ class Chat:
 
   def _prompt(self, rest: str) -> None:
     text = self.prompt(rest)
-    shown = rich.markup.escape(text)
-    self.console.print(f'{ISOLATE}{shown}{POP}', soft_wrap=True)
+    shown = rich.text.Text(f'{ISOLATE}{text}{POP}')
+    self.console.print(shown, soft_wrap=True)
     count = len(self.model.encode(text, self.mode))
     self.console.print(f'[dim]{count} tokens[/]')
 
@@ -171,15 +171,16 @@ class Chat:
         [self.last], self.mode, self.config, stop=stop
       )
       for one in found:
-        text = f'{ISOLATE}{rich.markup.escape(one.text)}{POP}'
-        out.print(f'{text} [dim]{one.score:.2f}[/]', soft_wrap=True)
+        shown = rich.text.Text(f'{ISOLATE}{one.text}{POP} ')
+        out.print(shown.append(f'{one.score:.2f}', 'dim'), soft_wrap=True)
         size += len(one.ids)
     else:
       out.print(ISOLATE, end='')
       for piece in self.model.stream(self.last, self.mode, self.config, stop):
         first = first or time.perf_counter() - start
         size += len(self.model.vocabulary.encode(piece))
-        out.print(piece, end='', markup=False, highlight=False, soft_wrap=True)
+        # A Text, for in a string rich reads `:smile:` as an emoji.
+        out.print(rich.text.Text(piece), end='', soft_wrap=True)
       out.print(POP)
     seconds = time.perf_counter() - start
     begun = f', the first after {first:.1f} s' if first else ''

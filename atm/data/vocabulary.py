@@ -142,17 +142,69 @@ class Vocabulary:
     whole = self._sp.EncodeAsIds('_' + text)
     return whole[len(mark) :] if whole[: len(mark)] == mark else []
 
+  def decode_parts(
+    self, first: Sequence[int], second: Sequence[int]
+  ) -> tuple[str, str]:
+    """Returns the texts of two parts of a text; joined, they are its `decode`.
+
+    A character of several byte pieces is where its last one is.
+    """
+    surfaces = self.surfaces([*first, *second])
+    return ''.join(surfaces[: len(first)]), ''.join(surfaces[len(first) :])
+
   def spelling(self) -> list[str]:
-    """Returns [V] texts that ids add to a running text; U+FFFD: not ASCII."""
-    # Of pieces that are bytes only those of ASCII are known by themselves.
+    """Returns [V] texts that ids add to a running text.
+
+    A byte of a longer character is a surrogate escape (PEP 383).
+    """
     texts = []
     for i, piece in enumerate(self.pieces(range(self.size))):
       if self._silent[i]:
         piece = ''
       elif self._sp.IsByte(i):  # such as <0x41>
-        piece = bytes([int(piece[3:-1], 16)]).decode('ascii', 'replace')
+        piece = bytes([int(piece[3:-1], 16)]).decode('utf-8', 'surrogateescape')
+      elif i == self.unk_id:
+        piece = self._sp.DecodeIds([i])
       texts.append(piece.replace('\u2581', ' '))
     return texts
+
+  def openings(self) -> list[str | None]:
+    """Returns [V] texts of ids that begin a text; None: it has not begun yet.
+
+    Spaces that pieces begin with are dropped there.
+    """
+    texts = []
+    for i, text in enumerate(self.spelling()):
+      if text and not self._sp.IsByte(i):
+        blank = text.isspace() and not self._sp.DecodeIds([i, i])
+        text = None if blank else self._sp.DecodeIds([i])
+      texts.append(None if self._silent[i] else text)
+    return texts
+
+  @functools.cached_property
+  def _normalizer(self) -> sentencepiece.SentencePieceNormalizer:
+    return sentencepiece.SentencePieceNormalizer(
+      model_proto=self.model,
+      add_dummy_prefix=False,
+      escape_whitespaces=False,
+      remove_extra_whitespaces=False,
+    )
+
+  def normalize(self, text: str) -> str:
+    """Returns a text as it is before it is cut into pieces, all spaces kept."""
+    return self._normalizer.Normalize(text)
+
+  @functools.cached_property
+  def _characters(self) -> frozenset[str]:
+    return frozenset(''.join(self.spelling()))
+
+  @functools.cached_property
+  def _has_bytes(self) -> bool:
+    return any(map(self._sp.IsByte, range(self.size)))
+
+  def can_spell(self, text: str) -> bool:
+    """Tells whether pieces can spell a text, as it is."""
+    return self._has_bytes or self._characters.issuperset(text)
 
   def pieces(self, ids: Sequence[int]) -> list[str]:
     """Returns the pieces of ids, special ones included."""

@@ -189,7 +189,9 @@ class Model(FewShotMixin):
         returns the text completed. Without effect on ids.
       config: how tokens are chosen.
       prefixes: what each output begins with: texts, or lists of ids.
-      stop: strings that end an output, and are not in its text.
+      stop: strings that end an output, and are not in its text. They are looked
+        for in what is generated, not in the prefix, and as the tokenizer
+        normalises them, too; the one that is complete first ends it.
       banned: texts, or lists of ids, that no output has; a text is banned
         behind a space and without one.
       batch_size: inputs decoded at a time, those of a like length together.
@@ -203,6 +205,7 @@ class Model(FewShotMixin):
     framing = self._framing
     ids = framing.inputs(inputs, mode)
     prefixes = framing.prefixes(prefixes, len(ids))
+    stop = framing.stops(stop)
     sampler = sampling.Sampler.from_config(
       config, framing.banned(banned), framing.stop_table(stop)
     )
@@ -256,6 +259,7 @@ class Model(FewShotMixin):
         'each where tokens are shown as they come'
       )
     framing = self._framing
+    stop = framing.stops(stop)
     batch, T, sampler = self._batch(
       framing.inputs([text], mode), framing.prefixes(None, 1), [number],
       sampling.Sampler.from_config(config, (), framing.stop_table(stop)),

@@ -372,9 +372,13 @@ class InferJob(FileJob):
   counted = 'inputs'
 
   def _settings(self, model, rows):
-    return super()._settings(model, rows) | dict(
+    settings = super()._settings(model, rows) | dict(
       config=self.config, stop=self.stop, banned=self.banned
     )
+    # Not continued with results of the versions that cut prefixes.
+    if self.stop and any(row.get('prefix') for row in rows):
+      settings['stops_in_prefixes'] = False
+    return settings
 
   def _prepare(self, model, rows, ids):
     prefixes = [row.get('prefix') or '' for row in rows]

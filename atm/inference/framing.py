@@ -2,12 +2,16 @@
 
 import dataclasses
 import functools
+import logging
+import unicodedata
 from collections.abc import Sequence
 
 from atm.data.vocabulary import Vocabulary
 from atm.inference import prompts, stop_strings
-from atm.messages import check_choice
+from atm.messages import check_choice, check_texts, quote
 from atm.model.config import ModelConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +74,43 @@ class Framing:
         rows.append(self.vocabulary.inside(x))
     return [row for row in rows if row and row != [self.config.end_id]]
 
-  def stop_table(self, stop: Sequence[str]):
-    """Returns `stop_strings.build_table` of stop strings; None without any."""
-    if not stop:
-      return None
-    if isinstance(stop, str):
-      raise ValueError(f'stop = {stop!r}: expected a list of strings')
-    if self.vocabulary is None:
+  def stops(self, stop: Sequence[str]) -> tuple[str, ...]:
+    """Returns stop strings as outputs may hold them.
+
+    As they are, and as the tokenizer normalises text: '…' is '...' in outputs.
+    A warning names a string that no output can hold.
+
+    Raises:
+      ValueError: they are not a list of strings, one is empty, or the model has
+        no tokenizer.
+    """
+    stop = check_texts('stop', stop, empty=False)
+    if stop and self.vocabulary is None:
       raise ValueError('this model has no tokenizer: stop strings need one')
-    return self._cached_table(tuple(stop))
+    forms = {}
+    for text in stop:
+      mine, normal = [text], self.vocabulary.normalize(text)
+      # A newline would be a space, and end an output behind its first word.
+      if normal.strip() and not _has_line_break(text):
+        mine.append(normal)
+      if not any(map(self.vocabulary.can_spell, mine)):
+        _warn_of_stop(text)
+      forms |= dict.fromkeys(mine)
+    return tuple(forms)
+
+  def stop_table(self, stop: tuple[str, ...]):
+    """Returns `stop_strings.build_table` of `stops`; None without any."""
+    return self._cached_table(stop) if stop else None
 
   @functools.cached_property
   def _cached_table(self):
-    pieces = self.vocabulary.spelling()
-    pieces += [''] * (self.config.vocab_size - len(pieces))
-    build = functools.partial(stop_strings.build_table, pieces)
+    words, size = self.vocabulary, self.config.vocab_size
+    pieces, openings = words.spelling(), words.openings()
+    pieces += [''] * (size - len(pieces))
+    openings += [None] * (size - len(openings))
+    build = functools.partial(
+      stop_strings.build_table, pieces, openings=openings
+    )
     return functools.lru_cache(8)(build)
 
   def _plain_ids(self, x, what: str) -> list[int]:
@@ -105,3 +131,16 @@ class Framing:
     while len(row) > 1 and pad in (row[0], row[-1]):
       row = row[1:] if row[0] == pad else row[:-1]
     return row
+
+
+def _has_line_break(text: str) -> bool:
+  """Tells whether a text has white space that is no space: newlines, tabs."""
+  return any(c.isspace() and unicodedata.category(c) != 'Zs' for c in text)
+
+
+@functools.lru_cache(maxsize=256)  # said once of each
+def _warn_of_stop(text: str) -> None:
+  why = ', which has spaces for line breaks' * _has_line_break(text)
+  logger.warning(
+    'stop = %s is in no output of this tokenizer%s', quote(text), why
+  )

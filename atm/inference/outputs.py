@@ -16,9 +16,10 @@ class Generation:
   """One output of `Model.complete`.
 
   Attributes:
-    text: prefix and ids decoded, up to a stop string; None where the model has
-      no tokenizer.
-    ids: the tokens written, without prefix, start and end.
+    text: prefix and ids decoded, up to a stop string in what the ids add to the
+      prefix; None where the model has no tokenizer.
+    ids: the tokens written, without prefix, start and end; those of a stop
+      string are among them.
     log_probabilities: of each of `ids` and, where there is one, of the end
       token, by the model before penalties and temperature.
     score: of beam search, else the sum of the log-probabilities.
@@ -45,6 +46,7 @@ def collect(
 ) -> list[list[Generation]]:
   """Returns the generations of each input, the best first, cut at `stop`.
 
+  A stop string is looked for behind the prefix, which may hold one.
   `outputs` are those of `generate.generate` or `beam_search.beam_search`, and
   `prefixes` the decoder's first ids of each input, start token included.
   """
@@ -56,8 +58,8 @@ def collect(
     score = scores[0][i, j] if scores else log_probabilities.sum()
     text = None
     if vocabulary is not None:
-      text = vocabulary.decode([*prefixes[i][1:], *row])
-      text = stop_strings.cut_at_stop(text, stop)
+      prefix, text = vocabulary.decode_parts(prefixes[i][1:], row)
+      text = prefix + stop_strings.cut_at_stop(text, stop)
     return Generation(text, row, log_probabilities.tolist(), float(score))
 
   return [

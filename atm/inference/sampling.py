@@ -187,8 +187,10 @@ def initial_history(model, sampler: Sampler, prefix, lengths) -> History:
     real = jnp.arange(n) < lengths[:, None]
     blank = jnp.zeros((R, model.config.vocab_size), bool)
     written = blank.at[jnp.arange(R)[:, None], prefix].max(real)
-  none = jnp.zeros(R, jnp.int32)
-  state = None if sampler.stops is None else none
+  none, state = jnp.zeros(R, jnp.int32), None
+  if sampler.stops is not None:
+    # Not what the prefix holds of a stop string, but whether it has any text.
+    state = (sampler.stops[0, prefix] > 0).any(axis=1).astype(jnp.int32)
   return History(none, jnp.where(at < 0, -1, tail), written, state)
 
 

@@ -5,58 +5,95 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 
-def build_table(pieces: Sequence[str], stops: Sequence[str]) -> np.ndarray:
+def build_table(
+  pieces: Sequence[str],
+  stops: Sequence[str],
+  openings: Sequence[str | None] | None = None,
+) -> np.ndarray:
   """Builds transitions, int32 [states, V], that find stops in [V] pieces.
 
-  The automaton of Aho and Corasick (1975) over characters, followed over whole
-  pieces. State 0 has read nothing of a stop; the last state has read all of
-  one, and is never left. Raises ValueError if a stop string is empty.
+  The automaton of Aho and Corasick (1975) over bytes, followed over whole
+  pieces: a character may be spelt in several. State 0 is the beginning of a
+  text; state 1 has read nothing of a stop; the last state has read all of one,
+  and is never left.
+
+  Args:
+    pieces: what each piece adds to a running text; a byte of a character is a
+      surrogate escape (PEP 383).
+    stops: strings to find, none of them empty.
+    openings: what each piece is at the beginning of a text, None where the text
+      has not begun behind it, either; by default `pieces`, None for ''.
   """
-  if not all(stops):
-    raise ValueError(f'stop = {list(stops)!r}: expected no empty string')
-  letters = {letter: i for i, letter in enumerate(sorted(set(''.join(stops))))}
-  steps = _automaton(stops, letters)
+  if openings is None:
+    openings = [piece or None for piece in pieces]
+  encode = lambda text: (text or '').encode('utf-8', 'surrogateescape')
+  steps, codes = _automaton(list(map(encode, stops)))
   end = len(steps) - 1
-  # Letters of all pieces, those of no stop as one more; -1 behind the end.
-  longest = max(map(len, pieces), default=0)
-  spelt = np.full((len(pieces), longest), -1, np.int32)
-  for row, piece in zip(spelt, pieces, strict=True):
-    row[: len(piece)] = [letters.get(letter, len(letters)) for letter in piece]
-  states = np.repeat(np.arange(len(steps))[:, None], len(pieces), axis=1)
-  for letter in spelt.T:
-    states = np.where(letter >= 0, steps[states, letter], states)
   # A power of two, so that few shapes compile; states between the automaton's
   # and the last are not reached.
-  size = 1 << end.bit_length()
+  size = 1 << (end + 1).bit_length()
   out = np.zeros((size, len(pieces)), np.int32)
-  out[:end], out[-1] = states[:end], end
-  return np.where(out == end, size - 1, out).astype(np.int32)
+  follow = lambda texts, states: _follow(
+    list(map(encode, texts)), steps[:, codes], states
+  )
+  begun = np.array([text is not None for text in openings])
+  out[0] = np.where(begun, 1 + follow(openings, [0])[0], 0)
+  out[1 : end + 1] = 1 + follow(pieces, range(end))
+  out[out == end + 1] = out[-1] = size - 1
+  return out
 
 
-def _automaton(stops, letters) -> np.ndarray:
-  """Returns [states, letters + 1] transitions; the last letter is any other."""
+def _automaton(stops: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ([states, letters] transitions, [256] the letter of each byte).
+
+  The last letter is any byte of no stop; the last state has read a stop.
+  """
+  alphabet = sorted(set(b''.join(stops)))
+  codes = np.full(256, len(alphabet))
+  codes[alphabet] = np.arange(len(alphabet))
   prefixes = {stop[:n] for stop in stops for n in range(len(stop))}
   order = sorted(prefixes, key=lambda text: (len(text), text))
   number = {text: i for i, text in enumerate(order)}
   end = len(order)
-  steps = np.zeros((end + 1, len(letters) + 1), np.int32)
+  steps = np.zeros((end + 1, len(alphabet) + 1), np.int32)
   steps[end] = end
   for text, i in number.items():
-    for letter, j in letters.items():
-      read = text + letter
-      # The longest end of what was read that begins a stop, or is one.
-      for start in range(len(read) + 1):
-        rest = read[start:]
-        if rest in stops or rest in number:
-          steps[i, j] = end if rest in stops else number[rest]
-          break
-  return steps
+    for letter, byte in enumerate(alphabet):
+      read = text + bytes([byte])
+      if read.endswith(tuple(stops)):
+        steps[i, letter] = end
+        continue
+      # The longest end of what was read that begins a stop.
+      ends = (read[start:] for start in range(len(read) + 1))
+      steps[i, letter] = next(number[rest] for rest in ends if rest in number)
+  return steps, codes
+
+
+def _follow(texts: Sequence[bytes], steps: np.ndarray, states) -> np.ndarray:
+  """Returns the states [N, V] that texts lead to from states [N].
+
+  `steps` are transitions [states, 256] of bytes.
+  """
+  out = np.repeat(np.array(states, np.int32)[:, None], len(texts), axis=1)
+  sizes = np.array(list(map(len, texts)), int)
+  starts = np.cumsum(sizes) - sizes
+  letters = np.frombuffer(b''.join(texts), np.uint8)
+  for at in range(sizes.max(initial=0)):
+    (going,) = np.nonzero(sizes > at)
+    out[:, going] = steps[out[:, going], letters[starts[going] + at]]
+  return out
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-  """Returns the text up to the first stop string in it."""
-  starts = [at for stop in stops if (at := text.find(stop)) >= 0]
-  return text[: min(starts)] if starts else text
+  """Returns the text up to the stop string in it that is complete first.
+
+  Of several that end at one character, up to the longest: where the text is cut
+  does not depend on the tokens that it came in.
+  """
+  found = [
+    (at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0
+  ]
+  return text[: min(found)[1]] if found else text
 
 
 def stream_text(
@@ -73,7 +110,7 @@ def stream_text(
     if cut_at_stop(text, stops) != text:
       break
     sure = hold_back(text, stops)
-    if sure.startswith(shown) and len(sure) > len(shown):
+    if len(sure) > len(shown):
       yield sure[len(shown) :]
       shown = sure
   whole = cut_at_stop(decode(ids), stops)

@@ -46,6 +46,29 @@ def test_settings_change_what_is_generated(talk):
   assert 'denoise' in said(talk)
 
 
+@pytest.mark.parametrize('beams', [1, 2])
+def test_an_output_is_shown_as_it_was_generated(talk, monkeypatch, beams):
+  """Faults seen: `:smile:` shown as an emoji; brackets read as a style; spaces
+  lost."""
+  text = 'a :smile: [red]b[/]  c\\'
+  one = api.Generation(text, [1], [-1.0], -1.0)
+  monkeypatch.setattr(talk.model, 'complete', lambda *args, **named: [[one]])
+  monkeypatch.setattr(
+    talk.model, 'stream', lambda *args: iter([text[:5], text[5:]])
+  )
+  talk.line(f'/set beams {beams}')
+  talk.line('Everyone has')
+  assert f'{chat.ISOLATE}{text}{chat.POP}' in said(talk)
+  talk.line('/prompt :smile: [red]')
+  assert f'{chat.ISOLATE}:smile: [red]{chat.POP}' in said(talk)
+
+
+def test_an_empty_stop_string_is_refused_where_it_is_given(talk):
+  """Fault seen: taken, and every answer an error."""
+  talk.line('/stop ; ""')
+  assert '/stop[1]' in said(talk) and talk.stop == ()
+
+
 def test_shots_from_a_file(talk, tmp_path):
   path = tmp_path / 'shots.jsonl'
   shot = {'sentence': 'one', 'language': 'de', 'translation': 'eins'}

@@ -39,6 +39,58 @@ def test_decoding_leaves_special_pieces_out(words):
   assert words.decode(ids) == 'free'
 
 
+@pytest.mark.parametrize('kind', ['words', 'byte_words'])
+def test_two_parts_of_a_text_are_its_text(request, kind, rng):
+  """Faults seen: a space lost or doubled between them; half a character."""
+  words = request.getfixturevalue(kind)
+  for _ in range(300):
+    ids = rng.integers(0, words.size, rng.integers(0, 9)).tolist()
+    at = int(rng.integers(0, len(ids) + 1))
+    first, second = words.decode_parts(ids[:at], ids[at:])
+    assert first + second == words.decode(ids)
+  one = words.encode('a')
+  assert words.decode_parts([], one) == ('', 'a')
+  assert words.decode_parts(one, one) == ('a', ' a')
+  assert words.decode_parts([words.clm_id], one) == ('', 'a')
+
+
+def test_a_character_of_several_pieces_is_in_one_part(byte_words):
+  ids = byte_words.encode('a𝄞')[-4:]
+  assert byte_words.decode_parts(ids[:2], ids[2:])[1] == '𝄞'
+
+
+@pytest.mark.parametrize('kind', ['words', 'byte_words', 'xlmr_words'])
+def test_spelling_and_openings_are_what_decoding_writes(request, kind, rng):
+  """Faults seen: `<unk>` for what is shown as ' ⁇ '; a special piece, or a
+  space, that begins a text."""
+  words = request.getfixturevalue(kind)
+  spelt, openings = words.spelling(), words.openings()
+  assert len(spelt) == len(openings) == words.size
+  encode = lambda text: (text or '').encode('utf-8', 'surrogateescape')
+  for _ in range(600):
+    ids = rng.integers(0, words.size, rng.integers(1, 6)).tolist()
+    if rng.random() < 0.5:
+      ids[0] = words.encode('_ _')[-2]  # a space, where it is a piece
+    text, begun = b'', False
+    for i in ids:
+      text += encode(spelt[i] if begun else openings[i])
+      begun = begun or openings[i] is not None
+    if (whole := text.decode('utf-8', 'replace')).count('\ufffd') == 0:
+      assert whole == words.decode(ids)
+
+
+def test_texts_are_normalized_and_their_spaces_kept(words):
+  assert words.normalize(' …；  ﬁ\u3000') == ' ...;  fi '
+  assert words.normalize('') == '' and words.normalize('\n') == ' '
+
+
+def test_which_texts_pieces_can_spell(words, byte_words):
+  """Fault seen: a text of bytes alone said not to be."""
+  assert words.can_spell('Everyone; すべて') and words.can_spell('')
+  assert not words.can_spell('\n') and not words.can_spell('a漢')
+  assert byte_words.can_spell('\n漢')
+
+
 def test_errors_name_the_file(tmp_path):
   with pytest.raises(FileNotFoundError, match='no vocabulary at .*atm vocab'):
     Vocabulary(tmp_path / 'none')

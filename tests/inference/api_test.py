@@ -108,3 +108,29 @@ def test_a_prefix_begins_an_output(model):
     model.complete(['a', 'b'], prefixes=['a'])
   with pytest.raises(ValueError, match='a prefix of 64 tokens: expected at'):
     model.complete([[3]], prefixes=[[3] * 64])
+
+
+def test_stops_in_a_prefix_end_no_output(model):
+  """Only what is generated is looked at.
+
+  Faults seen: the text cut inside the prefix; a stop that begins in the prefix
+  found; what was generated up to a stop lost.
+  """
+  config, words = sampling.Config(max_tokens=24), model.vocabulary
+  texts = ['Everyone has', 'Jeder', 'All human beings']
+  prefixes = ['Every; one', 'Jeder;', '']
+  free = model.complete(texts, config=config, prefixes=prefixes)
+  given = [words.decode(words.encode(prefix)) for prefix in prefixes]
+  tails = [row[0].text[len(x) :] for x, row in zip(given, free, strict=True)]
+  later = next(c for c in tails[0] if c != tails[0][0])
+  stops = [';', 'one' + tails[0][0], later]
+  made = model.complete(texts, config=config, prefixes=prefixes, stop=stops)
+  for prefix, tail, (one,) in zip(given, tails, made, strict=True):
+    assert one.text == prefix + stop_strings.cut_at_stop(tail, stops)
+  assert made[0][0].text not in (given[0], free[0][0].text)
+  assert len(made[0][0].ids) < 24
+  # A stop at the first token leaves the prefix, which is no error.
+  made = model.complete(
+    texts, config=config, prefixes=prefixes, stop=[tails[0][0]]
+  )
+  assert made[0][0].text == given[0] and len(made[0][0].ids) == 1

@@ -7,7 +7,9 @@ from atm.inference import outputs as outputs_lib
 
 
 class Letters:
-  decode = staticmethod(lambda ids: ''.join(chr(96 + i) for i in ids))
+  @staticmethod
+  def decode_parts(*parts):
+    return [''.join(chr(96 + i) for i in ids) for ids in parts]
 
 
 def test_ids_texts_and_scores_of_each_output():
@@ -24,6 +26,25 @@ def test_ids_texts_and_scores_of_each_output():
   assert (first.text, first.ids, first.score) == ('a', [1, 2], -7.0)
   assert first.log_probabilities == [-1.0, -2.0, -4.0]
   assert (second.text, second.ids, second.score) == ('ec', [3], -24.0)
+
+
+@pytest.mark.parametrize(
+  'prefix, ids, stop, text',
+  [
+    ([2], [3, 1], 'b', 'bca'),  # only the prefix has it
+    ([2], [3, 2, 1], 'b', 'bc'),
+    ([2, 3], [4, 1], 'cd', 'bcda'),  # half of it is given
+    ([2, 3], [2, 3, 4], 'bc', 'bc'),  # at the very first token
+  ],
+)
+def test_a_stop_is_not_looked_for_in_a_prefix(prefix, ids, stop, text):
+  """Fault seen: prefix and ids cut together, tokens lost."""
+  outputs = (
+    np.array([[ids]]), -np.ones((1, 1, len(ids))), np.full((1, 1), len(ids)),
+    np.full((1, 1), len(ids)),
+  )  # fmt: skip
+  ((one,),) = outputs_lib.collect(outputs, [[9, *prefix]], Letters, [stop])
+  assert one.text == text and one.ids == ids
 
 
 def test_beams_bring_their_scores_and_ids_need_no_vocabulary():

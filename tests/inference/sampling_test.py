@@ -22,8 +22,8 @@ def test_options_are_checked(model):
     (dict(results=2), 'expected at most beams = 1'),
     (dict(top_p=0.0), 'top_p = 0.0: expected a number above 0'),
     (dict(early_stopping='nver'), "Did you mean 'never'"),
-    (dict(stop='a'), 'expected a list of strings'),
-    (dict(stop=['']), 'expected no empty string'),
+    (dict(stop='a'), 'expected a tuple of texts'),
+    (dict(stop=['']), 'a text that is not empty'),
   ):
     with pytest.raises(ValueError, match=said):
       model.generate(['a'], **wrong)
@@ -138,6 +138,18 @@ def test_banned_sequences_end_where_the_table_ends():
   assert Sampler.from_config(Config()).banned.shape == (0, 1)
 
 
+def test_a_prefix_with_text_is_no_beginning_of_a_text():
+  """Faults seen: a stop string in the prefix counts; special ids as text."""
+  stops = np.array([[0, 0, 1, 3], [1, 1, 1, 3], [1, 1, 1, 3], [3, 3, 3, 3]])
+  sampler = Sampler.from_config(Config(), (), stops)
+  prefix = jnp.array([[0, 0, 0], [0, 1, 0], [0, 2, 0], [0, 3, 2], [0, 0, 3]])
+  lengths = jnp.array([1, 2, 2, 3, 3])
+  history = sampling.initial_history(None, sampler, prefix, lengths)
+  assert history.state.tolist() == [0, 0, 1, 1, 1]
+  none = Sampler.from_config(Config())
+  assert sampling.initial_history(None, none, prefix, lengths).state is None
+
+
 def test_a_row_stops_at_a_stop_string_or_without_room():
   """Fault seen: one token too many."""
   stops = np.zeros((4, 8), np.int32)
@@ -224,13 +236,13 @@ def history_of(prefix, lengths, written=(), repeats=1.0, banned=(), stops=None):
 def test_a_history_looks_back_on_prefix_and_tokens():
   """Faults seen: padding of a prefix taken for written; tails of padding."""
   prefix, lengths = [[1, 2, 3], [4, 0, 0]], [3, 1]
-  stops = np.array([[0, 1, 0, 0, 0, 0, 0, 0], [0, 0, 2, 0, 0, 0, 0, 0],
+  stops = np.array([[0, 1, 0, 0, 0, 0, 0, 0], [0, 1, 2, 0, 0, 0, 0, 0],
                     [0] * 8, [3] * 8], np.int32)  # fmt: skip
   ban = [[1, 2, 3, 4]]
   _, past = history_of(prefix, lengths, repeats=2.0, banned=ban, stops=stops)
   assert past.tail.tolist() == [[1, 2, 3], [-1, -1, 4]]
   assert np.argwhere(past.written).tolist() == [[0, 1], [0, 2], [0, 3], [1, 4]]
-  assert past.count.tolist() == past.state.tolist() == [0, 0]
+  assert past.count.tolist() == [0, 0] and past.state.tolist() == [1, 0]
   _, past = history_of(
     prefix, lengths, [[1, 5], [2, 6]], repeats=2.0, banned=ban, stops=stops
   )
