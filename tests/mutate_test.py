@@ -107,8 +107,12 @@ def test_tests_that_execute_the_line_run_first(
     'atm/model/loss.py',
     {
       'code': 1, 'failed': ['broken'],
-      'seconds': {'broken': 0.0, 'long': 9.0, 'slow': 2.0, 'quick': 0.1, 'other': 0.0},
-      'lines': {'broken': [7], 'long': [7, 8], 'slow': [7, 8], 'quick': [7], 'other': []},
+      'seconds': {
+        'broken': 0.0, 'long': 9.0, 'slow': 2.0, 'quick': 0.1, 'other': 0.0
+      },
+      'lines': {
+        'broken': [7], 'long': [7, 8], 'slow': [7, 8], 'quick': [7], 'other': []
+      },
     },
   )  # fmt: skip
   fault = mutants.Fault('atm/model/loss.py', '', '', '', '', 0, 0, b'', line)
