@@ -282,3 +282,11 @@ def test_the_likeliest_token_and_its_log_probability():
   assert token.tolist() == [2] and token.dtype == jnp.int32
   want = 2 - np.log(np.exp(np.asarray(logits[0], np.float64)).sum())
   np.testing.assert_allclose(log_probability, [want], rtol=1e-6)
+
+
+def test_all_of_the_probability_leaves_nothing_out():
+  """Fault seen: with top_p = 1, tokens whose share is 0 in float32 cut."""
+  logits = jnp.array([[0.0, -300, -400, -500]])
+  sampler = Sampler.from_config(Config(temperature=1.0, top_k=3))
+  out = np.asarray(sampling.truncate_logits(sampler, logits))
+  assert out.tolist() == [[0, -300, -400, -np.inf]]
