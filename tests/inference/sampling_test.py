@@ -272,6 +272,16 @@ def test_sequences_are_banned_where_they_would_end():
   np.testing.assert_array_equal(np.delete(out, 4, 1), np.delete(rest, 4, 1))
 
 
+def test_the_first_id_is_an_id_like_others():
+  """Faults seen: 0 in a sequence taken for any token, or never banned."""
+  logits, banned = jnp.zeros((2, 8)), [[0, 6], [5, 5], [0]]
+  sampler, past = history_of([[1, 5], [1, 0]], [2, 2], banned=banned)
+  out = np.asarray(sampling.process_logits(sampler, past, logits, 7))
+  assert np.argwhere(np.isneginf(out)).tolist() == [
+    [0, 0], [0, 5], [0, 7], [1, 0], [1, 6], [1, 7]
+  ]  # fmt: skip
+
+
 def test_the_likeliest_token_and_its_log_probability():
   """By the model: neither penalties nor bans change what is told."""
   logits = jnp.array([[0.0, 1, 2, 5, 0, 0, 0, 9]])

@@ -93,6 +93,107 @@ def test_decay_is_times_the_rate_and_spares_biases_and_norms(kind):
     np.testing.assert_allclose(updates[name], want, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+  'name, allowed, refused',
+  [
+    ('learning_rate', [0, 1.5], [-1e-9, None]),
+    ('final_learning_rate', [0, 1.5], [-1e-9]),
+    ('weight_decay', [0, 1.5], [-1e-9]),
+    ('eps', [0, 1.5], [-1e-9]),
+    ('b1', [0, 0.99], [-1e-9, 1]),
+    ('b2', [0, 0.99], [-1e-9, 1]),
+    ('decay_steps', [1, 2.0], [0]),
+    ('warmup_steps', [0, 5], [-1]),
+    ('clip_norm', [None, 1e-9], [0]),
+    ('factor_from', [2], [1, 2.5]),
+  ],
+)
+def test_the_bounds_of_settings(name, allowed, refused):
+  for value in allowed:
+    made = optimizer.OptimizerConfig(**{'decay_steps': 9, name: value})
+    assert getattr(made, name) == value
+  for value in refused:
+    with pytest.raises(ValueError, match=f'optimizer.Config.{name} = '):
+      optimizer.OptimizerConfig(**{'decay_steps': 9, name: value})
+
+
+def test_the_defaults_are_the_papers_and_the_usual():
+  """Where the paper is silent: Adam's of optax, and a norm of 1."""
+  assert optimizer.OptimizerConfig() == optimizer.OptimizerConfig(
+    learning_rate=1e-4, final_learning_rate=5e-6, decay_steps=500_000,
+    warmup_steps=0, weight_decay=0.1, b1=0.9, b2=0.999, eps=1e-8,
+    clip_norm=1.0, name='adamw', moments_dtype='float32', factor_from=128,
+  )  # fmt: skip
+
+
+def test_the_warm_up_is_part_of_the_decay():
+  rate = optimizer.make_schedule(config('adamw', warmup_steps=4))
+  want = [0, 0.25, 0.5, 0.75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0, 0]
+  np.testing.assert_allclose(
+    [float(rate(n)) for n in range(12)], 1e-2 * np.array(want), atol=1e-8
+  )
+  with pytest.raises(ValueError, match='warmup_steps = 10: expected fewer'):
+    config('adamw', warmup_steps=10)
+  assert config('adamw', warmup_steps=9).warmup_steps == 9
+
+
+def test_adamw_by_its_formula():
+  """Three clipped updates, against numpy in float64."""
+  chosen = config('adamw', b1=0.8, b2=0.9, eps=0.1, clip_norm=2.0)
+  tx, rng = optimizer.make_optimizer(chosen), np.random.default_rng(0)
+  x = {'kernel': jnp.full(5, 2.0), 'bias': jnp.full(3, 2.0)}
+  state, m, v = tx.init(x), 0.0, 0.0
+  for n in range(3):
+    g = rng.standard_normal(8) * 10.0 ** (n - 1)
+    whole = {'kernel': jnp.float32(g[:5]), 'bias': jnp.float32(g[5:])}
+    updates, state = tx.update(whole, state, x)
+    g = g * min(1, 2 / np.linalg.norm(g))
+    m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+    step = m / (1 - 0.8 ** (n + 1)) / (np.sqrt(v / (1 - 0.9 ** (n + 1))) + 0.1)
+    step[:5] += 0.1 * 2
+    made = np.concatenate([updates['kernel'], updates['bias']])
+    np.testing.assert_allclose(made, -1e-2 * (1 - n / 10) * step, rtol=1e-5)
+
+
+def test_what_decides_the_state_is_described():
+  assert optimizer.describe_state(config('bfloat16')) == {
+    'name': 'adamw', 'moments_dtype': 'bfloat16'
+  }  # fmt: skip
+  assert optimizer.describe_state(config('adafactor')) == {
+    'name': 'adafactor', 'moments_dtype': 'float32', 'factor_from': 16
+  }  # fmt: skip
+  params = {'encoder': {'kernel': jnp.ones((2, 2))}}
+  for apart in (True, False):
+    tx = optimizer.make_optimizer(config('adamw'), encoder_apart=apart)
+    assert optimizer.is_split(tx.init(params)) == apart
+
+
+def test_parameters_of_the_encoder_are_told_by_name():
+  names = ('encoder', 'encoder_embedding', 'encoder_positions', 'decoder',
+           'encoder_types', 'decoder_embedding', 'lm_head')  # fmt: skip
+  encoder, rest = optimizer.split_encoder(dict.fromkeys(names, 1))
+  assert set(encoder) == {x for x in names if x.startswith('encoder')}
+  assert set(rest) == set(names) - set(encoder)
+
+
+@pytest.mark.parametrize(
+  'name, shape, left, axes',
+  [
+    ('v_row', (4, 8), (4,), (0,)),
+    ('v_col', (4, 8), (8,), (1,)),
+    ('v_row', (3, 8, 4), (3, 4), (0, 2)),
+    ('v_col', (3, 8, 4), (3, 8), (0, 1)),
+    ('v_row', (4, 4), (4,), (0,)),
+    ('v_col', (4, 4), (4,), (1,)),
+    ('v_row', (8,), (1,), ()),
+    ('v', (4, 8), (1,), ()),
+  ],
+)
+def test_axes_that_adafactors_means_have(name, shape, left, axes):
+  path = (jax.tree_util.GetAttrKey(name), jax.tree_util.DictKey('kernel'))
+  assert optimizer.factored_axes(path, shape, left) == axes
+
+
 # --- bfloat16 moments
 
 
