@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from atm.cli import gin_config, main
+from atm.cli import gin_config, gin_reader, main
 
 DIR = '--gin.MODEL_DIR="x"'
 TINY = '--gin_file=models/tiny.gin'
@@ -25,4 +25,6 @@ def parse(run, *rest, files=()):
   """Checks a configuration as the command does, without handing on to gin."""
   run, found, bindings, modules = main.parse_arguments([run, *rest])
   files = [*found, *map(str, files)]
-  return gin_config.check_configuration(files, bindings, modules)[0]
+  made = gin_reader.read_configuration(files, bindings)
+  gin_config.check_configuration(made, modules)
+  return made

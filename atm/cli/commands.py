@@ -148,8 +148,10 @@ def settings_for_pod(name: str) -> dict:
 
 def run_cache() -> None:
   """Turns a mixture's text into rows of tokens, in several processes."""
-  given = gin_config.arguments()
-  prepare = functools.partial(gin_config.prepare_process, *given)
+  # Files are not read again: they may have changed.
+  prepare = functools.partial(
+    gin_config.prepare_process, *gin_config.last_configuration()
+  )
   get_configurable('cache.build')(prepare=prepare)
 
 

@@ -13,17 +13,16 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from absl import logging
 
 import gin
 from atm.cli import gin_reader
-from atm.cli.gin_files import find_file, shipped_files
+from atm.cli.gin_files import find_file, shipped_files  # noqa: F401
+from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import Binding, Reference, UserError, replace_references
 from atm.messages import did_you_mean, quote
-
-__all__ = ['find_file', 'shipped_files']  # with all that is defined here
 
 
 def configurables() -> dict[str, Callable]:
@@ -100,17 +99,17 @@ def config_text() -> str:
   return re.sub(place, '', gin.config_str(), flags=re.M)
 
 
-def prepare_process(files, bindings, modules) -> Callable:
+def prepare_process(made: Configuration, modules: set[str]) -> Callable:
   """Configures another process of this run; returns what configures tasks."""
   logging.set_verbosity(logging.ERROR)
-  apply_config(files, bindings, modules)
+  bind_configuration(made, modules)
   return get_configurable('atm_tasks.configure')
 
 
 # --- What gin may bind
 
 
-def import_modules(made: gin_reader.Configuration, named: set[str]) -> None:
+def import_modules(made: Configuration, named: set[str]) -> None:
   """Imports what a configuration asks for, and registers their GIN lists."""
   for module in (*sorted(named), *(s.module for s, _ in made.imports)):
     if not re.fullmatch(r'\w+(\.\w+)*', module):
@@ -172,33 +171,43 @@ def check_configurable(selector: str, where: str) -> str:
   return name
 
 
-# Parameters whose value may make a library run code or write elsewhere, and
-# what a gin file may bind them to; the command line may bind them to anything.
-# The harness's YAML files name Python functions to call. XLA runs the assembler
-# of a folder that it is given, and writes where it is told.
+# XLA runs the assembler of a folder that it is given, and writes where it is
+# told.
 _PATH_OPTION = re.compile(r'_(dir|to|from|file|filename|path|flags|options)$')
-_xla_is_safe = lambda value: (
-  not isinstance(value, dict)
-  or not any(
-    isinstance(key, str) and isinstance(v, str) and _PATH_OPTION.search(key)
-    for key, v in value.items()
+
+
+def _has_no_path(options) -> bool:
+  """Tells whether no XLA option names a file, a folder or flags."""
+  return not isinstance(options, dict) or not any(
+    isinstance(value, str) and _PATH_OPTION.search(str(name))
+    for name, value in options.items()
   )
-)
+
+
+def _has_no_file(tasks) -> bool:
+  """Tells whether tasks of lm-evaluation-harness are named, not YAML files."""
+  # They name Python functions to call.
+  names = tasks if isinstance(tasks, list | tuple) else [tasks]
+  return all(
+    isinstance(name, str | int | float | None)
+    and not re.search(r'[/\\]|\.ya?ml', str(name))
+    and not os.path.exists(str(name))
+    for name in names
+  )
+
+
+# Parameters whose values may make a library run code or write elsewhere, and
+# whether a gin file may bind a value; the command line may bind any.
 FILES_MAY_BIND = {
   ('atm.harness.evaluate', 'include_path'): lambda value: value is None,
-  ('atm.harness.evaluate', 'tasks'): lambda value: (
-    not any(
-      '.y' in str(name) or '/' in str(name) or os.path.exists(str(name))
-      for name in ([value] if isinstance(value, str) else value or ())
-    )
-  ),
-  ('atm.trainer.train', 'xla_options'): _xla_is_safe,
-  ('atm.plan.plan', 'xla_options'): _xla_is_safe,
+  ('atm.harness.evaluate', 'tasks'): _has_no_file,
+  ('atm.trainer.train', 'xla_options'): _has_no_path,
+  ('atm.plan.plan', 'xla_options'): _has_no_path,
 }
 
 
 def check_parameters(
-  made: gin_reader.Configuration, named: set[str]
+  made: Configuration, named: set[str]
 ) -> list[tuple[tuple[str, str, str], object]]:
   """Returns what is to be bound: ((scope, full name, parameter), value).
 
@@ -275,7 +284,7 @@ def _check_reference(
   elif expected:
     fits = value is None and parameter.default is None
   else:
-    fits = 'Callable' not in str(parameter.annotation)
+    fits = not re.search('Callable|Console', str(parameter.annotation))
   if fits or module_of(name) in named and not isinstance(value, Reference):
     return
   short = lambda name: '.'.join(name.split('.')[-2:])
@@ -334,41 +343,52 @@ def _check_calls(bound: dict) -> None:
 # --- Applying
 
 
-_arguments: list = []
-_origins: dict[str, str] = {}
+_applied: list = []
 
 
 def arguments() -> list:
-  """Returns what `apply_config` was given, for other processes of this run."""
-  return _arguments
+  """Returns the gin files, bindings and modules that were applied last."""
+  return _applied[:3]
+
+
+def last_configuration() -> tuple[Configuration, set[str]]:
+  """Returns what was bound last, for other processes of this run."""
+  return _applied[3], _applied[2]
 
 
 def get_origin(name: str) -> str | None:
   """Returns the gin file that binds a macro last; None: no file does."""
-  file, line, _ = _origins.get(name, '').rpartition(', line ')
+  macro = _applied[3].macros.get(name)
+  file, line, _ = (macro.where if macro else '').rpartition(', line ')
   return file if line else None
 
 
-def check_configuration(
-  files: Sequence[str], bindings: Sequence[str], modules: set[str]
-) -> tuple[gin_reader.Configuration, list]:
-  """Returns what gin files and bindings say, and what `check_parameters` does.
+def check_configuration(made: Configuration, modules: set[str]) -> list:
+  """Returns what is to be bound, see `check_parameters`.
 
   Only modules are imported; see `apply_config`.
   """
-  made = gin_reader.read_configuration(files, bindings)
   gin_reader.check_imports(made, modules)
   gin_reader.check_macros(made)
   import_modules(made, modules)
   for name, function in configurables().items():
     register_configurable(function, name)
-  return made, check_parameters(made, modules)
+  return check_parameters(made, modules)
+
+
+def bind_configuration(made: Configuration, modules: set[str]) -> None:
+  """Checks a configuration that was read, then binds exactly that."""
+  for key, value in check_configuration(made, modules):
+    gin.bind_parameter(key, replace_references(value, _as_gin_reference))
+  # config_str writes them into config.gin.
+  gin.config._IMPORTS.update(statement for statement, _ in made.imports)
+  gin.finalize()
 
 
 def apply_config(
   files: list[str], bindings: list[str], modules: set[str]
 ) -> None:
-  """Checks a configuration whole, then binds exactly what was checked.
+  """Reads and checks a configuration whole, then binds what was checked.
 
   Args:
     files: paths of gin files; later ones win.
@@ -378,15 +398,9 @@ def apply_config(
   Raises:
     UserError: names the file and line, and what was expected.
   """
-  _arguments[:] = files, bindings, modules
-  made, bound = check_configuration(files, bindings, modules)
-  _origins.clear()
-  _origins.update((name, macro.where) for name, macro in made.macros.items())
-  for key, value in bound:
-    gin.bind_parameter(key, replace_references(value, _as_gin_reference))
-  # config_str writes them into config.gin.
-  gin.config._IMPORTS.update(statement for statement, _ in made.imports)
-  gin.finalize()
+  made = gin_reader.read_configuration(files, bindings)
+  _applied[:] = files, bindings, modules, made
+  bind_configuration(made, modules)
 
 
 def _as_gin_reference(reference: Reference) -> gin.config.ConfigurableReference:

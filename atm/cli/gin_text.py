@@ -14,7 +14,7 @@ from gin import config_parser
 
 # A configuration's own text is some 10 kB, in 2,000 tokens; gin's parser takes
 # 10 us a token.
-MOST_CHARACTERS = 256 * 1024
+MOST_CHARACTERS = 128 * 1024
 MOST_TOKENS = 20_000
 # Brackets, and macros within macros: gin copies values recursively.
 MOST_NESTED = 32

@@ -78,7 +78,7 @@ def test_a_byte_order_mark_is_left_out(here):
 @pytest.mark.parametrize('content, message', [
   (b'SEED = 1 # \xe9', 'x.gin: byte 11 is not UTF-8'),
   ('SEED = 1'.encode('utf-16'), 'x.gin: byte 0 is not UTF-8'),
-  (b'#' * (2**20 + 1), 'x.gin: over 1,048,576 bytes'),
+  (b'#' * (2**19 + 1), 'x.gin: over 524,288 bytes'),
 ])  # fmt: skip
 def test_what_is_no_text(here, content, message):
   (here / 'x.gin').write_bytes(content)

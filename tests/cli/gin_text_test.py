@@ -72,7 +72,7 @@ def test_values_are_walked():
   ("X = '" + 'a' * 4097 + "'", 'a text of over 4,096 characters'),
   ('X = (' + '1,' * 10_000 + ')', 'over 20,000 words and signs'),
   ('X = (' + "'a' " * 2000 + ')', 'too many or too long texts'),
-  ('#' * 262_145, 'over 262,144 characters'),
+  ('#' * 131_073, 'over 131,072 characters'),
 ])  # fmt: skip
 def test_what_is_refused(text, message):
   with pytest.raises(UserError) as error:
@@ -83,7 +83,7 @@ def test_what_is_refused(text, message):
 @pytest.mark.parametrize('text', [
   'SEED = ' + '[' * 32 + ']' * 32, 'SEED = -' + '1' * 64,
   "X = '" + 'a' * 4096 + "'", 'X = (' + '1,' * 9997 + ')',
-  'X = (' + "'aaa' " * 900 + ')', '#' * 262_144, 'X = {1: 2, None: 3, "a": 4}',
+  'X = (' + "'aaa' " * 900 + ')', '#' * 131_072, 'X = {1: 2, None: 3, "a": 4}',
 ])  # fmt: skip
 def test_what_is_within_bounds(text):
   parse_text(text, 'x.gin')
@@ -92,7 +92,7 @@ def test_what_is_within_bounds(text):
 def test_bounds_are_of_all_texts_together():
   """Fault seen: many files, each within the bounds."""
   budget = gin_text.Budget()
-  with pytest.raises(UserError, match='over 262,144 characters'):
+  with pytest.raises(UserError, match='over 131,072 characters'):
     for _ in range(5):
       parse_text('#' * 60_000, 'x.gin', budget)
 
