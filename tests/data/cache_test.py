@@ -7,8 +7,10 @@ renamed before its facts are complete.
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -282,3 +284,43 @@ def test_what_lies_beside_the_rows(folder, words, configure, tmp_path):
   assert made.sha256 == words.sha256 and lengths == SIZES
   with pytest.raises(FileNotFoundError, match='no finished rows of .text_en'):
     batches.load_parts('text', 'train', words, lengths, str(tmp_path))
+
+
+def processes_below(pid: int) -> set[int]:
+  """Returns the ids of all processes that one has started, and theirs."""
+  with open(f'/proc/{pid}/task/{pid}/children') as f:
+    children = set(map(int, f.read().split()))
+  return children.union(*map(processes_below, children))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir('/proc'), reason='needs /proc')
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_build(folder, words, whole, tmp_path, number):
+  """It says what is left, and goes on to the same bytes.
+
+  Faults seen: workers that wait for ever; a signal without a word.
+  """
+  arguments = command(tmp_path, words, folder, '--gin.PROCESSES=2')
+  code = 'import sys; from atm.cli.main import main; sys.exit(main())'
+  child = subprocess.Popen(
+    [sys.executable, '-c', code, *map(str, arguments)],
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  with child:
+    assert child.stdout.readline().startswith('building rows of tokens')
+    while len(started := processes_below(child.pid)) < 3:
+      assert child.poll() is None
+      time.sleep(0.01)
+    child.send_signal(number)
+    said = child.communicate(timeout=60)[1]
+  if number == signal.SIGTERM:
+    assert child.returncode == 128 + number
+    assert 'atm: stopped by SIGTERM: ' in said
+    assert f'units of rows are finished in {tmp_path}; the same' in said
+  until = time.perf_counter() + 60
+  while any(os.path.exists(f'/proc/{pid}') for pid in started):
+    assert time.perf_counter() < until, 'a worker lives on'
+    time.sleep(0.1)
+  assert atm(*arguments).returncode == 0
+  assert contents(tmp_path) == whole

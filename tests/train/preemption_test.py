@@ -48,6 +48,27 @@ def test_signals_are_kept_from_the_first_step_on(heard):
   assert len(heard) == 6
 
 
+def test_a_terminal_that_closes_saves_as_a_preemption_does():
+  """Fault seen: SIGHUP ended a run with all since its last checkpoint.
+
+  `nohup` has it ignored.
+  """
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  try:
+    with preemption.SignalHandler() as signals:
+      signals.listen()
+      signal.raise_signal(signal.SIGHUP)
+      assert signals.stops_after(1)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with preemption.SignalHandler() as signals:
+      signals.listen()
+      signal.raise_signal(signal.SIGHUP)
+      assert not signals.stops_after(1)
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_signals_act_as_ever_while_nothing_can_be_lost(heard):
   with preemption.SignalHandler() as signals:
     signals.listen()
