@@ -343,7 +343,7 @@ def _check_calls(bound: dict) -> None:
 # --- Applying
 
 
-_applied: list = []
+_applied: list = [[], [], set(), Configuration()]
 
 
 def arguments() -> list:
