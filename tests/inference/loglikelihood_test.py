@@ -1,6 +1,11 @@
 """Log-probabilities of given targets, several of them in a row."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from atm.inference import loglikelihood
 
@@ -70,3 +75,25 @@ def test_lengths_are_padded_by_an_eighth_at_most():
     T = loglikelihood.padded_length(n)
     assert n <= T <= max(n + 15, n * 9 / 8)
   assert len({loglikelihood.padded_length(n) for n in range(513, 1025)}) <= 8
+
+
+def test_as_much_as_a_target_cannot_be_given(model):
+  for given in (-1, 2, 3):
+    with pytest.raises(
+      ValueError, match=rf'given\[1\] = {given}: expected 0 t'
+    ):
+      model.likelihoods([[9], [9]], [[7, 8], [7, 8]], [1, given])
+  assert model.likelihoods([[9]], [[7, 8]], [1])[1].tolist() == [1]
+
+
+def test_logits_are_those_that_score(model):
+  """Float32, of the token after each decoder token; nothing is dropped."""
+  source, target, start = [[9, 10, 11]], [12, 13, 14], model.config.start_id
+  dropping = dataclasses.replace(model.config, dropout=0.5)
+  logits = dataclasses.replace(model, config=dropping).logits(
+    source, [[start, *target[:-1]]]
+  )
+  assert logits.dtype == np.float32
+  each = jax.nn.log_softmax(logits[0])[jnp.arange(3), jnp.array(target)]
+  (total,), *_ = model.likelihoods(source, [target])
+  np.testing.assert_allclose(each.sum(), total, rtol=1e-5)
