@@ -14,7 +14,14 @@ import time
 
 import pytest
 
-from atm.data import batches, cache, task_registry, vocabulary_training
+from atm import messages
+from atm.data import (
+  batches,
+  cache,
+  cache_shards,
+  task_registry,
+  vocabulary_training,
+)
 
 from row_caches import SIZES, build, contents, write_shipped_texts
 
@@ -129,6 +136,52 @@ def test_machines_that_start_at_different_times(
   assert not make(share=(0, 3))
   assert make(share=(1, 3))
   assert contents(tmp_path) == whole
+
+
+def units_of(sizes) -> list[cache_shards.CacheUnit]:
+  return [
+    cache_shards.CacheUnit(('t',), 'train', i, len(sizes), (i,), (f'{i}',), n)
+    for i, n in enumerate(sizes)
+  ]
+
+
+def test_progress_is_told_every_ten_seconds_and_at_the_end(monkeypatch):
+  """Units of 10 to 40 bytes; the time that is left follows their sizes."""
+  times = iter([100.0, 104.0, 110.0, 119.0, 120.0])
+  monkeypatch.setattr(cache.time, 'perf_counter', lambda: next(times))
+  units, said = units_of([10, 15, 35, 40]), []
+  cache.log_progress(zip(units, [300, 200, 400, 1100]), units, said.append)
+  assert said == [
+    f'2/4 units  500 tokens  50 tokens/s  {messages.clock_text(30.0)} left',
+    f'4/4 units  2,000 tokens  100 tokens/s  {messages.clock_text(0.0)} left',
+  ]
+
+
+@pytest.mark.parametrize('processes, prepare', [(1, print), (None, None)])
+def test_one_process_makes_the_units_in_order(monkeypatch, processes, prepare):
+  made = lambda unit, job: (unit.number, job)
+  monkeypatch.setattr(cache, 'make_unit', made)
+  units = units_of([1, 2, 3])
+  assert list(cache.make_units(units, 'job', processes, prepare)) == [
+    (unit, (unit.number, 'job')) for unit in units
+  ]
+
+
+def test_what_is_left_out_is_summed_by_source():
+  """The text of two tasks counts once, that of two languages twice."""
+  counted = [
+    ('a (train)', 'en', {'skipped': 1200, 'unknown': 5, 'documents': 9}),
+    ('a (train)', 'en', {'skipped': 1200, 'full': 3}),
+    ('a (train)', 'ja', {'skipped': 34, 'dropped/flores': 2}),
+    ('b (train)', 'en', {'skipped': 1}),
+  ]
+  assert cache.describe_omissions(counted) == [
+    'a (train): 2 sentences dropped that flores holds',
+    'a (train): 3 pairs fill TASK_FEATURE_LENGTHS; what is longer is cut',
+    'a (train): 1,234 lines or records skipped',
+    'a (train): 5 tokens are <unk>: characters not in the vocabulary',
+    'b (train): 1 lines or records skipped',
+  ]
 
 
 @pytest.mark.parametrize('share', [(3, 3), (-1, 2), 2, (0.5, 1), (1,)])
