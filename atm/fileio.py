@@ -8,12 +8,13 @@ import os
 import stat
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from atm.messages import one_line, quote
 
 # Python's parser stops at about 1,000; nothing here is nested so deep.
 MOST_DEPTH = 64
+MOST_LINE = 2**24  # bytes of a file that are read to tell what it is
 SEAL = 'sha256'  # of a sealed object: the hash of its other entries
 
 
@@ -74,16 +75,23 @@ def check_regular(path: str) -> None:
     raise ValueError(f'{path}: expected a file, not a pipe, socket or device')
 
 
-def check_output(name: str, path: str, inputs: Sequence[str] = ()) -> str:
+def check_output(
+  name: str,
+  path: str,
+  inputs: Sequence[str] = (),
+  is_ours: Callable[[bytes], bool] = lambda line: True,
+) -> str:
   """Returns the path of a file to write; to be called before work begins.
 
   Args:
     name: of the setting, as a user writes it.
     path: where the file is to be; one that is there will be replaced.
     inputs: files that it must not be.
+    is_ours: tells by its first line whether a file that is there may be
+      replaced.
 
   Raises:
-    ValueError: no file can be written there, or it is an input.
+    ValueError: no file can be written there, or it is an input or a user's.
   """
   given = f'{name} = {quote(path)}'
   if path.endswith(os.sep) or os.path.isdir(path):
@@ -97,6 +105,13 @@ def check_output(name: str, path: str, inputs: Sequence[str] = ()) -> str:
     for other in inputs:
       if os.path.exists(other) and os.path.samefile(path, other):
         raise ValueError(f'{given} is the file that is read: give another')
+    with open(path, 'rb') as f:
+      line = f.readline(MOST_LINE)
+    if line and not is_ours(line):
+      raise ValueError(
+        f'{given} is there already, and is no output of this command: give '
+        'another, or move it away'
+      )
   try:  # permissions alone do not tell: a disk may be read-only, a name long
     with open(trial := f'{path}.partial-{os.getpid()}', 'wb'):
       os.remove(trial)

@@ -126,3 +126,19 @@ def test_a_folder_to_write_is_refused_before_work_begins(tmp_path, monkeypatch):
   for path in (None, 'gs://bucket/x', '.', 'new/inner', str(tmp_path)):
     assert fileio.check_output_folder('OUTPUT_DIR', path) == path
   assert sorted(os.listdir()) == ['file', 'link']
+
+
+def test_an_output_replaces_no_file_of_a_user(tmp_path):
+  """Fault seen: notes named as OUTPUT were replaced at the end."""
+  path = tmp_path / 'notes.txt'
+  is_ours = lambda line: line.startswith(b'{')
+  check = lambda: fileio.check_output('OUTPUT', str(path), is_ours=is_ours)
+  check()
+  path.write_text('{"output": 1}\nx')
+  check()
+  path.write_text('')
+  check()
+  path.write_text('mine\n{')
+  with pytest.raises(ValueError, match='OUTPUT = .*notes.txt. is there alrea'):
+    check()
+  assert path.read_text() == 'mine\n{'

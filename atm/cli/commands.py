@@ -90,6 +90,7 @@ def adopt_source_model() -> None:
   for name, value in (('INIT_FROM', source), ('MODEL_DIR', own)):
     if not isinstance(value, str):
       raise UserError(f'{name} = {value!r}: expected a folder, in quotes')
+  source, own = map(os.path.expanduser, (source, own))
   if reader.latest_step(own) is not None:
     config = pretrained.read_config(own)  # INIT_FROM need not be there any more
   else:

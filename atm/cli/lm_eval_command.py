@@ -60,7 +60,8 @@ class LmEvalCommand(api.ModelSource):
     manager = _find_tasks(tasks, self.include_path)
     if self.output is not None and distributed.is_main_process():
       os.makedirs(os.path.dirname(self.output) or os.curdir, exist_ok=True)
-      fileio.check_output('OUTPUT', self.output)
+      is_ours = lambda line: line.startswith(b'{')
+      fileio.check_output('OUTPUT', self.output, is_ours=is_ours)
     model = self.load()
     os.environ['DISABLE_MULTIPROC'] = '1'  # of BLEU's resamplings, see above
     results = simple_evaluate(

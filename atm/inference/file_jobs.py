@@ -313,8 +313,9 @@ class FileJob(api.ModelSource):
       output = name + self.suffix
     if distributed.is_main_process():
       inputs = [self.input] if self.task is None else []
-      fileio.check_output('OUTPUT', output, inputs)
+      is_ours = lambda line: {*self.added} <= _parse_object(line).keys()
       fileio.check_output('OUTPUT', output + '.part', inputs)
+      fileio.check_output('OUTPUT', output, inputs, is_ours)
     return output
 
   def _encode(

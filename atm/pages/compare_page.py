@@ -49,7 +49,8 @@ def compare_evaluations(runs: Sequence[str], output: str | None = None) -> str:
   path = output or os.path.join(runs[0], COMPARE_PAGE)
   read = [os.path.join(run, results.RESULTS_FILE) for run in runs]
   every = [results.read_results(run) for run in runs]
-  fileio.check_output('OUTPUT', path, read)
+  is_page = lambda line: line.lower().startswith(b'<!doctype html')
+  fileio.check_output('OUTPUT', path, read, is_page)
   labels = compare_lib.distinguish_paths(runs)
   comparisons, notes = compare_lib.compare_runs(every, labels)
   if not comparisons:

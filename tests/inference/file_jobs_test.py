@@ -380,3 +380,14 @@ def test_a_part_file_without_seals_goes_on(tmp_path):
   assert results_in(tmp_path).done == {1: {'output': 'x'}}
   part.write_text('')
   assert results_in(tmp_path).left == [0, 1, 2]
+
+
+@pytest.mark.parametrize('content', ['notes', '{"input": "a"}\n', '[1]'])
+def test_an_output_of_another_kind_is_not_replaced(loaded, prompts, content):
+  output = prompts.with_name('mine.txt')
+  output.write_text(content)
+  with pytest.raises(ValueError, match='OUTPUT = .*mine.txt. is there already'):
+    run(prompts, output=str(output))
+  assert output.read_text() == content
+  output.write_text('{"input": "a", "output": "b"}\n')  # of an earlier run
+  assert len(written(run(prompts, output=str(output)))) == len(TEXTS)
