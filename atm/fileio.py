@@ -146,13 +146,13 @@ def check_output_folder(name: str, path: str | None) -> str | None:
     raise ValueError(f'{given} cannot be written: {e.strerror}') from e
 
 
-def parse_json(text: str | bytes, where: str, **options):
+def parse_json(text: str | bytes, where: str, loads: Callable = json.loads):
   """Returns the value of a JSON text.
 
   Args:
     text: str or UTF-8 bytes; a byte order mark in front is left out.
     where: what an error begins with, 'FILE' or 'FILE, line 3'.
-    options: of `json.loads`.
+    loads: parses a str, as `json.loads` does.
 
   Raises:
     ValueError: it is no JSON, no UTF-8, or nested over `MOST_DEPTH` deep.
@@ -161,7 +161,7 @@ def parse_json(text: str | bytes, where: str, **options):
     if isinstance(text, bytes):
       text = text.decode('utf-8-sig')
     text = text.removeprefix('\ufeff')
-    value = json.loads(text, **options)
+    value = loads(text)
   except RecursionError:
     raise ValueError(f'{where}: JSON nested over {MOST_DEPTH} deep') from None
   except ValueError as e:

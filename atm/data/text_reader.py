@@ -7,6 +7,7 @@ of a surrogate pair, a name that an object has twice, deep nesting, and, where
 values are written again, NaN and Infinity.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -125,15 +126,26 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict:
   return made
 
 
+# Made once: `json.loads` would make one for each line.
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique_names)
+
+
 def parse_value(raw: bytes | str, expected: str = 'JSON'):
   """Returns the value of a JSON text; raises BadRecord for what is none."""
   text = decode(raw) if isinstance(raw, bytes) else raw
   try:
-    return fileio.parse_json(
-      text, quote(raw, 60), object_pairs_hook=_unique_names
-    )
+    # Quoted on error alone: documents are long.
+    return fileio.parse_json(text, '', _STRICT.decode)
   except ValueError as e:
-    raise BadRecord(expected, str(e).replace(': line 1 col', ': col')) from e
+    why = str(e).replace(': line 1 col', ': col')
+    raise BadRecord(expected, quote(raw, 60) + why) from e
+
+
+@functools.cache
+def _describe_object(fields: tuple[str, ...]) -> str:
+  """Says what is expected: 'an object with a string `a` and `b`'."""
+  names = ' and'.join(f' `{name}`' for name in fields)
+  return f'an object with a string{names}' if fields else 'an object'
 
 
 def parse_object(raw: bytes | str, fields: Sequence[str] = ()) -> dict:
@@ -142,8 +154,7 @@ def parse_object(raw: bytes | str, fields: Sequence[str] = ()) -> dict:
   Raises:
     BadRecord: it is no object, or lacks a field, or one is no text.
   """
-  expected = 'an object' + ' with a string' * bool(fields)
-  expected += ' and'.join(f' `{name}`' for name in fields)
+  expected = _describe_object(tuple(fields))
   row = parse_value(raw, expected)
   if not isinstance(row, dict):
     raise BadRecord(expected, quote(raw, 60))
