@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from atm.messages import one_line, quote
 
@@ -216,6 +216,91 @@ def get_key(value: dict, key: str, kind, where: str):
     given = quote(found) if key in value else 'nothing'
     raise ValueError(f'{where}: {key!r} is {given}: expected {what}')
   return found
+
+
+def check_json(value, form, where: str, name: str = '') -> None:
+  """Raises ValueError unless a JSON value has a form; names what has not.
+
+  Args:
+    value: as `read_json` returns it.
+    form: a type; None for null; `object` for anything; [form] for an array of
+      such; {key: form} for an object, whose `key?` may be missing, and where
+      {str: form} are all others; a tuple of forms, one of which it has.
+    where: what an error begins with, the file's path.
+    name: of the value in the file.
+  """
+  forms = form if isinstance(form, tuple) else (form,)
+  form = next((f for f in forms if _is_of(value, f)), _is_of)
+  if form is _is_of:
+    kinds = ' or '.join(map(_name_form, forms))
+    raise ValueError(
+      f'{where}: {one_line(name, 120) or "it"} is {quote(value)}: expected '
+      f'{kinds}'
+    )
+  if isinstance(form, list):
+    for i, inner in enumerate(value):
+      check_json(inner, form[0], where, f'{name}[{i}]')
+  elif isinstance(form, dict):
+    rest = form.get(str, object)
+    for key in form:
+      if key is not str and key[-1] != '?' and key not in value:
+        missing = f'{one_line(name, 120)} has' if name else 'it has'
+        raise ValueError(f'{where}: {missing} no {key!r}')
+    for key, inner in value.items():
+      wanted = form.get(key, form.get(f'{key}?', rest))
+      if wanted is not object:
+        check_json(inner, wanted, where, f'{name}.{key}' if name else key)
+
+
+def _is_of(value, form) -> bool:
+  """Tells whether a value is of the outermost type of a form."""
+  if form is None or form is object:
+    return form is object or value is None
+  kind = type(form) if isinstance(form, list | dict) else form
+  if kind in (int, float) and isinstance(value, int):
+    # No count is larger, and no float holds all that are.
+    return type(value) is int and abs(value) < 2**63
+  return isinstance(value, kind)
+
+
+def _name_form(form) -> str:
+  if form is None:
+    return 'null'
+  names = {list: 'an array', dict: 'an object', str: 'a text', bool: 'a bool'}
+  kind = type(form) if isinstance(form, list | dict) else form
+  return names.get(kind, 'a whole number' if kind is int else 'a number')
+
+
+def read_json_lines(
+  path: str, form: dict, torn: bool = False
+) -> Iterator[dict]:
+  """Yields the objects of a file with one a line, see `check_json`.
+
+  Args:
+    path: a file of ours; text of users is read by `data.text_reader`.
+    form: of each object.
+    torn: leave out lines that are the beginning of an object: the writing of
+      one was interrupted.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no file, or a line has no such object; names it.
+  """
+  check_regular(path)
+  with open(path, 'rb') as f:
+    for number, line in enumerate(f, 1):
+      where = f'{path}, line {number}'
+      line = line.strip(b'\0 \r\n')  # a disk that was cut off leaves NULs
+      if not line:
+        continue
+      try:
+        value = parse_json(line, where)
+      except ValueError:
+        if not torn or not line.startswith(b'{"'):
+          raise
+        continue
+      check_json(value, form, where)
+      yield value
 
 
 def hash_json(value, ensure_ascii: bool = True) -> str:

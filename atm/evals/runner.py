@@ -190,8 +190,7 @@ class SuiteEvaluation(api.ModelSource):
     mark = file_jobs.hash_settings(settings)
     if _is_answered(path, mark, completed.get(task.name)):
       self._log('  answered before')
-      with open(path, encoding='utf-8') as f:
-        return list(map(json.loads, f))
+      return _read_answered(path, len(rows))
 
     def compute(numbers):
       some = [questions[i] for i in numbers]
@@ -225,6 +224,17 @@ def _is_answered(path: str, mark: str, facts: dict | str | None) -> bool:
   if isinstance(facts, str):  # of before there were checksums
     return facts == mark
   return facts == {'settings': mark, 'crc32': fileio.checksum(path)}
+
+
+def _read_answered(path: str, count: int) -> list[dict]:
+  """Reads `count` answers of an earlier run; raises ValueError without them."""
+  try:
+    rows = list(fileio.read_json_lines(path, {'answer': object, 'cut': bool}))
+    if len(rows) != count:
+      raise ValueError(f'{path} has {len(rows):,} lines: expected {count:,}')
+  except ValueError as e:
+    raise ValueError(f'{e}. Remove the file to answer anew') from e
+  return rows
 
 
 def collect_versions(tasks: Iterable[Task]) -> dict[str, str]:

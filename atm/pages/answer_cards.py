@@ -3,27 +3,16 @@
 The results are plain data, which templates/cards.html.jinja shows as cards.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from atm.evals import metrics
+from atm.evals import metrics, results
 from atm.pages.charts import is_missing
 
-PREDICTIONS = 'predictions'
 MOST_CHOICES = 6  # shown of a question with more
-
-
-def read_predictions(folder: str, task: str) -> list[dict]:
-  """Returns the lines of predictions/TASK.jsonl, [] where there is no file."""
-  path = os.path.join(folder, PREDICTIONS, f'{task}.jsonl')
-  if not os.path.exists(path):
-    return []
-  with open(path, encoding='utf-8') as f:
-    return [json.loads(line) for line in f]
 
 
 # --- Which
@@ -105,7 +94,7 @@ def representative_tasks(
 
 def task_cards(folder: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Returns the cards of a task, [] where there are no predictions."""
-  lines = read_predictions(folder, task['name'])
+  lines = results.read_predictions(folder, task)
   found = select_answers(task, lines) if lines else []
   return [answer_card(task, *each) for each in found]
 

@@ -6,13 +6,13 @@ functions here prepare plain data; templates/train.html.jinja lays it out.
 """
 
 import functools
-import json
 import os
 import re
 from typing import Any
 
 import numpy as np
 
+from atm import fileio
 from atm.data.languages import name_language
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.pages import render
@@ -21,6 +21,9 @@ from atm.train import goodput, metric_writer
 
 TRAIN_PAGE = 'report.html'
 SAMPLES_FILE = 'samples.json'
+SAMPLE = dict.fromkeys(
+  ('objective', 'language', 'input', 'output', 'truth'), str
+)
 POINTS = 400  # of a curve; more are averaged
 EVAL = 'eval/loss/'
 UNIGRAM = 'eval/unigram/'
@@ -50,7 +53,7 @@ def write_train_page(model_dir: str) -> str:
 def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   """Returns what the page shows of a run's folder and its metrics."""
   config = _read(model_dir, 'config.gin')
-  samples = _read(model_dir, SAMPLES_FILE)
+  samples = read_samples(model_dir)
   origins = re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", config or '', re.M)
   return {
     'name': os.path.basename(os.path.abspath(model_dir)),
@@ -67,7 +70,7 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
     ),
     'time': wall_time(model_dir),
     'objectives': OBJECTIVE_NAMES,
-    'samples': samples and json.loads(samples),
+    'samples': samples,
     'config': config,
     'config_path': os.path.join(model_dir, 'config.gin'),
   }  # fmt: skip
@@ -78,8 +81,22 @@ def _read(model_dir: str, name: str) -> str | None:
   path = os.path.join(model_dir, name)
   if not os.path.exists(path):
     return None
-  with open(path, encoding='utf-8') as f:
-    return f.read()
+  fileio.check_regular(path)
+  with open(path, 'rb') as f:
+    return f.read().decode('utf-8', 'replace')
+
+
+def read_samples(model_dir: str) -> dict | None:
+  """Returns samples.json of a run, None where there is none yet.
+
+  Raises ValueError if it is not as `atm pretrain` writes it.
+  """
+  path = os.path.join(model_dir, SAMPLES_FILE)
+  if not os.path.exists(path):
+    return None
+  samples = fileio.read_json(path)
+  fileio.check_json(samples, {'step': int, 'samples': [SAMPLE]}, path)
+  return samples
 
 
 def _list_facts(rows: list[dict]) -> list[tuple[str, str]]:

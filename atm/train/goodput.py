@@ -27,6 +27,14 @@ MEANING = {
   'down': 'between two processes',
 }
 
+LINE = {
+  'began': float,
+  'now': float,
+  'first': int,
+  'step': int,
+  'seconds': {**dict.fromkeys(MEASURED, float), str: float},
+}
+
 
 class Goodput:
   """The seconds of this process, by kind."""
@@ -71,7 +79,8 @@ class Goodput:
 
 def read_goodput(directory: str) -> list[dict]:
   """Reads the last line of each process, in order; drops torn lines."""
-  lines = metric_writer.read_intact_lines(os.path.join(directory, GOODPUT_FILE))
+  path = os.path.join(directory, GOODPUT_FILE)
+  lines = metric_writer.read_intact_lines(path, LINE)
   processes = {line['began']: line for line in lines}
   return [processes[began] for began in sorted(processes)]
 

@@ -1,14 +1,13 @@
 """Writes and reads metrics.jsonl and the TensorBoard log of a run."""
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 
 from atm import fileio
 
 METRICS_FILE = 'metrics.jsonl'
 DROPPED_FILE = 'metrics_dropped.jsonl'
+ROW = {'step': int, str: (float, None)}
 
 
 class NullWriter:
@@ -50,14 +49,15 @@ class MetricWriter:
 
 
 def read_metrics(directory: str) -> list[dict]:
-  """Reads the rows of a run's metrics.jsonl; drops torn lines."""
-  return list(read_intact_lines(os.path.join(directory, METRICS_FILE)))
+  """Reads the rows of a run's metrics.jsonl, if there is one.
+
+  Torn lines are dropped; raises ValueError for one that is no row.
+  """
+  return read_intact_lines(os.path.join(directory, METRICS_FILE), ROW)
 
 
-def read_intact_lines(path: str) -> Iterator[dict]:
-  """Yields the objects of a file, if there is one, without torn lines."""
-  if os.path.exists(path):
-    with open(path) as f:
-      for line in f:
-        with contextlib.suppress(json.JSONDecodeError):
-          yield json.loads(line)
+def read_intact_lines(path: str, form: dict) -> list[dict]:
+  """Reads the objects of a file, if there is one, without torn lines."""
+  if not os.path.exists(path):
+    return []
+  return list(fileio.read_json_lines(path, form, torn=True))

@@ -156,8 +156,7 @@ def _sign(file) -> None:
 def _holder(path: str) -> str:
   """Returns a text about the process that holds a lock."""
   try:
-    with open(path) as file:
-      who = json.load(file)
+    who = fileio.read_json(path)
     return f'process {who["pid"]} on {who["host"]}, since {who["since"]}'
   except (ValueError, KeyError, TypeError):  # it is just being written
     return 'another process'

@@ -6,12 +6,19 @@ import pytest
 
 from atm.evals import results
 
+from synthetic import synthetic
 
-def test_results_are_read_as_written(tmp_path):
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  return synthetic(tmp_path_factory.mktemp('a') / 'runs', n=4, languages=['en'])
+
+
+def test_results_are_read_as_written(tmp_path, made):
   """Fault seen: nan, which JSON has not, and ASCII escapes are no matter; a
   partial file left in the folder is."""
-  folder = str(tmp_path / 'new')
-  found = {'suite': 'xnli', 'tasks': [{'name': 'xnli_hi', 'notes': ['हाँ']}]}
+  folder, found = str(tmp_path / 'new'), results.read_results(made)
+  found['tasks'][0]['notes'] = ['हाँ']
   results.write_results(folder, found)
   assert results.read_results(folder) == found
   assert os.listdir(folder) == [results.RESULTS_FILE]

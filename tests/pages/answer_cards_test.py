@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from atm.evals import metrics as metrics_lib
+from atm.evals import results as results_lib
 from atm.pages import answer_cards
 
 from synthetic import choice, draw_macro, generated
@@ -17,7 +18,7 @@ def test_the_worst_are_wrong_by_most_and_the_best_right_by_most(
   folder, results
 ):
   (task,) = [t for t in results['tasks'] if t['name'] == 'xnli_en']
-  lines = answer_cards.read_predictions(folder, 'xnli_en')
+  lines = results_lib.read_predictions(folder, task)
   found = answer_cards.select_answers(task, lines)
   assert [why for why, _, _ in found] == [
     'worst', 'worst', 'in the middle', 'best', 'best'
@@ -34,7 +35,7 @@ def test_the_worst_are_wrong_by_most_and_the_best_right_by_most(
 def test_of_texts_the_metric_decides(folder, results):
   (task,) = [t for t in results['tasks'] if t['name'] == 'flores101_ar_en']
   assert answer_cards.ranking_metric(task) == 'chrf'
-  lines = answer_cards.read_predictions(folder, 'flores101_ar_en')
+  lines = results_lib.read_predictions(folder, task)
   _, worst, line = answer_cards.select_answers(task, lines)[0]
   rows = metrics_lib.METRICS['chrf'].rows(
     [line['answer']], [line['truth']], ['']

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from atm.train import metric_writer
 
 
@@ -9,6 +11,24 @@ def test_a_torn_metrics_line_is_dropped(tmp_path):
   path = tmp_path / metric_writer.METRICS_FILE
   path.write_text(json.dumps({'step': 1, 'loss': 2.0}) + '\n{"step": 2, "lo')
   assert metric_writer.read_metrics(str(tmp_path)) == [{'step': 1, 'loss': 2.0}]
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path):
+  """Faults seen: dropped without a word; a traceback of its reader."""
+  path, row = tmp_path / metric_writer.METRICS_FILE, b'{"step": 1, "x": NaN}\n'
+  torn = b'{"step": 2, "lo' + row + b'\0\0\n'  # a killed run's and the next's
+  path.write_bytes(torn + row)
+  assert len(metric_writer.read_metrics(str(tmp_path))) == 1
+  for line in (
+    b'garbage', b'\xff\xfe', b'5', b'null', b'[]', b'[' * 100_000, b'{}',
+    b'{"step": null}', b'{"step": "1"}', b'{"step": 1, "loss": "2"}',
+    b'{"step": %d}' % 2**70, b'{"step": true}', b'{"step": 1, "loss": [1]}',
+  ):  # fmt: skip
+    path.write_bytes(row + line + b'\n' + row)
+    with pytest.raises(ValueError) as caught:
+      metric_writer.read_metrics(str(tmp_path))
+    assert f'{path}, line 2: ' in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_resumed_run_drops_the_steps_that_it_does_again(tmp_path):
