@@ -342,6 +342,7 @@ def unseal_json(sealed: dict, where: str, unsealed=()) -> dict:
 def checksum(path: str) -> int:
   """Returns the CRC-32 of a file, read in pieces of 16 MB."""
   crc = 0
+  check_regular(path)
   with open(path, 'rb') as f:
     while piece := f.read(1 << 24):
       crc = zlib.crc32(piece, crc)

@@ -28,7 +28,7 @@ from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.cache_worker import make_unit
 from atm.data.task_registry import Lengths
 from atm.data.vocabulary import MODEL_FILE, Vocabulary, write_vocabulary
-from atm.messages import clock_text
+from atm.messages import clock_text, quote
 
 LOG_SECONDS = 10  # between two lines of progress
 
@@ -146,8 +146,13 @@ def open_cache(directory: str) -> tuple[Vocabulary, Lengths]:
   """Returns the vocabulary and lengths that a cache was made with."""
   folder = epath.Path(directory)
   for path in sorted(folder.glob(f'*/{token_store.MANIFEST}')):
-    manifest = token_store.read_manifest(os.fspath(path.parent))
-    lengths = Lengths(*manifest['made_from']['lengths'])
+    made_from = token_store.read_manifest(os.fspath(path.parent))['made_from']
+    fileio.check_json(made_from, {'lengths': [int]}, f'{path}, made_from')
+    if len(made_from['lengths']) != 2:
+      raise ValueError(
+        f'{path}: lengths are {quote(made_from["lengths"])}: expected two'
+      )
+    lengths = Lengths(*made_from['lengths'])
     return Vocabulary(folder / 'vocabulary'), lengths
   raise FileNotFoundError(
     f'CACHE_DIR = {directory!r}: no finished rows there; `atm cache` makes them'

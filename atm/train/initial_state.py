@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import optax
 
+from atm import fileio
 from atm.checkpoint import recovery, warm_start
 from atm.checkpoint.manager import CheckpointManager
 from atm.checkpoint.pretrained import PretrainedModel
@@ -18,6 +19,15 @@ from atm.train.step import State
 
 # Where a run begins: after so many steps, updated by this, in this state.
 Start = tuple[int, optax.GradientTransformation, State]
+# Of a checkpoint's meta, what a run needs that goes on; see `check_json`.
+META = {
+  'data': dict,
+  'vocabulary': str,
+  'log': {'sums': {str: float}},
+  'optimizer?': (dict, None),
+  'skip_steps?': [[int]],
+  'encoder_apart?': bool,
+}
 
 
 @dataclasses.dataclass
@@ -73,6 +83,8 @@ class StateOpener:
     """Returns the state in a checkpoint, or a fresh one from its weights."""
     config, then = self.config, self.checkpoints.meta(number)
     if self.checkpoints.has_optimizer(number):
+      where = f'the meta of step {number:,} in {self.checkpoints.directory}'
+      fileio.check_json(then, META, where)
       tx, abstract = self._abstract(then, number)
       config_checks.check_resumable(then, self.meta)
       self.log.restore(then['log'])

@@ -129,6 +129,8 @@ def _open_lock(folder: str, name: str):
   path = os.path.join(folder, LOCK_FILE)
   while True:
     os.makedirs(folder, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+      fileio.check_regular(path)
     file = open(path, 'a+')  # noqa: SIM115, the caller closes it
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

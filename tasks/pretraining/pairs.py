@@ -93,6 +93,8 @@ class PairRows(sources.RowsOnly):
     super().__init__('pairs', held_out=0.0)
     self.named_by = 'PAIRS'
     facts = token_store.read_manifest(folder)['made_from']
+    where = f'{folder}/{token_store.MANIFEST}, made_from'
+    fileio.check_json(facts, {'held_out': float, 'pairs': str}, where)
     self.rows = {name: facts[name] for name in ('held_out', 'pairs')}
 
   @property
