@@ -271,9 +271,7 @@ def _name_form(form) -> str:
   return names.get(kind, 'a whole number' if kind is int else 'a number')
 
 
-def read_json_lines(
-  path: str, form: dict, torn: bool = False
-) -> Iterator[dict]:
+def read_own_lines(path: str, form: dict, torn: bool = False) -> Iterator[dict]:
   """Yields the objects of a file with one a line, see `check_json`.
 
   Args:

@@ -106,7 +106,7 @@ def read_predictions(folder: str, task: Mapping[str, Any]) -> list[dict]:
   if not os.path.exists(path):
     return []
   form = CHOSEN if task['kind'] == 'score' else GENERATED
-  lines = list(fileio.read_json_lines(path, form))
+  lines = list(fileio.read_own_lines(path, form))
   if len(lines) != len(task['predictions']):
     raise ValueError(
       f'{path} has {len(lines):,} lines: expected '

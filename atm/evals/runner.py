@@ -229,7 +229,7 @@ def _is_answered(path: str, mark: str, facts: dict | str | None) -> bool:
 def _read_answered(path: str, count: int) -> list[dict]:
   """Reads `count` answers of an earlier run; raises ValueError without them."""
   try:
-    rows = list(fileio.read_json_lines(path, {'answer': object, 'cut': bool}))
+    rows = list(fileio.read_own_lines(path, {'answer': object, 'cut': bool}))
     if len(rows) != count:
       raise ValueError(f'{path} has {len(rows):,} lines: expected {count:,}')
   except ValueError as e:

@@ -60,4 +60,4 @@ def read_intact_lines(path: str, form: dict) -> list[dict]:
   """Reads the objects of a file, if there is one, without torn lines."""
   if not os.path.exists(path):
     return []
-  return list(fileio.read_json_lines(path, form, torn=True))
+  return list(fileio.read_own_lines(path, form, torn=True))

@@ -48,8 +48,8 @@ def test_a_resumed_run_drops_the_steps_that_it_does_again(tmp_path):
     4,
   ]
   path = str(tmp_path / metric_writer.DROPPED_FILE)
-  dropped = list(metric_writer.read_intact_lines(path))
+  dropped = list(metric_writer.read_intact_lines(path, metric_writer.ROW))
   assert [row['step'] for row in dropped] == [3]
   write(-1, ())  # anew, as where the checkpoints were taken away
-  dropped = list(metric_writer.read_intact_lines(path))
+  dropped = list(metric_writer.read_intact_lines(path, metric_writer.ROW))
   assert [row['step'] for row in dropped] == [3, 0, 1, 2, 3, 4]
