@@ -261,3 +261,18 @@ def test_many_arrays_are_verified_a_few_at_a_time(tmp_path, monkeypatch):
   change_a_value(tmp_path, 1)
   with pytest.raises(manager.DamageError, match='lm_head differs'):
     made.verify(1)
+
+
+def test_a_step_that_is_saved_anew_is_described_anew(tmp_path):
+  """Fault seen: what was read of the step before it was removed."""
+  made = save_steps(tmp_path, [1, 2])
+  assert made.meta(2) == {'data': {'step': 2}}
+  made.orbax.delete(2)
+  made.save(2, make_trees(9), {'again': True})
+  made.wait_until_finished()
+  assert made.meta(2) == {'again': True} and made.failures == 0
+  restored = made.restore(2, abstract_like(make_trees()))
+  assert bytes_of(restored) == bytes_of(make_trees(9))
+  made.save(2, make_trees(5), {'third': True})  # the newest is kept
+  made.close()
+  assert reader.CheckpointReader(str(tmp_path)).meta(2) == {'again': True}
