@@ -26,6 +26,9 @@ class Letters:
   def encode(self, text):
     return list(map(ord, text))
 
+  def decode(self, ids):
+    return ''.join(map(chr, ids))
+
 
 def score(name, answers, truths, groups=None, **others):
   metric = metrics.METRICS[name]

@@ -173,6 +173,8 @@ def describe_differences(tasks, groups, common, labels) -> list[str]:
   notes = []
   for key in ('mode', 'shots', 'normalize', 'source'):
     notes += _describe_values(key, [task[key] for task in tasks], labels)
+  references = list(map(_describe_references, tasks))
+  notes += _describe_values('references', references, labels)
   count = sum(map(len, common))
   for label, task, mine in zip(labels, tasks, groups):
     if rest := len(task['predictions']) - count:
@@ -180,6 +182,20 @@ def describe_differences(tasks, groups, common, labels) -> list[str]:
     if any(mine[ids].prompts != groups[0][ids].prompts for ids in common):
       notes.append(f'{label} has other prompts than {labels[0]}')
   return notes
+
+
+def _describe_references(task: Mapping) -> str:
+  """Describes what a task's answers were compared with."""
+  # Results without counts are of choices, or of a version that compared with
+  # the data set's own texts, which a model cannot always write.
+  counts = task.get('references')
+  if counts is None:
+    return 'as in the data set'
+  changed, unknown = counts['changed'], counts['unknown']
+  return (
+    f'as the tokenizer writes them ({changed:,} changed, {unknown:,} with '
+    'unknown characters)'
+  )
 
 
 def _describe_values(key: str, values, labels: Sequence[str]) -> list[str]:

@@ -67,6 +67,24 @@ def _sum_by_group(counts: Callable) -> Callable[..., np.ndarray]:
   return rows
 
 
+def _as_written(counts: Callable) -> Callable:
+  """Builds counts of texts as the vocabulary writes them, if there is one."""
+  # Where its tokenizer has '...' a model writes no '…', and the right answer
+  # would be wrong.
+
+  def written_counts(answers, truths, language, vocabulary) -> np.ndarray:
+    if vocabulary is not None:
+      write = lambda text: text_metrics.written_text(text, vocabulary)
+      answers = list(map(write, answers))
+      truths = [
+        write(truth) if isinstance(truth, str) else list(map(write, truth))
+        for truth in truths
+      ]
+    return counts(answers, truths, language, vocabulary)
+
+  return written_counts
+
+
 def _judge_each(judge: Callable) -> Callable[..., np.ndarray]:
   """Builds counts (score, 1) from judge(answer, truth): 0 to 100, or None."""
   # None: the metric leaves the question out, which counts (0, 0).
@@ -189,30 +207,33 @@ def _metrics() -> list[Metric]:
   make = lambda name, title, counts, total=weighted_mean, note='': Metric(
     name, title, _sum_by_group(counts), total, note=note
   )
+  texts = lambda name, title, counts, *others: make(
+    name, title, _as_written(counts), *others
+  )
   rouge = lambda kind: functools.partial(text_metrics.rouge_counts, kind)
   classes = lambda count: functools.partial(_count_classes, count)
   return [
     make('accuracy', 'accuracy', _judge_each(_accuracy)),
-    make('exact_match', 'exact match', _judge_each(_exact)),
     make('cb_f1', 'macro F1', classes(3), _macro_f1),
     # Choice 0 says that an answer is true; of the other no F1 is taken.
     make('multirc_f1a', 'F1 over answers', classes(1), _macro_f1),
     Metric('multirc_em', 'exact match of questions', _all_right, weighted_mean),
     make('record_f1', 'F1', _record(squad_f1)),
     make('record_em', 'exact match', _record(squad_em)),
-    make('squad_f1', 'F1', _squad(squad_f1)),
-    make('squad_em', 'exact match', _squad(squad_em)),
-    make('squad_has_answer_f1', 'F1, answerable', _squad(squad_f1, True)),
-    make('squad_no_answer_f1', 'F1, unanswerable', _squad(squad_f1, False)),
-    make('rouge1', 'ROUGE-1', rouge('rouge1')),
-    make('rouge2', 'ROUGE-2', rouge('rouge2')),
-    make('rougeL', 'ROUGE-L', rouge('rougeL')),
-    make('spbleu', 'spBLEU', text_metrics.spbleu_counts,
-         text_metrics.bleu_total),
-    make('spbleu_own', 'BLEU of own pieces', text_metrics.own_bleu_counts,
-         text_metrics.bleu_total, STAND_IN),
-    make('bleu', 'BLEU', text_metrics.bleu_counts, text_metrics.bleu_total),
-    make('chrf', 'chrF', text_metrics.chrf_counts, text_metrics.chrf_total),
+    texts('exact_match', 'exact match', _judge_each(_exact)),
+    texts('squad_f1', 'F1', _squad(squad_f1)),
+    texts('squad_em', 'exact match', _squad(squad_em)),
+    texts('squad_has_answer_f1', 'F1, answerable', _squad(squad_f1, True)),
+    texts('squad_no_answer_f1', 'F1, unanswerable', _squad(squad_f1, False)),
+    texts('rouge1', 'ROUGE-1', rouge('rouge1')),
+    texts('rouge2', 'ROUGE-2', rouge('rouge2')),
+    texts('rougeL', 'ROUGE-L', rouge('rougeL')),
+    texts('spbleu', 'spBLEU', text_metrics.spbleu_counts,
+          text_metrics.bleu_total),
+    texts('spbleu_own', 'BLEU of own pieces', text_metrics.own_bleu_counts,
+          text_metrics.bleu_total, STAND_IN),
+    texts('bleu', 'BLEU', text_metrics.bleu_counts, text_metrics.bleu_total),
+    texts('chrf', 'chrF', text_metrics.chrf_counts, text_metrics.chrf_total),
   ]  # fmt: skip
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from atm.evals import bootstrap, metrics
+from atm.evals import bootstrap, metrics, text_metrics
 from atm.evals.predict import request_of
 from atm.evals.task import MissingData, Question, Task
 from atm.fileio import hash_json
+from atm.inference import stop_strings
 
 
 def compute_statistics(
@@ -47,6 +48,7 @@ def score_task(
     kind='score' if questions[0].prompt is None else 'generate',
     mode=task.mode, shots=task.shots, normalize=task.normalize,
     source=task.source, prompt_hash=hash_json(hashes),
+    references=count_references(task, questions, vocabulary),
     questions=len(questions), of=of, cut=sum(row['cut'] for row in rows),
     chance=task.chance, notes=notes, scores=scores, statistics=statistics,
     predictions=[
@@ -55,6 +57,49 @@ def score_task(
       for q, whole, row in zip(questions, hashes, rows)
     ],
   )  # fmt: skip
+
+
+def count_references(
+  task: Task, questions: Sequence[Question], vocabulary
+) -> dict[str, int] | None:
+  """Counts the references that the tokenizer or the protocol changes.
+
+  Returns:
+    {changed: questions with a reference that the tokenizer writes otherwise,
+    but for white space; unknown: with characters that it lacks; out_of_reach:
+    where no answer equals a reference, as its own text is cut or read
+    otherwise}. None where choices are given, or without a vocabulary: texts are
+    compared as they are.
+  """
+  if questions[0].prompt is None or vocabulary is None:
+    return None
+  counts = dict.fromkeys(('changed', 'unknown', 'out_of_reach'), 0)
+  write = lambda text: text_metrics.written_text(text, vocabulary).split()
+  for question in questions:
+    truth = question.truth
+    texts = [truth] if isinstance(truth, str) else list(truth)
+    written = list(map(write, texts))
+    counts['changed'] += written != [text.split() for text in texts]
+    counts['unknown'] += any(
+      '⁇' in vocabulary.decode(vocabulary.encode(text)) for text in texts
+    )
+    counts['out_of_reach'] += bool(texts) and not any(
+      write(answer) == wanted
+      for text, wanted in zip(texts, written)
+      for answer in _right_answers(task, question, text, vocabulary)
+    )
+  return counts
+
+
+def _right_answers(task: Task, question: Question, text: str, vocabulary):
+  """Yields the answers in outputs that hold a reference, read as others are."""
+  outputs = [text]
+  if task.mode == 'denoise':  # the prompt is written again, or not
+    outputs.append(f'{question.prompt} {text}')
+  for output in outputs:
+    ids = vocabulary.encode(output)[: task.max_tokens]
+    output = stop_strings.cut_at_stop(vocabulary.decode(ids), task.stop)
+    yield task.answer(output, question) if task.answer else output
 
 
 def resolve_metrics(task: Task) -> tuple[list[str], list[str]]:

@@ -40,6 +40,7 @@ from atm.evals.task import MissingData, Tokenizer
 FLORES200 = '14bb8dfb35c0ffdea7bc01e56cea38b9e3d5efcdcb9c251d6b40538e1aab555a'
 MAX_NGRAM = 4  # of BLEU's n-grams
 CHRF_BETA = 2
+MAX_ROUNDS = 8  # of `written_text`; two or three are needed
 
 
 def import_library(name: str):
@@ -50,6 +51,21 @@ def import_library(name: str):
     raise ModuleNotFoundError(
       f"{name.split('.')[0]} judges texts: pip install 'atm[eval]'"
     ) from error
+
+
+def written_text(text: str, vocabulary: Tokenizer) -> str:
+  """Returns a text as a tokenizer writes it: so a model can write it, too.
+
+  Characters are normalised as in the vocabulary, white space as single spaces,
+  and characters that it lacks are its sign for them.
+  """
+  # Until nothing changes: an answer was written once already, and a sign for
+  # unknown characters, '⁇', is '??' where it is read.
+  for _ in range(MAX_ROUNDS):
+    before, text = text, vocabulary.decode(vocabulary.encode(text))
+    if text == before:
+      break
+  return text
 
 
 def reference_texts(truth: str | Sequence[str]) -> list[str]:

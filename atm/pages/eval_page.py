@@ -148,6 +148,29 @@ def _list_notes(tasks: Sequence[Mapping]) -> list[str]:
       f'{cut:,} of {count:,} texts had no room in the model: their beginnings '
       'were left out.'
     )
+  return notes + _reference_notes(tasks)
+
+
+def _reference_notes(tasks: Sequence[Mapping]) -> list[str]:
+  """Returns how references were compared, and which no answer can equal."""
+  found = [task for task in tasks if task.get('references')]
+  if not found:
+    return []
+  count = sum(task['questions'] for task in found)
+  changed, unknown, out_of_reach = (
+    sum(task['references'][key] for task in found)
+    for key in ('changed', 'unknown', 'out_of_reach')
+  )
+  notes = [
+    'Answers and references are compared as the tokenizer writes them, which '
+    f'changes {changed:,} of {count:,} references; {unknown:,} have characters '
+    'that it lacks.'
+  ]
+  if out_of_reach:
+    notes.append(
+      f'No answer can equal {out_of_reach:,} of {count:,} references: they '
+      'hold what ends an answer, or are longer than answers may be.'
+    )
   return notes
 
 

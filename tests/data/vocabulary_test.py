@@ -79,6 +79,15 @@ def test_spelling_and_openings_are_what_decoding_writes(request, kind, rng):
       assert whole == words.decode(ids)
 
 
+def test_a_byte_piece_is_spelt_as_its_byte(byte_words):
+  spelt = byte_words.spelling()
+  text = ''.join(spelt[i] for i in byte_words.encode('𝄞\n'))
+  assert text.encode('utf-8', 'surrogateescape') == ' 𝄞 '.encode()[:-1]
+  assert (
+    spelt[byte_words.pieces(range(byte_words.size)).index('<0x0A>')] == '\n'
+  )
+
+
 def test_texts_are_normalized_and_their_spaces_kept(words):
   assert words.normalize(' …；  ﬁ\u3000') == ' ...;  fi '
   assert words.normalize('') == '' and words.normalize('\n') == ' '

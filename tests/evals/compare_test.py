@@ -75,6 +75,27 @@ def test_other_truths_are_other_questions_and_other_prompts_are_said():
   assert not made and 'xnli_de: not in B' in notes
 
 
+def test_references_that_are_compared_otherwise_are_said():
+  """Fault seen: results of a version that did not normalise, silently beside
+  those of one that does."""
+  counts = {'changed': 3, 'unknown': 1, 'out_of_reach': 0}
+  old, new = task_with([1]), task_with([1], references=counts)
+  other = task_with([1], references=counts | {'changed': 4})
+  _, notes = compare.compare_runs([old, new, new], ['A', 'B', 'C'])
+  written = (
+    'as the tokenizer writes them (3 changed, 1 with unknown characters)'
+  )
+  assert notes == [
+    f'xnli_de: references: as in the data set in A, {written} in B, {written} '
+    'in C'
+  ]
+  _, notes = compare.compare_runs([new, other], ['A', 'B'])
+  assert len(notes) == 1 and '(4 changed' in notes[0]
+  assert not compare.compare_runs([new, new], ['A', 'B'])[1]
+  none = task_with([1], references=None)
+  assert not compare.compare_runs([old, none], ['A', 'B'])[1]
+
+
 def test_versions_of_metrics_that_differ_are_said():
   a, b = (
     task_with([1]) | {'versions': {'spbleu': v, 'atm': '0.1'}} for v in 'xy'

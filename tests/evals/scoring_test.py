@@ -1,5 +1,7 @@
 """Scores of a task's answers, and metrics that cannot be computed."""
 
+import dataclasses
+import functools
 import hashlib
 
 import pytest
@@ -61,6 +63,46 @@ def test_nothing_judged_has_no_score():
   score = entry['scores']['squad_no_answer_f1']
   assert score == {'value': None, 'low': None, 'high': None}
   assert entry['kind'] == 'generate'
+
+
+def test_references_are_counted_that_no_answer_can_equal(words):
+  """Faults seen: white space counted as a change; references that are cut at
+  the delimiter, read otherwise or too long for an answer not counted."""
+  from atm_tasks.evaluation import generation
+
+  def counted(truths, answer=None, **fields):
+    questions = [Question(str(i), x, prompt='p') for i, x in enumerate(truths)]
+    made = Task('t', 's', 'en', ('bleu',), list, answer, **fields)
+    rows = [{'answer': 'a', 'cut': False}] * len(truths)
+    entry = scoring.score_task(
+      dataclasses.replace(made, metrics=()), questions, rows, 9, words, 0
+    )
+    return tuple(entry['references'].values())
+
+  assert counted(['Every  one', 'one\n']) == (0, 0, 0)
+  assert counted(['Every…', ['one', 'ﬁve'], '漢']) == (3, 1, 0)
+  assert counted(['one; two', ['one; two', 'one']], stop=(';',)) == (0, 0, 1)
+  assert counted(['one ' * 9], max_tokens=4) == (0, 0, 1)
+  squad = generation.SQUADV2_FORMAT
+  read = functools.partial(squad.answer, mode='clm')
+  assert counted([['none'], ['one'], []], read, stop=squad.stop) == (0, 0, 1)
+  pairs = functools.partial(generation.InputFormat().answer, mode='denoise')
+  assert counted(['one; two'], pairs, mode='denoise') == (0, 0, 0)
+
+
+def test_references_behind_a_prompt_are_read_behind_it(words):
+  from atm_tasks.evaluation import generation
+
+  squad = generation.TRANSLATION_FORMAT
+  read = functools.partial(squad.answer, mode='denoise')
+  prompt = 'Sentence: eins; Translation in English:'
+  questions = [Question(x, x, prompt=prompt) for x in ('one', 'one; two')]
+  asked = Task('t', 's', 'en', (), list, read, mode='denoise', max_tokens=99)
+  assert scoring.count_references(asked, questions, words)['out_of_reach'] == 1
+
+
+def test_choices_have_no_references(words):
+  assert scoring.count_references(task('accuracy'), QUESTIONS, words) is None
 
 
 @pytest.fixture

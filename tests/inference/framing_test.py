@@ -83,6 +83,7 @@ def test_stops_are_looked_for_as_outputs_spell_them(framing, caplog):
   stops = framing.stops
   assert stops([';', '…', '；']) == (';', '…', '...', '；')
   assert stops(('ﬁ', ' the ', '  ')) == ('ﬁ', 'fi', ' the ', '  ')
+  assert stops(['a\u00a0b']) == ('a\u00a0b', 'a b')
   assert stops([]) == () and not caplog.messages
   assert stops(['\n', 'a\tb', '\u3000', ';']) == ('\n', 'a\tb', '\u3000', ';')
   assert stops(['漢字']) == ('漢字',)
@@ -127,6 +128,8 @@ def test_a_program_stops_where_the_text_has_a_stop(request, kind, rng):
   ids_of = lambda n: rng.choice(common, n).tolist()
   stops_of = [[';'], [' '], ['a'], ['<br>', 'b'], ['t;'], ['、'], ['つ', '一'],
               [' ⁇'], [' a', 'xt ']]  # fmt: skip
+  table = framing.stop_table(('a',))
+  assert (table[:, words.size :] == np.arange(len(table))[:, None])[:2].all()
   found = 0
   for _ in range(600):
     stops = framing.stops(stops_of[rng.integers(len(stops_of))])

@@ -53,6 +53,22 @@ def test_scores_stand_with_interval_chance_and_count(page, results):
   assert not any(below[4:])
 
 
+def test_references_that_are_compared_otherwise_are_counted(results):
+  """Faults seen: those of one task; choices counted."""
+  kind = lambda **more: {'questions': 12, 'references': more or None}
+  one = kind(changed=3, unknown=1, out_of_reach=0)
+  two = kind(changed=1_000, unknown=0, out_of_reach=2)
+  assert eval_page._list_notes([]) == []
+  assert eval_page._reference_notes([kind()]) == []
+  (said,) = eval_page._reference_notes([kind(), one])
+  assert 'changes 3 of 12 references; 1 have characters' in said
+  said, beyond = eval_page._reference_notes([one, two])
+  assert 'changes 1,003 of 24' in said and 'equal 2 of 24' in beyond
+  assert not [
+    x for x in eval_page._list_notes(results['tasks']) if 'equal' in x
+  ]
+
+
 def test_the_average_of_superglue_stands_beside_theirs(page, results):
   values = [
     score_of(results, task, metric)['value']
