@@ -3,7 +3,8 @@
     python tests/mutate.py                  # six faults of each of four modules
     python tests/mutate.py --seed 1         # others
     python tests/mutate.py packing sampling --count 10
-    python tests/mutate.py packing --again  # what survived, of all runs so far
+    python tests/mutate.py packing --again  # what survived in earlier runs
+    python tests/mutate.py --new            # what was not tried so far
     python tests/mutate.py --all            # every fault: hours
 
 Libraries are imported once; every fault is then tried in a forked child, in a
@@ -76,6 +77,7 @@ LIBRARIES = (
   'clu.metric_writers.summary_writer',
 )  # fmt: skip
 GIBIBYTE = 1 << 30
+KEYS = 'file', 'function', 'before', 'after'  # of `mutants.Fault.identity`
 
 
 # --- In a child
@@ -352,7 +354,7 @@ class Campaign:
     jobs: list[Job] = []
 
     def refill():
-      while waiting and len(jobs) < 1:
+      while waiting and len(jobs) < len(self.slots):
         fault = waiting.pop(0)
         first, *rest[fault.identity] = self.profiles.jobs(
           fault, self.killers[fault.file], self.longest
@@ -421,8 +423,15 @@ def load_known() -> dict[tuple, str]:
   """Returns the reasons of the known survivors, by their identities."""
   with open(KNOWN, encoding='utf-8') as f:
     known = json.load(f)
-  keys = 'file', 'function', 'before', 'after'
-  return {tuple(one[key] for key in keys): one['reason'] for one in known}
+  return {tuple(one[key] for key in KEYS): one['reason'] for one in known}
+
+
+def load_results() -> dict[tuple, bool]:
+  """Returns whether a fault was caught when it was last tried."""
+  path = os.path.join(PROFILES, 'results.jsonl')
+  with open(path, encoding='utf-8') as f:
+    results = [json.loads(line) for line in f]
+  return {tuple(one[key] for key in KEYS): one['caught'] for one in results}
 
 
 def choose(arguments) -> list[mutants.Fault]:
@@ -436,18 +445,14 @@ def choose(arguments) -> list[mutants.Fault]:
     file = f'atm/{name}.py'
     faults = mutants.find_faults(file, read_source(file))
     by_file[name] = sorted(faults, key=lambda x: x.rank(arguments.seed))
-  if arguments.again:
-    with open(os.path.join(PROFILES, 'results.jsonl')) as f:
-      last = {
-        tuple(one[k] for k in ('file', 'function', 'before', 'after')): one
-        for one in map(json.loads, f)
-      }
-    survived = {identity for identity in last if not last[identity]['caught']}
-    by_file = {
-      name: [x for x in faults if x.identity in survived]
-      for name, faults in by_file.items()
-    }
-  elif not arguments.all:
+  tried = load_results() if arguments.again or arguments.new else {}
+  for name, faults in by_file.items():
+    if arguments.again:
+      faults = [x for x in faults if not tried.get(x.identity, True)]
+    by_file[name] = [
+      x for x in faults if arguments.again or x.identity not in tried
+    ]
+  if not arguments.all and not arguments.again:
     if not arguments.modules:
       chance = sorted(names, key=lambda n: by_file[n][0].rank(arguments.seed))
       names = [n for n in names if n in chance[: arguments.files]]
@@ -471,6 +476,7 @@ def parse_arguments(arguments=None):
   parser.add_argument('--count', type=int, default=6, help='faults of a file')
   parser.add_argument('--all', action='store_true', help='all faults')
   parser.add_argument('--again', action='store_true', help='last survivors')
+  parser.add_argument('--new', action='store_true', help='not tried so far')
   parser.add_argument('--jobs', type=int, default=2, help='at a time')
   parser.add_argument(
     '--longest', type=float, default=5, help='seconds of tests that wait'
