@@ -1,6 +1,7 @@
 """Errors and texts that all rooms share: checks of settings, nearest names."""
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -9,7 +10,9 @@ import numbers
 import operator
 import os
 import traceback
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Sequence
 
 MOST_INT32 = 2**31 - 1  # programs count in int32
 ATM = os.path.dirname(os.path.abspath(__file__))
@@ -145,13 +148,27 @@ def check_path(name: str, value, optional: bool = False) -> str | None:
   return path if path is None else os.path.expanduser(path)
 
 
-def check_texts(name: str, value, empty: bool = True) -> tuple[str, ...]:
+def check_texts(
+  name: str, value, empty: bool = True, optional: bool = False,
+  single: bool = False,
+) -> tuple[str, ...] | None:  # fmt: skip
   """Returns a list or tuple of texts as a tuple, see `check_text`.
+
+  Args:
+    name: of the setting or argument, as a user writes it.
+    value: what was given.
+    empty: take '' among them.
+    optional: take None, too.
+    single: take a text for a tuple of it.
 
   Raises:
     ValueError: it is a single text, or neither a list nor a tuple, or an
       element is no text.
   """
+  if optional and value is None:
+    return None
+  if isinstance(value, str) and single:
+    value = (value,)
   if isinstance(value, str):
     raise ValueError(
       f'{name} = {quote(value)}: expected a tuple of texts. Did you mean '
@@ -163,6 +180,12 @@ def check_texts(name: str, value, empty: bool = True) -> tuple[str, ...]:
     check_text(f'{name}[{i}]', text, empty=empty)
     for i, text in enumerate(value)
   )
+
+
+def check_paths(name: str, value) -> tuple[str, ...]:
+  """Returns a list or tuple of paths as a tuple, see `check_path`."""
+  paths = check_texts(name, value, empty=False)
+  return tuple(check_path(f'{name}[{i}]', x) for i, x in enumerate(paths))
 
 
 def check_number(
@@ -190,6 +213,8 @@ def check_number(
     return None
   number = isinstance(value, numbers.Real) and not isinstance(value, bool)
   finite = number and _is_finite(value, whole)
+  if most == MOST_INT32 and not (finite and value > most):
+    most = None  # goes without saying
   bounds = (
     ('of at least', least, operator.ge), ('above', above, operator.gt),
     ('of at most', most, operator.le), ('below', below, operator.lt),
@@ -217,27 +242,54 @@ def check_number(
   )
 
 
-def check_fields(settings, checks: dict[str, Callable]) -> None:
+def check_count(name: str, value, optional: bool = False) -> int | None:
+  """Returns a whole number of at least 1 that programs can count to."""
+  return check_number(name, value, 1, MOST_INT32, optional=optional)
+
+
+def check_seed(name: str, value) -> int:
+  """Returns a whole number that 64 bits hold, negative ones, too."""
+  return check_number(name, value, -(2**63), 2**63 - 1)
+
+
+def check_callable(name: str, value, optional: bool = False):
+  """Returns what can be called; raises ValueError for anything else."""
+  if not callable(value) and not (optional and value is None):
+    raise ValueError(
+      f'{name} = {quote(value)}: expected a function; gin writes @NAME'
+    )
+  return value
+
+
+def check_instance(name: str, value, kind: type, optional: bool = False):
+  """Returns an object of a class; raises ValueError for anything else."""
+  if not isinstance(value, kind) and not (optional and value is None):
+    raise ValueError(f'{name} = {quote(value)}: expected a {kind.__name__}')
+  return value
+
+
+# --- Settings: the fields of a dataclass, the arguments of a function
+
+
+def check_fields(settings) -> None:
   """Sets fields of a dataclass, frozen or not, to what their checks return.
 
-  Args:
-    settings: the dataclass, in its `__post_init__`.
-    checks: field -> a check that takes the value, its name bound:
-      `partial(check_number, 'BATCH_SIZE', least=1)`.
+  Call it in `__post_init__`. The class has `checks`: field -> a check of the
+  value, its name bound, `partial(check_number, 'BATCH_SIZE', least=1)`.
 
   Raises:
     ValueError: see the checks.
   """
-  for field, check in checks.items():
+  for field, check in list_checks(type(settings)).items():
     # What was checked is what is used.
     object.__setattr__(settings, field, check(getattr(settings, field)))
 
 
-def check_arguments(checks: dict[str, Callable]) -> Callable:
+def check_arguments(**checks: Callable) -> Callable:
   """Decorates a function, which gets what its arguments' checks return.
 
   Args:
-    checks: parameter -> a check of its value, see `check_fields`.
+    checks: by parameter, as of `check_fields`; None for no check.
   """
 
   def decorate(function):
@@ -247,14 +299,69 @@ def check_arguments(checks: dict[str, Callable]) -> Callable:
     def checked(*args, **named):
       given = signature.bind(*args, **named)
       given.apply_defaults()
-      for name, check in checks.items():
-        given.arguments[name] = check(given.arguments[name])
+      for parameter, check in list_checks(checked).items():
+        given.arguments[parameter] = check(given.arguments[parameter])
       return function(*given.args, **given.kwargs)
 
     checked.__signature__ = signature  # gin does not look behind a wrapper
+    checked.checks = checks
     return checked
 
   return decorate
+
+
+@functools.cache
+def list_checks(owner) -> dict[str, Callable]:
+  """Returns parameter -> check of what `check_fields` or a decorator checks.
+
+  What `owner.checks` does not name is checked by its type, if it can be.
+  """
+  if isinstance(owner, type) and not dataclasses.is_dataclass(owner):
+    owner = owner.__init__
+  names = inspect.signature(owner).parameters
+  hints = typing.get_type_hints(owner)
+  found = {name: derive_check(name, hints.get(name)) for name in names}
+  found |= getattr(owner, 'checks', {})
+  return {name: check for name, check in found.items() if check}
+
+
+def derive_check(field: str, hint) -> Callable | None:
+  """Returns the check of a type: of numbers, flags, texts, functions, objects.
+
+  Numbers, flags and texts are settings, called by `field` in capitals.
+
+  Args:
+    field: a field or parameter.
+    hint: its type, `int | None` say.
+
+  Returns:
+    A function of the value, or None for a type that has no check.
+  """
+  union = isinstance(hint, types.UnionType)
+  kinds = {*typing.get_args(hint)} if union else {hint}
+  optional = dict(optional=True) if type(None) in kinds else {}
+  kinds.discard(type(None))
+  (kind, *others) = kinds
+  if others or kind is None:
+    return None
+  if kind in _CHECKS_OF_TYPES:
+    return functools.partial(_CHECKS_OF_TYPES[kind], field.upper(), **optional)
+  origin = typing.get_origin(kind) or kind
+  if origin in (tuple, Sequence) and typing.get_args(kind)[:1] == (str,):
+    return functools.partial(check_texts, field.upper(), **optional)
+  if origin is Callable:
+    return functools.partial(check_callable, field, **optional)
+  if dataclasses.is_dataclass(kind):
+    return functools.partial(check_instance, field, kind=kind, **optional)
+  return None
+
+
+_CHECKS_OF_TYPES = {
+  bool: check_flag,
+  float: functools.partial(check_number, whole=False),
+  int: check_number,
+  str: check_text,
+}
 
 
 def _is_finite(value, whole: bool) -> bool:

@@ -15,12 +15,22 @@ The folder is tasks/, the import name `atm_tasks`.
 """
 
 import functools
+from functools import partial
 
 import seqio
 import tensorflow as tf
 
 from atm.data import token_store
 from atm.data.languages import LANGUAGE_CODES
+from atm.inference import prompts
+from atm.messages import (
+  check_arguments,
+  check_choice,
+  check_number,
+  check_path,
+  check_text,
+  quote,
+)
 from atm_tasks.evaluation.registry import data_table, suite
 from atm_tasks.pretraining import decontaminate as decontaminate_lib
 from atm_tasks.pretraining import tasks
@@ -37,6 +47,36 @@ WIKIPEDIA = 'wikipedia/20230601.{language}'
 MC4 = 'c4/multilingual'
 
 
+def check_decontaminate(sets) -> dict[str, str] | None:
+  """Returns evaluation set -> its files, or None; raises ValueError else."""
+  if sets is None:
+    return None
+  if not isinstance(sets, dict):
+    raise ValueError(
+      f"DECONTAMINATE = {quote(sets)}: expected {{'SET': 'FILES'}}, or None"
+    )
+  return {
+    check_text('a set of DECONTAMINATE', name): check_path(
+      f'DECONTAMINATE[{quote(name)}]', path
+    )
+    for name, path in sets.items()
+  }
+
+
+@check_arguments(
+  vocabulary=partial(check_path, 'VOCABULARY', optional=True),
+  text_dir=partial(check_path, 'TEXT_DIR', optional=True),
+  wikipedia=partial(check_path, 'WIKIPEDIA', optional=True),
+  mc4=partial(check_path, 'MC4', optional=True),
+  tfds_dir=partial(check_path, 'TFDS_DIR', optional=True),
+  held_out=partial(
+    check_number, 'configure.held_out', least=0, below=1, whole=False
+  ),
+  decontaminate=check_decontaminate,
+  cache_dir=partial(check_path, 'CACHE_DIR', optional=True),
+  pairs=partial(check_path, 'PAIRS', optional=True),
+  pairs_mode=partial(check_choice, 'PAIRS_MODE', known=prompts.MODES),
+)
 def configure(
   vocabulary: str | None = None,
   text_dir: str | None = None,
@@ -86,12 +126,12 @@ def configure(
   if vocabulary is not None:
     tasks.VOCABULARY.use(vocabulary)
   index = load_index_lazily(tuple(sorted((decontaminate or {}).items())))
-  register = functools.partial(
+  register = partial(
     tasks.register_mixture, paper_packing=paper_packing, index=index
   )
   udhr = {('udhr', k): tasks.DeclarationSource(k) for k in LANGUAGE_CODES}
   register('udhr', udhr, tasks.UDHR)
-  found = functools.partial(
+  found = partial(
     tasks.find_sources, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
     cache_dir=cache_dir,
   )  # fmt: skip

@@ -3,6 +3,7 @@ import functools
 import inspect
 import os
 import pathlib
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -109,11 +110,13 @@ def test_what_is_checked_is_what_is_used():
   @dataclasses.dataclass(frozen=True)
   class Settings:
     size: int
+    flag: bool = False
+    checks: ClassVar[dict] = {'size': check}
 
     def __post_init__(self):
-      messages.check_fields(self, {'size': check})
+      messages.check_fields(self)
 
-  @messages.check_arguments({'size': check})
+  @messages.check_arguments(size=check)
   def double(size: int = 3):
     return repr(2 * size)
 
@@ -122,3 +125,5 @@ def test_what_is_checked_is_what_is_used():
   for call in (Settings, double):
     with pytest.raises(ValueError, match='SIZE = 0: expected a whole number'):
       call(size=0)
+  with pytest.raises(ValueError, match='FLAG = 1: expected True or False'):
+    Settings(1, flag=1)

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -19,7 +20,12 @@ from atm.checkpoint import checksums, hf_folder, hf_keys, pretrained, reader
 from atm.checkpoint.paths import CHECKPOINTS
 from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
-from atm.messages import clock_text
+from atm.messages import (
+  check_arguments,
+  check_number,
+  check_path,
+  clock_text,
+)
 from atm.model import parameters
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
@@ -31,6 +37,10 @@ STAGING_FILE = 'atm-writes-here'  # marks a folder that may be removed
 TOGETHER = 2**24  # bytes; parameters below this are written several at a time
 
 
+@check_arguments(
+  source=partial(check_path, 'SOURCE'),
+  model_dir=partial(check_path, 'MODEL_DIR'),
+)
 def import_weights(
   source: str,
   model_dir: str,
@@ -222,6 +232,12 @@ def write_config_and_tokenizer(
 # --- Export
 
 
+@check_arguments(
+  model_dir=partial(check_path, 'MODEL_DIR'),
+  output=partial(check_path, 'OUTPUT'),
+  at_step=partial(check_number, 'STEP', least=0, optional=True),
+  shard_gib=partial(check_number, 'SHARD_GIB', above=0, whole=False),
+)
 def export_weights(
   model_dir: str,
   output: str,
@@ -249,8 +265,6 @@ def export_weights(
   if os.path.lexists(output):
     raise ValueError(f'OUTPUT = {output!r} exists already')
   fileio.check_output_folder('OUTPUT', output)
-  if shard_gib <= 0:
-    raise ValueError(f'SHARD_GIB = {shard_gib}: expected more than 0')
   with reader.open_step(model_dir, at_step) as (checkpoints, step):
     meta = checkpoints.meta(step)
     config = pretrained.read_model_config(checkpoints, step)

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import rich.console
 import rich.markup
@@ -202,9 +203,12 @@ class ChatCommand(api.ModelSource):
   read: Callable[[str], str] = input
   console: rich.console.Console | None = None
 
+  checks = api.ModelSource.checks | {
+    'mode': partial(check_choice, 'MODE', known=prompts.MODES),
+  }
+
   def run(self) -> None:
     """Loads the model and talks; raises ValueError without a tokenizer."""
-    check_choice('MODE', self.mode, prompts.MODES)
     console = self.console or rich.console.Console()
     model = self.load()
     if model.vocabulary is None:

@@ -7,9 +7,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from atm import fileio
-from atm.inference import api
+from atm.inference import api, prompts
+from atm.messages import (
+  check_choice,
+  check_count,
+  check_number,
+  check_path,
+  check_texts,
+)
 from atm.parallel import distributed
 
 # Resamplings behind the standard errors of medians, F1 and BLEU. The harness's
@@ -45,6 +53,18 @@ class LmEvalCommand(api.ModelSource):
   log_samples: bool = False
   say: Callable[[str], None] = print
 
+  checks = api.ModelSource.checks | {
+    'tasks': partial(check_texts, 'TASKS', empty=False, single=True),
+    'output': partial(check_path, 'OUTPUT', optional=True),
+    'mode': partial(check_choice, 'MODE', known=prompts.MODES),
+    'num_fewshot': partial(check_number, 'NUM_FEWSHOT', least=0, optional=True),
+    'limit': partial(
+      check_number, 'LIMIT', above=0, whole=False, optional=True
+    ),
+    'batch_size': partial(check_count, 'BATCH_SIZE'),
+    'include_path': partial(check_path, 'INCLUDE_PATH', optional=True),
+  }
+
   def run(self) -> str:
     """Returns the path of the results.
 
@@ -56,7 +76,7 @@ class LmEvalCommand(api.ModelSource):
     from lm_eval import simple_evaluate
     from lm_eval.utils import handle_non_serializable, make_table
 
-    tasks = [self.tasks] if isinstance(self.tasks, str) else list(self.tasks)
+    tasks = list(self.tasks)
     manager = _find_tasks(tasks, self.include_path)
     if self.output is not None and distributed.is_main_process():
       os.makedirs(os.path.dirname(self.output) or os.curdir, exist_ok=True)

@@ -19,6 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from etils import epath
 
@@ -28,11 +29,41 @@ from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.cache_worker import make_unit
 from atm.data.task_registry import Lengths
 from atm.data.vocabulary import MODEL_FILE, Vocabulary, write_vocabulary
-from atm.messages import clock_text, quote
+from atm.messages import (
+  check_arguments,
+  check_count,
+  check_number,
+  check_path,
+  check_text,
+  check_texts,
+  clock_text,
+  quote,
+)
 
 LOG_SECONDS = 10  # between two lines of progress
 
 
+def check_share(share) -> tuple[int, int]:
+  """Returns SHARE, (i, n); raises ValueError unless 0 <= i < n."""
+  if isinstance(share, tuple | list) and len(share) == 2:
+    index, machines = (check_number('SHARE', n, 0) for n in share)
+    if index < machines:
+      return index, machines
+  raise ValueError(
+    f'SHARE = {quote(share)}: expected (i, n) with 0 <= i < n, machine i of n'
+  )
+
+
+@check_arguments(
+  vocabulary=partial(check_path, 'VOCABULARY'),
+  lengths=partial(task_registry.check_lengths, 'TASK_FEATURE_LENGTHS'),
+  directory=partial(check_path, 'CACHE_DIR'),
+  mixture=partial(check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
+  splits=partial(check_texts, 'SPLITS', empty=False),
+  passes=partial(check_count, 'ROW_PASSES'),
+  processes=partial(check_count, 'PROCESSES', optional=True),
+  share=check_share,
+)
 def build(
   mixture: str,
   vocabulary: str,
@@ -72,7 +103,7 @@ def build(
     ValueError: an unknown name, bad text, rows made otherwise.
     OSError: a file could not be written; what is finished stays.
   """
-  index, machines = check_share(share)
+  index, machines = share
   if '://' in directory:
     raise ValueError(
       f'CACHE_DIR = {directory!r}: rows are written to a local folder; copy it '
@@ -107,16 +138,6 @@ def build(
   for line in describe_omissions(read_counts(units, job)):
     say(line)
   return True
-
-
-def check_share(share) -> tuple[int, int]:
-  """Returns (i, n); raises ValueError unless 0 <= i < n."""
-  match share:
-    case [int(index), int(machines)] if 0 <= index < machines:
-      return index, machines
-  raise ValueError(
-    f'SHARE = {share!r}: expected (i, n) with 0 <= i < n, machine i of n'
-  )
 
 
 def _describe_left(todo: list[CacheUnit], units, job: CacheJob) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import rich.console
@@ -117,6 +118,11 @@ def list_omissions(parts: list[MixturePart]) -> list[str]:
   return cache.describe_omissions(counted)
 
 
+@messages.check_arguments(
+  mixture=partial(messages.check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
+  directory=partial(messages.check_path, 'CACHE_DIR'),
+  tokens=partial(messages.check_number, 'TRAIN_TOKENS', least=1, whole=False),
+)
 def show_mixture(
   mixture: str,
   directory: str,
@@ -137,7 +143,6 @@ def show_mixture(
     ValueError: `tokens` is not above 0.
     FileNotFoundError: the mixture has no finished rows there.
   """
-  tokens = messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
   vocabulary, lengths = cache.open_cache(directory)
   configure_tasks(vocabulary=vocabulary.path)
   parts = batches.load_parts(

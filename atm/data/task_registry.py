@@ -97,6 +97,22 @@ def shorten_tf_errors(task: str):
     raise ValueError(f'reading task {task!r}: {message}') from e
 
 
+def check_lengths(name: str, lengths) -> dict[str, int]:
+  """Returns {'inputs': S, 'targets': T}, whole numbers of at least 8."""
+  sides = 'inputs', 'targets'
+  if not isinstance(lengths, dict) or {*lengths} != {*sides}:
+    raise ValueError(
+      f'{name} = {messages.quote(lengths)}: expected '
+      "{'inputs': n, 'targets': m}, whole numbers of at least 8"
+    )
+  return {
+    side: messages.check_number(
+      f'{name}[{side!r}]', lengths[side], 8, messages.MOST_INT32
+    )
+    for side in sides
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class Lengths:
   """TASK_FEATURE_LENGTHS: encoder length S, decoder length T, in tokens."""
@@ -107,14 +123,7 @@ class Lengths:
   @classmethod
   def of(cls, lengths: dict[str, int]) -> Lengths:
     """Raises ValueError unless `inputs` and `targets`, of at least 8 tokens."""
-    match lengths:
-      case {'inputs': int(S), 'targets': int(T), **others}:
-        if not others and min(S, T) >= 8:
-          return cls(S, T)
-    raise ValueError(
-      f'TASK_FEATURE_LENGTHS = {lengths!r}: expected '
-      "{'inputs': n, 'targets': m}, whole numbers of at least 8"
-    )
+    return cls(**check_lengths('TASK_FEATURE_LENGTHS', lengths))
 
   @property
   def both(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import collections
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import sentencepiece
 
@@ -11,6 +12,14 @@ from atm import fileio, messages
 from atm.data import task_registry
 from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
+from atm.messages import (
+  MOST_INT32,
+  check_arguments,
+  check_count,
+  check_number,
+  check_path,
+  check_text,
+)
 
 REPORT_FILE = 'report.json'
 
@@ -30,6 +39,15 @@ def mix_forms(
       yield text
 
 
+@check_arguments(
+  directory=partial(check_path, 'VOCABULARY_DIR'),
+  size=partial(check_count, 'VOCABULARY_SIZE'),
+  tags=partial(check_number, 'TAGS', least=0, most=MOST_INT32),
+  character_coverage=partial(
+    check_number, 'vocabulary.train.character_coverage', above=0, most=1,
+    whole=False,
+  ),
+)  # fmt: skip
 def train_sentencepiece(
   texts: Iterable[str],
   directory: str,
@@ -144,6 +162,14 @@ def _check_no_other(directory: str, size: int) -> None:
     )
 
 
+@check_arguments(
+  mixture=partial(check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
+  directory=partial(check_path, 'VOCABULARY_DIR'),
+  size=partial(check_count, 'VOCABULARY_SIZE'),
+  spoken_share=partial(
+    check_number, 'SPOKEN_SHARE', least=0, most=1, whole=False
+  ),
+)
 def train_vocabulary(
   mixture: str,
   directory: str,
@@ -166,8 +192,6 @@ def train_vocabulary(
     configure_tasks: called before the mixture is looked up.
     say: prints a line.
   """
-  if not 0 <= spoken_share <= 1:
-    raise ValueError(f'SPOKEN_SHARE = {spoken_share}: expected 0 to 1')
   fileio.check_output_folder('VOCABULARY_DIR', directory)
   _check_no_other(directory, size)
   configure_tasks()

@@ -11,7 +11,8 @@ def _draw_counts(G: int, seed: int, samples: int) -> np.ndarray:
   """Counts how often each group is in G draws: uint8 [samples, G]."""
   # uint8 holds them: 256 draws of one group among more than 255 do not happen
   # (1 in 10^500).
-  random, parts = np.random.default_rng(seed), []
+  # NumPy takes no negative seeds.
+  random, parts = np.random.default_rng(seed % 2**64), []
   at_once = max(1, 2**20 // G)  # 8 MB of draws
   for start in range(0, samples, at_once):
     n = min(at_once, samples - start)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from atm.data.vocabulary import Vocabulary
 from atm.evals import metrics, predict, scoring
 from atm.evals.task import MissingData, Task
 from atm.inference import api
+from atm.messages import check_arguments, check_count, check_seed
 from atm.model.config import ModelConfig
 from atm.parallel.sharding import Rules
 
@@ -16,6 +18,13 @@ from atm.parallel.sharding import Rules
 class FewShotEvaluator:
   """Answers the same sample of questions at every step it is called for."""
 
+  @check_arguments(
+    config=None,  # a trainer's, no setting
+    rules=None,
+    limit=partial(check_count, 'LIMIT', optional=True),
+    seed=partial(check_seed, 'SEED'),
+    batch_size=partial(check_count, 'suite.Asker.batch_size'),
+  )
   def __init__(
     self,
     config: ModelConfig,

@@ -29,7 +29,8 @@ def sample_questions(
   count = groups.max() + 1
   if limit is None or limit >= count:
     return list(questions)
-  drawn = np.random.default_rng(seed).permutation(count)[:limit]
+  random = np.random.default_rng(seed % 2**64)  # takes no negative ones
+  drawn = random.permutation(count)[:limit]
   return [q for q, keep in zip(questions, np.isin(groups, drawn)) if keep]
 
 

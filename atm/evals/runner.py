@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import jax
 
@@ -20,6 +21,7 @@ from atm.evals import metrics, predict, results, scoring
 from atm.evals.predict import request_of, sample_questions
 from atm.evals.task import MissingData, Question, Task
 from atm.inference import api, file_jobs
+from atm.messages import check_count, check_path, check_seed
 from atm.parallel import distributed
 
 COMPLETED_FILE = 'answered.json'  # in predictions/
@@ -62,6 +64,16 @@ class SuiteEvaluation(api.ModelSource):
   check: Callable[[], str] = str
   config_text: str = ''
   say: Callable[[str], None] = print
+
+  checks = api.ModelSource.checks | {
+    'model_dir': partial(check_path, 'MODEL_DIR', optional=True),
+    'suite': partial(check_path, 'SUITE'),
+    'output': partial(check_path, 'OUTPUT', optional=True),
+    'limit': partial(check_count, 'LIMIT', optional=True),
+    'seed': partial(check_seed, 'SEED'),
+    'batch_size': partial(check_count, 'BATCH_SIZE'),
+    'vocabulary': partial(check_path, 'VOCABULARY', optional=True),
+  }
 
   def run(self) -> str | None:
     """Writes results.json and predictions/, or prints what was asked for.

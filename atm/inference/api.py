@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from atm.inference import generate as generate_lib
 from atm.inference.few_shot import FewShotMixin
 from atm.inference.framing import Framing
 from atm.inference.outputs import Generation, collect, fetch
-from atm.messages import check_choice
+from atm.messages import check_choice, check_fields, check_number, check_path
 from atm.model.config import CONFIG_CHOICES, ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
@@ -319,6 +321,17 @@ class ModelSource:
   # Called when the command runs, for it asks for devices.
   make_mesh: Callable[[], jax.sharding.Mesh] = mesh_lib.make_mesh
   rules: Rules = Rules()
+
+  checks: ClassVar[dict[str, Callable]] = {
+    'model_dir': partial(check_path, 'MODEL_DIR'),
+    'at_step': partial(check_number, 'STEP', least=0, optional=True),
+    'weights': partial(
+      check_choice, 'WEIGHTS', known=CONFIG_CHOICES['dtype'], optional=True
+    ),
+  }
+
+  def __post_init__(self):
+    check_fields(self)
 
   def load(self) -> Model:
     """Reads the model; raises what `load` raises."""

@@ -6,7 +6,9 @@ R rows, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import flax.struct
 import jax
@@ -19,6 +21,7 @@ from atm.messages import (
   check_fields,
   check_flag,
   check_number,
+  check_seed,
 )
 
 NEG_INF = -jnp.inf
@@ -42,11 +45,6 @@ _NUMBERS = {
   'top_p': dict(above=0, most=1, whole=False),
   'min_p': dict(least=0, most=1, whole=False),
   'repetition_penalty': dict(above=0, whole=False),
-  'seed': dict(least=0),
-}
-_CHECKS = {
-  **{name: partial(check_number, name, **x) for name, x in _NUMBERS.items()},
-  'early_stopping': check_early_stopping,
 }
 
 
@@ -94,8 +92,14 @@ class Config:
   repetition_penalty: float = 1.0
   seed: int = 0
 
+  checks: ClassVar[dict[str, Callable]] = {
+    **{name: partial(check_number, name, **x) for name, x in _NUMBERS.items()},
+    'early_stopping': check_early_stopping,
+    'seed': partial(check_seed, 'seed'),
+  }
+
   def __post_init__(self):
-    check_fields(self, _CHECKS)
+    check_fields(self)
     if self.beams > 1 and self.temperature:
       raise ValueError(
         f'beams = {self.beams} and temperature = {self.temperature}: expected '

@@ -1,13 +1,17 @@
 """Configuration of the encoder-decoder: sizes, numerics, memory."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import ClassVar
 
 from atm.messages import (
   MOST_INT32,
   check_choice,
+  check_count,
+  check_fields,
   check_flag,
   check_number,
-  quote,
 )
 from atm.model.attention import IMPLEMENTATIONS
 from atm.model.remat import REMAT
@@ -23,6 +27,27 @@ CONFIG_CHOICES = {
 IDS = 'pad_id', 'start_id', 'end_id'
 # Layers have a name each in weight files.
 MOST_LAYERS = 10_000
+
+
+def _list_checks() -> Iterator[tuple[str, Callable]]:
+  """Yields (field, its check) of all fields of `ModelConfig`."""
+  for name in (
+    'vocab_size', 'd_model', 'encoder_heads', 'decoder_heads', 'encoder_ff',
+    'decoder_ff', 'positions', 'loss_chunk', 'unroll',
+  ):  # fmt: skip
+    yield name, check_count
+  for name in ('encoder_layers', 'decoder_layers'):
+    yield name, partial(check_number, least=1, most=MOST_LAYERS)
+  for name in ('token_types', 'position_offset', *IDS):
+    yield name, partial(check_number, least=0, most=MOST_INT32)
+  for name in ('dropout', 'attention_dropout', 'activation_dropout'):
+    yield name, partial(check_number, least=0, below=1, whole=False)
+  for name in ('norm_eps', 'init_std'):
+    yield name, partial(check_number, least=0, whole=False)
+  for name in ('embed_scale', 'logits_bias', 'norm_float32', 'scores_float32'):
+    yield name, check_flag
+  for name, known in CONFIG_CHOICES.items():
+    yield name, partial(check_choice, known=known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,37 +127,21 @@ class ModelConfig:
   start_id: int = 1
   end_id: int = 2
 
+  checks: ClassVar[dict[str, Callable]] = {
+    name: partial(check, f'Config.{name}') for name, check in _list_checks()
+  }
+
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      if field.type is not str:
-        value = _check_field(field, getattr(self, field.name))
-        object.__setattr__(self, field.name, value)  # frozen
+    check_fields(self)
     for name in ('encoder_heads', 'decoder_heads'):
       if self.d_model % getattr(self, name):
         raise ValueError(
           f'Config.{name} = {getattr(self, name)} does not divide '
           f'Config.d_model = {self.d_model}'
         )
-    for name, known in CONFIG_CHOICES.items():
-      check_choice(f'Config.{name}', getattr(self, name), known)
     for name in IDS:
       if getattr(self, name) >= self.vocab_size:
         raise ValueError(
           f'Config.{name} = {getattr(self, name)} is no id below '
           f'Config.vocab_size = {self.vocab_size}'
         )
-
-
-def _check_field(field: dataclasses.Field, value):
-  """Returns the value of a number or flag; raises ValueError if it is none."""
-  name = f'Config.{field.name}'
-  if field.type is bool:
-    return check_flag(name, value)
-  if field.type is int:
-    zero = field.name in ('token_types', 'position_offset', *IDS)
-    most = MOST_LAYERS if field.name.endswith('_layers') else MOST_INT32
-    return check_number(name, value, 0 if zero else 1, most)
-  number = check_number(name, value, 0, whole=False)
-  if field.name.endswith('dropout') and number >= 1:
-    raise ValueError(f'{name} = {quote(value)}: expected [0, 1)')
-  return number

@@ -10,6 +10,7 @@ shots or another mode, and this is said.
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,17 @@ import rich.table
 from atm import fileio
 from atm.evals import compare as compare_lib
 from atm.evals import metrics, results
+from atm.messages import check_arguments, check_path, check_paths
 from atm.pages import eval_page, render
 from atm.pages.charts import format_number, format_p_value
 
 COMPARE_PAGE = 'compare.html'
 
 
+@check_arguments(
+  runs=partial(check_paths, 'RUNS'),
+  output=partial(check_path, 'OUTPUT', optional=True),
+)
 def compare_evaluations(runs: Sequence[str], output: str | None = None) -> str:
   """Prints a table of results folders and writes its page.
 
@@ -41,7 +47,7 @@ def compare_evaluations(runs: Sequence[str], output: str | None = None) -> str:
     ValueError: fewer than two folders, or they have no question in common.
     FileNotFoundError: a folder has no results.json.
   """
-  if isinstance(runs, str) or len(runs) < 2:
+  if len(runs) < 2:
     raise ValueError(
       f'RUNS = {runs!r}: expected two or more folders, '
       "('runs/a/eval/xnli', 'runs/b/eval/xnli')"

@@ -6,6 +6,7 @@ OUTPUT_DIR/index.html: all of them, and histograms.
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import rich.console
 import rich.text
@@ -28,6 +29,17 @@ from atm.pages import inspect_page
 LONGEST_ON_TERMINAL = 240  # characters of a text
 
 
+@messages.check_arguments(
+  mixture=partial(messages.check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
+  output_dir=partial(messages.check_path, 'OUTPUT_DIR'),
+  lengths=partial(task_registry.check_lengths, 'TASK_FEATURE_LENGTHS'),
+  cache_dir=partial(messages.check_path, 'CACHE_DIR', optional=True),
+  vocabulary=partial(messages.check_path, 'VOCABULARY', optional=True),
+  vocabulary_size=partial(messages.check_count, 'VOCABULARY_SIZE'),
+  examples=partial(messages.check_count, 'EXAMPLES'),
+  seed=partial(messages.check_seed, 'SEED'),
+  tokens=partial(messages.check_number, 'TRAIN_TOKENS', least=1, whole=False),
+)
 def inspect(
   mixture: str,
   output_dir: str,
@@ -63,9 +75,6 @@ def inspect(
     ValueError: a setting out of range, an unknown name, rows made otherwise.
     FileNotFoundError: `cache_dir` has no finished rows of the mixture.
   """
-  examples = messages.check_number('EXAMPLES', examples, least=1)
-  seed = messages.check_number('SEED', seed)
-  tokens = messages.check_number('TRAIN_TOKENS', tokens, least=1, whole=False)
   console, sizes = console or rich.console.Console(), Lengths.of(lengths)
   log = lambda text: console.print(rich.text.Text(text), soft_wrap=True)
   fileio.check_output_folder('OUTPUT_DIR', output_dir)

@@ -8,6 +8,7 @@ functions here prepare plain data; templates/train.html.jinja lays it out.
 import functools
 import os
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from atm import fileio
 from atm.data.languages import name_language
 from atm.data.objectives import OBJECTIVE_NAMES
+from atm.messages import check_arguments, check_path
 from atm.pages import render
 from atm.pages.plots import COLOURS, INK, draw_svg
 from atm.train import goodput, metric_writer
@@ -34,6 +36,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 Line = tuple[Curve | float, dict]  # or a level, and how matplotlib draws it
 
 
+@check_arguments(model_dir=partial(check_path, 'MODEL_DIR'))
 def write_train_page(model_dir: str) -> str:
   """Writes MODEL_DIR/report.html; returns its path.
 

@@ -15,12 +15,21 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
 
 from atm import fileio
-from atm.messages import check_choice, check_number, one_line
+from atm.messages import (
+  MOST_INT32,
+  check_arguments,
+  check_choice,
+  check_count,
+  check_number,
+  check_text,
+  one_line,
+)
 
 T = TypeVar('T')
 # Launchers' variables: the number of processes, and one that only a launched
@@ -32,6 +41,7 @@ LAUNCHERS = {
 POLL_MS = 5_000  # Ctrl-C is not heard inside one wait of the client
 SHUTDOWN_S = 5
 DISTRIBUTED = ('auto', 'off')
+MOST_DEVICES = 4096  # simulated ones take memory and threads
 _numbers = itertools.count()  # keys of the coordinator's store are set once
 _stage: str | None = None  # of this process: 'joining', then 'met'
 
@@ -66,7 +76,7 @@ def connect(coordinator, processes, process, timeout: int) -> None:
       jax.distributed.initialize(
         coordinator, processes, process, cluster_detection_method=method,
         # Past it JAX aborts the process with a stack trace; we are sooner.
-        initialization_timeout=timeout + 600,
+        initialization_timeout=min(timeout + 600, MOST_INT32),
       )  # fmt: skip
     except Exception as e:
       error.append(e)
@@ -259,6 +269,21 @@ def _exchange(client, key: str, value) -> list:
 # --- Starting
 
 
+@check_arguments(
+  cpu_devices=partial(
+    check_number, 'start.cpu_devices', least=1, most=MOST_DEVICES,
+    optional=True,
+  ),
+  distributed=partial(
+    check_choice, 'start.distributed', known=DISTRIBUTED, optional=True
+  ),
+  coordinator=partial(
+    check_text, 'start.coordinator', empty=False, optional=True
+  ),
+  processes=partial(check_count, 'start.processes', optional=True),
+  process=partial(check_number, 'start.process', least=0, optional=True),
+  timeout=partial(check_count, 'start.timeout'),
+)  # fmt: skip
 def start_jax(
   cpu_devices: int | None = None,
   distributed: str | None = None,
@@ -284,7 +309,6 @@ def start_jax(
     ValueError: settings that do not fit each other or the environment, devices
       that exist already in another number, or others that did not come.
   """
-  timeout = check_number('start.timeout', timeout, 1)
   check_start_settings(distributed, coordinator, processes, process)
   if cpu_devices is not None:
     # JAX refuses once its backend is up, which is fine if it has that many.
@@ -303,8 +327,6 @@ def start_jax(
 
 def check_start_settings(distributed, coordinator, processes, process) -> None:
   """Raises ValueError where settings of `start_jax` do not fit each other."""
-  if distributed is not None:
-    check_choice('start.distributed', distributed, DISTRIBUTED)
   by_hand = {'processes': processes, 'process': process}
   given = [f'start.{k} = {v!r}' for k, v in by_hand.items() if v is not None]
   if coordinator is None and given:

@@ -1,15 +1,24 @@
 """The device mesh: its four axes, and which device stands where."""
 
 import math
+from functools import partial
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
+from atm.messages import MOST_INT32, check_arguments, check_number
+
 MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
 
 
+@check_arguments(
+  **{
+    name: partial(check_number, f'mesh.{name}', least=-1, most=MOST_INT32)
+    for name in MESH_AXES
+  }
+)
 def make_mesh(
   slice: int = 1, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None
 ) -> jax.sharding.Mesh:

@@ -51,6 +51,10 @@ class Rules:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
+      axes = getattr(self, field.name)
+      if not isinstance(axes, str | None):
+        axes = messages.check_texts(f'Rules.{field.name}', axes)
+      object.__setattr__(self, field.name, axes)
       self.mesh_axes(field.name)
 
   def mesh_axes(self, name: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from atm.messages import did_you_mean
+from atm.messages import did_you_mean, quote
 
 # Parameter all-gathers and gradient reduce-scatters overlap with computation.
 # libtpu 0.0.42 and jaxlib 0.10.2 know the names; neither a TPU nor a GPU was
@@ -53,6 +53,25 @@ KIND_OPTIONS = {
     'TPU v6 lite': '98304', 'TPU v6e': '98304',
   }.items()
 }  # fmt: skip
+
+
+def check_options(name: str, options) -> dict | None:
+  """Returns options of XLA by name, or None; raises ValueError otherwise."""
+  if options is None:
+    return None
+  if not isinstance(options, Mapping):
+    raise ValueError(
+      f"{name} = {quote(options)}: expected {{'xla_...': value}}"
+    )
+  for option, value in options.items():
+    if not isinstance(option, str) or not isinstance(
+      value, bool | str | int | float
+    ):
+      raise ValueError(
+        f'{name}[{quote(option)}] = {quote(value)}: expected the name of an '
+        'option, and True, False, a number or a text'
+      )
+  return dict(options)
 
 
 def jit_update(update: Callable, state):

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 
+from atm.messages import check_arguments
 from atm.plan import (
   hardware,
   report,
@@ -18,9 +19,10 @@ from atm.plan.search import Search, headroom
 PODS_FILE = 'pods.json'
 
 
+@check_arguments()
 def run(
   run_plan: Callable,
-  of_pod: Callable,
+  of_pod: Callable | None,
   search: bool = False,
   pods: tuple[str, ...] = (),
 ) -> dict:
@@ -39,14 +41,6 @@ def run(
   Raises:
     ValueError: see `train_plan.plan`; no such pod, or none to search for.
   """
-  if not isinstance(search, bool):
-    raise ValueError(f'SEARCH = {search!r}: expected True or False')
-  listed = isinstance(pods, tuple | list)
-  if not listed or not all(isinstance(name, str) for name in pods):
-    raise ValueError(
-      f"PODS = {pods!r}: expected names of pods files, ('v5p_4x4x8', "
-      "'v5e_16x16')"
-    )
   given = run_plan(instead=dict)
   if pods:
     short = [n.removeprefix('pods/').removesuffix('.gin') for n in pods]

@@ -7,6 +7,7 @@ for the pod's devices: the largest batch that fits, and how fast a token can be.
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from atm import fileio
 from atm.data import task_registry
 from atm.inference import sampling
-from atm.messages import check_choice, check_number
+from atm.messages import check_arguments, check_choice, check_count, check_path
 from atm.model import config as config_lib
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
@@ -40,12 +41,22 @@ DOUBTS = 3
 RESERVED = 64 * 2**20
 
 
+@check_arguments(name=partial(check_choice, 'PROGRAM', known=PROGRAMS))
 def program(name: str = 'train') -> str:
   """Returns PROGRAM, what is planned: one of PROGRAMS, or raises ValueError."""
-  check_choice('PROGRAM', name, PROGRAMS)
   return name
 
 
+@check_arguments(
+  lengths=partial(task_registry.check_lengths, 'TASK_FEATURE_LENGTHS'),
+  program=partial(check_choice, 'PROGRAM', known=PROGRAMS),
+  weights=partial(
+    check_choice, 'WEIGHTS', known=config_lib.CONFIG_CHOICES['dtype'],
+    optional=True,
+  ),
+  batch_size=partial(check_count, 'DECODE_BATCH_SIZE', optional=True),
+  model_dir=partial(check_path, 'MODEL_DIR', optional=True),
+)  # fmt: skip
 def plan_rows(
   lengths: dict[str, int],
   model_config: config_lib.ModelConfig,
@@ -81,10 +92,6 @@ def plan_rows(
     RuntimeError: the compiler failed for another reason than memory.
   """
   fileio.check_output_folder('MODEL_DIR', model_dir)
-  batch_size = check_number('DECODE_BATCH_SIZE', batch_size, 1, optional=True)
-  weights = check_choice(
-    'WEIGHTS', weights, config_lib.CONFIG_CHOICES['dtype'], optional=True
-  )
   sizes = task_registry.Lengths.of(lengths)
   target = hardware.find_target(topology, make_mesh, start)
   config = dataclasses.replace(config, max_tokens=sizes.targets)

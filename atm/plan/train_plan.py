@@ -12,11 +12,18 @@ from functools import partial
 
 from atm import fileio
 from atm.data import task_registry
-from atm.messages import check_arguments, check_number
+from atm.messages import (
+  check_arguments,
+  check_count,
+  check_number,
+  check_path,
+  check_seed,
+)
 from atm.model import config as config_lib
 from atm.model import flops as flops_lib
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
+from atm.parallel.xla_options import check_options
 from atm.plan import (
   compilation,
   hardware,
@@ -30,18 +37,18 @@ from atm.plan import (
 from atm.plan.train_program import TrainStep, hardware_flops
 from atm.train import config_checks, optimizer
 
-_CHECKS = {
-  'batch_size': partial(check_number, 'BATCH_SIZE', least=1),
-  'train_steps': partial(check_number, 'TRAIN_STEPS', least=1),
-  'micro_batches': partial(check_number, 'MICRO_BATCHES', least=1),
-  'freeze_encoder_steps': partial(
-    check_number, 'FREEZE_ENCODER_STEPS', least=0
-  ),
-  'z_loss': partial(check_number, 'Z_LOSS', least=0, whole=False),
-}
 
-
-@check_arguments(_CHECKS)
+@check_arguments(
+  lengths=partial(task_registry.check_lengths, 'TASK_FEATURE_LENGTHS'),
+  batch_size=partial(check_count, 'BATCH_SIZE'),
+  train_steps=partial(check_count, 'TRAIN_STEPS'),
+  micro_batches=partial(check_count, 'MICRO_BATCHES'),
+  freeze_encoder_steps=partial(check_number, 'FREEZE_ENCODER_STEPS', least=0),
+  seed=partial(check_seed, 'SEED'),
+  z_loss=partial(check_number, 'Z_LOSS', least=0, whole=False),
+  xla_options=partial(check_options, 'XLA_OPTIONS'),
+  model_dir=partial(check_path, 'MODEL_DIR', optional=True),
+)
 def plan(
   lengths: dict[str, int],
   batch_size: int,

@@ -4,33 +4,74 @@ import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 from atm.checkpoint import manager
 from atm.data import vocabulary_training
-from atm.data.task_registry import Lengths
-from atm.messages import check_choice, check_fields, check_number
+from atm.data.task_registry import Lengths, check_lengths
+from atm.messages import (
+  MOST_INT32,
+  check_choice,
+  check_count,
+  check_fields,
+  check_number,
+  check_path,
+  check_seed,
+  check_text,
+  quote,
+)
 from atm.model import config as model_config_lib
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
+from atm.parallel.xla_options import check_options
 from atm.train import optimizer
 
 # The least value of each whole number; a user writes the names in capitals.
 LEAST = {
   'batch_size': 1, 'train_steps': 1, 'log_every': 1, 'eval_every': 1,
-  'save_every': 1, 'row_passes': 1, 'micro_batches': 1,
+  'eval_rows': 1, 'save_every': 1, 'row_passes': 1, 'micro_batches': 1,
   'abort_after_nonfinite': 1, 'freeze_encoder_steps': 0,
 }  # fmt: skip
-_CHECKS = {
-  **{
-    name: partial(check_number, name.upper(), least=least)
-    for name, least in LEAST.items()
-  },
-  'keep': partial(check_number, 'KEEP', least=1, optional=True),
-  'z_loss': partial(check_number, 'Z_LOSS', least=0, whole=False),
-  'on_save_error': partial(
-    check_choice, 'ON_SAVE_ERROR', known=manager.ON_ERROR
-  ),
-}
+_FOLDERS = (
+  'vocabulary', 'init_from', 'init_encoder', 'cache_dir', 'checkpoint_dir'
+)  # fmt: skip
+
+
+def check_range(name: str, steps) -> tuple[int, int]:
+  """Returns (first, last); raises ValueError unless 1 <= first <= last."""
+  if not _is_pair(steps):
+    raise ValueError(f'{name} = {quote(steps)}: expected (first, last)')
+  first, last = (check_number(name, n, most=MOST_INT32) for n in steps)
+  if not 1 <= first <= last:
+    raise ValueError(
+      f'{name}: {quote((first, last))}: expected 1 <= first <= last. Did you '
+      f'mean {quote(tuple(sorted((max(1, first), max(1, last)))))}?'
+    )
+  return first, last
+
+
+def check_profile_steps(steps) -> tuple[int, int] | None:
+  """Returns PROFILE_STEPS, see `check_range`, or None."""
+  return None if steps is None else check_range('PROFILE_STEPS', steps)
+
+
+def check_skip_steps(ranges) -> tuple[tuple[int, int], ...]:
+  """Returns SKIP_STEPS; raises ValueError unless pairs of `check_range`."""
+  if not isinstance(ranges, tuple | list) or not all(map(_is_pair, ranges)):
+    hint = ', such as ((120, 140),), or () for none'
+    if _is_pair(ranges):
+      hint = f'. Did you mean ({tuple(ranges)},)?'
+    raise ValueError(
+      f'SKIP_STEPS = {quote(ranges)}: expected pairs of a first and a last '
+      f'step{hint}'
+    )
+  return tuple(check_range('SKIP_STEPS', steps) for steps in ranges)
+
+
+def _is_pair(steps) -> bool:
+  """Tells whether `steps` is a pair, of numbers it may be."""
+  pair = isinstance(steps, tuple | list) and len(steps) == 2
+  return pair and not any(isinstance(n, tuple | list) for n in steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,21 +176,42 @@ class TrainConfig:
   config_text: str = ''
   say: Callable[[str], None] = print
 
+  checks: ClassVar[dict[str, Callable]] = {
+    **{
+      name: partial(check_number, name.upper(), least=least, most=MOST_INT32)
+      for name, least in LEAST.items()
+    },
+    **{
+      name: partial(check_path, name.upper(), optional=True)
+      for name in _FOLDERS
+    },
+    'model_dir': partial(check_path, 'MODEL_DIR'),
+    'mixture': partial(check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
+    'lengths': partial(check_lengths, 'TASK_FEATURE_LENGTHS'),
+    'seed': partial(check_seed, 'SEED'),
+    'z_loss': partial(check_number, 'Z_LOSS', least=0, whole=False),
+    'skip_steps': check_skip_steps,
+    'ask_every': partial(
+      check_number, 'ASK_EVERY', most=MOST_INT32, optional=True
+    ),
+    'profile_steps': check_profile_steps,
+    'xla_options': partial(check_options, 'XLA_OPTIONS'),
+    'keep': partial(check_count, 'KEEP', optional=True),
+    'on_save_error': partial(
+      check_choice, 'ON_SAVE_ERROR', known=manager.ON_ERROR
+    ),
+  }
+
   def __post_init__(self):
-    check_fields(self, _CHECKS)
-    check_skip_steps(self.skip_steps)
-    if self.profile_steps is not None:
-      check_range('PROFILE_STEPS', self.profile_steps)
-    check_ask = partial(check_number, 'ASK_EVERY', least=self.eval_every)
-    check_fields(self, {'ask_every': partial(check_ask, optional=True)})
+    check_fields(self)
     ask, evaluate = self.ask_every, self.eval_every
+    check_number('ASK_EVERY', ask, evaluate, optional=True)
     if ask and ask % evaluate:
       raise ValueError(
         f'ASK_EVERY = {ask}: expected a multiple of EVAL_EVERY = {evaluate}, '
         f'or None. Did you mean {evaluate * max(1, round(ask / evaluate))}?'
       )
     self._check_one_start()
-    Lengths.of(self.lengths)
 
   @property
   def sizes(self) -> Lengths:
@@ -175,35 +237,3 @@ class TrainConfig:
         f'INIT_FROM = {source!r} and INIT_ENCODER = {self.init_encoder!r}: '
         'expected one of them; INIT_FROM brings an encoder'
       )
-
-
-def check_range(name: str, steps) -> None:
-  """Raises ValueError unless `steps` is (first, last), 1 <= first <= last."""
-  if not _is_pair(steps):
-    raise ValueError(f'{name} = {steps!r}: expected (first, last)')
-  first, last = steps
-  if not 1 <= first <= last:
-    raise ValueError(
-      f'{name}: {(first, last)}: expected 1 <= first <= last. Did you mean '
-      f'{tuple(sorted((max(1, first), max(1, last))))}?'
-    )
-
-
-def check_skip_steps(ranges) -> None:
-  """Raises ValueError unless `ranges` holds pairs of `check_range`."""
-  if not isinstance(ranges, tuple | list) or not all(map(_is_pair, ranges)):
-    hint = ', such as ((120, 140),), or () for none'
-    if _is_pair(ranges):
-      hint = f'. Did you mean ({tuple(ranges)},)?'
-    raise ValueError(
-      f'SKIP_STEPS = {ranges!r}: expected pairs of a first and a last step'
-      + hint
-    )
-  for steps in ranges:
-    check_range('SKIP_STEPS', steps)
-
-
-def _is_pair(steps) -> bool:
-  """Tells whether `steps` is a pair of whole numbers."""
-  pair = isinstance(steps, tuple | list) and len(steps) == 2
-  return pair and all(type(n) is int for n in steps)

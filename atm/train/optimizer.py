@@ -1,8 +1,9 @@
 """The optax chains and the paper's schedule."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +27,6 @@ _NUMBERS = {
   'decay_steps': dict(least=1),
   'warmup_steps': dict(least=0),
   'clip_norm': dict(above=0, optional=True),
-}
-OPTIMIZER_CHECKS = {
-  **{
-    name: partial(check_choice, f'{GIN_NAME}.{name}', known=known)
-    for name, known in OPTIMIZER_CHOICES.items()
-  },
-  **{
-    name: partial(check_number, f'{GIN_NAME}.{name}', whole=False, **bounds)
-    for name, bounds in _NUMBERS.items()
-  },
-  'factor_from': partial(check_number, f'{GIN_NAME}.factor_from', least=2),
 }
 
 # The model's parameters that are the encoder's. Where an embedding is tied the
@@ -97,8 +87,20 @@ class OptimizerConfig:
   moments_dtype: str = 'float32'
   factor_from: int = 128
 
+  checks: ClassVar[dict[str, Callable]] = {
+    **{
+      name: partial(check_choice, f'{GIN_NAME}.{name}', known=known)
+      for name, known in OPTIMIZER_CHOICES.items()
+    },
+    **{
+      name: partial(check_number, f'{GIN_NAME}.{name}', whole=False, **bounds)
+      for name, bounds in _NUMBERS.items()
+    },
+    'factor_from': partial(check_number, f'{GIN_NAME}.factor_from', least=2),
+  }
+
   def __post_init__(self):
-    check_fields(self, OPTIMIZER_CHECKS)
+    check_fields(self)
     if self.name == 'adafactor' and self.moments_dtype != 'float32':
       raise ValueError(
         f'{GIN_NAME}.moments_dtype = {self.moments_dtype!r}: Adafactor '

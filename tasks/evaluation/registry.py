@@ -12,13 +12,21 @@ import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from atm.data.languages import LANGUAGE_CODES
 from atm.evals.task import MissingData, Question, Task, Tokenizer
 from atm.inference import prompts
-from atm.messages import check_choice, check_number
+from atm.messages import (
+  check_arguments,
+  check_choice,
+  check_number,
+  check_path,
+  check_seed,
+  check_texts,
+)
 from atm_tasks.evaluation import dataset_files, generation
 from atm_tasks.evaluation import multiple_choice as choices
 from atm_tasks.evaluation.datasets import DATASETS, SUPERGLUE
@@ -178,7 +186,22 @@ def match_names(names: str | Sequence[str]) -> list[str]:
 
 # --- Tasks
 
+_SOURCE_CHECKS = {
+  'names': partial(check_texts, 'TASKS', single=True),
+  'data_dir': partial(check_path, 'DATA_DIR'),
+  'shots': partial(check_number, 'SHOTS', least=0, optional=True),
+  'tfds_dir': partial(check_path, 'TFDS_DATA_DIR', optional=True),
+}
+_SUITE_CHECKS = _SOURCE_CHECKS | {
+  'mode': partial(check_choice, 'MODE', known=prompts.MODES, optional=True),
+  'normalize': partial(
+    check_choice, 'NORMALIZE', known=NORMALIZE, optional=True
+  ),
+  'seed': partial(check_seed, 'SEED'),
+}
 
+
+@check_arguments(**_SUITE_CHECKS)
 def suite(
   names: str | Sequence[str],
   data_dir: str = 'data',
@@ -209,8 +232,6 @@ def suite(
   """
   mode = 'clm' if mode is None else mode
   normalize = 'mean' if normalize is None else normalize
-  check_choice('MODE', mode, prompts.MODES)
-  check_choice('NORMALIZE', normalize, NORMALIZE)
   sources = select_sources(names, data_dir, split, shots, tfds_dir, seed)
   return [_make_task(source, mode, normalize) for source in sources]
 
@@ -224,7 +245,6 @@ def select_sources(
   seed: int = 0,
 ) -> list[ExampleSource]:
   """Returns the source of each task; see `suite` for the arguments."""
-  shots = check_number('SHOTS', shots, least=0, optional=True)
   sources = []
   for name in match_names(names):
     spec = REGISTRY[name]
@@ -346,7 +366,8 @@ class ExampleSource:
         f'SHOTS = {k}: {self.name} has {len(pool)} examples in {split!r}'
       )
     if choose == 'drawn':
-      rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode())])
+      seed = self.seed % 2**64  # NumPy takes no negative ones
+      rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
       pool = [pool[i] for i in rng.choice(len(pool), k, replace=False)]
     return pool
 
@@ -426,6 +447,7 @@ def format_reports(reports: Sequence[FileReport]) -> str:
   return '\n'.join([*text, *(f'{k}: {where[k]}' for k in reversed(where))])
 
 
+@check_arguments(**_SOURCE_CHECKS)
 def data_table(
   names: str | Sequence[str],
   data_dir: str = 'data',

@@ -11,7 +11,6 @@ Tasks are named SOURCE_LANG[_spoken]_OBJECTIVE: `mc4_te_spoken_denoise`.
 """
 
 import collections
-import dataclasses
 import functools
 import os
 import re
@@ -25,65 +24,8 @@ from atm.data import counter_rng, packing, text_reader
 from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
 from atm.data.sentences import count_sentences
-from atm.messages import check_fields, check_number
 from atm_tasks.pretraining import sources, text_folders, text_forms
-
-
-@dataclasses.dataclass(frozen=True)
-class Mixing:
-  """How sources, languages, forms and objectives mix.
-
-  Defaults are the paper's: each source in spoken and written form, so many
-  times each (section 2.1; Wikipedia thereby weighs ten times its size);
-  languages by q ~ p ** 0.5, p from sentence counts; 80% denoising, 20% CLM
-  (section 3). That p counts a source's sentences as often as the source is
-  repeated is our reading; the paper is silent.
-
-  Raises:
-    ValueError: a negative number, or a source with no form at all.
-  """
-
-  wikipedia_spoken: float = 7.0
-  wikipedia_written: float = 3.0
-  mc4_spoken: float = 0.7
-  mc4_written: float = 0.3
-  text_spoken: float = 0.0
-  text_written: float = 1.0
-  language_power: float = 0.5
-  denoise: float = 0.8
-  clm: float = 0.2
-  density: float = 0.15
-  mean_span: float = 3.0
-  clm_low: float = 0.2
-  clm_high: float = 0.8
-
-  def __post_init__(self):
-    check = lambda name: functools.partial(
-      check_number, f'Mixing.{name}', least=0, whole=False
-    )
-    fields = [field.name for field in dataclasses.fields(self)]
-    check_fields(self, {name: check(name) for name in fields})
-    if self.denoise + self.clm <= 0:
-      raise ValueError('Mixing.denoise and Mixing.clm are both 0')
-
-  def forms(self, source: str) -> dict[str, float]:
-    """Returns form -> how often a source is repeated in it."""
-    repeats = {k: getattr(self, f'{source}_{k}') for k in ('written', 'spoken')}
-    if not any(repeats.values()):
-      raise ValueError(
-        f'Mixing.{source}_spoken and Mixing.{source}_written are both 0'
-      )
-    return {form: repeat for form, repeat in repeats.items() if repeat}
-
-  def objectives(self, packs: bool) -> list[tuple]:
-    """Returns (objective, share) where it has one; CLM packs rows or not."""
-    shares = (
-      (objectives_lib.Denoise(self.density, self.mean_span), self.denoise),
-      (objectives_lib.CLM(self.clm_low, self.clm_high, packs), self.clm),
-    )
-    total = self.denoise + self.clm
-    return [(objective, share / total) for objective, share in shares if share]
-
+from atm_tasks.pretraining.mixing import Mixing
 
 # Equal languages, written form: the shipped text is the same in all.
 UDHR = Mixing(language_power=0.0)

@@ -6,6 +6,8 @@ import unicodedata
 
 import numpy as np
 
+from atm.messages import quote
+
 
 @functools.cache
 def _unpunctuated() -> np.ndarray:
@@ -40,4 +42,6 @@ def spoken(text: str) -> str:
   becomes a space; marks stay, for Indic vowels are marks, and capitals that
   have no small letter (𝐀, ℝ). A text of punctuation alone becomes ''.
   """
+  if not isinstance(text, str):
+    raise TypeError(f'text = {quote(text)}: expected a text')
   return ' '.join(without_punctuation(text.lower()).split())

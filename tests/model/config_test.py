@@ -17,7 +17,10 @@ from conftest import tiny
     (dict(dropout='0.1'), "dropout = '0.1': expected a number"),
     (dict(norm_eps=float('nan')), 'norm_eps = nan: expected a number'),
     (dict(embed_scale='no'), "embed_scale = 'no': expected True or False"),
-    (dict(dropout=1.5), r'dropout = 1.5: expected \[0, 1\)'),
+    (
+      dict(dropout=1.5),
+      'dropout = 1.5: expected a number of at least 0 and below 1',
+    ),
     (dict(dtype='bfloat61'), "Did you mean 'bfloat16'"),
     (dict(remat='ful'), "Did you mean 'full'"),
     (dict(end_id=96), 'end_id = 96 is no id below'),

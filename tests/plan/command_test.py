@@ -157,7 +157,7 @@ def test_pods_are_searched_each_in_its_folder(planned, tmp_path):
   [
     ("PODS = ('v5p_4x4x9',)", "Did you mean 'v5p_4x4x8'"),
     ("PODS = ('cpu8',)", "'cpu8' has no TOPOLOGY"),
-    ("PODS = 'v5p_4x4x8'", 'expected names'),
+    ("PODS = 'v5p_4x4x8'", 'expected a tuple of texts'),
     ('SEARCH = 1', 'expected True or False'),
     ('SEARCH = True', 'TOPOLOGY = None'),
   ],

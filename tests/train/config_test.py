@@ -17,7 +17,7 @@ from tiny_runs import small_config
     (((140, 120),), r'\(140, 120\): .* Did you mean \(120, 140\)\?'),
     (((0, 3),), r'\(0, 3\): expected 1 <= .* Did you mean \(1, 3\)\?'),
     (((1, 2, 3),), r'expected pairs .* such as \(\(120, 140\),\)'),
-    (((1.0, 2),), 'expected pairs'),
+    (((1.5, 2),), 'SKIP_STEPS = 1.5: expected a whole number'),
     (5, 'SKIP_STEPS = 5: expected pairs'),
   ],
 )
@@ -34,7 +34,7 @@ def test_ranges_that_are_none(value, message):
     ((3, 2), r'PROFILE_STEPS: .* Did you mean \(2, 3\)\?'),
     ((0, 1), r'PROFILE_STEPS: .* Did you mean \(1, 1\)\?'),
     (4, 'PROFILE_STEPS = 4: expected'),
-    ((1.0, 2), 'PROFILE_STEPS = .*: expected'),
+    ((1.5, 2), 'PROFILE_STEPS = 1.5: expected a whole number'),
   ],
 )
 def test_steps_to_profile_are_a_range(steps, message):
@@ -95,7 +95,9 @@ def test_questions_are_asked_in_evaluations_only():
 def test_a_run_has_one_start(tmp_path, monkeypatch):
   """Fault seen: '', the working directory, not compared with MODEL_DIR."""
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match="INIT_FROM = '' is MODEL_DIR"):
+  with pytest.raises(ValueError, match="INIT_FROM = '.' is MODEL_DIR"):
+    small_config(tmp_path, init_from='.')
+  with pytest.raises(ValueError, match="INIT_FROM = '': expected a text"):
     small_config(tmp_path, init_from='')
   with pytest.raises(ValueError, match='expected one of them'):
     small_config('run', init_from='a', init_encoder='b')
