@@ -11,6 +11,7 @@ files of a task are there, its manifest is written.
 
 import collections
 import concurrent.futures
+import contextlib
 import glob
 import multiprocessing
 import multiprocessing.connection
@@ -46,9 +47,9 @@ LOG_SECONDS = 10  # between two lines of progress
 def check_share(share) -> tuple[int, int]:
   """Returns SHARE, (i, n); raises ValueError unless 0 <= i < n."""
   if isinstance(share, tuple | list) and len(share) == 2:
-    index, machines = (check_number('SHARE', n, 0) for n in share)
-    if index < machines:
-      return index, machines
+    with contextlib.suppress(ValueError):
+      machines = check_number('n', share[1], 1)
+      return check_number('i', share[0], 0, machines - 1), machines
   raise ValueError(
     f'SHARE = {quote(share)}: expected (i, n) with 0 <= i < n, machine i of n'
   )

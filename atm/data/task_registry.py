@@ -113,6 +113,25 @@ def check_lengths(name: str, lengths) -> dict[str, int]:
   }
 
 
+def check_task_lengths(lengths) -> dict[str, int] | None:
+  """Returns what a task's examples are cut to; one side may be left out."""
+  if lengths is None:
+    return None
+  if not isinstance(lengths, dict):
+    raise ValueError(
+      f'TASK_FEATURE_LENGTHS = {messages.quote(lengths)}: expected '
+      "{'inputs': n, 'targets': m}, or None"
+    )
+  for side in lengths:
+    messages.check_choice(
+      'a side of TASK_FEATURE_LENGTHS', side, ('inputs', 'targets')
+    )
+  return {
+    side: messages.check_count(f'TASK_FEATURE_LENGTHS[{side!r}]', length)
+    for side, length in lengths.items()
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class Lengths:
   """TASK_FEATURE_LENGTHS: encoder length S, decoder length T, in tokens."""

@@ -17,12 +17,11 @@ from typing import ClassVar
 
 from atm import fileio, messages
 from atm.data import task_registry, text_lines, text_reader
-from atm.inference import api, bucketing, prompts, sampling
+from atm.inference import api, bucketing, framing, prompts, sampling
 from atm.messages import (
   check_choice,
   check_count,
   check_path,
-  check_text,
   check_texts,
 )
 from atm.parallel import distributed
@@ -241,35 +240,6 @@ def compute_missing(
   results.finish(rows)
 
 
-def check_task_lengths(lengths) -> dict[str, int] | None:
-  """Returns what a task's examples are cut to; one side may be left out."""
-  if lengths is None:
-    return None
-  if not isinstance(lengths, dict):
-    raise ValueError(
-      f'TASK_FEATURE_LENGTHS = {messages.quote(lengths)}: expected '
-      "{'inputs': n, 'targets': m}, or None"
-    )
-  for side in lengths:
-    check_choice('a side of TASK_FEATURE_LENGTHS', side, ('inputs', 'targets'))
-  return {
-    side: check_count(f'TASK_FEATURE_LENGTHS[{side!r}]', length)
-    for side, length in lengths.items()
-  }
-
-
-def check_banned(banned) -> tuple:
-  """Returns BANNED: texts, or lists of ids, which the model checks."""
-  if isinstance(banned, list | tuple) and any(
-    isinstance(x, list | tuple) for x in banned
-  ):
-    return tuple(
-      list(x) if isinstance(x, list | tuple) else check_text('BANNED', x)
-      for x in banned
-    )
-  return check_texts('BANNED', banned, empty=False)
-
-
 @dataclasses.dataclass
 class FileJob(api.ModelSource):
   """Runs the rows of a file, or of a seqio task, through a model; JSONL out.
@@ -306,7 +276,7 @@ class FileJob(api.ModelSource):
   checks = api.ModelSource.checks | {
     'input': partial(check_path, 'INPUT', optional=True),
     'output': partial(check_path, 'OUTPUT', optional=True),
-    'lengths': check_task_lengths,
+    'lengths': task_registry.check_task_lengths,
     'mode': partial(check_choice, 'MODE', known=prompts.MODES),
     'batch_size': partial(check_count, 'BATCH_SIZE'),
   }
@@ -415,7 +385,7 @@ class InferJob(FileJob):
   added = ('output',)
   checks = FileJob.checks | {
     'stop': partial(check_texts, 'STOP', empty=False),
-    'banned': check_banned,
+    'banned': framing.check_banned,
   }
   counted = 'inputs'
 

@@ -8,10 +8,22 @@ from collections.abc import Sequence
 
 from atm.data.vocabulary import Vocabulary
 from atm.inference import prompts, stop_strings
-from atm.messages import check_choice, check_texts, quote
+from atm.messages import check_choice, check_text, check_texts, quote
 from atm.model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
+
+
+def check_banned(banned) -> tuple:
+  """Returns BANNED: texts, or lists of ids, which the model checks."""
+  if isinstance(banned, list | tuple) and any(
+    isinstance(x, list | tuple) for x in banned
+  ):
+    return tuple(
+      list(x) if isinstance(x, list | tuple) else check_text('BANNED', x)
+      for x in banned
+    )
+  return check_texts('BANNED', banned, empty=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,6 @@ from atm.messages import (
   check_fields,
   check_flag,
   check_number,
-  check_seed,
 )
 
 NEG_INF = -jnp.inf
@@ -95,7 +94,7 @@ class Config:
   checks: ClassVar[dict[str, Callable]] = {
     **{name: partial(check_number, name, **x) for name, x in _NUMBERS.items()},
     'early_stopping': check_early_stopping,
-    'seed': partial(check_seed, 'seed'),
+    'seed': partial(check_number, 'seed', least=0, most=2**63 - 1),
   }
 
   def __post_init__(self):
