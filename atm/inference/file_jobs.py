@@ -18,12 +18,6 @@ from typing import ClassVar
 from atm import fileio, messages
 from atm.data import task_registry, text_lines, text_reader
 from atm.inference import api, bucketing, framing, prompts, sampling
-from atm.messages import (
-  check_choice,
-  check_count,
-  check_path,
-  check_texts,
-)
 from atm.parallel import distributed
 
 
@@ -274,11 +268,11 @@ class FileJob(api.ModelSource):
   added: ClassVar[tuple[str, ...]]
   counted: ClassVar[str]
   checks = api.ModelSource.checks | {
-    'input': partial(check_path, 'INPUT', optional=True),
-    'output': partial(check_path, 'OUTPUT', optional=True),
+    'input': partial(messages.check_path, 'INPUT', optional=True),
+    'output': partial(messages.check_path, 'OUTPUT', optional=True),
     'lengths': task_registry.check_task_lengths,
-    'mode': partial(check_choice, 'MODE', known=prompts.MODES),
-    'batch_size': partial(check_count, 'BATCH_SIZE'),
+    'mode': partial(messages.check_choice, 'MODE', known=prompts.MODES),
+    'batch_size': partial(messages.check_count, 'BATCH_SIZE'),
   }
 
   def run(self) -> str:
@@ -384,7 +378,7 @@ class InferJob(FileJob):
   optional = ('prefix',)
   added = ('output',)
   checks = FileJob.checks | {
-    'stop': partial(check_texts, 'STOP', empty=False),
+    'stop': partial(messages.check_texts, 'STOP', empty=False),
     'banned': framing.check_banned,
   }
   counted = 'inputs'

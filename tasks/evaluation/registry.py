@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,23 +15,14 @@ from functools import partial
 
 import numpy as np
 
+from atm import messages
 from atm.data.languages import LANGUAGE_CODES
 from atm.evals.task import MissingData, Question, Task, Tokenizer
 from atm.inference import prompts
-from atm.messages import (
-  check_arguments,
-  check_choice,
-  check_number,
-  check_path,
-  check_seed,
-  check_texts,
-)
 from atm_tasks.evaluation import dataset_files, generation
 from atm_tasks.evaluation import multiple_choice as choices
 from atm_tasks.evaluation.datasets import DATASETS, SUPERGLUE
 from atm_tasks.evaluation.readers import RawExample
-
-NORMALIZE = ('mean', 'sum')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,29 +169,29 @@ def match_names(names: str | Sequence[str]) -> list[str]:
   for name in [names] if isinstance(names, str) else names:
     found = fnmatch.filter(REGISTRY, name)
     if not found:
-      check_choice('TASKS', name, REGISTRY)
+      messages.check_choice('TASKS', name, REGISTRY)
     chosen.update(dict.fromkeys(found))
   return list(chosen)
 
 
 # --- Tasks
 
+NORMALIZE = ('mean', 'sum')
+_check_choice = partial(messages.check_choice, optional=True)
 _SOURCE_CHECKS = {
-  'names': partial(check_texts, 'TASKS', single=True),
-  'data_dir': partial(check_path, 'DATA_DIR'),
-  'shots': partial(check_number, 'SHOTS', least=0, optional=True),
-  'tfds_dir': partial(check_path, 'TFDS_DATA_DIR', optional=True),
-}
-_SUITE_CHECKS = _SOURCE_CHECKS | {
-  'mode': partial(check_choice, 'MODE', known=prompts.MODES, optional=True),
-  'normalize': partial(
-    check_choice, 'NORMALIZE', known=NORMALIZE, optional=True
-  ),
-  'seed': partial(check_seed, 'SEED'),
+  'names': partial(messages.check_texts, 'TASKS', single=True),
+  'data_dir': partial(messages.check_path, 'DATA_DIR'),
+  'shots': partial(messages.check_number, 'SHOTS', least=0, optional=True),
+  'tfds_dir': partial(messages.check_path, 'TFDS_DATA_DIR', optional=True),
 }
 
 
-@check_arguments(**_SUITE_CHECKS)
+@messages.check_arguments(
+  **_SOURCE_CHECKS,
+  mode=partial(_check_choice, 'MODE', known=prompts.MODES),
+  normalize=partial(_check_choice, 'NORMALIZE', known=NORMALIZE),
+  seed=partial(messages.check_seed, 'SEED'),
+)
 def suite(
   names: str | Sequence[str],
   data_dir: str = 'data',
@@ -230,8 +220,7 @@ def suite(
   Raises:
     ValueError: an unknown name, split, mode or normalisation; says the nearest.
   """
-  mode = 'clm' if mode is None else mode
-  normalize = 'mean' if normalize is None else normalize
+  mode, normalize = mode or 'clm', normalize or 'mean'
   sources = select_sources(names, data_dir, split, shots, tfds_dir, seed)
   return [_make_task(source, mode, normalize) for source in sources]
 
@@ -249,7 +238,9 @@ def select_sources(
   for name in match_names(names):
     spec = REGISTRY[name]
     if split is not None:
-      check_choice(f'SPLIT of {name}', split, DATASETS[spec.data].splits)
+      messages.check_choice(
+        f'SPLIT of {name}', split, DATASETS[spec.data].splits
+      )
       spec = dataclasses.replace(spec, split=split)
     if shots is not None:
       spec = dataclasses.replace(spec, shots=shots)
@@ -263,7 +254,7 @@ def _make_task(source: ExampleSource, mode: str, normalize: str) -> Task:
     # In 'denoise' the decoder writes the prompt, too.
     clm = mode == 'clm'
     fields = dict(
-      answer=functools.partial(spec.format.answer, mode=mode),
+      answer=partial(spec.format.answer, mode=mode),
       max_tokens=spec.format.max_tokens if clm else 1023,
       stop=spec.format.stop if clm else (),
       keep_side=spec.format.keep_side,
@@ -274,7 +265,7 @@ def _make_task(source: ExampleSource, mode: str, normalize: str) -> Task:
     language=spec.language,
     source_language=spec.source_language,
     metrics=spec.metrics,
-    make_questions=functools.partial(_make_questions, source, mode),
+    make_questions=partial(_make_questions, source, mode),
     mode=mode,
     shots=spec.shots,
     normalize=normalize,
@@ -355,7 +346,7 @@ class ExampleSource:
     k, split, choose = self.spec.shots, self.spec.shots_from, self.spec.choose
     if not k:
       return []
-    check_choice(f'SHOTS of {self.name}: split', split,
+    messages.check_choice(f'SHOTS of {self.name}: split', split,
                  DATASETS[self.spec.data].splits)  # fmt: skip
     pool = self.examples(split)
     if choose == 'short':
@@ -366,8 +357,8 @@ class ExampleSource:
         f'SHOTS = {k}: {self.name} has {len(pool)} examples in {split!r}'
       )
     if choose == 'drawn':
-      seed = self.seed % 2**64  # NumPy takes no negative ones
-      rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
+      key = self.seed % 2**64, zlib.crc32(self.name.encode())
+      rng = np.random.default_rng(key)
       pool = [pool[i] for i in rng.choice(len(pool), k, replace=False)]
     return pool
 
@@ -447,7 +438,7 @@ def format_reports(reports: Sequence[FileReport]) -> str:
   return '\n'.join([*text, *(f'{k}: {where[k]}' for k in reversed(where))])
 
 
-@check_arguments(**_SOURCE_CHECKS)
+@messages.check_arguments(**_SOURCE_CHECKS)
 def data_table(
   names: str | Sequence[str],
   data_dir: str = 'data',
@@ -456,5 +447,5 @@ def data_table(
   tfds_dir: str | None = None,
 ) -> str:
   """Returns a table of the files that tasks need; see `suite` for the rest."""
-  sources = select_sources(names, data_dir, split, shots, tfds_dir)
-  return format_reports(check_files(sources))
+  args = names, data_dir, split, shots, tfds_dir
+  return format_reports(check_files(select_sources(*args)))
