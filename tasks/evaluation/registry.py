@@ -175,7 +175,6 @@ def match_names(names: str | Sequence[str]) -> list[str]:
 
 
 # --- Tasks
-
 NORMALIZE = ('mean', 'sum')
 _check_choice = partial(messages.check_choice, optional=True)
 _SOURCE_CHECKS = {
