@@ -134,10 +134,12 @@ def settings_for_pod(name: str) -> dict:
   pods = (f for f in gin_files.shipped_files() if f.startswith('pods/'))
   known = [os.path.basename(f).removesuffix('.gin') for f in pods]
   try:
+    if os.path.basename(str(name)) != name:  # a path to elsewhere
+      raise UserError(name)
     path = gin_files.find_file(f'pods/{name}.gin')
   except UserError:
-    near = did_you_mean(name, known)
-    raise UserError(f'PODS: no pods file {name!r}.' + near) from None
+    near = did_you_mean(str(name), known)
+    raise UserError(f'PODS: no pods file {quote(name)}.' + near) from None
   files, bindings, modules = gin_config.arguments()
   own = [f for f in files if os.path.basename(os.path.dirname(f)) != 'pods']
   gin_config.replace_config([*own, path], bindings, modules)

@@ -99,8 +99,10 @@ def check_gin_file(path: str) -> None:
   """Raises UserError unless a path is a file, not a folder, pipe or device."""
   try:
     fileio.check_regular(path)
-  except (OSError, ValueError) as e:
-    raise UserError(f'gin file: {e}') from None
+  except OSError as e:
+    raise UserError(f'gin file {quote(path)} {e.strerror or e}') from None
+  except ValueError as e:
+    raise UserError(f'gin file {e}') from None
 
 
 def read_file(path: str) -> str:

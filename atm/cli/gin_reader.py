@@ -51,6 +51,7 @@ class Configuration:
 
   def add_file(self, path: str) -> None:
     """Reads a gin file, and those that it includes."""
+    path = os.fspath(path)
     self._files += 1
     if self._files > MOST_FILES:
       raise UserError(f'{path}: over {MOST_FILES} gin files')

@@ -186,7 +186,7 @@ def parse_text(
       warnings.simplefilter('ignore')  # of '\d' in a text
       parsed = list(_BoundedParser(text, budget))
   except (SyntaxError, tokenize.TokenError, TypeError, ValueError) as e:
-    what = one_line(getattr(e, 'msg', None) or str(e.args[0]), 200)
+    what = one_line(getattr(e, 'msg', None) or str(e.args[0]), 200).rstrip('.')
     line = f', line {e.lineno}' if getattr(e, 'lineno', None) else ''
     if not is_file:
       line, what = '', f'{what}. A string needs quotes: --gin.NAME="\'text\'"'

@@ -50,6 +50,16 @@ def test_an_unknown_pod_is_named_with_the_nearest():
     commands.settings_for_pod('v5p_4x4x9')
 
 
+@pytest.mark.parametrize('name', ['../other', '/tmp/other', '', 'a/b', 5])
+def test_a_pod_is_a_name(name, tmp_path, monkeypatch):
+  """Fault seen: a path to a file anywhere, which was then read."""
+  (tmp_path / 'pods').mkdir()
+  (tmp_path / 'other.gin').write_text('SEED = 1')
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(gin_config.UserError, match='PODS: no pods file'):
+    commands.settings_for_pod(name)
+
+
 @pytest.fixture
 def run_folder(tmp_path, monkeypatch):
   """A run folder in the working directory, as a run named runs/x left it."""
