@@ -171,6 +171,11 @@ class PartialResults:
         f.flush()
         os.fsync(f.fileno())
 
+  def discard_empty(self) -> None:
+    """Removes the .part file while it holds no results."""
+    if not self.done and distributed.is_main_process():
+      os.remove(self.part)
+
   def finish(self, rows: Sequence[dict]) -> None:
     """Writes all rows with their results, in order, and removes the .part."""
     if not distributed.is_main_process():
@@ -221,7 +226,11 @@ def compute_missing(
   )
   for at in range(0, len(order), chunk):
     with messages.note_work(describe_left):
-      new, count = compute(order[at : at + chunk])
+      try:
+        new, count = compute(order[at : at + chunk])
+      except ValueError:  # a setting that only the model can refuse
+        results.discard_empty()
+        raise
       results.add(new)
     tokens += count
     done = min(at + chunk, len(order))

@@ -313,6 +313,19 @@ def test_a_wrong_row_leaves_nothing_behind(loaded, tmp_path, row, message):
   assert [x.name for x in tmp_path.iterdir()] == ['in.jsonl']
 
 
+def test_a_refused_setting_leaves_nothing_behind(loaded, tmp_path, monkeypatch):
+  """Fault seen: a .part without rows, of which the next run was told."""
+  (tmp_path / 'in.txt').write_text('a\n')
+
+  def refuses(*args, **options):
+    raise ValueError('refused')
+
+  monkeypatch.setattr(api.Model, 'complete', refuses)
+  with pytest.raises(ValueError, match='refused'):
+    run(tmp_path / 'in.txt')
+  assert [x.name for x in tmp_path.iterdir()] == ['in.txt']
+
+
 def test_no_rows_give_no_rows(loaded, tmp_path):
   (tmp_path / 'in.txt').touch()
   assert written(run(tmp_path / 'in.txt')) == []
