@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
@@ -223,7 +224,8 @@ def check_json(value, form, where: str, name: str = '') -> None:
 
   Args:
     value: as `read_json` returns it.
-    form: a type; None for null; `object` for anything; [form] for an array of
+    form: a type, where float takes whole numbers, too, and `Finite` neither NaN
+      nor infinity; None for null; `object` for anything; [form] for an array of
       such; {key: form} for an object, whose `key?` may be missing, and where
       {str: form} are all others; a tuple of forms, one of which it has.
     where: what an error begins with, the file's path.
@@ -252,14 +254,20 @@ def check_json(value, form, where: str, name: str = '') -> None:
         check_json(inner, wanted, where, f'{name}.{key}' if name else key)
 
 
+class Finite(float):
+  """The form of a number that is neither NaN nor infinite."""
+
+
 def _is_of(value, form) -> bool:
   """Tells whether a value is of the outermost type of a form."""
   if form is None or form is object:
     return form is object or value is None
   kind = type(form) if isinstance(form, list | dict) else form
-  if kind in (int, float) and isinstance(value, int):
+  if kind in (int, float, Finite) and isinstance(value, int):
     # No count is larger, and no float holds all that are.
     return type(value) is int and abs(value) < 2**63
+  if kind is Finite:
+    return isinstance(value, float) and math.isfinite(value)
   return isinstance(value, kind)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from atm import fileio
 from atm.evals import metrics
+from atm.fileio import Finite
 from atm.messages import quote
 from atm.parallel import distributed
 
@@ -14,28 +15,27 @@ RESULTS_FILE, PREDICTIONS = 'results.json', 'predictions'
 
 # Forms of what is read, see `fileio.check_json`.
 _TEXTS = ('name', 'set', 'language', 'kind', 'mode', 'normalize', 'source')
-_SCORE = dict.fromkeys(('value', 'low', 'high'), (float, None))
+_SCORE = dict.fromkeys(('value', 'low', 'high'), (Finite, None))
 _ANSWER = {'id': str, 'prompt_hash': str, 'group': str}
 TASK = {
   **dict.fromkeys((*_TEXTS, 'prompt_hash'), str),
   **dict.fromkeys(('shots', 'questions', 'of', 'cut?'), int),
   'source_language': (str, None),
-  'chance': (float, None),
+  'chance': (Finite, None),
   'notes?': [str],
   'scores': {str: _SCORE},
-  'statistics': {str: [[float]]},
+  'statistics': {str: [[Finite]]},
   'predictions': [{**_ANSWER, 'answer': object, 'truth': object}],
 }
 RESULTS = {
   **dict.fromkeys(('suite', 'model_dir', 'config'), str),
   **dict.fromkeys(('step', 'parameters'), int),
-  'seconds': float,
+  'seconds': Finite,
   'versions': {str: str},
   'settings': dict,
   'tasks': [TASK],
   'missing': [{'name': str, 'why': str, 'where': str}],
 }
-MEASURED_CHOICES = ('log_probabilities', 'tokens')
 _LINE = {**_ANSWER, 'shown?': (dict, None)}
 CHOSEN = {
   **_LINE,
@@ -113,13 +113,21 @@ def read_predictions(folder: str, task: Mapping[str, Any]) -> list[dict]:
       f'{len(task["predictions"]):,}, as {RESULTS_FILE} has'
     )
   for number, line in enumerate(lines, 1):
-    counts = {len(line[key] or ()) for key in ('pairs', *MEASURED_CHOICES)}
-    if task['kind'] == 'score' and (len(counts) > 1 or 0 in counts):
-      raise ValueError(
-        f'{path}, line {number}: expected as many log_probabilities and tokens '
-        'as pairs'
-      )
+    if problem := _find_problem(line, task['kind']):
+      raise ValueError(f'{path}, line {number}: {problem}')
   return lines
+
+
+def _find_problem(line: Mapping[str, Any], kind: str) -> str | None:
+  """Tells how the entries of an answer contradict each other, or None."""
+  if kind != 'score':
+    return 'expected no pairs' if line['pairs'] else None
+  if any(len(pair) != 2 for pair in line['pairs']):
+    return 'expected pairs of two texts'
+  counts = {len(line[key]) for key in ('pairs', 'log_probabilities', 'tokens')}
+  if len(counts) > 1 or 0 in counts:
+    return 'expected as many log_probabilities and tokens as pairs'
+  return None
 
 
 def write_results(folder: str, results: dict[str, Any]) -> None:

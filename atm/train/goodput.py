@@ -11,6 +11,7 @@ import json
 import os
 import time
 
+from atm.fileio import Finite
 from atm.train import metric_writer
 
 GOODPUT_FILE = 'goodput.jsonl'
@@ -28,11 +29,11 @@ MEANING = {
 }
 
 LINE = {
-  'began': float,
-  'now': float,
+  'began': Finite,
+  'now': Finite,
   'first': int,
   'step': int,
-  'seconds': {**dict.fromkeys(MEASURED, float), str: float},
+  'seconds': {**dict.fromkeys(MEASURED, Finite)},
 }
 
 
@@ -81,6 +82,8 @@ def read_goodput(directory: str) -> list[dict]:
   """Reads the last line of each process, in order; drops torn lines."""
   path = os.path.join(directory, GOODPUT_FILE)
   lines = metric_writer.read_intact_lines(path, LINE)
+  for line in lines:  # a later version may measure more
+    line['seconds'] = {kind: line['seconds'][kind] for kind in MEASURED}
   processes = {line['began']: line for line in lines}
   return [processes[began] for began in sorted(processes)]
 

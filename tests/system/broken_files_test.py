@@ -8,6 +8,7 @@ it returns can be used.
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -106,18 +107,26 @@ def outcome(read: Callable, path: str, what: str) -> bool:
   return False
 
 
-def check_values(path: str, read: Callable) -> tuple[int, int]:
-  """Breaks each value of a JSON file; returns (how many, how many refused)."""
+def check_values(
+  path: str, read: Callable, named: str | None = None
+) -> tuple[int, int]:
+  """Breaks each value of a JSON file; returns (how many, how many refused).
+
+  Args:
+    path: of the file.
+    read: its reader.
+    named: what errors name; None: the path.
+  """
   with open(path) as f:
     whole = json.load(f)
   read()
   fates = []
   for what, broken in variants(whole):
     write(path, broken)
-    fates.append(outcome(read, path, what))
+    fates.append(outcome(read, named or path, what))
   for what in (None, [], 5, 'x', {}, DEEP_MARK):
     write(path, what)
-    fates.append(outcome(read, path, repr(what)))
+    fates.append(outcome(read, named or path, repr(what)))
   write(path, whole)
   read()
   return len(fates), sum(fates)
@@ -141,7 +150,6 @@ def check_file(path: str, read: Callable, whole: bool = False) -> None:
     'a pipe': os.mkfifo,
     'a device': lambda p: os.symlink('/dev/zero', p),
     'a folder': os.mkdir,
-    'a link to itself': lambda p: os.symlink(p, p),
   }
   try:
     for what, text in texts.items():
@@ -152,9 +160,11 @@ def check_file(path: str, read: Callable, whole: bool = False) -> None:
     os.remove(path)
     for what, make in makers.items():
       make(path)
-      refused = outcome(read, path, what)
-      assert refused or what == 'a link to itself', what
+      assert outcome(read, path, what), what
       os.rmdir(path) if what == 'a folder' else os.remove(path)
+    os.symlink(path, path)
+    with contextlib.suppress(ValueError, OSError):  # or as if none were there
+      read()
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.remove(path)
@@ -295,8 +305,6 @@ class Checkpoints:
 
 def test_metadata_of_a_model():
   """Faults seen: KeyError, and TypeError of a field of a later version."""
-  import dataclasses
-
   whole = {'model': dataclasses.asdict(tiny())}
   read = lambda meta: pretrained.read_model_config(Checkpoints(meta), 7)
   assert read(whole) == tiny()
@@ -348,12 +356,12 @@ def test_a_manifest_of_rows(tmp_path):
       cache.open_cache(str(tmp_path))
 
   count, refused = check_values(path, read)
-  assert refused == count
+  assert refused >= count - 1  # the seal missing: it is of before
   check_file(path, read)
   unsealed = fileio.read_json(path)
   del unsealed[fileio.SEAL]
   write(path, unsealed)
-  count, refused = check_values(path, read)
+  count, refused = check_values(path, read, folder)
   assert refused > 0.7 * count
 
 
