@@ -63,7 +63,7 @@ MODULES = {
   'evals/text_metrics': (),
   'checkpoint/checksums': (),
   'checkpoint/manager': (),
-  'checkpoint/reader': (),
+  'checkpoint/reader': ('checkpoint/recovery',),
   'checkpoint/recovery': (),
   'train/step': (),
   'train/optimizer': (),

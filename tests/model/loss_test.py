@@ -297,3 +297,16 @@ def test_devices_change_neither_value_nor_gradient(
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *got
   )
+
+
+def test_a_target_is_right_where_nothing_is_likelier():
+  """Ties are right. Fault seen: no target ever right."""
+  logits = jnp.array([[[1.0, 2, 2], [1, 2, 2], [1, 2, 2], [3, 0, 0]]])
+  sums = loss.cross_entropy(
+    logits, jnp.array([[1, 2, 0, 0]]), jnp.array([[1.0, 2, 4, 8]]), 0.5
+  )
+  log_z = np.log(np.exp(np.asarray(logits[0], np.float64)).sum(-1))
+  picked, weights = np.array([2, 2, 1, 3]), np.array([1, 2, 4, 8])
+  assert sums['correct'] == [11] and sums['weight'] == [15]
+  for name, each in (('loss', log_z - picked), ('z_loss', 0.5 * log_z**2)):
+    np.testing.assert_allclose(sums[name], [(each * weights).sum()], rtol=1e-6)
