@@ -65,6 +65,8 @@ def read_results(folder: str) -> dict[str, Any]:
     )
   results = fileio.read_json(path)
   fileio.check_json(results, RESULTS, path)
+  # Those of before there were seals have none.
+  results = fileio.unseal_json(results, path, unsealed=results)
   for i, task in enumerate(results['tasks']):
     _check_task(task, f'{path}: tasks[{i}]')
   return results
@@ -134,5 +136,5 @@ def write_results(folder: str, results: dict[str, Any]) -> None:
   """Writes results.json; on process 0 only."""
   if distributed.is_main_process():
     os.makedirs(folder, exist_ok=True)
-    text = json.dumps(results, ensure_ascii=False)
+    text = json.dumps(fileio.seal_json(results), ensure_ascii=False)
     fileio.write_atomically(os.path.join(folder, RESULTS_FILE), text)

@@ -83,12 +83,17 @@ class RunFolder:
   # --- Files
 
   def save_setup(self, config_text: str, vocabulary: Vocabulary) -> None:
-    """Writes config.gin, and the vocabulary where there is none yet."""
+    """Writes config.gin, and the vocabulary where there is none yet.
+
+    A config.gin that no run has written is kept as config.gin.given.
+    """
     if not distributed.is_main_process():
       return
-    fileio.write_atomically(
-      os.path.join(self.path, 'config.gin'), config_text.encode()
-    )
+    config = os.path.join(self.path, 'config.gin')
+    began = os.path.join(self.path, metric_writer.METRICS_FILE)
+    if os.path.exists(config) and not os.path.exists(began):
+      os.rename(config, f'{config}.given')
+    fileio.write_atomically(config, config_text.encode())
     path = os.path.join(self.vocabulary, vocabulary_lib.MODEL_FILE)
     if not os.path.exists(path):
       os.makedirs(self.vocabulary, exist_ok=True)

@@ -33,3 +33,21 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
 def test_a_folder_without_results_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match='results.json, which'):
     results.read_results(str(tmp_path))
+
+
+def test_every_byte_of_results_is_sealed(tmp_path, made):
+  """Fault seen: a flipped digit of a score was shown and compared."""
+  whole, folder = results.read_results(made), str(tmp_path)
+  results.write_results(folder, whole)
+  path = tmp_path / results.RESULTS_FILE
+  content = path.read_bytes()
+  for at in range(0, len(content), 31):
+    path.write_bytes(
+      content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    )
+    try:
+      found = results.read_results(folder)
+    except ValueError as e:
+      assert str(path) in str(e), at
+    else:  # white space, or a letter of the seal's name
+      assert {k: found[k] for k in whole} == whole, at

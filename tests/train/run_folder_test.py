@@ -75,3 +75,15 @@ def test_an_interrupted_run_says_what_is_saved(tmp_path):
   assert folder.describe_progress() == said.format('no step yet')
   (tmp_path / 'checkpoints' / '1200').mkdir()
   assert folder.describe_progress() == said.format('step 1,200')
+
+
+def test_settings_that_a_user_wrote_into_the_folder_are_kept(words, tmp_path):
+  """Fault seen: their comments were lost. A run's own are written anew."""
+  folder, config = RunFolder(str(tmp_path)), tmp_path / 'config.gin'
+  config.write_text('# mine\n')
+  folder.save_setup('# one\n', words)
+  given = tmp_path / 'config.gin.given'
+  assert config.read_text() == '# one\n' and given.read_text() == '# mine\n'
+  (tmp_path / 'metrics.jsonl').touch()
+  folder.save_setup('# two\n', words)
+  assert config.read_text() == '# two\n' and given.read_text() == '# mine\n'
