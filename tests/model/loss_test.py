@@ -307,6 +307,6 @@ def test_a_target_is_right_where_nothing_is_likelier():
   )
   log_z = np.log(np.exp(np.asarray(logits[0], np.float64)).sum(-1))
   picked, weights = np.array([2, 2, 1, 3]), np.array([1, 2, 4, 8])
-  assert sums['correct'] == [11] and sums['weight'] == [15]
+  assert sums['correct'].tolist() == [11] and sums['weight'].tolist() == [15]
   for name, each in (('loss', log_z - picked), ('z_loss', 0.5 * log_z**2)):
     np.testing.assert_allclose(sums[name], [(each * weights).sum()], rtol=1e-6)
