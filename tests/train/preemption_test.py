@@ -179,3 +179,5 @@ def test_a_signal_on_one_host_stops_all_after_the_same_step(tmp_path):
   restored = f'restored {first[-1].split()[1]} True'
   assert all(restored in lines for lines in again)
   assert again[0][-1] == again[1][-1] != first[-1]
+  # Both have verified the newest before the older one was removed.
+  assert os.listdir(f'{run}/checkpoints') == [again[0][-1].split()[1]]
