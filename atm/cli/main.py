@@ -98,6 +98,7 @@ def run_command(arguments: list[str]) -> None:
   gin_config.apply_config(files, bindings, modules)
   from atm.parallel import xla_options
 
+  xla_options.set_flags()
   xla_options.set_compilation_cache()
   if run not in commands.WITHOUT_DEVICES:
     gin_config.get_configurable('sharding.start')()

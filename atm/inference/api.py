@@ -18,10 +18,11 @@ from atm.inference.few_shot import FewShotMixin
 from atm.inference.framing import Framing
 from atm.inference.outputs import Generation, collect, fetch
 from atm.messages import check_choice, check_fields, check_number, check_path
+from atm.model import compiler_check
 from atm.model.config import CONFIG_CHOICES, ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
-from atm.parallel import sharding
+from atm.parallel import sharding, xla_options
 from atm.parallel.sharding import Rules
 
 
@@ -293,8 +294,10 @@ def load(
     weights: 'bfloat16' keeps parameters and activations in it: half the memory,
       and half to read for a token. None and 'float32' change nothing.
 
-  Raises: see `pretrained.open_pretrained`, and `read_params` of its result.
+  Raises: see `pretrained.open_pretrained`, `read_params` of its result, and
+    `compiler_check.check_compiler`.
   """
+  xla_options.set_flags()  # in vain where JAX has started; checked below
   mesh = mesh_lib.make_mesh() if mesh is None else mesh
   weights = check_choice(
     'WEIGHTS', weights, CONFIG_CHOICES['dtype'], optional=True
@@ -302,6 +305,10 @@ def load(
   source = pretrained.open_pretrained(directory, at_step)
   dtype = dtype or source.config.dtype
   config = dataclasses.replace(source.config, dtype=dtype)
+  compiler_check.check_compiler(
+    dataclasses.replace(config, dtype=weights) if weights else config,
+    trains=False,
+  )
   params = source.read_params(mesh, rules)
   model = Model(config, params, source.vocabulary, mesh, rules, source.step)
   return cast_to_bfloat16(model) if weights == 'bfloat16' else model

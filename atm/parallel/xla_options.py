@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 
 import jax
+import jaxlib
 
 from atm.messages import did_you_mean, quote
 
@@ -32,6 +33,11 @@ PLATFORM_OPTIONS = {
     'xla_gpu_enable_while_loop_double_buffering': True,
   },
 }
+# A CPU's fusions with kernels of YNNPACK. jaxlib 0.10.2 computes rows of some
+# wrongly and crashes in others, 0.11.0 crashes; setup.py excludes both.
+YNN_FUSIONS = 'xla_cpu_experimental_ynn_fusion_type'
+BROKEN_FUSIONS = ('0.10.2', '0.11.0')
+CACHE_FOLDER = '~/.cache/atm/xla'
 VMEM_LIMIT = 'xla_tpu_scoped_vmem_limit_kib'
 _VMEM = re.compile(
   r'memory space vmem.*?%([\w.-]+) = .*size (\S+) and limit (\S+)', re.S
@@ -122,11 +128,22 @@ def compile_program(
     ) from None
 
 
+def set_flags() -> None:
+  """Turns fusions off where the release breaks them; before JAX starts.
+
+  A user's own value of the flag stands. XLA ends a process over a flag that it
+  does not know, these releases know it.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  if jaxlib.__version__ in BROKEN_FUSIONS and YNN_FUSIONS not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} --{YNN_FUSIONS}='.strip()
+
+
 def set_compilation_cache() -> None:
   """Keeps compiled programs across runs, by default below ~/.cache/atm."""
   # JAX's own environment variables come first.
   for name, value in (
-    ('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atm/xla')),
+    ('jax_compilation_cache_dir', os.path.expanduser(CACHE_FOLDER)),
     # JAX's default is 1 s; a start has dozens of programs of a tenth of that.
     ('jax_persistent_cache_min_compile_time_secs', 0.1),
   ):

@@ -12,6 +12,7 @@ from atm.checkpoint.manager import CheckpointManager
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data import task_registry
 from atm.data.vocabulary import Vocabulary
+from atm.model import compiler_check
 from atm.model.transformer import AlexaTM
 from atm.parallel import distributed, sharding
 from atm.train import config_checks, held_out_loss, optimizer
@@ -45,7 +46,7 @@ def train(config: TrainConfig) -> TrainingResult:
   Raises:
     ValueError: settings that do not fit the mesh, the model to start from or
       the checkpoint, or another run is at work in model_dir; nothing is changed
-      then.
+      then. Or XLA computes wrongly, see `compiler_check`; nothing is trained.
     checksums.DamageError: no checkpoint there is intact; nothing is changed.
     manager.SaveError: one could not be written.
     FloatingPointError: see `abort_after_nonfinite`.
@@ -71,6 +72,9 @@ def train(config: TrainConfig) -> TrainingResult:
     meta = describe(config, inputs)
     same = {**meta, 'config': folder.step_found, 'mesh': mesh_text(mesh)}
     distributed.check_processes_agree(**same)
+    compiler_check.check_compiler(
+      config.model_config, options=config.xla_options
+    )
     model, log = AlexaTM(config.model_config), MetricLogger(config)
     checkpoints = CheckpointManager(
       folder.path, config.keep, config.on_save_error, log=config.say

@@ -114,3 +114,24 @@ print(hits.count('/jax/compilation_cache/cache_hits') > 0)
   )  # fmt: skip
   assert [run().stdout.strip(), run().stdout.strip()] == ['False', 'True']
   assert list((tmp_path / '.cache' / 'atm' / 'xla').iterdir())
+
+
+@pytest.mark.parametrize('release', xla_options.BROKEN_FUSIONS)
+def test_fusions_that_compute_wrongly_are_off(monkeypatch, release):
+  monkeypatch.setattr(xla_options.jaxlib, '__version__', release)
+  for mine, flags in (
+    ('', '--xla_cpu_experimental_ynn_fusion_type='),
+    ('--xla_a=1', '--xla_a=1 --xla_cpu_experimental_ynn_fusion_type='),
+    ('--xla_cpu_experimental_ynn_fusion_type=x',) * 2,
+  ):
+    monkeypatch.setenv('XLA_FLAGS', mine)
+    xla_options.set_flags()
+    assert os.environ['XLA_FLAGS'] == flags
+
+
+def test_flags_of_other_releases_are_a_users(monkeypatch):
+  """XLA ends a process over a flag that it does not know."""
+  monkeypatch.setattr(xla_options.jaxlib, '__version__', '0.99.0')
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  xla_options.set_flags()
+  assert not os.environ.get('XLA_FLAGS')

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 import atm
+from atm.parallel import xla_options
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 
@@ -108,3 +109,17 @@ def test_a_checkout_wins_over_folders_of_its_names(tmp_path):
   other = tmp_path / 'other' / 'atm' / '__init__.py'
   other.touch()
   assert python(where, tmp_path / 'other') == [str(other), ours[1]]
+
+
+def test_releases_that_compute_wrongly_are_neither_allowed_nor_locked():
+  if not os.path.exists(os.path.join(ROOT, 'setup.py')):
+    pytest.skip('not a checkout')
+  with open(os.path.join(ROOT, 'setup.py')) as f:
+    setup = f.read()
+  locks = ''
+  for version in ('3.11', '3.12', '3.13'):
+    with open(os.path.join(ROOT, 'requirements', f'lock-{version}.txt')) as f:
+      locks += f.read()
+  for release in xla_options.BROKEN_FUSIONS:
+    assert f'!={release}' in setup
+    assert f'jaxlib=={release}\n' not in locks
