@@ -14,11 +14,14 @@ as `Model.generate(..., mode='clm')` does.
 
 import dataclasses
 import itertools
+import re
 import string
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from atm.data import languages
 from atm.data.sentences import drop_partial_sentence
+from atm.inference import stop_strings
 from atm.messages import check_choice
 
 # In 'clm' the decoder continues the prompt; in 'denoise' it writes it again,
@@ -167,8 +170,10 @@ def extract_answer(
 ) -> str:
   """Extracts the answer of a generated text, up to the template's delimiter.
 
-  On one line, '' where there is none. Only 'denoise' needs the prompt. Raises
-  ValueError for an unknown mode, or a prompt of another template.
+  On one line, '' where there is none. Only 'denoise' needs the prompt. Cues and
+  delimiters are found as the template has them, and as a tokenizer normalises
+  them: outputs have ';' for '；'. Raises ValueError for an unknown mode, or a
+  prompt of another template.
   """
   check_choice('mode', mode, MODES)
   rest = _one_line(output)
@@ -178,9 +183,17 @@ def extract_answer(
     # or changed a cue: it has no answer, rather than that of a shot.
     prompt = _one_line(prompt)
     cue = _filled_cue(template, prompt)
-    *before, rest = rest.split(cue, prompt.count(cue))
-    rest = rest if len(before) == prompt.count(cue) else ''
-  return rest.split(template.cut)[0].strip()
+    count = _normalize(prompt).count(_normalize(cue))
+    cues = '|'.join(map(re.escape, (cue, _normalize(cue))))
+    *before, rest = re.split(cues, rest, maxsplit=count)
+    rest = rest if len(before) == count else ''
+  cuts = template.cut, _normalize(template.cut)
+  return stop_strings.cut_at_stop(rest, cuts).strip()
+
+
+def _normalize(text: str) -> str:
+  # As SentencePiece's nmt_nfkc, where there is no tokenizer to ask.
+  return unicodedata.normalize('NFKC', text)
 
 
 def _filled_cue(template: Template, prompt: str) -> str:

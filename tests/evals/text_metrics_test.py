@@ -80,6 +80,7 @@ def test_the_right_answer_has_the_whole_score(request, kind, language, spm):
     if name != 'exact_match':
       continue
     assert score(name, [answer] * 2, truths, language=language) == 0
+    assert score(name, [text] * 2, truths, **given) == 100
     wrong = [answer, f'{answer} a']
     assert score(name, wrong, truths, **given) == pytest.approx(50)
 

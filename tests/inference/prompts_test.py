@@ -1,5 +1,7 @@
 """Prompts are written as the authors write them, and answers found again."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -214,6 +216,22 @@ def test_the_answer_of_a_shot_is_not_taken_for_the_querys(name):
   assert extract_answer(template, asked, 'denoise', asked) == ''
   assert extract_answer(template, asked[:-1], 'denoise', asked) == ''
   assert extract_answer(template, '', 'denoise', asked) == ''
+
+
+def test_cues_and_delimiters_are_found_as_a_tokenizer_writes_them():
+  """Faults seen: no answer behind a full-width cue; a document that holds the
+  cue in other characters counts as none, and its rest as the answer."""
+  japanese = prompts.Template(
+    'x', '文書：{document}；', '要約：', 'summary', '；', '；'
+  )
+  asked = build_prompt(japanese, {'document': '雨が降った'})
+  for write in (str, lambda text: unicodedata.normalize('NFKC', text)):
+    output = write(asked + ' 雨；文書：')
+    assert extract_answer(japanese, output, 'denoise', asked) == '雨'
+    assert extract_answer(japanese, write('雨；文書：')) == '雨'
+  odd = build_prompt(prompts.SUMMARY, {'document': 'Short ｓummary： no'})
+  output = unicodedata.normalize('NFKC', odd + ' good <br>')
+  assert extract_answer(prompts.SUMMARY, output, 'denoise', odd) == 'good'
 
 
 def test_an_answer_is_cut_out_of_a_prompt_that_changed_a_little():
