@@ -77,6 +77,7 @@ LIBRARIES = (
   'clu.metric_writers.summary_writer',
 )  # fmt: skip
 GIBIBYTE = 1 << 30
+NO_TESTS = 5  # an exit code of pytest
 KEYS = 'file', 'function', 'before', 'after'  # of `mutants.Fault.identity`
 
 
@@ -379,6 +380,8 @@ class Campaign:
       if by in killers:
         killers.remove(by)
       killers.append(by)
+    if report['code'] == NO_TESTS:
+      raise RuntimeError(f'{find_tests(fault.file)}: no test was run')
     caught = report['code'] != 0
     lines = self.profiles.of[fault.file]['lines'].values()
     result = {
@@ -428,9 +431,10 @@ def load_known() -> dict[tuple, str]:
 
 def load_results() -> dict[tuple, bool]:
   """Returns whether a fault was caught when it was last tried."""
-  path = os.path.join(PROFILES, 'results.jsonl')
-  with open(path, encoding='utf-8') as f:
-    results = [json.loads(line) for line in f]
+  path, results = os.path.join(PROFILES, 'results.jsonl'), []
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as f:
+      results = [json.loads(line) for line in f]
   return {tuple(one[key] for key in KEYS): one['caught'] for one in results}
 
 
@@ -452,6 +456,7 @@ def choose(arguments) -> list[mutants.Fault]:
     by_file[name] = [
       x for x in faults if arguments.again or x.identity not in tried
     ]
+  names = [name for name in names if by_file[name]]
   if not arguments.all and not arguments.again:
     if not arguments.modules:
       chance = sorted(names, key=lambda n: by_file[n][0].rank(arguments.seed))
