@@ -56,8 +56,10 @@ def _open_safetensors(path: str) -> dict[str, Tensor]:
     fileio.check_regular(path)
     with safetensors.safe_open(path, 'numpy') as f:
       return {key: describe(key, f.get_slice(key)) for key in f.keys()}
-  except (safetensors.SafetensorError, ValueError) as e:
+  except safetensors.SafetensorError as e:
     raise WeightsError(f'{path} is damaged: {one_line(e, 200)}') from e
+  except ValueError as e:  # a pipe or a device
+    raise WeightsError(str(e)) from e
 
 
 def open_weights(directory: str) -> dict[str, Tensor]:
@@ -182,14 +184,15 @@ class WeightReader:
         f'{self._directory} lacks {key!r}.' + did_you_mean(key, self._tensors)
       )
     found, dtype, _ = self._tensors[key]
+    where = f'{self._directory}: {key!r}'
     if found != shape:
-      raise WeightsError(f'{key!r} has shape {found}, expected {shape}')
+      raise WeightsError(f'{where} has shape {found}, expected {shape}')
     if dtype not in FLOATS:
       raise WeightsError(
-        f'{key!r} is {dtype}, expected float32, bfloat16 or float16'
+        f'{where} is {dtype}, expected float32, bfloat16 or float16'
       )
     if dtype != (other := self._tensors[first].dtype):
-      raise WeightsError(f'{key!r} is {dtype}, but {first!r} is {other}')
+      raise WeightsError(f'{where} is {dtype}, but {first!r} is {other}')
 
   def _check_left_over(self, layout: Layout) -> None:
     """Raises WeightsError unless the keys left are equal copies or ignored."""
@@ -205,14 +208,14 @@ class WeightReader:
         alike = shape == value.shape and dtype in FLOATS
         if not alike or not np.array_equal(value, read()):
           raise WeightsError(
-            f'{key!r} differs from {original!r}, but config.json says that '
-            'they are tied'
+            f'{self._directory}: {key!r} differs from {original!r}, but '
+            'config.json says that they are tied'
           )
       left -= copies
     if left:
       raise WeightsError(
         f'{self._directory}: {len(left)} keys that this model has no place '
-        f'for, such as {min(left)!r}'
+        f'for, such as {quote(min(left))}'
       )
 
   def read(self, path: tuple[str, ...]) -> np.ndarray:

@@ -126,7 +126,8 @@ def _find_mismatch(path: str) -> str:
     with contextlib.suppress(OSError):  # a shared folder may be read-only
       fileio.write_atomically(pin, f'{found}  {os.path.basename(path)}\n')
     return ''
-  with open(pin) as f:
+  fileio.check_regular(pin)
+  with open(pin, encoding='utf-8', errors='replace') as f:
     first = ' '.join(f.read().split()[:1]) or 'nothing'
   return '' if first == found else (
     f'{path} has the SHA-256 {found}, but {pin} says {first}'
@@ -135,6 +136,7 @@ def _find_mismatch(path: str) -> str:
 
 def sha256_of_file(path: str) -> str:
   """Returns the checksum of a file, hexadecimal."""
+  fileio.check_regular(path)
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 

@@ -12,6 +12,7 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 
+from atm import fileio
 from atm.data import text_reader
 
 RawExample = dict
@@ -214,10 +215,13 @@ def read_e2e(paths: Sequence[str]) -> Iterator[RawExample]:
 def read_webnlg(paths: Sequence[str]) -> Iterator[RawExample]:
   """Reads WebNLG: XML files with triples and their texts in English."""
   for path in paths:
+    fileio.check_regular(path)
     try:
       entries = ET.parse(path).getroot().iter('entry')
     except ET.ParseError as e:
       raise data_error(path, e.position[0], 'XML', str(e)) from e
+    except (LookupError, ValueError) as e:  # of the encoding that it names
+      raise data_error(path, None, 'XML in UTF-8', str(e)) from e
     for entry in entries:
       name = f'{entry.get("category")}/{entry.get("size")}/{entry.get("eid")}'
       triples = [x.text or '' for x in entry.iterfind('modifiedtripleset/*')]

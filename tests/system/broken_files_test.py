@@ -26,6 +26,7 @@ from atm.inference import file_jobs
 from atm.pages import answer_cards, eval_page, train_page
 from atm.train import goodput, initial_state, metric_writer
 
+from command_line import atm
 from conftest import tiny
 from goldens import HERE, folder_of
 from synthetic import synthetic
@@ -461,3 +462,25 @@ def test_lines_and_samples_of_a_training_run(tmp_path):
     count, refused = check_values(path, read)
     assert refused > 0.5 * count
     check_file(path, read, whole=path != samples)
+
+
+# --- The command
+
+
+def test_the_command_names_the_file(sharded, tmp_path):
+  """Faults seen: a traceback; a pipe is waited for."""
+  run, path = str(tmp_path / 'run'), f'{sharded}/part.safetensors'
+  os.remove(path)
+  os.mkfifo(path)
+  with contextlib.ExitStack() as block:
+    block.callback(signal.alarm, 0)
+    signal.alarm(120)  # ends the tests where it waits
+    done = atm(
+      'import', f'--gin.SOURCE="{sharded}"', f'--gin.MODEL_DIR="{run}"'
+    )
+  assert done.returncode == 2 and done.stdout == '', done.stderr
+  assert done.stderr.startswith(
+    f'atm: error: {path}: expected a file, not a pipe'
+  )
+  assert done.stderr.count('\n') == 1 and len(done.stderr) < 500
+  assert not os.path.exists(run)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from atm_tasks.evaluation import registry
+from atm_tasks.evaluation import readers, registry
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(HERE, 'testdata', 'evaluation')
@@ -113,3 +113,16 @@ def test_broken_documents_are_named(tmp_path, file, text, message):
   with pytest.raises(ValueError) as e:
     ask(file.split('/')[0], tmp_path)
   assert message in str(e.value) and str(tmp_path / file) in str(e.value)
+
+
+def test_xml_of_an_encoding_that_is_none(tmp_path):
+  """Faults seen: LookupError and UnicodeError; a pipe is waited for."""
+  path = tmp_path / 'x.xml'
+  for name in ('foo', 'hex', 'idna', 'utf-32'):
+    path.write_text(f'<?xml version="1.0" encoding="{name}"?><a/>')
+    with pytest.raises(ValueError, match='x.xml: expected XML in UTF-8'):
+      list(readers.read_webnlg([str(path)]))
+  path.unlink()
+  os.mkfifo(path)
+  with pytest.raises(ValueError, match='not a pipe'):
+    list(readers.read_webnlg([str(path)]))
