@@ -155,10 +155,10 @@ class PartialResults:
       )
     for line in lines[:-1]:  # a kill may have torn the last
       row = _parse_object(line)
-      # Before there were seals, no row had one.
-      crc = row.pop('crc32', None if 'sealed' in head else _checksum(row))
-      number = row.pop('row', None)
-      if crc == _checksum({'row': number, **row}) and number in range(count):
+      crc, number = row.pop('crc32', None), row.pop('row', None)
+      if 'sealed' in head and crc != _checksum({'row': number, **row}):
+        continue  # before there were seals, no row had one
+      if number in range(count):
         self.done[number] = row
 
   def add(self, results: dict[int, dict]) -> None:
