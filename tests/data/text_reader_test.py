@@ -1,6 +1,10 @@
 """Text and JSON Lines that users give."""
 
+import json
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from atm.data import text_reader
 
@@ -90,3 +94,36 @@ def test_is_array(tmp_path):
   for content, expected in ((b'\n [', True), (b'{', False), (b'', False)):
     (tmp_path / 'a.json').write_bytes(content)
     assert text_reader.is_array(str(tmp_path / 'a.json')) == expected
+
+
+TEXT = st.text(st.characters(codec='utf-8', exclude_characters='\0'))
+VALUE = st.recursive(
+  st.none() | st.booleans() | st.integers() | TEXT
+  | st.floats(allow_nan=False, allow_infinity=False),
+  lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+  max_leaves=5,
+)  # fmt: skip
+
+
+@given(
+  rows=st.lists(st.dictionaries(TEXT, VALUE), min_size=1, max_size=4),
+  ascii_only=st.booleans(),
+  end=st.sampled_from(['\n', '\r\n', '\r', '\n\n \n']),
+  form=st.sampled_from(['lines', 'array', 'indented']),
+)
+@settings(max_examples=25, deadline=None)
+def test_what_json_writes_is_read(
+  tmp_path_factory, rows, ascii_only, end, form
+):
+  """Also the texts that `str.splitlines` would break."""
+  path = tmp_path_factory.getbasetemp() / 'rows.json'
+  write = lambda value, **options: json.dumps(
+    value, ensure_ascii=ascii_only, **options
+  )
+  if form == 'lines':
+    text = end.join(map(write, rows))
+  else:
+    text = write(rows, indent=1 if form == 'indented' else None)
+    text = text.replace('\n', end)
+  path.write_bytes(text.encode())
+  assert [row for _, row in text_reader.read_objects(str(path))] == rows
