@@ -22,9 +22,7 @@ from atm.parallel import distributed
 
 
 def read_inputs(
-  path: str,
-  required: Sequence[str] = ('input',),
-  optional: Sequence[str] = (),
+  path: str, required: Sequence[str] = ('input',), optional: Sequence[str] = ()
 ) -> tuple[list[dict], list[int]]:
   """Reads a row for each line of a text file, or for each object of JSON Lines.
 
@@ -257,8 +255,7 @@ class FileJob(api.ModelSource):
     batch_size: rows at a time.
     say: prints a line.
     suffix, required, optional, added, counted: of a kind of job: the output's
-      ending, fields of rows, fields of results, and the rows' name in what is
-      printed.
+      ending, fields of rows and of results, and the rows' name for readers.
   """
 
   input: str | None = None
@@ -393,13 +390,11 @@ class InferJob(FileJob):
   counted = 'inputs'
 
   def _settings(self, model, rows):
-    settings = super()._settings(model, rows) | dict(
-      config=self.config, stop=self.stop, banned=self.banned
-    )
+    settings = dict(config=self.config, stop=self.stop, banned=self.banned)
     # Not continued with results of the versions that cut prefixes.
     if self.stop and any(row.get('prefix') for row in rows):
       settings['stops_in_prefixes'] = False
-    return settings
+    return super()._settings(model, rows) | settings
 
   def _prepare(self, model, rows, ids):
     prefixes = [row.get('prefix') or '' for row in rows]
