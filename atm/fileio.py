@@ -32,8 +32,11 @@ def replacing(path: str, mode: str = 'w'):
 
   Raises:
     OSError: it cannot be written.
+    ValueError: what is there is a pipe, socket or device.
   """
   path = os.path.realpath(path)  # a link stays, and what it names is replaced
+  if os.path.exists(path):
+    check_regular(path)  # root could put a file in the place of /dev/null
   partial = f'{path}.partial-{os.getpid()}'  # another process may write, too
   encoding = None if 'b' in mode else 'utf-8'
   try:

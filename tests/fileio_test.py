@@ -106,6 +106,17 @@ def test_an_output_is_refused_before_work_begins(
   assert sorted(os.listdir()) == ['fifo', 'hard', 'in.txt', 'link']
 
 
+def test_a_device_is_never_replaced(tmp_path):
+  """Fault seen: a file in the place of /dev/zero, by a link to it."""
+  os.mkfifo(tmp_path / 'fifo')
+  os.symlink('fifo', tmp_path / 'link')
+  for name in ('fifo', 'link'):
+    with pytest.raises(ValueError, match='expected a file, not a pipe'):
+      fileio.write_atomically(str(tmp_path / name), 'text')
+    assert (tmp_path / 'fifo').is_fifo()
+  assert sorted(os.listdir(tmp_path)) == ['fifo', 'link']
+
+
 def test_a_link_stays_and_its_file_is_replaced(tmp_path):
   """Fault seen: a file in place of the link."""
   os.symlink('target', tmp_path / 'link')

@@ -140,9 +140,11 @@ class PartialResults:
 
   def _read(self, mark: str, count: int) -> None:
     """Reads rows that are done; those of damaged lines are done again."""
-    if not os.path.exists(self.part) or not os.path.getsize(self.part):
+    if not os.path.exists(self.part):
       return
     fileio.check_regular(self.part)
+    if not os.path.getsize(self.part):
+      return
     with open(self.part, 'rb') as f:
       head, *lines = f.read().split(b'\n')
     head = _parse_object(head)
