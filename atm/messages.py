@@ -247,6 +247,11 @@ def check_count(name: str, value, optional: bool = False) -> int | None:
   return check_number(name, value, 1, MOST_INT32, optional=optional)
 
 
+def check_index(name: str, value, optional: bool = False) -> int | None:
+  """Returns a whole number of at least 0 that programs can count to."""
+  return check_number(name, value, 0, MOST_INT32, optional=optional)
+
+
 def check_seed(name: str, value) -> int:
   """Returns a whole number that 64 bits hold, negative ones, too."""
   return check_number(name, value, -(2**63), 2**63 - 1)
@@ -297,6 +302,7 @@ def check_arguments(**checks: Callable) -> Callable:
 
     @functools.wraps(function)
     def checked(*args, **named):
+      _check_names(function.__name__, signature.parameters.values(), named)
       given = signature.bind(*args, **named)
       given.apply_defaults()
       for parameter, check in list_checks(checked).items():
@@ -308,6 +314,17 @@ def check_arguments(**checks: Callable) -> Callable:
     return checked
 
   return decorate
+
+
+def _check_names(function: str, parameters, given: dict) -> None:
+  """Raises TypeError for a named argument that a function has not."""
+  known = {parameter.name for parameter in parameters}
+  if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    return
+  for name in given:
+    if name not in known:
+      near = did_you_mean(name, known - {'self'})
+      raise TypeError(f'{function} has no argument {quote(name)}.{near}')
 
 
 @functools.cache
@@ -322,7 +339,7 @@ def list_checks(owner) -> dict[str, Callable]:
   hints = typing.get_type_hints(owner)
   found = {name: derive_check(name, hints.get(name)) for name in names}
   found |= getattr(owner, 'checks', {})
-  return {name: check for name, check in found.items() if check}
+  return {name: found[name] for name in names if found[name]}
 
 
 def derive_check(field: str, hint) -> Callable | None:

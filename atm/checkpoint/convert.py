@@ -22,6 +22,7 @@ from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
 from atm.messages import (
   check_arguments,
+  check_index,
   check_number,
   check_path,
   clock_text,
@@ -235,7 +236,7 @@ def write_config_and_tokenizer(
 @check_arguments(
   model_dir=partial(check_path, 'MODEL_DIR'),
   output=partial(check_path, 'OUTPUT'),
-  at_step=partial(check_number, 'STEP', least=0, optional=True),
+  at_step=partial(check_index, 'STEP', optional=True),
   shard_gib=partial(check_number, 'SHARD_GIB', above=0, whole=False),
 )
 def export_weights(

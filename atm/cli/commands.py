@@ -229,6 +229,7 @@ def check_run_folder() -> None:
 
 def execute(run: str) -> None:
   """Does what a run of RUNS is for, with gin configured."""
+  gin_config.check_settings()
   check_run_folder()
   command = RUNS[run]
   made = command() if callable(command) else get_configurable(command)()

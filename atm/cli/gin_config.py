@@ -22,7 +22,7 @@ from atm.cli import gin_reader
 from atm.cli.gin_files import find_file, shipped_files  # noqa: F401
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import Binding, Reference, UserError, replace_references
-from atm.messages import did_you_mean, quote
+from atm.messages import did_you_mean, list_checks, quote
 
 
 def configurables() -> dict[str, Callable]:
@@ -412,6 +412,23 @@ def _as_gin_reference(reference: Reference) -> gin.config.ConfigurableReference:
     name += '/gin.macro'
   evaluate = reference.is_macro or reference.evaluate
   return gin.config.ConfigurableReference(name, evaluate)
+
+
+def check_settings() -> None:
+  """Raises ValueError for a bound value that its parameter may not have.
+
+  At once: a run may call what it is bound to only after hours.
+  """
+  for name, function in _registered.items():
+    checks = list_checks(function)
+    bound = gin.get_bindings(name, resolve_references=False)
+    for parameter, value in bound.items():
+      if isinstance(value, gin.config.ConfigurableReference):
+        if value.selector != 'gin.macro':
+          continue
+        value = copy.deepcopy(value)  # resolves a macro
+      if parameter in checks and value is not None:
+        checks[parameter](value)
 
 
 def replace_config(files, bindings, modules) -> None:

@@ -14,6 +14,7 @@ from atm.inference import api, prompts
 from atm.messages import (
   check_choice,
   check_count,
+  check_index,
   check_number,
   check_path,
   check_texts,
@@ -57,7 +58,7 @@ class LmEvalCommand(api.ModelSource):
     'tasks': partial(check_texts, 'TASKS', empty=False, single=True),
     'output': partial(check_path, 'OUTPUT', optional=True),
     'mode': partial(check_choice, 'MODE', known=prompts.MODES),
-    'num_fewshot': partial(check_number, 'NUM_FEWSHOT', least=0, optional=True),
+    'num_fewshot': partial(check_index, 'NUM_FEWSHOT', optional=True),
     'limit': partial(
       check_number, 'LIMIT', above=0, whole=False, optional=True
     ),

@@ -12,18 +12,49 @@ import numpy as np
 
 from atm.checkpoint import pretrained
 from atm.data.vocabulary import Vocabulary
-from atm.inference import bucketing, loglikelihood, sampling, stop_strings
+from atm.inference import (
+  bucketing,
+  loglikelihood,
+  prompts,
+  sampling,
+  stop_strings,
+)
 from atm.inference import generate as generate_lib
 from atm.inference.few_shot import FewShotMixin
-from atm.inference.framing import Framing
+from atm.inference.framing import (
+  Framing,
+  check_list,
+  check_numbers,
+  check_tables,
+)
 from atm.inference.outputs import Generation, collect, fetch
-from atm.messages import check_choice, check_fields, check_number, check_path
+from atm.messages import (
+  check_arguments,
+  check_choice,
+  check_count,
+  check_fields,
+  check_index,
+  check_instance,
+  check_path,
+  check_seed,
+  check_text,
+)
 from atm.model import compiler_check
 from atm.model.config import CONFIG_CHOICES, ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding, xla_options
 from atm.parallel.sharding import Rules
+
+_check_call = check_arguments(
+  inputs=partial(check_list, 'inputs'),
+  targets=partial(check_list, 'targets'),
+  text=partial(check_text, 'text'),
+  mode=partial(check_choice, 'mode', known=prompts.MODES),
+  batch_size=partial(check_count, 'batch_size'),
+  number=partial(check_seed, 'number'),
+  stop=None,  # by Framing, as what the others are made of
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,9 +102,7 @@ class Model(FewShotMixin):
     Returns:
       float32 [B, T, V].
     """
-    mask = np.ones_like(encoder_ids) if encoder_mask is None else encoder_mask
-    arrays = encoder_ids, decoder_ids, np.asarray(mask) > 0
-    arrays = [np.asarray(x).astype(np.int32) for x in arrays]
+    arrays = check_tables(encoder_ids, decoder_ids, encoder_mask, self.config)
     model = AlexaTM(self.config)
     with self._use():
       logits = loglikelihood.next_token_logits(model, self.params, *arrays)
@@ -97,6 +126,7 @@ class Model(FewShotMixin):
     """
     return self.likelihoods(inputs, targets, None, mode, batch_size)[:2]
 
+  @_check_call
   def likelihoods(
     self,
     inputs,
@@ -121,6 +151,7 @@ class Model(FewShotMixin):
     """
     if len(inputs) != len(targets):
       raise ValueError(f'{len(inputs)} inputs, but {len(targets)} targets')
+    given = check_numbers('given', given, len(targets))
     return loglikelihood.score_pairs(
       AlexaTM(self.config), self.params, self.mesh, self.rules,
       self.ids(inputs, mode), self.ids(targets, None), given, batch_size,
@@ -132,9 +163,10 @@ class Model(FewShotMixin):
     """Returns what the model reads of each input, see `Framing.inputs`."""
     return self._framing.inputs(inputs, mode)
 
+  @_check_call
   def encode(self, text: str, mode: str = 'clm') -> list[int]:
     """Returns a text's encoder ids: `<s> [CLM] text </s>`, see `framed`."""
-    return self.framed(self.vocabulary.encode(text), mode)
+    return self._framing.encode(text, mode)
 
   def framed(self, ids: Sequence[int], mode: str = 'clm') -> list[int]:
     """Frames the ids of a text for the encoder, see `Framing.frame`."""
@@ -142,6 +174,7 @@ class Model(FewShotMixin):
 
   # --- Generation
 
+  @_check_call
   def generate(
     self,
     inputs: Sequence[str] | Sequence[Sequence[int]],
@@ -172,6 +205,7 @@ class Model(FewShotMixin):
       for x, (best, *_) in zip(inputs, self.complete(inputs, mode, **options))
     ]
 
+  @_check_call
   def complete(
     self,
     inputs: Sequence[str] | Sequence[Sequence[int]],
@@ -212,7 +246,7 @@ class Model(FewShotMixin):
     sampler = sampling.Sampler.from_config(
       config, framing.banned(banned), framing.stop_table(stop)
     )
-    numbers = range(len(ids)) if numbers is None else numbers
+    numbers = check_numbers('numbers', numbers, len(ids)) or range(len(ids))
     out: list[list[Generation]] = [[]] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for start in range(0, len(order), batch_size):
@@ -239,6 +273,7 @@ class Model(FewShotMixin):
     batch = sharding.shard_batch(batch, self.mesh, self.rules)
     return batch, T, sampler.replace(max_tokens=np.int32(room))
 
+  @_check_call
   def stream(
     self,
     text: str,
@@ -269,12 +304,23 @@ class Model(FewShotMixin):
       config.max_tokens, 1,
     )  # fmt: skip
     tokens = generate_lib.stream_tokens(
-      AlexaTM(self.config), self._decode_params, sampler, batch, config.seed, T,
-      self._use,
+      AlexaTM(self.config), self._decode_params, sampler, batch,
+      config.program_seed, T, self._use,
     )  # fmt: skip
     return stop_strings.stream_text(tokens, self.vocabulary.decode, stop)
 
 
+@check_arguments(
+  directory=partial(check_path, 'directory'),
+  at_step=partial(check_index, 'at_step', optional=True),
+  mesh=partial(check_instance, 'mesh', kind=jax.sharding.Mesh, optional=True),
+  dtype=partial(
+    check_choice, 'dtype', known=CONFIG_CHOICES['dtype'], optional=True
+  ),
+  weights=partial(
+    check_choice, 'WEIGHTS', known=CONFIG_CHOICES['dtype'], optional=True
+  ),
+)
 def load(
   directory: str,
   at_step: int | None = None,
@@ -299,9 +345,6 @@ def load(
   """
   xla_options.set_flags()  # in vain where JAX has started; checked below
   mesh = mesh_lib.make_mesh() if mesh is None else mesh
-  weights = check_choice(
-    'WEIGHTS', weights, CONFIG_CHOICES['dtype'], optional=True
-  )
   source = pretrained.open_pretrained(directory, at_step)
   dtype = dtype or source.config.dtype
   config = dataclasses.replace(source.config, dtype=dtype)
@@ -331,7 +374,7 @@ class ModelSource:
 
   checks: ClassVar[dict[str, Callable]] = {
     'model_dir': partial(check_path, 'MODEL_DIR'),
-    'at_step': partial(check_number, 'STEP', least=0, optional=True),
+    'at_step': partial(check_index, 'STEP', optional=True),
     'weights': partial(
       check_choice, 'WEIGHTS', known=CONFIG_CHOICES['dtype'], optional=True
     ),

@@ -93,5 +93,5 @@ def select_program(net, params, sampler, batch: dict, config, T: int) -> tuple:
   if config.beams > 1:
     named |= dict(k=config.beams)
     return beam_search.beam_search, (net, params, sampler), named
-  named |= dict(numbers=numbers, seed=config.seed)
+  named |= dict(numbers=numbers, seed=config.program_seed)
   return generate.generate, (net, params, sampler), named

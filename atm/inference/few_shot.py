@@ -1,8 +1,30 @@
 """Few-shot prompts of the paper's formats as methods of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from atm.inference import prompts
+from atm.inference.framing import check_list
+from atm.messages import (
+  check_choice,
+  check_instance,
+  check_text,
+  check_texts,
+  quote,
+)
+
+
+def check_shots(name: str, texts, shots) -> tuple[list, list]:
+  """Returns texts, and pairs of texts, as lists; see `FewShotMixin`."""
+  texts = [
+    check_text(f'{name}[{i}]', x) for i, x in enumerate(check_list(name, texts))
+  ]
+  pairs = []
+  for i, shot in enumerate(check_list('shots', shots)):
+    pair = check_texts(f'shots[{i}]', shot)
+    if len(pair) != 2:
+      raise ValueError(f'shots[{i}] = {quote(shot)}: expected a pair of texts')
+    pairs.append(pair)
+  return texts, pairs
 
 
 class FewShotMixin:
@@ -28,6 +50,8 @@ class FewShotMixin:
         `languages.LANGUAGES`.
       shots: (sentence, translation) pairs.
     """
+    to = check_text('to', to)
+    sentences, shots = check_shots('sentences', sentences, shots)
     example = lambda text: {'sentence': text, 'language': to}
     shots = [{**example(x), 'translation': y} for x, y in shots]
     queries = list(map(example, sentences))
@@ -46,6 +70,7 @@ class FewShotMixin:
       documents: texts, cut as `prompts.cut_document` does.
       shots: (document, summary) pairs.
     """
+    documents, shots = check_shots('documents', documents, shots)
     short = lambda text: prompts.cut_document(
       text, self.vocabulary.encode, self.vocabulary.decode
     )
@@ -69,6 +94,14 @@ class FewShotMixin:
     """
     if self.vocabulary is None:
       raise ValueError('this model has no tokenizer: prompts are texts')
+    check_instance('template', template, prompts.Template)
+    check_choice('mode', mode, prompts.MODES)
+    queries, shots = check_list('queries', queries), check_list('shots', shots)
+    for i, query in enumerate([*queries, *shots]):
+      check_instance(
+        f'queries[{i}]' if i < len(queries) else f'shots[{i - len(queries)}]',
+        query, Mapping,
+      )  # fmt: skip
     texts = [prompts.build_prompt(template, query, shots) for query in queries]
     if mode == 'clm':  # in 'denoise' the shots are written, delimiters and all
       options = {'stop': [template.cut], **options}

@@ -1,17 +1,125 @@
 """Builds what the encoder and the decoder read from texts or lists of ids."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+
+import numpy as np
 
 from atm.data.vocabulary import Vocabulary
 from atm.inference import prompts, stop_strings
-from atm.messages import check_choice, check_text, check_texts, quote
+from atm.messages import (
+  check_choice,
+  check_number,
+  check_text,
+  check_texts,
+  quote,
+)
 from atm.model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
+
+
+def check_list(name: str, values) -> list:
+  """Returns the elements of a list, an array or an iterator, read once.
+
+  Raises:
+    ValueError: it is one text, bytes, a dict or a set, or has no elements.
+  """
+  if not isinstance(values, str | bytes | bytearray | Mapping | Set):
+    with contextlib.suppress(TypeError):  # of an array without axes, too
+      return list(values)
+  hint = f'. Did you mean [{quote(values)}]?' * isinstance(values, str)
+  raise ValueError(f'{name} = {quote(values)}: expected a list{hint}')
+
+
+def check_ids(name: str, ids, vocab_size: int) -> list[int]:
+  """Returns a row of token ids of a list, an array or an iterator.
+
+  Raises:
+    ValueError: one is no whole number below `vocab_size`, or it is no row.
+  """
+  row = ids if isinstance(ids, np.ndarray) else check_list(name, ids)
+  plain = not any(isinstance(i, bool | np.bool_) for i in row)
+  try:
+    array = np.asarray(row)
+  except (ValueError, TypeError, OverflowError):  # rows within rows
+    plain, array = False, np.zeros(0)
+  if array.ndim == 1 and not array.size and plain:
+    return []
+  if not plain or array.ndim != 1 or array.dtype.kind not in 'iuf':
+    raise ValueError(
+      f'{name} = {quote(ids)}: expected a list of token ids, whole numbers '
+      f'from 0 to {vocab_size - 1}'
+    )
+  fits = (array >= 0) & (array < vocab_size) & (array == np.floor(array))
+  if not fits.all():
+    wrong = array[~fits][0].item()
+    raise ValueError(
+      f'{name} has the id {quote(wrong)}: expected 0 to {vocab_size - 1}'
+      + ', whole numbers' * (array.dtype.kind == 'f')
+    )
+  return array.astype(np.int64).tolist()
+
+
+def check_id_table(name: str, ids, config: ModelConfig) -> np.ndarray:
+  """Returns ids [B, S] as int32; raises ValueError for any other shape."""
+  rows = [
+    check_ids(f'{name}[{i}]', row, config.vocab_size)
+    for i, row in enumerate(check_list(name, ids))
+  ]
+  lengths = {len(row) for row in rows}
+  if len(lengths) != 1 or not 1 <= max(lengths) <= config.positions:
+    raise ValueError(
+      f'{name} has rows of {quote(sorted(lengths))} ids: expected [B, S], S '
+      f'from 1 to Config.positions = {config.positions}'
+    )
+  return np.array(rows, np.int32)
+
+
+def check_mask(name: str, mask, shape: tuple[int, int]) -> np.ndarray:
+  """Returns bool [B, S], where numbers are above 0; None is True everywhere."""
+  if mask is None:
+    return np.ones(shape, bool)
+  array = None
+  with contextlib.suppress(ValueError, TypeError):  # ragged, or no array
+    array = np.asarray(mask)
+  if array is None or array.shape != shape or array.dtype.kind not in 'biuf':
+    raise ValueError(
+      f'{name} = {quote(mask)}: expected numbers of the shape {shape}'
+    )
+  return array > 0
+
+
+def check_tables(
+  encoder_ids, decoder_ids, encoder_mask, config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns ids [B, S] and [B, T] and a mask [B, S] of both, int32."""
+  encoder_ids = check_id_table('encoder_ids', encoder_ids, config)
+  decoder_ids = check_id_table('decoder_ids', decoder_ids, config)
+  if len(encoder_ids) != len(decoder_ids):
+    raise ValueError(
+      f'{len(encoder_ids)} rows of encoder_ids, but {len(decoder_ids)} of '
+      'decoder_ids'
+    )
+  mask = check_mask('encoder_mask', encoder_mask, encoder_ids.shape)
+  return encoder_ids, decoder_ids, mask.astype(np.int32)
+
+
+def check_numbers(name: str, numbers, count: int) -> list[int] | None:
+  """Returns `count` whole numbers as a list, or None."""
+  if numbers is None:
+    return None
+  numbers = [
+    check_number(f'{name}[{i}]', n, -(2**63), 2**63 - 1)
+    for i, n in enumerate(check_list(name, numbers))
+  ]
+  if len(numbers) != count:
+    raise ValueError(f'{name} has {len(numbers)} numbers: expected {count}')
+  return numbers
 
 
 def check_banned(banned) -> tuple:
@@ -38,9 +146,17 @@ class Framing:
 
   def frame(self, ids: Sequence[int], mode: str) -> list[int]:
     """Returns `<s> [CLM] ids </s>`, or without `[CLM]` in 'denoise'."""
+    check_choice('mode', mode, prompts.MODES)
     v = self.vocabulary
+    if v is None:
+      raise ValueError('this model has no tokenizer: give ids, framed')
+    ids = check_ids('ids', ids, self.config.vocab_size)
     marker = [v.clm_id] if mode == 'clm' else []
     return [v.bos_id, *marker, *ids, v.eos_id]
+
+  def encode(self, text: str, mode: str) -> list[int]:
+    """Returns a text's ids, framed; of any length."""
+    return self.frame(self._plain_ids(text, 'text'), mode)
 
   def inputs(self, inputs, mode: str | None) -> list[list[int]]:
     """Returns the ids that the model reads of each, see `api.Model.complete`.
@@ -49,11 +165,9 @@ class Framing:
     """
     if mode is not None:
       check_choice('mode', mode, prompts.MODES)
-    if isinstance(inputs, str):
-      raise ValueError('inputs is one string: expected a list of strings')
-    rows = []
-    for number, x in enumerate(inputs):
-      row = self._plain_ids(x, f'input {number}')
+    what, rows = 'target' if mode is None else 'input', []
+    for number, x in enumerate(check_list(f'{what}s', inputs)):
+      row = self._plain_ids(x, f'{what} {number}')
       if isinstance(x, str) and mode is None:
         row = [*row, self.config.end_id]
       elif isinstance(x, str):
@@ -62,7 +176,7 @@ class Framing:
         row = self._strip(row)
       if not 1 <= len(row) <= self.config.positions:
         raise ValueError(
-          f'input {number} has {len(row)} tokens: expected 1 to '
+          f'{what} {number} has {len(row)} tokens: expected 1 to '
           f'Config.positions = {self.config.positions}'
         )
       rows.append(row)
@@ -72,16 +186,18 @@ class Framing:
     """Returns the decoder's ids of `count` inputs, from the start token on."""
     if prefixes is None:
       return [[self.config.start_id]] * count
+    prefixes = check_list('prefixes', prefixes)
     if len(prefixes) != count:
       raise ValueError(f'{count} inputs, but {len(prefixes)} prefixes')
     start = self.config.start_id
-    return [[start, *self._plain_ids(x, 'prefix')] for x in prefixes]
+    plain = self._plain_ids
+    return [[start, *plain(x, f'prefix {i}')] for i, x in enumerate(prefixes)]
 
   def banned(self, banned: Sequence) -> list[list[int]]:
     """Returns the id sequences that no output may have."""
     rows = []
-    for x in banned:
-      rows.append(self._plain_ids(x, 'banned'))
+    for i, x in enumerate(check_list('banned', banned)):
+      rows.append(self._plain_ids(x, f'banned[{i}]'))
       if isinstance(x, str):  # the tokenizer puts a space before a text
         rows.append(self.vocabulary.inside(x))
     return [row for row in rows if row and row != [self.config.end_id]]
@@ -130,12 +246,8 @@ class Framing:
     if isinstance(x, str):
       if self.vocabulary is None:
         raise ValueError(f'this model has no tokenizer: give {what} as ids')
-      return self.vocabulary.encode(x)
-    row, last = [int(i) for i in x], self.config.vocab_size - 1
-    for i in row:
-      if not 0 <= i <= last:
-        raise ValueError(f'{what} has the id {i}: expected 0 to {last}')
-    return row
+      return self.vocabulary.encode(check_text(what, x))
+    return check_ids(what, x, self.config.vocab_size)
 
   def _strip(self, row: list[int]) -> list[int]:
     """Drops padding on either side of ids; one id is left at least."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atm.data import counter_rng
 from atm.messages import (
   MOST_INT32,
   check_choice,
@@ -110,6 +111,14 @@ class Config:
         f'results = {self.results}: expected at most beams = {self.beams}, or '
         'a temperature above 0'
       )
+
+  @property
+  def program_seed(self) -> int:
+    """The seed as an int32: itself, or a hash where it is greater."""
+    if self.seed <= MOST_INT32:
+      return self.seed
+    key = counter_rng.make_key(self.seed)
+    return int(key.astype(np.uint32).view(np.int32))
 
 
 @flax.struct.dataclass

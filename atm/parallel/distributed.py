@@ -26,6 +26,7 @@ from atm.messages import (
   check_arguments,
   check_choice,
   check_count,
+  check_index,
   check_number,
   check_text,
   one_line,
@@ -281,7 +282,7 @@ def _exchange(client, key: str, value) -> list:
     check_text, 'start.coordinator', empty=False, optional=True
   ),
   processes=partial(check_count, 'start.processes', optional=True),
-  process=partial(check_number, 'start.process', least=0, optional=True),
+  process=partial(check_index, 'start.process', optional=True),
   timeout=partial(check_count, 'start.timeout'),
 )  # fmt: skip
 def start_jax(

@@ -15,6 +15,7 @@ from atm.data import task_registry
 from atm.messages import (
   check_arguments,
   check_count,
+  check_index,
   check_number,
   check_path,
   check_seed,
@@ -43,7 +44,7 @@ from atm.train import config_checks, optimizer
   batch_size=partial(check_count, 'BATCH_SIZE'),
   train_steps=partial(check_count, 'TRAIN_STEPS'),
   micro_batches=partial(check_count, 'MICRO_BATCHES'),
-  freeze_encoder_steps=partial(check_number, 'FREEZE_ENCODER_STEPS', least=0),
+  freeze_encoder_steps=partial(check_index, 'FREEZE_ENCODER_STEPS'),
   seed=partial(check_seed, 'SEED'),
   z_loss=partial(check_number, 'Z_LOSS', least=0, whole=False),
   xla_options=partial(check_options, 'XLA_OPTIONS'),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from atm.messages import check_choice, check_fields, check_number
+from atm.messages import MOST_INT32, check_choice, check_fields, check_number
 
 OPTIMIZER_CHOICES = {
   'name': ('adamw', 'adafactor'),
@@ -96,7 +96,9 @@ class OptimizerConfig:
       name: partial(check_number, f'{GIN_NAME}.{name}', whole=False, **bounds)
       for name, bounds in _NUMBERS.items()
     },
-    'factor_from': partial(check_number, f'{GIN_NAME}.factor_from', least=2),
+    'factor_from': partial(
+      check_number, f'{GIN_NAME}.factor_from', least=2, most=MOST_INT32
+    ),
   }
 
   def __post_init__(self):

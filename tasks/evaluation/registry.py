@@ -180,7 +180,7 @@ _check_choice = partial(messages.check_choice, optional=True)
 _SOURCE_CHECKS = {
   'names': partial(messages.check_texts, 'TASKS', single=True),
   'data_dir': partial(messages.check_path, 'DATA_DIR'),
-  'shots': partial(messages.check_number, 'SHOTS', least=0, optional=True),
+  'shots': partial(messages.check_index, 'SHOTS', optional=True),
   'tfds_dir': partial(messages.check_path, 'TFDS_DATA_DIR', optional=True),
 }
 

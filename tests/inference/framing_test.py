@@ -40,7 +40,7 @@ def test_modes_put_the_marker(model):
     ),
     (dict(inputs=[[1] * 65]), 'input 0 has 65 tokens'),
     (dict(inputs=[[1], []]), 'input 1 has 0 tokens'),
-    (dict(inputs='one string'), 'expected a list of strings'),
+    (dict(inputs='one string'), r'expected a list. Did you mean'),
   ],
 )
 def test_generate_errors(model, arguments, message):
@@ -153,7 +153,7 @@ def test_a_model_without_a_tokenizer_reads_ids_alone():
   assert bare.stop_table(()) is None
   for wrong, message in (
     (lambda: bare.inputs(['a'], 'clm'), 'no tokenizer: give input 0 as ids'),
-    (lambda: bare.prefixes(['a'], 1), 'no tokenizer: give prefix as ids'),
+    (lambda: bare.prefixes(['a'], 1), 'no tokenizer: give prefix 0 as ids'),
     (lambda: bare.stops(['a']), 'no tokenizer: stop strings need one'),
     (lambda: bare.inputs([[3], [96]], 'clm'), 'input 1 has the id 96'),
   ):
