@@ -281,6 +281,8 @@ class FileJob(api.ModelSource):
     'lengths': task_registry.check_task_lengths,
     'mode': partial(messages.check_choice, 'MODE', known=prompts.MODES),
     'batch_size': partial(messages.check_count, 'BATCH_SIZE'),
+    'stop': partial(messages.check_texts, 'STOP', empty=False),
+    'banned': framing.check_banned,
   }
 
   def run(self) -> str:
@@ -385,10 +387,6 @@ class InferJob(FileJob):
   required = ('input',)
   optional = ('prefix',)
   added = ('output',)
-  checks = FileJob.checks | {
-    'stop': partial(messages.check_texts, 'STOP', empty=False),
-    'banned': framing.check_banned,
-  }
   counted = 'inputs'
 
   def _settings(self, model, rows):
