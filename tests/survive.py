@@ -165,10 +165,12 @@ def nursery() -> None:
   from array_record.python import array_record_module  # noqa: F401
 
   import atm_tasks  # noqa: F401
+  from atm.parallel import xla_options
   from atm.train import trainer  # noqa: F401
 
   import conftest  # sets devices and the compilation cache
 
+  xla_options.set_flags()  # as the command does
   conftest.collect_rarely()
   answers = os.fdopen(os.dup(1), 'w')
   print('ready', file=answers, flush=True)
