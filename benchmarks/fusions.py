@@ -1,9 +1,8 @@
 """What a training step and decoding cost without XLA's YNN fusions, on the CPU.
 
-`with` has XLA_FLAGS as XLA has them by default, `without` has
-xla_options.CPU_FLAGS. The model has models/tiny's sizes, or with `--size small`
-those of train_step.py. Both run in turn, each in a process of its own,
-`--rounds` times. Stated are medians over the rounds, and the median over the
+`with` is XLA's default, `without` has XLA_FLAGS = FLAG. The model has
+models/tiny's sizes, or with `--size small` those of train_step.py. Both run in
+turn, each in a process of its own, `--rounds` times. Stated are medians over the rounds, and the median over the
 rounds of `without` / `with`, for seconds and for CPU seconds (all threads
 together, to be looked at where the machine is busy with other things).
 
@@ -26,7 +25,7 @@ SIZES = {
   ),
   'small': ({}, (512, 64, 8)),
 }
-FLAG = '--xla_cpu_experimental_ynn_fusion_type='
+FLAG = '--xla_cpu_experimental_ynn_fusion_type='  # jaxlib 0.10 to 0.12
 
 
 def time_calls(call, number: int) -> tuple[float, float]:

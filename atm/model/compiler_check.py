@@ -31,7 +31,7 @@ SMALL_ROWS = 40_000
 SIZES = dict(
   vocab_size=97, d_model=9, encoder_layers=1, decoder_layers=1,
   encoder_heads=3, decoder_heads=1, encoder_ff=7, decoder_ff=5, positions=11,
-  loss_chunk=5, init_std=0.3,
+  loss_chunk=5,
 )  # fmt: skip
 # What else of a run's model the small one has.
 KEPT = (
@@ -146,11 +146,7 @@ def make_programs(
   """Returns the programs: a model's step, and products with a small matrix."""
   plain = dataclasses.replace(small, dtype='float32', attention='einsum')
   draws = np.random.default_rng(0)
-  boxed = jax.eval_shape(lambda: parameters.init_params(AlexaTM(small), 0))
-  params = jax.tree.map(
-    lambda x: 0.3 * draws.standard_normal(x.shape, np.float32),
-    nn.unbox(boxed),
-  )
+  params = draw_params(small, draws)
   matrix = draws.standard_normal((3, 3), np.float32)
   vectors = draws.standard_normal((SMALL_ROWS, 3), np.float32)
   square = lambda matrix, row: ((matrix @ row) ** 2).sum()
@@ -159,13 +155,22 @@ def make_programs(
     differentiate(functools.partial(row_losses, AlexaTM(sizes)), trains)
     for sizes in (small, plain)
   )
-  batch = make_batch(draws)
+  batch = make_batch(draws, ROWS, SOURCE, TARGET, small.vocab_size)
   return [
     CheckedProgram(
       'rows of a small product', squares, squares, (matrix, vectors)
     ),
     CheckedProgram('a small model', step, plain_step, (params, batch)),
   ]
+
+
+def draw_params(config: ModelConfig, draws: np.random.Generator) -> dict:
+  """Returns random parameters, biases and norms among them."""
+  boxed = jax.eval_shape(lambda: parameters.init_params(AlexaTM(config), 0))
+  return jax.tree.map(
+    lambda x: 0.3 * draws.standard_normal(x.shape, np.float32),
+    nn.unbox(boxed),
+  )
 
 
 def differentiate(rows: Callable, trains: bool) -> Callable:
@@ -191,17 +196,18 @@ def row_losses(model: AlexaTM, params: dict, batch: dict) -> jax.Array:
   return model.apply(variables, batch, False, method=model.loss)['loss']
 
 
-def make_batch(draws: np.random.Generator) -> dict[str, np.ndarray]:
+def make_batch(
+  draws: np.random.Generator, B: int, S: int, T: int, V: int
+) -> dict[str, np.ndarray]:
   """Returns a random batch with ragged rows, as `batches.Batches` makes."""
 
   def side(length):
-    n = draws.integers(1, length + 1, (ROWS, 1))
+    n = draws.integers(1, length + 1, (B, 1))
     inside = (np.arange(length) < n).astype(np.int32)
-    ids = draws.integers(3, SIZES['vocab_size'], inside.shape, np.int32)
-    return ids * inside, inside
+    return draws.integers(3, V, inside.shape, np.int32) * inside, inside
 
-  source, source_segments = side(SOURCE)
-  target, segments = side(TARGET)
+  source, source_segments = side(S)
+  target, segments = side(T)
   return {
     'encoder_input_tokens': source,
     'encoder_segment_ids': source_segments,
