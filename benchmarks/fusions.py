@@ -2,9 +2,10 @@
 
 `with` is XLA's default, `without` has XLA_FLAGS = FLAG. The model has
 models/tiny's sizes, or with `--size small` those of train_step.py. Both run in
-turn, each in a process of its own, `--rounds` times. Stated are medians over the rounds, and the median over the
-rounds of `without` / `with`, for seconds and for CPU seconds (all threads
-together, to be looked at where the machine is busy with other things).
+turn, each in a process of its own, `--rounds` times. Stated are medians over
+the rounds, and the median over the rounds of `without` / `with`, for seconds
+and for CPU seconds (all threads together, to be looked at where the machine is
+busy with other things).
 
   python benchmarks/fusions.py [--size small]
 """
