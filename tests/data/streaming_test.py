@@ -88,6 +88,7 @@ def test_examples_are_framed_as_they_are(make):
   assert whole['decoder_target_tokens'][:, 0].tolist() == [200, 201, 202, 203]
   assert whole['objective'].tolist() == [2, 2, 2, 2]
   assert not {'encoder_positions', 'decoder_positions'} & set(whole)
+  assert not stream.packs  # so that none are asked for
   mine = stream(0, slice(1, 3))
   assert all((mine[k] == whole[k][1:3]).all() for k in whole)
   stream, _ = make(objective=1)
