@@ -126,6 +126,20 @@ def test_results_stops_and_prefixes(loaded, tmp_path):
   assert all(text.startswith('Every') for text in row['output'])
 
 
+def test_a_stop_in_a_prefix_cuts_no_output(loaded, tmp_path):
+  """Faults seen: the output cut inside its prefix; a .part of a version that
+  did so continued."""
+  path = tmp_path / 'in.jsonl'
+  path.write_text('{"input": "Everyone has", "prefix": "Every; one"}\n')
+  (row,) = written(run(path, stop=(';',)))
+  assert row == written(run(path, stop=()))[0]
+  assert len(row['output']) > len('Every; one')
+  for prefix, stop in (('a', (';',)), ('a', ()), (None, (';',))):
+    job = file_jobs.InferJob('/run', stop=stop)
+    settings = job._settings(loaded, [{'input': 'x', 'prefix': prefix}])
+    assert ('stops_in_prefixes' in settings) == bool(prefix and stop)
+
+
 def test_scores_are_those_of_the_model(loaded, tmp_path):
   path = tmp_path / 'pairs.jsonl'
   rows = [{'input': text, 'target': text[::-1]} for text in TEXTS]
