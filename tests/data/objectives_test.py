@@ -43,6 +43,27 @@ def test_denoising_drops_an_exact_budget_and_inserts_nothing(n, density, seed):
   assert set(kept) <= set(tokens[0])
 
 
+def test_rows_of_other_lengths_change_nothing():
+  """Fault seen: padding behind a shorter row taken for a target."""
+  tokens, key = (
+    np.array([[7, 8, 9, 0, 0], [10, 11, 12, 13, 14]], np.int32),
+    [counter_rng.make_key(n)[None] for n in range(2)],
+  )
+  length, sizes = np.array([3, 5]), (9, 8)
+  for objective in (Denoise(density=0.3), CLM()):
+    both = objective.examples(tokens, length, np.concatenate(key), IDS, *sizes)
+    for r, n in enumerate(length):
+      alone = objective.examples(
+        tokens[r : r + 1, :n], length[r : r + 1], key[r], IDS, *sizes
+      )
+      for name, array in alone.items():
+        np.testing.assert_array_equal(array[0], both[name][r], name)
+
+
+def test_a_row_is_one_document_unless_asked_otherwise():
+  assert not CLM().packs and not Denoise().packs and Pairs().packs
+
+
 @given(n=st.integers(2, 300), seed=seeds, ends=st.booleans())
 def test_clm_splits_one_document_at_20_to_80_percent(n, seed, ends):
   tokens, length = row_of(n)

@@ -44,6 +44,14 @@ def test_the_fullest_row_leaves_when_none_has_room():
   assert made == [[(9, 9)], [(8, 8)], [(7, 7), (3, 3)]]
 
 
+def test_as_many_rows_are_open_as_ever():
+  """64, which decides the rows that are made of a text."""
+  read = []
+  items = (read.append(i) or (6, 6) for i in range(99))
+  assert next(packing.pack(items, lambda s: s, 10, 10)) == [(6, 6)]
+  assert len(read) == 65
+
+
 def test_frames_of_several_ids_stand_around_each_run():
   """Two rows: of two runs, the first of nothing, and of one."""
   ids = packing.SpecialIds(pad=9, bos=1, eos=2, clm=None, doc=None)

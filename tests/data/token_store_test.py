@@ -42,6 +42,15 @@ def test_reads_back_by_index_over_files(tmp_path):
       made.row(index)
 
 
+def test_a_local_folder_is_read_as_one(tmp_path, monkeypatch):
+  """By the reader that refuses what is no regular file."""
+  assert not token_store.is_finished(str(tmp_path))
+  folder = folder_of(tmp_path)
+  assert token_store.is_finished(folder)
+  monkeypatch.setattr(token_store, 'epath', None)
+  assert token_store.read_manifest(folder)['rows'] == 3
+
+
 def test_empty_rows(tmp_path):
   made = token_store.TokenRows(folder_of(tmp_path, ([],)))
   assert len(made) == 0 and len(made.head(3)) == 0

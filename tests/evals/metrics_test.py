@@ -175,3 +175,8 @@ def test_what_is_asked_wrongly_is_refused():
     metrics.METRICS['accuracy'].rows([], [], [])
   with pytest.raises(ValueError, match='reference'):
     score('chrf', ['a'], [[]])
+
+
+def test_versions_are_those_of_libraries_in_use():
+  found = metrics.metric_versions(['accuracy', 'chrf', 'squad_f1'])
+  assert list(found) == ['chrf'] and found['chrf'].startswith('sacrebleu ')

@@ -35,7 +35,8 @@ def test_beams_are_gathered_by_input():
 
 
 V, END, T = 6, 5, 5
-LOGITS = np.random.default_rng(5).normal(size=(2, V, V)).astype(np.float32) * 2
+# Of each input, by the tokens written and the last of them.
+LOGITS = np.random.default_rng(0).normal(size=(2, T, V, V)) * 2
 
 
 def search(k, monkeypatch, **settings) -> list[dict]:
@@ -44,7 +45,7 @@ def search(k, monkeypatch, **settings) -> list[dict]:
   sampler = sampling.Sampler.from_config(config)
   sizes = types.SimpleNamespace(vocab_size=V, end_id=END, pad_id=0)
   model = types.SimpleNamespace(config=sizes)
-  first = jnp.asarray(LOGITS[:, 1])
+  first = jnp.asarray(LOGITS[:, 0, 1], jnp.float32)
   monkeypatch.setattr(beam_search, 'prefill', lambda *_: (first, []))
   prefix, lengths = jnp.ones((2, 1), jnp.int32), jnp.ones(2, jnp.int32)
   segments = jnp.ones((2, 3), jnp.int32)
@@ -55,7 +56,9 @@ def search(k, monkeypatch, **settings) -> list[dict]:
     )
     extend = lambda beams: beam_search._extend_beams(
       model, sampler, beams,
-      jnp.asarray(LOGITS)[jnp.arange(2)[:, None], beams.token],
+      jnp.asarray(LOGITS, jnp.float32)[
+        jnp.arange(2)[:, None], beams.history.count[0], beams.token
+      ],
     )  # fmt: skip
     return jax.lax.while_loop(lambda x: x.open.any(), extend, beams).finished
 
@@ -65,7 +68,6 @@ def search(k, monkeypatch, **settings) -> list[dict]:
 
 def expected(logits, k, penalty, early) -> list[tuple]:
   """(score, ids, log-probabilities, tokens) as Hugging Face's would be."""
-  logits = logits.astype(np.float64)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   running, finished = [(0.0, [1], [])], []
   for count in range(1, T + 1):
@@ -74,7 +76,7 @@ def expected(logits, k, penalty, early) -> list[tuple]:
       (
         (score + p, [*ids, token], [*each, p])
         for score, ids, each in running
-        for token, p in enumerate(log_p[ids[-1]])
+        for token, p in enumerate(log_p[count - 1, ids[-1]])
       ),
       reverse=True,
     )[: 2 * k]  # fmt: skip
@@ -118,7 +120,7 @@ def test_beams_are_those_of_the_definition(monkeypatch, k, penalty, early):
 def test_an_input_of_nothing_is_not_searched(monkeypatch):
   """Rows that pad a batch: they would keep the others waiting."""
   sizes = types.SimpleNamespace(vocab_size=V, end_id=END, pad_id=0)
-  first = jnp.asarray(LOGITS[:, 1])
+  first = jnp.asarray(LOGITS[:, 0, 1], jnp.float32)
   monkeypatch.setattr(beam_search, 'prefill', lambda *_: (first, []))
   start = lambda segments: beam_search.start_beams(
     types.SimpleNamespace(config=sizes), None,

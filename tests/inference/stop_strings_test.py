@@ -166,3 +166,9 @@ def test_pieces_of_a_stream_are_the_text_up_to_a_stop(stops):
   assert len(pieces) > 1 and all(pieces)
   if stops:  # no token is asked for behind a stop
     assert len(read) < len(text)
+
+
+@pytest.mark.parametrize('letters, states', [(1, 4), (2, 4), (3, 8), (6, 8)])
+def test_a_table_is_no_larger_than_it_must_be(letters, states):
+  table = stop_strings.build_table(list('abcdef'), ['abcdef'[:letters]])
+  assert table.shape == (states, 6)
