@@ -288,11 +288,7 @@ def advise(device) -> str:
     'install another release, such as that of requirements/lock-*.txt: '
     f"pip install -U 'jax!={release}' 'jaxlib!={release}'"
   )
-  flag = f'--{xla_options.YNN_FUSIONS}='
-  if (
-    device.platform == 'cpu'
-    and release in xla_options.BROKEN_FUSIONS
-    and flag not in os.environ.get('XLA_FLAGS', '').split()
-  ):
+  if device.platform == 'cpu' and release in xla_options.BROKEN_FUSIONS:
+    flag = f'--{xla_options.YNN_FUSIONS}='
     return f"{another}; or set XLA_FLAGS='{flag}' before JAX starts"
   return another
