@@ -166,6 +166,7 @@ class Program:
       int(match[1])
       for inner in condition
       if inner.opcode == 'constant'
+      and re.match(r'[su]\d+\[\]', inner.shape)  # not where a sum begins
       and (match := re.match(r'(\d+)\)', inner.rest))
     }
     # A condition that asks whether all rows are done compares no count: a
