@@ -11,7 +11,6 @@ B batch, S source and T target positions, V vocabulary.
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -230,7 +229,7 @@ def check_program(
   compiled = xla_options.compile_program(lowered, device, options)
   got = jax.device_get(compiled(*arguments))
   if device.platform == 'cpu':
-    plain = _compile_known(lowered, dict(PLAIN_OPTIONS))
+    plain = xla_options.compile_known(lowered, PLAIN_OPTIONS)
     want = jax.device_get(plain(*arguments))
   else:
     want = run_plain(program, device)
@@ -246,25 +245,14 @@ def check_program(
 def run_plain(program: CheckedProgram, device):
   """Runs the plain form in float32: on the CPU, or where there is none here."""
   try:
-    device, options = jax.local_devices(backend='cpu')[0], dict(PLAIN_OPTIONS)
+    device, options = jax.local_devices(backend='cpu')[0], PLAIN_OPTIONS
   except RuntimeError:  # JAX_PLATFORMS names others only
     options = {}
   arguments = jax.device_put(program.arguments, device)
   with jax.default_matmul_precision('float32'):
     lowered = jax.jit(program.plain).lower(*arguments)
-  return jax.device_get(_compile_known(lowered, options)(*arguments))
-
-
-def _compile_known(lowered, options: dict):
-  """Compiles with those of the options that this release knows."""
-  while True:
-    try:
-      return lowered.compile(compiler_options=options or None)
-    except jax.errors.JaxRuntimeError as e:
-      unknown = re.search(r"No such compile option: '(\w+)'", str(e))
-      if not unknown or unknown[1] not in options:
-        raise
-      del options[unknown[1]]
+  plain = xla_options.compile_known(lowered, options)
+  return jax.device_get(plain(*arguments))
 
 
 def count_wrong(got, want, tolerance: float) -> tuple[int, int] | None:

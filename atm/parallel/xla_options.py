@@ -39,6 +39,7 @@ YNN_FUSIONS = 'xla_cpu_experimental_ynn_fusion_type'
 BROKEN_FUSIONS = ('0.10.2', '0.11.0')
 CACHE_FOLDER = '~/.cache/atm/xla'
 VMEM_LIMIT = 'xla_tpu_scoped_vmem_limit_kib'
+_UNKNOWN = re.compile(r"No such compile option: '(\w+)'")
 _VMEM = re.compile(
   r'memory space vmem.*?%([\w.-]+) = .*size (\S+) and limit (\S+)', re.S
 )
@@ -110,7 +111,7 @@ def compile_program(
   )
   options = {**known, **(changes or {})}
   try:
-    return lowered.compile(compiler_options=options or None)
+    return compile_known(lowered, options, changes or ())
   except jax.errors.JaxRuntimeError as e:
     if full := _VMEM.search(str(e)):
       given = f' = {options[VMEM_LIMIT]}' if VMEM_LIMIT in options else ''
@@ -119,13 +120,31 @@ def compile_program(
         f"TPU's vector memory, and may have {full[3]}"
       ) from None
     complaint = str(e).partition('INVALID_ARGUMENT: ')[2]
-    unknown = re.match(r"No such compile option: '(\w+)'", complaint)
+    unknown = _UNKNOWN.match(complaint)
     if not unknown and 'setting option' not in complaint:
       raise
     raise ValueError(
       f'XLA_OPTIONS = {dict(changes or {})!r}: XLA says: {complaint}'
       + (did_you_mean(unknown[1], known) if unknown and known else '')
     ) from None
+
+
+def compile_known(
+  lowered: jax.stages.Lowered, options: Mapping, needed=()
+) -> jax.stages.Compiled:
+  """Compiles with those of the options that this release knows.
+
+  Raises JaxRuntimeError where it does not know one that is `needed`.
+  """
+  options = dict(options)
+  while True:
+    try:
+      return lowered.compile(compiler_options=options or None)
+    except jax.errors.JaxRuntimeError as e:
+      unknown = _UNKNOWN.search(str(e))
+      if not unknown or unknown[1] in needed or unknown[1] not in options:
+        raise
+      del options[unknown[1]]
 
 
 def set_flags() -> None:

@@ -135,3 +135,15 @@ def test_flags_of_other_releases_are_a_users(monkeypatch):
   monkeypatch.delenv('XLA_FLAGS', raising=False)
   xla_options.set_flags()
   assert not os.environ.get('XLA_FLAGS')
+
+
+def test_a_default_that_a_release_lacks_is_left_out(monkeypatch, lowered):
+  """Fault seen: jaxlib 0.11.1 dropped options of GPUs, and no run compiled."""
+  monkeypatch.setitem(
+    xla_options.PLATFORM_OPTIONS, 'cpu', {'xla_of_another_release': True}
+  )
+  assert xla_options.compile_program(lowered, CPU)(jnp.ones((8, 8)))[0, 0] == 8
+  with pytest.raises(
+    ValueError, match='XLA_OPTIONS = .*xla_of_another_release'
+  ):
+    xla_options.compile_program(lowered, CPU, {'xla_of_another_release': True})
