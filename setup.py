@@ -78,9 +78,9 @@ class EditableWheel(editable_wheel):
     return strategy
 
 
-# On CPUs 0.10.2 computes some rows wrongly, of products with small matrices
-# over 2^15 rows or more, and crashes in sums over arrays of seven axes; 0.11.0
-# crashes in those of eight. Python 3.11 has nothing newer.
+# On CPUs 0.10.2 crashes in sums over arrays of seven axes, 0.11.0 in those of
+# eight. 0.10 computes rows of products wrongly unless fusions are off, see
+# atm/parallel/xla_options.py; Python 3.11 has nothing newer.
 JAX = '>=0.10,!=0.10.2,!=0.11.0,<0.13'
 DEPENDENCIES = [
   'absl-py>=2.1,<3',

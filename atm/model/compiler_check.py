@@ -148,14 +148,21 @@ def make_programs(
   params = draw_params(small, draws)
   matrix = draws.standard_normal((3, 3), np.float32)
   vectors = draws.standard_normal((SMALL_ROWS, 3), np.float32)
-  square = lambda matrix, row: ((matrix @ row) ** 2).sum()
-  squares = differentiate(jax.vmap(square, (None, 0)), False)
+  # Each was computed wrongly by a release that computed the other rightly.
+  sums, squares = (
+    differentiate(jax.vmap(function, (None, 0)), False)
+    for function in (
+      lambda matrix, row: (matrix @ row).sum(),
+      lambda matrix, row: ((matrix @ row) ** 2).sum(),
+    )
+  )
   step, plain_step = (
     differentiate(functools.partial(row_losses, AlexaTM(sizes)), trains)
     for sizes in (small, plain)
   )
   batch = make_batch(draws, ROWS, SOURCE, TARGET, small.vocab_size)
   return [
+    CheckedProgram('sums of a small product', sums, sums, (matrix, vectors)),
     CheckedProgram(
       'rows of a small product', squares, squares, (matrix, vectors)
     ),

@@ -33,10 +33,10 @@ PLATFORM_OPTIONS = {
     'xla_gpu_enable_while_loop_double_buffering': True,
   },
 }
-# A CPU's fusions with kernels of YNNPACK. jaxlib 0.10.2 computes rows of some
-# wrongly and crashes in others, 0.11.0 crashes; setup.py excludes both.
+# A CPU's fusions with kernels of YNNPACK. jaxlib 0.10 computes rows of some
+# wrongly; 0.10.2 and 0.11.0 crash in others, too, and setup.py excludes them.
 YNN_FUSIONS = 'xla_cpu_experimental_ynn_fusion_type'
-BROKEN_FUSIONS = ('0.10.2', '0.11.0')
+BROKEN_FUSIONS = ('0.10.0', '0.10.1', '0.10.2', '0.11.0')
 CACHE_FOLDER = '~/.cache/atm/xla'
 VMEM_LIMIT = 'xla_tpu_scoped_vmem_limit_kib'
 _UNKNOWN = re.compile(r"No such compile option: '(\w+)'")

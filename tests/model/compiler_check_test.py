@@ -28,7 +28,8 @@ def one_program(monkeypatch, tmp_path):
   Returns the folder of verdicts.
   """
   if compiler_check.jaxlib.__version__ in xla_options.BROKEN_FUSIONS:
-    pytest.skip('this release computes wrongly')
+    cpu = {**xla_options.PLATFORM_OPTIONS['cpu'], xla_options.YNN_FUSIONS: ''}
+    monkeypatch.setitem(xla_options.PLATFORM_OPTIONS, 'cpu', cpu)
   monkeypatch.setattr(
     compiler_check, 'make_programs', lambda *args: MAKE_PROGRAMS(*args)[:1]
   )
