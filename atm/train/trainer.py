@@ -14,7 +14,7 @@ from atm.data import task_registry
 from atm.data.vocabulary import Vocabulary
 from atm.model import compiler_check
 from atm.model.transformer import AlexaTM
-from atm.parallel import distributed, sharding
+from atm.parallel import distributed, sharding, xla_options
 from atm.train import config_checks, held_out_loss, optimizer
 from atm.train import step as step_lib
 from atm.train.config import TrainConfig
@@ -53,6 +53,7 @@ def train(config: TrainConfig) -> TrainingResult:
     KeyboardInterrupt: a signal came; the step it ended with is saved.
   """
   goodput = Goodput()
+  xla_options.set_flags()  # before the devices are asked for
   if not distributed.is_main_process():
     config = dataclasses.replace(config, say=lambda text: None)
   with contextlib.ExitStack() as held:
