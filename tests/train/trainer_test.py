@@ -123,7 +123,7 @@ def test_an_empty_name_is_not_taken_for_none(train, tmp_path, monkeypatch):
   INIT_FROM = '', the working directory, was not compared with MODEL_DIR."""
   run = shutil.copytree(train.whole(4), tmp_path / 'run')
   monkeypatch.chdir(run)
-  with pytest.raises(ValueError, match="INIT_FROM = '' is MODEL_DIR"):
+  with pytest.raises(ValueError, match="INIT_FROM = '': expected a text"):
     train(run, 5, init_from='')
   monkeypatch.chdir(tmp_path)
   for name in ('vocabulary', 'cache_dir'):
