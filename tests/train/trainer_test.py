@@ -127,7 +127,7 @@ def test_an_empty_name_is_not_taken_for_none(train, tmp_path, monkeypatch):
     train(run, 5, init_from='')
   monkeypatch.chdir(tmp_path)
   for name in ('vocabulary', 'cache_dir'):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=f"{name.upper()} = '': expected"):
       train(run, 5, **{name: ''})
 
 
