@@ -51,7 +51,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from atm.data import vocabulary
 from atm.model import compiler_check, config
-from atm.parallel import mesh
+from atm.parallel import mesh, xla_options
+
+xla_options.set_flags()  # fusions are those of the commands
 
 pytest_plugins = ['eval_folders']  # fixtures of evaluations for pages
 
