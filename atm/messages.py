@@ -12,9 +12,11 @@ import os
 import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 MOST_INT32 = 2**31 - 1  # programs count in int32
+# Have elements, but are no lists of a user's.
+NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)
 ATM = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -63,9 +65,9 @@ def did_you_mean(name: str, known) -> str:
 
 
 def quote(value, width: int = 80) -> str:
-  """Returns the `repr` of a value, its middle left out where it is long."""
+  """Returns the `repr` of a value on one line, its middle left out if long."""
   try:
-    text = repr(value)
+    text = ' '.join(repr(value).splitlines())  # an array's has several
   except Exception as e:  # a whole number of 5,000 digits has none
     text = f'<{type(value).__name__}: {one_line(e, 60)}>'
   # ASCII escapes, so that half a surrogate pair can be printed, too.
@@ -180,6 +182,19 @@ def check_texts(
     check_text(f'{name}[{i}]', text, empty=empty)
     for i, text in enumerate(value)
   )
+
+
+def check_list(name: str, values) -> list:
+  """Returns the elements of a list, an array or an iterator, read once.
+
+  Raises:
+    ValueError: it is one text, bytes, a dict or a set, or has no elements.
+  """
+  if not isinstance(values, NO_LISTS):
+    with contextlib.suppress(TypeError):  # of an array without axes, too
+      return list(values)
+  hint = f'. Did you mean [{quote(values)}]?' * isinstance(values, str)
+  raise ValueError(f'{name} = {quote(values)}: expected a list{hint}')
 
 
 def check_paths(name: str, value) -> tuple[str, ...]:

@@ -88,6 +88,7 @@ def test_messages_stay_short_and_printable():
   for value in ('x' * 10**6, 10**5000, '\ud83d' * 9, [b'\xff'] * 999):
     assert len(messages.quote(value)) <= 83
     messages.quote(value).encode()
+  assert messages.quote(np.eye(2)) == 'array([[1., 0.],        [0., 1.]])'
   with pytest.raises(ValueError) as e:
     messages.check_number('SEED', 10**5000, 0, 9)
   assert len(str(e.value)) < 300

@@ -23,7 +23,6 @@ from atm.inference import generate as generate_lib
 from atm.inference.few_shot import FewShotMixin
 from atm.inference.framing import (
   Framing,
-  check_list,
   check_numbers,
   check_tables,
 )
@@ -35,6 +34,7 @@ from atm.messages import (
   check_fields,
   check_index,
   check_instance,
+  check_list,
   check_path,
   check_seed,
   check_text,

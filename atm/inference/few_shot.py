@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from atm.inference import prompts
-from atm.inference.framing import check_list
 from atm.messages import (
   check_choice,
   check_instance,
+  check_list,
   check_text,
   check_texts,
   quote,

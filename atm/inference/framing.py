@@ -5,14 +5,16 @@ import dataclasses
 import functools
 import logging
 import unicodedata
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 
 import numpy as np
 
+from atm.data.token_ids import check_ids
 from atm.data.vocabulary import Vocabulary
 from atm.inference import prompts, stop_strings
 from atm.messages import (
   check_choice,
+  check_list,
   check_number,
   check_text,
   check_texts,
@@ -22,47 +24,7 @@ from atm.model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
-
-def check_list(name: str, values) -> list:
-  """Returns the elements of a list, an array or an iterator, read once.
-
-  Raises:
-    ValueError: it is one text, bytes, a dict or a set, or has no elements.
-  """
-  if not isinstance(values, str | bytes | bytearray | Mapping | Set):
-    with contextlib.suppress(TypeError):  # of an array without axes, too
-      return list(values)
-  hint = f'. Did you mean [{quote(values)}]?' * isinstance(values, str)
-  raise ValueError(f'{name} = {quote(values)}: expected a list{hint}')
-
-
-def check_ids(name: str, ids, vocab_size: int) -> list[int]:
-  """Returns a row of token ids of a list, an array or an iterator.
-
-  Raises:
-    ValueError: one is no whole number below `vocab_size`, or it is no row.
-  """
-  row = ids if isinstance(ids, np.ndarray) else check_list(name, ids)
-  plain = not any(isinstance(i, bool | np.bool_) for i in row)
-  try:
-    array = np.asarray(row)
-  except (ValueError, TypeError, OverflowError):  # rows within rows
-    plain, array = False, np.zeros(0)
-  if array.ndim == 1 and not array.size and plain:
-    return []
-  if not plain or array.ndim != 1 or array.dtype.kind not in 'iuf':
-    raise ValueError(
-      f'{name} = {quote(ids)}: expected a list of token ids, whole numbers '
-      f'from 0 to {vocab_size - 1}'
-    )
-  fits = (array >= 0) & (array < vocab_size) & (array == np.floor(array))
-  if not fits.all():
-    wrong = array[~fits][0].item()
-    raise ValueError(
-      f'{name} has the id {quote(wrong)}: expected 0 to {vocab_size - 1}'
-      + ', whole numbers' * (array.dtype.kind == 'f')
-    )
-  return array.astype(np.int64).tolist()
+MOST_STOP_BYTES = 1000  # tables of stop strings have a row for each, of [V]
 
 
 def check_id_table(name: str, ids, config: ModelConfig) -> np.ndarray:
@@ -209,10 +171,15 @@ class Framing:
     A warning names a string that no output can hold.
 
     Raises:
-      ValueError: they are not a list of strings, one is empty, or the model has
-        no tokenizer.
+      ValueError: they are not a list of strings, one is empty, all together
+        are too long, or the model has no tokenizer.
     """
     stop = check_texts('stop', stop, empty=False)
+    if (size := sum(len(text.encode()) for text in stop)) > MOST_STOP_BYTES:
+      raise ValueError(
+        f'stop = {quote(stop)} has {size:,} bytes: expected at most '
+        f'{MOST_STOP_BYTES:,} in all'
+      )
     if stop and self.vocabulary is None:
       raise ValueError('this model has no tokenizer: stop strings need one')
     forms = {}

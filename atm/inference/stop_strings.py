@@ -57,15 +57,19 @@ def _automaton(stops: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
   end = len(order)
   steps = np.zeros((end + 1, len(alphabet) + 1), np.int32)
   steps[end] = end
+  rests = np.zeros(end, int)  # the longest end of each that is a prefix, too
   for text, i in number.items():
     for letter, byte in enumerate(alphabet):
       read = text + bytes([byte])
+      # Where the longest end of `text` goes: it is shorter, so its row is done.
+      rest = steps[rests[i], letter] if text else 0
       if read.endswith(tuple(stops)):
         steps[i, letter] = end
-        continue
-      # The longest end of what was read that begins a stop.
-      ends = (read[start:] for start in range(len(read) + 1))
-      steps[i, letter] = next(number[rest] for rest in ends if rest in number)
+      elif read in number:
+        steps[i, letter] = number[read]
+        rests[number[read]] = rest
+      else:
+        steps[i, letter] = rest
   return steps, codes
 
 

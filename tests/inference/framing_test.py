@@ -105,6 +105,7 @@ def test_stops_are_looked_for_as_outputs_spell_them(framing, caplog):
     ([None], r'stop\[0\] = None: expected a text'),
     (None, 'stop = None: expected a tuple'),
     (['\ud800'], 'half of a surrogate'),
+    (['a'] * 10 + ['…' * 331], 'has 1,003 bytes: expected at most 1,000'),
   ],
 )
 def test_what_is_no_list_of_stop_strings_is_refused(framing, stop, message):
