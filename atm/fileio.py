@@ -100,7 +100,9 @@ def check_output(
   given = f'{name} = {quote(path)}'
   if path.endswith(os.sep) or os.path.isdir(path):
     raise ValueError(f'{given} is a folder: expected a file')
-  folder = os.path.dirname(path) or os.curdir
+  # `replacing` follows a link, also one to a file that is still to be made.
+  target = os.path.realpath(path) if os.path.islink(path) else path
+  folder = os.path.dirname(target) or os.curdir
   if not os.path.isdir(folder):
     raise ValueError(f'{given}: there is no folder {quote(folder)}')
   if os.path.exists(path):
@@ -117,7 +119,7 @@ def check_output(
         'another, or move it away'
       )
   try:  # permissions alone do not tell: a disk may be read-only, a name long
-    with open(trial := f'{path}.partial-{os.getpid()}', 'wb'):
+    with open(trial := f'{target}.partial-{os.getpid()}', 'wb'):
       os.remove(trial)
   except OSError as e:
     raise ValueError(f'{given} cannot be written: {e.strerror}') from e

@@ -87,6 +87,7 @@ def test_entries_have_their_kind():
   ('/dev/null', 'expected a file'),
   ('in.txt', 'is the file that is read'),
   ('link', 'is the file that is read'),
+  ('lost', 'there is no folder'),
   ('hard', 'is the file that is read'),
   ('x' * 300, 'cannot be written'),
 ])  # fmt: skip
@@ -97,13 +98,14 @@ def test_an_output_is_refused_before_work_begins(
   monkeypatch.chdir(tmp_path)
   pathlib.Path('in.txt').touch()
   os.symlink('in.txt', 'link')
+  os.symlink('no/x', 'lost')
   os.link('in.txt', 'hard')
   os.mkfifo('fifo')
   with pytest.raises(ValueError, match=f'^OUTPUT = .*{message}'):
     fileio.check_output('OUTPUT', path, ['in.txt'])
   for good in ('out.txt', './out.txt', str(tmp_path / 'out.txt')):
     assert fileio.check_output('OUTPUT', good, ['in.txt', 'none']) == good
-  assert sorted(os.listdir()) == ['fifo', 'hard', 'in.txt', 'link']
+  assert sorted(os.listdir()) == ['fifo', 'hard', 'in.txt', 'link', 'lost']
 
 
 def test_a_device_is_never_replaced(tmp_path):

@@ -6,7 +6,10 @@ import sys
 
 
 def open_standard_streams() -> None:
-  """Opens those of the standard streams that were closed at the start."""
+  """Opens those of the standard streams that were closed at the start.
+
+  What their encoding lacks, as ASCII does, will be written escaped.
+  """
   # Else a file of ours would get the number 1 or 2, and what libraries print.
   for number in range(3):
     try:
@@ -16,6 +19,8 @@ def open_standard_streams() -> None:
   for number, name in ((1, 'stdout'), (2, 'stderr')):
     if getattr(sys, name) is None:
       setattr(sys, name, open(number, 'w', closefd=False))
+    if hasattr(stream := getattr(sys, name), 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace')
 
 
 class LogOutput:

@@ -331,8 +331,8 @@ class FileJob(api.ModelSource):
     if distributed.is_main_process():
       inputs = [self.input] if self.task is None else []
       is_ours = lambda line: {*self.added} <= _parse_object(line).keys()
-      fileio.check_output('OUTPUT', output + '.part', inputs)
       fileio.check_output('OUTPUT', output, inputs, is_ours)
+      fileio.check_output('OUTPUT', output + '.part', inputs)
     return output
 
   def _encode(

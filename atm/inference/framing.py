@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -214,6 +214,10 @@ class Framing:
       if self.vocabulary is None:
         raise ValueError(f'this model has no tokenizer: give {what} as ids')
       return self.vocabulary.encode(check_text(what, x))
+    if isinstance(x, bytes | bytearray) or not isinstance(x, Iterable):
+      raise ValueError(
+        f'{what} = {quote(x)}: expected a text, or a list of token ids'
+      )
     return check_ids(what, x, self.config.vocab_size)
 
   def _strip(self, row: list[int]) -> list[int]:

@@ -53,6 +53,17 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path, redirection, said):
   assert said in errors and len(errors.splitlines()) == bool(said)
 
 
+@pytest.mark.parametrize('kind', ['log', 'chat'])
+def test_what_an_encoding_lacks_is_escaped(kind):
+  """Faults seen: a chat that ended after its first answer; a log cut."""
+  script = LINES.replace("'line', number", r"'\u2068', '\udcff'")
+  env = {**os.environ, 'PYTHONPATH': os.getcwd(), 'PYTHONIOENCODING': 'ascii'}
+  command = [sys.executable, '-c', script, kind, os.devnull]
+  done = subprocess.run(command, capture_output=True, text=True, env=env)
+  assert (done.returncode, done.stderr) == (0, '')
+  assert set(done.stdout.splitlines()) == {r'\u2068 \udcff'}
+
+
 def test_an_output_that_cannot_be_written_is_an_error(tmp_path):
   code, errors, text = lines(tmp_path, '> /dev/full', 'output')
   assert code and 'No space left' in errors and text is None

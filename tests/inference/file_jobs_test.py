@@ -298,6 +298,7 @@ def test_no_field_of_the_input_is_lost(loaded, tmp_path, job, row, given):
   ('in.txt.part', 'in.txt', 'OUTPUT = .*.part.*is the file that is read'),
   ('in.txt', '.', 'OUTPUT = .*is a folder'),
   ('in.txt', 'no/out', 'there is no folder'),
+  ('in.txt', 'no/', "OUTPUT = 'no/' is a folder"),
   ('-', None, "INPUT = '-': OUTPUT = None"),
 ])  # fmt: skip
 def test_outputs_are_checked_before_a_model_is_read(
@@ -305,11 +306,11 @@ def test_outputs_are_checked_before_a_model_is_read(
 ):
   """Fault seen: all rows generated, then Errno 21."""
   monkeypatch.chdir(tmp_path)
-  (tmp_path / 'in.txt').write_text('a\n')
+  (tmp_path / 'in.txt').write_text('{"output": 1}\n')
   (tmp_path / 'in.txt.part').write_text('a\n')
   with pytest.raises(ValueError, match=message):
     file_jobs.InferJob('no such run', name, output).run()
-  assert (tmp_path / 'in.txt').read_text() == 'a\n'
+  assert (tmp_path / 'in.txt').read_text() == '{"output": 1}\n'
 
 
 @pytest.mark.parametrize('row, message', [

@@ -41,6 +41,7 @@ def test_modes_put_the_marker(model):
     (dict(inputs=[[1] * 65]), 'input 0 has 65 tokens'),
     (dict(inputs=[[1], []]), 'input 1 has 0 tokens'),
     (dict(inputs='one string'), r'expected a list. Did you mean'),
+    (dict(inputs=[b'ab']), r"input 0 = b'ab': expected a text, or a list"),
   ],
 )
 def test_generate_errors(model, arguments, message):
