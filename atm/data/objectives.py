@@ -28,11 +28,14 @@ document cut at the row length has no `</s>`: it does not end there.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
 from atm.data import counter_rng, packing, span_corruption
+from atm.messages import check_fields, check_flag, check_number
 
 # A batch's `objective` is an index into these.
 OBJECTIVE_NAMES = ('denoise', 'clm', 'pair')
@@ -50,12 +53,16 @@ class Denoise:
   name = 'denoise'
   joins = True  # documents into rows
   packs = False
+  checks: ClassVar[dict[str, Callable]] = {
+    'density': partial(check_number, 'density', above=0, most=0.5, whole=False),
+    # No span is longer than a row.
+    'mean_span': partial(
+      check_number, 'mean_span', above=0, most=2**20, whole=False
+    ),
+  }
 
   def __post_init__(self):
-    if not 0 < self.density <= 0.5 or self.mean_span <= 0:
-      raise ValueError(
-        f'{self}: expected a density in (0, 0.5] and a mean_span above 0'
-      )
+    check_fields(self)
 
   def row_length(self, S: int, T: int) -> int:
     """Returns the longest row whose inputs fit in S and targets in T."""
@@ -112,8 +119,14 @@ class CLM:
   packs: bool = False
   name = 'clm'
   joins = False
+  checks: ClassVar[dict[str, Callable]] = {
+    'low': partial(check_number, 'low', above=0, below=1, whole=False),
+    'high': partial(check_number, 'high', above=0, below=1, whole=False),
+    'packs': partial(check_flag, 'packs'),
+  }
 
   def __post_init__(self):
+    check_fields(self)
     if not 0 < self.low <= self.high < 1:
       raise ValueError(f'{self}: expected 0 < low <= high < 1')
 
@@ -182,6 +195,12 @@ class Pairs:
   packs: bool = True
   name = 'pair'
   joins = False
+  checks: ClassVar[dict[str, Callable]] = {
+    'packs': partial(check_flag, 'packs'),
+  }
+
+  def __post_init__(self):
+    check_fields(self)
 
   def row_length(self, S: int, T: int) -> int:
     """Returns the length of the longest pair."""

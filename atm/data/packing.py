@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
 from atm.data.vocabulary import CLM_TOKEN, DOC_TOKEN
+from atm.messages import check_arguments, check_count, quote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,12 @@ class SpecialIds:
         )
 
 
-def pack(items: Iterable, most, S: int, T: int, open_rows: int = 64):
+@check_arguments(
+  S=partial(check_count, 'S'),
+  T=partial(check_count, 'T'),
+  open_rows=partial(check_count, 'open_rows'),
+)
+def pack(items: Iterable, most: Callable, S: int, T: int, open_rows: int = 64):
   """Yields lists of items that fit a row together: best fit over `open_rows`.
 
   Args:
@@ -46,10 +53,18 @@ def pack(items: Iterable, most, S: int, T: int, open_rows: int = 64):
     most: item -> the most positions it takes, (encoder, decoder).
     S, T: encoder and decoder positions of a row.
     open_rows: rows open at a time; the fullest leaves when none has room.
+
+  Raises:
+    ValueError: an item fits no row.
   """
   left, rows = np.zeros((0, 2), np.int64), []
   for item in items:
     need = np.array(most(item))
+    if need.shape != (2,) or not ((need >= 0) & (need <= (S, T))).all():
+      raise ValueError(
+        f'most({quote(item)}) = {quote(need.tolist())}: expected at most '
+        f'(S, T) = {(S, T)}'
+      )
     after = (left - need).min(axis=1) if rows else np.zeros(0)
     fits = np.flatnonzero(after >= 0)
     if len(fits):

@@ -12,7 +12,8 @@ def check_ids(name: str, ids, vocab_size: int) -> list[int]:
     ValueError: one is no whole number below `vocab_size`, or it is no row.
   """
   row = ids if isinstance(ids, np.ndarray) else check_list(name, ids)
-  plain = not any(isinstance(i, bool | np.bool_) for i in row)
+  flags = bool, np.bool_, type(np.ma.masked)
+  plain = not any(isinstance(i, flags) for i in row)
   try:
     array = np.asarray(row)
   except (ValueError, TypeError, OverflowError):  # rows within rows

@@ -11,6 +11,7 @@ hashes that it checks whenever one is read.
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import os
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from atm import fileio
+from atm.messages import check_number, check_path, quote
 
 MANIFEST = 'manifest.json'
 # What a manifest, an entry of its `files`, and a file's facts hold.
@@ -39,7 +41,8 @@ OPEN_FILES = 512
 def write_rows(path: str, rows: Iterable[np.ndarray]) -> dict:
   """Writes rows, int32 [n], into one file, whole or not at all.
 
-  The bytes depend on the rows alone. Raises OSError where the disk is full.
+  The bytes depend on the rows alone. Raises OSError where the disk is full, and
+  ValueError for what int32 does not hold.
 
   Returns:
     the file's facts: name, rows, tokens, longest row, bytes, crc32.
@@ -51,7 +54,7 @@ def write_rows(path: str, rows: Iterable[np.ndarray]) -> dict:
     with fileio.replacing(path, 'wb') as partial:
       writer = array_record_module.ArrayRecordWriter(partial.name, WRITER)
       for row in rows:
-        writer.write(np.ascontiguousarray(row, '<i4').tobytes())
+        writer.write(_as_int32(row, len(sizes)).tobytes())
         sizes.append(len(row))
       writer.close()
       size, crc32 = os.path.getsize(partial.name), fileio.checksum(partial.name)
@@ -65,6 +68,21 @@ def write_rows(path: str, rows: Iterable[np.ndarray]) -> dict:
     'bytes': size,
     'crc32': crc32,
   }
+
+
+def _as_int32(row, number: int) -> np.ndarray:
+  """Returns a row for a file; raises ValueError where it would change."""
+  out, same = np.zeros(0), False
+  with contextlib.suppress(ValueError, TypeError, OverflowError):
+    row = np.asarray(row)
+    if row.dtype.kind in 'iu' or not row.size:
+      out = np.ascontiguousarray(row, '<i4')
+      same = out.ndim == 1 and np.array_equal(out, row)
+  if not same:
+    raise ValueError(
+      f'row {number} = {quote(row)}: expected token ids, of 32 bits'
+    )
+  return out
 
 
 def write_manifest(directory: str, made_from: dict, parts: list[dict]) -> None:
@@ -198,6 +216,7 @@ class TokenRows:
       FileNotFoundError: no finished rows there.
       ValueError: it was made from other facts, or a file is damaged.
     """
+    directory = check_path('directory', directory)
     manifest = read_manifest(directory)
     self.directory, self.made_from = directory, manifest['made_from']
     check_provenance(directory, self.made_from, made_from or {}, 'the folder')
@@ -244,9 +263,11 @@ class TokenRows:
     return np.concatenate(pieces)[:n]
 
   def row(self, index: int) -> np.ndarray:
-    """Returns the ids of one row, int32 [n]; ValueError if it is damaged."""
-    if not 0 <= index < len(self):
-      raise IndexError(f'row {index} of {len(self)}')
+    """Returns the ids of one row, int32 [n].
+
+    Raises ValueError where there is no such row, or it is damaged.
+    """
+    index = check_number('row', index, 0, len(self) - 1)
     number = int(np.searchsorted(self._starts, index, side='right')) - 1
     path = self._get_path(self.files[number])
     try:

@@ -18,7 +18,8 @@ import sentencepiece
 from etils import epath
 
 from atm import fileio
-from atm.messages import check_text
+from atm.data.token_ids import check_ids
+from atm.messages import check_path, check_text
 
 PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN = '[PAD]', '<s>', '</s>', '<unk>'
 MASK_TOKEN, CLM_TOKEN, DOC_TOKEN = '[MASK]', '[CLM]', '[DOC]'
@@ -48,7 +49,7 @@ class Vocabulary:
       FileNotFoundError: there is no such file.
       ValueError: it is not a SentencePiece model, or lacks a special piece.
     """
-    file = epath.Path(path)
+    file = epath.Path(check_path('vocabulary', path))
     file = file / MODEL_FILE if file.is_dir() else file
     self.path = path = os.fspath(file)
     if not file.exists():
@@ -106,11 +107,11 @@ class Vocabulary:
 
   def is_special(self, i: int) -> bool:
     """Tells whether an id stands for no text."""
-    return bool(self._silent[i])
+    return bool(self._silent[check_ids('id', [i], self.size)[0]])
 
   def is_byte(self, i: int) -> bool:
     """Tells whether an id stands for one byte of a character."""
-    return self._sp.IsByte(i)
+    return self._sp.IsByte(check_ids('id', [i], self.size)[0])
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text, without special pieces.
@@ -118,20 +119,21 @@ class Vocabulary:
     Raises:
       ValueError: it is no text that UTF-8 can hold.
     """
-    try:
-      return self._sp.EncodeAsIds(text)
-    except (RuntimeError, TypeError):
-      check_text('text', text)  # says why, where it is no text
-      raise
+    return self._sp.EncodeAsIds(_as_text(text))
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of ids; special pieces leave no trace."""
-    return self._sp.DecodeIds([int(i) for i in ids if not self._silent[i]])
+    """Returns the text of ids; special pieces leave no trace.
+
+    Raises ValueError where one is no id of the vocabulary.
+    """
+    ids = check_ids('ids', ids, self.size)
+    return self._sp.DecodeIds([i for i in ids if not self._silent[i]])
 
   def surfaces(self, ids: Sequence[int]) -> list[str]:
     """Returns [L] texts of [L] ids; joined, they are `decode(ids)`."""
     # A special piece has none. SentencePiece gives a character of several byte
     # pieces to the last of them.
+    ids = check_ids('ids', ids, self.size)
     plain = [i for i in ids if not self._silent[i]]
     surfaces = iter(self._sp.DecodeIdsAsProto(plain).pieces)
     return ['' if self._silent[i] else next(surfaces).surface for i in ids]
@@ -139,7 +141,7 @@ class Vocabulary:
   def inside(self, text: str) -> list[int]:
     """Returns the ids of a text where no space is in front of it."""
     mark = self._sp.EncodeAsIds('_')
-    whole = self._sp.EncodeAsIds('_' + text)
+    whole = self._sp.EncodeAsIds('_' + _as_text(text))
     return whole[len(mark) :] if whole[: len(mark)] == mark else []
 
   def decode_parts(
@@ -192,7 +194,7 @@ class Vocabulary:
 
   def normalize(self, text: str) -> str:
     """Returns a text as it is before it is cut into pieces, all spaces kept."""
-    return self._normalizer.Normalize(text)
+    return self._normalizer.Normalize(_as_text(text))
 
   @functools.cached_property
   def _characters(self) -> frozenset[str]:
@@ -204,11 +206,21 @@ class Vocabulary:
 
   def can_spell(self, text: str) -> bool:
     """Tells whether pieces can spell a text, as it is."""
-    return self._has_bytes or self._characters.issuperset(text)
+    return self._has_bytes or self._characters.issuperset(_as_text(text))
 
   def pieces(self, ids: Sequence[int]) -> list[str]:
     """Returns the pieces of ids, special ones included."""
-    return [self._sp.IdToPiece(int(i)) for i in ids]
+    return [self._sp.IdToPiece(i) for i in check_ids('ids', ids, self.size)]
+
+
+def _as_text(text: str) -> str:
+  """Returns what UTF-8 can hold; raises ValueError for anything else."""
+  # NUL is unknown text as others are: data sets were tokenized with it.
+  if not isinstance(text, str) or not text.isascii():
+    check_text(
+      'text', text.replace('\0', '') if isinstance(text, str) else text
+    )
+  return text
 
 
 def write_vocabulary(model: bytes, directory: str) -> Vocabulary:

@@ -12,12 +12,20 @@ import dataclasses
 import functools
 import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from atm.evals import text_metrics
-from atm.messages import check_choice
+from atm.messages import (
+  check_choice,
+  check_index,
+  check_list,
+  check_number,
+  check_text,
+  check_texts,
+  quote,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +57,53 @@ def group_indices(groups: Sequence[str]) -> np.ndarray:
   return np.array([rows.setdefault(key, len(rows)) for key in keys], int)
 
 
-def _sum_by_group(counts: Callable) -> Callable[..., np.ndarray]:
-  """Builds the `rows` of a metric from its counts of each question [N, M]."""
+# What answers and truths of a metric are: (name, value) -> value, checked.
+
+
+def _check_references(name: str, truth) -> str | tuple[str, ...]:
+  return (check_text if isinstance(truth, str) else check_texts)(name, truth)
+
+
+def _check_entity(name: str, truth) -> dict:
+  if not isinstance(truth, Mapping) or not {'candidates', 'answers'} <= {
+    *truth
+  }:
+    raise ValueError(
+      f'{name} = {quote(truth)}: expected a dict of `candidates` and `answers`'
+    )
+  keys = 'candidates', 'answers'
+  return {key: check_texts(f'{name}[{key!r}]', truth[key]) for key in keys}
+
+
+CHOICES = check_index, check_index
+TEXTS = check_text, _check_references
+ENTITIES = check_index, _check_entity
+
+
+def _check_vocabulary(vocabulary) -> None:
+  methods = (getattr(vocabulary, x, None) for x in ('encode', 'decode'))
+  if vocabulary is not None and not all(map(callable, methods)):
+    raise ValueError(
+      f'vocabulary = {quote(vocabulary)}: expected a tokenizer, or None'
+    )
+
+
+def _sum_by_group(
+  counts: Callable, kinds: tuple[Callable, Callable]
+) -> Callable[..., np.ndarray]:
+  """Builds the `rows` of a metric from its counts of each question [N, M].
+
+  `kinds` are CHOICES, TEXTS or ENTITIES.
+  """
 
   def rows(answers, truths, groups, language='en', vocabulary=None):
+    given = dict(answers=answers, truths=truths, groups=groups)
+    answers, truths, groups = (
+      [check(f'{name}[{i}]', x) for i, x in enumerate(check_list(name, values))]
+      for (name, values), check in zip(given.items(), (*kinds, check_text))
+    )
+    check_text('language', language)
+    _check_vocabulary(vocabulary)
     if not len(answers) == len(truths) == len(groups) > 0:
       raise ValueError(
         f'{len(answers)} answers, {len(truths)} truths and {len(groups)} '
@@ -134,7 +185,8 @@ def _macro_f1(sums: np.ndarray) -> np.ndarray:
 
 def _all_right(answers, truths, groups, language='en', vocabulary=None):
   """Counts (100 where all answers of the group are right, 1)."""
-  sums = _sum_by_group(_judge_each(_accuracy))(answers, truths, groups)
+  count = _sum_by_group(_judge_each(_accuracy), CHOICES)
+  sums = count(answers, truths, groups)
   whole = sums[:, 0] == 100 * sums[:, 1]
   return np.stack([100.0 * whole, np.ones(len(whole))], 1)
 
@@ -171,7 +223,8 @@ def _squad(score: Callable, answerable: bool | None = None):
   Of questions that are `answerable` or not; None: of all.
   """
 
-  def judge(answer: str, truth: Sequence[str]) -> float | None:
+  def judge(answer: str, truth: str | Sequence[str]) -> float | None:
+    truth = [truth] if isinstance(truth, str) else truth
     if answerable not in (None, bool(truth)):
       return None
     # A text of articles and punctuation alone is no answer.
@@ -185,6 +238,7 @@ def _record(score: Callable):
   """Builds counts of the chosen entity's best score over accepted texts."""
 
   def judge(answer: int, truth: dict) -> float:
+    check_number('an answer', answer, 0, len(truth['candidates']) - 1)
     entity = truth['candidates'][answer]
     return max(score(entity, text) for text in truth['answers'])
 
@@ -204,22 +258,22 @@ STAND_IN = (
 
 
 def _metrics() -> list[Metric]:
-  make = lambda name, title, counts, total=weighted_mean, note='': Metric(
-    name, title, _sum_by_group(counts), total, note=note
+  make = lambda kinds, name, title, counts, total=weighted_mean, note='': (
+    Metric(name, title, _sum_by_group(counts, kinds), total, note=note)
   )
   texts = lambda name, title, counts, *others: make(
-    name, title, _as_written(counts), *others
+    TEXTS, name, title, _as_written(counts), *others
   )
   rouge = lambda kind: functools.partial(text_metrics.rouge_counts, kind)
   classes = lambda count: functools.partial(_count_classes, count)
   return [
-    make('accuracy', 'accuracy', _judge_each(_accuracy)),
-    make('cb_f1', 'macro F1', classes(3), _macro_f1),
+    make(CHOICES, 'accuracy', 'accuracy', _judge_each(_accuracy)),
+    make(CHOICES, 'cb_f1', 'macro F1', classes(3), _macro_f1),
     # Choice 0 says that an answer is true; of the other no F1 is taken.
-    make('multirc_f1a', 'F1 over answers', classes(1), _macro_f1),
+    make(CHOICES, 'multirc_f1a', 'F1 over answers', classes(1), _macro_f1),
     Metric('multirc_em', 'exact match of questions', _all_right, weighted_mean),
-    make('record_f1', 'F1', _record(squad_f1)),
-    make('record_em', 'exact match', _record(squad_em)),
+    make(ENTITIES, 'record_f1', 'F1', _record(squad_f1)),
+    make(ENTITIES, 'record_em', 'exact match', _record(squad_em)),
     texts('exact_match', 'exact match', _judge_each(_exact)),
     texts('squad_f1', 'F1', _squad(squad_f1)),
     texts('squad_em', 'exact match', _squad(squad_em)),

@@ -49,7 +49,8 @@ def check_mask(name: str, mask, shape: tuple[int, int]) -> np.ndarray:
   array = None
   with contextlib.suppress(ValueError, TypeError):  # ragged, or no array
     array = np.asarray(mask)
-  if array is None or array.shape != shape or array.dtype.kind not in 'biuf':
+  plain = array is not None and array.shape == shape
+  if not plain or array.dtype.kind not in 'biuf' or np.isnan(array).any():
     raise ValueError(
       f'{name} = {quote(mask)}: expected numbers of the shape {shape}'
     )

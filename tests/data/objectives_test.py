@@ -148,16 +148,20 @@ def test_weights_do_not_depend_on_the_id_of_padding():
 
 
 def test_bad_settings_are_refused():
-  expected = r': expected a density in \(0, 0.5\] and a mean_span above 0'
-  with pytest.raises(ValueError, match=f'density=0.7.*{expected}'):
-    Denoise(density=0.7)
-  with pytest.raises(ValueError, match=f'mean_span=0.0.*{expected}'):
-    Denoise(mean_span=0.0)
+  for density in (0.7, 0, -0.1, float('nan'), '0.1', None, True):
+    with pytest.raises(ValueError, match='density = .*above 0 and of at most'):
+      Denoise(density=density)
+  for span in (0.0, -1, float('nan'), float('inf'), 2**40, [3]):
+    with pytest.raises(ValueError, match='mean_span = .*expected a number'):
+      Denoise(mean_span=span)
   with pytest.raises(ValueError, match='low=0.9.*: expected 0 < low <= high'):
     CLM(low=0.9)
-  for low, high in [(0, 0.5), (0.5, 1), (-0.1, 0.5), (0.2, 1.5)]:
-    with pytest.raises(ValueError, match='expected 0 < low <= high'):
+  for low, high in [(0, 0.5), (0.5, 1), (-0.1, 0.5), (0.2, 1.5), (None, 0.5)]:
+    with pytest.raises(ValueError, match='(low|high) = .*expected a number'):
       CLM(low=low, high=high)
+  for kind in (CLM, Pairs):
+    with pytest.raises(ValueError, match="packs = 'False': expected True or"):
+      kind(packs='False')
   with pytest.raises(ValueError, match='leave no room'):
     Denoise().row_length(4, 4)
 

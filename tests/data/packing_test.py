@@ -52,6 +52,15 @@ def test_as_many_rows_are_open_as_ever():
   assert len(read) == 65
 
 
+@pytest.mark.parametrize('need', [(11, 1), (1, 11), (-1, 1), (float('nan'), 1)])
+def test_what_fits_no_row_is_refused(need):
+  """Fault seen: a row longer than S, without a word."""
+  with pytest.raises(ValueError, match="most.'a'. = .*at most .* .10, 10."):
+    list(packing.pack('a', lambda s: need, 10, 10))
+  with pytest.raises(ValueError, match='open_rows = 0'):
+    packing.pack('a', lambda s: (1, 1), 10, 10, open_rows=0)
+
+
 def test_frames_of_several_ids_stand_around_each_run():
   """Two rows: of two runs, the first of nothing, and of one."""
   ids = packing.SpecialIds(pad=9, bos=1, eos=2, clm=None, doc=None)

@@ -37,9 +37,22 @@ def test_reads_back_by_index_over_files(tmp_path):
   for index, want in enumerate([*ROWS, ROWS[0]]):
     np.testing.assert_array_equal(made.row(index), want)
   np.testing.assert_array_equal(made.head(5), [5, 6, 7, 8, 9])
-  for index in (4, -1):
-    with pytest.raises(IndexError):
+  for index in (4, -1, 1.5, True, '1', None, float('nan')):
+    with pytest.raises(ValueError, match='row = .*whole number from 0 to 3'):
       made.row(index)
+  for folder in (None, 5, '', b'x'):
+    with pytest.raises(ValueError, match='directory = '):
+      token_store.TokenRows(folder)
+
+
+@pytest.mark.parametrize(
+  'row', [[5.5], ['5'], [2**40], [True], [None], [[5]], 'x', 5, [2**70]]
+)
+def test_what_int32_does_not_hold_is_not_written(tmp_path, row):
+  """Faults seen: 5.9 written as 5, '5' as 5, a traceback of numpy."""
+  with pytest.raises(ValueError, match='row 1 = .*expected token ids'):
+    token_store.write_rows(str(tmp_path / 'rows'), [ROWS[0], row])
+  assert not any(tmp_path.iterdir())
 
 
 def test_a_local_folder_is_read_as_one(tmp_path, monkeypatch):

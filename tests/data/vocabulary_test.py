@@ -100,9 +100,30 @@ def test_which_texts_pieces_can_spell(words, byte_words):
   assert byte_words.can_spell('\n漢')
 
 
+@pytest.mark.parametrize('ids', [[-1], [10**6], [5.5], ['5'], b'5', 5, [True]])
+def test_what_are_no_ids_is_refused(words, ids):
+  """Faults seen: -1 taken for the last piece, bytes for ids, IndexError."""
+  for read in (words.decode, words.pieces, words.surfaces):
+    with pytest.raises(ValueError, match='ids .*expected'):
+      read(ids)
+  if isinstance(ids, list):
+    with pytest.raises(ValueError, match='id .*expected'):
+      words.is_special(ids[0])
+
+
+@pytest.mark.parametrize('text', [None, 5, b'x', ['x'], '\ud83d'])
+def test_what_is_no_text_is_refused(words, text):
+  for read in (words.encode, words.inside, words.normalize, words.can_spell):
+    with pytest.raises(ValueError, match='text = '):
+      read(text)
+
+
 def test_errors_name_the_file(tmp_path):
   with pytest.raises(FileNotFoundError, match='no vocabulary at .*atm vocab'):
     Vocabulary(tmp_path / 'none')
+  for path in (None, 5, '', b'x'):
+    with pytest.raises(ValueError, match='vocabulary = '):
+      Vocabulary(path)
   (tmp_path / 'bad.model').write_bytes(b'not a model')
   with pytest.raises(ValueError, match='bad.model.* is not a SentencePiece'):
     Vocabulary(tmp_path / 'bad.model')

@@ -177,6 +177,41 @@ def test_what_is_asked_wrongly_is_refused():
     score('chrf', ['a'], [[]])
 
 
+@pytest.mark.parametrize('name', metrics.METRICS)
+def test_arguments_are_named(name):
+  """Faults seen: characters of a text as answers, wrong types as wrong."""
+  rows = metrics.METRICS[name].rows
+  chosen = name.startswith(('acc', 'cb', 'multirc', 'record'))
+  truth = 0 if chosen else 'a'
+  if 'record' in name:
+    truth = {'candidates': ['a'], 'answers': ['a']}
+  for wrong in ('a', None, 5, b'a', [None], [b'a'], [[['a']]], [-1.5]):
+    with pytest.raises(ValueError, match='^answers'):
+      rows(wrong, [truth], [''])
+    with pytest.raises(ValueError, match='^groups'):
+      rows([0] if chosen else ['a'], [truth], wrong)
+
+
+def test_truths_are_named():
+  for name, truth in dict(
+    accuracy='0', exact_match=5, squad_f1=[None], chrf=b'a', record_f1={}
+  ).items():
+    answer = 0 if name in ('accuracy', 'record_f1') else 'a'
+    with pytest.raises(ValueError, match=r'truths\[0\].* = .*expected'):
+      metrics.METRICS[name].rows([answer], [truth], [''])
+  truth = {'candidates': ['a'], 'answers': ['a']}
+  with pytest.raises(ValueError, match='answer = 1: .* from 0 to 0'):
+    metrics.METRICS['record_f1'].rows([1], [truth], [''])
+  with pytest.raises(ValueError, match="vocabulary = 'x': expected a tok"):
+    metrics.METRICS['exact_match'].rows(['a'], ['a'], [''], 'en', 'x')
+
+
+def test_one_text_is_a_truth_of_squad():
+  """Fault seen: each of its characters accepted."""
+  for answer, right in (('blue cat', 100), ('b', 0)):
+    assert score('squad_em', [answer], ['blue cat']) == right
+
+
 def test_versions_are_those_of_libraries_in_use():
   found = metrics.metric_versions(['accuracy', 'chrf', 'squad_f1'])
   assert list(found) == ['chrf'] and found['chrf'].startswith('sacrebleu ')
