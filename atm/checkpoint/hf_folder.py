@@ -22,7 +22,7 @@ from atm import fileio
 from atm.checkpoint import hf_keys
 from atm.checkpoint.hf_keys import Layout, WeightsError
 from atm.checkpoint.torch_reader import Tensor, open_torch_file
-from atm.messages import did_you_mean, one_line, quote
+from atm.messages import check_path, did_you_mean, one_line, quote
 
 FLOATS = {
   np.dtype(np.float32): 'F32',
@@ -71,6 +71,7 @@ def open_weights(directory: str) -> dict[str, Tensor]:
       match its files.
   """
   tensors: dict[str, Tensor] = {}
+  directory = check_path('directory', directory)
   for path, expected in _find_files(directory).items():
     if not os.path.exists(path):
       raise FileNotFoundError(f'{quote(path)} is missing: the index names it')
@@ -252,7 +253,7 @@ def put_sharded(value: np.ndarray, sharding) -> jax.Array:
 
 def find_tokenizer(directory: str) -> str | None:
   """Returns the path of a folder's SentencePiece model, or None."""
-  names = sorted(os.listdir(directory))
+  names = sorted(os.listdir(check_path('directory', directory)))
   models = [name for name in names if name.endswith(('.model', '.spm'))]
   return os.path.join(directory, models[0]) if models else None
 

@@ -3,7 +3,7 @@
 import contextlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import orbax.checkpoint as ocp
@@ -57,7 +57,7 @@ class CheckpointManager(reader.CheckpointReader):
     """
     # Orbax would take 0 as well, and remove every checkpoint there is.
     self.keep = messages.check_number('KEEP', keep, least=1, optional=True)
-    self.on_error = on_error
+    self.on_error = messages.check_choice('ON_ERROR', on_error, ON_ERROR)
     self.failures, self.save_error, self._pending = 0, None, None
     super().__init__(model_dir, log)
 
@@ -75,6 +75,9 @@ class CheckpointManager(reader.CheckpointReader):
     Raises:
       SaveError: this save or the one before, unless `on_error` is 'go_on'.
     """
+    step = messages.check_index('step', step)
+    messages.check_instance('trees', trees, Mapping)
+    messages.check_instance('meta', meta, Mapping)
     self.wait_until_finished()
     if step == self.latest_step():
       return

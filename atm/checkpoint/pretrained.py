@@ -13,7 +13,7 @@ from atm import fileio
 from atm.checkpoint import hf_folder, hf_keys, reader
 from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import Vocabulary
-from atm.messages import one_line
+from atm.messages import check_index, check_path, one_line
 from atm.model import parameters
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
@@ -90,6 +90,8 @@ def open_pretrained(
     hf_keys.WeightsError: a config.json of another kind of model.
     ValueError: the vocabulary is damaged, or not the model's.
   """
+  directory = check_path('directory', directory)
+  at_step = check_index('at_step', at_step, optional=True)
   if _is_hf(directory):
     path = os.path.join(directory, 'config.json')
     hf_config = hf_folder.read_json_object(path)

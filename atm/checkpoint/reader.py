@@ -45,7 +45,9 @@ class CheckpointReader:
     self, model_dir: str, log: Callable[[str], None] = warnings.warn
   ):
     """Opens the checkpoints of a MODEL_DIR; writes and cleans up nothing."""
-    self.directory, self.log = paths.find_checkpoint_dir(model_dir), log
+    model_dir = messages.check_path('MODEL_DIR', model_dir)
+    self.log = messages.check_callable('log', log)
+    self.directory = paths.find_checkpoint_dir(model_dir)
     self._metas: dict[int, tuple] = {}
     self.orbax = self._open()
 
@@ -96,6 +98,8 @@ class CheckpointReader:
 
   def _unsealed(self, step: int) -> tuple[dict, dict | None]:
     """Returns (metadata, checksums of the arrays or None)."""
+    # Orbax would take None for the newest.
+    step = messages.check_index('step', step)
     if step not in self._metas:
       args = ocp.args.Composite(meta=ocp.args.JsonRestore())
 
@@ -143,6 +147,7 @@ class CheckpointReader:
       DamageError: an array differs from what was saved.
       ValueError: the checkpoint has other names or shapes.
     """
+    step = messages.check_index('step', step)
     saved = self._saved(step, abstract)
     self._check_shapes(step, checksums.flatten_named(abstract), saved)
     # As saved: a cast would change what the checksums are of.
@@ -162,8 +167,11 @@ class CheckpointReader:
 
   def read_parameter(self, step: int, path: tuple[str, ...]) -> np.ndarray:
     """Returns one whole parameter of a step, or raises DamageError."""
-    name = '/'.join(('params', *path))
-    like = self._saved(step, ['params'])[name].update(
+    step = messages.check_index('step', step)
+    path = messages.check_texts('path', path)
+    name, saved = '/'.join(('params', *path)), self._saved(step, ['params'])
+    messages.check_choice('a parameter', name, saved)
+    like = saved[name].update(
       sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     )
     like = traverse_util.unflatten_dict({path: like})
@@ -335,6 +343,8 @@ def open_step(
     FileNotFoundError: there is no checkpoint, or not of that step.
     DamageError: raised by the block; here the intact steps are added.
   """
+  model_dir = messages.check_path('MODEL_DIR', model_dir)
+  at_step = messages.check_index('at_step', at_step, optional=True)
   if not paths.find_checkpoint_dir(model_dir).is_dir():
     raise FileNotFoundError(
       f'no {paths.CHECKPOINTS}/ in MODEL_DIR = {model_dir!r}, nor a '

@@ -18,11 +18,21 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from atm.data import languages
 from atm.data.sentences import drop_partial_sentence
 from atm.inference import stop_strings
-from atm.messages import check_choice
+from atm.messages import (
+  check_arguments,
+  check_choice,
+  check_count,
+  check_index,
+  check_instance,
+  check_list,
+  check_text,
+  quote,
+)
 
 # In 'clm' the decoder continues the prompt; in 'denoise' it writes it again,
 # completed.
@@ -118,6 +128,7 @@ def find_template(name: str) -> Template:
   return TEMPLATES[name]
 
 
+@check_arguments(shots=partial(check_list, 'shots'))
 def build_prompt(
   template: Template, query: Mapping[str, str], shots: Sequence[Mapping] = ()
 ) -> str:
@@ -140,6 +151,7 @@ def build_prompt(
 
 
 def _write(template: Template, example: Mapping, answered: bool) -> str:
+  check_instance('a query or a shot', example, Mapping)
   known = (*template.fields, template.answer)
   for name in example:
     check_choice(f'a field of template {template.name!r}', name, known)
@@ -148,8 +160,8 @@ def _write(template: Template, example: Mapping, answered: bool) -> str:
     text = example.get(name)
     if not isinstance(text, str) or not text.strip():
       raise ValueError(
-        f'field {name!r} of template {template.name!r} is {text!r}: expected '
-        f'text. Its fields: {", ".join(known)}.'
+        f'field {name!r} of template {template.name!r} is {quote(text)}: '
+        f'expected text. Its fields: {", ".join(known)}.'
       )
     texts[name] = _one_line(text)
   if 'language' in texts:
@@ -165,6 +177,10 @@ def _one_line(text: str) -> str:
   return ' '.join(text.split())
 
 
+@check_arguments(
+  output=partial(check_instance, 'output', kind=str),
+  prompt=partial(check_instance, 'prompt', kind=str),
+)
 def extract_answer(
   template: Template, output: str, mode: str = 'clm', prompt: str = ''
 ) -> str:
@@ -201,12 +217,16 @@ def _filled_cue(template: Template, prompt: str) -> str:
   start = prompt.rfind(template.cue.split('{')[0])
   if start < 0:
     raise ValueError(
-      f'prompt = {prompt!r}: expected one of template {template.name!r}, which '
-      f'ends in {template.cue!r}'
+      f'prompt = {quote(prompt)}: expected one of template {template.name!r}, '
+      f'which ends in {template.cue!r}'
     )
   return prompt[start:]
 
 
+@check_arguments(
+  text=partial(check_instance, 'text', kind=str),
+  limit=partial(check_count, 'limit'),
+)
 def cut_document(
   text: str,
   encode: Callable[[str], Sequence[int]],
@@ -224,6 +244,9 @@ def cut_document(
   return drop_partial_sentence(decode(ids[:limit]))
 
 
+@check_arguments(
+  k=partial(check_index, 'k'), field=partial(check_text, 'field')
+)
 def choose_shots(
   examples: Iterable[Mapping], k: int = 1, field: str = 'document'
 ) -> list[Mapping]:
@@ -232,10 +255,16 @@ def choose_shots(
   Raises ValueError if there are fewer.
   """
   # A word is what stands between spaces: in Japanese all documents are short.
-  short = (x for x in examples if len(x[field].split()) < 192)
+  short = (x for x in examples if len(_read_field(x, field).split()) < 192)
   shots = list(itertools.islice(short, k))
   if len(shots) < k:
     raise ValueError(
       f'k = {k}: {len(shots)} of the examples have a {field!r} under 192 words'
     )
   return shots
+
+
+def _read_field(example: Mapping, field: str) -> str:
+  """Returns the text of an example; raises ValueError where it has none."""
+  check_instance('an example', example, Mapping)
+  return check_instance(f'{field!r} of an example', example.get(field), str)

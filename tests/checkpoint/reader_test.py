@@ -179,3 +179,35 @@ def test_a_step_is_opened_or_the_steps_there_are_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'step 3 .*there: \[1, 2\]'):
     with reader.open_step(str(tmp_path), 3):
       pass
+
+
+def test_wrong_steps_and_names_are_named(tmp_path):
+  """Faults seen: a traceback of a format, a step -1 saved, a KeyError."""
+  made = save_steps(tmp_path, [1])
+  for step in (-1, 'x', 1.5, True, float('nan'), b'1', [1], None):
+    for call in (made.meta, made.dtypes, made.verify, made.has_optimizer,
+                 lambda step: made.restore(step, {}),
+                 lambda step: made.save(step, make_trees(), {})):  # fmt: skip
+      with pytest.raises(ValueError, match='^step = .*whole number of at lea'):
+        call(step)
+  assert made.all_steps() == [1]
+  with pytest.raises(ValueError, match="a parameter = 'params/x'"):
+    made.read_parameter(1, ('x',))
+  made.close()
+
+
+@pytest.mark.parametrize('folder', [None, '', 5, b'x', '\ud83d'])
+def test_what_is_no_folder_is_refused(folder):
+  """Fault seen: '' was the working directory."""
+  for open_it in (reader.CheckpointReader, manager.CheckpointManager):
+    with pytest.raises(ValueError, match='MODEL_DIR = '):
+      open_it(folder)
+
+
+def test_wrong_ways_to_fail_are_refused(tmp_path):
+  """Fault seen: anything but 'stop' went on without a checkpoint."""
+  for wrong in ('halt', None, 0):
+    with pytest.raises(ValueError, match='ON_ERROR = '):
+      manager.CheckpointManager(str(tmp_path), on_error=wrong)
+  with pytest.raises(ValueError, match='log = '):
+    manager.CheckpointManager(str(tmp_path), log='x')

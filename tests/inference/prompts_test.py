@@ -324,3 +324,23 @@ def test_shots_are_the_first_short_documents():
   assert prompts.choose_shots(documents, 0) == []
   with pytest.raises(ValueError, match='k = 4: 3 of the examples'):
     prompts.choose_shots(documents, 4)
+
+
+def test_arguments_are_named():
+  """Fault seen: AttributeErrors, of None say."""
+  summary = prompts.SUMMARY
+  for call, name in (
+    (lambda: prompts.extract_answer(summary, None), 'output'),
+    (lambda: prompts.extract_answer(summary, 'a', 'denoise', 5), 'prompt'),
+    (lambda: prompts.extract_answer('summary', 'a'), 'template'),
+    (lambda: prompts.build_prompt('summary', {}), 'template'),
+    (lambda: prompts.build_prompt(summary, 'x'), 'a query'),
+    (lambda: prompts.build_prompt(summary, {'document': 'x'}, 5), 'shots'),
+    (lambda: prompts.cut_document(b'x', list, list), 'text'),
+    (lambda: prompts.cut_document('x', list, list, 0), 'limit'),
+    (lambda: prompts.choose_shots([{'document': 'x'}], -1), 'k'),
+    (lambda: prompts.choose_shots([{'document': 'x'}], 1, 'y'), "'y' of an"),
+    (lambda: prompts.choose_shots(['x']), 'an example'),
+  ):
+    with pytest.raises(ValueError, match=f'^{name} .*expected'):
+      call()

@@ -19,6 +19,7 @@ from atm.data import (
 )
 from atm.data.task_registry import Lengths
 from atm.inference import api, prompts
+from atm.model.config import ModelConfig
 from atm.train import held_out_loss
 from atm_tasks.pretraining import pairs
 
@@ -99,7 +100,8 @@ def test_what_is_no_pair_is_named(tmp_path, name, content, message):
 @pytest.mark.parametrize('mode', prompts.MODES)
 def test_inputs_are_framed_as_prompts_are(words, mode):
   """Fault seen: no `</s>` behind an input that was cut."""
-  model = api.Model(None, {}, words, None, None, 0)
+  config = ModelConfig(vocab_size=words.size)
+  model = api.Model(config, {}, words, None, None, 0)
   frame = pairs.FramePairs(mode)
   for source, target in (PAIRS[0], ('é ' * 40, 'ü ' * 40), ('', '')):
     raw = pairs.pair_to_text(source, target)
