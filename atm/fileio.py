@@ -241,7 +241,7 @@ def check_json(value, form, where: str, name: str = '') -> None:
   if form is _is_of:
     kinds = ' or '.join(map(_name_form, forms))
     raise ValueError(
-      f'{where}: {one_line(name, 120) or "it"} is {quote(value)}: expected '
+      f'{where}: {one_line(name or "it", 120)} is {quote(value)}: expected '
       f'{kinds}'
     )
   if isinstance(form, list):

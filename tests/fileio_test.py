@@ -155,3 +155,9 @@ def test_an_output_replaces_no_file_of_a_user(tmp_path):
   with pytest.raises(ValueError, match='OUTPUT = .*notes.txt. is there alrea'):
     check()
   assert path.read_text() == 'mine\n{'
+
+
+def test_the_whole_of_a_file_is_called_it():
+  """Fault seen: 'str is None'."""
+  with pytest.raises(ValueError, match='^x: it is None: expected an object'):
+    fileio.check_json(None, {'step': int}, 'x')

@@ -104,9 +104,10 @@ def read_samples(model_dir: str) -> dict | None:
 
 def _list_facts(rows: list[dict]) -> list[tuple[str, str]]:
   """Returns names and values of the last row, and of all together."""
-  trained = [row for row in rows if 'loss' in row]
+  trained = [row for row in rows if row.get('loss') is not None]
   last = trained[-1] if trained else {}
-  tokens = sum(r['tokens/input'] + r['tokens/target'] for r in trained)
+  counts = ('tokens/input', 'tokens/target')
+  tokens = sum(row.get(key) or 0 for row in trained for key in counts)
   facts = [('step', f'{rows[-1]["step"]:,}'), ('tokens read', f'{tokens:,.0f}')]
   for key, name, form in (
     ('loss', 'training loss', '{:.3f}'),
@@ -115,7 +116,7 @@ def _list_facts(rows: list[dict]) -> list[tuple[str, str]]:
     ('goodput', 'goodput', '{:.1%}'),
     ('skipped', 'updates skipped', '{:,.0f}'),
   ):
-    if key in last:
+    if last.get(key) is not None:
       facts.append((name, form.format(last[key])))
   for name, change in held_out_losses(rows)[None].items():
     facts.append((f'held out, {name}', f'{change["last"]:.3f}'))

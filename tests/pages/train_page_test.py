@@ -126,6 +126,18 @@ def test_long_curves_are_averaged():
   assert [a.tolist() for a in short] == [[3.0], [1.0]]
 
 
+def test_rows_may_lack_values(tmp_path):
+  """Faults seen: KeyError 'tokens/input'; a format of None."""
+  rows = [
+    {'step': 1, 'loss': 2.0, 'mfu': None},
+    {'step': 2, 'loss': None, 'tokens/input': 3.0},
+    {'step': 3, 'loss': float('nan'), 'tokens/input': None},
+  ]
+  facts = train_page.train_page_data(str(tmp_path), rows[:2])['facts']
+  assert ('training loss', '2.000') in facts and len(facts) == 3
+  assert 'nan' in page_of(str(tmp_path), rows)
+
+
 def test_first_and_last_loss_are_no_averages():
   """Seen to fail where they are the ends of the averaged curve."""
   rows = [{'step': i, 'eval/loss/clm': float(i)} for i in range(1000)]
