@@ -28,7 +28,14 @@ from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from atm.inference import api, prompts, sampling, stop_strings
-from atm.messages import check_choice, check_number
+from atm.messages import (
+  check_choice,
+  check_flag,
+  check_list,
+  check_number,
+  check_text,
+  check_texts,
+)
 from atm.parallel import distributed
 
 logger = logging.getLogger(__name__)
@@ -56,7 +63,7 @@ class Newlines:
   """
 
   def __init__(self, mark: str):
-    self.mark = mark.strip()
+    self.mark = check_text('newline', mark).strip()
 
   def written(self, text: str) -> str:
     """Returns a text as the model reads it: n newlines are n spaced marks."""
@@ -93,7 +100,10 @@ def generation(options: dict) -> tuple[sampling.Config, list[str]]:
   """
   given = {name: x for name, x in options.items() if x is not None}
   until, sample = given.pop('until', []), given.pop('do_sample', None)
-  until = [until] if isinstance(until, str) else until
+  until = [until] if isinstance(until, str) else check_list('until', until)
+  until = check_texts('until', [s for s in until if s])
+  if sample is not None:
+    sample = check_flag('do_sample', sample)
   fields = {'max_tokens': MAX_TOKENS, 'temperature': float(sample is True)}
   known = ('until', 'do_sample', *GENERATION_KWARGS, *SAME_NAMES)
   for name, value in given.items():
@@ -101,7 +111,7 @@ def generation(options: dict) -> tuple[sampling.Config, list[str]]:
     fields[GENERATION_KWARGS.get(name, name)] = value
   if sample is False:
     fields['temperature'] = 0.0
-  return sampling.Config(**fields), [s for s in until if s]
+  return sampling.Config(**fields), list(until)
 
 
 @register_model('atm')

@@ -614,3 +614,12 @@ def test_atm_lm_eval(model, run, tasks, no_defaults, capsys, tmp_path):
     assert "pip install 'atm[eval]'" in capsys.readouterr().err
   finally:
     gin.clear_config()
+
+
+@pytest.mark.parametrize(
+  'name, value', [('until', 5), ('until', [5]), ('do_sample', 'no')]
+)
+def test_wrong_options_of_tasks_are_named(name, value):
+  """Fault seen: 'no' sampled or not by the temperature, without a word."""
+  with pytest.raises(ValueError, match=f'{name}.* = .*expected'):
+    generation({name: value})
