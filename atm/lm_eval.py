@@ -318,7 +318,7 @@ class AtmLM(LM):
     words = self.model.vocabulary
     normal = [words.normalize(s) for s in until if '\n' not in s]
     until = [*until, *(s for s in normal if s.strip())]
-    texts = (words.decode(x.ids) for x, *_ in generations)
+    texts = (words.decode_any(x.ids) for x, *_ in generations)
     return [self.newlines.cut(text, until) for text in texts]
 
   # --- Both

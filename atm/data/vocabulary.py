@@ -129,6 +129,10 @@ class Vocabulary:
     ids = check_ids('ids', ids, self.size)
     return self._sp.DecodeIds([i for i in ids if not self._silent[i]])
 
+  def decode_any(self, ids: Sequence[int]) -> str:
+    """Returns the text of ids that a model wrote, see `decode_parts`."""
+    return self.decode_parts((), ids)[1]
+
   def surfaces(self, ids: Sequence[int]) -> list[str]:
     """Returns [L] texts of [L] ids; joined, they are `decode(ids)`."""
     # A special piece has none. SentencePiece gives a character of several byte
@@ -149,8 +153,10 @@ class Vocabulary:
   ) -> tuple[str, str]:
     """Returns the texts of two parts of a text; joined, they are its `decode`.
 
-    A character of several byte pieces is where its last one is.
+    A character of several byte pieces is where its last one is. Ids behind the
+    last piece, which a padded embedding has, leave no trace.
     """
+    first, second = ([i for i in x if i < self.size] for x in (first, second))
     surfaces = self.surfaces([*first, *second])
     return ''.join(surfaces[: len(first)]), ''.join(surfaces[len(first) :])
 

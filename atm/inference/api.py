@@ -307,7 +307,7 @@ class Model(FewShotMixin):
       AlexaTM(self.config), self._decode_params, sampler, batch,
       config.program_seed, T, self._use,
     )  # fmt: skip
-    return stop_strings.stream_text(tokens, self.vocabulary.decode, stop)
+    return stop_strings.stream_text(tokens, self.vocabulary.decode_any, stop)
 
 
 @check_arguments(

@@ -93,9 +93,9 @@ def test_the_note_of_a_training_run_names_place_and_traceback(crash, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_traceback_that_cannot_be_written(monkeypatch):
+def test_a_traceback_that_cannot_be_written(monkeypatch, tmp_path):
   """Fault seen: a second error hides the first."""
-  monkeypatch.setattr(tempfile, 'tempdir', '/nonexistent')
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'none'))
   text = error_report.format_error(KeyError('x'), COMMAND)
   assert 'not written: ' in text and "KeyError: 'x'" in text
   assert """command    atm infer '--gin.INPUT='"'"'my prompts.txt'""" in text

@@ -54,6 +54,13 @@ def test_two_parts_of_a_text_are_its_text(request, kind, rng):
   assert words.decode_parts([words.clm_id], one) == ('', 'a')
 
 
+def test_ids_of_a_padded_embedding_leave_no_trace(words):
+  """Fault seen: a model with more ids than pieces ended in an error."""
+  ids = words.encode('free')
+  assert words.decode_any([words.size, *ids, words.size + 9]) == 'free'
+  assert words.decode_parts([words.size], ids) == ('', 'free')
+
+
 def test_a_character_of_several_pieces_is_in_one_part(byte_words):
   ids = byte_words.encode('a𝄞')[-4:]
   assert byte_words.decode_parts(ids[:2], ids[2:])[1] == '𝄞'
