@@ -89,7 +89,7 @@ def test_the_whole_way(tmp_path):
     (['--gin.MIXTURE_OR_TASK_NAME="udhr"', '--gin.PAIRS="pairs.jsonl"'],
      "leave out PAIRS, or set MIXTURE_OR_TASK_NAME = 'pairs'"),
     (['--gin.INIT_FROM="run/checkpoints/3"'], "Did you mean 'run'?"),
-    (['--gin.PAIRS=["a", "b"]'], 'expected a file or folder, in quotes'),
+    (['--gin.PAIRS=["a", "b"]'], "PAIRS = ['a', 'b']: expected a text"),
   ):  # fmt: skip
     (tmp_path / 'pairs.jsonl').touch()
     tuned = atm(

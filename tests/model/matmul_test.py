@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atm.model import matmul
-from atm.parallel import sharding
+from atm.parallel import sharding, xla_options
 
 from conftest import FUSED_AS_USERS
 
@@ -121,7 +121,10 @@ def test_every_product_is_of_the_fast_kind(rng, A, widths, dtype):
     argnums=(0, 1),
   )
   lowered = jax.jit(grad).lower(*given[:2])
-  program = lowered.compile(FUSED_AS_USERS).as_text()
+  # Also where `xla_options.set_flags` turns them off.
+  kinds = 'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'
+  fused = {**FUSED_AS_USERS, xla_options.YNN_FUSIONS: kinds}
+  program = lowered.compile(fused).as_text()
   assert len(re.findall(r'kind=kCustom', program)) >= 3
   entry = program[program.index('\nENTRY') :]
   assert not re.findall(r' dot\(', entry)
