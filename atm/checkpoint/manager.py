@@ -59,6 +59,7 @@ class CheckpointManager(reader.CheckpointReader):
     self.keep = messages.check_number('KEEP', keep, least=1, optional=True)
     self.on_error = messages.check_choice('ON_ERROR', on_error, ON_ERROR)
     self.failures, self.save_error, self._pending = 0, None, None
+    self._has_saved = False
     super().__init__(model_dir, log)
 
   def _open(self) -> ocp.CheckpointManager:
@@ -93,7 +94,7 @@ class CheckpointManager(reader.CheckpointReader):
         raise ValueError(f'the newest is step {self.latest_step()}')
 
     if self._succeeds(step, begin):
-      self._pending = step
+      self._pending, self._has_saved = step, True
 
   def check_for_errors(self) -> None:
     """Collects the result of a finished save. Call between any two steps."""
@@ -114,6 +115,10 @@ class CheckpointManager(reader.CheckpointReader):
     self.wait_until_finished()
     if self.save_error is not None:
       raise self.save_error
+    # The process before may have been killed between its last save and what
+    # that makes superfluous.
+    if not self._has_saved and (newest := self.latest_step()) is not None:
+      self._remove_older(newest)
 
   def close(self) -> None:
     """Waits for the write under way."""

@@ -198,6 +198,15 @@ def test_older_steps_are_removed_when_the_newest_is_verified(tmp_path):
   )
 
 
+def test_a_removal_that_was_cut_off_is_made_up_for(tmp_path):
+  """Fault seen: a run killed behind its last save kept one step more."""
+  save_steps(tmp_path, [1, 2, 3]).close()
+  with contextlib.closing(save_steps(tmp_path, [], keep=2)) as again:
+    assert again.all_steps() == [1, 2, 3]
+    again.raise_if_unsaved()
+    assert again.all_steps() == [2, 3]
+
+
 @pytest.mark.parametrize('on_error', manager.ON_ERROR)
 @pytest.mark.parametrize('item', ['params', 'optimizer', 'meta'])
 def test_nothing_is_removed_for_a_step_that_is_not_what_was_saved(
