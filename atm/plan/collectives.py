@@ -140,14 +140,18 @@ def _iota(sides: str, order: str | None) -> np.ndarray:
 
 def _mesh_groups(axes: str, devices: str | None, within: str) -> np.ndarray:
   """Returns groups along some axes of a mesh that XLA made up."""
-  # `axes` are like "'axis_0'=64,'axis_1'=2"; `devices` like '[2,64]T(1,0)', how
-  # they fill the mesh, None: in order; `within` like "'axis_0'", the axes of a
-  # group, or parts "'axis_0':(1)4" of them: 4 of its devices, a product of 1 of
-  # them before (Shardy's sub-axes).
+  # `axes` are like "'axis_0'=64,'axis_1'=2"; `devices` like '[2,64]T(1,0)' or
+  # '0,2,1,3', how they fill the mesh, None: in order; `within` like "'axis_0'",
+  # the axes of a group, or parts "'axis_0':(1)4" of them: 4 of its devices, a
+  # product of 1 of them before (Shardy's sub-axes).
   names = re.findall(r"'(\w+)'=(\d+)", axes)
   order = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', devices or '')
-  count = math.prod(int(n) for _, n in names)
-  ids = _iota(order[1], order[2]) if order else np.arange(count)
+  if order:
+    ids = _iota(order[1], order[2])
+  elif devices:
+    ids = np.array([int(n) for n in devices.split(',')])
+  else:
+    ids = np.arange(math.prod(int(n) for _, n in names))
   parts = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", within)
   shape, chosen = [], []
   for name, size in names:

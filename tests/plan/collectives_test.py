@@ -83,6 +83,11 @@ def test_a_gather_beside_a_product_is_one():
     ('replica_groups=[2,2]<=[4]', [0, 1]),
     ('replica_groups=[2,2]<=[2,2]T(1,0)', [0, 2]),
     ("replica_groups=mesh['x'=2,'y'=2] {'y'}", [0, 1]),
+    ("replica_groups=mesh['x'=2,'y'=2], device_ids=(0,2,1,3) {'x'}", [0, 1]),
+    (
+      "replica_groups=mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'x'}",
+      [0, 1],
+    ),
     ("replica_groups=mesh['x'=4] {'x':(1)2}", [0, 2]),
     ("replica_groups=mesh['x'=4] {'x':(2)2}", [0, 1]),
     ('channel_id=1', [0, 1, 2, 3]),
