@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import signal
 import sys
 
 import jaxlib.version
@@ -43,6 +44,12 @@ KEPT = {  # compiled programs, all of them
 }
 for name, value in KEPT.items():
   jax.config.update(name, value)
+
+# As a terminal starts commands; nohup and a shell's & have these ignored.
+for number in (signal.SIGINT, signal.SIGHUP):
+  if signal.getsignal(number) == signal.SIG_IGN:
+    as_ever = {signal.SIGINT: signal.default_int_handler}
+    signal.signal(number, as_ever.get(number, signal.SIG_DFL))
 
 import hypothesis
 import numpy as np
