@@ -105,7 +105,7 @@ JSON = {  # content -> texts, or the line and what is said
   'utf-16, no mark': ('\n'.join(TWO).encode('utf-16-le'), (1, 'UTF-8')),
   'utf-32': ('\n'.join(TWO).encode('utf-32'), (1, 'UTF-32')),
   'nul': (TWO[0] + '\n\0', (2, 'NUL')),
-  'gzip': (gzip.compress(b'x'), (1, '.gz data')),
+  'gzip': (gzip.compress(b'x', mtime=0), (1, '.gz data')),
   'array cut': ('[' + ',\n'.join(TWO), (2, '')),
   'long number': (row('a', x=1)[:-2] + '9' * 5000 + '}', (1, '')),
 }
