@@ -203,25 +203,10 @@ def read_json(path: str, kind: type = dict):
   return value
 
 
-def get_key(value: dict, key: str, kind, where: str):
-  """Returns an entry of a JSON object; raises ValueError where it is no `kind`.
-
-  Args:
-    value: the object.
-    key: its name.
-    kind: a type or a tuple of types; a bool is no int.
-    where: what an error begins with, the file's path.
-  """
-  kinds = kind if isinstance(kind, tuple) else (kind,)
-  found = value.get(key)
-  fits = isinstance(found, kinds) and (
-    not isinstance(found, bool) or bool in kinds
-  )
-  if not fits:
-    what = ' or '.join(k.__name__ for k in kinds)
-    given = quote(found) if key in value else 'nothing'
-    raise ValueError(f'{where}: {key!r} is {given}: expected {what}')
-  return found
+def get_key(value: dict, key: str, form, where: str):
+  """Returns an entry of a JSON object, of a form; see `check_json`."""
+  check_json(value, {key: form}, where)
+  return value[key]
 
 
 def check_json(value, form, where: str, name: str = '') -> None:

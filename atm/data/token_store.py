@@ -123,7 +123,7 @@ def read_sealed(path: str, entries: dict[str, type]) -> dict:
     else:
       value = fileio.read_json(path)
     value = fileio.unseal_json(value, path, entries)
-    check_entries(value, entries, path)
+    fileio.check_json(value, entries, path)
   except ValueError as e:
     raise _damaged(path, e) from e
   return value
@@ -135,12 +135,6 @@ def _damaged(path: str, error: Exception) -> ValueError:
   return ValueError(
     f'{path} is damaged: {why}. Remove its folder to build it again.'
   )
-
-
-def check_entries(value: dict, entries: dict[str, type], where: str) -> None:
-  """Raises ValueError unless an object has these entries."""
-  for name, kind in entries.items():
-    fileio.get_key(value, name, kind, where)
 
 
 def is_finished(directory: str) -> bool:
@@ -159,7 +153,7 @@ def read_manifest(directory: str) -> dict:
   manifest = read_sealed(path, ENTRIES)
   try:
     for file in manifest['files']:
-      check_entries(file, FILE_ENTRIES, 'files')
+      fileio.check_json(file, FILE_ENTRIES, 'files')
     for name, add in {'rows': sum, 'tokens': sum, 'longest': max}.items():
       if manifest[name] != add([f[name] for f in manifest['files']] or [0]):
         raise ValueError(f'{name!r} is not that of its files')

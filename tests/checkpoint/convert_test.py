@@ -312,7 +312,7 @@ def test_shards(tmp_path, source):
   [
     (dict(model_type='alexatmm'), "Did you mean 'alexatm'"),
     (dict(hidden_act='gelu_new'), "hidden_act = 'gelu_new'"),
-    (dict(d_model=None), "'d_model' is None: expected int"),
+    (dict(d_model=None), 'd_model is None: expected a whole number'),
     (dict(encoder_layers=2), 'num_hidden_layers = 3, but encoder_layers = 2'),
     (dict(num_hidden_layers=4, encoder_layers=4), r'lacks .*layer\.3\.'),
   ],

@@ -444,7 +444,7 @@ def test_folders_that_hold_no_encoder(tmp_path):
   [
     ({'hidden_act': 'gelu_new'}, 'hidden_act'),
     ({'position_embedding_type': 'relative_key'}, "only 'absolute' is sup"),
-    ({'hidden_size': None}, "'hidden_size' is None: expected int"),
+    ({'hidden_size': None}, 'hidden_size is None: expected a whole number'),
     ({'vocab_size': 121}, '122 pieces .* more than vocab_size = 121'),
   ],
 )
