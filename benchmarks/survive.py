@@ -30,12 +30,13 @@ from absl import logging
 
 import atm_tasks
 from atm.checkpoint import checksums, manager, reader
+from atm.cli import log_output
 from atm.data import cache, vocabulary_training
 from atm.model import config as config_lib
 from atm.model import transformer
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
-from atm.train import crash_report, optimizer, step
+from atm.train import optimizer, step
 
 import conftest  # noqa: F401, devices are set before anything imports them
 import survive
@@ -192,7 +193,7 @@ restore                     {restore:.2f} s, checksums included
 
 def main() -> None:
   logging.set_verbosity(logging.FATAL)
-  crash_report.silence_orbax()
+  log_output.silence_orbax()
   wanted = sys.argv[1:] or ['kills', 'flips', 'cost']
   with tempfile.TemporaryDirectory() as folder:
     if 'cost' in wanted:

@@ -1,6 +1,10 @@
-"""Standard output as a log, whose loss does not end the run that writes it."""
+"""Standard output as a log, whose loss does not end the run that writes it.
+
+And what libraries print that is no part of it.
+"""
 
 import contextlib
+import logging
 import os
 import sys
 
@@ -79,3 +83,20 @@ def keep_going(is_log: bool):
       # Python would try once more at its end, and exit with 120.
       with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def silence_orbax() -> None:
+  """Drops what Orbax prints of an error that it raises as well."""
+  # Of the thousand writes that fail on a full disk one is raised; the others
+  # are logged or collected, each with a traceback.
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  logging.getLogger('absl').addFilter(lambda r: '/orbax/' not in r.pathname)
+  before = sys.unraisablehook
+
+  def hook(found):
+    code = getattr(found.object, 'cr_code', None)  # of a coroutine
+    is_orbax = code is not None and '/orbax/' in code.co_filename
+    if not is_orbax and str(found.exc_value) != 'Event loop is closed':
+      before(found)
+
+  sys.unraisablehook = hook

@@ -102,9 +102,7 @@ def run_command(arguments: list[str]) -> None:
   xla_options.set_compilation_cache()
   if run not in commands.WITHOUT_DEVICES:
     gin_config.get_configurable('sharding.start')()
-    from atm.train import crash_report
-
-    crash_report.silence_orbax()
+    log_output.silence_orbax()
   # In a chat Ctrl-C ends an answer.
   with (
     interrupts.raised(at_once=run != 'chat'),

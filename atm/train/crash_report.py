@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import logging
 import os
 import shlex
-import sys
 import traceback
 
 import jax
@@ -60,20 +58,3 @@ class CrashReport(contextlib.AbstractContextManager):
     except OSError as e:  # a full disk, say
       return f'not written: {e}'
     return path
-
-
-def silence_orbax() -> None:
-  """Drops what Orbax prints of an error that it raises as well."""
-  # Of the thousand writes that fail on a full disk one is raised; the others
-  # are logged or collected, each with a traceback.
-  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-  logging.getLogger('absl').addFilter(lambda r: '/orbax/' not in r.pathname)
-  before = sys.unraisablehook
-
-  def hook(found):
-    code = getattr(found.object, 'cr_code', None)  # of a coroutine
-    is_orbax = code is not None and '/orbax/' in code.co_filename
-    if not is_orbax and str(found.exc_value) != 'Event loop is closed':
-      before(found)
-
-  sys.unraisablehook = hook
