@@ -96,7 +96,7 @@ def check_choice(name: str, value, known, optional: bool = False):
 
 def check_flag(name: str, value) -> bool:
   """Returns True or False; raises ValueError for anything else."""
-  if type(value).__name__ not in ('bool', 'bool_', 'numpy.bool'):
+  if type(value).__name__ not in ('bool', 'bool_'):  # numpy's, too
     raise ValueError(f'{name} = {quote(value)}: expected True or False')
   return bool(value)
 

@@ -204,10 +204,10 @@ def batch(rng, B: int, S: int, T: int, vocab_size: int = 96, full=False):
 def configured():
   """Configures `atm plan` with more files; forgets it afterwards."""
   import gin
-  from atm.cli import gin_config
+  from atm.cli import gin_config, gin_files
 
   def call(*files, bindings=()):
-    files = [gin_config.find_file(f) for f in ('runs/plan.gin', *files)]
+    files = [gin_files.find_file(f) for f in ('runs/plan.gin', *files)]
     gin_config.apply_config(files, list(bindings), set())
 
   with gin.unlock_config():

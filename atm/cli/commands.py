@@ -8,7 +8,7 @@ import sys
 from atm.cli import gin_config, gin_files
 from atm.cli.gin_config import get_configurable, get_setting
 from atm.cli.gin_text import UserError
-from atm.messages import did_you_mean, quote
+from atm.messages import check_path, did_you_mean, quote
 
 USAGE = (
   'usage: atm RUN [--gin_file=FILE]... [--gin.NAME=VALUE]... '
@@ -87,10 +87,7 @@ def adopt_source_model() -> None:
   source, own = map(get_setting, ('INIT_FROM', 'MODEL_DIR'))
   if source is None:
     return
-  for name, value in (('INIT_FROM', source), ('MODEL_DIR', own)):
-    if not isinstance(value, str):
-      raise UserError(f'{name} = {value!r}: expected a folder, in quotes')
-  source, own = map(os.path.expanduser, (source, own))
+  source, own = check_path('INIT_FROM', source), check_path('MODEL_DIR', own)
   if reader.latest_step(own) is not None:
     config = pretrained.read_config(own)  # INIT_FROM need not be there any more
   else:

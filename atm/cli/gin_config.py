@@ -19,7 +19,6 @@ from absl import logging
 
 import gin
 from atm.cli import gin_reader
-from atm.cli.gin_files import find_file, shipped_files  # noqa: F401
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import Binding, Reference, UserError, replace_references
 from atm.messages import did_you_mean, list_checks, quote

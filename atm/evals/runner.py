@@ -199,7 +199,7 @@ class SuiteEvaluation(api.ModelSource):
     )  # fmt: skip
     completed_path = os.path.join(folder, COMPLETED_FILE)
     completed = _read_completed(completed_path)
-    mark = file_jobs.hash_settings(settings)
+    mark = fileio.hash_json(settings)
     if _is_answered(path, mark, completed.get(task.name)):
       self._log('  answered before')
       return _read_answered(path, len(rows))

@@ -106,13 +106,6 @@ def read_task(name: str, split: str, lengths: dict | None) -> list[dict]:
   return rows
 
 
-def hash_settings(settings: dict) -> str:
-  """Returns the SHA-256 of settings, which tells runs apart."""
-  # What JSON does not know is hashed as `str` has it, so the names of
-  # `sampling.Config` and of its fields are part of every .part file.
-  return fileio.hash_json(settings)
-
-
 class PartialResults:
   """Results by row number, appended to a .part file as they are computed.
 
@@ -129,7 +122,9 @@ class PartialResults:
     """
     self.output, self.part = output, output + '.part'
     self.done: dict[int, dict] = {}
-    mark = hash_settings(settings)
+    # What JSON does not know is hashed as `str` has it, so the names of
+    # `sampling.Config` and of its fields are part of every .part file.
+    mark = fileio.hash_json(settings)
     self._read(mark, count)
     self.left = [i for i in range(count) if i not in self.done]
     distributed.wait_for_all()  # all hosts have read it before one writes

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 import gin
-from atm.cli import commands, gin_config
+from atm.cli import commands, gin_config, gin_files
 from atm.cli.gin_text import UserError
 
 from command_line import parse
@@ -15,7 +15,7 @@ from command_line import parse
 
 def required(run) -> list[str]:
   """Lists the settings that a user must give."""
-  with open(gin_config.find_file(f'runs/{run}.gin')) as f:
+  with open(gin_files.find_file(f'runs/{run}.gin')) as f:
     return re.findall(r'^(\w+) = %gin.REQUIRED', f.read(), re.M)
 
 
@@ -72,7 +72,7 @@ def run_folder(tmp_path, monkeypatch):
 
 def check_folder(*files, run='pretrain', bindings=()):
   """Does what the command does before a run is at work."""
-  files = [gin_config.find_file(f) for f in (f'runs/{run}.gin', *files)]
+  files = [gin_files.find_file(f) for f in (f'runs/{run}.gin', *files)]
   others = {*required(run), 'TASK_FEATURE_LENGTHS'} - {'MODEL_DIR'}
   bindings = [*(f'{name} = "x"' for name in sorted(others)), *bindings]
   with gin.unlock_config():

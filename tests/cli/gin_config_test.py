@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gin
-from atm.cli import gin_config
+from atm.cli import gin_config, gin_files
 
 from command_line import DIR, TINY, atm, parse
 
@@ -209,7 +209,7 @@ def test_gin_reads_what_we_read(bound, tmp_path):
 def test_a_comment_may_follow_an_include(bound, tmp_path):
   """Fault seen: gin then looked for the file itself, and found none."""
   (tmp_path / 'x.gin').write_text("include 'models/tiny.gin'  # sizes\n")
-  gin_config.apply_config([gin_config.find_file('runs/pretrain.gin'), 'x.gin'],
+  gin_config.apply_config([gin_files.find_file('runs/pretrain.gin'), 'x.gin'],
                  ['MODEL_DIR = "x"'], set())  # fmt: skip
   assert gin.query_parameter('model.Config.d_model')
 
@@ -281,7 +281,7 @@ def test_what_is_wrong_in_an_included_file_is_named(bound, files, message):
     with open(f'{name}.gin', 'w') as f:
       f.write(text)
   with pytest.raises(gin_config.UserError) as error:
-    gin_config.apply_config([gin_config.find_file('x.gin')], [], set())
+    gin_config.apply_config([gin_files.find_file('x.gin')], [], set())
   assert str(error.value).startswith(message)
   assert '\n' not in str(error.value)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import atm
+from atm import fileio
 from atm.inference import api, file_jobs, sampling
 
 QUIET = dict(say=lambda text: None)
@@ -213,7 +214,7 @@ def test_part_files_of_the_first_version_are_continued(job, options, mark):
 
   rows = [{'input': 'a', 'target': 'b'}]
   settings = job('/run', **options)._settings(Trained, rows)
-  assert file_jobs.hash_settings(settings) == mark
+  assert fileio.hash_json(settings) == mark
 
 
 def test_reading_inputs(tmp_path):

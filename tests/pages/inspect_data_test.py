@@ -28,7 +28,7 @@ import pytest
 import rich.console
 
 import gin
-from atm.cli import commands, gin_config
+from atm.cli import commands, gin_config, gin_files
 from atm.data import batches as batches_lib
 from atm.data import (
   counter_rng,
@@ -378,7 +378,7 @@ def test_the_command_shows_a_single_task(words, tmp_path, capsys):
   bindings = [f'{name} = {value!r}' for name, value in given.items()]
   with gin.unlock_config():
     gin_config.apply_config(
-      [gin_config.find_file('runs/inspect.gin')], bindings, set()
+      [gin_files.find_file('runs/inspect.gin')], bindings, set()
     )
     commands.execute('inspect')
   gin.clear_config()

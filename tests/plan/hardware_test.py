@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from atm.cli import gin_config
+from atm.cli import gin_files
 from atm.parallel import mesh as mesh_lib
 from atm.plan import hardware
 
@@ -13,9 +13,9 @@ POD = hardware.parse_pod('v5p:4x4x8')
 
 
 def test_every_pods_file_names_its_topology():
-  for name in gin_config.shipped_files():
+  for name in gin_files.shipped_files():
     if name.startswith('pods/v'):
-      with open(gin_config.find_file(name)) as f:
+      with open(gin_files.find_file(name)) as f:
         text = f.read()
       (line,) = [x for x in text.splitlines() if x.startswith('TOPOLOGY')]
       pod = hardware.parse_pod(line.split("'")[1])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import gin
-from atm.cli import commands, gin_config
+from atm.cli import commands, gin_config, gin_files
 from atm.model import config as config_lib
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
@@ -17,8 +17,8 @@ from atm.parallel import sharding
 from atm.parallel.sharding import Rules
 from atm.train import optimizer, step
 
-MODELS = [f for f in gin_config.shipped_files() if f.startswith('models/')]
-PODS = [f for f in gin_config.shipped_files() if f.startswith('pods/')]
+MODELS = [f for f in gin_files.shipped_files() if f.startswith('models/')]
+PODS = [f for f in gin_files.shipped_files() if f.startswith('pods/')]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def configured():
   """Configures a pretrain run with more files; forgets it afterwards."""
 
   def call(*files):
-    files = [gin_config.find_file(f) for f in ('runs/pretrain.gin', *files)]
+    files = [gin_files.find_file(f) for f in ('runs/pretrain.gin', *files)]
     gin_config.apply_config(files, ['MODEL_DIR = "unused"'], set())
     return gin.get_configurable('model.Config')
 
@@ -36,10 +36,10 @@ def configured():
 
 
 def test_every_run_has_a_file_and_every_file_a_run():
-  runs = [f for f in gin_config.shipped_files() if f.startswith('runs/')]
+  runs = [f for f in gin_files.shipped_files() if f.startswith('runs/')]
   assert runs == sorted(f'runs/{name}.gin' for name in commands.RUNS)
-  for name in gin_config.shipped_files():
-    with open(gin_config.find_file(name)) as f:
+  for name in gin_files.shipped_files():
+    with open(gin_files.find_file(name)) as f:
       assert f.readline().startswith('# ')
 
 
@@ -53,7 +53,7 @@ def test_models_have_the_parameters_they_state(configured, name):
     )
   )
   count = sum(x.size for x in jax.tree.leaves(nn.unbox(shapes)))
-  with open(gin_config.find_file(name)) as f:
+  with open(gin_files.find_file(name)) as f:
     number, unit = re.match(
       r'# ([\d.]+)([MB]) parameters', f.readline()
     ).groups()

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 import gin
-from atm.cli import gin_config
+from atm.cli import gin_config, gin_files
 from atm.data import task_registry
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
@@ -24,7 +24,7 @@ from atm.train import config_checks, optimizer, step
 USABLE = {'v4': 30.75, 'v5e': 15.75, 'v5p': 95.73, 'v6e': 31.24, 'gpu': 59.7}
 PODS = [
   name
-  for name in gin_config.shipped_files()
+  for name in gin_files.shipped_files()
   if name.startswith('pods/') and not name.startswith('pods/cpu')
 ]
 LINE = re.compile(
@@ -50,7 +50,7 @@ class Pod:
 
 
 def read(name: str) -> Pod:
-  with open(gin_config.find_file(name)) as f:
+  with open(gin_files.find_file(name)) as f:
     text = f.read()
   found = LINE.match(text)
   assert found, f'{name}: the first line is {text.splitlines()[0]!r}'
@@ -73,7 +73,7 @@ def bound():
   """Configures a run with more files; forgets it afterwards."""
 
   def call(*files, run='pretrain', bindings=()):
-    files = [gin_config.find_file(f) for f in (f'runs/{run}.gin', *files)]
+    files = [gin_files.find_file(f) for f in (f'runs/{run}.gin', *files)]
     gin_config.apply_config(files, ['MODEL_DIR = "unused"', *bindings], set())
 
   with gin.unlock_config():

@@ -17,7 +17,8 @@ import pytest
 
 import atm
 import gin
-from atm.cli.gin_config import apply_config, find_file
+from atm.cli.gin_config import apply_config
+from atm.cli.gin_files import find_file
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BEFORE = os.path.join(os.path.dirname(HERE), 'testdata', 'before')

@@ -163,7 +163,7 @@ def test_settings_that_do_not_fit_change_nothing(
 def test_what_a_model_says_of_itself_is_bound(train, tmp_path, resumes):
   """Faults seen: a macro of a macro; a damaged step, an older one sound."""
   import gin
-  from atm.cli import commands, gin_config
+  from atm.cli import commands, gin_config, gin_files
 
   model_dir = str(tmp_path / 'run')
   if resumes:
@@ -178,7 +178,7 @@ def test_what_a_model_says_of_itself_is_bound(train, tmp_path, resumes):
   try:
     with gin.unlock_config():
       gin_config.apply_config(
-        [gin_config.find_file('runs/finetune.gin')], bindings, set()
+        [gin_files.find_file('runs/finetune.gin')], bindings, set()
       )
       commands.adopt_source_model()
       made = gin.get_configurable('model.Config')()
