@@ -98,19 +98,24 @@ def config_text() -> str:
   return re.sub(place, '', gin.config_str(), flags=re.M)
 
 
-def prepare_process(made: Configuration, modules: set[str]) -> Callable:
+def prepare_process(
+  configuration: Configuration, modules: set[str]
+) -> Callable:
   """Configures another process of this run; returns what configures tasks."""
   logging.set_verbosity(logging.ERROR)
-  bind_configuration(made, modules)
+  bind_configuration(configuration, modules)
   return get_configurable('atm_tasks.configure')
 
 
 # --- What gin may bind
 
 
-def import_modules(made: Configuration, named: set[str]) -> None:
+def import_modules(configuration: Configuration, trusted: set[str]) -> None:
   """Imports what a configuration asks for, and registers their GIN lists."""
-  for module in (*sorted(named), *(s.module for s, _ in made.imports)):
+  for module in (
+    *sorted(trusted),
+    *(s.module for s, _ in configuration.imports),
+  ):
     if not re.fullmatch(r'\w+(\.\w+)*', module):
       raise UserError(
         f'--import={quote(module)}: expected the name of a module'
@@ -206,20 +211,20 @@ FILES_MAY_BIND = {
 
 
 def check_parameters(
-  made: Configuration, named: set[str]
+  configuration: Configuration, trusted: set[str]
 ) -> list[tuple[tuple[str, str, str], object]]:
   """Returns what is to be bound: ((scope, full name, parameter), value).
 
   Args:
-    made: whose macros are checked.
-    named: modules named by --import, which are trusted.
+    configuration: whose macros are checked.
+    trusted: modules that --import names.
 
   Raises:
     UserError: there is no such configurable or parameter, or it may not have
       this value.
   """
   allowed, found, last = _shipped_references(), [], {}
-  for binding in made.bindings:
+  for binding in configuration.bindings:
     if not binding.parameter:
       found.append(((binding.name, 'gin.macro', 'value'), binding.value))
       continue
@@ -230,14 +235,14 @@ def check_parameters(
         f'{binding.where}: {binding.selector} has no parameter '
         f'{quote(binding.parameter)}.' + did_you_mean(binding.parameter, known)
       )
-    _check_reference(binding, name, allowed, named)
+    _check_reference(binding, name, allowed, trusted)
     key = (binding.scope, name, binding.parameter)
     found.append((key, binding.value))
     last[key] = binding
   for (_, name, _), binding in last.items():
     if isinstance(binding.value, Reference) and binding.value.is_required:
       raise UserError(f'{binding.name} is required: add --gin.{binding.name}=')
-    _check_trust(binding, name, made.macros)
+    _check_trust(binding, name, configuration.macros)
   _check_calls(dict(found))
   return found
 
@@ -260,7 +265,7 @@ def _shipped_references() -> dict[tuple[str, str], set[tuple[str, bool]]]:
 
 
 def _check_reference(
-  binding: Binding, name: str, allowed: dict, named: set[str]
+  binding: Binding, name: str, allowed: dict, trusted: set[str]
 ) -> None:
   """Raises UserError unless a parameter has a reference that it may have.
 
@@ -276,15 +281,15 @@ def _check_reference(
     pure = {r for rs in allowed.values() for r in rs if r[1]}
     fits = (
       (target, value.evaluate) in expected
-      or module_of(target) in named
-      or module_of(name) in named
+      or module_of(target) in trusted
+      or module_of(name) in trusted
       and (target, value.evaluate) in pure
     )
   elif expected:
     fits = value is None and parameter.default is None
   else:
     fits = not re.search('Callable|Console', str(parameter.annotation))
-  if fits or module_of(name) in named and not isinstance(value, Reference):
+  if fits or module_of(name) in trusted and not isinstance(value, Reference):
     return
   short = lambda name: '.'.join(name.split('.')[-2:])
   what = ' or '.join(f'@{short(n)}' + '()' * call for n, call in expected)
@@ -362,25 +367,29 @@ def get_origin(name: str) -> str | None:
   return file if line else None
 
 
-def check_configuration(made: Configuration, modules: set[str]) -> list:
+def check_configuration(
+  configuration: Configuration, modules: set[str]
+) -> list:
   """Returns what is to be bound, see `check_parameters`.
 
   Only modules are imported; see `apply_config`.
   """
-  gin_reader.check_imports(made, modules)
-  gin_reader.check_macros(made)
-  import_modules(made, modules)
+  gin_reader.check_imports(configuration, modules)
+  gin_reader.check_macros(configuration)
+  import_modules(configuration, modules)
   for name, function in configurables().items():
     register_configurable(function, name)
-  return check_parameters(made, modules)
+  return check_parameters(configuration, modules)
 
 
-def bind_configuration(made: Configuration, modules: set[str]) -> None:
+def bind_configuration(configuration: Configuration, modules: set[str]) -> None:
   """Checks a configuration that was read, then binds exactly that."""
-  for key, value in check_configuration(made, modules):
+  for key, value in check_configuration(configuration, modules):
     gin.bind_parameter(key, replace_references(value, _as_gin_reference))
   # config_str writes them into config.gin.
-  gin.config._IMPORTS.update(statement for statement, _ in made.imports)
+  gin.config._IMPORTS.update(
+    statement for statement, _ in configuration.imports
+  )
   gin.finalize()
 
 
@@ -397,9 +406,9 @@ def apply_config(
   Raises:
     UserError: names the file and line, and what was expected.
   """
-  made = gin_reader.read_configuration(files, bindings)
-  _applied[:] = files, bindings, modules, made
-  bind_configuration(made, modules)
+  configuration = gin_reader.read_configuration(files, bindings)
+  _applied[:] = files, bindings, modules, configuration
+  bind_configuration(configuration, modules)
 
 
 def _as_gin_reference(reference: Reference) -> gin.config.ConfigurableReference:

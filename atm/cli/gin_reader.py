@@ -100,12 +100,12 @@ def read_configuration(
   files: Sequence[str], bindings: Sequence[str]
 ) -> Configuration:
   """Reads gin files, then NAME=VALUE texts; checks nothing but their form."""
-  made = Configuration()
+  configuration = Configuration()
   for path in files:
-    made.add_file(path)
+    configuration.add_file(path)
   for binding in bindings:
-    made.add_argument(binding)
-  return made
+    configuration.add_argument(binding)
+  return configuration
 
 
 @functools.cache
@@ -122,9 +122,9 @@ def shipped_bindings() -> list[Binding]:
 # --- Checks that need no import
 
 
-def check_imports(made: Configuration, named: set[str]) -> None:
+def check_imports(configuration: Configuration, trusted: set[str]) -> None:
   """Raises UserError for a module that a gin file may not import."""
-  for statement, where in made.imports:
+  for statement, where in configuration.imports:
     module = statement.module
     root = module.split('.')[0]
     if root == '__gin__':
@@ -132,7 +132,7 @@ def check_imports(made: Configuration, named: set[str]) -> None:
         f'{where}: dynamic registration is refused: it lets a gin file run '
         'any code'
       )
-    if root not in ('atm', 'atm_tasks') and module not in named:
+    if root not in ('atm', 'atm_tasks') and module not in trusted:
       raise UserError(
         f'{where}: import of {quote(module)} is refused: a gin file may import '
         'atm and atm_tasks only. If you trust it, add '
@@ -140,10 +140,10 @@ def check_imports(made: Configuration, named: set[str]) -> None:
       )
 
 
-def check_macros(made: Configuration) -> None:
+def check_macros(configuration: Configuration) -> None:
   """Raises UserError for macros that are unknown, missing or without end."""
-  macros = made.macros
-  used = [r for b in made.bindings for r in find_references(b.value)]
+  macros = configuration.macros
+  used = [r for b in configuration.bindings for r in find_references(b.value)]
   # A models/ file may set what another run knows.
   known = {b.name for b in shipped_bindings() if not b.parameter}
   usable = known | {r.name for r in used if r.is_macro and not r.is_required}
@@ -153,7 +153,7 @@ def check_macros(made: Configuration) -> None:
         f'{binding.where}: no setting is called {quote(name)}.'
         + did_you_mean(name, usable)
       )
-  last = {b.name: b for b in made.bindings}
+  last = {b.name: b for b in configuration.bindings}
   needed = {
     r.name
     for b in last.values()
@@ -167,8 +167,8 @@ def check_macros(made: Configuration) -> None:
         f'{name} is required: add --gin.{name}=VALUE (strings in quotes: '
         f'--gin.{name}="\'text\'")'
       )
-  check_places(made)
-  check_scopes(made, used)
+  check_places(configuration)
+  check_scopes(configuration, used)
   check_expansion(last)
 
 
@@ -177,12 +177,12 @@ def _is_required(value) -> bool:
   return isinstance(value, Reference) and value.is_required
 
 
-def check_places(made: Configuration) -> None:
+def check_places(configuration: Configuration) -> None:
   """Raises UserError for `@name` or `%gin.REQUIRED` inside of a value.
 
   A `@name` is the whole value of a parameter, so that all calls are seen.
   """
-  for binding in made.bindings:
+  for binding in configuration.bindings:
     whole = isinstance(binding.value, Reference)
     for reference in find_references(binding.value):
       if reference.is_required and not whole:
@@ -194,10 +194,12 @@ def check_places(made: Configuration) -> None:
         )
 
 
-def check_scopes(made: Configuration, used: Sequence[Reference]) -> None:
+def check_scopes(
+  configuration: Configuration, used: Sequence[Reference]
+) -> None:
   """Raises UserError for a binding in a scope that no reference opens."""
   scopes = {f'{r.scope}/' for r in used if not r.is_macro}
-  for binding in made.bindings:
+  for binding in configuration.bindings:
     inside = any(s.startswith(f'{binding.scope}/') for s in scopes)
     if binding.parameter and binding.scope and not inside:
       raise UserError(

@@ -36,7 +36,7 @@ _heard = [0.0]  # when the main thread heard of a signal last
 
 
 @contextlib.contextmanager
-def raised(at_once: bool = True):
+def catch_signals(at_once: bool = True):
   """Lets signals raise `Terminated` in the main thread, while open.
 
   Args:

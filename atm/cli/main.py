@@ -105,7 +105,7 @@ def run_command(arguments: list[str]) -> None:
     log_output.silence_orbax()
   # In a chat Ctrl-C ends an answer.
   with (
-    interrupts.raised(at_once=run != 'chat'),
+    interrupts.catch_signals(at_once=run != 'chat'),
     log_output.keep_going(commands.writes_files(run)),
   ):
     commands.execute(run)

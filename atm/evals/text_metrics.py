@@ -40,7 +40,7 @@ from atm.evals.task import MissingData, Tokenizer
 FLORES200 = '14bb8dfb35c0ffdea7bc01e56cea38b9e3d5efcdcb9c251d6b40538e1aab555a'
 MAX_NGRAM = 4  # of BLEU's n-grams
 CHRF_BETA = 2
-MAX_ROUNDS = 8  # of `written_text`; two or three are needed
+MAX_ROUNDS = 8  # of `written_text`; no text found needs a third
 
 
 def import_library(name: str):

@@ -62,7 +62,9 @@ def read_inputs(
   return rows, lines
 
 
-def own_names(rows: Sequence[dict], added: Sequence[str]) -> dict[str, str]:
+def find_free_names(
+  rows: Sequence[dict], added: Sequence[str]
+) -> dict[str, str]:
   """Maps fields of rows that are called as one of `added` to free names.
 
   `output` becomes `given_output`, in all rows alike.
@@ -307,9 +309,9 @@ class FileJob(api.ModelSource):
     )
     if self.task is not None:  # ids are for the model, not for the reader
       rows = [{k: row[k] for k in row if k[-4:] != '_ids'} for row in rows]
-    for own, name in own_names(rows, self.added).items():
+    for own, name in find_free_names(rows, self.added).items():
       log(f'fields `{own}` of the input are written as `{name}`')
-    rows = rename_fields(rows, own_names(rows, self.added))
+    rows = rename_fields(rows, find_free_names(rows, self.added))
     lengths = list(map(len, ids))
     compute_missing(rows, lengths, results, self.batch_size, compute, log)
     log(f'wrote {results.output}')

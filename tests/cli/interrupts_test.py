@@ -16,7 +16,7 @@ import hashlib, os, signal, sys, threading
 from atm import messages
 from atm.cli import interrupts
 interrupts.PATIENCE = 0.2
-with interrupts.raised(), messages.note_work(lambda: '3 of 4 are left'):
+with interrupts.catch_signals(), messages.note_work(lambda: '3 of 4 are left'):
   print('ready', flush=True)
   if sys.argv[1] == 'deferred':
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -27,7 +27,10 @@ with interrupts.raised(), messages.note_work(lambda: '3 of 4 are left'):
 @pytest.mark.parametrize('number', interrupts.HANDLED)
 def test_a_signal_is_raised_with_the_innermost_note(number):
   before = signal.getsignal(number)
-  with pytest.raises(interrupts.Terminated) as raised, interrupts.raised():
+  with (
+    pytest.raises(interrupts.Terminated) as raised,
+    interrupts.catch_signals(),
+  ):
     with messages.note_work(lambda: 'outer'):
       with messages.note_work(lambda: 'inner'):
         signal.raise_signal(number)
@@ -39,7 +42,7 @@ def test_a_signal_that_is_ignored_stays_so():
   """As `nohup` starts a command."""
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
-    with interrupts.raised():
+    with interrupts.catch_signals():
       signal.raise_signal(signal.SIGHUP)
   finally:
     signal.signal(signal.SIGHUP, before)

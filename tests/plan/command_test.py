@@ -65,9 +65,10 @@ def test_the_command_plans_for_simulated_devices(configured, monkeypatch):
 
 def test_a_plan_needs_no_tensorflow():
   code = (
-    'import sys; from atm.cli import gin_config as g; '
+    'import sys; from atm.cli import gin_config, gin_files; '
     'files = "runs/plan.gin", "models/20b.gin", "pods/v5p_4x4x8.gin"; '
-    'g.apply_config([g.find_file(f) for f in files], [], set()); '
+    'paths = [gin_files.find_file(f) for f in files]; '
+    'gin_config.apply_config(paths, [], set()); '
     'print([m for m in ("tensorflow", "seqio", "libtpu") if m in sys.modules])'
   )
   done = subprocess.run(
