@@ -295,7 +295,7 @@ def _splash_blocks(T: int, S: int) -> dict:
   """Returns the fields of splash's BlockSizes: blocks that divide T and S."""
   # Few large blocks, and one kernel for all gradients, take three fifths of
   # the instructions that 512 x 512 and two kernels take, by the compiler's
-  # schedules for v4, v5e, v5p and v6e; see docs/pods.md.
+  # schedules for v4, v5e, v5p and v6e; see docs/pods-measured.md.
   largest = lambda n, limit: max(
     b for b in range(BLOCK, limit + 1, BLOCK) if n % b == 0
   )
