@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-slow test-plan mutate check format bench lock clean
+.PHONY: help run test test-slow test-docs test-plan mutate check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,10 +30,13 @@ run: $(VENV)/run  ## pre-train models/tiny on the shipped text; run again to res
 	$(VENV)/bin/atm pretrain --gin_file=models/tiny.gin --gin.MODEL_DIR="'$(RUN_DIR)'"
 
 test: $(VENV)/test  ## all tests but those that take minutes
-	$(VENV)/bin/python -m pytest -n 2 -m 'not slow'
+	$(VENV)/bin/python -m pytest -n 2 -m 'not slow and not documents'
 
 test-slow: $(VENV)/test  ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow -n 0
+
+test-docs: $(VENV)/test  ## execute the documents' commands and examples
+	$(VENV)/bin/python -m pytest -n 2 --maxschedchunk=1 -m documents
 
 # Sees the packages of the other environment, and adds libtpu.
 $(VENV)-plan/test: $(VENV)/test
