@@ -19,6 +19,7 @@ help:  ## this list
 
 $(VENV)/run: setup.py pyproject.toml requirements/*.txt
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) uninstall --yes --quiet atm 2> /dev/null  # an older name of atm-jax
 	$(PIP) install --quiet --editable . --constraint $(LOCK)
 	@touch $@
 
@@ -76,7 +77,7 @@ bench: $(VENV)/test  ## measurements, see benchmarks/
 lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet '.[dev]'
-	$(VENV)-lock/bin/python -m pip freeze --exclude atm > $(LOCK)
+	$(VENV)-lock/bin/python -m pip freeze --exclude atm-jax > $(LOCK)
 	rm -rf $(VENV)-lock
 
 clean:  ## remove the environment, builds and caches; keeps runs/

@@ -14,6 +14,11 @@ def read(name: str) -> str:
     return f.read()
 
 
+def read_constant(name: str) -> str:
+  """Returns a text that atm/__init__.py defines, without importing atm."""
+  return re.search(rf"^{name} = '(.+?)'", read('atm/__init__.py'), re.M)[1]
+
+
 def gin_packages() -> dict[str, str]:
   """gin/ is installed as data, inside atm: `gin` stays gin-config's name."""
   folders = sorted(
@@ -135,8 +140,8 @@ EXTRAS = {
 }
 
 setup(
-  name='atm',
-  version=re.search(r"__version__ = '(.+)'", read('atm/__init__.py')).group(1),
+  name=read_constant('DISTRIBUTION'),
+  version=read_constant('__version__'),
   description='The open, runnable AlexaTM 20B in JAX',
   long_description=read('README.md'),
   long_description_content_type='text/markdown',

@@ -6,6 +6,7 @@ model.generate(['All human beings are born'], mode='clm')
 """
 
 __version__ = '0.1.0'
+DISTRIBUTION = 'atm-jax'  # for pip; PyPI's `atm` is another project
 
 
 def load(directory: str, **options):

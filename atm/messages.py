@@ -14,6 +14,8 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence, Set
 
+from atm import DISTRIBUTION
+
 MOST_INT32 = 2**31 - 1  # programs count in int32
 # Have elements, but are no lists of a user's.
 NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)
@@ -50,6 +52,11 @@ def clock_text(seconds: float) -> str:
   if hours:
     return f'{hours}:{minutes:02d}:{seconds:02d}'
   return f'{minutes}:{seconds:02d}'
+
+
+def missing_extra(what: str, extra: str) -> str:
+  """Returns 'WHAT: pip install ...', with the extra of setup.py that has it."""
+  return f"{what}: pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def did_you_mean(name: str, known) -> str:

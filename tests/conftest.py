@@ -239,7 +239,7 @@ def pytest_collection_finish():
 def pytest_collection_modifyitems(items):
   """Tests that compile for TPUs run wherever libtpu is."""
   if importlib.util.find_spec('libtpu') is None:
-    why = "needs libtpu: make test-plan, or pip install 'atm[plan]'"
+    why = "needs libtpu: make test-plan, or pip install 'atm-jax[plan]'"
     for item in items:
       if item.get_closest_marker('libtpu'):
         item.add_marker(pytest.mark.skip(reason=why))

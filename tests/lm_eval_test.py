@@ -611,7 +611,7 @@ def test_atm_lm_eval(model, run, tasks, no_defaults, capsys, tmp_path):
       patch.delitem(sys.modules, 'atm.lm_eval')
       patch.delattr('atm.lm_eval', raising=False)
       assert main.main(['lm_eval', *bound]) == 2
-    assert "pip install 'atm[eval]'" in capsys.readouterr().err
+    assert "pip install 'atm-jax[eval]'" in capsys.readouterr().err
   finally:
     gin.clear_config()
 

@@ -41,6 +41,12 @@ def test_the_nearest_name_or_all():
   assert many.endswith(' ... (999 names).') and len(many) < 350
 
 
+def test_a_missing_extra_names_our_distribution():
+  assert messages.missing_extra('BLEU needs sacrebleu', 'eval') == (
+    "BLEU needs sacrebleu: pip install 'atm-jax[eval]'"
+  )
+
+
 def test_long_errors_keep_head_and_tail():
   text = messages.one_line('begin ' + 'x' * 999 + '\n end')
   assert text.startswith('begin') and text.endswith('end') and len(text) < 310

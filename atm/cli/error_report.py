@@ -15,10 +15,11 @@ import sys
 import tempfile
 import traceback
 
+from atm import __version__
 from atm.messages import CrashNote, list_frames, one_line
 
 LINE_WIDTH = 480  # of an error's line; `atm: error: ` stands in front
-VERSIONS = 'atm', 'jax', 'jaxlib', 'numpy', 'orbax-checkpoint'
+VERSIONS = 'jax', 'jaxlib', 'numpy', 'orbax-checkpoint'
 MEMORY_HINTS = {
   'RESOURCE_EXHAUSTED': 'the device has too little memory: use a smaller '
   'BATCH_SIZE, shorter TASK_FEATURE_LENGTHS, or another remat or mesh; '
@@ -84,7 +85,7 @@ def _format_command(command: list[str]) -> str:
 
 def _list_versions() -> str:
   """Returns the versions of Python and of what computes, and the machine."""
-  versions = [f'python {platform.python_version()}']
+  versions = [f'python {platform.python_version()}', f'atm {__version__}']
   for name in VERSIONS:
     try:
       versions.append(f'{name} {importlib.metadata.version(name)}')

@@ -18,6 +18,7 @@ from atm.messages import (
   check_number,
   check_path,
   check_texts,
+  missing_extra,
 )
 from atm.parallel import distributed
 
@@ -120,8 +121,9 @@ def _import_adapter():
     from atm import lm_eval
   except ModuleNotFoundError as e:
     raise ValueError(
-      f'no module {e.name!r}: lm-evaluation-harness comes with '
-      "pip install 'atm[eval]'"
+      missing_extra(
+        f'no module {e.name!r}: lm_eval needs lm-evaluation-harness', 'eval'
+      )
     ) from e
   return lm_eval
 

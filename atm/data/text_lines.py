@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from atm import fileio
-from atm.messages import one_line
+from atm.messages import missing_extra, one_line
 
 STDIN = ('-', '/dev/stdin')
 _ENDING = re.compile(
@@ -83,7 +83,7 @@ def import_zstandard():
     import zstandard
   except ImportError as e:
     raise ImportError(
-      "reading .zst needs zstandard: pip install 'atm[zstd]'"
+      missing_extra('reading .zst needs zstandard', 'zstd')
     ) from e
   return zstandard
 

@@ -2,7 +2,7 @@
 
 sacrebleu and rouge-score themselves count; the counts of any questions are
 summed here, so a bootstrap is a matrix product. Both libraries are
-`pip install 'atm[eval]'`, and are imported late.
+the extra [eval], and are imported late.
 
 A function of counts takes N answers, N truths (a reference or several), the
 language they are in and the vocabulary, and gives float64 [N, M]. A total takes
@@ -31,7 +31,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from atm import fileio
+from atm import fileio, messages
 from atm.evals.task import MissingData, Tokenizer
 
 # Of flores200_sacrebleu_tokenizer_spm.model, which is NLLB's vocabulary, in the
@@ -48,9 +48,8 @@ def import_library(name: str):
   try:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      f"{name.split('.')[0]} judges texts: pip install 'atm[eval]'"
-    ) from error
+    text = f'scoring texts needs {name.split(".")[0]}'
+    raise ModuleNotFoundError(messages.missing_extra(text, 'eval')) from error
 
 
 def written_text(text: str, vocabulary: Tokenizer) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from atm.messages import did_you_mean
+from atm.messages import did_you_mean, missing_extra
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import peak_flops
 
@@ -219,8 +219,9 @@ def pod_devices(pod: Pod) -> list:
     import libtpu  # noqa: F401
   except ImportError:
     raise ValueError(
-      f'TOPOLOGY = {pod.name!r}: to compile for TPUs without one takes libtpu: '
-      "pip install 'atm[plan]'"
+      missing_extra(
+        f'TOPOLOGY = {pod.name!r}: compiling for TPUs needs libtpu', 'plan'
+      )
     ) from None
   from jax.experimental import topologies
 

@@ -127,6 +127,6 @@ def test_other_metrics_have_none(monkeypatch):
 
   raise_(MissingData('no file'))
   assert scoring.resolve_metrics(task('chrf')) == ([], ['no file'])
-  raise_(ModuleNotFoundError("pip install 'atm[eval]'"))
+  raise_(ModuleNotFoundError("pip install 'atm-jax[eval]'"))
   with pytest.raises(ValueError, match='pip install'):
     scoring.resolve_metrics(task('chrf'))

@@ -56,7 +56,7 @@ def test_links_of_the_sides_that_a_group_spans():
 
 def test_a_missing_libtpu_is_one_line(monkeypatch):
   monkeypatch.setitem(sys.modules, 'libtpu', None)
-  with pytest.raises(ValueError, match=r"pip install 'atm\[plan\]'") as e:
+  with pytest.raises(ValueError, match=r"pip install 'atm-jax\[plan\]'") as e:
     hardware.find_target('v5p:4x4x8', mesh_lib.make_mesh)
   assert '\n' not in str(e.value)
 

@@ -1,6 +1,8 @@
 """A wheel holds gin files, text and templates, and works from anywhere."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +26,7 @@ def wheel(tmp_path_factory):
     check=True,
     cwd=out,
   )  # fmt: skip
-  return next(out.glob('atm-*.whl'))
+  return next(out.glob('atm_jax-*.whl'))
 
 
 def test_a_checkout_imports_tasks_as_atm_tasks():
@@ -45,7 +47,7 @@ def test_the_wheel_ships_what_the_checkout_has(wheel):
           path = os.path.relpath(os.path.join(where, file), f'{ROOT}/{folder}')
           assert f'{inside}/{path}' in names
   tops = {name.split('/')[0] for name in names}
-  assert tops == {'atm', 'atm_tasks', f'atm-{atm.__version__}.dist-info'}
+  assert tops == {'atm', 'atm_tasks', f'atm_jax-{atm.__version__}.dist-info'}
 
 
 def test_an_installed_copy_runs_from_any_directory(wheel, tmp_path):
@@ -86,7 +88,9 @@ def test_a_checkout_wins_over_folders_of_its_names(tmp_path):
     (clone / folder).mkdir(parents=True)
   for file in ('setup.py', 'pyproject.toml', 'README.md'):
     shutil.copy(os.path.join(ROOT, file), clone)
-  (clone / 'atm' / '__init__.py').write_text("__version__ = '0'")
+  (clone / 'atm' / '__init__.py').write_text(
+    "__version__ = '0'\nDISTRIBUTION = 'atm-jax'"
+  )
   (clone / 'tasks' / '__init__.py').touch()
   (tmp_path / 'atm_tasks').mkdir()
   python = lambda code, where: subprocess.run(
@@ -108,6 +112,57 @@ def test_a_checkout_wins_over_folders_of_its_names(tmp_path):
   other = tmp_path / 'other' / 'atm' / '__init__.py'
   other.touch()
   assert python(where, tmp_path / 'other') == [str(other), ours[1]]
+
+
+def list_texts() -> list[str]:
+  """Returns the paths of the checkout's texts: code, documents, settings."""
+  endings = '.py', '.md', '.gin', '.toml', '.yml', '.ipynb', '.cfg', 'Makefile'
+  folders = 'atm', 'tasks', 'gin', 'docs', 'tests', 'benchmarks', '.ci'
+  inner = (os.walk(os.path.join(ROOT, folder)) for folder in folders)
+  return [
+    os.path.join(folder, name)
+    for walk in [[(ROOT, [], os.listdir(ROOT))], *inner]
+    for folder, _, names in walk
+    for name in names
+    if name.endswith(endings) and name != os.path.basename(__file__)
+  ]
+
+
+def read_extras() -> set[str]:
+  """Returns the names of the extras in setup.py."""
+  with open(os.path.join(ROOT, 'setup.py')) as f:
+    (extras,) = (
+      node.value
+      for node in ast.parse(f.read()).body
+      if isinstance(node, ast.Assign) and node.targets[0].id == 'EXTRAS'
+    )
+  return {key.value for key in extras.keys}
+
+
+def test_pip_is_told_our_name_and_our_extras():
+  """Fault seen: `atm` is a stranger's distribution, and was named for pip."""
+  if not os.path.exists(os.path.join(ROOT, 'setup.py')):
+    pytest.skip('not a checkout')
+  # Up to the end of a line that does not go on, and of a code span.
+  install = re.compile(r'pip install((?:[^\n\\`]|\\\n|\\.)*)')
+  known = read_extras()
+  for path in list_texts():
+    with open(path, encoding='utf-8') as f:
+      text = f.read()
+    named = re.findall(r'(?<![\w./-])(atm[\w-]*)\[', text)
+    for arguments in install.findall(text):
+      named += re.findall(r'(?<![\w./-])atm[\w-]*(?![\w/])', arguments)
+    assert {*named} <= {atm.DISTRIBUTION}, path
+    asked = re.findall(rf'(?:{atm.DISTRIBUTION}|[\'"]\.)\[([\w,]+)\]', text)
+    if path.endswith('.py'):
+      asked += [
+        node.args[1].value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith('missing_extra')
+      ]
+    extras = {name for texts in asked for name in texts.split(',')}
+    assert extras <= known, f'{path}: {extras - known} are no extras'
 
 
 def test_releases_that_crash_are_neither_allowed_nor_locked():

@@ -475,7 +475,7 @@ def test_wrong_arguments_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=message):
       call()
   monkeypatch.setitem(sys.modules, 'zstandard', None)
-  with pytest.raises(ImportError, match=r"pip install 'atm\[zstd\]'"):
+  with pytest.raises(ImportError, match=r"pip install 'atm-jax\[zstd\]'"):
     folder_source(tmp_path)
 
 
