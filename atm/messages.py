@@ -59,12 +59,19 @@ def missing_extra(what: str, extra: str) -> str:
   return f"{what}: pip install '{DISTRIBUTION}[{extra}]'"
 
 
+def find_nearest(name: str, known) -> str | None:
+  """Returns the nearest of some names, capitals or not, or None."""
+  folded = {k.lower(): k for k in sorted(known, reverse=True)}
+  lower = name[:200].lower()
+  close = difflib.get_close_matches(lower, sorted(folded), n=1, cutoff=0.6)
+  return folded[close[0]] if close else None
+
+
 def did_you_mean(name: str, known) -> str:
   """Returns ' Did you mean X?' for the nearest of `known`, else names some."""
   known = sorted(known)
-  close = difflib.get_close_matches(name[:200], known, n=1, cutoff=0.6)
-  if close:
-    return f' Did you mean {quote(close[0])}?'
+  if near := find_nearest(name, known):
+    return f' Did you mean {quote(near)}?'
   names, most = ', '.join(known), 300
   if len(names) > most:  # such as of all tensors of a model
     names = f'{names[:most].rpartition(", ")[0]} ... ({len(known):,} names)'

@@ -2,7 +2,8 @@
 
 python docs/rooms.py
 
-The import statements are the only input. A room stands above all rooms that it
+The import statements are the only input, and texts 'atm.room.module:name', of
+what is imported later. A room stands above all rooms that it
 imports. Arrows implied by a longer path are pale.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WIDTH, BOX, HEIGHT, ROW = 760, 128, 34, 78  # pixels
@@ -37,6 +39,9 @@ def imports() -> dict[str, set[str]]:
             imported.update(alias.name for alias in node.names)
           elif parts[0] == 'atm':
             imported.add(parts[1])
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+          if late := re.fullmatch(r'atm\.(\w+)\.[\w.]+:\w+', node.value):
+            imported.add(late[1])
   return {
     room: {other for other in imported if other in rooms and other != room}
     for room, imported in rooms.items()

@@ -36,6 +36,10 @@ def test_the_nearest_name_or_all():
   assert messages.did_you_mean('tnsor', ('tensor', 'data')).endswith(
     "'tensor'?"
   )
+  assert messages.find_nearest(
+    'train_steps', ('STEPS', 'TRAIN_STEPS', 'a')
+  ) == ('TRAIN_STEPS')
+  assert messages.find_nearest('x', ('abc',)) is None
   assert messages.did_you_mean('xyz', ('b', 'a')) == ' Known: a, b.'
   many = messages.did_you_mean('xyz', [f'layers.{i}' for i in range(999)])
   assert many.endswith(' ... (999 names).') and len(many) < 350

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from absl import logging
 
 import gin
-from atm.cli import gin_reader
+from atm.cli import gin_names, gin_reader, run_settings
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import Binding, Reference, UserError, replace_references
 from atm.messages import did_you_mean, list_checks, quote
@@ -26,49 +26,11 @@ from atm.messages import did_you_mean, list_checks, quote
 
 def configurables() -> dict[str, Callable]:
   """Returns gin name -> what gin may bind, besides atm_tasks' GIN list."""
-  # The names are those of the first version, so that no gin file breaks.
-  from atm.checkpoint import convert
-  from atm.cli import chat as chat_lib
-  from atm.cli import lm_eval_command
-  from atm.data import cache as cache_lib
-  from atm.data import mixture_stats, vocabulary_training
-  from atm.evals import during_training, runner
-  from atm.inference import file_jobs, sampling
-  from atm.model import config as config_lib
-  from atm.pages import compare_page, inspect_data, train_page
-  from atm.parallel import distributed, mesh, sharding
-  from atm.plan import command, decode_plan, train_plan
-  from atm.train import config as train_config
-  from atm.train import optimizer
-
-  return {
-    'atm.cache.build': cache_lib.build,
-    'atm.chat.chat': chat_lib.ChatCommand,
-    'atm.compare.compare': compare_page.compare_evaluations,
-    'atm.convert.export_weights': convert.export_weights,
-    'atm.convert.import_weights': convert.import_weights,
-    'atm.data.vocab': vocabulary_training.train_vocabulary,
-    'atm.choosing.Config': sampling.Config,
-    'atm.files.infer_file': file_jobs.InferJob,
-    'atm.files.score_file': file_jobs.ScoreJob,
-    'atm.harness.evaluate': lm_eval_command.LmEvalCommand,
-    'atm.look.inspect': inspect_data.inspect,
-    'atm.mixture.show': mixture_stats.show_mixture,
-    'atm.model.Config': config_lib.ModelConfig,
-    'atm.optimizer.Config': optimizer.OptimizerConfig,
-    'atm.plan.plan': train_plan.plan,
-    'atm.plan_decode.plan_rows': decode_plan.plan_rows,
-    'atm.plan_decode.program': decode_plan.program,
-    'atm.planner.run': command.run,
-    'atm.run_page.write': train_page.write_train_page,
-    'atm.sharding.Rules': sharding.Rules,
-    'atm.sharding.mesh': mesh.make_mesh,
-    'atm.sharding.start': distributed.start_jax,
-    'atm.suite.Asker': during_training.FewShotEvaluator,
-    'atm.suite.evaluate': runner.SuiteEvaluation,
-    'atm.trainer.train': train_config.TrainConfig,
-    'atm.vocabulary.train': vocabulary_training.train_sentencepiece,
-  }
+  found = {}
+  for name, target in gin_names.CONFIGURABLES.items():
+    module, _, attribute = target.partition(':')
+    found[name] = getattr(importlib.import_module(module), attribute)
+  return found
 
 
 # From a name, what gin binds under it, with its parameters bound.
@@ -158,21 +120,7 @@ def register_configurable(function: Callable, name: str) -> None:
 
 def find_configurable(selector: str) -> str | None:
   """Returns the full name of what gin finds under a selector, if it is ours."""
-  names = gin.config._REGISTRY.matching_selectors(selector)
-  return names[0] if len(names) == 1 and names[0] in _registered else None
-
-
-def check_configurable(selector: str, where: str) -> str:
-  """Returns a configurable's full name; raises UserError for an unknown one."""
-  name = find_configurable(selector)
-  if name is None:
-    short = {'.'.join(name.split('.')[-2:]) for name in _registered}
-    ours = [n for n in _registered if f'.{n}'.endswith(f'.{selector}')]
-    what = 'is ambiguous' if ours else 'is nothing gin may bind'
-    raise UserError(
-      f'{where}: {quote(selector)} {what}.' + did_you_mean(selector, short)
-    )
-  return name
+  return gin_names.find_name(selector, _registered)
 
 
 # XLA runs the assembler of a folder that it is given, and writes where it is
@@ -228,7 +176,7 @@ def check_parameters(
     if not binding.parameter:
       found.append(((binding.name, 'gin.macro', 'value'), binding.value))
       continue
-    name = check_configurable(binding.selector, binding.where)
+    name = gin_names.check_name(binding.selector, binding.where, _registered)
     known = inspect.signature(_registered[name]).parameters
     if binding.parameter not in known:
       raise UserError(
@@ -277,7 +225,7 @@ def _check_reference(
   value = binding.value
   parameter = inspect.signature(_registered[name]).parameters[binding.parameter]
   if isinstance(value, Reference) and not value.is_macro:
-    target = check_configurable(value.selector, binding.where)
+    target = gin_names.check_name(value.selector, binding.where, _registered)
     pure = {r for rs in allowed.values() for r in rs if r[1]}
     fits = (
       (target, value.evaluate) in expected
@@ -291,7 +239,7 @@ def _check_reference(
     fits = not re.search('Callable|Console', str(parameter.annotation))
   if fits or module_of(name) in trusted and not isinstance(value, Reference):
     return
-  short = lambda name: '.'.join(name.split('.')[-2:])
+  short = gin_names.shorten
   what = ' or '.join(f'@{short(n)}' + '()' * call for n, call in expected)
   raise UserError(
     f'{binding.where}: {binding.name} = {quote(value)}: '
@@ -363,8 +311,7 @@ def last_configuration() -> tuple[Configuration, set[str]]:
 def get_origin(name: str) -> str | None:
   """Returns the gin file that binds a macro last; None: no file does."""
   macro = _applied[3].macros.get(name)
-  file, line, _ = (macro.where if macro else '').rpartition(', line ')
-  return file if line else None
+  return macro and macro.file
 
 
 def check_configuration(
@@ -394,21 +341,32 @@ def bind_configuration(configuration: Configuration, modules: set[str]) -> None:
 
 
 def apply_config(
-  files: list[str], bindings: list[str], modules: set[str]
-) -> None:
+  files: list[str],
+  bindings: list[str],
+  modules: set[str],
+  run: str | None = None,
+) -> list[str]:
   """Reads and checks a configuration whole, then binds what was checked.
 
   Args:
     files: paths of gin files; later ones win.
     bindings: NAME=VALUE lines, which win over files.
     modules: those named by --import.
+    run: whose settings they are, see `run_settings.check_run`; None: of any.
+
+  Returns:
+    Lines that tell what is not used.
 
   Raises:
     UserError: names the file and line, and what was expected.
   """
   configuration = gin_reader.read_configuration(files, bindings)
+  notes = []
+  if run is not None:
+    notes = run_settings.check_run(run, configuration, modules)
   _applied[:] = files, bindings, modules, configuration
   bind_configuration(configuration, modules)
+  return notes
 
 
 def _as_gin_reference(reference: Reference) -> gin.config.ConfigurableReference:

@@ -24,6 +24,7 @@ MOST_TEXT = 4096
 MOST_JOINED = 16_000_000
 JOIN_COST = 25  # characters
 
+ARGUMENT = '--gin.'  # begins a binding of the command line
 REQUIRED = ('gin.REQUIRED', 'REQUIRED')  # the one constant, as gin finds it
 
 
@@ -98,6 +99,18 @@ class Binding:
     scope = f'{self.scope}/' if self.scope else ''
     end = f'.{self.parameter}' if self.parameter else ''
     return f'{scope}{self.selector}{end}'
+
+  @property
+  def file(self) -> str | None:
+    """The path of the file that has the statement; None: no file has."""
+    file, line, _ = self.where.rpartition(', line ')
+    is_argument = self.where.startswith(ARGUMENT)
+    return file if line and not is_argument else None
+
+  @property
+  def line(self) -> str:
+    """The number of the statement's line in its file."""
+    return self.where.rpartition(', line ')[2]
 
 
 @dataclasses.dataclass
@@ -180,7 +193,7 @@ def parse_text(
       f'{where}: over {MOST_CHARACTERS:,} characters of gin in all'
     )
   _check_characters(text, where)
-  is_file = not where.startswith('--gin.')
+  is_file = not where.startswith(ARGUMENT)
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # of '\d' in a text

@@ -95,7 +95,8 @@ def run_command(arguments: list[str]) -> None:
     print(commands.list_runs())
     return
   run, files, bindings, modules = parse_arguments(arguments)
-  gin_config.apply_config(files, bindings, modules)
+  for note in gin_config.apply_config(files, bindings, modules, run):
+    print(f'atm: {note}', file=sys.stderr)
   from atm.parallel import xla_options
 
   xla_options.set_flags()
