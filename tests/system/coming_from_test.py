@@ -1,0 +1,82 @@
+"""Pages for users of other libraries name settings that exist here."""
+
+import dataclasses
+import inspect
+import os
+import re
+
+import pytest
+
+import atm
+from atm.cli import commands, gin_config
+from atm.inference import api, sampling
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
+PAGES = [f for f in sorted(os.listdir(f'{ROOT}/docs')) if f.startswith('from-')]
+
+
+def settings() -> set[str]:
+  """Returns the names of all runs' settings."""
+  found = set()
+  for folder in ('runs', 'data'):
+    for name in os.listdir(f'{ROOT}/gin/{folder}'):
+      with open(f'{ROOT}/gin/{folder}/{name}', encoding='utf-8') as f:
+        found |= set(re.findall(r'^([A-Z]\w+) =', f.read(), flags=re.M))
+  return found
+
+
+def has_parameter(path: str) -> bool:
+  """Tells whether gin may bind configurable.parameter."""
+  import atm_tasks
+
+  name, _, parameter = path.rpartition('.')
+  known = {f'atm.{f.__name__}': f for f in atm_tasks.GIN}
+  known |= {f'atm_tasks.{f.__name__}': f for f in atm_tasks.GIN}
+  known |= gin_config.configurables()
+  function = known.get(name, known.get(f'atm.{name}'))
+  return function and parameter in inspect.signature(function).parameters
+
+
+def has_method(path: str, arguments: list[str]) -> bool:
+  """Tells whether `atm` or a model has a method with these arguments."""
+  owner, name = path.split('.')
+  method = getattr(api.Model if owner == 'model' else atm, name, None)
+  if owner == 'atm' and name == 'load':
+    method = api.load
+  if method is None:
+    return False
+  known = set(inspect.signature(method).parameters)
+  if name == 'generate':
+    known |= set(inspect.signature(api.Model.complete).parameters)
+    known |= {f.name for f in dataclasses.fields(sampling.Config)}
+  return set(arguments) <= known
+
+
+def exists(span: str) -> bool:
+  """Tells whether a code span names what atm has."""
+  macro = re.fullmatch(r'([A-Z][A-Z0-9_]+)( = .*|=.*)?', span)
+  parameter = re.fullmatch(r'((?:\w+\.){1,2}\w+)(?: = .*)?', span)
+  method = re.fullmatch(r'((?:atm|model)\.\w+)(\(.*\))?', span)
+  if macro:
+    return macro[1] in settings()
+  if method:
+    return has_method(method[1], re.findall(r'(\w+)=', method[2] or ''))
+  if span.startswith('atm '):
+    names = re.findall(r'--gin\.([A-Z_]+)', span)
+    return span.split()[1] in commands.RUNS and set(names) <= settings()
+  if span.endswith('.gin') or '/' in span:
+    tops = '', 'gin/'
+    return any(os.path.exists(f'{ROOT}/{top}{span}') for top in tops)
+  if parameter:
+    return bool(has_parameter(parameter[1]))
+  return span in ('--import', '--gin_file', '--gin.NAME=VALUE')
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_what_the_second_column_names_exists(page):
+  with open(f'{ROOT}/docs/{page}', encoding='utf-8') as f:
+    rows = re.findall(r'^\| (.*) \|$', f.read(), flags=re.M)
+  cells = [row.split(' | ')[1] for row in rows]
+  spans = [s for cell in cells for s in re.findall(r'`([^`]+)`', cell)]
+  assert len(spans) > 50
+  assert not [span for span in spans if not exists(span)]
