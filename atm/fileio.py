@@ -84,15 +84,17 @@ def check_output(
   path: str,
   inputs: Sequence[str] = (),
   is_ours: Callable[[bytes], bool] = lambda line: True,
+  overwrite: bool = False,
 ) -> str:
   """Returns the path of a file to write; to be called before work begins.
 
   Args:
     name: of the setting, as a user writes it.
-    path: where the file is to be; one that is there will be replaced.
+    path: where the file is to be.
     inputs: files that it must not be.
-    is_ours: tells by its first line whether a file that is there may be
-      replaced.
+    is_ours: tells by its first line whether a file that is there is an output
+      of the command; no other is replaced.
+    overwrite: replace an output that is there.
 
   Raises:
     ValueError: no file can be written there, or it is an input or a user's.
@@ -117,6 +119,11 @@ def check_output(
       raise ValueError(
         f'{given} is there already, and is no output of this command: give '
         'another, or move it away'
+      )
+    if line and not overwrite:
+      raise ValueError(
+        f'{given} is there already: OVERWRITE=True replaces it, when the new '
+        'one is whole; or give another'
       )
   try:  # permissions alone do not tell: a disk may be read-only, a name long
     with open(trial := f'{target}.partial-{os.getpid()}', 'wb'):

@@ -49,9 +49,7 @@ def clock_text(seconds: float) -> str:
   """Formats seconds as m:ss, or as h:mm:ss."""
   minutes, seconds = divmod(int(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours}:{minutes:02d}:{seconds:02d}'
-  return f'{minutes}:{seconds:02d}'
+  return f'{f"{hours}:{minutes:02d}" if hours else minutes}:{seconds:02d}'
 
 
 def missing_extra(what: str, extra: str) -> str:
@@ -67,15 +65,17 @@ def find_nearest(name: str, known) -> str | None:
   return folded[close[0]] if close else None
 
 
-def did_you_mean(name: str, known) -> str:
-  """Returns ' Did you mean X?' for the nearest of `known`, else names some."""
+def did_you_mean(name: str, known, every: bool = False) -> str:
+  """Returns ' Did you mean X?' for the nearest; else, or if `every`, names."""
   known = sorted(known)
-  if near := find_nearest(name, known):
-    return f' Did you mean {quote(near)}?'
+  near = find_nearest(name, known)
+  hint = f' Did you mean {quote(near)}?' if near else ''
+  if hint and not every:
+    return hint
   names, most = ', '.join(known), 300
   if len(names) > most:  # such as of all tensors of a model
     names = f'{names[:most].rpartition(", ")[0]} ... ({len(known):,} names)'
-  return f' Known: {names}.'
+  return f'{hint} Known: {names}.'
 
 
 def quote(value, width: int = 80) -> str:
@@ -347,13 +347,16 @@ def check_arguments(**checks: Callable) -> Callable:
 
 def _check_names(function: str, parameters, given: dict) -> None:
   """Raises TypeError for a named argument that a function has not."""
-  known = {parameter.name for parameter in parameters}
-  if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+  known = {p.name for p in parameters if p.name != 'self'}
+  if any(p.kind is p.VAR_KEYWORD for p in parameters):
     return
-  for name in given:
-    if name not in known:
-      near = did_you_mean(name, known - {'self'})
-      raise TypeError(f'{function} has no argument {quote(name)}.{near}')
+  for name in given.keys() - known:
+    hint = did_you_mean(name, known, every=True)
+    for p in parameters:  # whose default carries such a setting
+      if name in getattr(type(p.default), '__dataclass_fields__', ()):
+        kind = type(p.default).__name__
+        hint = f' Did you mean {p.name}={kind}({name}=...)?{hint}'
+    raise TypeError(f'{function} has no argument {quote(name)}.{hint}')
 
 
 @functools.cache

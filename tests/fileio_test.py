@@ -147,10 +147,14 @@ def test_an_output_replaces_no_file_of_a_user(tmp_path):
   """Fault seen: notes named as OUTPUT were replaced at the end."""
   path = tmp_path / 'notes.txt'
   is_ours = lambda line: line.startswith(b'{')
-  check = lambda: fileio.check_output('OUTPUT', str(path), is_ours=is_ours)
+  check = lambda overwrite=True: fileio.check_output(
+    'OUTPUT', str(path), is_ours=is_ours, overwrite=overwrite
+  )
   check()
   path.write_text('{"output": 1}\nx')
   check()
+  with pytest.raises(ValueError, match='there already: OVERWRITE=True repl'):
+    check(overwrite=False)
   path.write_text('')
   check()
   path.write_text('mine\n{')

@@ -17,11 +17,13 @@ import rich.text
 from atm import fileio
 from atm.data import text_reader
 from atm.inference import api, prompts, sampling
+from atm.inference.framing import TRUNCATIONS
 from atm.messages import check_choice, check_text, check_texts, one_line, quote
 
 HELP = {
   '/mode clm|denoise': 'continue the text, or complete it',
   '/set NAME VALUE': 'choose tokens by temperature, top_p, max_tokens, ...',
+  '/truncate refuse|start|end': 'a long prompt is refused, or cut there',
   '/stop STRING ...': 'end an output at these; none: at the end token only',
   '/template NAME': 'ask in a template, summary or so; none: plain text',
   '/shots FILE': "examples to learn from, JSONL of the template's fields",
@@ -40,7 +42,7 @@ ISOLATE, POP = '\u2068', '\u2069'
 class Chat:
   """A conversation and its settings; each line is a prompt of its own.
 
-  See `api.Model.complete` for mode, config and stop.
+  See `api.Model.complete` for mode, config, stop and truncate.
   """
 
   model: api.Model
@@ -48,6 +50,7 @@ class Chat:
   mode: str = 'clm'
   config: sampling.Config = sampling.Config()
   stop: tuple[str, ...] = ()
+  truncate: str = 'refuse'
   template: prompts.Template | None = None
   # Examples for the template.
   shots: list[dict] = dataclasses.field(default_factory=list)
@@ -83,7 +86,8 @@ class Chat:
   def _show(self, rest: str) -> None:
     name = self.template.name if self.template else 'none'
     self._table({
-      'mode': self.mode, 'stop': ' '.join(map(repr, self.stop)) or 'none',
+      'mode': self.mode, 'truncate': self.truncate,
+      'stop': ' '.join(map(repr, self.stop)) or 'none',
       'template': name, 'shots': len(self.shots),
       **dataclasses.asdict(self.config),
     })  # fmt: skip
@@ -97,6 +101,10 @@ class Chat:
   def _mode(self, rest: str) -> None:
     check_choice('mode', rest, prompts.MODES)
     self.mode = rest
+
+  def _truncate(self, rest: str) -> None:
+    check_choice('truncate', rest, TRUNCATIONS)
+    self.truncate = rest
 
   def _set(self, rest: str) -> None:
     name, _, value = rest.partition(' ')
@@ -138,8 +146,13 @@ class Chat:
     text = self.prompt(rest)
     shown = rich.text.Text(f'{ISOLATE}{text}{POP}')
     self.console.print(shown, soft_wrap=True)
-    count = len(self.model.encode(text, self.mode))
-    self.console.print(f'[dim]{count} tokens[/]')
+    count, most = self._count(text), self.model.config.positions
+    room = f', of which {most} have room' if count > most else ''
+    self.console.print(f'[dim]{count} tokens{room}[/]')
+
+  def _count(self, text: str) -> int:
+    """Returns how many tokens a prompt has, framed."""
+    return len(self.model.encode(text, self.mode))
 
   def _again(self, rest: str) -> None:
     if not self.last:
@@ -169,7 +182,7 @@ class Chat:
     start, first, size = time.perf_counter(), None, 0
     if self.config.beams > 1 or self.config.results > 1:
       (found,) = self.model.complete(
-        [self.last], self.mode, self.config, stop=stop
+        [self.last], self.mode, self.config, stop=stop, truncate=self.truncate
       )
       for one in found:
         shown = rich.text.Text(f'{ISOLATE}{one.text}{POP} ')
@@ -177,15 +190,19 @@ class Chat:
         size += len(one.ids)
     else:
       out.print(ISOLATE, end='')
-      for piece in self.model.stream(self.last, self.mode, self.config, stop):
+      for piece in self.model.stream(
+        self.last, self.mode, self.config, stop, truncate=self.truncate
+      ):
         first = first or time.perf_counter() - start
         size += len(self.model.vocabulary.encode(piece))
         # A Text, for in a string rich reads `:smile:` as an emoji.
         out.print(rich.text.Text(piece), end='', soft_wrap=True)
       out.print(POP)
     seconds = time.perf_counter() - start
+    cut = max(0, self._count(self.last) - self.model.config.positions)
+    cut = f', {cut} of the prompt cut at its {self.truncate}' if cut else ''
     begun = f', the first after {first:.1f} s' if first else ''
-    out.print(f'[dim]about {size} tokens in {seconds:.1f} s{begun}[/]')
+    out.print(f'[dim]about {size} tokens in {seconds:.1f} s{begun}{cut}[/]')
 
 
 @dataclasses.dataclass
@@ -193,18 +210,20 @@ class ChatCommand(api.ModelSource):
   """`atm chat`: reads prompts and commands until /quit or the input's end.
 
   Attributes:
-    mode, config: what the conversation begins with.
+    mode, config, truncate: what the conversation begins with.
     read: reads a line, given the prompt to show; raises EOFError at the end.
     console: where to write; None: standard output.
   """
 
   mode: str = 'clm'
   config: sampling.Config = sampling.Config()
+  truncate: str = 'refuse'
   read: Callable[[str], str] = input
   console: rich.console.Console | None = None
 
   checks = api.ModelSource.checks | {
     'mode': partial(check_choice, 'MODE', known=prompts.MODES),
+    'truncate': partial(check_choice, 'TRUNCATE', known=TRUNCATIONS),
   }
 
   def run(self) -> None:
@@ -218,7 +237,7 @@ class ChatCommand(api.ModelSource):
     if self.read is input:
       _read_any_bytes()
     _keep_history()
-    chat = Chat(model, console, self.mode, self.config)
+    chat = Chat(model, console, self.mode, self.config, truncate=self.truncate)
     console.print(
       f'[bold]step {model.step:,} of {rich.markup.escape(self.model_dir)}[/]  '
       f'[dim]mode {self.mode}, /help for commands[/]'

@@ -41,6 +41,7 @@ class LmEvalCommand(api.ModelSource):
     batch_size: requests at a time.
     include_path: a folder of YAML files, more tasks.
     log_samples: write every request and answer, too.
+    overwrite: replace an output that is there.
     say: prints a text.
   """
 
@@ -53,6 +54,7 @@ class LmEvalCommand(api.ModelSource):
   batch_size: int = 32
   include_path: str | None = None
   log_samples: bool = False
+  overwrite: bool = False
   say: Callable[[str], None] = print
 
   checks = api.ModelSource.checks | {
@@ -83,7 +85,9 @@ class LmEvalCommand(api.ModelSource):
     if self.output is not None and distributed.is_main_process():
       os.makedirs(os.path.dirname(self.output) or os.curdir, exist_ok=True)
       is_ours = lambda line: line.startswith(b'{')
-      fileio.check_output('OUTPUT', self.output, is_ours=is_ours)
+      fileio.check_output(
+        'OUTPUT', self.output, is_ours=is_ours, overwrite=self.overwrite
+      )
     model = self.load()
     os.environ['DISABLE_MULTIPROC'] = '1'  # of BLEU's resamplings, see above
     results = simple_evaluate(

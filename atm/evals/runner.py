@@ -20,7 +20,7 @@ from atm.data.vocabulary import Vocabulary
 from atm.evals import metrics, predict, results, scoring
 from atm.evals.predict import request_of, sample_questions
 from atm.evals.task import MissingData, Question, Task
-from atm.inference import api, file_jobs
+from atm.inference import api, partial_results
 from atm.messages import check_count, check_path, check_seed
 from atm.parallel import distributed
 
@@ -209,9 +209,9 @@ class SuiteEvaluation(api.ModelSource):
       answers, tokens = predict.predict(model, task, some, self.batch_size)
       return dict(zip(numbers, answers)), tokens
 
-    partial = file_jobs.PartialResults(path, settings, len(rows))
+    partial = partial_results.PartialResults(path, settings, len(rows))
     lengths = [len(str(request)) for request in requests]
-    file_jobs.compute_missing(
+    partial_results.compute_missing(
       rows, lengths, partial, BATCHES_PER_CHUNK * self.batch_size, compute,
       lambda text: self._log(f'  {text}'),
     )  # fmt: skip

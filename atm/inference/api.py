@@ -14,7 +14,6 @@ from atm.checkpoint import pretrained
 from atm.data.vocabulary import Vocabulary
 from atm.inference import (
   bucketing,
-  loglikelihood,
   prompts,
   sampling,
   stop_strings,
@@ -22,11 +21,12 @@ from atm.inference import (
 from atm.inference import generate as generate_lib
 from atm.inference.few_shot import FewShotMixin
 from atm.inference.framing import (
+  TRUNCATIONS,
   Framing,
   check_numbers,
-  check_tables,
 )
-from atm.inference.outputs import Generation, collect, fetch
+from atm.inference.outputs import Generation, collect
+from atm.inference.target_scoring import ScoringMixin
 from atm.messages import (
   check_arguments,
   check_choice,
@@ -38,6 +38,8 @@ from atm.messages import (
   check_path,
   check_seed,
   check_text,
+  did_you_mean,
+  quote,
 )
 from atm.model import compiler_check
 from atm.model.config import CONFIG_CHOICES, ModelConfig
@@ -48,17 +50,18 @@ from atm.parallel.sharding import Rules
 
 _check_call = check_arguments(
   inputs=partial(check_list, 'inputs'),
-  targets=partial(check_list, 'targets'),
   text=partial(check_text, 'text'),
   mode=partial(check_choice, 'mode', known=prompts.MODES),
   batch_size=partial(check_count, 'batch_size'),
   number=partial(check_seed, 'number'),
-  stop=None,  # by Framing, as what the others are made of
+  truncate=partial(check_choice, 'truncate', known=TRUNCATIONS),
+  # By Framing, which makes rows of them.
+  **dict.fromkeys(('ids', 'stop')),
 )
 
 
 @dataclasses.dataclass(eq=False)
-class Model(FewShotMixin):
+class Model(ScoringMixin, FewShotMixin):
   """A trained model with its vocabulary, ready to generate.
 
   Attributes:
@@ -88,88 +91,33 @@ class Model(FewShotMixin):
   def _use(self):
     return sharding.use_mesh(self.mesh, self.rules)
 
-  # --- Scoring
-
-  def logits(self, encoder_ids, decoder_ids, encoder_mask=None) -> np.ndarray:
-    """Returns the logits of every next token, teacher-forced.
-
-    Args:
-      encoder_ids: [B, S] integers.
-      decoder_ids: [B, T] integers, the decoder's inputs: they begin with
-        Config.start_id.
-      encoder_mask: [B, S], 0 on padding; default: no padding.
-
-    Returns:
-      float32 [B, T, V].
-    """
-    arrays = check_tables(encoder_ids, decoder_ids, encoder_mask, self.config)
-    model = AlexaTM(self.config)
-    with self._use():
-      logits = loglikelihood.next_token_logits(model, self.params, *arrays)
-    return fetch(logits)
-
-  def score(
-    self, inputs, targets, mode: str = 'clm', batch_size: int = 32
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the log-probabilities of targets, teacher-forced.
-
-    Args:
-      inputs, mode: see `complete`.
-      targets: texts, which end in `</s>`, or lists of ids, scored as they are.
-      batch_size: pairs scored at a time.
-
-    Returns:
-      (summed log-probabilities float64 [N], token counts int [N]).
-
-    Raises:
-      ValueError: not as many targets as inputs, or one is too long or empty.
-    """
-    return self.likelihoods(inputs, targets, None, mode, batch_size)[:2]
-
-  @_check_call
-  def likelihoods(
-    self,
-    inputs,
-    targets,
-    given: Sequence[int] | None = None,
-    mode: str = 'clm',
-    batch_size: int = 32,
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores the ends of targets, and tells which greedy decoding writes.
-
-    Args:
-      inputs, targets, mode, batch_size: see `score`.
-      given: how many of each target's first tokens the decoder reads, but are
-        not scored; None: all are.
-
-    Returns:
-      `score`'s, and bool [N]: no token has a greater logit than one scored, in
-      its place.
-
-    Raises:
-      ValueError: see `score`; or nothing of a target is left to score.
-    """
-    if len(inputs) != len(targets):
-      raise ValueError(f'{len(inputs)} inputs, but {len(targets)} targets')
-    given = check_numbers('given', given, len(targets))
-    return loglikelihood.score_pairs(
-      AlexaTM(self.config), self.params, self.mesh, self.rules,
-      self.ids(inputs, mode), self.ids(targets, None), given, batch_size,
-    )  # fmt: skip
-
   # --- Framing
 
-  def ids(self, inputs, mode: str | None) -> list[list[int]]:
-    """Returns what the model reads of each input, see `Framing.inputs`."""
-    return self._framing.inputs(inputs, mode)
+  @check_arguments(
+    inputs=None,  # as of targets, by Framing
+    mode=partial(check_choice, 'mode', known=prompts.MODES, optional=True),
+    truncate=partial(check_choice, 'truncate', known=TRUNCATIONS),
+  )
+  def ids(
+    self,
+    inputs: Sequence[str] | Sequence[Sequence[int]],
+    mode: str | None,
+    truncate: str = 'refuse',
+  ) -> list[list[int]]:
+    """Returns the ids that the model reads of each input, see `complete`.
+
+    With mode None they are those of targets, see `score`.
+    """
+    return self._framing.inputs(inputs, mode, truncate)
 
   @_check_call
   def encode(self, text: str, mode: str = 'clm') -> list[int]:
-    """Returns a text's encoder ids: `<s> [CLM] text </s>`, see `framed`."""
+    """Returns a text's encoder ids, of any length, see `framed`."""
     return self._framing.encode(text, mode)
 
+  @_check_call
   def framed(self, ids: Sequence[int], mode: str = 'clm') -> list[int]:
-    """Frames the ids of a text for the encoder, see `Framing.frame`."""
+    """Returns `<s> [CLM] ids </s>`; in 'denoise' there is no `[CLM]`."""
     return self._framing.frame(ids, mode)
 
   # --- Generation
@@ -186,8 +134,8 @@ class Model(FewShotMixin):
 
     Args:
       inputs, mode, batch_size: see `complete`.
-      options: `prefixes`, `stop`, `banned` of `complete`, and the fields of
-        `sampling.Config`, greedy by default.
+      options: `prefixes`, `stop`, `banned`, `truncate` of `complete`, and the
+        fields of `sampling.Config`, greedy by default.
 
     Returns:
       Texts for texts, ids (without start, end and padding) for ids, in order.
@@ -196,8 +144,11 @@ class Model(FewShotMixin):
       ValueError: see `complete`; or an option of another name.
     """
     fields = [field.name for field in dataclasses.fields(sampling.Config)]
+    known = ('batch_size', 'prefixes', 'stop', 'banned', 'truncate', *fields)
     for name in options:
-      check_choice('option', name, ('prefixes', 'stop', 'banned', *fields))
+      if name not in known:
+        near = did_you_mean(name, known, every=True)
+        raise ValueError(f'generate has no option {quote(name)}.{near}')
     chosen = {name: options.pop(name) for name in fields if name in options}
     options |= dict(config=sampling.Config(**chosen), batch_size=batch_size)
     return [
@@ -216,6 +167,7 @@ class Model(FewShotMixin):
     banned: Sequence[str] | Sequence[Sequence[int]] = (),
     batch_size: int = 32,
     numbers: Sequence[int] | None = None,
+    truncate: str = 'refuse',
   ) -> list[list[Generation]]:
     """Returns, of each input, config.results generations, the best first.
 
@@ -234,13 +186,16 @@ class Model(FewShotMixin):
       batch_size: inputs decoded at a time, those of a like length together.
       numbers: of the inputs, for sampling: an input's tokens depend on its
         number and the seed, not on the others. Default: 0, 1, ...
+      truncate: what becomes of an input with more tokens than Config.positions:
+        'refuse' raises, 'start' cuts tokens at the input's start, 'end' at its
+        end. `<s> [CLM]` and `</s>` stay. `Generation.truncated` counts them.
 
     Raises:
       ValueError: an unknown mode, or an input, prefix or number of tokens that
         Config.positions has no room for, which it names.
     """
     framing = self._framing
-    ids = framing.inputs(inputs, mode)
+    ids, cuts = framing.fit(framing.frame_all(inputs, mode), mode, truncate)
     prefixes = framing.prefixes(prefixes, len(ids))
     stop = framing.stops(stop)
     sampler = sampling.Sampler.from_config(
@@ -262,7 +217,9 @@ class Model(FewShotMixin):
         outputs = run(*given, **named)
       collected = collect(outputs, rows[1], self.vocabulary, stop)
       for i, generations in zip(chosen, collected):
-        out[i] = generations
+        out[i] = [
+          dataclasses.replace(x, truncated=cuts[i]) for x in generations
+        ]
     return out
 
   def _batch(self, ids, prefixes, numbers, sampler, max_tokens, batch_size):
@@ -281,11 +238,13 @@ class Model(FewShotMixin):
     config: sampling.Config = sampling.Config(),
     stop: Sequence[str] = (),
     number: int = 0,
+    truncate: str = 'refuse',
   ) -> Iterator[str]:
     """Returns the output of one input, as `complete` gives it, in pieces.
 
     Args:
-      text, mode, config, stop: see `complete`; greedy or sampled, one result.
+      text, mode, config, stop, truncate: see `complete`; greedy or sampled, one
+        result.
       number: of the input, for sampling.
 
     Raises:
@@ -299,7 +258,8 @@ class Model(FewShotMixin):
     framing = self._framing
     stop = framing.stops(stop)
     batch, T, sampler = self._batch(
-      framing.inputs([text], mode), framing.prefixes(None, 1), [number],
+      framing.inputs([text], mode, truncate), framing.prefixes(None, 1),
+      [number],
       sampling.Sampler.from_config(config, (), framing.stop_table(stop)),
       config.max_tokens, 1,
     )  # fmt: skip
@@ -383,10 +343,15 @@ class ModelSource:
   def __post_init__(self):
     check_fields(self)
 
-  def load(self) -> Model:
-    """Reads the model; raises what `load` raises."""
+  def open(self) -> pretrained.PretrainedModel:
+    """Describes the model, without its parameters; see `open_pretrained`."""
+    return pretrained.open_pretrained(self.model_dir, self.at_step)
+
+  def load(self, at_step: int | None = None) -> Model:
+    """Reads the model, of the step that `open` found; see `load`."""
+    at_step = self.at_step if at_step is None else at_step
     place = self.make_mesh(), self.rules
-    return load(self.model_dir, self.at_step, *place, weights=self.weights)
+    return load(self.model_dir, at_step, *place, weights=self.weights)
 
 
 def cast_to_bfloat16(model: Model) -> Model:

@@ -1,15 +1,25 @@
 """Few-shot prompts of the paper's formats as methods of a model."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from atm.inference import prompts
 from atm.messages import (
+  check_arguments,
   check_choice,
   check_instance,
   check_list,
   check_text,
   check_texts,
   quote,
+)
+
+_check_call = check_arguments(
+  mode=partial(check_choice, 'mode', known=prompts.MODES),
+  # By the methods, which name an element that is wrong.
+  **dict.fromkeys(
+    ('sentences', 'to', 'documents', 'shots', 'template', 'queries')
+  ),
 )
 
 
@@ -31,9 +41,12 @@ class FewShotMixin:
   """Adds translate, summarize and answers to a class with `generate`.
 
   In all, `mode` and `options` are those of `generate`, and `shots` examples to
-  learn from, of which the paper has one.
+  learn from, of which the paper has one. With truncate='start' a prompt that
+  has more tokens than Config.positions loses its first ones: those of the first
+  shots, then of the query. The cue that asks for the answer stays.
   """
 
+  @_check_call
   def translate(
     self,
     sentences: Sequence[str],
@@ -57,6 +70,7 @@ class FewShotMixin:
     queries = list(map(example, sentences))
     return self.answers(prompts.TRANSLATION, queries, shots, mode, **options)
 
+  @_check_call
   def summarize(
     self,
     documents: Sequence[str],
@@ -78,8 +92,14 @@ class FewShotMixin:
     queries = [{'document': short(text)} for text in documents]
     return self.answers(prompts.SUMMARY, queries, shots, mode, **options)
 
+  @_check_call
   def answers(
-    self, template: prompts.Template, queries, shots=(), mode='clm', **options
+    self,
+    template: prompts.Template,
+    queries: Sequence[Mapping[str, str]],
+    shots: Sequence[Mapping[str, str]] = (),
+    mode: str = 'clm',
+    **options,
   ) -> list[str]:
     """Generates answers to queries of a template, cut at its delimiter.
 
@@ -90,12 +110,17 @@ class FewShotMixin:
       options: in 'clm' `stop` is the template's delimiter by default.
 
     Raises:
-      ValueError: the model has no tokenizer, or see `prompts.build_prompt`.
+      ValueError: the model has no tokenizer, truncate is 'end', or see
+        `prompts.build_prompt`.
     """
     if self.vocabulary is None:
       raise ValueError('this model has no tokenizer: prompts are texts')
     check_instance('template', template, prompts.Template)
-    check_choice('mode', mode, prompts.MODES)
+    if options.get('truncate') == 'end':
+      raise ValueError(
+        "truncate = 'end' would cut the cue that asks for the answer: expected "
+        "'refuse' or 'start'"
+      )
     queries, shots = check_list('queries', queries), check_list('shots', shots)
     for i, query in enumerate([*queries, *shots]):
       check_instance(
@@ -106,7 +131,16 @@ class FewShotMixin:
     if mode == 'clm':  # in 'denoise' the shots are written, delimiters and all
       options = {'stop': [template.cut], **options}
     outputs = self.generate(texts, mode, **options)
+    # In 'denoise' an output repeats the prompt, as far as that was read.
     return [
-      prompts.extract_answer(template, output, mode, text)
+      prompts.extract_answer(
+        template, output, mode, text, self._find_read(text, mode)
+      )
       for text, output in zip(texts, outputs)
     ]
+
+  def _find_read(self, text: str, mode: str) -> str | None:
+    """Returns the end of a prompt that is read; None where all of it is."""
+    room = self.config.positions - len(self.framed([], mode))
+    ids = self.vocabulary.encode(text)
+    return None if len(ids) <= room else self.vocabulary.decode(ids[-room:])

@@ -24,7 +24,22 @@ from atm.model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
+# What becomes of a text with more tokens than the model has positions: it is an
+# error, or the first or last tokens are cut.
+TRUNCATIONS = ('refuse', 'start', 'end')
 MOST_STOP_BYTES = 1000  # tables of stop strings have a row for each, of [V]
+
+
+def list_some(texts: Sequence[str], most: int = 3) -> str:
+  """Joins the first few texts, and says how many more there are."""
+  more = f' and {len(texts) - most:,} more' if len(texts) > most else ''
+  return ', '.join(texts[:most]) + more
+
+
+def cut_ids(ids: Sequence[int], room: int, truncate: str) -> Sequence[int]:
+  """Returns `room` ids at most, without the first or the last of them."""
+  excess = max(0, len(ids) - room)
+  return ids[excess:] if truncate == 'start' else ids[: len(ids) - excess]
 
 
 def check_id_table(name: str, ids, config: ModelConfig) -> np.ndarray:
@@ -121,11 +136,17 @@ class Framing:
     """Returns a text's ids, framed; of any length."""
     return self.frame(self._plain_ids(text, 'text'), mode)
 
-  def inputs(self, inputs, mode: str | None) -> list[list[int]]:
+  def inputs(
+    self, inputs, mode: str | None, truncate: str = 'refuse'
+  ) -> list[list[int]]:
     """Returns the ids that the model reads of each, see `api.Model.complete`.
 
     With mode None they are decoder targets: texts end in `</s>`, padding stays.
     """
+    return self.fit(self.frame_all(inputs, mode), mode, truncate)[0]
+
+  def frame_all(self, inputs, mode: str | None) -> list[list[int]]:
+    """Returns the ids of `inputs`, of any length but none."""
     if mode is not None:
       check_choice('mode', mode, prompts.MODES)
     what, rows = 'target' if mode is None else 'input', []
@@ -137,13 +158,61 @@ class Framing:
         row = self.frame(row, mode)
       elif mode is not None:
         row = self._strip(row)
-      if not 1 <= len(row) <= self.config.positions:
+      if not row:
         raise ValueError(
-          f'{what} {number} has {len(row)} tokens: expected 1 to '
-          f'Config.positions = {self.config.positions}'
+          f'{what} {number} has 0 tokens: expected 1 to Config.positions = '
+          f'{self.config.positions}'
         )
       rows.append(row)
     return rows
+
+  def fit(
+    self, rows: Sequence[list[int]], mode: str | None, truncate: str
+  ) -> tuple[list[list[int]], list[int]]:
+    """Cuts ids to Config.positions; `<s> [CLM]` and `</s>` of inputs stay.
+
+    Args:
+      rows: of `frame_all`.
+      mode: as there; None: targets, of which the first or last ids go, an end
+        token, too.
+      truncate: one of TRUNCATIONS.
+
+    Returns:
+      (rows, how many ids each has lost).
+
+    Raises:
+      ValueError: 'refuse', and one is too long; names the first of them.
+    """
+    check_choice('truncate', truncate, TRUNCATIONS)
+    long = self.find_long(rows)
+    if long and truncate == 'refuse':
+      what = 'target' if mode is None else 'input'
+      named = [f'{what} {i} has {len(rows[i]):,} tokens' for i in long]
+      raise ValueError(
+        f'{list_some(named)}: expected 1 to Config.positions = '
+        f"{self.config.positions}. truncate='start' or 'end' cuts {what}s"
+      )
+    fitted = list(rows)
+    for i in long:
+      head, tail = (0, 0) if mode is None else self._count_frame(rows[i])
+      body = rows[i][head : len(rows[i]) - tail]
+      room = max(0, self.config.positions - head - tail)
+      body = cut_ids(body, room, truncate)
+      fitted[i] = [*rows[i][:head], *body, *rows[i][len(rows[i]) - tail :]]
+    return fitted, [len(a) - len(b) for a, b in zip(rows, fitted)]
+
+  def find_long(self, rows: Sequence[Sequence[int]]) -> list[int]:
+    """Returns the numbers of rows with more ids than Config.positions."""
+    most = self.config.positions
+    return [i for i, row in enumerate(rows) if len(row) > most]
+
+  def _count_frame(self, row: list[int]) -> tuple[int, int]:
+    """Returns how many ids at the start and at the end are a frame's."""
+    if (v := self.vocabulary) is None:
+      return 0, 0
+    head = row[:1] == [v.bos_id]
+    head += row[head : head + 1] == [v.clm_id]
+    return head, int(row[-1] == v.eos_id)
 
   def prefixes(self, prefixes: Sequence | None, count: int) -> list[list[int]]:
     """Returns the decoder's ids of `count` inputs, from the start token on."""

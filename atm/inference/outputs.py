@@ -23,12 +23,14 @@ class Generation:
     log_probabilities: of each of `ids` and, where there is one, of the end
       token, by the model before penalties and temperature.
     score: of beam search, else the sum of the log-probabilities.
+    truncated: tokens that were cut off the input, see `Model.complete`.
   """
 
   text: str | None
   ids: list[int]
   log_probabilities: list[float]
   score: float
+  truncated: int = 0
 
 
 def fetch(x) -> np.ndarray:

@@ -180,16 +180,26 @@ def _one_line(text: str) -> str:
 @check_arguments(
   output=partial(check_instance, 'output', kind=str),
   prompt=partial(check_instance, 'prompt', kind=str),
+  read=partial(check_text, 'read', optional=True),
 )
 def extract_answer(
-  template: Template, output: str, mode: str = 'clm', prompt: str = ''
-) -> str:
+  template: Template, output: str, mode: str = 'clm', prompt: str = '',
+  read: str | None = None,
+) -> str:  # fmt: skip
   """Extracts the answer of a generated text, up to the template's delimiter.
 
-  On one line, '' where there is none. Only 'denoise' needs the prompt. Cues and
-  delimiters are found as the template has them, and as a tokenizer normalises
-  them: outputs have ';' for '；'. Raises ValueError for an unknown mode, or a
-  prompt of another template.
+  On one line, '' where there is none. Cues and delimiters are found as the
+  template has them, and as a tokenizer normalises them: outputs have ';' for
+  '；'. Only 'denoise' needs the prompt.
+
+  Args:
+    template, mode: of the prompt.
+    output: the generated text.
+    prompt: of `build_prompt`.
+    read: the end of the prompt that the model had room to read; None: all.
+
+  Raises:
+    ValueError: an unknown mode, or a prompt of another template.
   """
   check_choice('mode', mode, MODES)
   rest = _one_line(output)
@@ -199,7 +209,10 @@ def extract_answer(
     # or changed a cue: it has no answer, rather than that of a shot.
     prompt = _one_line(prompt)
     cue = _filled_cue(template, prompt)
-    count = _normalize(prompt).count(_normalize(cue))
+    read = prompt if read is None else _one_line(read)
+    count = _normalize(read).count(_normalize(cue))
+    if not count:  # the cue itself had no room
+      return ''
     cues = '|'.join(map(re.escape, (cue, _normalize(cue))))
     *before, rest = re.split(cues, rest, maxsplit=count)
     rest = rest if len(before) == count else ''

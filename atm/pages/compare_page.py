@@ -56,7 +56,8 @@ def compare_evaluations(runs: Sequence[str], output: str | None = None) -> str:
   read = [os.path.join(run, results.RESULTS_FILE) for run in runs]
   every = [results.read_results(run) for run in runs]
   is_page = lambda line: line.lower().startswith(b'<!doctype html')
-  fileio.check_output('OUTPUT', path, read, is_page)
+  # Drawn from what is read, so a page of ours is drawn anew.
+  fileio.check_output('OUTPUT', path, read, is_page, overwrite=True)
   labels = compare_lib.distinguish_paths(runs)
   comparisons, notes = compare_lib.compare_runs(every, labels)
   if not comparisons:

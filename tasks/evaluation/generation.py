@@ -66,10 +66,13 @@ class PromptFormat:
     truth = self.truth(example)
     return Question(example['id'], truth, prompt=prompt, shown=shown)
 
-  def answer(self, output: str, question: Question, mode: str) -> str:
-    """Returns the answer in a generated text."""
-    answer = prompts.extract_answer
-    return self.read(answer(self.template, output, mode, question.prompt))
+  def answer(
+    self, output: str, question: Question, mode: str, read: str | None = None
+  ) -> str:
+    """Returns the answer in a generated text; see `prompts.extract_answer`."""
+    return self.read(
+      prompts.extract_answer(self.template, output, mode, question.prompt, read)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,9 @@ class InputFormat:
       example['id'], example['target'], prompt=text, shown={'input': text}
     )
 
-  def answer(self, output: str, question: Question, mode: str) -> str:
+  def answer(
+    self, output: str, question: Question, mode: str, read: str | None = None
+  ) -> str:
     """Returns the generated text."""
     return output.strip()
 

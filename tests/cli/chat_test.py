@@ -54,7 +54,7 @@ def test_an_output_is_shown_as_it_was_generated(talk, monkeypatch, beams):
   one = api.Generation(text, [1], [-1.0], -1.0)
   monkeypatch.setattr(talk.model, 'complete', lambda *args, **named: [[one]])
   monkeypatch.setattr(
-    talk.model, 'stream', lambda *args: iter([text[:5], text[5:]])
+    talk.model, 'stream', lambda *args, **named: iter([text[:5], text[5:]])
   )
   talk.line(f'/set beams {beams}')
   talk.line('Everyone has')
@@ -142,7 +142,7 @@ def test_shots_that_are_none(talk, tmp_path, content, message):
 
 
 def test_a_fault_of_ours_does_not_end_the_conversation(talk, monkeypatch):
-  def fails(*args):
+  def fails(*args, **named):
     raise RuntimeError('out of memory')
 
   monkeypatch.setattr(api.Model, 'stream', fails)

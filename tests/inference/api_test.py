@@ -25,6 +25,22 @@ def test_load_says_what_is_missing(tmp_path):
     atm.load(str(tmp_path))
 
 
+def test_long_inputs_are_cut_where_asked(model):
+  """`complete` counts what was cut; `stream` and `generate` read the same."""
+  config = sampling.Config(max_tokens=6)
+  texts = ['Everyone has', 'All human beings are born free. ' * 20]
+  with pytest.raises(ValueError, match="input 1 has .* truncate='start'"):
+    model.complete(texts, config=config)
+  for side in ('start', 'end'):
+    made = model.complete(texts, config=config, truncate=side)
+    count = len(model.encode(texts[1])) - model.config.positions
+    assert [one.truncated for (one,) in made] == [0, count]
+    generated = model.generate(texts, max_tokens=6, truncate=side)
+    assert generated == [one.text for (one,) in made]
+    pieces = model.stream(texts[1], config=config, truncate=side)
+    assert ''.join(pieces) == made[1][0].text
+
+
 # --- All that can be asked of a generation
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +9,8 @@ import pytest
 
 import atm
 from atm import fileio
-from atm.inference import api, file_jobs, sampling
+from atm.checkpoint import pretrained
+from atm.inference import api, file_jobs, input_rows, sampling
 
 QUIET = dict(say=lambda text: None)
 TEXTS = [
@@ -27,6 +27,12 @@ TEXTS = [
 @pytest.fixture
 def loaded(model, monkeypatch):
   monkeypatch.setattr(api, 'load', lambda *args, **options: model)
+  source = pretrained.PretrainedModel(
+    'run', model.config, model.vocabulary, model.step, {}
+  )
+  monkeypatch.setattr(
+    pretrained, 'open_pretrained', lambda *args, **options: source
+  )
   return model
 
 
@@ -47,7 +53,9 @@ SHORT = sampling.Config(max_tokens=6)
 
 
 def run(path, **options):
-  options = {'config': SHORT, 'batch_size': 2, **QUIET, **options}
+  options = {
+    'config': SHORT, 'batch_size': 2, 'overwrite': True, **QUIET, **options
+  }  # fmt: skip
   return file_jobs.InferJob('run', str(path), **options).run()
 
 
@@ -114,7 +122,7 @@ def test_other_settings_do_not_go_on(loaded, prompts, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     run(prompts)
   with pytest.raises(ValueError, match='in.out.jsonl.part is of a run with'):
-    run(prompts, mode='denoise')
+    run(prompts, mode='denoise', overwrite=False)
   assert len(written(run(prompts))) == len(TEXTS)
 
 
@@ -155,7 +163,7 @@ def test_scores_are_those_of_the_model(loaded, tmp_path):
   assert [row['tokens'] for row in made] == counts.tolist()
   path.write_text('{"input": "a"}\n')
   with pytest.raises(ValueError, match='string `input` and `target`'):
-    file_jobs.ScoreJob('run', str(path), **QUIET).run()
+    file_jobs.ScoreJob('run', str(path), overwrite=True, **QUIET).run()
 
 
 def test_an_input_without_room_is_named_before_anything_is_written(
@@ -163,7 +171,9 @@ def test_an_input_without_room_is_named_before_anything_is_written(
 ):
   path = tmp_path / 'in.txt'
   path.write_text('a\n' + 'b ' * 200 + '\n')
-  with pytest.raises(ValueError, match='in.txt, line 2: input has'):
+  with pytest.raises(
+    ValueError, match='in.txt: 1 of 2 inputs have more tokens'
+  ):
     run(path)
   with pytest.raises(ValueError, match='one of INPUT'):
     file_jobs.InferJob('run', **QUIET).run()
@@ -172,7 +182,7 @@ def test_an_input_without_room_is_named_before_anything_is_written(
 def test_a_seqio_task_is_read(loaded, words, tmp_path):
   """As its pipeline makes it: the ids are what the model reads."""
   lengths = {'inputs': 48, 'targets': 48}
-  rows = file_jobs.read_task('udhr_en_clm', 'validation', lengths)[:3]
+  rows = input_rows.read_task('udhr_en_clm', 'validation', lengths)[:3]
   assert rows[0]['input_ids'][:2] == [words.bos_id, words.clm_id]
   out = file_jobs.InferJob(
     'run',
@@ -215,23 +225,6 @@ def test_part_files_of_the_first_version_are_continued(job, options, mark):
   rows = [{'input': 'a', 'target': 'b'}]
   settings = job('/run', **options)._settings(Trained, rows)
   assert fileio.hash_json(settings) == mark
-
-
-def test_reading_inputs(tmp_path):
-  text, objects = tmp_path / 'a.txt', tmp_path / 'a.jsonl'
-  text.write_text('one\n\nthree\n')
-  rows, lines = file_jobs.read_inputs(str(text))
-  assert [row['input'] for row in rows] == ['one', '', 'three']
-  assert lines == [1, 2, 3]
-  objects.write_text('{"input": "x", "id": 3}\n\n{"text": "y"}\n')
-  rows, lines = file_jobs.read_inputs(str(objects))
-  assert rows == [{'input': 'x', 'id': 3}, {'text': 'y', 'input': 'y'}]
-  assert lines == [1, 3]
-  objects.write_text('{"input": "x"}\n{"input": 3}\n')
-  with pytest.raises(ValueError, match='a.jsonl, line 2: expected JSON with'):
-    file_jobs.read_inputs(str(objects))
-  with pytest.raises(FileNotFoundError, match="INPUT = 'none'"):
-    file_jobs.read_inputs('none')
 
 
 def test_from_checkpoint_to_jsonl(model, words, tmp_path):
@@ -310,21 +303,21 @@ def test_outputs_are_checked_before_a_model_is_read(
   (tmp_path / 'in.txt').write_text('{"output": 1}\n')
   (tmp_path / 'in.txt.part').write_text('a\n')
   with pytest.raises(ValueError, match=message):
-    file_jobs.InferJob('no such run', name, output).run()
+    file_jobs.InferJob('no such run', name, output, overwrite=True).run()
   assert (tmp_path / 'in.txt').read_text() == '{"output": 1}\n'
 
 
 @pytest.mark.parametrize('row, message', [
   ({'input': 'a', 'prefix': 5}, 'line 2: prefix = 5: expected a text, or None'),
   ({'input': 'a', 'prefix': 'b ' * 200}, 'line 2: a prefix of'),
-  ({'input': 'b ' * 200}, 'line 2: input has'),
+  ({'input': 'b ' * 200}, '1 of 2 inputs have more tokens'),
   ({'text': 5}, 'line 2: expected JSON with a string `input`'),
 ])  # fmt: skip
 def test_a_wrong_row_leaves_nothing_behind(loaded, tmp_path, row, message):
   """Fault seen: a .part of nothing."""
   path = tmp_path / 'in.jsonl'
   path.write_text('{"input": "a", "prefix": null}\n' + json.dumps(row))
-  with pytest.raises(ValueError, match=f'in.jsonl, {message}'):
+  with pytest.raises(ValueError, match=f'in.jsonl[,:] {message}'):
     run(path)
   assert [x.name for x in tmp_path.iterdir()] == ['in.jsonl']
 
@@ -348,70 +341,6 @@ def test_no_rows_give_no_rows(loaded, tmp_path):
   assert len(list(tmp_path.iterdir())) == 2
 
 
-# --- The .part file
-
-
-def results_in(tmp_path, rows=3) -> file_jobs.PartialResults:
-  return file_jobs.PartialResults(str(tmp_path / 'out'), {'a': 1}, rows)
-
-
-def test_every_byte_of_results_on_disk_is_sealed(tmp_path):
-  """Fault seen: what a flip made of a text was taken for the model's."""
-  made = {i: {'output': f'text {i}', 'p': -0.1 * i} for i in range(3)}
-  results_in(tmp_path).add(made)
-  part = tmp_path / 'out.part'
-  whole = part.read_bytes()
-  head = whole.index(b'\n')
-  for at, byte in enumerate(whole):
-    for bit in (1, 32):
-      part.write_bytes(whole[:at] + bytes([byte ^ bit]) + whole[at + 1 :])
-      try:
-        done = results_in(tmp_path).done
-      except ValueError as e:
-        assert at <= head and 'out.part is of a run with other' in str(e)
-        continue
-      lost = 3 - len(done)
-      assert done == {i: made[i] for i in done} and lost <= 2, at
-      assert lost or at <= head, at
-
-
-def test_a_kill_while_results_are_read_loses_none(tmp_path, monkeypatch):
-  """Fault seen: the file emptied before its rows were written anew."""
-  results_in(tmp_path).add({0: {'output': 'x'}, 1: {'output': 'y'}})
-  whole = (tmp_path / 'out.part').read_bytes()
-
-  def killed(path, *args, **named):
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(os, 'fsync', killed)
-    results_in(tmp_path)
-  assert (tmp_path / 'out.part').read_bytes() == whole
-  assert results_in(tmp_path).left == [2]
-
-
-@pytest.mark.parametrize('content', ['notes of mine', '{"mine": 1}\n', '[1]'])
-def test_a_part_file_of_a_user_is_not_replaced(tmp_path, content):
-  """Fault seen: a file of one line emptied."""
-  path = tmp_path / 'out.part'
-  path.write_text(content)
-  with pytest.raises(ValueError, match=f'{path} is of a run .*none of ours'):
-    results_in(tmp_path)
-  assert path.read_text() == content
-
-
-def test_a_part_file_without_seals_goes_on(tmp_path):
-  results_in(tmp_path).add({1: {'output': 'x'}})
-  part = tmp_path / 'out.part'
-  head, row = map(json.loads, part.read_text().splitlines())
-  del head['sealed'], row['crc32']
-  row['row'] = row.pop('row')  # in any order
-  part.write_text(f'{json.dumps(head)}\n{json.dumps(row)}\n{{"row": 2, "ou')
-  assert results_in(tmp_path).done == {1: {'output': 'x'}}
-  part.write_text('')
-  assert results_in(tmp_path).left == [0, 1, 2]
-
-
 @pytest.mark.parametrize('content', ['notes', '{"input": "a"}\n', '[1]'])
 def test_an_output_of_another_kind_is_not_replaced(loaded, prompts, content):
   output = prompts.with_name('mine.txt')
@@ -420,4 +349,94 @@ def test_an_output_of_another_kind_is_not_replaced(loaded, prompts, content):
     run(prompts, output=str(output))
   assert output.read_text() == content
   output.write_text('{"input": "a", "output": "b"}\n')  # of an earlier run
+  with pytest.raises(ValueError, match='is there already: OVERWRITE=True'):
+    run(prompts, output=str(output), overwrite=False)
   assert len(written(run(prompts, output=str(output)))) == len(TEXTS)
+
+
+# --- Inputs that are too long
+
+
+LONG = ['a', 'b ' * 200, 'c', 'd ' * 90, 'e ' * 80, 'f ' * 70, 'g ' * 60]
+
+
+def test_all_long_rows_are_named_before_the_parameters_are_read(
+  tmp_path, loaded, monkeypatch
+):
+  """Fault seen: the first one alone, counted from 0, with the model loaded."""
+  monkeypatch.setattr(api, 'load', lambda *args, **options: 1 / 0)
+  path = tmp_path / 'in.txt'
+  path.write_text('\n'.join(LONG) + '\n')
+  with pytest.raises(ValueError) as e:
+    run(path)
+  text = str(e.value).removeprefix(f'{path}: ')
+  assert text.startswith('5 of 7 inputs have more tokens than Config.positions')
+  assert 'line 2 (403), line 4 (93), line 5 (83) and 2 more' in text
+  assert "TRUNCATE='start' or 'end'" in text
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(json.dumps({'input': 'a', 'target': LONG[1]}))
+  with pytest.raises(ValueError, match='1 of 1 targets .* line 1 .401.'):
+    file_jobs.ScoreJob('run', str(path), **QUIET).run()
+
+
+@pytest.mark.parametrize('side', ['start', 'end'])
+def test_long_rows_are_cut_and_say_so(tmp_path, loaded, side):
+  """The outputs are those of the inputs cut by hand, frames and all."""
+  path, said = tmp_path / 'in.txt', []
+  path.write_text('\n'.join(LONG) + '\n')
+  rows = written(run(path, truncate=side, say=said.append))
+  P, words = loaded.config.positions, loaded.vocabulary
+  for row, text in zip(rows, LONG):
+    ids, room = words.encode(text), P - 3
+    cut = max(0, len(ids) - room)
+    kept = ids[cut:] if side == 'start' else ids[: len(ids) - cut]
+    framed = [words.bos_id, words.clm_id, *kept, words.eos_id]
+    assert row['output'] == loaded.complete([framed], config=SHORT)[0][0].text
+    assert row['truncated'] == cut
+    assert row['truncated_at'] == (side if cut else None)
+  assert f'5 of 7 inputs were cut at the {side}, by 455 tokens' in said[-1]
+
+
+@pytest.mark.parametrize('after', [1, 2])
+def test_a_killed_run_of_cut_rows_goes_on(tmp_path, loaded, monkeypatch, after):
+  """Byte for byte; not with results of another way to cut."""
+  path = tmp_path / 'in.txt'
+  path.write_text('\n'.join(LONG) + '\n')
+  whole = run(path, truncate='end', output=str(tmp_path / 'whole'))
+  complete, calls = api.Model.complete, []
+
+  def dies(self, *args, **options):
+    if len(calls) == after:
+      raise KeyboardInterrupt
+    calls.append(0)
+    return complete(self, *args, **options)
+
+  monkeypatch.setattr(api.Model, 'complete', dies)
+  with pytest.raises(KeyboardInterrupt):
+    run(path, truncate='end', overwrite=False)
+  monkeypatch.setattr(api.Model, 'complete', complete)
+  with pytest.raises(ValueError, match='OVERWRITE=True begins a run'):
+    run(path, truncate='start', overwrite=False)
+  made = run(path, truncate='end', overwrite=False)
+  with open(made, 'rb') as a, open(whole, 'rb') as b:
+    assert a.read() == b.read()
+  with pytest.raises(ValueError, match='is there already: OVERWRITE=True'):
+    run(path, truncate='end', overwrite=False)
+
+
+def test_scores_of_cut_targets(tmp_path, loaded):
+  """A target cut at its end has no end token; the other keeps it."""
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(json.dumps({'input': LONG[1], 'target': LONG[1]}))
+  P = loaded.config.positions
+  for side in ('start', 'end'):
+    job = file_jobs.ScoreJob(
+      'run', str(path), truncate=side, overwrite=True, **QUIET
+    )
+    (row,) = written(job.run())
+    ids = [*loaded.vocabulary.encode(LONG[1]), loaded.config.end_id]
+    kept = ids[-P:] if side == 'start' else ids[:P]
+    total, _ = loaded.score([LONG[1]], [kept], truncate=side)
+    assert row['log_probability'] == pytest.approx(total[0], rel=1e-5)
+    assert (row['truncated'], row['target_truncated']) == (403 - P, 401 - P)
+    assert row['tokens'] == P and row['truncated_at'] == side

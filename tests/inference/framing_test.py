@@ -77,6 +77,37 @@ def test_targets_keep_their_padding_and_end(framing):
   assert framing.inputs(['has'], None)[0][-1] == end
 
 
+@pytest.mark.parametrize('mode, head', [('clm', 2), ('denoise', 1)])
+def test_long_inputs_are_cut_inside_their_frame(framing, mode, head):
+  """Given ids too, framed or bare; targets lose what is at the end."""
+  words, P = framing.vocabulary, framing.config.positions
+  text = 'All human beings are born free and equal in dignity and rights.'
+  (whole,) = framing.frame_all([text], mode)
+  body, room = whole[head:-1], P - head - 1
+  for given in ([text], [whole]):
+    rows = framing.frame_all(given, mode)
+    for side, kept in (('start', body[-room:]), ('end', body[:room])):
+      (row,), (cut,) = framing.fit(rows, mode, side)
+      assert row == [*whole[:head], *kept, words.eos_id] and len(row) == P
+      assert cut == len(whole) - P
+    with pytest.raises(ValueError) as e:
+      framing.inputs(['a', *given, *given * 4], mode)
+    long = f'has {len(whole)} tokens'
+    assert str(e.value).startswith(f'input 1 {long}, input 2 {long}')
+    assert (
+      "and 2 more: expected 1 to Config.positions = 16. truncate='start'"
+      in (str(e.value))
+    )
+  bare = [*range(40, 60)]
+  assert framing.inputs([bare], mode, 'start') == [bare[-P:]]
+  target = [*words.encode(text), framing.config.end_id]
+  assert framing.inputs([text], None, 'start') == [target[-P:]]
+  assert framing.inputs([text], None, 'end') == [target[:P]]
+  assert Framing(framing.config, None).inputs([whole], mode, 'end') == [
+    whole[:P]
+  ]
+
+
 def test_stops_are_looked_for_as_outputs_spell_them(framing, caplog):
   """Faults seen: '；' never found; a newline found at every space; nothing said
   of a string that no output can hold, or a warning of one that it can."""

@@ -22,7 +22,7 @@ from atm import fileio
 from atm.checkpoint import hf_folder, hf_keys, paths, pretrained
 from atm.data import cache, token_store, vocabulary
 from atm.evals import compare, results
-from atm.inference import file_jobs
+from atm.inference import partial_results
 from atm.pages import answer_cards, eval_page, train_page
 from atm.train import goodput, initial_state, metric_writer
 
@@ -425,9 +425,9 @@ def test_lines_of_answers(name, evaluation, tmp_path):
 def test_answers_that_an_earlier_evaluation_left(tmp_path):
   output = str(tmp_path / 'out.jsonl')
   part = output + '.part'
-  partial = file_jobs.PartialResults(output, {'a': 1}, 2)
+  partial = partial_results.PartialResults(output, {'a': 1}, 2)
   partial.add({0: {'output': 'x'}})
-  read = lambda: file_jobs.PartialResults(output, {'a': 1}, 2)
+  read = lambda: partial_results.PartialResults(output, {'a': 1}, 2)
   assert read().done == {0: {'output': 'x'}}
   for what, make in (
     ('a pipe', os.mkfifo), ('a device', lambda p: os.symlink('/dev/zero', p))

@@ -9,7 +9,7 @@ import re
 import pytest
 import zstandard
 
-from atm.inference import file_jobs
+from atm.inference import input_rows
 from atm_tasks.evaluation import readers
 from atm_tasks.pretraining import decontaminate, pairs, sources
 
@@ -20,12 +20,12 @@ PACK = {
 
 
 def infer(path):
-  rows, _ = file_jobs.read_inputs(path, ('input',), ('prefix',))
+  rows, _ = input_rows.read_inputs(path, ('input',), ('prefix',))
   return [row['input'] for row in rows]
 
 
 def score(path):
-  rows, _ = file_jobs.read_inputs(path, ('input', 'target'))
+  rows, _ = input_rows.read_inputs(path, ('input', 'target'))
   return [row['input'] for row in rows]
 
 

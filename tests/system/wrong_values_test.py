@@ -254,7 +254,7 @@ def test_arguments_of_load(model, parameter):
 
 
 def test_an_unknown_argument_has_a_hint(model):
-  with pytest.raises(TypeError, match="complete has no argument 'results'. Kn"):
+  with pytest.raises(TypeError, match="complete has no argument 'results'. Di"):
     model.complete(['a'], results=2)
   with pytest.raises(TypeError, match="Did you mean 'prefixes'"):
     model.complete(['a'], prefix=['b'])
