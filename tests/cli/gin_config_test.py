@@ -289,9 +289,11 @@ def test_what_is_wrong_in_an_included_file_is_named(bound, files, message):
 def test_a_module_named_on_the_command_line_may_be_imported(
   tmp_path, monkeypatch
 ):
+  """Also one in the working directory, where `atm` did not look."""
   (tmp_path / 'my_own_tasks.py').write_text('SEEN = True\n')
   (tmp_path / 'my.gin').write_text('import my_own_tasks\n')
-  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(sys, 'path', [path for path in sys.path if path])
+  monkeypatch.chdir(tmp_path)
   files = [tmp_path / 'my.gin']
   with pytest.raises(gin_config.UserError, match='add --import=my_own_tasks'):
     parse('pretrain', TINY, DIR, files=files)

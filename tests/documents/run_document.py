@@ -8,6 +8,7 @@ fails, what it printed; the exit status is then 1.
 """
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def main(document: str) -> int:
   names, printed = {'__name__': '__main__'}, ''
   for block in read_blocks(document):
     if block.title and not block.reason():
+      os.makedirs(os.path.dirname(block.title) or '.', exist_ok=True)
       with open(block.title, 'w', encoding='utf-8') as f:
         f.write(f'{block.code}\n')
     if block.language == 'output':
@@ -32,7 +34,7 @@ def main(document: str) -> int:
         print(f'{document}:{block.line}: not printed: {missing[0]!r}\n'
               f'what was:\n{printed}')  # fmt: skip
         return 1
-    if not block.is_executed():
+    if not block.is_executed() or block.title:  # a module is imported below
       continue
     begun = time.time()
     worked, printed = execute(block, document, names)

@@ -109,7 +109,7 @@ def test_a_contract_has_nine_floors():
 
 
 def test_the_picture_of_the_rooms_is_that_of_the_imports():
-  """README shows it."""
+  """docs/code.md shows it."""
   spec = importlib.util.spec_from_file_location(
     'rooms', f'{ROOT}/docs/rooms.py'
   )
