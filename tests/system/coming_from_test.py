@@ -1,6 +1,7 @@
 """Pages for users of other libraries name settings that exist here."""
 
 import dataclasses
+import importlib
 import inspect
 import os
 import re
@@ -8,7 +9,7 @@ import re
 import pytest
 
 import atm
-from atm.cli import commands, gin_config
+from atm.cli import commands, gin_names
 from atm.inference import api, sampling
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
@@ -27,14 +28,13 @@ def settings() -> set[str]:
 
 def has_parameter(path: str) -> bool:
   """Tells whether gin may bind configurable.parameter."""
-  import atm_tasks
-
   name, _, parameter = path.rpartition('.')
-  known = {f'atm.{f.__name__}': f for f in atm_tasks.GIN}
-  known |= {f'atm_tasks.{f.__name__}': f for f in atm_tasks.GIN}
-  known |= gin_config.configurables()
-  function = known.get(name, known.get(f'atm.{name}'))
-  return function and parameter in inspect.signature(function).parameters
+  found = gin_names.find_name(name, gin_names.TARGETS)
+  if found is None:
+    return False
+  module, _, attribute = gin_names.TARGETS[found].partition(':')
+  function = getattr(importlib.import_module(module), attribute)
+  return parameter in inspect.signature(function).parameters
 
 
 def has_method(path: str, arguments: list[str]) -> bool:
@@ -68,7 +68,7 @@ def exists(span: str) -> bool:
     tops = '', 'gin/'
     return any(os.path.exists(f'{ROOT}/{top}{span}') for top in tops)
   if parameter:
-    return bool(has_parameter(parameter[1]))
+    return has_parameter(parameter[1])
   return span in ('--import', '--gin_file', '--gin.NAME=VALUE')
 
 
