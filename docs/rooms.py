@@ -27,7 +27,7 @@ def imports() -> dict[str, set[str]]:
       path = os.path.join(folder, name)
       room = os.path.relpath(path, f'{ROOT}/atm').split(os.sep)[0]
       room = room.removesuffix('.py')
-      if room == '__init__':
+      if room in ('__init__', '__main__'):
         continue
       with open(path, encoding='utf-8') as f:
         tree = ast.parse(f.read())

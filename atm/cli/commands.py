@@ -12,7 +12,9 @@ from atm.messages import check_path, did_you_mean, quote
 
 USAGE = (
   'usage: atm RUN [--gin_file=FILE]... [--gin.NAME=VALUE]... '
-  '[--import=MODULE]...'
+  '[--import=MODULE]...\n'
+  '       atm RUN --help    settings of a run: defaults, meanings\n'
+  '       atm --version'
 )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from absl import logging
 
 import gin
-from atm.cli import gin_names, gin_reader, run_settings
+from atm.cli import gin_names, gin_reader, settings_check
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import Binding, Reference, UserError, replace_references
 from atm.messages import did_you_mean, list_checks, quote
@@ -355,7 +355,7 @@ def apply_config(
     files: paths of gin files; later ones win.
     bindings: NAME=VALUE lines, which win over files.
     modules: those named by --import.
-    run: whose settings they are, see `run_settings.check_run`; None: of any.
+    run: whose settings they are, see `settings_check.check_run`; None: of any.
 
   Returns:
     Lines that tell what is not used.
@@ -366,7 +366,7 @@ def apply_config(
   configuration = gin_reader.read_configuration(files, bindings)
   notes = []
   if run is not None:
-    notes = run_settings.check_run(run, configuration, modules)
+    notes = settings_check.check_run(run, configuration, modules)
   _applied[:] = files, bindings, modules, configuration
   bind_configuration(configuration, modules)
   return notes

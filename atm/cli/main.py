@@ -1,7 +1,8 @@
 """The command line: `atm RUN [--gin_file=FILE]... [--gin.NAME=VALUE]...`.
 
-RUN is the stem of a file in gin/runs/; its bindings come first, then each
---gin_file, then each --gin.NAME=VALUE; later ones win.
+`atm RUN --help` tells the settings of a run. RUN is the stem of a file in
+gin/runs/; its bindings come first, then each --gin_file, then each
+--gin.NAME=VALUE; later ones win.
 """
 
 import contextlib
@@ -11,23 +12,56 @@ import traceback
 
 from absl import logging
 
-from atm.cli import commands, error_report, gin_config, interrupts, log_output
+import atm
+from atm.cli import (
+  commands,
+  error_report,
+  gin_config,
+  help_text,
+  interrupts,
+  log_output,
+)
 from atm.cli.gin_files import find_file, run_file
 from atm.cli.gin_text import UserError
-from atm.messages import did_you_mean
+from atm.messages import did_you_mean, quote
 
 # TensorFlow, which some runs import, is silent from the first line on.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+HELP_FLAGS = ('-h', '--help', 'help')
+VERSION_FLAGS = ('-V', '--version')
 CLOSED_OUTPUT = 141  # as a shell tells of SIGPIPE
+
+
+def check_run_name(run: str) -> None:
+  """Raises UserError with the nearest name unless there is such a run."""
+  if run not in commands.RUNS:
+    raise UserError(
+      f'no run called {quote(run)}.' + did_you_mean(run, commands.RUNS)
+    )
+
+
+def answer_question(arguments: list[str]) -> str | None:
+  """Returns what `atm`, --version or --help prints; None for another command.
+
+  Raises UserError where help is asked on no run.
+  """
+  if not arguments:
+    return commands.list_runs()
+  if arguments[0] in VERSION_FLAGS:
+    return f'atm {atm.__version__}'
+  asked = [a for a in arguments if a not in HELP_FLAGS]
+  if len(asked) == len(arguments):
+    return None
+  if not asked:
+    return commands.list_runs()
+  check_run_name(asked[0])
+  return help_text.format_help(asked[0])
 
 
 def parse_arguments(arguments: list[str]) -> tuple:
   """Returns (run, gin files, gin bindings, modules) of a command line."""
   run, *rest = arguments
-  if run not in commands.RUNS:
-    raise UserError(
-      f'no run called {run!r}.' + did_you_mean(run, commands.RUNS)
-    )
+  check_run_name(run)
   files, bindings, modules = [run_file(run)], [], set()
   for argument in rest:
     name, equals, value = argument.partition('=')
@@ -91,8 +125,8 @@ def report_error(error: BaseException, arguments: list[str]) -> int:
 def run_command(arguments: list[str]) -> None:
   """Runs a command, and leaves no other process."""
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
-  if not arguments or arguments[0] in ('-h', '--help', 'help'):
-    print(commands.list_runs())
+  if (answer := answer_question(arguments)) is not None:
+    print(answer)
     return
   run, files, bindings, modules = parse_arguments(arguments)
   for note in gin_config.apply_config(files, bindings, modules, run):

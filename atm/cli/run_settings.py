@@ -1,26 +1,40 @@
-"""Tells which settings a run uses, and refuses those that it would ignore.
+"""Tells which settings a run uses, by the text of gin files.
 
 A run uses the parameters of the configurables that its gin file binds or
-refers to, of those that these refer to, and the macros in their values. All of
-it is found in the text of gin files: nothing is imported.
+refers to, of those that these refer to, and the macros in their values. Nothing
+is imported.
 """
 
 import functools
 import os
-from collections.abc import Iterable
+import re
 
 from atm.cli import gin_files, gin_names, gin_reader
 from atm.cli.gin_reader import Configuration
-from atm.cli.gin_text import Binding, UserError, find_references
-from atm.messages import find_nearest, one_line, quote
+from atm.cli.gin_text import Binding, find_references
+from atm.cli.source_text import Parameter, list_parameters
 
-CONFIG = 'config.gin'  # what a run wrote
 # Every run prepares JAX by it.
 START = 'atm.sharding.start'
-# What `atm plan` calls, by whether PROGRAM is 'train'.
-PROGRAM_ROOTS = {
-  True: ('atm.planner.run', 'atm.plan.plan'),
-  False: ('atm.plan_decode.plan_rows',),
+# What `atm plan` does not call, by whether PROGRAM is 'train'.
+NOT_CALLED = {
+  True: {'atm.plan_decode.plan_rows'},
+  False: {'atm.planner.run', 'atm.plan.plan'},
+}
+# Parameters that a run sets by itself, but where its own file binds them.
+GIVEN = {
+  'atm.cache.build': {'prepare'},
+  'atm.data.vocab': {'mixture', 'directory', 'size'},
+  'atm.plan.plan': {'start', 'tried', 'instead'},
+  'atm.plan_decode.plan_rows': {'start'},
+  'atm.planner.run': {'run_plan', 'of_pod'},
+  'atm.sharding.mesh': {'devices'},
+  'atm.suite.Asker': {'config', 'vocabulary', 'mesh', 'rules', 'say'},
+  'atm.suite.evaluate': {'config_text'},
+  'atm.trainer.train': {'config_text'},
+  'atm.vocabulary.train': {'texts', 'directory', 'size'},
+  'atm_tasks.configure': {'vocabulary'},
+  'atm_tasks.spoken': {'text'},
 }
 
 
@@ -112,13 +126,57 @@ def _list_roots(run: str, macros: dict[str, Binding]) -> set[str]:
   inner = {name for b in bindings for name in list_targets(b.value)}
   roots = {START, *map(get_target, bindings)} - inner
   if run == 'plan':
-    program, seen = 'PROGRAM', set()
-    while program in macros and program not in seen:
-      seen.add(program)
-      value = macros[program].value
-      (program,) = list_macros(value) or (None,)
-    roots -= {*PROGRAM_ROOTS[value != 'train']}
+    value, seen = macros['PROGRAM'].value, set()
+    while (names := list_macros(value)) and names[0] not in seen:
+      seen.add(names[0])
+      value = macros[names[0]].value if names[0] in macros else None
+    roots -= NOT_CALLED[value == 'train']
   return roots
+
+
+def list_reached(run: str) -> set[str]:
+  """Returns all configurables that a run may call, whatever its settings."""
+  found = Usage(run, read_run(run)).configurables
+  if run == 'plan':
+    decode = ["PROGRAM = 'decode'"]
+    other = gin_reader.read_configuration([gin_files.run_file(run)], decode)
+    found |= Usage(run, other).configurables
+  return found
+
+
+def is_given(run: str, target: str, parameter: str) -> bool:
+  """Tells whether a run sets a parameter itself, whatever is bound."""
+  given = GIVEN.get(target, ())
+  if run == 'plan' and target == 'atm.choosing.Config':
+    given = ('max_tokens',)  # as TASK_FEATURE_LENGTHS says
+  return parameter in given and (target, parameter) not in list_bound(run)
+
+
+@functools.cache
+def list_bound(run: str) -> set[tuple[str, str]]:
+  """Returns (full name, parameter) of what a run's own file binds."""
+  return {(get_target(b), b.parameter) for b in read_run(run).bindings}
+
+
+def list_open(run: str) -> dict[str, list[Parameter]]:
+  """Returns full name -> parameters that may be bound beside a run's macros.
+
+  Only those that a value on the command line can set.
+  """
+  found = {}
+  # What only moves the run to other devices comes last.
+  order = lambda name: (name.startswith('atm.sharding.'), name)
+  for name in sorted(list_reached(run), key=order):
+    parameters = [
+      p
+      for p in list_parameters(gin_names.TARGETS[name]).values()
+      if (name, p.name) not in list_bound(run)
+      and not is_given(run, name, p.name)
+      and not re.search('Callable|Console', p.annotation)
+    ]
+    if parameters:
+      found[name] = parameters
+  return found
 
 
 def list_own_macros(run: str) -> set[str]:
@@ -133,139 +191,5 @@ def list_other_runs(run: str, binding: Binding) -> list[str]:
     has = lambda other: name in list_own_macros(other)
   else:
     target = get_target(binding)
-    has = lambda other: target in Usage(other, read_run(other)).configurables
+    has = lambda other: target in list_reached(other)
   return [other for other in run_names() if other != run and has(other)]
-
-
-# --- Checks
-
-
-def check_run(
-  run: str, configuration: Configuration, trusted: set[str]
-) -> list[str]:
-  """Raises UserError for a setting on the command line that a run ignores.
-
-  Gin files are shared by runs: those that come with atm, and the config.gin of
-  a run, may set what other runs use.
-
-  Args:
-    run: which run.
-    configuration: all that was read.
-    trusted: modules that --import names; what they add is not known by text.
-
-  Returns:
-    A line for each other gin file that sets what the run ignores.
-
-  Raises:
-    UserError: a setting that the run, or no run, has.
-  """
-  usage = Usage(run, configuration)
-  referred = {m for b in configuration.bindings for m in list_macros(b.value)}
-  ignored: dict[str, list[Binding]] = {}
-  for binding in configuration.bindings:
-    if not trusted:
-      _check_names(binding)
-    if usage.has(binding):
-      continue
-    file = binding.file
-    if file is None:
-      raise UserError(_explain(run, binding, usage, configuration))
-    known = binding.name in referred or list_other_runs(run, binding)
-    if not binding.parameter and not known:
-      if binding.name not in list_own_macros(run):
-        raise UserError(_explain_unknown(run, binding, usage))
-    if not gin_files.is_shipped(file) and os.path.basename(file) != CONFIG:
-      ignored.setdefault(file, []).append(binding)
-  return [_format_ignored(run, *item) for item in ignored.items()]
-
-
-def _check_names(binding: Binding) -> None:
-  """Raises UserError where a binding names a configurable that is none."""
-  names = [r.selector for r in find_references(binding.value) if not r.is_macro]
-  for name in [binding.selector] * bool(binding.parameter) + names:
-    gin_names.check_name(name, binding.where, gin_names.TARGETS)
-
-
-def _explain(
-  run: str, binding: Binding, usage: Usage, configuration: Configuration
-) -> str:
-  """Returns the error for a setting on the command line that does nothing."""
-  name, others = binding.name, list_other_runs(run, binding)
-  if not binding.parameter and name in list_own_macros(run):
-    return f'{name} does nothing here: ' + _tell_unused(
-      run, name, usage, configuration
-    )
-  if not others:
-    return _explain_unknown(run, binding, usage)
-  have = 'has' if len(others) == 1 else 'have'
-  text = f'{name} is not a setting of {run}; {_join(others)} {have} it.'
-  if get_target(binding) == 'atm.model.Config':
-    if 'MODEL_DIR' in usage.macros:
-      text += f' {run} reads the model from MODEL_DIR.'
-  return text + _suggest(run, binding, usage)
-
-
-def _tell_unused(
-  run: str, name: str, usage: Usage, configuration: Configuration
-) -> str:
-  """Tells why a run does not use a macro of its own."""
-  users = [
-    b
-    for b in read_run(run).bindings
-    if name in list_macros(b.value) and b.parameter
-  ]
-  for user in users:
-    for b in reversed(configuration.bindings):
-      same = get_target(b) == get_target(user) and b.parameter == user.parameter
-      if same and get_target(b) in usage.configurables:
-        return f'{b.where} binds {user.name} to another value'
-  if run == 'plan':
-    return f'it is for another PROGRAM.{_name_near(name, usage.macros)}'
-  return 'nothing refers to it'
-
-
-def _explain_unknown(run: str, binding: Binding, usage: Usage) -> str:
-  """Returns the error for a setting that no run has."""
-  return (
-    f'{binding.where}: no setting is called {quote(binding.name)}.'
-    + _suggest(run, binding, usage)
-  )
-
-
-def _suggest(run: str, binding: Binding, usage: Usage) -> str:
-  """Returns the nearest name of a run's own, or how to list them."""
-  near = ''
-  if not binding.parameter:
-    near = _name_near(binding.name, usage.macros)
-  if near or binding.parameter:
-    return near or f' See `atm {run} --help`.'
-  upper = binding.name.upper()
-  others = [o for o in run_names() if upper in list_own_macros(o)]
-  if upper != binding.name and others:
-    have = 'has' if len(others) == 1 else 'have'
-    return f' {_join(others)} {have} {upper}; {run} has not.'
-  return f' See `atm {run} --help`.'
-
-
-def _name_near(name: str, known: Iterable[str]) -> str:
-  """Returns ' Did you mean X?' for the nearest of some names, or ''."""
-  near = find_nearest(name, known)
-  return f' Did you mean {quote(near)}?' if near else ''
-
-
-def _join(names: list[str]) -> str:
-  """Joins names as a sentence does: 'a, b and c'."""
-  *first, last = names
-  return f'{", ".join(first)} and {last}' if first else last
-
-
-def _format_ignored(run: str, file: str, bindings: list[Binding]) -> str:
-  """Returns the line that tells what a run ignores of a file."""
-  name, line = bindings[0].name, bindings[0].line
-  if len(bindings) == 1:
-    return f'{file}:{line}: {name} is not a setting of {run}: not used'
-  names = dict.fromkeys(f'{b.name} (line {b.line})' for b in bindings)
-  return one_line(
-    f'{file}: {len(names)} lines set what {run} does not use: '
-    + ', '.join(names)
-  )

@@ -322,13 +322,19 @@ class ModelSource:
   """Names a trained model and where its parameters are to live, see `load`.
 
   The commands infer, score, chat, eval and lm_eval inherit these fields.
+
+  Attributes:
+    model_dir: the folder of a training run, or one that `atm import` wrote.
+    at_step: the step of a checkpoint; None: the newest.
+    weights: 'bfloat16' halves the memory; None: as they were saved.
+    make_mesh: called when the command runs, for it asks for devices.
+    rules: logical to mesh axes.
   """
 
   model_dir: str
   _: dataclasses.KW_ONLY
   at_step: int | None = None
   weights: str | None = None
-  # Called when the command runs, for it asks for devices.
   make_mesh: Callable[[], jax.sharding.Mesh] = mesh_lib.make_mesh
   rules: Rules = Rules()
 

@@ -29,6 +29,13 @@ def make_mesh(
   Elsewhere devices stand in the order of their processes, the last axis the
   fastest: `slice` then splits them into equal blocks.
 
+  Args:
+    slice: how many slices (pods); parameters are copied to each.
+    data: ways of data parallelism; parameters are copied.
+    fsdp: ways of data parallelism with parameters and optimizer state split.
+    tensor: ways that matrices, heads and the vocabulary are split.
+    devices: those of the mesh; None: all.
+
   Raises:
     ValueError: the sizes do not multiply to the number of devices, or `slice`
       is not the number of the TPU's slices.

@@ -38,16 +38,16 @@ class Rules:
     ValueError: a value is not one of MESH_AXES, or names one twice.
   """
 
-  batch: str | tuple[str, ...] | None = ('slice', 'data', 'fsdp')
+  batch: str | tuple[str, ...] | None = ('slice', 'data', 'fsdp')  # its rows
   length: str | tuple[str, ...] | None = None  # of encoder or decoder
   hidden: str | tuple[str, ...] | None = None  # d_model, of activations
   embed: str | tuple[str, ...] | None = 'fsdp'  # d_model, of matrices
-  vocab: str | tuple[str, ...] | None = 'tensor'
+  vocab: str | tuple[str, ...] | None = 'tensor'  # embeddings, LM head
   heads: str | tuple[str, ...] | None = 'tensor'  # heads x head dimension
-  mlp: str | tuple[str, ...] | None = 'tensor'
+  mlp: str | tuple[str, ...] | None = 'tensor'  # inside the feed-forward
   position: str | tuple[str, ...] | None = None  # rows of position tables
   vector: str | tuple[str, ...] | None = None  # norms, biases over d_model
-  layers: str | tuple[str, ...] | None = None
+  layers: str | tuple[str, ...] | None = None  # of stacked parameters
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

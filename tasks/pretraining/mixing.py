@@ -33,6 +33,17 @@ class Mixing:
   (section 3). That p counts a source's sentences as often as the source is
   repeated is our reading; the paper is silent.
 
+  Attributes:
+    wikipedia_spoken, wikipedia_written: how many times Wikipedia is repeated in
+      each form.
+    mc4_spoken, mc4_written: how many times mC4 is.
+    text_spoken, text_written: how many times the text of TEXT_DIR is.
+    language_power: the power of languages' shares; 1: as they are; 0: equal.
+    denoise, clm: shares of the objectives.
+    density: share of a denoising row's tokens that is dropped.
+    mean_span: mean length of a dropped span, in tokens.
+    clm_low, clm_high: range of the share of a CLM row that is its input.
+
   Raises:
     ValueError: a negative number, or a source with no form at all.
   """

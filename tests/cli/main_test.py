@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
+import atm as atm_package
 from atm.cli import commands, main
 
 from command_line import DIR, TINY, atm
@@ -24,6 +27,35 @@ def test_a_bare_command_lists_the_runs(capsys):
   for name in commands.RUNS:
     assert f'\n  {name} ' in out
   assert 'models/20b.gin' in out
+
+
+def test_help_and_version(capsys):
+  def say(*arguments):
+    assert main.main([*arguments]) == 0
+    return capsys.readouterr().out
+
+  for asked in (['--help'], ['-h'], ['help'], ['help', '--help']):
+    assert say(*asked) == say()
+  for asked in (['infer', '--help'], ['infer', '-h'], ['help', 'infer'],
+                ['infer', '--gin.LIMIT=1', '--help']):  # fmt: skip
+    assert say(*asked).startswith('usage: atm infer ')
+  assert say('--version') == say('-V') == f'atm {atm_package.__version__}\n'
+  assert main.main(['help', 'infr']) == 2
+  assert "Did you mean 'infer'" in capsys.readouterr().err
+
+
+def test_a_file_of_which_nothing_is_used_is_told(tmp_path):
+  """And the module starts as the command does."""
+  (tmp_path / 'mine.gin').write_text('LIMIT = 3\n')
+  done = subprocess.run(
+    [sys.executable, '-m', 'atm', 'report', DIR, '--gin_file=mine.gin'],
+    cwd=tmp_path, capture_output=True, text=True,
+  )  # fmt: skip
+  told, error = done.stderr.splitlines()
+  assert told == (
+    'atm: ./mine.gin:1: LIMIT is not a setting of report: not used'
+  )
+  assert error.startswith('atm: error: ') and done.returncode == 2
 
 
 def test_a_mistake_exits_2_without_a_traceback(tmp_path):
