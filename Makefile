@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-slow test-docs test-plan mutate check format bench lock clean
+.PHONY: help run test test-slow test-docs test-plan test-package site mutate check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,21 @@ $(VENV)-plan/test: $(VENV)/test
 test-plan: $(VENV)-plan/test  ## `atm plan` with libtpu, in an environment of its own
 	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs -m libtpu
 
+# Sees the packages of the other environment, and adds twine and mkdocs.
+$(VENV)-publish/test: $(VENV)/test
+	$(PYTHON) -m venv $(VENV)-publish
+	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
+	  $$($(VENV)-publish/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth
+	$(VENV)-publish/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --editable '.[dev,publish]' --constraint $(LOCK)
+	@touch $@
+
+test-package: $(VENV)-publish/test  ## wheel and sdist, in an empty environment; the site
+	$(VENV)-publish/bin/python -m pytest -n 0 -rs -m publish
+
+site: $(VENV)-publish/test  ## the documentation's site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)-publish/bin/python -m mkdocs build --strict
+
 # All faults of two modules: make mutate ARGS='packing sampling --all'
 mutate: $(VENV)/test  ## put some faults into modules: does a test fail?
 	$(VENV)/bin/python tests/mutate.py $(ARGS)
@@ -76,10 +91,10 @@ bench: $(VENV)/test  ## measurements, see benchmarks/
 
 lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet '.[dev]'
+	$(VENV)-lock/bin/python -m pip install --quiet '.[dev,publish]'
 	$(VENV)-lock/bin/python -m pip freeze --exclude atm-jax > $(LOCK)
 	rm -rf $(VENV)-lock
 
 clean:  ## remove the environment, builds and caches; keeps runs/
-	rm -rf $(VENV) $(VENV)-plan build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-plan $(VENV)-publish build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -17,6 +19,12 @@ def read(name: str) -> str:
 def read_constant(name: str) -> str:
   """Returns a text that atm/__init__.py defines, without importing atm."""
   return re.search(rf"^{name} = '(.+?)'", read('atm/__init__.py'), re.M)[1]
+
+
+def read_description() -> str:
+  """Returns README.md without the links and pictures of a checkout's files."""
+  text = re.sub(r'!\[[^\]]*\]\((?!\w+:)[^)]*\)\n*', '', read('README.md'))
+  return re.sub(r'\[([^\]]*)\]\((?!\w+:)[^)]*\)', r'\1', text)
 
 
 def gin_packages() -> dict[str, str]:
@@ -60,6 +68,15 @@ if ENTRY not in sys.path:
   sys.path_hooks.append(CheckoutFinder)
   sys.path.append(ENTRY)
 """
+
+
+class BuildPy(build_py):
+  """Builds anew: modules of an earlier build may have been removed since."""
+
+  def run(self):
+    if not self.editable_mode:
+      shutil.rmtree(self.build_lib, ignore_errors=True)
+    super().run()
 
 
 class EditableWheel(editable_wheel):
@@ -117,6 +134,20 @@ EVAL = [
   'sacrebleu>=2.4,<3',
 ]
 
+CLASSIFIERS = [
+  'Development Status :: 4 - Beta',
+  'Environment :: Console',
+  'Intended Audience :: Developers',
+  'Intended Audience :: Science/Research',
+  'Operating System :: POSIX :: Linux',
+  'Programming Language :: Python :: 3 :: Only',
+  'Programming Language :: Python :: 3.11',
+  'Programming Language :: Python :: 3.12',
+  'Programming Language :: Python :: 3.13',
+  'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  'Topic :: Text Processing :: Linguistic',
+]
+
 EXTRAS = {
   'tpu': [f'jax[tpu]{JAX}'],
   'cuda12': [f'jax[cuda12]{JAX}'],
@@ -137,15 +168,29 @@ EXTRAS = {
     'setuptools>=77,<90',
     'zstandard>=0.22,<0.26',
   ],
+  # Checks of packages, and the documentation's site.
+  'publish': [
+    'mkdocs-material>=9.6,<10',
+    'mkdocstrings[python]>=1.0,<2',
+    'twine>=6.1,<8',
+  ],
 }
 
 setup(
   name=read_constant('DISTRIBUTION'),
   version=read_constant('__version__'),
   description='The open, runnable AlexaTM 20B in JAX',
-  long_description=read('README.md'),
+  long_description=read_description(),
   long_description_content_type='text/markdown',
-  license='Apache-2.0',
+  author='The atm authors',
+  # The texts in tasks/udhr/ are MIT.
+  license_expression='Apache-2.0 AND MIT',
+  license_files=['LICENSE', 'tasks/udhr/LICENSE'],
+  keywords='AlexaTM, encoder-decoder, few-shot, Flax, JAX, language model, '
+  'multilingual, seq2seq, TPU, translation',
+  classifiers=CLASSIFIERS,
+  # No address of its own: the checkout has the documents and the changelog.
+  project_urls={'Paper': 'https://arxiv.org/abs/2208.01448'},
   python_requires='>=3.11,<3.14',
   packages=[
     *packages('atm', 'atm'),
@@ -160,6 +205,6 @@ setup(
   },
   install_requires=DEPENDENCIES,
   extras_require=EXTRAS,
-  cmdclass={'editable_wheel': EditableWheel},
+  cmdclass={'build_py': BuildPy, 'editable_wheel': EditableWheel},
   entry_points={'console_scripts': ['atm = atm.cli.main:main']},
 )

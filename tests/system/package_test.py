@@ -20,11 +20,16 @@ def wheel(tmp_path_factory):
   if not os.path.exists(os.path.join(ROOT, 'setup.py')):
     pytest.skip('not a checkout')
   out = tmp_path_factory.mktemp('wheel')
+  # A module of an earlier build.
+  (out / 'build' / 'lib' / 'atm').mkdir(parents=True)
+  (out / 'build' / 'lib' / 'atm' / 'removed.py').touch()
+  (out / 'setup.cfg').write_text(f'[build]\nbuild_base = {out}/build\n')
   subprocess.run(
     [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps',
      '--no-build-isolation', '--wheel-dir', str(out), ROOT],
     check=True,
     cwd=out,
+    env={**os.environ, 'DIST_EXTRA_CONFIG': f'{out}/setup.cfg'},
   )  # fmt: skip
   return next(out.glob('atm_jax-*.whl'))
 
@@ -46,8 +51,27 @@ def test_the_wheel_ships_what_the_checkout_has(wheel):
         if file.endswith(shipped) or file == 'LICENSE':
           path = os.path.relpath(os.path.join(where, file), f'{ROOT}/{folder}')
           assert f'{inside}/{path}' in names
+  assert 'atm/removed.py' not in names
   tops = {name.split('/')[0] for name in names}
   assert tops == {'atm', 'atm_tasks', f'atm_jax-{atm.__version__}.dist-info'}
+
+
+def test_the_wheel_says_what_it_is(wheel):
+  archive = zipfile.ZipFile(wheel)
+  folder = f'atm_jax-{atm.__version__}.dist-info'
+  text = archive.read(f'{folder}/METADATA').decode()
+  fields, _, description = text.partition('\n\n')
+  assert f'Name: {atm.DISTRIBUTION}\n' in fields
+  assert 'License-Expression: Apache-2.0 AND MIT\n' in fields
+  for path in ('LICENSE', 'tasks/udhr/LICENSE'):
+    with open(os.path.join(ROOT, path), 'rb') as f:
+      assert archive.read(f'{folder}/licenses/{path}') == f.read()
+  for version in ('3.11', '3.12', '3.13'):
+    assert f'Python :: {version}\n' in fields
+    assert os.path.exists(f'{ROOT}/requirements/lock-{version}.txt')
+  # An index shows it without the checkout's files.
+  assert len(description) > 5000
+  assert not re.findall(r'\]\((?!https://)', description)
 
 
 def test_an_installed_copy_runs_from_any_directory(wheel, tmp_path):
