@@ -69,9 +69,7 @@ def check_decontaminate(sets) -> dict[str, str] | None:
   wikipedia=partial(check_path, 'WIKIPEDIA', optional=True),
   mc4=partial(check_path, 'MC4', optional=True),
   tfds_dir=partial(check_path, 'TFDS_DIR', optional=True),
-  held_out=partial(
-    check_number, 'configure.held_out', least=0, below=1, whole=False
-  ),
+  held_out=partial(check_number, 'HELD_OUT', least=0, below=1, whole=False),
   decontaminate=check_decontaminate,
   cache_dir=partial(check_path, 'CACHE_DIR', optional=True),
   pairs=partial(check_path, 'PAIRS', optional=True),
@@ -104,8 +102,9 @@ def configure(
       where its config names it, or such a folder; None leaves it out, unless
       `cache_dir` has its rows.
     tfds_dir: where TFDS data is; TFDS_DATA_DIR or ~/tensorflow_datasets.
-    held_out: share of a text in the `validation` split, where a source has none
-      of its own.
+    held_out: share of a language's documents in the `validation` split, where a
+      source has none of its own; of few documents a number of them, see
+      `text_source.TextSource.bound`.
     skip_bad: skip and count lines and records that cannot be read.
     mixing: how languages, sources, forms and objectives mix.
     paper_packing: a CLM row holds one document, as in the paper; otherwise as

@@ -8,7 +8,7 @@ import sys
 from atm.cli import gin_config, gin_files
 from atm.cli.gin_config import get_configurable, get_setting
 from atm.cli.gin_text import UserError
-from atm.messages import check_path, did_you_mean, quote
+from atm.messages import check_count, check_path, did_you_mean, quote
 
 USAGE = (
   'usage: atm RUN [--gin_file=FILE]... [--gin.NAME=VALUE]... '
@@ -25,6 +25,7 @@ def run_pretrain() -> None:
   from atm.train import trainer
 
   adopt_source_model()
+  adopt_vocabulary_size()
   check_pairs()
   make_config = get_configurable('trainer.train')
   run = trainer.train(make_config(config_text=gin_config.config_text()))
@@ -111,8 +112,27 @@ def adopt_source_model() -> None:
   gin_config.bind(values)
 
 
+def adopt_vocabulary_size() -> None:
+  """Gives a fresh model as many entries as a vocabulary that is asked for."""
+  size = get_setting('VOCABULARY_SIZE')
+  if size is None or get_setting('INIT_FROM') is not None:
+    return
+  size = check_count('VOCABULARY_SIZE', size)
+  if size > get_configurable('model.Config')().vocab_size:
+    gin_config.bind({'model.Config.vocab_size': size})
+
+
+def adopt_lengths() -> None:
+  """Binds TASK_FEATURE_LENGTHS, where it is None, to the model's positions."""
+  if get_setting('TASK_FEATURE_LENGTHS') is None:
+    positions = get_configurable('model.Config')().positions
+    lengths = dict.fromkeys(('inputs', 'targets'), positions)
+    gin_config.bind({'TASK_FEATURE_LENGTHS': lengths})
+
+
 def run_plan() -> None:
   """Plans a training run, or decoding, for devices that need not be here."""
+  adopt_lengths()
   start = get_configurable('sharding.start')
   if (program := get_configurable('plan_decode.program')()) != 'train':
     for name in ('SEARCH', 'PODS'):
@@ -142,6 +162,7 @@ def settings_for_pod(name: str) -> dict:
   files, bindings, modules = gin_config.arguments()
   own = [f for f in files if os.path.basename(os.path.dirname(f)) != 'pods']
   gin_config.replace_config([*own, path], bindings, modules)
+  adopt_lengths()
   given = get_configurable('plan.plan')(instead=dict)
   # Bound now: the next pods file brings another mesh.
   bound = gin_config.get_bindings(mesh.make_mesh)

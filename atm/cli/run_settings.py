@@ -24,7 +24,7 @@ NOT_CALLED = {
 # Parameters that a run sets by itself, but where its own file binds them.
 GIVEN = {
   'atm.cache.build': {'prepare'},
-  'atm.data.vocab': {'mixture', 'directory', 'size'},
+  'atm.data.vocab': {'mixture', 'directory', 'size', 'make_model'},
   'atm.plan.plan': {'start', 'tried', 'instead'},
   'atm.plan_decode.plan_rows': {'start'},
   'atm.planner.run': {'run_plan', 'of_pod'},

@@ -9,6 +9,7 @@ state of the data is the step, and hosts agree without talking.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import zlib
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from atm.data import counter_rng, objectives, packing, task_registry
-from atm.data.token_store import TokenRows
+from atm.data.token_store import TokenRows, read_manifest
 from atm.data.vocabulary import Vocabulary
 
 REMOTE_READS = 64  # rows of an object store that are read at a time
@@ -99,14 +100,24 @@ def load_parts(
         )
       )  # fmt: skip
   if not parts:
-    drawn = [getattr(task.source, 'by_content', False) for task in tasks]
-    hint = ''
-    if split == 'validation' and all(drawn):
-      hint = '; it is too small for a share of it to be held out'
-      if name == 'pairs':
-        hint += ': use a folder with train.jsonl and validation.jsonl'
-    raise ValueError(f'{name!r} has no rows in its {split!r} split{hint}')
+    if split == 'validation' and all(
+      getattr(task.source, 'by_content', False) for task in tasks
+    ):
+      why = task_registry.describe_too_few(name)
+      raise ValueError(f'{why}. Then build the rows anew: {directory}')
+    raise ValueError(f'{name!r} has no rows in its {split!r} split')
   return parts
+
+
+def read_lengths(name: str, directory: str) -> task_registry.Lengths | None:
+  """Reads the lengths of a mixture's training rows; None if there are none."""
+  for task in task_registry.list_tasks(name, 'train')[:1]:
+    folder = task_registry.get_rows_folder(directory, task.name, 'train')
+    with contextlib.suppress(FileNotFoundError):
+      return task_registry.Lengths(
+        *read_manifest(folder)['made_from']['lengths']
+      )
+  return None
 
 
 class Batches:

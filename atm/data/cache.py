@@ -57,7 +57,9 @@ def check_share(share) -> tuple[int, int]:
 
 @check_arguments(
   vocabulary=partial(check_path, 'VOCABULARY'),
-  lengths=partial(task_registry.check_lengths, 'TASK_FEATURE_LENGTHS'),
+  lengths=partial(
+    task_registry.check_lengths, 'TASK_FEATURE_LENGTHS', optional=True
+  ),
   directory=partial(check_path, 'CACHE_DIR'),
   mixture=partial(check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
   splits=partial(check_texts, 'SPLITS', empty=False),
@@ -68,7 +70,7 @@ def check_share(share) -> tuple[int, int]:
 def build(
   mixture: str,
   vocabulary: str,
-  lengths: dict[str, int],
+  lengths: dict[str, int] | None,
   directory: str,
   splits: Iterable[str] = ('train', 'validation'),
   passes: int = 1,
@@ -77,13 +79,15 @@ def build(
   configure_tasks: Callable = lambda **named: None,
   prepare: Callable | None = None,
   say: Callable[[str], None] = print,
+  make_model: Callable | None = None,
 ) -> bool:
   """Builds the rows of a task or mixture that are not there yet.
 
   Args:
     mixture: a seqio task or mixture.
     vocabulary: a SentencePiece file or folder.
-    lengths: {'inputs': S, 'targets': T}: rows are cut for these.
+    lengths: {'inputs': S, 'targets': T}: rows are cut for these; None: the
+      positions of `make_model`'s model.
     directory: gets a folder for each task and split.
     splits: those of the tasks to build.
     passes: how many times training rows are made of the documents, each time in
@@ -96,6 +100,7 @@ def build(
     prepare: called in every other process, gives it its `configure_tasks`; it
       must pickle. None: works in this process alone.
     say: logs a line.
+    make_model: returns a `ModelConfig`, where `lengths` is None.
 
   Returns:
     whether all rows are there, those of other machines' units included.
@@ -111,6 +116,8 @@ def build(
       'to the object store then, training reads it there'
     )
   fileio.check_output_folder('CACHE_DIR', directory)
+  if lengths is None and make_model is not None:
+    lengths = Lengths.of_model(make_model()).as_setting()
   sizes = Lengths.of(lengths)
   stored = store_vocabulary(Vocabulary(vocabulary), directory)
   configure_tasks(vocabulary=stored.path)
@@ -127,7 +134,10 @@ def build(
   # Shared out before looking which are there: machines do not start together.
   todo = [unit for unit in units[index::machines] if not unit.is_done(job)]
   if todo:
-    say(f'building rows of tokens: {mixture}, {len(todo)} units, {directory}')
+    say(
+      f'building rows of tokens: {mixture}, {len(todo)} units, {directory}, '
+      f'TASK_FEATURE_LENGTHS = {sizes.as_setting()}'
+    )
     with messages.note_work(lambda: _describe_left(todo, units, job)):
       log_progress(make_units(todo, job, processes, prepare), todo, say)
   if missing := write_manifests(units, job):
@@ -136,6 +146,11 @@ def build(
       'command without SHARE'
     )
     return False
+  if todo and 'validation' in splits:
+    try:
+      task_registry.check_held_out(mixture)
+    except ValueError as e:
+      say(f'training needs more than these rows: {e}')
   for line in describe_omissions(read_counts(units, job)):
     say(line)
   return True

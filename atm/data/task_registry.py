@@ -51,6 +51,29 @@ def get_objective(task):
   return apply.objective if apply else objectives.Pairs()
 
 
+def check_held_out(name: str) -> None:
+  """Raises ValueError where a task or mixture has no text to hold out."""
+  # Text that lies in a folder or a file; a split stored apart is there.
+  sources = {id(t.source): t.source for t in list_tasks(name, 'validation')}
+  holds = (getattr(s, 'holds_out', lambda: True) for s in sources.values())
+  if sources and not any(hold() for hold in holds):
+    raise ValueError(describe_too_few(name))
+
+
+def describe_too_few(name: str) -> str:
+  """Returns why a task or mixture has no `validation` split, and a remedy."""
+  if name == 'pairs':
+    return (
+      "'pairs' has nothing to hold out: expected at least 2 different inputs, "
+      'or a folder with train.jsonl and validation.jsonl'
+    )
+  return (
+    f'{name!r} has no document to hold out, to measure the loss on: expected '
+    'at least 2 different documents of a language, such as lines of LANG.txt, '
+    'and HELD_OUT above 0'
+  )
+
+
 def read_texts(name: str, split: str = 'train') -> Iterator[tuple[str, str]]:
   """Yields (language, text) of a task or of all tasks of a mixture.
 
@@ -97,8 +120,10 @@ def shorten_tf_errors(task: str):
     raise ValueError(f'reading task {task!r}: {message}') from e
 
 
-def check_lengths(name: str, lengths) -> dict[str, int]:
+def check_lengths(name: str, lengths, optional=False) -> dict[str, int] | None:
   """Returns {'inputs': S, 'targets': T}, whole numbers of at least 8."""
+  if optional and lengths is None:
+    return None
   sides = 'inputs', 'targets'
   if not isinstance(lengths, dict) or {*lengths} != {*sides}:
     raise ValueError(
@@ -143,6 +168,15 @@ class Lengths:
   def of(cls, lengths: dict[str, int]) -> Lengths:
     """Raises ValueError unless `inputs` and `targets`, of at least 8 tokens."""
     return cls(**check_lengths('TASK_FEATURE_LENGTHS', lengths))
+
+  @classmethod
+  def of_model(cls, model_config) -> Lengths:
+    """Returns the longest that a model reads and writes, its positions."""
+    return cls(model_config.positions, model_config.positions)
+
+  def as_setting(self) -> dict[str, int]:
+    """Returns TASK_FEATURE_LENGTHS, as `of` takes it."""
+    return dataclasses.asdict(self)
 
   @property
   def both(self) -> tuple[int, int]:

@@ -33,6 +33,12 @@ FILE_ENTRIES = {
   'crc32': int,
 }  # fmt: skip
 FACTS = {'made_from': dict, 'text': list, 'file': dict, 'counts': dict}
+# What a user sets of what rows were made from.
+SETTINGS = {
+  'passes': 'ROW_PASSES', 'held_out': 'HELD_OUT', 'pairs': 'PAIRS',
+  'lengths': 'TASK_FEATURE_LENGTHS', 'vocabulary': 'VOCABULARY',
+  'decontaminated': 'DECONTAMINATE', 'mode': 'PAIRS_MODE',
+}  # fmt: skip
 # One row a chunk, so that reading a row decodes no other.
 WRITER = 'group_size:1,zstd:3'
 OPEN_FILES = 512
@@ -168,9 +174,11 @@ def check_provenance(
   """Raises ValueError if rows were made from other facts than `expected`."""
   for name, value in expected.items():
     if actual.get(name) != value:
+      setting = SETTINGS.get(name)
       raise ValueError(
         f'{path} was made with {name} = {actual.get(name)!r}, but this run has '
-        f'{value!r}. Remove {folder} to build it again, or name another.'
+        f'{value!r}{f" ({setting})" if setting else ""}. Remove {folder} to '
+        'build it again, or name another.'
       )
 
 

@@ -3,6 +3,7 @@
 import collections
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -22,6 +23,18 @@ from atm.messages import (
 )
 
 REPORT_FILE = 'report.json'
+MOST_PIECES = 153_600  # of the paper's model
+
+
+class TooFewPiecesError(ValueError):
+  """Text that has fewer pieces than were asked for: at most `largest`."""
+
+  def __init__(self, size: int, largest: int):
+    super().__init__(
+      f'VOCABULARY_SIZE = {size}: this text supports at most {largest}; use '
+      f'VOCABULARY_SIZE = {largest}, or None for as many as there are'
+    )
+    self.largest = largest
 
 
 def mix_forms(
@@ -68,6 +81,7 @@ def train_sentencepiece(
     character_coverage: share of characters that get a piece of their own.
 
   Raises:
+    TooFewPiecesError: the text has fewer pieces; names how many.
     ValueError: the size does not suit the text; says what SentencePiece said.
   """
   out, errors, v = io.BytesIO(), [], vocabulary_lib
@@ -93,10 +107,23 @@ def train_sentencepiece(
   except RuntimeError as e:
     if errors:  # of the text, or a signal
       raise errors[0] from None
-    raise ValueError(
-      f'a vocabulary of {size} pieces cannot be trained on this text: {e}'
-    ) from e
+    raise _explain_size(size, str(e)) from e
   return v.write_vocabulary(out.getvalue(), directory)
+
+
+def _explain_size(size: int, message: str) -> ValueError:
+  """Returns the error of a size that SentencePiece refused with a message."""
+  if found := re.search(r'size too high .* value <= (\d+)', message):
+    return TooFewPiecesError(size, int(found[1]))
+  if found := re.search(r'smaller than required_chars. \d+ vs (\d+)', message):
+    return ValueError(
+      f'VOCABULARY_SIZE = {size}: the characters of this text alone need '
+      f'{found[1]} pieces: expected at least so many, also of '
+      'model.Config.vocab_size'
+    )
+  return ValueError(
+    f'a vocabulary of {size} pieces cannot be trained on this text: {message}'
+  )
 
 
 def _remember_error(texts: Iterable[str], errors: list) -> Iterator[str]:
@@ -152,10 +179,12 @@ def write_report(vocabulary: Vocabulary, rows: dict) -> str:
   ])  # fmt: skip
 
 
-def _check_no_other(directory: str, size: int) -> None:
+def _check_no_other(directory: str, size: int | None) -> None:
   """Raises ValueError, before hours of work, where a vocabulary is another."""
   path = os.path.join(directory, vocabulary_lib.MODEL_FILE)
-  if os.path.exists(path) and (there := Vocabulary(path).size) != size:
+  if size is None or not os.path.exists(path):
+    return
+  if (there := Vocabulary(path).size) != size:
     raise ValueError(
       f'{path} is another vocabulary, of {there:,} pieces: use another folder, '
       'or move it away'
@@ -165,7 +194,7 @@ def _check_no_other(directory: str, size: int) -> None:
 @check_arguments(
   mixture=partial(check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
   directory=partial(check_path, 'VOCABULARY_DIR'),
-  size=partial(check_count, 'VOCABULARY_SIZE'),
+  size=partial(check_count, 'VOCABULARY_SIZE', optional=True),
   spoken_share=partial(
     check_number, 'SPOKEN_SHARE', least=0, most=1, whole=False
   ),
@@ -173,38 +202,64 @@ def _check_no_other(directory: str, size: int) -> None:
 def train_vocabulary(
   mixture: str,
   directory: str,
-  size: int,
+  size: int | None = None,
   train: Callable = train_sentencepiece,
   spoken: Callable[[str], str] = str,
   spoken_share: float = 0.0,
   configure_tasks: Callable = lambda: None,
   say: Callable[[str], None] = print,
+  make_model: Callable | None = None,
 ) -> Vocabulary:
   """Trains a vocabulary on a seqio task's text, with a report beside it.
 
   Args:
     mixture: a seqio task or mixture.
     directory: gets the model and report.json.
-    size: number of pieces.
+    size: number of pieces; None: as many as the text supports, up to the
+      `vocab_size` of `make_model`'s model, or MOST_PIECES.
     train: called with (texts, directory, size), see `train_sentencepiece`.
     spoken: gives a text's spoken form.
     spoken_share: share of texts in spoken form; the paper's is 0.7.
     configure_tasks: called before the mixture is looked up.
     say: prints a line.
+    make_model: returns a `ModelConfig`, where `size` is None.
+
+  Raises:
+    TooFewPiecesError: the text does not support `size` pieces.
   """
   fileio.check_output_folder('VOCABULARY_DIR', directory)
   _check_no_other(directory, size)
   configure_tasks()
-  say(f'training a vocabulary of {size:,} pieces on the text of {mixture}')
-  written = (text for _, text in task_registry.read_texts(mixture))
-  texts = mix_forms(written, spoken, spoken_share)
+  most = make_model().vocab_size if make_model else MOST_PIECES
+  number = f'{size:,} pieces' if size else f'at most {most:,} pieces'
+  say(f'training a vocabulary of {number} on the text of {mixture}')
+
+  def train_size(pieces: int) -> Vocabulary:
+    written = (text for _, text in task_registry.read_texts(mixture))
+    return train(mix_forms(written, spoken, spoken_share), directory, pieces)
+
   left = f'nothing of it is in {directory}; the same command begins anew'
   with messages.note_work(
     lambda: f'the vocabulary was not trained yet: {left}'
   ):
-    vocabulary = train(texts, directory, size)
+    vocabulary = _train_largest(train_size, most, say, size)
   left = f'{vocabulary.path} is whole, {REPORT_FILE} beside it is missing'
   with messages.note_work(lambda: f'{left}; the same command writes it'):
     rows = measure_coverage(vocabulary, task_registry.read_texts(mixture))
   say(write_report(vocabulary, rows))
   return vocabulary
+
+
+def _train_largest(
+  train_size: Callable[[int], Vocabulary], most: int, say, size: int | None
+) -> Vocabulary:
+  """Trains `size` pieces; None: `most`, or as many as the text supports."""
+  wanted = size or most
+  while True:
+    try:
+      return train_size(wanted)
+    except TooFewPiecesError as e:
+      if size or e.largest >= wanted:
+        raise
+      wanted = e.largest
+      say(f'the text supports {wanted:,} of {most:,} pieces: trained so many')

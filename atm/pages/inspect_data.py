@@ -24,6 +24,7 @@ from atm.data.inspection import Inspection, TextRun
 from atm.data.languages import name_language
 from atm.data.task_registry import Lengths
 from atm.data.vocabulary import MODEL_FILE, Vocabulary
+from atm.model.config import ModelConfig
 from atm.pages import inspect_page
 
 LONGEST_ON_TERMINAL = 240  # characters of a text
@@ -32,10 +33,14 @@ LONGEST_ON_TERMINAL = 240  # characters of a text
 @messages.check_arguments(
   mixture=partial(messages.check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
   output_dir=partial(messages.check_path, 'OUTPUT_DIR'),
-  lengths=partial(task_registry.check_lengths, 'TASK_FEATURE_LENGTHS'),
+  lengths=partial(
+    task_registry.check_lengths, 'TASK_FEATURE_LENGTHS', optional=True
+  ),
   cache_dir=partial(messages.check_path, 'CACHE_DIR', optional=True),
   vocabulary=partial(messages.check_path, 'VOCABULARY', optional=True),
-  vocabulary_size=partial(messages.check_count, 'VOCABULARY_SIZE'),
+  vocabulary_size=partial(
+    messages.check_count, 'VOCABULARY_SIZE', optional=True
+  ),
   examples=partial(messages.check_count, 'EXAMPLES'),
   seed=partial(messages.check_seed, 'SEED'),
   tokens=partial(messages.check_number, 'TRAIN_TOKENS', least=1, whole=False),
@@ -43,39 +48,44 @@ LONGEST_ON_TERMINAL = 240  # characters of a text
 def inspect(
   mixture: str,
   output_dir: str,
-  lengths: dict[str, int],
+  lengths: dict[str, int] | None = None,
   cache_dir: str | None = None,
   vocabulary: str | None = None,
-  vocabulary_size: int = 1280,
+  vocabulary_size: int | None = None,
   examples: int = 2,
   seed: int = 0,
   tokens: float = 1e12,
   train_vocabulary: Callable = vocabulary_training.train_vocabulary,
   configure_tasks: Callable = lambda **named: None,
   console: rich.console.Console | None = None,
+  model_config: ModelConfig = ModelConfig(),
 ) -> Inspection:
   """Prints rows of a mixture and writes output_dir/index.html.
 
   Args:
     mixture: a seqio task or mixture.
     output_dir: gets the page.
-    lengths: {'inputs': S, 'targets': T}, of rows that are built.
+    lengths: {'inputs': S, 'targets': T}, of rows that are built; None: the
+      model's positions.
     cache_dir: made by `cache.build`; None builds output_dir/rows if need be.
     vocabulary: a SentencePiece file or folder; None takes the one beside the
       rows, or trains it.
-    vocabulary_size: of one that is trained.
+    vocabulary_size: of one that is trained; None: as many pieces as the text
+      supports, up to the model's `vocab_size`.
     examples: how many of each task are shown.
     seed: that of the run.
     tokens: of a run, over which epochs are counted; the paper's is 1e12.
-    train_vocabulary: called with (mixture, directory, size).
+    train_vocabulary: see `vocabulary_training.train_vocabulary`.
     configure_tasks: called first, then again with vocabulary=FILE.
     console: where to print.
+    model_config: the run's model, of which sizes are taken.
 
   Raises:
     ValueError: a setting out of range, an unknown name, rows made otherwise.
     FileNotFoundError: `cache_dir` has no finished rows of the mixture.
   """
-  console, sizes = console or rich.console.Console(), Lengths.of(lengths)
+  console = console or rich.console.Console()
+  sizes = Lengths.of(lengths) if lengths else Lengths.of_model(model_config)
   log = lambda text: console.print(rich.text.Text(text), soft_wrap=True)
   fileio.check_output_folder('OUTPUT_DIR', output_dir)
   configure_tasks()
@@ -85,10 +95,12 @@ def inspect(
     vocab = Vocabulary(vocabulary) if vocabulary else vocab
   else:
     cache_dir = os.path.join(output_dir, 'rows')
-    train = lambda folder: train_vocabulary(mixture, folder, vocabulary_size)
+    train = lambda folder: train_vocabulary(
+      mixture, folder, vocabulary_size, make_model=lambda: model_config
+    )
     vocab = find_vocabulary(vocabulary, cache_dir, mixture, train, log)
     cache.build(
-      mixture, vocab.path, lengths, cache_dir, ('train',), say=log,
+      mixture, vocab.path, sizes.as_setting(), cache_dir, ('train',), say=log,
       configure_tasks=configure_tasks,
     )  # fmt: skip
   configure_tasks(vocabulary=vocab.path)

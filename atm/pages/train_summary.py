@@ -88,7 +88,7 @@ def compare_with_unigram(rows: list[dict]) -> list[str]:
 
 def generate_samples(run, model, count: int = 3) -> list[dict]:
   """Completes `count` held-out examples of each objective in many languages."""
-  decode, samples = model.vocabulary.decode, []
+  decode, samples = model.vocabulary.decode_any, []
   for name in OBJECTIVE_NAMES:
     for part, source, target in _held_out_examples(run, name, count):
       (output,) = model.generate([source], max_tokens=len(target) + 16)

@@ -81,11 +81,14 @@ class TrainConfig:
   Attributes:
     model_dir: the folder of the run, see `run_folder`.
     mixture: a seqio task or mixture, see `atm.data.task_registry`.
-    lengths: {'inputs': S, 'targets': T}, in tokens.
+    lengths: {'inputs': S, 'targets': T}, in tokens; None: the model's
+      positions.
     batch_size: B, rows a step over all devices.
     train_steps: updates in all.
     vocabulary: a SentencePiece file; None takes the one of `cache_dir`, or
-      trains model_dir/vocabulary, of the model's size, on the mixture's text.
+      trains model_dir/vocabulary on the mixture's text.
+    vocabulary_size: pieces of one that is trained; None: as many as the text
+      supports, up to the model's `vocab_size`.
     make_mesh: called without arguments, once devices may be used.
     rules: logical to mesh axes.
     seed: of parameters, shuffle, noise and dropout.
@@ -127,8 +130,8 @@ class TrainConfig:
     keep: how many checkpoints; None keeps all.
     on_save_error: 'stop', or 'go_on' without the checkpoint that could not be
       written; the last one must be.
-    train_vocabulary: called with (mixture, directory, size) where there is
-      none.
+    train_vocabulary: called where there is none, see
+      `vocabulary_training.train_vocabulary`.
     configure_tasks: called before the mixture is looked up, and again with
       vocabulary=FILE before a task is read.
     config_text: kept in model_dir/config.gin and in every checkpoint.
@@ -140,12 +143,13 @@ class TrainConfig:
 
   model_dir: str
   mixture: str
-  lengths: dict[str, int]
+  lengths: dict[str, int] | None
   batch_size: int
   train_steps: int
   model_config: model_config_lib.ModelConfig
   optimizer_config: optimizer.OptimizerConfig
   vocabulary: str | None = None
+  vocabulary_size: int | None = None
   make_mesh: Callable = mesh_lib.make_mesh
   rules: Rules = Rules()
   seed: int = 0
@@ -187,7 +191,8 @@ class TrainConfig:
     },
     'model_dir': partial(check_path, 'MODEL_DIR'),
     'mixture': partial(check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
-    'lengths': partial(check_lengths, 'TASK_FEATURE_LENGTHS'),
+    'lengths': partial(check_lengths, 'TASK_FEATURE_LENGTHS', optional=True),
+    'vocabulary_size': partial(check_count, 'VOCABULARY_SIZE', optional=True),
     'seed': partial(check_seed, 'SEED'),
     'z_loss': partial(check_number, 'Z_LOSS', least=0, whole=False),
     'skip_steps': check_skip_steps,
@@ -204,6 +209,9 @@ class TrainConfig:
 
   def __post_init__(self):
     check_fields(self)
+    if self.lengths is None:
+      lengths = Lengths.of_model(self.model_config).as_setting()
+      object.__setattr__(self, 'lengths', lengths)
     ask, evaluate = self.ask_every, self.eval_every
     check_number('ASK_EVERY', ask, evaluate, optional=True)
     if ask and ask % evaluate:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from atm.data.task_registry import Lengths
 from atm.data.vocabulary import Vocabulary
 from atm.messages import check_number
 from atm.model import parameters
@@ -74,12 +75,30 @@ def check_sizes(
     name, n = f'TASK_FEATURE_LENGTHS[{side!r}]', getattr(lengths, side)
     if n > config.positions:
       raise ValueError(
-        f'{name} = {n} is more than Config.positions = {config.positions}'
+        f'{name} = {n} is more than model.Config.positions = '
+        f'{config.positions}: leave out TASK_FEATURE_LENGTHS for rows as long '
+        'as the model reads'
       )
     sharding.check_divides(mesh, rules, {'length': (name, n)})
   sharding.check_divides(mesh, rules, {'batch': ('BATCH_SIZE', batch_size)})
   parameters.check_mesh(mesh, rules, config)
   check_micro_batches(mesh, rules, batch_size, micro_batches)
+
+
+def check_cached_lengths(config, cached: Lengths | None) -> None:
+  """Raises ValueError unless a `TrainConfig` has the lengths of its cache."""
+  sizes, positions = config.sizes, config.model_config.positions
+  if cached in (None, sizes):
+    return
+  name = lambda lengths: f'TASK_FEATURE_LENGTHS = {lengths.as_setting()}'
+  remedy = f'build it in another folder with {name(sizes)}'
+  if max(cached.both) <= positions:
+    remedy = f'set {name(cached)}, or {remedy}'
+  raise ValueError(
+    f'CACHE_DIR = {config.cache_dir!r} was built with {name(cached)}, but this '
+    f'run has {name(sizes)} and model.Config.positions = {positions}: {remedy} '
+    "(`atm cache` takes a model's --gin_file, too)"
+  )
 
 
 def check_vocabulary(words: Vocabulary, config: ModelConfig) -> None:

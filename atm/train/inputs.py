@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data import batches as batches_lib
-from atm.data import cache
+from atm.data import cache, task_registry
 from atm.data.batches import MixturePart
 from atm.data.streaming import Stream
 from atm.data.vocabulary import MODEL_FILE, Vocabulary
@@ -39,12 +39,17 @@ def open_inputs(
   Raises:
     ValueError: see `open_vocabulary`, `cache.build` and `batches.load_parts`.
   """
+  if config.cache_dir is None and not folder.step_found:
+    task_registry.check_held_out(config.mixture)  # before a vocabulary is made
   words = distributed.run_main_process_first(
     lambda: open_vocabulary(config, folder, source)
   )
   config.configure_tasks(vocabulary=words.path)
   directory = config.cache_dir
-  if directory is None:
+  if directory is not None:
+    cached = batches_lib.read_lengths(config.mixture, directory)
+    config_checks.check_cached_lengths(config, cached)
+  else:
     directory = folder.rows
     splits = ('validation',) if config.stream else ('train', 'validation')
     distributed.run_main_process_first(
@@ -103,8 +108,10 @@ def open_vocabulary(
           f'MODEL_DIR = {folder.path!r} has weights but no vocabulary: set '
           'VOCABULARY to the one they were trained with'
         )
-      size = config.model_config.vocab_size
-      config.train_vocabulary(config.mixture, own, size)
+      config.train_vocabulary(
+        config.mixture, own, config.vocabulary_size,
+        make_model=lambda: config.model_config,
+      )  # fmt: skip
     words = Vocabulary(own if path is None else path)
     of = f'that this run is given, {words.path}'
   # What reads the run later takes its own.

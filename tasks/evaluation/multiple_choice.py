@@ -24,7 +24,7 @@ from atm.evals.task import Question
 from atm.inference import prompts
 from atm.inference.prompts import Template
 from atm_tasks.evaluation.superglue import NLI_LABELS, RTE_LABELS
-from atm_tasks.pretraining.sources import collapse_whitespace
+from atm_tasks.pretraining.text_source import collapse_whitespace
 
 Cut = Callable[[str, int], str]  # (text, tokens) -> whole sentences of so many
 BETWEEN = ' <br> '

@@ -25,6 +25,7 @@ from atm.data.vocabulary import CLM_TOKEN
 from atm.inference import prompts
 from atm.messages import check_choice
 from atm_tasks.pretraining import records, sources, tasks, text_folders
+from atm_tasks.pretraining.text_source import SPLITS, RowsOnly, TextSource
 
 PAIR_FIELDS = ('input', 'target')
 HELD_OUT = 0.05  # share of a single file
@@ -46,7 +47,7 @@ class PairsSource(sources.RecordSource):
   """
 
   def __init__(self, path: str, held_out: float, skip_bad: bool = False):
-    self._parts = {split: _list_parts(path, split) for split in sources.SPLITS}
+    self._parts = {split: _list_parts(path, split) for split in SPLITS}
     if os.path.isdir(path):
       parts = itertools.chain.from_iterable(self._parts.values())
       taken = {os.path.basename(part.path) for part in parts}
@@ -86,7 +87,7 @@ class PairsSource(sources.RecordSource):
     return int.from_bytes(digest.digest(), 'big') / 2**32
 
 
-class PairRows(sources.RowsOnly):
+class PairRows(RowsOnly):
   """Pairs of which only a cache's rows are there, as on a training host."""
 
   def __init__(self, folder: str):
@@ -102,7 +103,7 @@ class PairRows(sources.RowsOnly):
     return self.rows
 
 
-class LanguagePairs(sources.TextSource):
+class LanguagePairs(TextSource):
   """Sentences of the Declaration, each with the English name of its language.
 
   Splits are by article, as in `tasks.DeclarationSource`.

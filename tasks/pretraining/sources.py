@@ -1,9 +1,6 @@
 """Sources of text by language: folders and TFDS data sets.
 
-A source lists units of work, `list_shards(split)`, and reads one of them in
-plain Python, `texts(split, shard)`; `get_dataset` is the same texts as seqio
-wants them. A text comes with its runs of whitespace made single spaces; blank
-ones are left out.
+Their base is `text_source.TextSource`.
 """
 
 import collections
@@ -12,150 +9,16 @@ import glob
 import itertools
 import os
 import re
-import zlib
 from collections.abc import Iterator
 
-import numpy as np
-import seqio
 import tensorflow as tf
 
 from atm.data import text_lines
 from atm.messages import check_choice, check_number
 from atm_tasks.pretraining import records, text_folders
+from atm_tasks.pretraining.text_source import SPLITS, TextSource
 
-SPLITS = ('train', 'validation')
-SHUFFLE = 1 << 14  # texts of the shuffle buffer
 _READ_ERRORS = (OSError, RuntimeError, LookupError, ValueError)
-
-
-class TextSource(seqio.DataSource):
-  """Base class of sources: splits by content, and the tf.data side.
-
-  Args:
-    held_out: share of the texts in the `validation` split, chosen by content,
-      so that a repeated text stays on one side.
-
-  Raises:
-    ValueError: `held_out` is no share.
-  """
-
-  supports_arbitrary_sharding = False
-  by_content = True  # False where `validation` is stored apart
-
-  def __init__(self, held_out: float):
-    if not 0 <= held_out < 1:
-      raise ValueError(f'held_out = {held_out}: expected a share in [0, 1)')
-    self.held_out = held_out
-    super().__init__(splits=SPLITS)
-
-  @property
-  def made_from(self) -> dict:
-    """The settings that rows depend on, besides the text."""
-    return {'held_out': self.held_out}
-
-  def documents(self, split: str, shard: int) -> Iterator[str]:
-    """Yields the stored documents of a unit, whichever split they are of."""
-    raise NotImplementedError
-
-  def texts(self, split: str, shard: int) -> Iterator[str]:
-    """Yields the texts of unit number `shard` of `list_shards(split)`.
-
-    Raises:
-      ValueError: no such split or unit; while reading, a bad record.
-    """
-    count = len(self.list_shards(split))
-    if not 0 <= shard < count:
-      raise ValueError(f'shard = {shard}: expected 0 to {count - 1}')
-    return self._chosen(split, shard)
-
-  def clean(self, document: str) -> str:
-    """Returns the text of a document."""
-    return collapse_whitespace(document)
-
-  def draw(self, text: str) -> float:
-    """Draws a number in [0, 1) by the text; below `held_out` it is held out."""
-    return zlib.crc32(text.encode()) / 2**32
-
-  def bad(self, shard: int) -> int:
-    """Returns how many records of a unit its last reading skipped."""
-    return 0
-
-  def _chosen(self, split: str, shard: int) -> Iterator[str]:
-    held = split == 'validation'
-    for document in self.documents(split, shard):
-      if text := self.clean(document):
-        if not self.by_content or (self.draw(text) < self.held_out) == held:
-          yield text
-
-  def _batches(self, split: str, shard: int) -> Iterator[np.ndarray]:
-    texts = self.texts(split, int(shard))
-    while batch := [t.encode() for t in itertools.islice(texts, records.BATCH)]:
-      # Of objects: NumPy's own strings lose a NUL at the end.
-      yield np.array(batch, dtype=object)
-
-  def get_dataset(
-    self,
-    split: str = 'train',
-    shuffle: bool = False,
-    seed: int | None = None,
-    shard_info: seqio.ShardInfo | None = None,
-    *,
-    sequence_length=None,
-    use_cached: bool = False,
-    num_epochs: int | None = 1,
-  ) -> tf.data.Dataset:
-    """Builds a dataset of {'text': scalar string}, of this host's units.
-
-    Raises:
-      ValueError: there are fewer units than shards asked for.
-    """
-    del sequence_length, use_cached  # seqio passes them to every provider
-    count = len(self.list_shards(split))
-    units = tf.data.Dataset.range(count)
-    if shard_info:
-      if count < shard_info.num_shards:
-        raise ValueError(
-          f'num_shards = {shard_info.num_shards}: expected at most {count}, '
-          f'the units of {split!r}'
-        )
-      units = units.shard(shard_info.num_shards, shard_info.index)
-    if shuffle:
-      units = units.shuffle(max(1, count), seed=seed)
-    dataset = units.interleave(
-      lambda unit: tf.data.Dataset.from_generator(
-        functools.partial(self._batches, split),
-        args=(unit,),
-        output_signature=tf.TensorSpec([None], tf.string),
-      ).unbatch(),
-      cycle_length=8 if shuffle else 1,
-      block_length=16,
-    ).map(lambda text: {'text': text})
-    if shuffle:
-      dataset = dataset.shuffle(SHUFFLE, seed=seed)
-    return dataset if num_epochs == 1 else dataset.repeat(num_epochs)
-
-
-def collapse_whitespace(text: str) -> str:
-  """Replaces runs of white space by single spaces, and strips the text."""
-  text = text.strip()
-  # No white space but ' ' is printable; asking is faster than splitting.
-  plain = '  ' not in text and text.isprintable()
-  return text if plain else ' '.join(text.split())
-
-
-class RowsOnly(TextSource):
-  """A text of which only a cache's rows are there, as on a training host."""
-
-  def __init__(self, name: str, held_out: float):
-    super().__init__(held_out)
-    self.name, self.named_by = name, 'TEXT_DIR, or WIKIPEDIA and MC4'
-
-  def list_shards(self, split: str) -> list[str]:
-    raise ValueError(
-      f'the text of {self.name!r} is not named, only its rows in CACHE_DIR: '
-      f'set {self.named_by}'
-    )
-
 
 # --- A folder
 
@@ -190,6 +53,12 @@ class RecordSource(TextSource):
 
   def bad(self, shard: int) -> int:
     return self._bad.get(shard, 0)
+
+  @functools.cached_property
+  def bound(self) -> float:
+    bound = super().bound
+    self._bad.clear()  # what was skipped on the way is no reading's
+    return bound
 
   def documents(self, split: str, shard: int) -> Iterator[str]:
     part, number = self.parts(split)[shard], 0

@@ -26,6 +26,7 @@ from atm.data.languages import LANGUAGE_CODES
 from atm.data.sentences import count_sentences
 from atm_tasks.pretraining import sources, text_folders, text_forms
 from atm_tasks.pretraining.mixing import Mixing
+from atm_tasks.pretraining.text_source import RowsOnly, TextSource
 
 # Equal languages, written form: the shipped text is the same in all.
 UDHR = Mixing(language_power=0.0)
@@ -272,7 +273,7 @@ def compute_rates(tasks: dict[str, dict], power: float) -> dict[str, float]:
 
 def register_mixture(
   name: str,
-  found: dict[tuple[str, str], sources.TextSource],
+  found: dict[tuple[str, str], TextSource],
   mixing: Mixing,
   paper_packing: bool = True,
   index=None,
@@ -302,9 +303,7 @@ def register_mixture(
   seqio.MixtureRegistry.add(name, [(task, rate) for task in rate.tasks])
 
 
-def register_task(
-  name: str, source: sources.TextSource, preprocessors: list
-) -> None:
+def register_task(name: str, source: TextSource, preprocessors: list) -> None:
   """Registers a seqio task of this vocabulary in place of any of its name."""
   unregister(seqio.TaskRegistry, name)
   feature = seqio.Feature(VOCABULARY, add_eos=False)
@@ -327,7 +326,7 @@ def is_held_out(article: str) -> bool:
   return article.isdigit() and int(article) % 10 == 3
 
 
-class DeclarationSource(sources.TextSource):
+class DeclarationSource(TextSource):
   """The Declaration of Human Rights; articles 3, 13, 23 are `validation`."""
 
   by_content = False
@@ -354,7 +353,7 @@ def find_sources(
   skip_bad: bool,
   data_dir: str | None,
   cache_dir: str | None,
-) -> dict[tuple[str, str], sources.TextSource]:
+) -> dict[tuple[str, str], TextSource]:
   """Finds (source, language) -> text, of a folder or of a TFDS data set.
 
   A place that holds `{language}`, or is TFDS' c4/multilingual, is TFDS', and
@@ -362,7 +361,7 @@ def find_sources(
   Without a place it is what `cache_dir` has rows of.
   """
   if place is None:
-    made = {k: sources.RowsOnly(source, held_out)
+    made = {k: RowsOnly(source, held_out)
             for k in list_cached_languages(cache_dir, source)}  # fmt: skip
   elif '{language}' in place or place.startswith('c4/multilingual'):
     made = {k: sources.TfdsSource(place, k, held_out, data_dir)

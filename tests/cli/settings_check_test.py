@@ -55,12 +55,15 @@ def test_a_setting_that_another_one_replaces_is_refused():
   check('pretrain', 'BATCH_SIZE=8', 'trainer.train.batch_size=%BATCH_SIZE')
 
 
-def test_macros_that_are_referred_to_are_settings():
-  """VOCABULARY_SIZE is none of `pretrain`, but of models/tiny.gin."""
-  size = 'VOCABULARY_SIZE=300'
-  assert not check('pretrain', size, files=['models/tiny.gin'])
-  with pytest.raises(UserError, match='inspect and vocab have it'):
-    check('pretrain', size, files=['models/20b.gin'])
+def test_macros_that_are_referred_to_are_settings(tmp_path):
+  """Those of a config.gin that an earlier version wrote, too."""
+  (tmp_path / 'config.gin').write_text(
+    'WIDTH = 8\nmodel.Config.d_model = %WIDTH'
+  )
+  file = str(tmp_path / 'config.gin')
+  assert not check('pretrain', 'WIDTH=16', files=[file])
+  with pytest.raises(UserError, match="no setting is called 'WIDTH'"):
+    check('pretrain', 'WIDTH=16', files=['models/20b.gin'])
   assert not check('infer', 'A=3', 'B=%A', 'MAX_TOKENS=%B')
   with pytest.raises(UserError, match="no setting is called 'A'"):
     check('infer', 'A=3', 'B=%A')

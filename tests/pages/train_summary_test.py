@@ -1,5 +1,6 @@
 import io
 import json
+import types
 
 import pytest
 import rich.console
@@ -54,3 +55,19 @@ def test_samples_stand_in_a_table_for_each_objective():
   out = rich.console.Console(file=io.StringIO(), width=100)
   out.print(tables[0])
   assert '[bold]i' in out.file.getvalue()
+
+
+def test_samples_of_a_model_with_more_entries_than_its_vocabulary(
+  words, monkeypatch
+):
+  """Fault seen: a trained run ended in an error over an id behind the last."""
+  example = types.SimpleNamespace(language='en'), [5], [6]
+  monkeypatch.setattr(train_summary, 'OBJECTIVE_NAMES', ('clm',))
+  monkeypatch.setattr(
+    train_summary, '_held_out_examples', lambda *of: [example]
+  )
+  model = types.SimpleNamespace(
+    vocabulary=words, generate=lambda *_, max_tokens: [[7, words.size + 3]]
+  )
+  (sample,) = train_summary.generate_samples(None, model)
+  assert sample['output'] == words.decode([7])

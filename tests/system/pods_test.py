@@ -138,9 +138,7 @@ def test_its_model_divides_and_fits(bound, name):
     gin.get_configurable('sharding.Rules')(),
   )
   config = gin.get_configurable('model.Config')()
-  lengths = task_registry.Lengths.of(
-    gin.query_parameter('%TASK_FEATURE_LENGTHS')
-  )
+  lengths = task_registry.Lengths.of_model(config)
   batch = gin.query_parameter('%BATCH_SIZE')
   config_checks.check_sizes(mesh, rules, config, lengths, batch)
   tx = optimizer.make_optimizer(gin.get_configurable('optimizer.Config')())

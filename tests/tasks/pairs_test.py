@@ -201,11 +201,18 @@ def test_a_bad_line_stops_the_build(words, tmp_path):
 
 
 def test_too_few_to_hold_some_out(words, tmp_path):
+  """One input stays in training, however many targets it has."""
+  same = [PAIRS[0], (PAIRS[0][0], 'another target')]
+  (tmp_path / 'a.jsonl').write_text(lines(same))
+  atm_tasks.configure(words.path, pairs=str(tmp_path / 'a.jsonl'))
+  said = []
+  with pytest.raises(ValueError, match='at least 2 different inputs, or a f'):
+    build(words, tmp_path / 'rows', said)
+  assert 'training needs more than these rows: ' in said[-1]
   (tmp_path / 'a.jsonl').write_text(lines(PAIRS[:2]))
   atm_tasks.configure(words.path, pairs=str(tmp_path / 'a.jsonl'))
-  with pytest.raises(ValueError, match='validation. split; it is too small.*'
-                     'use a folder with train.jsonl'):  # fmt: skip
-    build(words, tmp_path / 'rows')
+  (train,), (held,) = build(words, tmp_path / 'more')
+  assert train.rows.counts['documents'] == held.rows.counts['documents'] == 1
 
 
 def test_a_host_needs_the_rows_alone(words, tmp_path, file):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tensorflow_datasets.core.dataset_builders import adhoc_builder
 
 from atm_tasks.pretraining import records as records_lib
-from atm_tasks.pretraining import sources, text_folders
+from atm_tasks.pretraining import sources, text_folders, text_source
 
 DOCUMENTS = [
   f'{word}  {i}\t{i * i}' + ' and more' * (i % 50)
@@ -100,7 +100,7 @@ FORMATS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize('split', sources.SPLITS)
+@pytest.mark.parametrize('split', text_source.SPLITS)
 @pytest.mark.parametrize('ext', FORMATS)
 def test_a_format_changes_nothing(tmp_path, ext, split):
   write(tmp_path / f'en.{ext}')
@@ -139,7 +139,7 @@ def test_every_line_is_in_one_piece(tmp_path_factory, rows, last, piece_bytes):
   ]
 
 
-@pytest.mark.parametrize('split', sources.SPLITS)
+@pytest.mark.parametrize('split', text_source.SPLITS)
 @pytest.mark.parametrize('ext', ['txt', 'jsonl', 'parquet'])
 @pytest.mark.parametrize('piece_bytes', [700, 10_000, 1 << 30])
 def test_pieces_together_are_the_file(tmp_path, ext, split, piece_bytes):
@@ -227,7 +227,7 @@ def read(dataset):
   return [e['text'].decode() for e in dataset.as_numpy_iterator()]
 
 
-@pytest.mark.parametrize('split', sources.SPLITS)
+@pytest.mark.parametrize('split', text_source.SPLITS)
 def test_get_dataset_is_texts(several, split):
   texts = glued(several, split)
   assert sorted(texts) == sorted(expected(split)) and len(several.units) > 9
@@ -527,7 +527,7 @@ def wikipedia(tmp_path_factory):
   return made
 
 
-@pytest.mark.parametrize('split', sources.SPLITS)
+@pytest.mark.parametrize('split', text_source.SPLITS)
 @pytest.mark.parametrize('form', ['tfrecord', 'array_record'])
 def test_tfds_changes_nothing(wikipedia, form, split):
   source = wikipedia[form]
@@ -554,7 +554,7 @@ def test_tfds_in_order_is_the_same_list(tmp_path):
   prepare(tmp_path, 'wikipedia/20230601.en', {'train': DOCUMENTS},
           ('title', 'text'), disable_shuffling=True)  # fmt: skip
   source = sources.TfdsSource(WIKIPEDIA, 'en', HELD_OUT, str(tmp_path))
-  for split in sources.SPLITS:
+  for split in text_source.SPLITS:
     assert glued(source, split) == expected(split)
 
 

@@ -5,7 +5,12 @@ import os
 
 import pytest
 
-from atm_tasks.pretraining import pairs, sources, text_folders
+from atm_tasks.pretraining import (
+  pairs,
+  sources,
+  text_folders,
+  text_source,
+)
 
 
 def make(folder, *names):
@@ -72,7 +77,7 @@ def test_files_of_pairs(tmp_path, capsys):
   ):
     (tmp_path / name).write_text(line)
   source = pairs.PairsSource(str(tmp_path), 0.0)
-  assert [len(source.parts(split)) for split in sources.SPLITS] == [2, 1]
+  assert [len(source.parts(split)) for split in text_source.SPLITS] == [2, 1]
   assert 'not read: test.jsonl\n' in capsys.readouterr().err
   (tmp_path / 'Train-3.jsonl').touch()
   with pytest.raises(ValueError, match="Did you mean 'train-3.jsonl'"):
