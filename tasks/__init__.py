@@ -31,7 +31,8 @@ from atm.messages import (
   check_text,
   quote,
 )
-from atm_tasks.evaluation.registry import data_table, suite
+from atm_tasks.evaluation.data_check import data_table
+from atm_tasks.evaluation.registry import suite
 from atm_tasks.pretraining import decontaminate as decontaminate_lib
 from atm_tasks.pretraining import tasks
 from atm_tasks.pretraining.pairs import register_pairs

@@ -41,7 +41,7 @@ CONFIGURABLES = {
 TASK_CONFIGURABLES = {
   'atm_tasks.Mixing': 'atm_tasks.pretraining.mixing:Mixing',
   'atm_tasks.configure': 'atm_tasks:configure',
-  'atm_tasks.data_table': 'atm_tasks.evaluation.registry:data_table',
+  'atm_tasks.data_table': 'atm_tasks.evaluation.data_check:data_table',
   'atm_tasks.spoken': 'atm_tasks.pretraining.text_forms:spoken',
   'atm_tasks.suite': 'atm_tasks.evaluation.registry:suite',
 }

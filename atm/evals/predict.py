@@ -4,6 +4,7 @@ An answer depends on its question alone: not on batches, order, mesh or hosts,
 but for the rounding of sums.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from atm.evals.metrics import group_indices
 from atm.evals.task import Question, Task
 from atm.inference import api, sampling
+from atm.inference.framing import Framing, cut_ids
 from atm.messages import check_number
 
 # Batches and meshes round sums of log-probabilities differently, and choices
@@ -45,34 +47,43 @@ def request_of(question: Question) -> dict:
 
 
 def encode_prompt(
-  model: api.Model, text: str, mode: str, keep_side: str = 'end'
-) -> tuple[list[int], bool]:
-  """Encodes a prompt with room for it: (ids, whether some were left out)."""
-  ids = model.vocabulary.encode(text)
-  room = model.config.positions - len(model.framed([], mode))
-  kept = ids[-room:] if keep_side == 'end' else ids[:room]
-  return model.framed(kept, mode), len(ids) > room
+  framing: Framing, text: str, mode: str, truncate: str = 'start'
+) -> tuple[list[int], int]:
+  """Encodes a prompt with room for it: (ids, how many were cut)."""
+  (row,), (count,) = framing.fit([framing.encode(text, mode)], mode, truncate)
+  return row, count
 
 
 def encode_pair(
-  model: api.Model, pair: tuple[str, str], mode: str
-) -> tuple[list[int], list[int], bool]:
-  """Encodes a choice, cut to the model's positions; the encoder keeps its end.
+  framing: Framing, pair: tuple[str, str], mode: str, truncate: str = 'start'
+) -> tuple[list[int], list[int], int]:
+  """Encodes a choice, cut to the model's positions.
 
   Returns:
-    (encoder ids, decoder ids, whether tokens were left out).
+    (encoder ids, decoder ids, how many were cut of the text that lost most).
   """
   # No end token is scored, as in lm-evaluation-harness.
-  source, target = map(model.vocabulary.encode, pair)
-  positions = model.config.positions
-  excess = len(source) - (positions - len(model.framed([], mode)))
+  source, target = map(framing.vocabulary.encode, pair)
+  positions = framing.config.positions
+  room = positions - len(framing.frame([], mode))
+  excess = max(0, len(source) - room)
   if mode == 'denoise':
     # The decoder writes the encoder's text again, so both lose the same tokens.
     excess = max(excess, len(target) - positions)
-    target = target[max(0, excess) :]
-  cut = excess > 0 or len(target) > positions
-  framed = model.framed(source[max(0, excess) :], mode)
-  return framed, target[-positions:], cut
+    target = cut_ids(target, max(1, len(target) - excess), truncate)
+  source = cut_ids(source, len(source) - excess, truncate)
+  count = max(excess, len(target) - positions)
+  framed = framing.frame(source, mode)
+  return framed, list(cut_ids(target, positions, truncate)), count
+
+
+def count_cut(framing: Framing, task: Task, question: Question) -> int:
+  """Returns how many tokens of a question have no room in a model."""
+  if question.prompt is not None:
+    return encode_prompt(framing, question.prompt, task.mode, task.truncate)[1]
+  pairs = question.pairs
+  encode = functools.partial(encode_pair, framing)
+  return max(encode(pair, task.mode, task.truncate)[2] for pair in pairs)
 
 
 # --- Answers
@@ -84,8 +95,9 @@ def predict(
   """Answers questions of a task, `batch_size` prompts or pairs at a time.
 
   Returns:
-    ({output, answer, log_probabilities, tokens, cut} of each question, how many
-    tokens were read and written).
+    ({output, answer, log_probabilities, tokens, cut, truncated} of each
+    question, how many tokens were read and written). `truncated` is how many
+    tokens were cut, at the task's side, `cut` whether any.
   """
   if questions[0].prompt is None:
     return _choose_answers(model, task, questions, batch_size)
@@ -94,8 +106,10 @@ def predict(
 
 def _generate_answers(model, task, questions, batch_size: int):
   """Generates answers greedily, as in the paper; see `predict`."""
+  framing = Framing(model.config, model.vocabulary)
   encoded = [
-    encode_prompt(model, q.prompt, task.mode, task.keep_side) for q in questions
+    encode_prompt(framing, q.prompt, task.mode, task.truncate)
+    for q in questions
   ]
   generations = model.complete(
     [ids for ids, _ in encoded],
@@ -107,18 +121,24 @@ def _generate_answers(model, task, questions, batch_size: int):
   answers, tokens = [], 0
   for question, (ids, cut), (best, *_) in zip(questions, encoded, generations):
     text = best.text
-    answer = task.answer(text, question) if task.answer else text
+    answer = text
+    if task.answer:  # in 'denoise' an output repeats what was read
+      read = {'read': model.vocabulary.decode(ids[1:-1])} if cut else {}
+      answer = task.answer(text, question, **read)
     answers.append(dict(output=text, answer=answer, log_probabilities=None,
-                        tokens=None, cut=cut))  # fmt: skip
+                        tokens=None, cut=cut > 0, truncated=cut))  # fmt: skip
     tokens += len(ids) + len(best.ids)
   return answers, tokens
 
 
 def _choose_answers(model, task, questions, batch_size: int):
   """Scores all choices and takes the likeliest of each; see `predict`."""
+  framing = Framing(model.config, model.vocabulary)
   sources, targets, cuts = zip(
     *(
-      encode_pair(model, pair, task.mode) for q in questions for pair in q.pairs
+      encode_pair(framing, pair, task.mode, task.truncate)
+      for q in questions
+      for pair in q.pairs
     )
   )
   sums, counts, _ = model.likelihoods(sources, targets, batch_size=batch_size)
@@ -128,7 +148,8 @@ def _choose_answers(model, task, questions, batch_size: int):
     answer = choose_likeliest(sums[mine], counts[mine], task.normalize)
     answers.append(
       dict(output=None, answer=answer, log_probabilities=sums[mine].tolist(),
-           tokens=counts[mine].tolist(), cut=any(cuts[mine]))
+           tokens=counts[mine].tolist(), cut=any(cuts[mine]),
+           truncated=max(cuts[mine]))
     )  # fmt: skip
   return answers, sum(map(len, sources + targets))
 

@@ -16,16 +16,16 @@ import jax
 
 import atm
 from atm import fileio
+from atm.checkpoint.pretrained import PretrainedModel
 from atm.data.vocabulary import Vocabulary
-from atm.evals import metrics, predict, results, scoring
+from atm.evals import metrics, results, scoring, suite_checks
+from atm.evals.answers import AnswerFolder, set_truncation
 from atm.evals.predict import request_of, sample_questions
-from atm.evals.task import MissingData, Question, Task
-from atm.inference import api, partial_results
-from atm.messages import check_count, check_path, check_seed
+from atm.evals.task import MissingData, Task
+from atm.inference import api
+from atm.inference.framing import TRUNCATIONS, Framing
+from atm.messages import check_choice, check_count, check_path, check_seed
 from atm.parallel import distributed
-
-COMPLETED_FILE = 'answered.json'  # in predictions/
-BATCHES_PER_CHUNK = 8  # between two writes of answers
 
 
 @dataclasses.dataclass
@@ -45,7 +45,10 @@ class SuiteEvaluation(api.ModelSource):
       texts are not cut.
     dry_run: print every prompt as JSONL, and do nothing else.
     check_data: print the report of `check` on the data, and do nothing else.
-    check: reports on the data.
+    check: reports on the data: (a table, how many files are missing or broken).
+    truncate: 'refuse', or where texts without room are cut, 'start' or 'end'.
+    overwrite: replace results and answers of other settings.
+    allow_missing: leave out tasks without data; else they are an error.
     config_text: the gin configuration, for the record.
     say: prints a line.
   """
@@ -61,7 +64,10 @@ class SuiteEvaluation(api.ModelSource):
   vocabulary: str | None = None
   dry_run: bool = False
   check_data: bool = False
-  check: Callable[[], str] = str
+  check: Callable[[], tuple[str, int]] = lambda: ('', 0)
+  truncate: str = 'refuse'
+  overwrite: bool = False
+  allow_missing: bool = False
   config_text: str = ''
   say: Callable[[str], None] = print
 
@@ -73,6 +79,7 @@ class SuiteEvaluation(api.ModelSource):
     'seed': partial(check_seed, 'SEED'),
     'batch_size': partial(check_count, 'BATCH_SIZE'),
     'vocabulary': partial(check_path, 'VOCABULARY', optional=True),
+    'truncate': partial(check_choice, 'TRUNCATE', known=TRUNCATIONS),
   }
 
   def run(self) -> str | None:
@@ -83,15 +90,21 @@ class SuiteEvaluation(api.ModelSource):
 
     Raises:
       FileNotFoundError: there is no model.
-      ValueError: there is nothing to do, or a broken file; names it.
+      ValueError: there is nothing to do, a file is broken or missing, a text
+        has no room, or results of other settings are there.
     """
     if self.check_data:
-      self._log(self.check())
+      text, problems = self.check()
+      self._log(text)
+      if problems and not self.allow_missing:
+        raise ValueError(
+          f'{problems:,} files are missing or broken, see the table above. '
+          'ALLOW_MISSING=True takes what is there'
+        )
       return None
     tasks = self.make_tasks()
     if self.dry_run:
-      for line in self.format_requests(tasks):
-        self._log(line)
+      self._print_requests(tasks)
       return None
     if self.model_dir is None:
       raise ValueError('MODEL_DIR is required, but for a dry run')
@@ -99,9 +112,12 @@ class SuiteEvaluation(api.ModelSource):
       fileio.check_output_folder('OUTPUT', self.folder)
     for task in tasks:
       scoring.resolve_metrics(task)  # fails before hours of work, not after
-    model = self.load()
-    if model.vocabulary is None:
+    source = self.open()
+    if source.vocabulary is None:
       raise ValueError(f'{self.model_dir} has no tokenizer: suites ask in text')
+    self._check_suite(source, tasks)
+    distributed.wait_for_all()  # all have looked before one writes
+    model = self.load(source.step)
     self._log(
       f'step {model.step:,} of {self.model_dir}: {len(tasks)} tasks of '
       f'{self.suite}'
@@ -112,8 +128,7 @@ class SuiteEvaluation(api.ModelSource):
       suite=self.suite, model_dir=self.model_dir, step=model.step,
       parameters=sum(x.size for x in jax.tree.leaves(model.params)),
       config=self.config_text, versions=collect_versions(tasks),
-      settings={key: getattr(self, key)
-                for key in ('limit', 'seed', 'batch_size', 'weights')},
+      settings=self._settings(),
       seconds=round(time.perf_counter() - start, 1),
       tasks=found, missing=missing,
     ))  # fmt: skip
@@ -122,13 +137,62 @@ class SuiteEvaluation(api.ModelSource):
     return self.folder
 
   @property
+  def _answers(self) -> AnswerFolder:
+    """The folder of answers."""
+    return AnswerFolder(
+      os.path.join(self.folder, results.PREDICTIONS), self.model_dir,
+      self.weights, self.truncate, self.overwrite, self.batch_size, self._log,
+    )  # fmt: skip
+
+  @property
   def folder(self) -> str:
     """The folder that results and answers are written to."""
     return self.output or os.path.join(self.model_dir, 'eval', self.suite)
 
+  def _settings(self) -> dict:
+    """Returns the settings that results.json records."""
+    keys = 'limit', 'seed', 'batch_size', 'weights', 'truncate'
+    return {key: getattr(self, key) for key in keys}
+
+  def _check_suite(
+    self, source: PretrainedModel, tasks: Sequence[Task]
+  ) -> None:
+    """Raises ValueError for what would end the evaluation, or spoil it."""
+    framing = Framing(source.config, source.vocabulary)
+    surveys = [
+      suite_checks.survey_task(
+        set_truncation(task, self.truncate), framing, self.limit, self.seed
+      )
+      for task in tasks
+    ]
+    missing = {s.task.name: s.missing for s in surveys if s.missing}
+    suite_checks.check_complete(missing, len(tasks), self.allow_missing)
+    note = suite_checks.check_room(
+      surveys, source.config.positions, self.truncate
+    )
+    if note:
+      self._log(note)
+    if not self.overwrite:
+      facts = dict(step=source.step, settings=self._settings())
+      names = [task.name for task in tasks]
+      suite_checks.check_same_results(self.folder, facts, names)
+      for task, survey in zip(tasks, surveys):
+        if survey.questions:
+          self._answers.check(task, survey.questions, source.step)
+
   def _log(self, line: str) -> None:
     if distributed.is_main_process():
       self.say(line)
+
+  def _print_requests(self, tasks: Sequence[Task]) -> None:
+    """Prints what would be asked; raises ValueError where data is missing."""
+    missing = {}
+    for line in self.format_requests(tasks):
+      row = json.loads(line)
+      if 'missing' in row:
+        missing[row['task']] = row['missing']
+      self._log(line)
+    suite_checks.check_complete(missing, len(tasks), self.allow_missing)
 
   def format_requests(self, tasks: Iterable[Task]) -> Iterator[str]:
     """Formats questions as lines of JSON, as the model would read them."""
@@ -161,92 +225,17 @@ class SuiteEvaluation(api.ModelSource):
         self._log(f'  left out: {why}')
         continue
       questions = sample_questions(every, self.limit, self.seed)
-      rows = self._answer(model, task, questions)
+      rows = self._answers.answer(model, task, questions)
+      task = set_truncation(task, self.truncate)
       if cut := sum(row['cut'] for row in rows):
-        lost = {'end': 'beginnings', 'beginning': 'ends'}[task.keep_side]
         self._log(
-          f'  {cut:,} of {len(rows):,} texts had no room: their {lost} are '
-          f'left out (Config.positions = {model.config.positions})'
+          f'  {cut:,} of {len(rows):,} texts had no room: cut at the '
+          f'{task.truncate} (Config.positions = {model.config.positions})'
         )
       found.append(scoring.score_task(
         task, questions, rows, len(every), model.vocabulary, self.seed
       ))  # fmt: skip
     return found, missing
-
-  def _answer(
-    self, model: api.Model, task: Task, questions: Sequence[Question]
-  ) -> list[dict]:
-    """Returns questions with answers, of predictions/TASK.jsonl or computed."""
-    requests = [request_of(question) for question in questions]
-    hashes = [fileio.hash_json(r, ensure_ascii=False) for r in requests]
-    rows = [
-      {
-        'id': question.id, 'prompt_hash': hashed[:16],
-        'group': question.group, 'truth': question.truth,
-        'shown': dict(question.shown), 'prompt': question.prompt,
-        'pairs': request.get('pairs', []),
-      }
-      for question, request, hashed in zip(questions, requests, hashes)
-    ]  # fmt: skip
-    folder = os.path.join(self.folder, 'predictions')
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f'{task.name}.jsonl')
-    # The names of these keys are part of the hash: a new name asks anew.
-    settings = dict(
-      rows=rows, model=os.path.abspath(self.model_dir), step=model.step,
-      mode=task.mode, normalize=task.normalize, max_tokens=task.max_tokens,
-      stop=task.stop, weights=self.weights,
-    )  # fmt: skip
-    completed_path = os.path.join(folder, COMPLETED_FILE)
-    completed = _read_completed(completed_path)
-    mark = fileio.hash_json(settings)
-    if _is_answered(path, mark, completed.get(task.name)):
-      self._log('  answered before')
-      return _read_answered(path, len(rows))
-
-    def compute(numbers):
-      some = [questions[i] for i in numbers]
-      answers, tokens = predict.predict(model, task, some, self.batch_size)
-      return dict(zip(numbers, answers)), tokens
-
-    partial = partial_results.PartialResults(path, settings, len(rows))
-    lengths = [len(str(request)) for request in requests]
-    partial_results.compute_missing(
-      rows, lengths, partial, BATCHES_PER_CHUNK * self.batch_size, compute,
-      lambda text: self._log(f'  {text}'),
-    )  # fmt: skip
-    if distributed.is_main_process():
-      facts = {'settings': mark, 'crc32': fileio.checksum(path)}
-      fileio.write_json(completed_path, {**completed, task.name: facts})
-    return [partial.done[i] for i in range(len(rows))]
-
-
-def _read_completed(path: str) -> dict[str, dict | str]:
-  """Reads task -> settings and checksum of its answers, where there are all."""
-  try:
-    return fileio.read_json(path)
-  except (FileNotFoundError, ValueError):
-    return {}
-
-
-def _is_answered(path: str, mark: str, facts: dict | str | None) -> bool:
-  """Tells whether a file has the answers of these settings, undamaged."""
-  if not os.path.exists(path):
-    return False
-  if isinstance(facts, str):  # of before there were checksums
-    return facts == mark
-  return facts == {'settings': mark, 'crc32': fileio.checksum(path)}
-
-
-def _read_answered(path: str, count: int) -> list[dict]:
-  """Reads `count` answers of an earlier run; raises ValueError without them."""
-  try:
-    rows = list(fileio.read_own_lines(path, {'answer': object, 'cut': bool}))
-    if len(rows) != count:
-      raise ValueError(f'{path} has {len(rows):,} lines: expected {count:,}')
-  except ValueError as e:
-    raise ValueError(f'{e}. Remove the file to answer anew') from e
-  return rows
 
 
 def collect_versions(tasks: Iterable[Task]) -> dict[str, str]:

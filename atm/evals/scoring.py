@@ -50,6 +50,7 @@ def score_task(
     source=task.source, prompt_hash=hash_json(hashes),
     references=count_references(task, questions, vocabulary),
     questions=len(questions), of=of, cut=sum(row['cut'] for row in rows),
+    truncate=task.truncate,
     chance=task.chance, notes=notes, scores=scores, statistics=statistics,
     predictions=[
       {'id': q.id, 'prompt_hash': whole[:16], 'answer': row['answer'],

@@ -52,13 +52,14 @@ class Task:
     metrics: keys of `metrics.METRICS`, the main one first.
     make_questions: tokenizer or None -> the questions, in the data set's order.
       Without a tokenizer no text is cut to a number of tokens.
-    answer: (output, question) -> the answer cut out of a generated text.
+    answer: (output, question) -> the answer cut out of a generated text; with
+      `read`, the part of a prompt that had room, where it was cut.
     source_language: of the text, where it is not `language`.
     mode: 'clm' or 'denoise'; see `prompts.MODES`.
     shots: examples with answers in front of each question.
     max_tokens: of a generated answer.
     stop: texts that end a generated answer.
-    keep_side: 'end' or 'beginning', which a prompt that is too long keeps.
+    truncate: 'start' or 'end', where a text that is too long is cut.
     normalize: 'mean' (a token) or 'sum': what is compared between choices.
     chance: the main metric of guessing, where choices are given; else None.
     source: where the examples are read, for the record.
@@ -69,13 +70,13 @@ class Task:
   language: str
   metrics: tuple[str, ...]
   make_questions: Callable[[Tokenizer | None], list[Question]]
-  answer: Callable[[str, Question], str] | None = None
+  answer: Callable[..., str] | None = None
   source_language: str | None = None
   mode: str = 'clm'
   shots: int = 0
   max_tokens: int = 64
   stop: tuple[str, ...] = ()
-  keep_side: str = 'end'
+  truncate: str = 'start'
   normalize: str = 'mean'
   chance: float | None = None
   source: str = ''

@@ -100,6 +100,15 @@ class PartialResults:
     os.remove(self.part)
 
 
+def read_mark(part: str) -> str | None:
+  """Returns the hash of settings that a .part file is of, if one is there."""
+  if not os.path.exists(part):
+    return None
+  fileio.check_regular(part)
+  with open(part, 'rb') as f:
+    return parse_part_line(f.readline()).get('settings')
+
+
 def _json_bytes(row: dict) -> bytes:
   return json.dumps(row, ensure_ascii=False).encode('utf-8')
 

@@ -145,10 +145,16 @@ def _list_notes(tasks: Sequence[Mapping]) -> list[str]:
   if cut := sum(task.get('cut', 0) for task in tasks):
     count = sum(task['questions'] for task in tasks)
     notes.append(
-      f'{cut:,} of {count:,} texts had no room in the model: their beginnings '
-      'were left out.'
+      f'{cut:,} of {count:,} texts had no room in the model: tokens at their '
+      f'{_list_sides(tasks)} were left out.'
     )
   return notes + _reference_notes(tasks)
+
+
+def _list_sides(tasks: Sequence[Mapping]) -> str:
+  """Returns where texts of tasks were cut, the start or the end."""
+  sides = dict.fromkeys(task.get('truncate', 'start') for task in tasks)
+  return ' or '.join(sides)
 
 
 def _reference_notes(tasks: Sequence[Mapping]) -> list[str]:

@@ -37,7 +37,7 @@ class PromptFormat:
   shot_tokens: int = 0
   read: Callable[[str], str] = str
   generates = True
-  keep_side = 'end'
+  truncate = 'start'
 
   @property
   def stop(self) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class InputFormat:
 
   max_tokens: int = 1023
   generates = True
-  keep_side = 'beginning'  # as `pairs.FramePairs` does
+  truncate = 'end'  # as `pairs.FramePairs` does
   stop = ()
 
   def question(

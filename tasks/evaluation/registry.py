@@ -1,7 +1,7 @@
 """Evaluation tasks by name: the paper's suites, and one on the shipped text.
 
 `suite` makes the tasks that names and globs choose. Data is read when a task's
-questions are made, see `dataset_files`; `data_table` reports which is there.
+questions are made, see `dataset_files`; `data_check` reports which is there.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def match_names(names: str | Sequence[str]) -> list[str]:
 # --- Tasks
 NORMALIZE = ('mean', 'sum')
 _check_choice = partial(messages.check_choice, optional=True)
-_SOURCE_CHECKS = {
+SOURCE_CHECKS = {
   'names': partial(messages.check_texts, 'TASKS', single=True),
   'data_dir': partial(messages.check_path, 'DATA_DIR'),
   'shots': partial(messages.check_index, 'SHOTS', optional=True),
@@ -186,7 +186,7 @@ _SOURCE_CHECKS = {
 
 
 @messages.check_arguments(
-  **_SOURCE_CHECKS,
+  **SOURCE_CHECKS,
   mode=partial(_check_choice, 'MODE', known=prompts.MODES),
   normalize=partial(_check_choice, 'NORMALIZE', known=NORMALIZE),
   seed=partial(messages.check_seed, 'SEED'),
@@ -256,7 +256,7 @@ def _make_task(source: ExampleSource, mode: str, normalize: str) -> Task:
       answer=partial(spec.format.answer, mode=mode),
       max_tokens=spec.format.max_tokens if clm else 1023,
       stop=spec.format.stop if clm else (),
-      keep_side=spec.format.keep_side,
+      truncate=spec.format.truncate,
     )
   return Task(
     name=source.name,
@@ -293,10 +293,10 @@ def _make_questions(
     cut = lambda text, tokens: prompts.cut_document(
       text, tokenizer.encode, tokenizer.decode, tokens
     )
-  return [_write_question(source, e, shots, mode, cut) for e in examples]
+  return [write_question(source, e, shots, mode, cut) for e in examples]
 
 
-def _write_question(
+def write_question(
   source: ExampleSource, example: RawExample, shots, mode: str, cut
 ) -> Question:
   """Writes a question; raises ValueError with the place of the example."""
@@ -360,91 +360,3 @@ class ExampleSource:
       rng = np.random.default_rng(key)
       pool = [pool[i] for i in rng.choice(len(pool), k, replace=False)]
     return pool
-
-
-# --- Looking at the data
-
-
-@dataclasses.dataclass(frozen=True)
-class FileReport:
-  """The state of one file of a data set, or of a folder of many.
-
-  Attributes:
-    set: the data set.
-    file: its path, or what was looked for.
-    examples: how many were read for a task, at most; None where none could.
-    problem: what is missing or wrong, '' where all is well.
-    where: where to get it.
-  """
-
-  set: str
-  file: str
-  examples: int | None
-  problem: str = ''
-  where: str = ''
-
-
-def check_files(sources: Sequence[ExampleSource]) -> list[FileReport]:
-  """Reads all data that tasks need, whole, and reports on each file once."""
-  reports: dict[tuple[str, str], FileReport] = {}
-  for source in sources:
-    spec = source.spec
-    needed = [spec.split, *[spec.shots_from] * bool(spec.shots)]
-    for split in dict.fromkeys(needed):
-      for report in _check_split(source, split):
-        key = report.set, report.file
-        other = reports.setdefault(key, report)
-        more = (report.examples or 0) > (other.examples or 0)
-        if not other.problem and (report.problem or more):
-          reports[key] = report
-  return list(reports.values())
-
-
-def _check_split(source: ExampleSource, split: str) -> list[FileReport]:
-  data = source.spec.data
-  try:
-    found = source.find(split)
-  except dataset_files.MissingSplit as e:
-    return [
-      FileReport(data, path, None, 'missing', e.where) for path in e.files
-    ]
-  whole = lambda text, tokens: text
-  count = 0
-  try:
-    for example in found.examples():
-      count += 1
-      if split == source.spec.split:  # what a run would ask
-        _write_question(source, example, (), prompts.MODES[0], whole)
-  except (ValueError, OSError) as e:
-    return [FileReport(data, ', '.join(found.places), None, str(e))]
-  problem = '' if count else 'no examples'
-  return [FileReport(data, path, count, problem) for path in found.places]
-
-
-def format_reports(reports: Sequence[FileReport]) -> str:
-  """Formats a table, and where to get what is missing, once each."""
-  lines = [('set', 'examples', 'file', '')]
-  for row in reports:
-    count = '-' if row.examples is None else f'{row.examples:,}'
-    lines.append((row.set, count, row.file, row.problem))
-  width = [max(len(line[i]) for line in lines) for i in range(2)]
-  text = [
-    f'{name:<{width[0]}}  {count:>{width[1]}}  {file}  {problem}'.rstrip()
-    for name, count, file, problem in lines
-  ]
-  where = {row.set: row.where for row in reversed(reports) if row.where}
-  text += [''] * bool(where)
-  return '\n'.join([*text, *(f'{k}: {where[k]}' for k in reversed(where))])
-
-
-@messages.check_arguments(**_SOURCE_CHECKS)
-def data_table(
-  names: str | Sequence[str],
-  data_dir: str = 'data',
-  split: str | None = None,
-  shots: int | None = None,
-  tfds_dir: str | None = None,
-) -> str:
-  """Returns a table of the files that tasks need; see `suite` for the rest."""
-  args = names, data_dir, split, shots, tfds_dir
-  return format_reports(check_files(select_sources(*args)))

@@ -12,6 +12,7 @@ import pytest
 from atm.evals import predict
 from atm.evals.task import Question
 from atm.inference import prompts
+from atm.inference.framing import Framing
 from atm.model import parameters
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
@@ -80,24 +81,25 @@ def test_the_harness_sums_alike(model, tmp_path):
 
 def test_long_texts_lose_their_beginning(model):
   words, P = model.vocabulary, model.config.positions
+  framing = Framing(model.config, words)
   long = 'All human beings are born free. ' * 60
-  ids, cut = predict.encode_prompt(model, long + 'And so', 'clm')
+  ids, cut = predict.encode_prompt(framing, long + 'And so', 'clm')
   assert cut and len(ids) == P and ids[1] == words.clm_id
   assert words.decode(ids[2:-1]).endswith('free. And so')
-  kept, cut = predict.encode_prompt(model, 'And so' + long, 'clm', 'beginning')
+  kept, cut = predict.encode_prompt(framing, 'And so' + long, 'clm', 'end')
   assert cut and len(kept) == len(ids)
   assert kept[:4] == model.encode('And so', 'clm')[:4]
-  assert predict.encode_prompt(model, 'And so', 'clm') == (
+  assert predict.encode_prompt(framing, 'And so', 'clm') == (
     model.encode('And so'),
-    False,
+    0,
   )
   texts = long + 'And so', long + 'And so No'
-  source, target, cut = predict.encode_pair(model, texts, 'denoise')
+  source, target, cut = predict.encode_pair(framing, texts, 'denoise')
   assert cut and len(source) <= P and len(target) <= P
   ours, theirs = words.decode(source[1:-1]), words.decode(target)
   assert theirs.startswith(ours[:100])  # both begin at the same place
   assert theirs.endswith('And so No')
-  _, target, cut = predict.encode_pair(model, ('a', 'b'), 'denoise')
+  _, target, cut = predict.encode_pair(framing, ('a', 'b'), 'denoise')
   assert not cut and target == words.encode('b')
 
 

@@ -13,11 +13,11 @@ import pytest
 import gin
 from atm.checkpoint import manager
 from atm.cli import main
-from atm.evals import metrics, predict, runner
+from atm.evals import metrics
 from atm.evals import results as results_lib
 from atm.train.step import State
 
-from eval_runs import DATA, go_offline, random_model, rows, run, tasks
+from eval_runs import DATA, go_offline, random_model, rows
 
 
 @pytest.fixture(autouse=True)
@@ -28,52 +28,6 @@ def offline(tmp_path, monkeypatch):
 @pytest.fixture(scope='module')
 def model(words):
   return random_model(words)
-
-
-class Stop(Exception):
-  """Raised where a run is to be cut off."""
-
-
-@pytest.mark.parametrize('name', ['xnli_de', 'squadv2'])
-def test_what_is_answered_is_not_asked_again(
-  model, tmp_path, monkeypatch, name
-):
-  """Cut off in a task, then between two tasks; a changed model begins anew.
-
-  Faults seen: answers of another step taken; a finished task asked again;
-  answers taken that were damaged on disk.
-  """
-  monkeypatch.setattr(runner, 'BATCHES_PER_CHUNK', 1)
-  whole = run(model, tasks(name), tmp_path / 'whole', batch_size=1)
-  asked, answer = [], predict.predict
-
-  def counted(model, task, questions, size):
-    if len(asked) == 1:
-      asked.append(None)
-      raise Stop
-    asked.extend(question.id for question in questions)
-    return answer(model, task, questions, size)
-
-  monkeypatch.setattr(predict, 'predict', counted)
-  parts = tmp_path / 'parts'
-  with pytest.raises(Stop):
-    run(model, tasks(name), parts, batch_size=1)
-  made = run(model, tasks(name), parts, batch_size=1)
-  asked.remove(None)
-  assert sorted(asked) == sorted(x['id'] for x in whole[0]['predictions'])
-  assert made == whole
-  count = len(asked)
-  assert run(model, tasks(name), parts) == whole and len(asked) == count
-  completed = parts / 'predictions' / runner.COMPLETED_FILE
-  facts = json.loads(completed.read_text())[name]
-  completed.write_text(json.dumps({name: facts['settings']}))  # as of before
-  assert run(model, tasks(name), parts) == whole and len(asked) == count
-  completed.write_text(json.dumps({name: facts}))
-  answers = parts / 'predictions' / f'{name}.jsonl'
-  answers.write_bytes(answers.read_bytes().replace(b'e', b'g', 1))
-  assert run(model, tasks(name), parts) == whole and len(asked) == 2 * count
-  run(dataclasses.replace(model, step=8), tasks(name), parts)
-  assert len(asked) == 3 * count
 
 
 @pytest.fixture(scope='module')
@@ -108,6 +62,11 @@ def test_a_suite_from_the_command_line(model, model_dir, tmp_path, capsys):
     *bound(TASKS=names, DATA_DIR=DATA, MODEL_DIR=model_dir, OUTPUT=output,
            LIMIT=2),
   ]  # fmt: skip
+  assert command(*arguments) == 2
+  said = capsys.readouterr().err
+  assert 'tasks have no data: flores101_en_' in said
+  assert 'CHECK_DATA=True says where' in said and not os.path.exists(output)
+  arguments += bound(ALLOW_MISSING=True)
   assert command(*arguments) == 0
   said = capsys.readouterr().out
   assert 'flores101_en_fr' in said and 'left out: ' in said
@@ -135,7 +94,7 @@ def test_a_suite_from_the_command_line(model, model_dir, tmp_path, capsys):
   assert command(*arguments) == 0
   assert 'answered before' in capsys.readouterr().out
   # What a dry run prints is what was sent.
-  assert command(*arguments[:-2], *bound(LIMIT=2, DRY_RUN=True)) == 0
+  assert command(*arguments, *bound(DRY_RUN=True)) == 0
   printed = map(json.loads, capsys.readouterr().out.splitlines())
   sent = {(row['task'], row.get('id')): row for row in printed}
   for task in results['tasks']:
@@ -164,6 +123,34 @@ def test_a_mistake_is_one_line(model_dir, tmp_path, capsys, changes, message):
 def test_data_is_checked_without_a_model(capsys):
   arguments = ['eval', '--gin_file=suites/pawsx.gin',
                *bound(DATA_DIR=DATA, CHECK_DATA=True)]  # fmt: skip
-  assert command(*arguments) == 0
-  said = capsys.readouterr().out
-  assert 'x-final/de/test_2k.tsv' in said and 'missing' in said
+  assert command(*arguments) == 2
+  said = capsys.readouterr()
+  assert 'x-final/de/test_2k.tsv' in said.out and 'missing' in said.out
+  assert 'files are missing or broken, see the table above' in said.err
+  assert command(*arguments, *bound(ALLOW_MISSING=True)) == 0
+  assert command(*arguments[:-1], *bound(DRY_RUN=True)) == 2
+  assert 'tasks have no data: pawsx_' in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_not_replaced(
+  model_dir, tmp_path, capsys
+):
+  """Refused before parameters are read; the same settings go on."""
+  output = str(tmp_path / 'out')
+  given = dict(
+    TASKS=('xnli_de',), DATA_DIR=DATA, MODEL_DIR=model_dir, OUTPUT=output
+  )
+  arguments = ['eval', '--gin_file=suites/xnli.gin', *bound(**given)]
+  assert command(*arguments) == 0 and command(*arguments) == 0
+  capsys.readouterr()
+  for changes, message in (
+    (dict(SEED=1), '(SEED = 0)'),
+    (dict(TASKS=('xnli_hi',)), '(the task xnli_de)'),
+    (dict(NORMALIZE='sum'), 'of another step or other settings'),
+  ):
+    assert command(*arguments, *bound(**changes)) == 2
+    said = capsys.readouterr().err
+    assert message in said and 'OVERWRITE=True replaces it' in said
+  changes = bound(NORMALIZE='sum', OVERWRITE=True)
+  assert command(*arguments, *changes) == 0
+  assert results_lib.read_results(output)['tasks'][0]['normalize'] == 'sum'

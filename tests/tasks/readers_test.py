@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from atm_tasks.evaluation import readers, registry
+from atm_tasks.evaluation import data_check, readers, registry
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(HERE, 'testdata', 'evaluation')
@@ -93,7 +93,7 @@ def test_broken_files_are_named(tmp_path, file, line, message):
   with pytest.raises(ValueError) as e:
     ask(name, tmp_path)
   assert message in str(e.value) and str(path) in str(e.value)
-  rows = registry.check_files(registry.select_sources(name, str(tmp_path)))
+  rows = data_check.check_files(registry.select_sources(name, str(tmp_path)))
   assert any(row.problem == str(e.value) for row in rows)
 
 
