@@ -15,6 +15,7 @@ from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import Vocabulary
 from atm.messages import check_index, check_path, one_line
 from atm.model import parameters
+from atm.model.attention import KERNELS
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
@@ -165,10 +166,17 @@ def read_config(model_dir: str) -> ModelConfig:
 def read_model_config(
   checkpoints: reader.CheckpointReader, step: int
 ) -> ModelConfig:
-  """Returns the configuration in a step's metadata, or raises DamageError."""
+  """Returns the configuration in a step's metadata, or raises DamageError.
+
+  A kernel belongs to devices that may not be here: it becomes 'auto', which
+  chooses it where it runs.
+  """
   meta = checkpoints.meta(step)
   try:
-    return ModelConfig(**fileio.get_key(meta, 'model', dict, 'meta'))
+    config = ModelConfig(**fileio.get_key(meta, 'model', dict, 'meta'))
+    if config.attention in KERNELS:
+      return dataclasses.replace(config, attention='auto')
+    return config
   except (TypeError, ValueError) as e:  # a TypeError of a later version's field
     raise DamageError(
       f'the checkpoint of step {step:,} in {checkpoints.directory} has another '

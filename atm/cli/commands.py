@@ -5,7 +5,7 @@ import functools
 import os
 import sys
 
-from atm.cli import gin_config, gin_files
+from atm.cli import gin_config, gin_files, machine_settings
 from atm.cli.gin_config import get_configurable, get_setting
 from atm.cli.gin_text import UserError
 from atm.messages import check_count, check_path, did_you_mean, quote
@@ -238,7 +238,7 @@ def check_run_folder() -> None:
     return
   here = os.path.normpath(os.path.dirname(path))
   there = os.path.expanduser(named)
-  is_run = os.path.lexists(os.path.join(here, 'checkpoints'))
+  is_run = machine_settings.is_run_folder(here)
   if is_run and os.path.realpath(here) != os.path.realpath(there):
     raise UserError(
       f'{path} lies in a run folder, but names another, MODEL_DIR = '
@@ -247,10 +247,26 @@ def check_run_folder() -> None:
     )
 
 
+def fit_mesh() -> None:
+  """Fits the mesh of a run's own config.gin to the devices, and says so."""
+  from atm.parallel import distributed
+
+  configuration, _ = gin_config.last_configuration()
+  bound = gin_config.get_bindings('sharding.mesh')
+  if (fitted := machine_settings.fit_mesh_sizes(configuration, bound)) is None:
+    return
+  sizes, note = fitted
+  gin_config.bind({f'sharding.mesh.{k}': v for k, v in sizes.items()})
+  if distributed.is_main_process():
+    print(f'atm: {note}', file=sys.stderr)
+
+
 def execute(run: str) -> None:
   """Does what a run of RUNS is for, with gin configured."""
   gin_config.check_settings()
   check_run_folder()
+  if run not in WITHOUT_DEVICES:
+    fit_mesh()
   command = RUNS[run]
   made = command() if callable(command) else get_configurable(command)()
   if hasattr(made, 'run'):  # a job: a dataclass that gin configured

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from absl import logging
 
 import gin
-from atm.cli import gin_names, gin_reader, settings_check
+from atm.cli import gin_names, gin_reader, machine_settings, settings_check
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import Binding, Reference, UserError, replace_references
 from atm.messages import did_you_mean, list_checks, quote
@@ -365,6 +365,8 @@ def apply_config(
   """
   configuration = gin_reader.read_configuration(files, bindings)
   notes = []
+  if run not in (None, 'plan'):  # a plan is of the machine that a run was on
+    machine_settings.leave_out(configuration)
   if run is not None:
     notes = settings_check.check_run(run, configuration, modules)
   _applied[:] = files, bindings, modules, configuration

@@ -24,6 +24,7 @@ from atm.parallel import sharding
 
 MASKED = -1e9  # finite: -inf would make NaN of a query that sees no key
 IMPLEMENTATIONS = ('auto', 'einsum', 'rows', 'splash', 'cudnn')
+KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}  # name -> the platform that has it
 BLOCK = 128  # splash: lengths and head dimension become multiples of this
 ROWS_BYTES = 16 * 2**20  # rows: scores made at a time; fit a CPU's last cache
 

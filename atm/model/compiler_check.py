@@ -20,6 +20,7 @@ import numpy as np
 
 from atm import fileio
 from atm.model import parameters
+from atm.model.attention import KERNELS
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import distributed, xla_options
@@ -134,7 +135,7 @@ def verdict_path(key: str) -> str:
 def shrink_config(config: ModelConfig) -> ModelConfig:
   """Returns odd sizes with a config's numerics."""
   kept = {name: getattr(config, name) for name in KEPT}
-  if kept['attention'] in ('splash', 'cudnn'):  # kernels of even sizes
+  if kept['attention'] in KERNELS:  # kernels of even sizes
     kept['attention'] = 'auto'
   return ModelConfig(**SIZES, **kept)
 

@@ -53,10 +53,7 @@ def make_mesh(
 
 def fill_sizes(count: int, **sizes: int) -> tuple[int, ...]:
   """Returns the sizes of a mesh over `count` devices, with -1 filled in."""
-  shown = ', '.join(f'mesh.{name} = {size}' for name, size in sizes.items())
-  given = list(sizes.values())
-  if given.count(-1) > 1 or any(size < 1 and size != -1 for size in given):
-    raise ValueError(f'{shown}: sizes are positive, and one may be -1.')
+  shown, given = _check_sizes(sizes), list(sizes.values())
   known = math.prod(size for size in given if size != -1)
   if -1 in given and count % known == 0:
     return tuple(count // known if size == -1 else size for size in given)
@@ -67,6 +64,36 @@ def fill_sizes(count: int, **sizes: int) -> tuple[int, ...]:
       f'{count}. Set one of them to -1 to fill it.'
     )
   return tuple(given)
+
+
+def fit_sizes(count: int, **sizes: int) -> tuple[int, ...]:
+  """Returns the sizes nearest to those of a mesh of other devices.
+
+  The inner axes keep what divides `count`, as `fsdp` and `tensor` say what a
+  device holds. The axis of -1, or else `data`, takes the rest.
+  """
+  _check_sizes(sizes)
+  filled = next((name for name, size in sizes.items() if size == -1), 'data')
+  fitted, rest = {}, count
+  for name in reversed(MESH_AXES):
+    if name != filled:
+      fitted[name] = math.gcd(sizes[name], rest)
+      rest //= fitted[name]
+  return tuple((fitted | {filled: rest})[name] for name in MESH_AXES)
+
+
+def _check_sizes(sizes: dict[str, int]) -> str:
+  """Returns sizes as errors show them; raises ValueError for bad ones."""
+  shown = ', '.join(f'mesh.{name} = {size}' for name, size in sizes.items())
+  given = list(sizes.values())
+  if given.count(-1) > 1 or any(size < 1 and size != -1 for size in given):
+    raise ValueError(f'{shown}: sizes are positive, and one may be -1.')
+  return shown
+
+
+def format_sizes(sizes) -> str:
+  """Formats the sizes of a mesh by axis: 'slice 1 x data 2 x fsdp 4'."""
+  return ' x '.join(f'{name} {size}' for name, size in sizes.items())
 
 
 def arrange_devices(sizes: tuple[int, ...], devices: list) -> np.ndarray:

@@ -126,6 +126,12 @@ def compile_program(
     raise ValueError(
       f'XLA_OPTIONS = {dict(changes or {})!r}: XLA says: {complaint}'
       + (did_you_mean(unknown[1], known) if unknown and known else '')
+      + (
+        f' Is it for other devices than {device.platform}? XLA_OPTIONS=None '
+        'leaves it out'
+        if unknown
+        else ''
+      )
     ) from None
 
 

@@ -7,6 +7,7 @@ from atm.data.task_registry import Lengths
 from atm.data.vocabulary import Vocabulary
 from atm.messages import check_number
 from atm.model import parameters
+from atm.model.attention import KERNELS
 from atm.model.config import ModelConfig
 from atm.parallel import sharding
 from atm.train import optimizer
@@ -99,6 +100,26 @@ def check_cached_lengths(config, cached: Lengths | None) -> None:
     f'run has {name(sizes)} and model.Config.positions = {positions}: {remedy} '
     "(`atm cache` takes a model's --gin_file, too)"
   )
+
+
+def check_platform(mesh, config: ModelConfig) -> None:
+  """Raises ValueError for what a model asks of devices that are not here."""
+  needed, offloads = KERNELS.get(config.attention), 'offload' in config.remat
+  if not needed and not offloads:
+    return
+  here = mesh.devices.flat[0].platform
+  if needed and here != needed:
+    raise ValueError(
+      f'model.Config.attention = {config.attention!r} is a kernel of '
+      f'{needed.upper()}s, and the devices are {here}: set '
+      "model.Config.attention = 'auto'"
+    )
+  if offloads and here == 'cpu':
+    raise ValueError(
+      f"model.Config.remat = {config.remat!r} moves results to the host's "
+      "memory, where those of a CPU are already: set 'save_widened', which "
+      'keeps as much'
+    )
 
 
 def check_vocabulary(words: Vocabulary, config: ModelConfig) -> None:

@@ -96,13 +96,16 @@ def open_vocabulary(
       they were not trained with; or the model does not fit the vocabulary.
   """
   path, own = config.vocabulary, folder.vocabulary
+  there = os.path.exists(os.path.join(own, MODEL_FILE))
   if path is None and config.cache_dir is not None:
     path = os.path.join(config.cache_dir, 'vocabulary')
+  if folder.step_found and there and path and not os.path.exists(path):
+    path = None  # as on another machine: the run has what it was trained with
   if source is not None:
     words = vocabulary_of(source, path)
     of = f'that INIT_FROM = {source.directory!r} was trained with'
   else:
-    if path is None and not os.path.exists(os.path.join(own, MODEL_FILE)):
+    if path is None and not there:
       if folder.step_found is not None:
         raise ValueError(
           f'MODEL_DIR = {folder.path!r} has weights but no vocabulary: set '
@@ -115,7 +118,6 @@ def open_vocabulary(
     words = Vocabulary(own if path is None else path)
     of = f'that this run is given, {words.path}'
   # What reads the run later takes its own.
-  there = os.path.exists(os.path.join(own, MODEL_FILE))
   if there and Vocabulary(own).sha256 != words.sha256:
     raise ValueError(
       f'{own} is not the vocabulary {of}: remove it, or use another MODEL_DIR'

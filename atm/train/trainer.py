@@ -15,6 +15,7 @@ from atm.data.vocabulary import Vocabulary
 from atm.model import compiler_check
 from atm.model.transformer import AlexaTM
 from atm.parallel import distributed, sharding, xla_options
+from atm.parallel import mesh as mesh_lib
 from atm.train import config_checks, held_out_loss, optimizer
 from atm.train import step as step_lib
 from atm.train.config import TrainConfig
@@ -64,6 +65,7 @@ def train(config: TrainConfig) -> TrainingResult:
       mesh, rules, config.model_config, config.sizes, config.batch_size,
       config.micro_batches,
     )  # fmt: skip
+    config_checks.check_platform(mesh, config.model_config)
     sharding.host_rows(mesh, rules, config.batch_size)  # raises unless divided
     source = find_source(config, folder)
     held.enter_context(folder.lock_checkpoints())
@@ -147,7 +149,7 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict:
 
 def mesh_text(mesh) -> str:
   """Returns a mesh as a user reads it: '8 cpu device(s) (data 2 x fsdp 4)'."""
-  sizes = ' x '.join(f'{name} {n}' for name, n in mesh.shape.items())
+  sizes = mesh_lib.format_sizes(mesh.shape)
   kind, n = jax.devices()[0].platform, jax.process_count()
   over = f' of {n} processes' if n > 1 else ''
   return f'{mesh.size} {kind} device(s){over} ({sizes})'

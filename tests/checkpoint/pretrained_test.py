@@ -41,6 +41,16 @@ def break_meta(run: str, step: int) -> None:
     f.write(text.replace('"d_model": 32', '"d_model": 33'))
 
 
+def test_a_kernel_of_other_devices_does_not_bind(run):
+  """Fault seen: no prompt on a CPU of what was trained with a TPU's kernel."""
+  path = f'{run}/checkpoints/2/meta/metadata'
+  with open(path) as f:
+    text = f.read()
+  with open(path, 'w') as f:
+    f.write(text.replace('"attention": "auto"', '"attention": "splash"'))
+  assert '"splash"' not in text and pretrained.read_config(run) == tiny()
+
+
 def test_a_run_is_opened_at_a_step(run):
   """Fault seen: the newest step's parameters read for another step."""
   model = pretrained.open_pretrained(run, at_step=1)

@@ -36,6 +36,28 @@ def test_mesh_names_sizes_that_do_not_fit(sizes):
     mesh_lib.make_mesh(**sizes)
 
 
+@pytest.mark.parametrize(
+  'count, sizes, fitted',
+  [
+    (8, (1, 2, 2, 2), (1, 2, 2, 2)),
+    (4, (1, 2, 2, 2), (1, 1, 2, 2)),
+    (1, (1, 2, 2, 2), (1, 1, 1, 1)),
+    (16, (1, 2, 2, 2), (1, 4, 2, 2)),
+    (6, (1, 2, 2, 2), (1, 3, 1, 2)),
+    (4, (2, 2, 2, 1), (2, 1, 2, 1)),
+    (8, (1, 2, -1, 3), (1, 2, 4, 1)),
+    (2, (1, -1, 4, 1), (1, 1, 2, 1)),
+  ],
+)
+def test_a_mesh_of_other_devices_is_fitted(count, sizes, fitted):
+  """What a device holds stays where it can: `data` gives way first."""
+  named = dict(zip(mesh_lib.MESH_AXES, sizes, strict=True))
+  assert mesh_lib.fit_sizes(count, **named) == fitted
+  assert mesh_lib.fill_sizes(count, **dict(zip(named, fitted))) == fitted
+  with pytest.raises(ValueError, match='mesh.tensor = 0: sizes are positive'):
+    mesh_lib.fit_sizes(count, **{**named, 'tensor': 0})
+
+
 @dataclasses.dataclass
 class Chip:
   """What a mesh asks of a TPU's device."""

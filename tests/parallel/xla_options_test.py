@@ -63,6 +63,10 @@ def test_options_of_a_gpu_exist(lowered):
       "No such compile option: 'xla_gpu_enable_latency_hiding_schedule'"
       ".*Did you mean 'xla_gpu_enable_latency_hiding_scheduler'",
     ),
+    (
+      {'xla_tpu_scoped_vmem_limit_kib': '1'},
+      'other devices than gpu.*XLA_OPTIONS=None leaves it out',
+    ),
     ({'xla_cpu_enable_fast_math': 'maybe'}, "'maybe' is not a valid bool"),
   ],
 )

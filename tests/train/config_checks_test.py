@@ -32,6 +32,22 @@ def test_sizes_are_checked_with_their_micro_batches():
     config_checks.check_sizes(*sizes, 3)
 
 
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(attention='splash'), 'is a kernel of TPUs, .* are cpu: set .*auto'),
+    (dict(attention='cudnn'), 'is a kernel of GPUs, .* are cpu: set .*auto'),
+    (dict(remat='offload_widened'), "to the host's memory.*'save_widened'"),
+  ],
+)
+def test_what_other_devices_do_is_one_line(changes, message):
+  """Faults seen: 'Only interpret mode is supported', 'annotate_device_placement
+  for Host', with a report of a crash."""
+  with pytest.raises(ValueError, match=message):
+    config_checks.check_platform(EIGHT(), small_model(**changes))
+  config_checks.check_platform(EIGHT(), small_model())
+
+
 def test_another_vocabulary_is_refused():
   """Fault seen: a digest told to a user who cannot set it."""
   then, now = ({'data': {}, 'vocabulary': name} for name in ('v', 'w'))

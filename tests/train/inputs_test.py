@@ -6,11 +6,10 @@ import shutil
 import pytest
 
 from atm.data import cache
+from atm.train import inputs
+from atm.train.run_folder import RunFolder
 
-from tiny_runs import (
-  EIGHT,
-  small_model,
-)
+from tiny_runs import EIGHT, small_config, small_model
 
 
 @pytest.mark.parametrize(
@@ -61,6 +60,20 @@ def test_a_run_is_not_given_another_vocabulary_than_its_own(
   ):
     train(tmp_path / 'run', 1, vocabulary=str(other))
   assert not (tmp_path / 'run' / 'config.gin').exists()
+
+
+def test_a_run_that_was_moved_has_its_vocabulary(words, tmp_path):
+  """Fault seen: refused, as VOCABULARY names a path of another machine."""
+  folder = RunFolder(str(tmp_path))
+  (tmp_path / 'vocabulary').mkdir()
+  own = tmp_path / 'vocabulary' / 'sentencepiece.model'
+  own.write_bytes(words.model)
+  config = small_config(tmp_path, vocabulary='/gone/sentencepiece.model')
+  folder.step_found = 4
+  assert inputs.open_vocabulary(config, folder, None).path == str(own)
+  folder.step_found = None
+  with pytest.raises(FileNotFoundError, match='no vocabulary at ./gone'):
+    inputs.open_vocabulary(config, folder, None)
 
 
 def test_packed_rows_train_on_any_mesh(train, words, tmp_path):
