@@ -1,4 +1,4 @@
-"""The patches of docs/extending.md apply to atm, and what they add works."""
+"""The changes of docs/extending.md apply to atm, and what they add works."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ COMMAND = (
 
 
 @pytest.mark.documents
-def test_patches_add_an_option_a_setting_and_a_page(tmp_path):
+def test_changes_add_an_option_a_setting_and_a_page(tmp_path):
   for folder in ('atm', 'gin', 'tasks'):
     shutil.copytree(
       f'{document_blocks.ROOT}/{folder}', tmp_path / folder,
@@ -23,10 +23,13 @@ def test_patches_add_an_option_a_setting_and_a_page(tmp_path):
     )  # fmt: skip
   blocks = document_blocks.read_blocks('docs/extending.md')
   patches = [b for b in blocks if (b.title or '').endswith('.patch')]
-  assert len(patches) == 3
+  assert len(patches) == 2
   for patch in patches:
     (tmp_path / patch.title).write_text(f'{patch.code}\n')
     subprocess.run(['git', 'apply', patch.title], cwd=tmp_path, check=True)
+  (setting,) = (b.code for b in blocks if b.title == 'setting.gin')
+  with open(tmp_path / 'gin/runs/pretrain.gin', 'a') as f:
+    f.write(f'{setting}\n')
   (tmp_path / 'runs/tiny').mkdir(parents=True)
   row = '{"step": 1500, "eval/loss/clm": 2.5}\n'
   (tmp_path / 'runs/tiny/metrics.jsonl').write_text(row)

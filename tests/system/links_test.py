@@ -1,4 +1,4 @@
-"""Links of documents, and paths that documents and comments name, exist."""
+"""Links of documents lead somewhere, paths exist, sentences are short."""
 
 import functools
 import os
@@ -45,6 +45,13 @@ def anchors(path: str) -> set[str]:
   }
 
 
+DOCUMENTS = [
+  path
+  for path in files('.md')
+  if path.startswith(('README', 'CONTRIBUTING', 'docs/'))
+]
+
+
 @pytest.mark.parametrize('path', files('.md'))
 def test_links_lead_somewhere(path):
   """A dead link was met where pages were split."""
@@ -86,3 +93,24 @@ def test_paths_that_are_named_exist(path):
     and not any(os.path.exists(f'{ROOT}/{top}{name}') for top in ('', 'gin/'))
   ]
   assert not lost, lost
+
+
+MOST_WORDS = 40  # of a sentence; the aim is 25
+
+
+def sentences(path: str) -> list[str]:
+  """Returns the sentences of a document's text, without tables and samples."""
+  found = []
+  for text in re.split(r'\n\s*\n|\n(?= *(?:- |\d+\. ))', prose(path)):
+    if re.match(r'\s*([|#!]|- (input|output|truth): )', text):
+      continue
+    text = re.sub(r'\]\([^)]*\)', ']', ' '.join(text.split()))
+    text = re.sub(r'`[^`]*`', 'CODE', text)
+    found += re.split(r'[.:;!?]\S* (?=[\w*\[(-])', text)
+  return found
+
+
+@pytest.mark.parametrize('path', DOCUMENTS)
+def test_a_sentence_is_read_once(path):
+  long = [x for x in sentences(path) if len(x.split()) > MOST_WORDS]
+  assert not long, long
