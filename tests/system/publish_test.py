@@ -99,6 +99,7 @@ def test_the_sdist_holds_all_that_the_wheel_needs(built):
 
 def test_an_empty_environment_trains_and_prompts(installed):
   assert 'models/tiny.gin' in installed('atm')
+  assert installed('atm', '--version') == f'atm {atm.__version__}\n'
   assert 'step 4/4' in installed('atm', 'pretrain', *FEW_STEPS)
   installed(
     'atm', 'infer', '--gin.MODEL_DIR="run"', '--gin.OUTPUT="out.jsonl"',
