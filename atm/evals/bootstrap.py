@@ -52,6 +52,30 @@ def bootstrap_interval(
   return float(total(rows.sum(0))), low, high
 
 
+def mean_interval(
+  parts: Sequence[tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]],
+  seed: int = 0,
+  samples: int = 1000,
+) -> tuple[float, float, float]:
+  """Returns (mean, low, high) of several scores, with the mean's 95% interval.
+
+  Args:
+    parts: (rows [G, M], total) of each score, see `bootstrap_interval`.
+    seed: of the draws.
+    samples: how many draws.
+  """
+  # Scores of as many groups share their draws. So the same questions in several
+  # languages are drawn together, and others are as good as independent.
+  parts = [(np.asarray(rows, np.float64), total) for rows, total in parts]
+  mean = np.mean([total(rows.sum(0)) for rows, total in parts])
+  drawn = [total(resample(rows, seed, samples)) for rows, total in parts]
+  drawn = np.mean(drawn, axis=0)
+  # BLEU of a draw of few texts is too high, and so is a mean of many such: the
+  # draws tell how far a mean varies, not where it is.
+  low, high = _percentile_interval(drawn + mean - np.nanmean(drawn))
+  return float(mean), low, high
+
+
 def paired_bootstrap(
   rows_a: np.ndarray,
   rows_b: np.ndarray,

@@ -46,6 +46,8 @@ class Comparison:
     questions: how many are common.
     values: the score of each run.
     differences: of each run but the first.
+    statistics: of each run, rows [G, M] of the common questions, see
+      `metrics.Metric`.
   """
 
   task: Mapping[str, Any]
@@ -53,6 +55,7 @@ class Comparison:
   questions: int
   values: list[float]
   differences: list[Difference]
+  statistics: list[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +168,31 @@ def compare_task(
   ]
   values = [float(total(each.sum(0))) for each in rows]
   count = sum(map(len, common))
-  return Comparison(tasks[0], metric, count, values, differences), notes
+  found = Comparison(tasks[0], metric, count, values, differences, rows)
+  return found, notes
+
+
+def mean_difference(
+  comparisons: Sequence[Comparison], run: int
+) -> tuple[float, float, float]:
+  """Returns (value, low, high) of a run's mean over tasks minus the first's.
+
+  Args:
+    comparisons: of one metric, one or more.
+    run: its index, from 1.
+  """
+  if len(comparisons) == 1:
+    only = comparisons[0].differences[run - 1]
+    return only.value, only.low, only.high
+  parts = []
+  for one in comparisons:
+    first, other = one.statistics[0], one.statistics[run]
+    total, width = metrics.get_metric(one.metric).total, first.shape[1]
+    change = lambda sums, total=total, width=width: (
+      total(sums[..., width:]) - total(sums[..., :width])
+    )
+    parts.append((np.concatenate([first, other], 1), change))
+  return bootstrap.mean_interval(parts)
 
 
 def describe_differences(tasks, groups, common, labels) -> list[str]:

@@ -104,10 +104,10 @@ def answer_card(
 ) -> dict[str, Any]:
   """Returns what a card shows of one question and its answer."""
   if task['kind'] == 'score':
-    kind = 'good' if quality > 0 else 'bad'
+    kind = 'better' if quality > 0 else 'worse'
     verdict = f'{"right" if quality > 0 else "wrong"} by {abs(quality):.2f}'
   else:
-    kind = {'worst': 'bad', 'best': 'good'}.get(why, 'middle')
+    kind = {'worst': 'worse', 'best': 'better'}.get(why, 'same')
     verdict = f'{metrics.get_metric(ranking_metric(task)).title} {quality:.1f}'
   return {
     'class': kind,

@@ -21,8 +21,20 @@ def is_missing(value: float | None) -> bool:
 
 
 def format_number(value: float | None, form: str = '.1f') -> str:
-  """Formats a score, or a dash where there is none."""
-  return NONE if is_missing(value) else format(value, form).replace('-', '−')
+  """Formats a score, or a dash where there is none; 0 has no sign."""
+  if is_missing(value):
+    return NONE
+  text = format(value, form)
+  # Also what is 0 where it is rounded: '+0.0' looks like a gain.
+  return text.replace('-', '−') if float(text) else text.lstrip('+-')
+
+
+def difference_class(difference: float | None) -> str:
+  """Returns the class of style.css of a difference: better, worse, same."""
+  # As it is written: one that is rounded to 0.0 is the same.
+  if is_missing(difference) or not float(f'{difference:.1f}'):
+    return 'same'
+  return 'better' if difference > 0 else 'worse'
 
 
 def format_interval(score: Mapping[str, Any]) -> str:
@@ -76,16 +88,19 @@ def layout_score_bar(
 def layout_difference_bar(
   difference: Mapping[str, Any], end: float
 ) -> dict[str, Any]:
-  """Returns shapes, as `layout_score_bar`, of a difference, -end to +end."""
+  """Returns shapes, as `layout_score_bar`, of a difference, -end to +end.
+
+  Its dot is filled where `sure`, and hollow where it may be chance.
+  """
   at = lambda value: f'{WIDTH / 2 * (1 + min(max(value / end, -1), 1)):.1f}'
   value = difference['value']
   label = f'{format_number(value, "+.1f")}, 95% interval '
   lines = _interval_lines(at(difference['low']), at(difference['high']))
   return {
-    'class': f'bar {"good" if value > 0 else "bad"}',
+    'class': f'bar {difference_class(value)}',
     'label': label + format_interval(difference), 'width': WIDTH,
     'rectangles': [], 'lines': [(at(0), at(0), 1, 15, 'zero'), *lines],
-    'circles': [(at(value), 3.5, 'value')],
+    'circles': [(at(value), 3.5, f'value{" sure" * difference["sure"]}')],
   }  # fmt: skip
 
 
@@ -102,8 +117,8 @@ def layout_heat_map(
 
   Args:
     cells: by codes of source and target language, a score: value, low, high;
-      bold where it has a true `sure`.
-    signed: the scores are differences; green above 0, red below.
+      bold where it has a true `sure`, without colour where a true `cut`.
+    signed: the scores are differences, in the colours of `difference_class`.
   """
   present = {code for pair in cells for code in pair}
   codes = [code for code in LANGUAGES if code in present]
@@ -122,13 +137,16 @@ def layout_heat_map(
     if pair not in cells:
       return None
     share = 70 * abs(values[pair]) / end if end else 0  # % of the accent colour
-    kind = ('bad' if values[pair] < 0 else 'good') if signed else ''
+    kind = difference_class(values[pair]) if signed else ''
+    if cells[pair].get('cut'):
+      kind, share = 'cut', 0
     return {'sure': False, **cells[pair], 'class': kind, 'share': share}
 
   return {
     'end': end,
     'form': '+.1f' if signed else '.1f',
     'signed': signed,
+    'any_cut': any(score.get('cut') for score in cells.values()),
     'codes': {code: LANGUAGES.get(code, '') for code in codes},
     'cells': {(a, b): cell((a, b)) for a in codes for b in codes},
     'row_means': {a: mean(lambda pair, a=a: pair[0] == a) for a in codes},

@@ -21,8 +21,9 @@ import rich.table
 from atm import fileio
 from atm.evals import compare as compare_lib
 from atm.evals import metrics, results
+from atm.evals.published import SUPERGLUE_METRICS
 from atm.messages import check_arguments, check_path, check_paths
-from atm.pages import eval_page, render
+from atm.pages import eval_page, page_warnings, render
 from atm.pages.charts import format_number, format_p_value
 
 COMPARE_PAGE = 'compare.html'
@@ -106,10 +107,12 @@ def compare_page_data(
   notes: Sequence[str],
 ) -> dict[str, Any]:
   """Returns what the page shows of `every` results.json, by their labels."""
-  sets = render.group_by(comparisons, lambda one: one.task['set'])
   count = sum(len(one.differences) for one in comparisons)
   keys = dict.fromkeys(key for run in every for key in run['settings'])
   setting = lambda run, key: str(run['settings'].get(key))
+  sets = render.group_by(comparisons, lambda one: one.task['set'])
+  sets = [_set_data(name, some) for name, some in sets.items()]
+  means = [mean for group in sets for mean in group['means'] or []]
   return {
     'labels': labels,
     'runs': list(zip(labels, every)),
@@ -119,21 +122,26 @@ def compare_page_data(
     'differences': count,
     'draws': compare_lib.count_resamples(count),
     'significance': compare_lib.SIGNIFICANCE,
-    'wins': _count_wins(comparisons),
+    'wins': count_wins(comparisons),
+    'warnings': page_warnings.comparison_warnings(every, labels, comparisons),
     'notes': notes,
-    'sets': [_set_data(name, some) for name, some in sets.items()],
+    'sets': sets,
+    'end': _axis_end(means),
   }
 
 
-def _count_wins(
+def count_wins(
   comparisons: Sequence[compare_lib.Comparison],
 ) -> list[dict[str, int]]:
   """Returns how many tasks each run but the first does better and worse."""
   counts = []
   for differences in zip(*(one.differences for one in comparisons)):
     signs = [np.sign(d.value) for d in differences if d.significant]
-    counts.append({'better': signs.count(1), 'worse': signs.count(-1),
-                   'tasks': len(differences)})  # fmt: skip
+    same = sum(d.value == d.low == d.high == 0 for d in differences)
+    counts.append({
+      'better': signs.count(1), 'worse': signs.count(-1), 'same': same,
+      'tasks': len(differences),
+    })  # fmt: skip
   return counts
 
 
@@ -160,19 +168,50 @@ def _set_data(
     pairs = [(task['source_language'], task['language']) for task in tasks]
     by_run = zip(*(row['differences'] for row in rows))
     maps = [dict(zip(pairs, differences)) for differences in by_run]
-  differences = [each for row in rows for each in row['differences']]
-  ends = [abs(each[side]) for each in differences for side in ('low', 'high')]
-  same_metric = len(rows) > 1 and len({row['metric'] for row in rows}) == 1
+  mains = {row['metric'] for row in rows}
+  title = rows[0]['metric'] if len(mains) == 1 else 'several metrics'
+  if {one.task['name']: one.metric for one in comparisons} == SUPERGLUE_METRICS:
+    title = eval_page.SUPERGLUE_TITLE
   return {
     'name': name,
     'rows': rows,
-    'end': max([1.0, *(end for end in ends if not np.isnan(end))]),
-    'means': _mean_scores(comparisons) if same_metric else None,
+    'end': _axis_end([each for row in rows for each in row['differences']]),
+    'metric': title,
+    'means': (
+      None if title == 'several metrics' else _mean_scores(comparisons)
+    ),
+    'wins': count_wins(comparisons),
     'maps': maps,
   }
 
 
-def _mean_scores(comparisons: Sequence[compare_lib.Comparison]) -> np.ndarray:
-  """Returns the mean over tasks of each run's scores [runs]."""
-  scores = np.array([one.values for one in comparisons])
-  return np.nanmean(scores, 0) if not np.isnan(scores).all() else scores[0]
+def _axis_end(differences: Sequence[Mapping[str, float]]) -> float:
+  """Returns the end of an axis from -end to +end that holds all intervals."""
+  ends = [abs(each[side]) for each in differences for side in ('low', 'high')]
+  return max([1.0, *(end for end in ends if not np.isnan(end))])
+
+
+def _mean_scores(
+  comparisons: Sequence[compare_lib.Comparison],
+) -> list[dict[str, float]]:
+  """Returns the mean over tasks of each run, and how it differs from the first.
+
+  Means are over the tasks in which every run has a score.
+  """
+  judged = [one for one in comparisons if not np.isnan(one.values).any()]
+  if not judged:
+    return [
+      dict.fromkeys(('score', 'value', 'low', 'high'), np.nan)
+      for _ in comparisons[0].values
+    ]
+  means = []
+  for run, score in enumerate(np.mean([one.values for one in judged], 0)):
+    nothing = (0.0, 0.0, 0.0)
+    value, low, high = (
+      compare_lib.mean_difference(judged, run) if run else nothing
+    )
+    means.append({
+      'score': float(score), 'value': value, 'low': low, 'high': high,
+      'sure': round(low, 1) > 0 or round(high, 1) < 0,  # as it is written
+    })  # fmt: skip
+  return means

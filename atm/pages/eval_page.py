@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atm.data.languages import name_language
+from atm.evals import bootstrap, published
 from atm.evals import metrics as metrics_lib
-from atm.evals import published
 from atm.evals import results as results_lib
 from atm.messages import clock_text
-from atm.pages import answer_cards, charts, render
+from atm.pages import answer_cards, charts, page_warnings, render
 
 EVAL_PAGE = 'report.html'
+SUPERGLUE_TITLE = 'average of the eight tasks'
 MANY_DIRECTIONS = 6  # a set with more of them is shown as heat maps
 
 
@@ -34,10 +35,12 @@ def eval_page_data(folder: str, results: Mapping[str, Any]) -> dict[str, Any]:
   tasks = results['tasks']
   sets = render.group_by(tasks, lambda task: task['set'])
   figures = [f for task in tasks for f in _published_figures(task) if f]
+  seed = results['settings'].get('seed') or 0
   return {
     'results': results,
     'facts': _list_facts(results),
-    'sets': [_set_data(folder, name, some) for name, some in sets.items()],
+    'warnings': page_warnings.eval_warnings(results),
+    'sets': [_set_data(folder, *each, seed) for each in sets.items()],
     'published': dict.fromkeys(f'{f.certainty}: {f.source}' for f in figures),
   }
 
@@ -67,10 +70,10 @@ def _published_figures(task: Mapping) -> list[published.Published | None]:
 
 
 def _set_data(
-  folder: str, name: str, tasks: Sequence[Mapping]
+  folder: str, name: str, tasks: Sequence[Mapping], seed: int
 ) -> dict[str, Any]:
   """Returns what the page shows of a set: scores, notes, answers to read."""
-  title, mean = _set_mean(name, tasks)
+  title, mean = _set_mean(name, tasks, seed)
   metrics = _used_metrics(tasks)
   chances = [task['chance'] for task in tasks]
   comparable = None not in chances and title != 'several metrics'
@@ -79,10 +82,11 @@ def _set_data(
     (task_label(task, tasks), answer_cards.task_cards(folder, task))
     for task in shown
   ]
+  answers = [(label, cards) for label, cards in answers if cards]
   return {
     'name': name,
     'tasks': len(tasks),
-    'mean': {'value': mean},
+    'mean': mean,
     'mean_title': title,
     'mean_chance': sum(chances) / len(chances) if comparable else None,
     'mean_published': published.PUBLISHED.get((name, 'average')),
@@ -94,25 +98,54 @@ def _set_data(
     'any_chance': chances.count(None) < len(chances),
     'any_published': any(f for task in tasks for f in _published_figures(task)),
     'maps': _heat_maps(tasks, metrics),
-    'answers': [(label, cards) for label, cards in answers if cards],
+    'answers': answers,
     'all_answers': len(shown) == len(tasks),
+    'signs': render.explain_signs(_shown_texts(answers)),
   }
 
 
-def _set_mean(name: str, tasks: Sequence[Mapping]) -> tuple[str, float | None]:
-  """Returns the metric's title and the mean over tasks of one set, or None."""
-  # None where the metrics differ or no task has a score.
+def _shown_texts(answers: Sequence[tuple[str, Sequence[Mapping]]]):
+  """Yields the texts of the cards of a set."""
+  for card in (card for _, cards in answers for card in cards):
+    line = card['line']
+    truth = line['truth'] if isinstance(line['truth'], list) else []
+    shown = (line.get('shown') or {}).values()
+    yield from map(str, (*shown, *truth, line['truth'], line['answer']))
+    yield from (choice['text'] for choice in card['choices'])
+    yield f'{line.get("prompt")}{line.get("output")}'
+
+
+def _set_mean(
+  name: str, tasks: Sequence[Mapping], seed: int
+) -> tuple[str, dict[str, float | None]]:
+  """Returns a metric's title and the mean over the tasks of one set.
+
+  The mean has a value, low and high; all None where the metrics differ or no
+  task has a score.
+  """
+  mains = {task['name']: next(iter(task['scores'])) for task in tasks}
   if name == 'superglue':
-    scores = {task['name']: task['scores'] for task in tasks}
-    return 'average of the eight tasks', published.superglue_average(scores)
-  mains = {next(iter(task['scores'])) for task in tasks}
-  if len(mains) > 1:
-    return 'several metrics', None
-  (main,) = mains
-  values = [task['scores'][main]['value'] for task in tasks]
-  values = [value for value in values if not charts.is_missing(value)]
-  mean = sum(values) / len(values) if values else None
-  return metrics_lib.get_metric(main).title, mean
+    title, mains = SUPERGLUE_TITLE, published.SUPERGLUE_METRICS
+  elif len(set(mains.values())) > 1:
+    return 'several metrics', dict.fromkeys(('value', 'low', 'high'))
+  else:
+    title = metrics_lib.get_metric(next(iter(mains.values()))).title
+  chosen = [
+    (task, mains[task['name']])
+    for task in tasks
+    if mains.get(task['name']) in task['scores']
+    and not charts.is_missing(task['scores'][mains[task['name']]]['value'])
+  ]
+  if not chosen or (name == 'superglue' and len(chosen) < len(mains)):
+    return title, dict.fromkeys(('value', 'low', 'high'))
+  if len(chosen) == 1:
+    task, metric = chosen[0]
+    return title, task['scores'][metric]
+  figures = bootstrap.mean_interval(
+    [(task['statistics'][metric], metrics_lib.get_metric(metric).total)
+     for task, metric in chosen], seed
+  )  # fmt: skip
+  return title, dict(zip(('value', 'low', 'high'), figures))
 
 
 def _used_metrics(tasks: Sequence[Mapping]) -> dict[str, metrics_lib.Metric]:
@@ -142,19 +175,7 @@ def _list_notes(tasks: Sequence[Mapping]) -> list[str]:
     f'{metric.title}: {metric.note}.' for metric in metrics if metric.note
   ]
   notes += dict.fromkeys(note for t in tasks for note in t.get('notes', ()))
-  if cut := sum(task.get('cut', 0) for task in tasks):
-    count = sum(task['questions'] for task in tasks)
-    notes.append(
-      f'{cut:,} of {count:,} texts had no room in the model: tokens at their '
-      f'{_list_sides(tasks)} were left out.'
-    )
   return notes + _reference_notes(tasks)
-
-
-def _list_sides(tasks: Sequence[Mapping]) -> str:
-  """Returns where texts of tasks were cut, the start or the end."""
-  sides = dict.fromkeys(task.get('truncate', 'start') for task in tasks)
-  return ' or '.join(sides)
 
 
 def _reference_notes(tasks: Sequence[Mapping]) -> list[str]:
@@ -240,7 +261,10 @@ def _heat_maps(
     return {}
   return {
     metrics[name].title: {
-      (task['source_language'], task['language']): task['scores'][name]
+      (task['source_language'], task['language']): {
+        **task['scores'][name],
+        'cut': task.get('cut', 0) == task['questions'],
+      }
       for task in tasks
       if name in task['scores']
     }

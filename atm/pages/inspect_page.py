@@ -4,6 +4,7 @@ The functions here prepare plain data; templates/inspect.html.jinja lays it out.
 """
 
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,11 @@ def inspect_page_data(look: Inspection) -> dict[str, Any]:
       (language, _columns(examples))
       for language, examples in look.by_language().items()
     ],
-  }
+    'signs': render.explain_signs(
+      run.text for each in look.examples for _, runs in each.blocks
+      for run in runs
+    ),
+  }  # fmt: skip
 
 
 def _columns(examples: list[InspectedExample]) -> dict[str, dict[str, list]]:
@@ -73,23 +78,29 @@ def _columns(examples: list[InspectedExample]) -> dict[str, dict[str, list]]:
 def _histograms(kind, counts: ObjectiveCounts) -> list[tuple[str, str]]:
   """Returns captions and SVGs of the histograms of one objective."""
   text = {'denoise': 'row', 'clm': 'document', 'pair': 'pair'}[kind.name]
-  plots = {
-    f'tokens of a {text}': lambda a: _length_bars(a, counts.texts),
-    'filled positions of the encoder': lambda a: _length_bars(
-      a, counts.encoder
-    ),
-    'filled positions of the decoder': lambda a: _length_bars(
-      a, counts.decoder
-    ),
-  }
+  lengths = (
+    (f'length of a {text}', counts.texts),
+    ('filled positions of the encoder', counts.encoder),
+    ('filled positions of the decoder', counts.decoder),
+  )
+  plots = [
+    (name, 'tokens', 'of the rows', partial(_length_bars, lengths=values))
+    for name, values in lengths
+  ]
   if kind.name == 'denoise':
-    name = f'tokens of a dropped span; dots: Poisson({kind.mean_span:g}) '
+    name = f'length of a dropped span; dots: Poisson({kind.mean_span:g}) '
     name += 'without 0, the last span of a row cut'
-    plots[name] = lambda a: _span_bars(a, *count_spans(kind, counts))
+    found, expected = count_spans(kind, counts)
+    plot = partial(_span_bars, found=found, expected=expected)
+    plots.append((name, 'tokens', 'of the spans', plot))
   elif kind.name == 'clm':
     name, edges = 'share the encoder reads of a document', np.linspace(0, 1, 21)
-    plots[name] = lambda a: _share_bars(a, counts.prefix, edges)
-  return [(name, draw_svg(plot)) for name, plot in plots.items()]
+    plot = partial(_share_bars, values=counts.prefix, edges=edges)
+    plots.append((name, 'share', 'of the documents', plot))
+  return [
+    (name, draw_svg(plot, name, x, y, percent=True))
+    for name, x, y, plot in plots
+  ]
 
 
 def _share_bars(axes, values: np.ndarray, edges: np.ndarray) -> None:
@@ -109,4 +120,3 @@ def _span_bars(axes, found: np.ndarray, expected: np.ndarray) -> None:
   axes.bar(k, found[k] / max(1e-9, found.sum()), color=ACCENT)
   dots = expected[k] / max(1e-9, expected.sum())
   axes.plot(k, dots, 'o', ms=4, color=INK)
-  axes.xaxis.get_major_locator().set_params(integer=True)

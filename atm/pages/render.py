@@ -1,7 +1,7 @@
 """Renders HTML pages from templates/*.html.jinja and style.css.
 
 A page is one file that needs no other and runs no script. jinja2 escapes all
-text; the only markup from elsewhere are the figures of `figures.draw_svg`.
+text; the only markup from elsewhere are the figures of `plots.draw_svg`.
 """
 
 import functools
@@ -13,6 +13,12 @@ from atm import fileio, messages
 from atm.data import mixture_stats
 from atm.data.languages import name_language
 from atm.pages import charts
+
+# What stands in texts for what cannot be shown.
+SIGNS = {
+  '⁇': 'one sign, stands for characters that the vocabulary lacks.',
+  '\ufffd': 'stands for bytes that are not a whole character.',
+}
 
 
 @functools.cache
@@ -64,6 +70,12 @@ def group_by(items: Iterable, key: Callable) -> dict[str, list]:
   for item in items:
     groups.setdefault(key(item), []).append(item)
   return groups
+
+
+def explain_signs(texts: Iterable[str]) -> list[tuple[str, str]]:
+  """Returns (sign, meaning) of the signs that are in any of the texts."""
+  there = set().union(*texts)
+  return [(sign, meaning) for sign, meaning in SIGNS.items() if sign in there]
 
 
 def direction_mark(text: str) -> str:

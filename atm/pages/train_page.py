@@ -5,35 +5,23 @@ samples.json where the run has ended. So it may be made while a run goes on. The
 functions here prepare plain data; templates/train.html.jinja lays it out.
 """
 
-import functools
 import os
 import re
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from atm import fileio
-from atm.data.languages import name_language
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.messages import check_arguments, check_path
-from atm.pages import render
-from atm.pages.plots import COLOURS, INK, draw_svg
+from atm.pages import page_warnings, render, train_charts
+from atm.pages.plots import SMALL_FIGURE
+from atm.pages.train_charts import EVAL, UNIGRAM, draw_charts, metric_points
 from atm.train import goodput, metric_writer
 
 TRAIN_PAGE = 'report.html'
 SAMPLES_FILE = 'samples.json'
-SAMPLE = dict.fromkeys(
-  ('objective', 'language', 'input', 'output', 'truth'), str
-)
-POINTS = 400  # of a curve; more are averaged
-EVAL = 'eval/loss/'
-UNIGRAM = 'eval/unigram/'
-FEW_SHOT = 'few_shot/'
-LARGE_FIGURE = 4.8, 2.8  # inches
-
-Curve = tuple[np.ndarray, np.ndarray]  # steps, values
-Line = tuple[Curve | float, dict]  # or a level, and how matplotlib draws it
+SAMPLE_TEXTS = ('input', 'output', 'truth')
+SAMPLE = dict.fromkeys(('objective', 'language', *SAMPLE_TEXTS), str)
 
 
 @check_arguments(model_dir=partial(check_path, 'MODEL_DIR'))
@@ -57,23 +45,31 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   """Returns what the page shows of a run's folder and its metrics."""
   config = _read(model_dir, 'config.gin')
   samples = read_samples(model_dir)
+  losses = held_out_losses(rows)
+  steps = re.search(r'^TRAIN_STEPS = (\d+)$', config or '', re.M)
+  steps = int(steps[1]) if steps else None
   origins = re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", config or '', re.M)
+  charts = train_charts.loss_charts(rows)
+  texts = [s[what] for s in (samples or {'samples': []})['samples']
+           for what in SAMPLE_TEXTS]  # fmt: skip
   return {
     'name': os.path.basename(os.path.abspath(model_dir)),
+    'answer': _final_losses(rows, losses[None]),
+    'warnings': page_warnings.training_warnings(rows, losses[None], steps),
     'facts': [*(('started from', path) for path in origins),
-              *_list_facts(rows)],
-    'loss': _figures(loss_lines(rows), LARGE_FIGURE),
-    'by_language': _by_language(rows),
-    'few_shot': _figures(_few_shot_lines(rows), LARGE_FIGURE),
-    'updates': _figures(
-      _metric_lines(rows, 'learning_rate', 'grad_norm', 'param_norm')
+              *_list_facts(rows, steps)],
+    'loss': draw_charts(charts, shared=True),
+    'kinds': {style['label'] for chart in charts for _, style in chart.lines},
+    'by_language': _by_language(rows, losses),
+    'few_shot': draw_charts(
+      train_charts.few_shot_charts(rows), shared=True, from_zero=True
     ),
-    'speed': _figures(
-      _metric_lines(rows, 'tokens_per_second', 'mfu', 'goodput')
-    ),
+    'updates': draw_charts(train_charts.update_charts(rows)),
+    'speed': draw_charts(train_charts.speed_charts(rows), from_zero=True),
     'time': wall_time(model_dir),
     'objectives': OBJECTIVE_NAMES,
     'samples': samples,
+    'signs': render.explain_signs(texts),
     'config': config,
     'config_path': os.path.join(model_dir, 'config.gin'),
   }  # fmt: skip
@@ -102,64 +98,45 @@ def read_samples(model_dir: str) -> dict | None:
   return samples
 
 
-def _list_facts(rows: list[dict]) -> list[tuple[str, str]]:
+def _final_losses(
+  rows: list[dict], losses: dict[str, dict]
+) -> dict[str, Any] | None:
+  """Returns the held-out losses that the page begins with, None without any."""
+  held_out = [r['step'] for r in rows if any(k.startswith(EVAL) for k in r)]
+  if not losses:
+    return None
+  values = []
+  for name, loss in losses.items():
+    note = f'from {loss["first"]:.3f} at step {held_out[0]:,}'
+    if loss['unigram'] is not None:
+      note += f'; a unigram model has {loss["unigram"]:.3f}'
+    values.append((name, f'{loss["last"]:.3f}', note))
+  return {
+    'title': f'Held-out loss at step {held_out[-1]:,}, nats a token',
+    'losses': values,
+  }
+
+
+def _list_facts(rows: list[dict], steps: int | None) -> list[tuple[str, str]]:
   """Returns names and values of the last row, and of all together."""
   trained = [row for row in rows if row.get('loss') is not None]
   last = trained[-1] if trained else {}
   counts = ('tokens/input', 'tokens/target')
   tokens = sum(row.get(key) or 0 for row in trained for key in counts)
-  facts = [('step', f'{rows[-1]["step"]:,}'), ('tokens read', f'{tokens:,.0f}')]
+  step = f'{rows[-1]["step"]:,}' + (f' of {steps:,}' if steps else '')
+  facts = [('step', step), ('tokens read', f'{tokens:,.0f}')]
   for key, name, form in (
     ('loss', 'training loss', '{:.3f}'),
     ('tokens_per_second', 'tokens a second', '{:,.0f}'),
     ('mfu', 'model FLOPs utilization', '{:.1%}'),
     ('goodput', 'goodput', '{:.1%}'),
-    ('skipped', 'updates skipped', '{:,.0f}'),
   ):
     if last.get(key) is not None:
       facts.append((name, form.format(last[key])))
-  for name, change in held_out_losses(rows)[None].items():
-    facts.append((f'held out, {name}', f'{change["last"]:.3f}'))
   return facts
 
 
 # --- Losses
-
-
-def metric_points(rows: list[dict], key: str) -> np.ndarray:
-  """Returns steps and values of a metric [points, 2]."""
-  found = [(r['step'], r[key]) for r in rows if r.get(key) is not None]
-  return np.array(found, np.float64).reshape(-1, 2)
-
-
-def curve(rows: list[dict], key: str) -> Curve:
-  """Returns steps and values of a metric; of many points, neighbours' means."""
-  points = metric_points(rows, key)
-  if len(points) > POINTS:
-    pieces = np.array_split(points, POINTS)
-    points = np.array([piece.mean(0) for piece in pieces])
-  return points[:, 0], points[:, 1]
-
-
-def loss_lines(rows: list[dict]) -> dict[str, list[Line]]:
-  """Returns training, held-out and unigram loss of each objective."""
-  plots = {}
-  for name in OBJECTIVE_NAMES:
-    colour = COLOURS[name]
-    styles = {
-      f'loss/{name}': dict(label='training', color=colour, lw=1, alpha=0.6),
-      f'{EVAL}{name}': dict(
-        label='held out', color=colour, lw=1.5, marker='o', ms=3
-      ),
-    }
-    lines = [(curve(rows, key), style) for key, style in styles.items()]
-    lines = [(points, style) for points, style in lines if len(points[0])]
-    for level in metric_points(rows, f'{UNIGRAM}{name}')[:1, 1]:
-      style = dict(label='unigram', color=INK, lw=1, ls='--', alpha=0.5)
-      lines.append((level, style))
-    if lines:
-      plots[name] = lines
-  return plots
 
 
 def held_out_losses(rows: list[dict]) -> dict[str | None, dict[str, dict]]:
@@ -187,66 +164,19 @@ def held_out_losses(rows: list[dict]) -> dict[str | None, dict[str, dict]]:
   return losses
 
 
-def _by_language(rows: list[dict]) -> dict[str, Any] | None:
+def _by_language(
+  rows: list[dict], losses: dict[str | None, dict]
+) -> dict[str, Any] | None:
   """Returns curves and a table of the held-out loss by language."""
-  losses = held_out_losses(rows)
-  objectives = list(losses.pop(None))
-  if list(losses) in ([], ['all']):  # pairs are of no language
+  by_language = {key: mine for key, mine in losses.items() if key is not None}
+  if list(by_language) in ([], ['all']):  # pairs are of no language
     return None
-  styles = {name: dict(color=COLOURS[name], lw=1.5) for name in OBJECTIVE_NAMES}
-  plots = {
-    name_language(language): [
-      (curve(rows, f'{EVAL}{name}/{language}'), styles[name]) for name in mine
-    ]
-    for language, mine in losses.items()
-  }
+  charts = train_charts.language_charts(rows, by_language)
   return {
-    'objectives': objectives, 'figures': _figures(plots), 'losses': losses
-  }  # fmt: skip
-
-
-# --- Figures
-
-
-def _figures(
-  plots: dict[str, list[Line]], size: tuple[float, float] = (3.6, 2.2)
-) -> list[tuple[str, str]]:
-  """Returns captions and SVGs of plots of `size` inches."""
-  draw = functools.partial(draw_svg, size=size, percent=False)
-  return [
-    (name, draw(functools.partial(draw_lines, lines=lines)))
-    for name, lines in plots.items()
-  ]
-
-
-def draw_lines(axes, lines: list[Line]) -> None:
-  """Draws curves and levels in matplotlib's axes."""
-  for points, style in lines:
-    if np.ndim(points):
-      axes.plot(*points, **style)
-    else:
-      axes.axhline(points, **style)
-
-
-def _metric_lines(rows: list[dict], *keys: str) -> dict[str, list[Line]]:
-  """Returns a plot for each of some metrics that the run has."""
-  curves = {key.replace('_', ' '): curve(rows, key) for key in keys}
-  style = dict(color=INK, lw=1.2)
-  return {k: [(line, style)] for k, line in curves.items() if len(line[0])}
-
-
-def _few_shot_lines(rows: list[dict]) -> dict[str, list[Line]]:
-  """Returns a plot for each metric of the few-shot suite during training."""
-  keys = sorted({k for row in rows for k in row if k.startswith(FEW_SHOT)})
-  faint = dict(color=INK, lw=0.8, alpha=0.25)
-  bold = dict(color=INK, lw=1.6, marker='o', ms=3)
-  plots = {}
-  for key in (k for k in keys if k.count('/') == 1):
-    tasks = [k for k in keys if k.startswith(f'{key}/')]
-    title = f'{key.removeprefix(FEW_SHOT)}: the mean, and each task in grey'
-    plots[title] = [(curve(rows, k), faint) for k in tasks]
-    plots[title].append((curve(rows, key), bold))
-  return plots
+    'objectives': list(losses[None]),
+    'figures': draw_charts(charts, SMALL_FIGURE, shared=True),
+    'losses': by_language,
+  }
 
 
 def wall_time(model_dir: str) -> list[tuple[str, float, float]]:

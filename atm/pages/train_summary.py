@@ -16,7 +16,8 @@ from atm import fileio
 from atm.checkpoint import paths
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.inference import api
-from atm.pages import render, train_page
+from atm.pages import render, train_charts, train_page
+from atm.pages.plots import format_tick
 from atm.train import metric_writer
 
 LOSS_CURVE_FILE = 'loss.png'
@@ -25,7 +26,8 @@ SAMPLE_TITLES = {
   'clm': "CLM: the beginning of a text, and the model's continuation",
   'pair': "Pairs: an input, and the model's answer",
 }
-PNG_COLOURS = {'denoise': 'tab:blue', 'clm': 'tab:orange', 'pair': 'tab:green'}
+# Those of style.css, which are told apart by the colour-blind, too.
+PNG_COLOURS = {'denoise': '#1a6fb8', 'clm': '#b85000', 'pair': '#5a1a6b'}
 
 
 def draw_loss_curves(model_dir: str) -> str:
@@ -34,12 +36,14 @@ def draw_loss_curves(model_dir: str) -> str:
 
   figure = Figure(figsize=(8, 4.5), layout='constrained')
   axes = figure.subplots()
-  plots = train_page.loss_lines(metric_writer.read_metrics(model_dir))
-  for name, lines in plots.items():
-    for points, style in lines:
-      own = {'color': PNG_COLOURS[name], 'label': f'{name}, {style["label"]}'}
-      train_page.draw_lines(axes, [(points, style | own)])
-  axes.set(xlabel='step', ylabel='loss (nats a token)')
+  charts = train_charts.loss_charts(metric_writer.read_metrics(model_dir))
+  for chart in charts:
+    for points, style in chart.lines:
+      label = f'{chart.caption}, {style["label"]}'
+      own = {'color': PNG_COLOURS[chart.caption], 'label': label}
+      train_charts.draw_lines(axes, [(points, style | own)])
+  axes.set(xlabel='step', ylabel='loss, nats a token')
+  axes.xaxis.set_major_formatter(lambda step, _: format_tick(step))
   axes.grid(alpha=0.3)
   axes.legend()
   path = os.path.join(model_dir, LOSS_CURVE_FILE)

@@ -138,3 +138,25 @@ def test_132_directions_take_seconds(rng):
   for _ in range(13):
     bootstrap.bootstrap_interval(rows, text_metrics.bleu_total)
   assert time.perf_counter() - start < 3  # of a tenth of the directions
+
+
+def test_the_interval_of_a_mean_is_narrower_and_around_it():
+  """Of one score it is that score's, where draws are not biased."""
+  random = np.random.default_rng(0)
+  total = lambda sums: 100 * sums[..., 0] / sums[..., 1]
+  one, two = (
+    np.stack([random.random(50) < p, np.ones(50)], 1) for p in (0.3, 0.6)
+  )
+  score = bootstrap.bootstrap_interval(one, total)
+  alone = bootstrap.mean_interval([(one, total)])
+  np.testing.assert_allclose(alone, score, atol=0.5)
+  mean, low, high = bootstrap.mean_interval([(one, total), (two, total)])
+  assert mean == pytest.approx((total(one.sum(0)) + total(two.sum(0))) / 2)
+  assert low < mean < high and high - low < alone[2] - alone[1]
+  # The same questions twice tell no more than once.
+  twice = bootstrap.mean_interval([(one, total), (one, total)])
+  np.testing.assert_allclose(twice, alone)
+  # Draws of a score that they overrate lie around it all the same.
+  rare = np.eye(8)[:, :1]
+  mean, low, high = bootstrap.mean_interval([(rare, lambda s: s[..., 0] ** 2)])
+  assert mean == 1.0 and low <= mean <= high

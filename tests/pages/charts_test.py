@@ -31,10 +31,10 @@ def test_a_bar_is_to_scale():
 
 
 def test_a_difference_is_to_scale_from_minus_to_plus_its_end():
-  score = {'value': -5.0, 'low': -10.0, 'high': 20.0}
+  score = {'value': -5.0, 'low': -10.0, 'high': 20.0, 'sure': False}
   drawn = drawn_bar(charts.layout_difference_bar(score, 10))
   of = lambda kind: next(a for _, a in drawn.elements if a.get('class') == kind)
-  assert of('bar bad')['aria-label'] == '−5.0, 95% interval −10.0 to 20.0'
+  assert of('bar worse')['aria-label'] == '−5.0, 95% interval −10.0 to 20.0'
   assert of('zero')['x1'] == '100.0' and of('value')['cx'] == '50.0'
   assert (of('interval')['x1'], of('interval')['x2']) == ('0.0', '200.0')
 
@@ -58,15 +58,59 @@ def test_a_row_of_a_heat_map_is_a_source():
     ['xx ', '−2.0', '–', '', '−2.0'],
     ['mean', '−0.5', '–', '+4.0', '+1.0'],
   ]
-  (bad,) = [a for _, a in drawn.elements if a.get('class') == 'bad']
-  assert bad == {
-    'class': 'bad', 'title': 'xx to ar: −2.0', 'style': '--heat: 35%'
+  (worse,) = [
+    a for tag, a in drawn.elements if (tag, a.get('class')) == ('td', 'worse')
+  ]
+  assert worse == {
+    'class': 'worse', 'title': 'xx to ar: −2.0', 'style': '--heat: 35%'
   }  # fmt: skip
   assert [tag for tag, _ in drawn.elements].count('strong') == 1
 
 
+def test_no_difference_has_no_colour_and_no_sign():
+  """Fault seen: 0.0 was a red dot, and '+0.0' in the table."""
+  score = {'low': 0.0, 'high': 0.0, 'sure': False}
+  for value in (0.0, -0.0, 0.04, -0.04):
+    bar = charts.layout_difference_bar(score | {'value': value}, 1)
+    assert bar['class'] == 'bar same'
+    assert bar['label'].startswith('0.0, ')
+    cells = {('ar', 'en'): score | {'value': value}}
+    cell = charts.layout_heat_map(cells, signed=True)['cells']['ar', 'en']
+    assert cell['class'] == 'same'
+  kinds = map(charts.difference_class, (0.05001, -0.06, None, float('nan')))
+  assert list(kinds) == ['better', 'worse', 'same', 'same']
+
+
+def test_a_dot_is_filled_where_the_difference_is_significant():
+  score = {'value': 2.0, 'low': 1.0, 'high': 3.0}
+  for sure, kind in ((True, 'value sure'), (False, 'value')):
+    bar = charts.layout_difference_bar(score | {'sure': sure}, 4)
+    assert [circle[-1] for circle in bar['circles']] == [kind]
+
+
+def test_scores_of_cut_prompts_have_no_colour_in_a_heat_map():
+  cells = {
+    ('ar', 'en'): {'value': 4.0, 'cut': True},
+    ('en', 'ar'): {'value': 2.0, 'cut': False},
+  }
+  drawn = draw_macro(
+    'macros', 'heat_map(map)', map=charts.layout_heat_map(cells)
+  )
+  heats = {
+    a['title']: (a.get('class'), a['style'])
+    for _, a in drawn.elements
+    if 'title' in a
+  }
+  assert heats == {
+    'ar to en: 4.0': ('cut', '--heat: 0%'),
+    'en to ar: 2.0': (None, '--heat: 35%'),
+  }
+  assert 'every prompt was cut' in drawn.text
+
+
 def test_numbers_are_written_with_a_minus_or_a_dash():
   assert charts.format_number(-1.25, '+.2f') == '−1.25'
+  assert charts.format_number(-0.01) == charts.format_number(0.0, '+.1f')
   assert charts.format_number(float('nan')) == charts.NONE
   assert charts.format_interval({'low': 1, 'high': 2.06}) == '1.0 to 2.1'
   assert charts.format_interval({'value': 1}) == charts.NONE

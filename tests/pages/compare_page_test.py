@@ -1,6 +1,7 @@
 """The page and the table of a comparison, of synthetic results."""
 
 import json
+import shutil
 
 import pytest
 
@@ -64,25 +65,57 @@ def test_names_notes_and_settings_are_escaped(evil):
 
 def test_better_and_worse_are_counted_where_they_are_significant():
   difference = lambda value, p: compare.Difference(value, 0, 0, p, p)
-  one = lambda *each: compare.Comparison({}, 'accuracy', 1, [], list(each))
-  counts = compare_page._count_wins([
+  one = lambda *each: compare.Comparison({}, 'accuracy', 1, [], list(each), [])
+  counts = compare_page.count_wins([
     one(difference(2.0, 0.01), difference(-2.0, 0.01)),
     one(difference(3.0, 0.01), difference(3.0, 0.5)),
     one(difference(-1.0, 0.01), difference(1.0, 0.04)),
   ])  # fmt: skip
   assert counts == [
-    {'better': 2, 'worse': 1, 'tasks': 3},
-    {'better': 1, 'worse': 1, 'tasks': 3},
+    {'better': 2, 'worse': 1, 'same': 0, 'tasks': 3},
+    {'better': 1, 'worse': 1, 'same': 0, 'tasks': 3},
   ]
 
 
-def test_the_mean_of_one_metric_has_no_interval(folder, other, tmp_path):
-  path = str(tmp_path / 'c.html')
-  compare_page.compare_evaluations((folder, other), path)
-  made = Page(open(path, encoding='utf-8').read())
-  rows = [row for row in made.rows if row[0] == 'Tamil' or row[0] == 'mean']
-  xnli = rows.index(made.row('Tamil', 'accuracy'))
-  (_, _, first, mine, change, *rest) = rows[xnli + 1]
-  gap = float(mine) - float(first)
-  assert float(change.replace('−', '-')) == pytest.approx(gap, abs=0.11)
-  assert rest == [''] * 5
+@pytest.fixture(scope='module')
+def made(folder, other, tmp_path_factory):
+  """The page of three evaluations, the second equal to the first."""
+  path = tmp_path_factory.mktemp('pages') / 'c.html'
+  same = tmp_path_factory.mktemp('same') / 'eval'
+  shutil.copytree(folder, same)
+  compare_page.compare_evaluations((folder, str(same), other), str(path))
+  return Page(path.read_text(encoding='utf-8'))
+
+
+def test_the_page_begins_with_the_answer_and_warnings(made):
+  """Means of sets have intervals; what warns stands above all figures."""
+  kinds = [a.get('class') for _, a in made.elements]
+  assert kinds.index('verdicts') < kinds.index('warnings') < kinds.index('wide')
+  assert 'Few questions' in made.text and 'All runs: Incomplete' in made.text
+  assert 'equal in' in made.text
+  (mean,) = [row for row in made.rows if row[:2] == ['xnli', 'accuracy']]
+  _, _, first, _, score, change, _, interval, *_ = mean
+  assert score == first and (change, interval) == ('0.0', '0.0 to 0.0')
+  _, _, _, _, score, change, _, interval, *_ = made.rows[
+    made.rows.index(mean) + 1
+  ]
+  change, gap = (float(x.replace('−', '-')) for x in (change, '0'))
+  gap = float(score) - float(first)
+  low, high = (float(x.replace('−', '-')) for x in interval.split(' to '))
+  assert change == pytest.approx(gap, abs=0.11) and low < change < high
+
+
+def test_equal_scores_are_neither_better_nor_worse(made):
+  """Fault seen: differences of 0.0 were red dots."""
+  bars = [a for _, a in made.elements if a.get('class', '').startswith('bar ')]
+  zeros = {a['class'] for a in bars if a['aria-label'].startswith('0.0, ')}
+  assert zeros == {'bar same'}
+  others = {a['class'] for a in bars if not a['aria-label'].startswith('0.0')}
+  assert others == {'bar better', 'bar worse'}
+
+
+def test_runs_stand_below_each_other(made):
+  """Fault seen: a column for each figure of each run, 2,800 pixels wide."""
+  (head,) = [row for row in made.rows if row[:2] == ['task', 'metric']][:1]
+  assert head[3:6] == ['run', 'score', 'difference'] and len(head) == 11
+  assert {len(row) for row in made.rows if len(row) > 7} <= {11, len(FEW) + 2}

@@ -81,6 +81,33 @@ def test_the_average_of_superglue_stands_beside_theirs(page, results):
   assert page.row('superglue', '8')[2:4] == row[1:3]
 
 
+def test_the_page_begins_with_warnings_and_means_with_intervals(
+  page, folder, results
+):
+  """Fault seen: that all prompts were cut stood below a coloured map."""
+  kinds = [a.get('class') for _, a in page.elements]
+  assert kinds.index('warnings') < kinds.index('wide')
+  value, interval = page.row('xnli', str(len(FEW)))[3:5]
+  low, high = map(float, interval.split(' to '))
+  assert low < float(value) < high
+  # Of one task: its own interval, as in results.json.
+  assert page.row('squadv2', '1')[3:5] == list(
+    shown(score_of(results, 'squadv2', 'squad_f1'))
+  )
+  tasks = [
+    task | {'cut': task['questions']}
+    for task in results['tasks']
+    if task['set'] == 'flores101'
+  ]
+  made = page_of(folder, results | {'tasks': tasks})
+  kinds = [a.get('class') for _, a in made.elements]
+  assert kinds.index('warnings') < kinds.index('heat')
+  count = sum(task['questions'] for task in tasks)
+  assert f'flores101: all {count} prompts are longer' in made.text
+  assert kinds.count('cut') == 2 * len(tasks)  # spBLEU and chrF
+  assert not [a for _, a in made.elements if a.get('style', '0%')[-2:] != '0%']
+
+
 def test_no_average_of_seven(folder, results):
   few = [t for t in results['tasks'] if t['name'] != 'superglue_wic']
   made = page_of(folder, results | {'tasks': few})
@@ -118,7 +145,7 @@ def test_bars_say_their_numbers(page, results):
 
 
 def test_what_is_missing_says_where_to_get_it(page):
-  assert 'Not there: 1 of the tasks' in page.text
+  assert 'Incomplete: 1 of' in page.text and 'Not evaluated' in page.text
   assert 'Get x-final.tar.gz of PAWS-X' in page.text
 
 
