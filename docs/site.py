@@ -1,9 +1,10 @@
-"""Hooks of mkdocs: pages of the site that are made of files outside docs/."""
+"""Hooks of mkdocs: pages made of files outside docs/, docstrings as it reads."""
 
 import os
 import posixpath
 import re
 
+import griffe
 from mkdocs.structure.files import File, InclusionLevel
 
 # Of the checkout -> of the site.
@@ -13,6 +14,8 @@ PAGES = {
   'CONTRIBUTING.md': 'contributing.md',
 }
 SOURCES = {page: path for path, page in PAGES.items()}
+# An entry for several names of Args or Attributes, with its further lines.
+ENTRY = re.compile(r'^( +)(\w+(?:, \w+)+):(.*\n?(?:\1 +.*\n?)*)', re.M)
 LINK = re.compile(r'\[([^][]*)\]\(([^\s()#:]+)')  # [TEXT](LINK#anchor)
 
 
@@ -69,3 +72,22 @@ def name_page(path: str) -> str:
   if path.startswith('docs/'):
     return path.removeprefix('docs/')
   return PAGES.get(path, f'files/{path}.md')
+
+
+class SplitNames(griffe.Extension):
+  """Gives each of the names that share an entry of a docstring one of its own.
+
+  The reference looks types and defaults up by name.
+  """
+
+  def on_object(self, *, obj, **_):
+    """Changes the docstring of a module, class or function."""
+    if obj.docstring:
+      obj.docstring.value = ENTRY.sub(split_entry, obj.docstring.value)
+
+
+def split_entry(match: re.Match) -> str:
+  """Returns entries of the same text, one for each name."""
+  indent, names, text = match.groups()
+  text = text.rstrip('\n') + '\n'
+  return ''.join(f'{indent}{name}:{text}' for name in names.split(', '))
