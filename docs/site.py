@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages made of files outside docs/, docstrings as it reads."""
+"""Hooks of mkdocs: pages that are made of files outside docs/; docstrings."""
 
 import os
 import posixpath
