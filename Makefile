@@ -36,29 +36,21 @@ test: $(VENV)/test  ## all tests but those that take minutes
 test-slow: $(VENV)/test  ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow -n 0
 
-test-docs: $(VENV)/test  ## execute the documents' commands and examples
-	$(VENV)/bin/python -m pytest -n 2 --maxschedchunk=1 -m documents
-
-# Sees the packages of the other environment, and adds libtpu.
-$(VENV)-plan/test: $(VENV)/test
-	$(PYTHON) -m venv $(VENV)-plan
+# See the packages of the other environment, and add those of an extra: Jupyter
+# of `docs`, libtpu of `plan`, twine and mkdocs of `publish`.
+$(VENV)-docs/test $(VENV)-plan/test $(VENV)-publish/test: $(VENV)-%/test: $(VENV)/test
+	$(PYTHON) -m venv $(VENV)-$*
 	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
-	  $$($(VENV)-plan/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth
-	$(VENV)-plan/bin/python -m pip --disable-pip-version-check install --quiet \
-	  --editable '.[dev,plan]' --constraint $(LOCK)
+	  $$($(VENV)-$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth
+	$(VENV)-$*/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --editable '.[dev,$*]' --constraint $(LOCK)
 	@touch $@
+
+test-docs: $(VENV)-docs/test  ## execute the documents' commands and examples
+	$(VENV)-docs/bin/python -m pytest -n 2 --maxschedchunk=1 -m documents
 
 test-plan: $(VENV)-plan/test  ## `atm plan` with libtpu, in an environment of its own
 	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs -m libtpu
-
-# Sees the packages of the other environment, and adds twine and mkdocs.
-$(VENV)-publish/test: $(VENV)/test
-	$(PYTHON) -m venv $(VENV)-publish
-	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
-	  $$($(VENV)-publish/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth
-	$(VENV)-publish/bin/python -m pip --disable-pip-version-check install --quiet \
-	  --editable '.[dev,publish]' --constraint $(LOCK)
-	@touch $@
 
 test-package: $(VENV)-publish/test  ## wheel and sdist, in an empty environment; the site
 	$(VENV)-publish/bin/python -m pytest -n 0 -rs -m publish
@@ -91,10 +83,10 @@ bench: $(VENV)/test  ## measurements, see benchmarks/
 
 lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet '.[dev,publish]'
+	$(VENV)-lock/bin/python -m pip install --quiet '.[dev,docs,publish]'
 	$(VENV)-lock/bin/python -m pip freeze --exclude atm-jax > $(LOCK)
 	rm -rf $(VENV)-lock
 
 clean:  ## remove the environment, builds and caches; keeps runs/
-	rm -rf $(VENV) $(VENV)-plan $(VENV)-publish build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-plan $(VENV)-publish build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -158,6 +158,13 @@ EXTRAS = {
   # Only for parity scripts; never needed to run.
   'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
   'eval': EVAL,
+  # Executes the documents and the notebook, and keeps its two forms equal.
+  'docs': [
+    'ipykernel>=6.29,<8',
+    'jupytext>=1.16,<2',
+    'nbclient>=0.10,<0.12',
+    'nbformat>=5.10,<6',
+  ],
   'dev': [
     *EVAL,
     'build>=1.2,<2',

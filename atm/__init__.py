@@ -5,6 +5,12 @@ model = atm.load('runs/tiny')
 model.generate(['All human beings are born'], mode='clm')
 """
 
+import os
+
+# XLA and TensorFlow raise what goes wrong, and log more than that on standard
+# error. JAX and TensorFlow read the variable when they are first imported.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
 __version__ = '0.1.0'
 DISTRIBUTION = 'atm-jax'  # for pip; PyPI's `atm` is another project
 

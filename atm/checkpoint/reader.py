@@ -9,6 +9,7 @@ every array. A step comes back as it was saved, or `DamageError` is raised.
 
 import contextlib
 import glob
+import logging
 import math
 import os
 import warnings
@@ -294,8 +295,14 @@ def _group_by_size(arrays: Mapping) -> list[tuple[str, set[str]]]:
 # --- Opening
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+  """Tells a log record from Orbax's warning that it only reads a folder."""
+  return not str(record.msg).startswith('Given directory is read only')
+
+
 def _open_orbax(directory: epath.Path, read_only: bool):
   """Opens Orbax's manager of a folder, which removes no step."""
+  logging.getLogger('absl').addFilter(_is_news)  # once, however often
   # It reads a file of every step at once.
   paths_read = glob.glob(
     os.path.join(glob.escape(os.fspath(directory)), '*', STEP_FILE)

@@ -25,8 +25,6 @@ from atm.cli.gin_files import find_file, run_file
 from atm.cli.gin_text import UserError
 from atm.messages import did_you_mean, quote
 
-# TensorFlow, which some runs import, is silent from the first line on.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 HELP_FLAGS = ('-h', '--help', 'help')
 VERSION_FLAGS = ('-V', '--version')
 CLOSED_OUTPUT = 141  # as a shell tells of SIGPIPE

@@ -45,6 +45,14 @@ def restore_damaged(directory: str, trees: dict) -> str:
   return 'harmless' if same else 'missed'
 
 
+def test_opening_warns_of_nothing(tmp_path, caplog):
+  """Seen: Orbax's "Given directory is read only", twice, below `atm.load`."""
+  save_steps(tmp_path, [5])
+  caplog.clear()
+  assert reader.CheckpointReader(str(tmp_path)).meta(5)
+  assert not caplog.records
+
+
 def test_no_flip_or_cut_changes_a_value_unseen(tmp_path):
   """300 of them, over all files. Faults seen: arrays not compared (85 of the
   300 come back as other values, unseen); meta without a hash."""

@@ -10,6 +10,7 @@ import dataclasses
 import glob
 import os
 import re
+import shlex
 import textwrap
 
 import atm
@@ -44,6 +45,12 @@ class Block:
   def is_executed(self) -> bool:
     """Tells whether the block is a command or example that is run."""
     return self.language in EXECUTED and self.reason() is None
+
+  def commands(self) -> list[list[str]]:
+    """Returns the arguments of each `atm` that takes nothing from the shell."""
+    code = self.code.replace('\\\n', ' ')
+    lines = re.findall(r'^ *(?:\S*/)?atm +(\w[^$|;&>\n]*)$', code, re.M)
+    return [shlex.split(line, comments=True) for line in lines]
 
   def faults(self) -> list[str]:
     """Lists what keeps the block from being executed or understood."""

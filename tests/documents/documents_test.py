@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from atm.cli import gin_files
+import gin
+from atm.cli import gin_config, gin_files, main
 
 import document_blocks
 import run_document
@@ -25,6 +26,19 @@ def test_blocks_are_executed_or_say_why_not(document):
     for fault in block.faults()
   ]
   assert not faults, '\n'.join(faults)
+
+
+@pytest.mark.parametrize('document', document_blocks.documents())
+def test_settings_of_what_is_not_executed(document):
+  """They are those of the run, if the command needs no files to be had."""
+  for block in document_blocks.read_blocks(document):
+    reason = block.reason() or 'a test runs it'
+    if block.language == 'sh' and 'a test runs it' not in reason:
+      for arguments in block.commands():
+        if not re.search(r'\.\.\.|=/|--import', ' '.join(arguments)):
+          run, *configuration = main.parse_arguments(arguments)
+          gin.clear_config()
+          gin_config.apply_config(*configuration, run)
 
 
 @pytest.mark.parametrize(
@@ -74,15 +88,11 @@ def test_a_block_that_fails_fails_its_document(tmp_path):
 
 
 def run_in(folder, document: str) -> subprocess.CompletedProcess:
-  """Executes a document in a folder, as a user of this environment would."""
-  ours = ('XLA_FLAGS', 'JAX_', 'PYTEST_', 'PYTHONPATH')
-  env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-  binaries = os.path.dirname(sys.executable)
-  env.update(PATH=f'{binaries}:{env["PATH"]}', JAX_PLATFORMS='cpu')
+  """Executes a document in a folder."""
   return subprocess.run(
     [sys.executable, run_document.__file__, document],
-    cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    encoding='utf-8', errors='replace',
+    cwd=folder, env=run_document.user_environment(), stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT, encoding='utf-8', errors='replace',
   )  # fmt: skip
 
 

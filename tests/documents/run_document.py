@@ -67,6 +67,14 @@ def execute(block: Block, document: str, names: dict) -> tuple[bool, str]:
     return worked, f.read()
 
 
+def user_environment() -> dict[str, str]:
+  """Returns the variables of a user of this Python, without those of tests."""
+  ours = ('XLA_FLAGS', 'JAX_', 'PYTEST_', 'PYTHONPATH')
+  env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+  binaries = os.path.dirname(sys.executable)
+  return {**env, 'PATH': f'{binaries}:{env["PATH"]}', 'JAX_PLATFORMS': 'cpu'}
+
+
 def missing_lines(expected: str, printed: str) -> list[str]:
   """Lists the lines that were not printed, in their order.
 
