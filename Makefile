@@ -71,6 +71,7 @@ format: $(VENV)/test  ## let ruff mend what it can
 	$(VENV)/bin/ruff format .
 
 bench: $(VENV)/test  ## measurements, see benchmarks/
+	$(VENV)/bin/python benchmarks/startup.py
 	$(VENV)/bin/python benchmarks/data.py
 	$(VENV)/bin/python benchmarks/freeze.py
 	$(VENV)/bin/python benchmarks/survive.py

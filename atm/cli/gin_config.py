@@ -18,7 +18,13 @@ from collections.abc import Callable
 from absl import logging
 
 import gin
-from atm.cli import gin_names, gin_reader, machine_settings, settings_check
+from atm.cli import (
+  gin_names,
+  gin_reader,
+  machine_settings,
+  path_checks,
+  settings_check,
+)
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import Binding, Reference, UserError, replace_references
 from atm.messages import did_you_mean, list_checks, quote
@@ -369,6 +375,9 @@ def apply_config(
     machine_settings.leave_out(configuration)
   if run is not None:
     notes = settings_check.check_run(run, configuration, modules)
+    gin_reader.check_imports(configuration, modules)
+    gin_reader.check_macros(configuration)
+    path_checks.check_inputs_exist(run, configuration)
   _applied[:] = files, bindings, modules, configuration
   bind_configuration(configuration, modules)
   return notes

@@ -161,3 +161,30 @@ def test_infer_starts_without_tensorflow():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert done.stdout.strip() == '[]'
+
+
+def test_answers_that_need_no_model_import_nothing_heavy():
+  """A list, help, and what is found wrong by text; a time would be noise."""
+  mistakes = [
+    ['infr'], ['infer', '-x'], ['infer', '--gin_file=models/tinny.gin'],
+    ['infer'], ['infer', '--gin.LIMIT=1'], ['infer', '--gin.x=1'],
+    ['infer', '--gin.choosing.Config.topk=1'], ['infer', '--gin.SEED=['],
+    ['pretrain', '--gin_file=models/tiny.gin'],
+    ['pretrain', '--gin.trainer.trian.seed=1'],
+    ['infer', '--gin.MODEL_DIR="no such"'],
+    ['eval', '--gin_file=suites/shipped.gin', '--gin.MODEL_DIR="no such"'],
+  ]  # fmt: skip
+  answers = [[], ['--help'], ['-V'], ['pretrain', '--help'], ['help', 'eval']]
+  heavy = sorted(HEAVY | {'jax', 'jaxlib', 'numpy', 'flax', 'orbax', 'rich'})
+  code = (
+    'import sys; from atm.cli.main import main; '
+    f'assert [main(a) for a in {mistakes}] == [2] * {len(mistakes)}; '
+    f'assert [main(a) for a in {answers}] == [0] * {len(answers)}; '
+    f'found = [m for m in {heavy} if m in sys.modules]; '
+    "sys.exit(f'imports {found}' if found else 0)"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert len(done.stderr.splitlines()) == len(mistakes)

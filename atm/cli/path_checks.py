@@ -1,0 +1,90 @@
+"""Refuses a run that is to read what is not there, before anything is imported.
+
+Imports take seconds; a path that does not exist is found at once. What is there
+is checked by those who read it.
+"""
+
+import os
+
+from atm.cli.gin_reader import Configuration
+from atm.cli.gin_text import UserError, find_references
+from atm.messages import find_nearest, quote
+
+_MODEL = 'a MODEL_DIR with a checkpoint, or a folder of Hugging Face weights'
+_RUN = 'a folder with metrics.jsonl, which `atm pretrain` writes'
+_RESULTS = 'a folder with results.json, which `atm eval` writes'
+_TEXT = {
+  'TEXT_DIR': 'a folder with LANG.txt, LANG.jsonl, ...',
+  'PAIRS': 'JSONL with `input` and `target`',
+}
+# run -> setting -> what has to be there.
+PATHS = {
+  **dict.fromkeys(('chat', 'eval', 'export', 'lm_eval'), {'MODEL_DIR': _MODEL}),
+  **dict.fromkeys(
+    ('infer', 'score'), {'MODEL_DIR': _MODEL, 'INPUT': 'a file to read'}
+  ),
+  **dict.fromkeys(('cache', 'inspect', 'mixture', 'pretrain', 'vocab'), _TEXT),
+  'finetune': {**_TEXT, 'INIT_FROM': _MODEL},
+  'report': {'MODEL_DIR': _RUN},
+  'compare': {'RUNS': _RESULTS},
+  'import': {'SOURCE': 'a folder with config.json and weights'},
+}
+# Parameters that make a process one of several: the first to miss a file would
+# leave the others waiting.
+JOINS = ('distributed', 'coordinator')
+
+
+def check_inputs_exist(run: str, configuration: Configuration) -> None:
+  """Raises UserError where a run is to read a path that does not exist."""
+  if any(b.parameter in JOINS and b.value for b in configuration.bindings):
+    return
+  for name, expected in PATHS.get(run, {}).items():
+    value = find_value(name, configuration)
+    for path in value if isinstance(value, list | tuple) else [value]:
+      if not isinstance(path, str) or _is_there(path):
+        continue
+      if name == 'INIT_FROM' and _has_begun(configuration):
+        continue  # a run that goes on reads its own
+      raise UserError(
+        f'{name} = {quote(path)}: not there: expected {expected}.'
+        + _name_nearest(path)
+      )
+
+
+def find_value(name: str, configuration: Configuration):
+  """Returns the value of a macro; None where others are part of it."""
+  macros, seen = configuration.macros, set()
+  while name in macros and name not in seen:
+    seen.add(name)
+    value = macros[name].value
+    references = find_references(value)
+    if not references:
+      return value
+    name = references[0].name if references == [value] else None
+  return None
+
+
+def _is_there(path: str) -> bool:
+  """Tells whether a path may be read: it exists, or is no plain path."""
+  if path in ('', '-') or '://' in path or '\0' in path:
+    return True  # refused or read elsewhere
+  return os.path.lexists(os.path.expanduser(path))
+
+
+def _has_begun(configuration: Configuration) -> bool:
+  """Tells whether MODEL_DIR has checkpoints."""
+  own = find_value('MODEL_DIR', configuration)
+  return isinstance(own, str) and os.path.lexists(
+    os.path.join(os.path.expanduser(own), 'checkpoints')
+  )
+
+
+def _name_nearest(path: str) -> str:
+  """Returns ' Did you mean X?' for the nearest name in a path's folder."""
+  folder, name = os.path.split(path.rstrip('/'))
+  try:
+    known = os.listdir(os.path.expanduser(folder) or os.curdir)
+  except OSError:
+    return ''
+  near = find_nearest(name, known)
+  return f' Did you mean {quote(os.path.join(folder, near))}?' if near else ''
