@@ -15,7 +15,7 @@ import time
 ROUNDS = 9
 COMMANDS = (
   (), ('--version',), ('infer', '--help'), ('pretrain', '--help'), ('infr',),
-  ('infer', '--gin.LIMIT=1'), ('pretrain', '--gin_file=models/tinny.gin'),
+  ('infer', '--gin.LIMIT=1'), ('pretrain', '--gin_file=tiny'),
   ('infer', '--gin.MODEL_DIR="none"'),
 )  # fmt: skip
 

@@ -354,7 +354,8 @@ def apply_config(
   bindings: list[str],
   modules: set[str],
   run: str | None = None,
-) -> list[str]:
+  tell: Callable[[str], None] = print,
+) -> None:
   """Reads and checks a configuration whole, then binds what was checked.
 
   Args:
@@ -362,25 +363,22 @@ def apply_config(
     bindings: NAME=VALUE lines, which win over files.
     modules: those named by --import.
     run: whose settings they are, see `settings_check.check_run`; None: of any.
-
-  Returns:
-    Lines that tell what is not used.
+    tell: called with a line of settings that are not used.
 
   Raises:
     UserError: names the file and line, and what was expected.
   """
   configuration = gin_reader.read_configuration(files, bindings)
-  notes = []
   if run not in (None, 'plan'):  # a plan is of the machine that a run was on
     machine_settings.leave_out(configuration)
   if run is not None:
-    notes = settings_check.check_run(run, configuration, modules)
+    for note in settings_check.check_run(run, configuration, modules):
+      tell(note)
     gin_reader.check_imports(configuration, modules)
     gin_reader.check_macros(configuration)
     path_checks.check_inputs_exist(run, configuration)
   _applied[:] = files, bindings, modules, configuration
   bind_configuration(configuration, modules)
-  return notes
 
 
 def _as_gin_reference(reference: Reference) -> gin.config.ConfigurableReference:

@@ -127,8 +127,8 @@ def run_command(arguments: list[str]) -> None:
     print(answer)
     return
   run, files, bindings, modules = parse_arguments(arguments)
-  for note in gin_config.apply_config(files, bindings, modules, run):
-    print(f'atm: {note}', file=sys.stderr)
+  tell = lambda note: print(f'atm: {note}', file=sys.stderr)
+  gin_config.apply_config(files, bindings, modules, run, tell)
   from atm.parallel import xla_options
 
   xla_options.set_flags()
