@@ -1,5 +1,6 @@
 """Hooks of mkdocs: pages that are made of files outside docs/; docstrings."""
 
+import json
 import os
 import posixpath
 import re
@@ -12,6 +13,7 @@ PAGES = {
   'README.md': 'index.md',
   'CHANGELOG.md': 'changelog.md',
   'CONTRIBUTING.md': 'contributing.md',
+  'docs/quickstart.ipynb': 'quickstart.md',
 }
 SOURCES = {page: path for path, page in PAGES.items()}
 # An entry for several names of Args or Attributes, with its further lines.
@@ -23,8 +25,10 @@ def on_files(files, config):
   """Adds the documents of the checkout's root, and all files linked to."""
   root = os.path.dirname(config.config_file_path)
   for path, page in PAGES.items():
-    source = os.path.join(root, path)
-    files.append(File.generated(config, page, abs_src_path=source))
+    with open(os.path.join(root, path), encoding='utf-8') as f:
+      text = f.read()
+    text = format_notebook(text) if path.endswith('.ipynb') else text
+    files.append(File.generated(config, page, content=text))
   linked = {
     find_target(page.src_uri, link)
     for page in files.documentation_pages()
@@ -61,6 +65,19 @@ def on_page_markdown(markdown, page, config, files):
   return LINK.sub(relink, markdown)
 
 
+def format_notebook(text: str) -> str:
+  """Returns a notebook's cells, without their outputs, as Markdown."""
+  parts = []
+  for cell in json.loads(text)['cells']:
+    source = ''.join(cell['source'])
+    if cell['cell_type'] == 'code':
+      shell = source.startswith('%%bash\n')
+      language = 'bash' if shell else 'python'
+      source = f'```{language}\n{source.removeprefix("%%bash").strip()}\n```'
+    parts.append(source)
+  return '\n\n'.join(parts)
+
+
 def find_target(page: str, link: str) -> str:
   """Returns the path in the checkout that a page's file links to."""
   source = SOURCES.get(page, f'docs/{page}')
@@ -69,9 +86,9 @@ def find_target(page: str, link: str) -> str:
 
 def name_page(path: str) -> str:
   """Returns the page of the site that shows a file of the checkout."""
-  if path.startswith('docs/'):
-    return path.removeprefix('docs/')
-  return PAGES.get(path, f'files/{path}.md')
+  if path in PAGES or not path.startswith('docs/'):
+    return PAGES.get(path, f'files/{path}.md')
+  return path.removeprefix('docs/')
 
 
 class SplitNames(griffe.Extension):
