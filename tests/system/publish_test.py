@@ -59,7 +59,7 @@ def installed(built, tmp_path_factory):
   venv.create(home / 'env', with_pip=True)
   (wheel,) = (built / 'sdist').glob('*.whl')
   subprocess.run(
-    [home / 'env' / 'bin' / 'python', '-m', 'pip', 'install', '--quiet',
+    [home / 'env' / 'bin' / 'python', '-I', '-m', 'pip', 'install', '--quiet',
      '--constraint', os.path.join(ROOT, LOCK), wheel],
     check=True,
   )  # fmt: skip
