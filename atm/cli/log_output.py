@@ -100,3 +100,18 @@ def silence_orbax() -> None:
       before(found)
 
   sys.unraisablehook = hook
+
+
+def silence_gloo() -> None:
+  """Drops what C++ code prints to standard output; Python's goes on.
+
+  Gloo connects the CPUs of several processes, and prints a line for every
+  connection of each: about fifty in a short run. Its errors are not among them.
+  """
+  # It is std::cout, which no setting of Gloo's or of JAX's reaches.
+  stream = sys.stdout
+  stream.flush()
+  sys.stdout = open(
+    os.dup(1), 'w', encoding=stream.encoding, errors=stream.errors
+  )
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

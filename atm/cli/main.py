@@ -136,6 +136,8 @@ def run_command(arguments: list[str]) -> None:
   if run not in commands.WITHOUT_DEVICES:
     gin_config.get_configurable('sharding.start')()
     log_output.silence_orbax()
+    if sys.modules['atm.parallel.distributed'].uses_gloo():
+      log_output.silence_gloo()
   # In a chat Ctrl-C ends an answer.
   with (
     interrupts.catch_signals(at_once=run != 'chat'),

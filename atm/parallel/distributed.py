@@ -171,6 +171,11 @@ def exit_process(status: int) -> None:
 # --- Acting as one
 
 
+def uses_gloo() -> bool:
+  """Tells whether this run is several processes' CPUs, joined by Gloo."""
+  return has_joined() and jax.default_backend() == 'cpu'
+
+
 def is_main_process() -> bool:
   """Tells whether this process, number 0, prints and writes for all."""
   return jax.process_index() == 0

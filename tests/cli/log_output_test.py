@@ -81,3 +81,22 @@ def test_lines_appear_when_they_are_printed(tmp_path, monkeypatch):
     assert sys.stdout.encoding == 'utf-8'
     assert sys.stdout.write('four') == 4
   assert sys.stdout is stream and below.getvalue().endswith(b'four')
+
+
+def test_lines_of_gloo_are_dropped():
+  """Fault seen: 48 lines about connections bury a log of two processes."""
+  script = """
+import os, sys
+from atm.cli import log_output
+log_output.open_standard_streams()
+print('before')
+log_output.silence_gloo()
+print('after \\udcff')
+os.write(1, b'[Gloo] Rank 0 is connected to 1 peer ranks.\\n')
+os.write(2, b'an error\\n')
+"""
+  env = {**os.environ, 'PYTHONPATH': os.getcwd()}
+  command = [sys.executable, '-c', script]
+  done = subprocess.run(command, capture_output=True, text=True, env=env)
+  assert done.stdout == 'before\nafter \\udcff\n'
+  assert (done.returncode, done.stderr) == (0, 'an error\n')
