@@ -167,6 +167,8 @@ def print_inspection(look: Inspection, console: rich.console.Console) -> None:
       for what, runs in each.blocks:
         put(Text(f'{what}:', 'dim'))
         put(style_runs(shorten_runs(runs, LONGEST_ON_TERMINAL), color))
+  for sign, meaning in inspect_page.list_signs(look):
+    put(Text(f'\n{sign} {meaning}'))
   put('')
 
 

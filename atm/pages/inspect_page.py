@@ -54,11 +54,14 @@ def inspect_page_data(look: Inspection) -> dict[str, Any]:
       (language, _columns(examples))
       for language, examples in look.by_language().items()
     ],
-    'signs': render.explain_signs(
-      run.text for each in look.examples for _, runs in each.blocks
-      for run in runs
-    ),
-  }  # fmt: skip
+    'signs': list_signs(look),
+  }
+
+
+def list_signs(look: Inspection) -> list[tuple[str, str]]:
+  """Returns the signs in the examples, and what they stand for."""
+  blocks = (runs for each in look.examples for _, runs in each.blocks)
+  return render.explain_signs(run.text for runs in blocks for run in runs)
 
 
 def _columns(examples: list[InspectedExample]) -> dict[str, dict[str, list]]:

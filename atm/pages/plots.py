@@ -51,8 +51,9 @@ def draw_svg(
     axes = figure.subplots()
     plot(axes)
     ticks = matplotlib.ticker.MaxNLocator
-    axes.xaxis.set_major_locator(ticks(size[0] // 45, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(ticks(size[1] // 40, steps=[1, 2, 2.5, 5, 10]))
+    steps = [1, 2, 2.5, 5, 10]
+    axes.xaxis.set_major_locator(ticks(size[0] // 40, steps=steps))
+    axes.yaxis.set_major_locator(ticks(size[1] // 35, steps=steps))
     axes.xaxis.set_major_formatter(lambda value, _: format_tick(value))
     form = (lambda v: f'{format_tick(v * 100)}%') if percent else format_tick
     axes.yaxis.set_major_formatter(lambda value, _: form(value))

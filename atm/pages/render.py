@@ -16,7 +16,7 @@ from atm.pages import charts
 
 # What stands in texts for what cannot be shown.
 SIGNS = {
-  '⁇': 'one sign, stands for characters that the vocabulary lacks.',
+  '⁇': 'is one sign, and stands for characters that the vocabulary lacks.',
   '\ufffd': 'stands for bytes that are not a whole character.',
 }
 

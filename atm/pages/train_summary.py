@@ -18,6 +18,7 @@ from atm.data.objectives import OBJECTIVE_NAMES
 from atm.inference import api
 from atm.pages import render, train_charts, train_page
 from atm.pages.plots import format_tick
+from atm.pages.train_page import SAMPLE_TEXTS
 from atm.train import metric_writer
 
 LOSS_CURVE_FILE = 'loss.png'
@@ -97,7 +98,7 @@ def generate_samples(run, model, count: int = 3) -> list[dict]:
     for part, source, target in _held_out_examples(run, name, count):
       (output,) = model.generate([source], max_tokens=len(target) + 16)
       texts = map(decode, (source, output, target))
-      texts = dict(zip(('input', 'output', 'truth'), texts))
+      texts = dict(zip(SAMPLE_TEXTS, texts))
       samples.append({'objective': name, 'language': part.language, **texts})
   return samples
 
@@ -107,11 +108,14 @@ def sample_tables(samples: list[dict]) -> list[rich.table.Table]:
   tables = []
   for name, some in render.group_by(samples, lambda s: s['objective']).items():
     table = rich.table.Table(title=SAMPLE_TITLES[name], show_lines=True)
-    for column in ('', 'input', 'output', 'truth'):
+    for column in ('', *SAMPLE_TEXTS):
       table.add_column(column, ratio=1 if column else None)
     for sample in some:
-      texts = (sample[what] for what in ('input', 'output', 'truth'))
+      texts = (sample[what] for what in SAMPLE_TEXTS)
       table.add_row(sample['language'], *map(rich.markup.escape, texts))
+    texts = (sample[what] for sample in some for what in SAMPLE_TEXTS)
+    signs = render.explain_signs(texts)
+    table.caption = ' '.join(f'{sign} {meaning}' for sign, meaning in signs)
     tables.append(table)
   return tables
 

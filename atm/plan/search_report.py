@@ -3,6 +3,10 @@
 from atm.plan.report import format_list, format_range, format_table
 
 PICTURE = 'search.png'
+# Told apart by the colour-blind, too (Okabe and Ito, 2008).
+COLORS = (
+  '#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#000000'
+)  # fmt: skip
 _MARKERS = {1: 'o', 2: 's', 4: '^', 8: 'D'}  # of micro-batches
 _YES_NO = {True: 'yes', False: 'no', None: '-'}
 
@@ -164,7 +168,7 @@ def _middle(row: dict) -> float:
 def _draw_points(axes, rows: list[dict], right: float, top: float) -> None:
   """Draws candidates: remats by colour, micro-batches by marker."""
   kinds = sorted({r['remat'] for r in rows})
-  colors = {kind: f'C{number}' for number, kind in enumerate(kinds)}
+  colors = {kind: COLORS[i % len(COLORS)] for i, kind in enumerate(kinds)}
   for kind, color in colors.items():
     axes.plot([], [], 'o', color=color, label=f'remat {kind}')
   for n in sorted({r['micro_batches'] for r in rows}):

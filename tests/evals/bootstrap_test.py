@@ -156,6 +156,10 @@ def test_the_interval_of_a_mean_is_narrower_and_around_it():
   # The same questions twice tell no more than once.
   twice = bootstrap.mean_interval([(one, total), (one, total)])
   np.testing.assert_allclose(twice, alone)
+  # Nor do questions that one task has wrong and the other right settle it.
+  other = one * [0, 1] + (1 - one) * [1, 0]
+  mean, low, high = bootstrap.mean_interval([(one, total), (other, total)])
+  assert mean == pytest.approx(50) and high - low > 10
   # Draws of a score that they overrate lie around it all the same.
   rare = np.eye(8)[:, :1]
   mean, low, high = bootstrap.mean_interval([(rare, lambda s: s[..., 0] ** 2)])

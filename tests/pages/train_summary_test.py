@@ -55,6 +55,9 @@ def test_samples_stand_in_a_table_for_each_objective():
   out = rich.console.Console(file=io.StringIO(), width=100)
   out.print(tables[0])
   assert '[bold]i' in out.file.getvalue()
+  assert 'vocabulary lacks' not in out.file.getvalue()
+  (table,) = train_summary.sample_tables([samples[0] | {'output': 'a ⁇'}])
+  assert 'characters that the vocabulary lacks' in table.caption
 
 
 def test_samples_of_a_model_with_more_entries_than_its_vocabulary(
