@@ -23,6 +23,7 @@ from atm.cli import (
   gin_reader,
   machine_settings,
   path_checks,
+  setting_needs,
   settings_check,
 )
 from atm.cli.gin_reader import Configuration
@@ -376,6 +377,7 @@ def apply_config(
       tell(note)
     gin_reader.check_imports(configuration, modules)
     gin_reader.check_macros(configuration)
+    setting_needs.check_needs(run, configuration)
     path_checks.check_inputs_exist(run, configuration)
   _applied[:] = files, bindings, modules, configuration
   bind_configuration(configuration, modules)

@@ -70,7 +70,9 @@ def parse_arguments(arguments: list[str]) -> tuple:
     elif name == '--import' and value:
       modules.add(value)
     else:
-      known = ('--gin_file=FILE', '--gin.NAME=VALUE', '--import=MODULE')
+      known = (
+        '--gin_file=FILE', '--gin.NAME=VALUE', '--import=MODULE', '--help'
+      )  # fmt: skip
       raise UserError(
         f'unknown argument {argument!r}.' + did_you_mean(argument, known)
       )

@@ -7,7 +7,8 @@ is checked by those who read it.
 import os
 
 from atm.cli.gin_reader import Configuration
-from atm.cli.gin_text import UserError, find_references
+from atm.cli.gin_text import UserError
+from atm.cli.setting_needs import find_value
 from atm.messages import find_nearest, quote
 
 _MODEL = 'a MODEL_DIR with a checkpoint, or a folder of Hugging Face weights'
@@ -39,7 +40,7 @@ def check_inputs_exist(run: str, configuration: Configuration) -> None:
   if any(b.parameter in JOINS and b.value for b in configuration.bindings):
     return
   for name, expected in PATHS.get(run, {}).items():
-    value = find_value(name, configuration)
+    value = find_value(name, configuration.macros)
     for path in value if isinstance(value, list | tuple) else [value]:
       if not isinstance(path, str) or _is_there(path):
         continue
@@ -51,19 +52,6 @@ def check_inputs_exist(run: str, configuration: Configuration) -> None:
       )
 
 
-def find_value(name: str, configuration: Configuration):
-  """Returns the value of a macro; None where others are part of it."""
-  macros, seen = configuration.macros, set()
-  while name in macros and name not in seen:
-    seen.add(name)
-    value = macros[name].value
-    references = find_references(value)
-    if not references:
-      return value
-    name = references[0].name if references == [value] else None
-  return None
-
-
 def _is_there(path: str) -> bool:
   """Tells whether a path may be read: it exists, or is no plain path."""
   if path in ('', '-') or '://' in path or '\0' in path:
@@ -73,7 +61,7 @@ def _is_there(path: str) -> bool:
 
 def _has_begun(configuration: Configuration) -> bool:
   """Tells whether MODEL_DIR has checkpoints."""
-  own = find_value('MODEL_DIR', configuration)
+  own = find_value('MODEL_DIR', configuration.macros)
   return isinstance(own, str) and os.path.lexists(
     os.path.join(os.path.expanduser(own), 'checkpoints')
   )

@@ -40,7 +40,8 @@ def check_run(
     trusted: modules that --import names; what they add is not known by text.
 
   Returns:
-    A line for each other gin file that sets what the run ignores.
+    A line for each other gin file that sets what the run ignores, and for each
+    of which the run uses nothing.
 
   Raises:
     UserError: a setting that the run, or no run, has.
@@ -66,7 +67,13 @@ def check_run(
         raise UserError(_explain_unknown(run, binding, usage))
     if not gin_files.is_shipped(file) and os.path.basename(file) != CONFIG:
       ignored.setdefault(file, []).append(binding)
-  return [_format_ignored(run, *item) for item in ignored.items()]
+  files = dict.fromkeys(b.file for b in configuration.bindings if b.file)
+  used = {b.file for b in configuration.bindings if usage.has(b)}
+  return [_format_ignored(run, *item) for item in ignored.items()] + [
+    f'{file}: {run} uses nothing of this file'
+    for file in files
+    if file not in used and file not in ignored
+  ]
 
 
 def _check_names(binding: Binding) -> None:

@@ -89,10 +89,15 @@ def test_scopes_and_modules_of_a_user():
 def test_files_that_runs_share_are_taken(tmp_path, monkeypatch):
   """A shipped file, and the config.gin of a run, whatever the run uses."""
   monkeypatch.chdir(tmp_path)
-  text = 'LIMIT = 3\noptimizer.Config.b1 = 0.5\n'
+  text = 'LIMIT = 3\nSEED = 1\noptimizer.Config.b1 = 0.5\n'
   (tmp_path / 'config.gin').write_text(text)
-  for run in ('infer', 'export', 'compare'):
+  for run in ('infer', 'pretrain', 'eval'):
     assert not check(run, files=['config.gin', 'models/tiny.gin'])
+  assert check('export', files=['config.gin', 'pods/cpu.gin']) == [
+    './config.gin: export uses nothing of this file'
+  ]
+  (told,) = check('infer', files=['suites/xnli.gin'])
+  assert told.endswith('suites/xnli.gin: infer uses nothing of this file')
 
 
 def test_a_line_tells_what_is_not_used_of_a_users_file(tmp_path, monkeypatch):

@@ -1,0 +1,119 @@
+"""Settings that do nothing unless another one has some value.
+
+Such a setting on the command line is a mistake: TEXT_DIR names a text, and the
+run would train on another one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from atm.cli import gin_names
+from atm.cli.gin_reader import Configuration
+from atm.cli.gin_text import Binding, UserError, find_references
+from atm.cli.run_settings import get_target, list_own_macros, read_run
+from atm.messages import quote
+
+# Mixtures and tasks that come with atm, by what they read.
+READS = {
+  'udhr': 'the shipped text', 'udhr_language': 'the shipped text',
+  'text': 'TEXT_DIR', 'paper': 'WIKIPEDIA and MC4', 'pairs': 'PAIRS',
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """What settings need of another one to count.
+
+  Attributes:
+    settings: macros, or parameters.
+    other: the setting whose value decides.
+    fits: tells whether they count at a value of it.
+    hint: what the error says to do.
+    runs: where this holds; (): in those that have them as macros.
+  """
+
+  settings: tuple[str, ...]
+  other: str
+  fits: Callable[[object], bool]
+  hint: str
+  runs: tuple[str, ...] = ()
+
+  def holds(self, run: str, name: str) -> bool:
+    """Tells whether a setting of a run needs the other one."""
+    own = list_own_macros(run)
+    return run in self.runs or {name, self.other} <= own
+
+
+def _read_by(name: str) -> Callable[[object], bool]:
+  """Returns what tells whether a mixture may read a setting; ours are known."""
+  return lambda mixture: name in READS.get(str(mixture), name)
+
+
+def _is_set(value) -> bool:
+  """Tells whether a setting has a value, not None."""
+  return value is not None
+
+
+MIXTURE = 'MIXTURE_OR_TASK_NAME'
+NEEDS = (
+  *(
+    Need((name,), MIXTURE, _read_by(name), f'set {MIXTURE} = {mixture!r}')
+    for name, mixture in (
+      ('TEXT_DIR', 'text'), ('PAIRS', 'pairs'), ('WIKIPEDIA', 'paper'),
+      ('MC4', 'paper'),
+    )
+  ),
+  Need(('PAIRS_MODE',), 'PAIRS', _is_set, 'name PAIRS'),
+  Need(('TASKS', 'DATA_DIR', 'LIMIT'), 'ASK_EVERY', _is_set, 'set ASK_EVERY'),
+  Need(('SPLIT', 'TASK_FEATURE_LENGTHS'), 'TASK', _is_set, 'name a TASK'),
+  Need(
+    tuple(f'choosing.Config.{k}' for k in ('top_k', 'top_p', 'min_p')),
+    'choosing.Config.temperature', bool,
+    'set a TEMPERATURE above 0', ('infer',),
+  ),
+  Need(
+    ('choosing.Config.length_penalty', 'choosing.Config.early_stopping'),
+    'choosing.Config.beams',
+    lambda beams: isinstance(beams, int) and beams > 1,
+    'set choosing.Config.beams above 1', ('infer',),
+  ),
+)  # fmt: skip
+
+
+def check_needs(run: str, configuration: Configuration) -> None:
+  """Raises UserError for an argument that does nothing for want of another."""
+  last = {_get_key(b): b for b in configuration.bindings}
+  default = {_get_key(b): b.value for b in read_run(run).bindings}
+  for need in NEEDS:
+    value = find_value(need.other, last)
+    for name in need.settings:
+      binding = last.get(name)
+      given = binding is not None and binding.file is None
+      if not given or not need.holds(run, name) or need.fits(value):
+        continue
+      if binding.value == default.get(name) or find_references(binding.value):
+        continue
+      raise UserError(
+        f'{binding.name} = {quote(binding.value)}, but {need.other} = '
+        f'{quote(value)}: leave out {binding.name}, or {need.hint}'
+      )
+
+
+def _get_key(binding: Binding) -> str:
+  """Returns a macro's name, or 'choosing.Config.beams'."""
+  if not binding.parameter:
+    return binding.name
+  return f'{gin_names.shorten(get_target(binding))}.{binding.parameter}'
+
+
+def find_value(name: str, bindings: Mapping[str, Binding]):
+  """Returns the value of a setting; None where others are part of it."""
+  seen = set()
+  while name in bindings and name not in seen:
+    seen.add(name)
+    value = bindings[name].value
+    references = find_references(value)
+    if not references:
+      return value
+    name = references[0].name if references == [value] else ''
+  return None
