@@ -34,6 +34,11 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 
 GIB = 2**30
+# What loads a folder, besides `atm.load`, by its model_type.
+READERS = {
+  'alexatm': 'the released AlexaTM code',
+  'blenderbot': "transformers 5's BlenderbotForConditionalGeneration",
+}
 STAGING_FILE = 'atm-writes-here'  # marks a folder that may be removed
 TOGETHER = 2**24  # bytes; parameters below this are written several at a time
 
@@ -248,9 +253,9 @@ def export_weights(
 ) -> None:
   """Writes a checkpoint as a Hugging Face folder that PyTorch loads.
 
-  A model with uncentred norms is written in the format of the released
-  AlexaTM, one imported from Blenderbot in that; a standard norm is nothing the
-  released code has.
+  A model with standard norms is written as a Blenderbot, which transformers 5
+  loads; with uncentred norms, in the format of the released AlexaTM. An
+  imported one is written as what it was.
 
   Args:
     model_dir: holds the checkpoint.
@@ -269,8 +274,8 @@ def export_weights(
   with reader.open_step(model_dir, at_step) as (checkpoints, step):
     meta = checkpoints.meta(step)
     config = pretrained.read_model_config(checkpoints, step)
-    kind, hf_config = describe_model(config, meta.get('hf_config'))
-    tensors = plan_export(checkpoints, step, config, kind)
+    hf_config = meta.get('hf_config') or hf_keys.config_to_hf(config)
+    tensors = plan_export(checkpoints, step, config, hf_config)
     words = pretrained.read_own_vocabulary(model_dir, config, meta)
     with staging_folder(output, '.exporting') as folder:
       fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
@@ -279,17 +284,18 @@ def export_weights(
         fileio.write_atomically(path, words.model)
       hf_folder.write_shards(folder, tensors, int(shard_gib * GIB))
       os.rename(folder, output)
-  say(f'wrote step {step} of {model_dir} to {output} ({kind})')
+  reader_of = READERS[hf_keys.get_model_type(hf_config)]
+  say(f'wrote step {step} of {model_dir} to {output}, for {reader_of}')
 
 
 def plan_export(
   checkpoints: reader.CheckpointReader,
   step: int,
   config: ModelConfig,
-  kind: str,
+  hf_config: dict,
 ) -> dict[str, Tensor]:
   """Returns the tensors of the Hugging Face format, read when they are due."""
-  layout = hf_keys.LAYOUTS[kind]
+  layout, kind = hf_keys.get_layout(hf_config), hf_config['model_type']
   abstract = traverse_util.flatten_dict(pretrained.shapes_on_one_device(config))
   dtypes = checkpoints.dtypes(step)
   tensors, cache = {}, {}
@@ -306,9 +312,26 @@ def plan_export(
     for i, key in enumerate(layout.keys(path, like.shape)):
       read_key = functools.partial(read, path, shape, i)
       tensors[key] = Tensor(shape, dtypes[path], read_key)
-  if kind == 'alexatm':
-    tensors = {**make_buffers(config, tensors, layout), **tensors}
-  return tensors
+  make_copies = make_buffers if kind == 'alexatm' else make_tied_copies
+  return {**make_copies(config, tensors, layout), **tensors}
+
+
+def make_tied_copies(
+  config: ModelConfig, tensors: Mapping, layout: hf_keys.Layout
+) -> dict[str, Tensor]:
+  """Returns the tensors that Blenderbot has besides our parameters."""
+  embedding = tensors[layout.tables['encoder_embedding']]
+  bias = np.zeros((1, config.vocab_size), embedding.dtype)
+  copies = {
+    'model.shared.weight': embedding,
+    layout.tables['logits_bias']: Tensor(bias.shape, bias.dtype, lambda: bias),
+  }
+  for name, aliases in layout.aliases.items():
+    if config.ties == 'embeddings':  # of a foreign one, too
+      aliases = [key for key in aliases if key != 'lm_head.weight']
+    if config.ties != 'all':  # else transformers ties them
+      copies |= dict.fromkeys(aliases, tensors[layout.tables[name]])
+  return copies
 
 
 def make_buffers(
@@ -330,18 +353,3 @@ def make_buffers(
     layout.tables['logits_bias']: zeros(config.vocab_size),
     layout.tables['encoder_types']: zeros(config.d_model),
   }
-
-
-def describe_model(
-  config: ModelConfig, hf_config: dict | None
-) -> tuple[str, dict]:
-  """Returns (model_type, config.json); raises ValueError where none exists."""
-  if hf_config is not None:
-    return hf_keys.get_model_type(hf_config), hf_config
-  if config.norm != 'uncentred' or config.embed_scale:
-    raise ValueError(
-      f'Config.norm = {config.norm!r}, Config.embed_scale = '
-      f'{config.embed_scale}: the released PyTorch code has the uncentred norm '
-      "and no scale. Train with model.Config.norm = 'uncentred' to export"
-    )
-  return 'alexatm', hf_keys.config_to_hf(config)

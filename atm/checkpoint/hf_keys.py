@@ -125,6 +125,40 @@ BLENDERBOT = Layout(
 )
 
 LAYOUTS = {'alexatm': ALEXATM, 'blenderbot': BLENDERBOT}
+# Where a Blenderbot's matrices are not all one, which of them are: a field that
+# transformers keeps and does not read.
+TIES_FIELD = 'atm_ties'
+_TIED_COPIES = {
+  'none': {},
+  'embeddings': {'encoder_embedding': _TIED[:1]},
+  'decoder_head': {'decoder_embedding': _TIED[1:]},
+  'encoder_head': {'encoder_embedding': _TIED[1:]},
+}
+
+
+def make_untied_layout(ties: str) -> Layout:
+  """Returns the layout of a Blenderbot that has three matrices, by our ties.
+
+  transformers 5 reads the three apart where `tie_word_embeddings` is false.
+  """
+  tables = {
+    **BLENDERBOT.tables,
+    'encoder_embedding': 'model.encoder.embed_tokens.weight',
+    'decoder_embedding': 'model.decoder.embed_tokens.weight',
+  }
+  return dataclasses.replace(
+    BLENDERBOT, tables=tables, aliases=_TIED_COPIES[ties],
+    ignored=('model.shared.weight',),
+  )  # fmt: skip
+
+
+def get_layout(hf: dict) -> Layout:
+  """Returns the layout of a config.json of one of LAYOUTS."""
+  kind, ties = get_model_type(hf), hf.get(TIES_FIELD)
+  if kind == 'blenderbot' and ties in _TIED_COPIES:
+    return make_untied_layout(ties)
+  return LAYOUTS[kind]
+
 
 XLMR = 'xlm-roberta-xl'  # XL and XXL; an encoder only, see `warm_start`
 
@@ -159,7 +193,7 @@ def make_xlmr_layout(keys: Iterable[str]) -> Layout:
 def find_layout(hf: dict, keys: Iterable[str]) -> Layout:
   """Returns the layout of a folder by its config.json and keys."""
   kind = get_model_type(hf, (*LAYOUTS, XLMR))
-  return make_xlmr_layout(keys) if kind == XLMR else LAYOUTS[kind]
+  return make_xlmr_layout(keys) if kind == XLMR else get_layout(hf)
 
 
 # --- config.json
@@ -268,9 +302,13 @@ def _read_alexatm(file: _ConfigFile) -> dict:
 def _read_blenderbot(file: _ConfigFile) -> dict:
   file.check_fixed(activation_function='gelu')
   tie = file.get('tie_word_embeddings', bool, True)
+  ties = file.get(TIES_FIELD, str, 'all' if tie else 'embeddings')
+  if TIES_FIELD in file.fields and (tie or ties not in _TIED_COPIES):
+    known = f'one of {[*_TIED_COPIES]}, and tie_word_embeddings false'
+    raise file.error(f'{TIES_FIELD} = {quote(ties)}: expected {known}')
   return dict(
     embed_scale=file.get('scale_embedding', bool, False),
-    ties='all' if tie else 'embeddings',
+    ties=ties,
     norm_eps=1e-5,  # of torch.nn.LayerNorm; config.json has no field for it
   )
 
@@ -311,13 +349,54 @@ def config_from_xlmr(hf: dict, path: str = 'config.json') -> ModelConfig:
   return file.make_config(**sizes, decoder_layers=1, norm_eps=norm_eps)
 
 
+def explain_no_format(config: ModelConfig) -> str | None:
+  """Returns why no Hugging Face class computes what a model does, or None."""
+  if config.norm == 'standard':
+    fixed = {'norm_eps': 1e-5, 'position_offset': 0, 'token_types': 0}
+    kind = "of norm 'standard' Blenderbot is, which has"
+  else:
+    fixed = {'embed_scale': False}
+    kind = "of norm 'uncentred' the released AlexaTM is, which has"
+    if config.ties == 'encoder_head':
+      fixed['ties'] = 'all'
+  for name, value in fixed.items():
+    if (found := getattr(config, name)) != value:
+      return f'model.Config.{name} = {found!r}: {kind} {value!r}'
+  return None
+
+
 def config_to_hf(config: ModelConfig) -> dict:
-  """Returns AlexaTM's config.json; raises ValueError for ties that it lacks."""
-  tied = {ties: key for key, ties in _TIES.items()}.get(config.ties)
-  if tied is None:
-    raise ValueError(
-      f'Config.ties = {config.ties!r} has no Hugging Face format'
-    )
+  """Returns the config.json of the class that computes what a model does.
+
+  Raises ValueError where there is none, see `explain_no_format`.
+  """
+  if why := explain_no_format(config):
+    raise ValueError(f'{why}. No Hugging Face class computes this model')
+  standard = config.norm == 'standard'
+  return (_write_blenderbot if standard else _write_alexatm)(config)
+
+
+def _write_blenderbot(config: ModelConfig) -> dict:
+  tied = config.ties == 'all'
+  return {
+    'model_type': 'blenderbot',
+    'architectures': ['BlenderbotForConditionalGeneration'],
+    'is_encoder_decoder': True,
+    **{key: getattr(config, name) for name, key in _SIZES.items()},
+    'bos_token_id': config.start_id,
+    'activation_function': 'gelu',
+    'scale_embedding': config.embed_scale,
+    'tie_word_embeddings': tied,
+    **({} if tied else {TIES_FIELD: config.ties}),
+    **{name: getattr(config, name) for name in _DROPOUTS},
+    # Else it would decode as a chat model does.
+    'forced_eos_token_id': None,
+    'encoder_no_repeat_ngram_size': 0,
+  }
+
+
+def _write_alexatm(config: ModelConfig) -> dict:
+  tied = {ties: key for key, ties in _TIES.items()}[config.ties]
   sizes = {key: getattr(config, name) for name, key in _SIZES.items()}
   return {
     'model_type': 'alexatm',

@@ -164,6 +164,17 @@ class Batches:
     row = counter_rng.permute(m % size, size, key)
     return part, epoch, row
 
+  def count_rows(self, first: int, last: int) -> np.ndarray:
+    """Counts the rows of each part in batches `first` to `last` - 1."""
+    before, after = (
+      self._count_before(n * self.batch_size) for n in (first, last)
+    )
+    return after - before
+
+  def _count_before(self, n: int) -> np.ndarray:
+    begun = np.bincount(self.pattern[: n % CYCLE], minlength=len(self.parts))
+    return n // CYCLE * self.quota + begun
+
   def __call__(self, step: int, rows=slice(None)) -> dict:
     """Returns the arrays of batch `step`, or only some of its rows, for a host.
 

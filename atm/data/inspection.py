@@ -49,8 +49,8 @@ class InspectedExample:
   def title(self) -> str:
     """Returns a line that tells which example it is."""
     return (
-      f'{self.part.name}, example {self.n:,} of the run: row {self.row:,}, '
-      f'epoch {self.epoch:,}'
+      f'{self.part.name}, example {self.n:,} of the run: row {self.row:,} of '
+      f'{len(self.part.rows):,}, time {self.epoch + 1:,} through the rows'
     )
 
 
@@ -75,7 +75,7 @@ class Inspection:
   lengths: Lengths
   directory: str
   seed: int
-  tokens: float
+  over: str  # the run that epochs are of, see `mixture_stats.Reading`
   parts: list[MixturePart]
   lines: list[mixture_stats.MixtureLine]  # of its table
   notes: list[str]  # lines below the table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -29,18 +29,59 @@ class MixtureLine:
   sentences: int  # of its text; documents where nobody counted sentences
   tokens: int  # of its text, each counted once
   weight: float = 0.0  # share of the rows a run reads
-  epochs: float = 0.0  # how often a run of so many tokens reads its text
+  epochs: float = 0.0  # how often the run reads its text
 
 
-def compute_lines(parts: list[MixturePart], tokens: float) -> list[MixtureLine]:
-  """Computes the table of training parts, over a run of `tokens` tokens."""
-  # The run reads N rows in all; a part gets N x weight of them, and its tokens
-  # a row are those of its own rows, so N follows from `tokens`.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """What a run reads of a mixture's parts.
+
+  Attributes:
+    rows: of each part, the rows that the run reads.
+    description: the run, behind 'over'.
+  """
+
+  rows: Sequence[float]
+  description: str
+
+
+def plan_reading(
+  parts: list[MixturePart],
+  tokens: float | None = None,
+  batch_size: int | None = None,
+  train_steps: int | None = None,
+) -> Reading:
+  """Returns what a run reads, of so many tokens, or else steps.
+
+  Args:
+    parts: of a mixture's training split.
+    tokens: that the run's rows hold; None: those of its steps.
+    batch_size, train_steps: of the run; where one of them is None, too, the run
+      has as many tokens as the text.
+  """
   total = sum(part.rate for part in parts)
-  mean = lambda part: part.rows.tokens / len(part.rows)
-  rows = tokens / sum(p.rate / total * mean(p) for p in parts)
+  weights = [part.rate / total for part in parts]
+  # A part gets weight x N of N rows, and each has its own tokens a row.
+  mean = sum(w * p.rows.tokens / len(p.rows) for w, p in zip(weights, parts))
+  why = ''
+  if tokens is None and batch_size is not None and train_steps is not None:
+    rows = batch_size * train_steps
+    why = f' ({train_steps:,} steps of {batch_size:,} rows)'
+    tokens = rows * mean
+  elif tokens is None:
+    tokens = sum(line.tokens for line in compute_lines(parts, [0] * len(parts)))
+    why = ", as many as the text has; TRAIN_TOKENS or a run's gin file set them"
+  rows = [w * tokens / mean for w in weights]
+  return Reading(rows, f'a run of {format_count(tokens)} tokens{why}')
+
+
+def compute_lines(
+  parts: list[MixturePart], rows: Sequence[float]
+) -> list[MixtureLine]:
+  """Computes the table of training parts of which a run reads so many rows."""
+  total = sum(part.rate for part in parts)
   lines: dict[tuple, MixtureLine] = {}
-  for part in parts:
+  for part, read in zip(parts, rows):
     counts, weight = part.rows.counts, part.rate / total
     key = part.source, part.language, part.form
     sentences = counts.get('sentences') or counts.get('documents', 0)
@@ -48,20 +89,39 @@ def compute_lines(parts: list[MixturePart], tokens: float) -> list[MixtureLine]:
     line.weight += weight
     # Rows of several passes hold the text as often.
     passes = part.rows.made_from['passes'] if part.objective.joins else 1
-    line.epochs += rows * weight / len(part.rows) * passes
+    line.epochs += read / len(part.rows) * passes
   return list(lines.values())
+
+
+def count_epochs(lines: list[MixtureLine]) -> tuple[int, float]:
+  """Returns (tokens of the text, how often a run reads one in the mean)."""
+  tokens = sum(line.tokens for line in lines)
+  return tokens, sum(x.epochs * x.tokens for x in lines) / max(1, tokens)
+
+
+def format_count(count: float) -> str:
+  """Formats a count: whole below a million, else as 1.25M, 3B or 1T."""
+  for size, unit in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M')):
+    if count >= size:
+      return f'{count / size:.3g}{unit}'
+  return f'{count:,.0f}'
 
 
 def format_epochs(epochs: float) -> str:
   """Formats epochs: whole ones from 100, else 3 digits."""
-  return f'{epochs:,.0f}' if epochs >= 100 else f'{epochs:.3g}'
+  return format_count(epochs) if epochs >= 100 else f'{epochs:.3g}'
 
 
 def build_mixture_table(
-  lines: list[MixtureLine], tokens: float
+  lines: list[MixtureLine], over: str
 ) -> rich.table.Table:
-  """Builds the console table of the lines, with a sum for each source."""
-  table = rich.table.Table(title=f'epochs are over {tokens:,.0f} tokens')
+  """Builds the console table of the lines, with a sum for each source.
+
+  Args:
+    lines: see `compute_lines`.
+    over: the run that epochs are of, see `Reading`.
+  """
+  table = rich.table.Table(title=f'epochs are over {over}')
   for field in dataclasses.fields(MixtureLine):
     right = field.type != 'str'
     table.add_column(field.name, justify='right' if right else 'left')
@@ -121,12 +181,18 @@ def list_omissions(parts: list[MixturePart]) -> list[str]:
 @messages.check_arguments(
   mixture=partial(messages.check_text, 'MIXTURE_OR_TASK_NAME', empty=False),
   directory=partial(messages.check_path, 'CACHE_DIR'),
-  tokens=partial(messages.check_number, 'TRAIN_TOKENS', least=1, whole=False),
+  tokens=partial(
+    messages.check_number, 'TRAIN_TOKENS', least=1, whole=False, optional=True
+  ),
+  batch_size=partial(messages.check_count, 'BATCH_SIZE', optional=True),
+  train_steps=partial(messages.check_count, 'TRAIN_STEPS', optional=True),
 )
 def show_mixture(
   mixture: str,
   directory: str,
-  tokens: float = 1e12,
+  tokens: float | None = None,
+  batch_size: int | None = None,
+  train_steps: int | None = None,
   configure_tasks: Callable = lambda **named: None,
   console: rich.console.Console | None = None,
 ) -> list[MixtureLine]:
@@ -135,7 +201,8 @@ def show_mixture(
   Args:
     mixture: a seqio task or mixture.
     directory: made by `cache.build`.
-    tokens: of a run, over which epochs are counted; the paper's is 1e12.
+    tokens, batch_size, train_steps: the run whose epochs are counted, see
+      `plan_reading`; the paper's has 1e12 tokens.
     configure_tasks: called before the mixture is looked up.
     console: where to print.
 
@@ -149,8 +216,9 @@ def show_mixture(
     mixture, 'train', vocabulary, lengths, directory, passes=None, verify=None
   )
   console = console or rich.console.Console()
-  lines = compute_lines(parts, tokens)
-  console.print(build_mixture_table(lines, tokens))
+  reading = plan_reading(parts, tokens, batch_size, train_steps)
+  lines = compute_lines(parts, reading.rows)
+  console.print(build_mixture_table(lines, reading.description))
   notes = describe_padding(parts, vocabulary, lengths) + list_omissions(parts)
   for note in notes:
     console.print(note, highlight=False)

@@ -43,7 +43,11 @@ LONGEST_ON_TERMINAL = 240  # characters of a text
   ),
   examples=partial(messages.check_count, 'EXAMPLES'),
   seed=partial(messages.check_seed, 'SEED'),
-  tokens=partial(messages.check_number, 'TRAIN_TOKENS', least=1, whole=False),
+  tokens=partial(
+    messages.check_number, 'TRAIN_TOKENS', least=1, whole=False, optional=True
+  ),
+  batch_size=partial(messages.check_count, 'BATCH_SIZE', optional=True),
+  train_steps=partial(messages.check_count, 'TRAIN_STEPS', optional=True),
 )
 def inspect(
   mixture: str,
@@ -54,7 +58,9 @@ def inspect(
   vocabulary_size: int | None = None,
   examples: int = 2,
   seed: int = 0,
-  tokens: float = 1e12,
+  tokens: float | None = None,
+  batch_size: int | None = None,
+  train_steps: int | None = None,
   train_vocabulary: Callable = vocabulary_training.train_vocabulary,
   configure_tasks: Callable = lambda **named: None,
   console: rich.console.Console | None = None,
@@ -74,7 +80,8 @@ def inspect(
       supports, up to the model's `vocab_size`.
     examples: how many of each task are shown.
     seed: that of the run.
-    tokens: of a run, over which epochs are counted; the paper's is 1e12.
+    tokens, batch_size, train_steps: the run whose epochs are counted, see
+      `mixture_stats.plan_reading`.
     train_vocabulary: see `vocabulary_training.train_vocabulary`.
     configure_tasks: called first, then again with vocabulary=FILE.
     console: where to print.
@@ -104,7 +111,10 @@ def inspect(
       configure_tasks=configure_tasks,
     )  # fmt: skip
   configure_tasks(vocabulary=vocab.path)
-  look = inspect_rows(mixture, vocab, sizes, cache_dir, examples, seed, tokens)
+  look = inspect_rows(
+    mixture, vocab, sizes, cache_dir, examples, seed,
+    (tokens, batch_size, train_steps),
+  )  # fmt: skip
   print_inspection(look, console)
   log(f'page: {inspect_page.write_inspect_page(look, output_dir)}')
   return look
@@ -129,12 +139,13 @@ def find_vocabulary(
 
 
 def inspect_rows(
-  mixture, vocab, lengths: Lengths, directory, examples: int, seed, tokens
+  mixture, vocab, lengths: Lengths, directory, examples: int, seed, run: tuple
 ) -> Inspection:
   """Reads what is shown of a mixture's rows in `directory`."""
   parts = batches_lib.load_parts(
     mixture, 'train', vocab, lengths, directory, passes=None, verify=None
   )
+  reading = mixture_stats.plan_reading(parts, *run)
   batches = batches_lib.Batches(parts, vocab, lengths, 1, seed)
   counts = inspection.measure_objectives(batches, inspection.MEASURED_ROWS)
   notes = [
@@ -143,8 +154,8 @@ def inspect_rows(
     *mixture_stats.list_omissions(parts),
   ]
   return Inspection(
-    mixture, vocab, lengths, directory, seed, tokens, parts,
-    mixture_stats.compute_lines(parts, tokens), notes,
+    mixture, vocab, lengths, directory, seed, reading.description, parts,
+    mixture_stats.compute_lines(parts, reading.rows), notes,
     inspection.pick_examples(batches, vocab, examples), counts,
   )  # fmt: skip
 
@@ -154,7 +165,7 @@ def inspect_rows(
 
 def print_inspection(look: Inspection, console: rich.console.Console) -> None:
   """Prints the mixture's table and the beginnings of the examples."""
-  console.print(mixture_stats.build_mixture_table(look.lines, look.tokens))
+  console.print(mixture_stats.build_mixture_table(look.lines, look.over))
   color = console.is_terminal
   Text = rich.text.Text
   put = lambda text: console.print(text, soft_wrap=not color)

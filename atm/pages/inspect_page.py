@@ -37,13 +37,13 @@ def inspect_page_data(look: Inspection) -> dict[str, Any]:
     'facts': [
       ('tasks', f'{len(look.parts):,}'),
       ('rows', f'{rows:,}'),
-      ('tokens', f'{sum(part.rows.tokens for part in look.parts):,}'),
+      ('tokens in rows', f'{sum(part.rows.tokens for part in look.parts):,}'),
       ('lengths', f'encoder {S:,}, decoder {T:,}'),
       ('vocabulary', f'{vocab.size:,} pieces, {vocab.sha256[:12]}'),
       ('seed', f'{look.seed}'),
       ('rows are in', look.directory),
     ],
-    'tokens': f'{look.tokens:,.0f}',
+    'over': look.over,
     'sources': render.group_by(look.lines, lambda line: line.source),
     'notes': look.notes,
     'histograms': [

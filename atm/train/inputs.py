@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data import batches as batches_lib
-from atm.data import cache, task_registry
+from atm.data import cache, mixture_stats, task_registry
 from atm.data.batches import MixturePart
 from atm.data.streaming import Stream
 from atm.data.vocabulary import MODEL_FILE, Vocabulary
@@ -75,15 +75,28 @@ def open_inputs(
     stream = Stream(config.mixture, *settings)
     return Inputs(words, stream, [], held_out, 'stream')
   parts = load(split='train', passes=config.row_passes)
-  tokens = sum(part.rows.tokens for part in parts)
-  rows = sum(len(part.rows) for part in parts)
-  times = config.train_steps * config.batch_size / rows
-  config.say(
-    f'{config.mixture}: {len(parts)} tasks, {tokens:,} tokens in {rows:,} '
-    f'training rows, read {times:,.1f} times in all'
-  )
   batches = batches_lib.Batches(parts, *settings)
+  config.say(describe_reading(config, batches))
   return Inputs(words, batches, parts, held_out, batches_lib.hash_parts(parts))
+
+
+def describe_reading(config: TrainConfig, batches: batches_lib.Batches) -> str:
+  """Returns a line of what a run reads in all its steps, and how often."""
+  read, done, end = 0, 0, config.train_steps
+  for first, last in (*sorted(config.skip_steps), (end + 1, end + 1)):
+    # Ranges may overlap, or end behind the run.
+    if done < min(first - 1, end):
+      read = read + batches.count_rows(done, min(first - 1, end))
+    done = max(done, last)
+  read = read + batches.count_rows(0, 0)  # zeros, where all is skipped
+  lines = mixture_stats.compute_lines(batches.parts, read)
+  tokens, times = mixture_stats.count_epochs(lines)
+  rows = sum(len(part.rows) for part in batches.parts)
+  return (
+    f'{config.mixture}: {len(batches.parts)} tasks, {tokens:,} tokens of text '
+    f'in {rows:,} training rows; {read.sum():,} rows are read, the text '
+    f'{mixture_stats.format_epochs(times)} times in all'
+  )
 
 
 def open_vocabulary(

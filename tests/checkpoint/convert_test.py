@@ -1,5 +1,6 @@
 """Import and export: identities, faults that are named, memory."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,6 +17,8 @@ from flax import traverse_util
 
 import atm
 from atm.checkpoint import convert, hf_folder, hf_keys, torch_reader
+from atm.cli import gin_files, gin_reader
+from atm.model.config import CONFIG_CHOICES, ModelConfig
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
 
@@ -99,33 +102,28 @@ def test_an_imported_model_runs_like_the_folder(tmp_path, name):
     assert 'model.Config.norm_eps = 1e-' in f.read()
 
 
-def test_a_model_trained_here_can_be_handed_back(tmp_path):
-  """A config of our own in the released format, read again.
-
-  Fault seen: the LM head, tied to the decoder's embedding, compared with the
-  encoder's.
-  """
-  import dataclasses
-
+def save(run, config) -> str:
+  """Saves a model with drawn parameters in a MODEL_DIR; returns its path."""
   from atm.checkpoint import manager
   from atm.train.step import State
 
   from small_models import init
 
-  config = tiny(norm='uncentred', position_offset=2, ties='decoder_head')
-  params = init(config)
-  run, out = str(tmp_path / 'run'), str(tmp_path / 'out')
-  checkpoints = manager.CheckpointManager(run)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), init(config)
+  )
+  if config.logits_bias:
+    params['logits_bias'] *= 0
+  checkpoints = manager.CheckpointManager(str(run))
   state = State(np.zeros((), np.int32), params, {'x': np.zeros(1)})
   checkpoints.save(3, state.to_trees(), {'model': dataclasses.asdict(config)})
   checkpoints.close()
-  convert.export_weights(run, out, say=quiet)
-  with open(os.path.join(HERE, 'state_dict_keys.txt')) as f:
-    released = {line.split('\t')[0] for line in f if '\t' in line}
-  ours = set(tensors(out))
-  names = {key.replace('layers.2', 'layers.1') for key in ours}
-  known = {key.replace('layer.2', 'layer.1') for key in released}
-  assert names == known
+  return str(run)
+
+
+def same_model(run, out) -> None:
+  """Asserts that an exported folder is read as the model that it was."""
   again, model = atm.load(out, mesh=one()), atm.load(run, mesh=one())
   ids = np.arange(10, 22).reshape(2, 6)
   np.testing.assert_array_equal(
@@ -133,22 +131,84 @@ def test_a_model_trained_here_can_be_handed_back(tmp_path):
   )
 
 
-def test_a_standard_norm_is_not_exported_as_something_else(tmp_path):
-  import dataclasses
+def test_a_model_trained_here_can_be_handed_back(tmp_path):
+  """A config of our own in the released format, read again.
 
-  from atm.checkpoint import manager
-  from atm.train.step import State
+  Fault seen: the LM head, tied to the decoder's embedding, compared with the
+  encoder's.
+  """
+  config = tiny(norm='uncentred', position_offset=2, ties='decoder_head')
+  run, out = save(tmp_path / 'run', config), str(tmp_path / 'out')
+  convert.export_weights(run, out, say=quiet)
+  with open(os.path.join(HERE, 'state_dict_keys.txt')) as f:
+    released = {line.split('\t')[0] for line in f if '\t' in line}
+  ours = set(tensors(out))
+  names = {key.replace('layers.2', 'layers.1') for key in ours}
+  known = {key.replace('layer.2', 'layer.1') for key in released}
+  assert names == known
+  same_model(run, out)
 
-  from small_models import init
 
-  run = str(tmp_path / 'run')
-  checkpoints = manager.CheckpointManager(run)
-  state = State(np.zeros((), np.int32), init(tiny()), {'x': np.zeros(1)})
-  checkpoints.save(0, state.to_trees(), {'model': dataclasses.asdict(tiny())})
-  checkpoints.close()
-  with pytest.raises(ValueError, match="norm = 'standard'.*uncentred"):
+@pytest.mark.parametrize(
+  'changes',
+  [
+    *({'ties': ties} for ties in CONFIG_CHOICES['ties']),
+    {'embed_scale': True, 'logits_bias': True},
+  ],
+  ids=str,
+)
+def test_the_default_model_is_what_transformers_computes(tmp_path, changes):
+  """Fault seen: no default model could be exported, said after training."""
+  run, out = save(tmp_path / 'run', tiny(**changes)), str(tmp_path / 'out')
+  said = []
+  convert.export_weights(run, out, say=said.append)
+  assert "for transformers 5's BlenderbotForConditional" in said[-1]
+  same_model(run, out)
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers', minversion='5')
+  theirs, told = (
+    transformers.BlenderbotForConditionalGeneration.from_pretrained(
+      out, output_loading_info=True
+    )
+  )
+  assert not any(told.values()), told
+  rng = np.random.default_rng(1)
+  ids, decoder_ids = rng.integers(3, 96, (2, 9)), rng.integers(3, 96, (2, 5))
+  mask = np.ones((2, 9), int)
+  mask[1, 6:] = 0
+  with torch.no_grad():
+    found = theirs.eval()(
+      input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask),
+      decoder_input_ids=torch.tensor(decoder_ids),
+    ).logits.numpy()  # fmt: skip
+  logits = atm.load(run, mesh=one()).logits(ids, decoder_ids, mask)
+  np.testing.assert_allclose(found, logits, atol=1e-4, rtol=1e-5)
+  theirs.save_pretrained(str(tmp_path / 'theirs'))  # it is still ours
+  same_model(run, str(tmp_path / 'theirs'))
+
+
+def test_a_model_without_a_format_is_told_before_it_is_trained(tmp_path):
+  config = tiny(position_offset=2)
+  run = save(tmp_path / 'run', config)
+  with pytest.raises(ValueError, match='position_offset = 2: of norm .standa'):
     convert.export_weights(run, str(tmp_path / 'out'), say=quiet)
   assert not (tmp_path / 'out').exists()
+  assert hf_keys.explain_no_format(config)
+  for name in gin_files.shipped_files():
+    if name.startswith('models/'):
+      assert hf_keys.explain_no_format(read_model(name)) is None
+
+
+def read_model(name: str):
+  """Returns the model of a shipped gin file."""
+  made = gin_reader.read_configuration([gin_files.find_file(name)], [])
+  return ModelConfig(
+    **{
+      b.parameter: b.value
+      for b in made.bindings
+      if b.selector == 'model.Config'
+    }
+  )
 
 
 # --- Faults: each names the key and leaves nothing behind

@@ -3,6 +3,7 @@
 import pytest
 
 from atm.checkpoint import hf_folder, hf_keys
+from atm.model.config import CONFIG_CHOICES
 
 from conftest import tiny
 from goldens import HERE
@@ -38,8 +39,22 @@ def test_config_json_is_read_as_it_was_written(ties):
 
 
 def test_ties_that_the_format_has_not_are_refused():
-  with pytest.raises(ValueError, match="ties = 'encoder_head' has no Hugging"):
-    hf_keys.config_to_hf(tiny(ties='encoder_head'))
+  with pytest.raises(ValueError, match="ties = 'encoder_head': of norm 'unce"):
+    hf_keys.config_to_hf(tiny(ties='encoder_head', norm='uncentred'))
+
+
+@pytest.mark.parametrize('ties', CONFIG_CHOICES['ties'])
+def test_a_standard_norm_is_written_as_blenderbot(ties):
+  config = tiny(
+    ties=ties, logits_bias=True, start_id=4, end_id=5, dropout=0.25,
+    embed_scale=True, init_std=0.02,
+  )  # fmt: skip
+  written = hf_keys.config_to_hf(config)
+  assert hf_keys.config_from_hf(written) == config
+  assert written['tie_word_embeddings'] == (ties == 'all')
+  for wrong in ('all', 'x', 3):
+    with pytest.raises(hf_keys.WeightsError, match='atm_ties'):
+      hf_keys.config_from_hf({**written, 'atm_ties': wrong})
 
 
 def test_a_stacked_parameter_has_a_key_a_layer():

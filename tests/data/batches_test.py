@@ -398,6 +398,20 @@ def test_batches_from_an_object_store(parts, words, monkeypatch):
       assert same_batches(ours, batches(parts, words)(step))
 
 
+def test_rows_of_batches_are_counted(words, monkeypatch):
+  """Against the rows located one by one, over the end of a cycle."""
+  monkeypatch.setattr(batches_lib, 'CYCLE', 1 << 8)
+  Part = lambda name, rate, rows: batches_lib.MixturePart(
+    name, 'en', objectives.Denoise(), range(rows), rate
+  )
+  parts = [Part('a', 0.7, 9), Part('b', 0.2, 5), Part('c', 0.1, 3)]
+  made = batches_lib.Batches(parts, words, LENGTHS, 16, 0)
+  for first, last in ((0, 0), (0, 3), (5, 70), (16, 17), (40, 200)):
+    part, *_ = made.locate(np.arange(first * 16, last * 16))
+    found = np.bincount(part, minlength=3)
+    assert made.count_rows(first, last).tolist() == found.tolist()
+
+
 def test_the_task_of_the_documents(words, tmp_path, monkeypatch):
   """docs/data.md registers a task; it is cached, mixed and streamed."""
   import seqio
@@ -418,7 +432,7 @@ def test_the_task_of_the_documents(words, tmp_path, monkeypatch):
   assert part.rows.counts['documents'] == 300
   first = words.encode('Line 0 of a poem about the sea.')
   assert list(part.rows.row(0)[: len(first)]) == first
-  (line,) = mixture_stats.compute_lines([part], 1e6)
+  (line,) = mixture_stats.compute_lines([part], [100])
   assert (line.source, line.sentences, line.weight) == ('poems', 300, 1.0)
   assert batches([part], words)(3)['decoder_loss_weights'].sum() > 500
   atm_tasks.configure(vocabulary=words.path)

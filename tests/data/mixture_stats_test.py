@@ -74,6 +74,12 @@ def paper(
   return [dataclasses.replace(p, rate=rates[p.name]) for p in parts]
 
 
+def lines_over(parts, tokens):
+  """Returns the table of a run of so many tokens."""
+  reading = mixture_stats.plan_reading(parts, tokens)
+  return mixture_stats.compute_lines(parts, reading.rows)
+
+
 def total(lines, what, **where):
   chosen = (
     line
@@ -85,7 +91,7 @@ def total(lines, what, **where):
 
 def test_the_papers_totals():
   """Wikipedia 119B tokens, 9%; mC4 1.2T, 91%; 7:3 spoken; 1T tokens."""
-  lines = mixture_stats.compute_lines(paper(), 1e12)
+  lines = lines_over(paper(), 1e12)
   assert total(lines, 'weight') == pytest.approx(1)
   repeats = dataclasses.asdict(atm_tasks.Mixing())
   repeated = lambda source: sum(
@@ -113,17 +119,14 @@ def test_a_run_reads_as_many_tokens_as_it_is_said_to():
   """Sum over parts of rows read x tokens a row is the run's tokens."""
   for tokens in (1e12, 3e9):
     parts = paper(lambda language: len(language + 'x') / 36)
-    read = sum(
-      line.epochs * line.tokens
-      for line in mixture_stats.compute_lines(parts, tokens)
-    )
+    read = sum(line.epochs * line.tokens for line in lines_over(parts, tokens))
     assert read == pytest.approx(tokens, rel=1e-3)
 
 
 def test_languages_are_sampled_by_the_root_of_their_sentences():
   shares = {k: (i + 1) ** 2 / 650 for i, k in enumerate(LANGUAGE_CODES)}
   length = lambda language: 10 + 3 * LANGUAGE_CODES.index(language)
-  lines = mixture_stats.compute_lines(paper(shares.get, length=length), 1e12)
+  lines = lines_over(paper(shares.get, length=length), 1e12)
   p = {k: shares[k] / length(k) for k in shares}
   q = {k: p[k] ** 0.5 / sum(v**0.5 for v in p.values()) for k in p}
   for language, wanted in q.items():
@@ -140,7 +143,7 @@ def test_sentences_count_as_often_as_their_source_is_repeated():
   only = lambda language: float(language == 'te')
   others = lambda language: (1 - only(language)) / 11
   parts = [p for p in paper(others, of_wikipedia=only) if len(p.rows)]
-  lines = mixture_stats.compute_lines(parts, 1e12)
+  lines = lines_over(parts, 1e12)
   te, each = (10 * WIKIPEDIA) ** 0.5, (MC4 / 11) ** 0.5
   assert total(lines, 'weight', language='te') == pytest.approx(
     te / (te + 11 * each), rel=1e-3
@@ -179,10 +182,24 @@ def test_passes_are_epochs_of_the_text():
   part = lambda passes: batches.MixturePart(
     'x', 'en', objective, Rows(100_000, 10, 1000, passes), 1.0, 'x', ''
   )
-  once, often = (
-    mixture_stats.compute_lines([part(n)], 1e7)[0].epochs for n in (1, 8)
-  )
+  once, often = (lines_over([part(n)], 1e7)[0].epochs for n in (1, 8))
   assert once == pytest.approx(100) and often == pytest.approx(100)
+
+
+def test_the_run_of_the_epochs_is_named():
+  """Fault seen: '93,718,378 epochs' of a small folder, over the paper's run."""
+  over = lambda *run: mixture_stats.plan_reading(paper(), *run).description
+  assert over(1e12) == 'a run of 1T tokens'
+  assert over(None, 100, 7).endswith(' tokens (7 steps of 100 rows)')
+  assert ', as many as the text has; TRAIN_TOKENS or' in over()
+  assert over(None, 100, None) == over()
+  assert mixture_stats.plan_reading(paper(), None, 100, 7).rows == [
+    pytest.approx(700 * p.rate) for p in paper()
+  ]
+  counts = (999_999, 1.25e6, 3e9, 1e12)
+  assert [*map(mixture_stats.format_count, counts)] == [
+    '999,999', '1.25M', '3B', '1T',
+  ]  # fmt: skip
 
 
 # --- From raw text to the table

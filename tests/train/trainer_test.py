@@ -10,6 +10,7 @@ from atm.train import (
   goodput,
   metric_writer,
   run_folder,
+  trainer,
 )
 
 from tiny_runs import (
@@ -18,6 +19,7 @@ from tiny_runs import (
   Stop,
   comparable,
   parameters,
+  small_model,
 )
 
 
@@ -189,3 +191,22 @@ def test_what_a_model_says_of_itself_is_bound(train, tmp_path, resumes):
     gin.clear_config()
   assert (made.d_model, made.encoder_ff, made.dropout) == (32, 64, 0.25)
   assert lengths == {'inputs': 64, 'targets': 64}
+
+
+def test_what_export_will_refuse_is_told_before_the_first_step(
+  train, tmp_path, monkeypatch
+):
+  """Fault seen: learned after training."""
+
+  def stop(loop, step, state):
+    raise Stop
+
+  monkeypatch.setattr(trainer.Loop, 'run', stop)
+  for number, (offset, told) in enumerate(((0, False), (2, True))):
+    said = []
+    with pytest.raises(Stop):
+      train(
+        tmp_path / f'run{number}', 1, say=said.append,
+        model_config=small_model(position_offset=offset),
+      )  # fmt: skip
+    assert any('`atm export` will refuse' in line for line in said) == told
