@@ -27,6 +27,7 @@ def run_pretrain() -> None:
   adopt_source_model()
   adopt_vocabulary_size()
   check_pairs()
+  check_few_shot()
   make_config = get_configurable('trainer.train')
   run = trainer.train(make_config(config_text=gin_config.config_text()))
   if not distributed.is_main_process():
@@ -78,6 +79,15 @@ def check_pairs() -> None:
       f'PAIRS = {path!r}, but MIXTURE_OR_TASK_NAME = {mixture!r}: leave out '
       "PAIRS, or set MIXTURE_OR_TASK_NAME = 'pairs'"
     )
+
+
+def check_few_shot() -> None:
+  """Raises ValueError where ASK_EVERY asks what cannot be scored or read."""
+  from atm.evals import during_training
+
+  if get_setting('ASK_EVERY') is not None:
+    make_tasks = gin_config.get_bindings('suite.Asker')['make_tasks']
+    during_training.check_tasks(make_tasks())
 
 
 def adopt_source_model() -> None:

@@ -15,6 +15,25 @@ from atm.model.config import ModelConfig
 from atm.parallel.sharding import Rules
 
 
+def check_tasks(tasks: Sequence[Task]) -> None:
+  """Checks what asking tasks needs, before a run's rows are built.
+
+  Raises:
+    ValueError: none of the tasks' data is there, or a library is missing.
+  """
+  missing = []
+  for task in tasks:
+    scoring.resolve_metrics(task)
+    try:
+      task.make_questions(None)
+    except MissingData as e:
+      missing.append(str(e).partition('\n')[0])
+  if len(missing) == len(tasks):
+    raise ValueError(
+      'none of TASKS has its data' + ''.join(f': {x}' for x in missing[:1])
+    )
+
+
 class FewShotEvaluator:
   """Answers the same sample of questions at every step it is called for."""
 

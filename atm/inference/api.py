@@ -300,8 +300,10 @@ def load(
     weights: 'bfloat16' keeps parameters and activations in it: half the memory,
       and half to read for a token. None and 'float32' change nothing.
 
-  Raises: see `pretrained.open_pretrained`, `read_params` of its result, and
-    `compiler_check.check_compiler`.
+  Raises:
+    FileNotFoundError: there is no model, or no checkpoint of that step.
+    ValueError: it is damaged, or another model than this version knows, or XLA
+      computes wrongly; see `pretrained`, `compiler_check.check_compiler`.
   """
   xla_options.set_flags()  # in vain where JAX has started; checked below
   mesh = mesh_lib.make_mesh() if mesh is None else mesh

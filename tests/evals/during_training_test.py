@@ -1,8 +1,10 @@
 """Few-shot scores while a model trains, of answers that are given here."""
 
+import dataclasses
+
 import pytest
 
-from atm.evals import during_training, predict
+from atm.evals import during_training, predict, text_metrics
 from atm.evals.task import MissingData, Question, Task
 from atm.parallel.sharding import Rules
 
@@ -56,3 +58,19 @@ def test_a_sample_is_asked():
   few_shot = evaluator([task('a', 's', range(50))], limit=4, seed=1)
   ((_, questions, _),) = few_shot.requests
   assert len(questions) == 4
+
+
+def test_what_asking_needs_is_checked_before_a_run_works(monkeypatch):
+  """Fault seen: a missing library told after rows were built, 127 s."""
+  absent = task('b', 's', [1], data=False)
+  during_training.check_tasks([task('a', 's', [1]), absent])
+  with pytest.raises(ValueError, match='none of TASKS has its data: no file'):
+    during_training.check_tasks([absent])
+
+  def no_library(name):
+    raise ModuleNotFoundError('scoring texts needs sacrebleu: pip install x')
+
+  monkeypatch.setattr(text_metrics, 'import_library', no_library)
+  translation = dataclasses.replace(task('a', 's', ['b']), metrics=('chrf',))
+  with pytest.raises(ValueError, match='needs sacrebleu: pip install'):
+    during_training.check_tasks([translation])

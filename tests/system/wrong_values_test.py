@@ -254,14 +254,31 @@ def test_arguments_of_load(model, parameter):
 
 
 def test_an_unknown_argument_has_a_hint(model):
-  with pytest.raises(TypeError, match="complete has no argument 'results'. Di"):
-    model.complete(['a'], results=2)
   with pytest.raises(TypeError, match="Did you mean 'prefixes'"):
     model.complete(['a'], prefix=['b'])
   with pytest.raises(TypeError, match="load .* 'step'. Did you mean 'at_step'"):
     atm.load('x', step=3)
-  with pytest.raises(ValueError, match="Did you mean 'beams'"):
+  with pytest.raises(
+    TypeError, match=r'mean config=Config\(results=...\)\? Kn'
+  ):
+    model.complete(['a'], results=2)
+  with pytest.raises(ValueError, match="Did you mean 'beams'. Known: banned, "):
     model.generate(['a'], beam=2)
+
+
+@pytest.mark.parametrize('method', GIVEN)
+def test_every_method_tells_its_arguments(model, method):
+  """A stranger's argument is refused with the nearest, and with all."""
+  signature = inspect.signature(getattr(model, method))
+  name = [*signature.parameters][0]
+  with pytest.raises((TypeError, ValueError)) as e:
+    getattr(model, method)(**GIVEN[method], **{f'{name}_': 1})
+  check_message(e.value, {f"no argument '{name}_'", f"no option '{name}_'"})
+  options = 'options' in signature.parameters
+  for known in [] if options else signature.parameters:
+    assert known in str(e.value)
+  if options:
+    assert 'truncate' in str(e.value) and 'temperature' in str(e.value)
 
 
 @pytest.mark.parametrize(
