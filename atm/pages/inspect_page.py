@@ -101,7 +101,7 @@ def _histograms(kind, counts: ObjectiveCounts) -> list[tuple[str, str]]:
     plot = partial(_share_bars, values=counts.prefix, edges=edges)
     plots.append((name, 'share', 'of the documents', plot))
   return [
-    (name, draw_svg(plot, name, x, y, percent=True))
+    (name, draw_svg(plot, name, x, y, percent=True, whole=x == 'tokens'))
     for name, x, y, plot in plots
   ]
 

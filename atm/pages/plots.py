@@ -25,6 +25,7 @@ def draw_svg(
   y: str = '',
   size: tuple[int, int] = LARGE_FIGURE,
   percent: bool = False,
+  whole: bool = True,
 ) -> str:
   """Returns a figure as SVG that takes its colours and font from the page.
 
@@ -35,6 +36,7 @@ def draw_svg(
     y: unit of the y axis, '' where there is none.
     size: LARGE_FIGURE or SMALL_FIGURE.
     percent: the y axis has shares.
+    whole: the x axis has whole numbers.
   """
   import matplotlib  # heavy
   import matplotlib.ticker
@@ -52,7 +54,9 @@ def draw_svg(
     plot(axes)
     ticks = matplotlib.ticker.MaxNLocator
     steps = [1, 2, 2.5, 5, 10]
-    axes.xaxis.set_major_locator(ticks(size[0] // 40, steps=steps))
+    axes.xaxis.set_major_locator(
+      ticks(size[0] // 40, steps=steps, integer=whole)
+    )
     axes.yaxis.set_major_locator(ticks(size[1] // 35, steps=steps))
     axes.xaxis.set_major_formatter(lambda value, _: format_tick(value))
     form = (lambda v: f'{format_tick(v * 100)}%') if percent else format_tick

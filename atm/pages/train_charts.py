@@ -159,6 +159,7 @@ def axis_limits(
     steps.append(points[0] if curved else np.zeros(0))
     values.append(points[1] if curved else np.array([points]))
   x, y = _pad(np.concatenate(steps)), _pad(np.concatenate(values))
+  x = max(x[0], -x[1] / 20), x[1]  # no steps before 0 where there is one step
   return x, (0.0, y[1]) if from_zero else y
 
 
@@ -200,7 +201,9 @@ def draw_lines(
   """Draws curves and levels in matplotlib's axes, with given ends of these."""
   for points, style in lines:
     if np.ndim(points):
-      axes.plot(*points, **style)
+      # A single point has no line.
+      marker = {'marker': 'o', 'ms': 4} if len(points[0]) == 1 else {}
+      axes.plot(*points, **style | marker)
     else:
       axes.axhline(points, **style)
   if limits:

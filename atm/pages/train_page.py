@@ -107,10 +107,12 @@ def _final_losses(
     return None
   values = []
   for name, loss in losses.items():
-    note = f'from {loss["first"]:.3f} at step {held_out[0]:,}'
+    notes = []
+    if held_out[0] < held_out[-1]:
+      notes.append(f'from {loss["first"]:.3f} at step {held_out[0]:,}')
     if loss['unigram'] is not None:
-      note += f'; a unigram model has {loss["unigram"]:.3f}'
-    values.append((name, f'{loss["last"]:.3f}', note))
+      notes.append(f'a unigram model has {loss["unigram"]:.3f}')
+    values.append((name, f'{loss["last"]:.3f}', '; '.join(notes)))
   return {
     'title': f'Held-out loss at step {held_out[-1]:,}, nats a token',
     'losses': values,

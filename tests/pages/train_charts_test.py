@@ -62,6 +62,16 @@ def test_axes_have_a_span_whatever_is_drawn(values):
     assert np.isfinite([low, high]).all() and low < high
 
 
+def test_a_single_point_is_seen_and_no_step_is_before_zero():
+  """Fault seen: charts of one evaluation were empty, around step 0."""
+  rows = [{'step': 0, 'eval/loss/clm/ar': 8.0}]
+  charts = train_charts.language_charts(rows, {'ar': ['clm']})
+  ((_, svg),) = train_charts.draw_charts(charts, plots.SMALL_FIGURE)
+  assert '<use' in svg  # a marker
+  texts = Page(svg).text.split()
+  assert '0' in texts and not any('−' in text for text in texts)
+
+
 def test_speed_begins_at_zero_and_scores_have_a_unit():
   rows = [
     {'step': i, 'mfu': 0.25 + i / 1e4, 'few_shot/xnli': 33.0 + i,

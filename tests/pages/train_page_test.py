@@ -125,6 +125,11 @@ ROWS_APART = [
 ]
 
 
+def test_a_run_of_one_evaluation_tells_no_change(run):
+  page = page_of(str(run), [{'step': 0, 'eval/loss/clm': 8.0}])
+  assert '<dt>clm</dt><dd>8.000</dd><dd></dd>' in page
+
+
 def test_unknown_characters_have_a_legend(run):
   """Fault seen: '⁇', which looks like '??', and no word of what it means."""
   sample = dict.fromkeys(train_page.SAMPLE, 'denoise')
