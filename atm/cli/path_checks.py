@@ -41,7 +41,8 @@ def check_inputs_exist(run: str, configuration: Configuration) -> None:
     return
   for name, expected in PATHS.get(run, {}).items():
     value = find_value(name, configuration.macros)
-    for path in value if isinstance(value, list | tuple) else [value]:
+    several = name == 'RUNS' and isinstance(value, list | tuple)
+    for path in value if several else [value]:
       if not isinstance(path, str) or _is_there(path):
         continue
       if name == 'INIT_FROM' and _has_begun(configuration):

@@ -56,6 +56,7 @@ def test_what_is_left_to_those_who_read(folder):
     ('infer', 'X="runs/tiny"', 'MODEL_DIR=%X'),
     ('infer', 'MODEL_DIR=%MODEL_DIR'),
     ('compare', 'RUNS=[%A]'),
+    ('finetune', 'PAIRS=["a", "b"]', 'INIT_FROM="runs/tiny"'),
     ('eval',),
     ('finetune', 'INIT_FROM="gone"', there),
     ('chat', 'MODEL_DIR="x"', 'sharding.start.distributed="auto"'),
