@@ -151,7 +151,7 @@ show_page('runs/tuned/eval/mine/report.html')
 # %% [markdown]
 # ## Next
 #
-# - [data.md](data.md): text of your own.
+# - [first-steps.md](first-steps.md): the same with text of your own.
 # - [pretraining.md](pretraining.md): all settings of a training run.
 # - [finetuning.md](finetuning.md), [decoding.md](decoding.md) and
 #   [evaluation.md](evaluation.md): each step in full.

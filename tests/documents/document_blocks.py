@@ -23,7 +23,7 @@ MARK = re.compile(r'not run here(:|,? because) (?P<reason>\w.+)', re.I)
 COMMANDS = 'atm', 'git', 'jupyter', 'make', 'pip', 'pytest', 'python', 'srun'
 # What a reader would have to replace, or to add.
 PLACEHOLDER = re.compile(
-  r'\b(FOLDER|FILE|SOURCE|TARGET|RUN|NAME|LANG)\b|\.\.\.'
+  r'(?<!--gin\.)\b(FOLDER|FILE|SOURCE|TARGET|RUN|NAME|LANG)\b|\.\.\.'
 )
 
 

@@ -49,6 +49,7 @@ def test_settings_of_what_is_not_executed(document, monkeypatch):
     ('```text\natm infer\n```', 'looks like a command'),
     ('```sh\natm infer --gin.INPUT=FOLDER\n```', 'to replace'),
     ('```sh\natm cache ... --gin.SEED=1\n```', 'to replace'),
+    ('```sh\natm import --gin.SOURCE=exported\n```', None),
     ('```sh\n# not run here:\natm ...\n```', 'to replace'),
     ('```sh\n# not run here: takes an hour\natm ...\n```', None),
     ('Not run here because it takes an hour:\n\n```sh\natm ...\n```', None),
