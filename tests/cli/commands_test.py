@@ -19,6 +19,9 @@ def required(run) -> list[str]:
     return re.findall(r'^(\w+) = %gin.REQUIRED', f.read(), re.M)
 
 
+TINY_FILE = 'models/tiny.gin'
+
+
 @pytest.mark.parametrize('run', commands.RUNS)
 def test_every_run_parses_with_its_required_settings(run):
   parse(run, *(f'--gin.{name}="x"' for name in required(run)))
@@ -124,3 +127,27 @@ def test_a_run_folder_is_another_one_in_another_working_directory(
   monkeypatch.chdir(run_folder)
   with pytest.raises(UserError, match='names another, MODEL_DIR = .runs/x.'):
     check_folder('config.gin')
+
+
+@pytest.mark.parametrize(
+  'size, expected', [(1500, 1500), (500, 1280), (None, 1280)]
+)
+def test_a_larger_vocabulary_enlarges_the_model(size, expected):
+  """A smaller one leaves entries unused; without a size, the text decides."""
+  files = [gin_files.find_file(f) for f in ('runs/pretrain.gin', TINY_FILE)]
+  bindings = ['MODEL_DIR = "x"', f'VOCABULARY_SIZE = {size}']
+  with gin.unlock_config():
+    gin.clear_config()
+    gin_config.apply_config(files, bindings, set())
+  commands.adopt_vocabulary_size()
+  assert gin_config.get_configurable('model.Config')().vocab_size == expected
+
+
+def test_a_plan_has_the_lengths_of_its_model():
+  files = [gin_files.find_file(f) for f in ('runs/plan.gin', TINY_FILE)]
+  with gin.unlock_config():
+    gin.clear_config()
+    gin_config.apply_config(files, ['model.Config.positions = 64'], set())
+  commands.adopt_lengths()
+  lengths = gin_config.get_setting('TASK_FEATURE_LENGTHS')
+  assert lengths == {'inputs': 64, 'targets': 64}
