@@ -132,17 +132,8 @@ def adopt_vocabulary_size() -> None:
     gin_config.bind({'model.Config.vocab_size': size})
 
 
-def adopt_lengths() -> None:
-  """Binds TASK_FEATURE_LENGTHS, where it is None, to the model's positions."""
-  if get_setting('TASK_FEATURE_LENGTHS') is None:
-    positions = get_configurable('model.Config')().positions
-    lengths = dict.fromkeys(('inputs', 'targets'), positions)
-    gin_config.bind({'TASK_FEATURE_LENGTHS': lengths})
-
-
 def run_plan() -> None:
   """Plans a training run, or decoding, for devices that need not be here."""
-  adopt_lengths()
   start = get_configurable('sharding.start')
   if (program := get_configurable('plan_decode.program')()) != 'train':
     for name in ('SEARCH', 'PODS'):
@@ -172,7 +163,6 @@ def settings_for_pod(name: str) -> dict:
   files, bindings, modules = gin_config.arguments()
   own = [f for f in files if os.path.basename(os.path.dirname(f)) != 'pods']
   gin_config.replace_config([*own, path], bindings, modules)
-  adopt_lengths()
   given = get_configurable('plan.plan')(instead=dict)
   # Bound now: the next pods file brings another mesh.
   bound = gin_config.get_bindings(mesh.make_mesh)

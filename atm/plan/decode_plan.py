@@ -48,7 +48,9 @@ def program(name: str = 'train') -> str:
 
 
 @check_arguments(
-  lengths=partial(task_registry.check_lengths, 'TASK_FEATURE_LENGTHS'),
+  lengths=partial(
+    task_registry.check_lengths, 'TASK_FEATURE_LENGTHS', optional=True
+  ),
   program=partial(check_choice, 'PROGRAM', known=PROGRAMS),
   weights=partial(
     check_choice, 'WEIGHTS', known=config_lib.CONFIG_CHOICES['dtype'],
@@ -58,7 +60,7 @@ def program(name: str = 'train') -> str:
   model_dir=partial(check_path, 'MODEL_DIR', optional=True),
 )  # fmt: skip
 def plan_rows(
-  lengths: dict[str, int],
+  lengths: dict[str, int] | None,
   model_config: config_lib.ModelConfig,
   program: str = 'decode',
   config: sampling.Config = sampling.Config(),
@@ -74,7 +76,8 @@ def plan_rows(
   """Compiles what `atm infer` runs for a pod, and reports what it will do.
 
   Args:
-    lengths: `inputs`, ids of an encoder input; `targets`, tokens written.
+    lengths: `inputs`, ids of an encoder input; `targets`, tokens written; None:
+      the model's positions.
     program: 'decode', all that a batch takes; 'encode', the encoder alone.
     config: how tokens are chosen; max_tokens is `lengths`'s.
     weights: see `api.load`.
@@ -92,6 +95,8 @@ def plan_rows(
     RuntimeError: the compiler failed for another reason than memory.
   """
   fileio.check_output_folder('MODEL_DIR', model_dir)
+  if lengths is None:
+    lengths = task_registry.Lengths.of_model(model_config).as_setting()
   sizes = task_registry.Lengths.of(lengths)
   target = hardware.find_target(topology, make_mesh, start)
   config = dataclasses.replace(config, max_tokens=sizes.targets)

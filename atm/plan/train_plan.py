@@ -40,7 +40,9 @@ from atm.train import config_checks, optimizer
 
 
 @check_arguments(
-  lengths=partial(task_registry.check_lengths, 'TASK_FEATURE_LENGTHS'),
+  lengths=partial(
+    task_registry.check_lengths, 'TASK_FEATURE_LENGTHS', optional=True
+  ),
   batch_size=partial(check_count, 'BATCH_SIZE'),
   train_steps=partial(check_count, 'TRAIN_STEPS'),
   micro_batches=partial(check_count, 'MICRO_BATCHES'),
@@ -51,7 +53,7 @@ from atm.train import config_checks, optimizer
   model_dir=partial(check_path, 'MODEL_DIR', optional=True),
 )
 def plan(
-  lengths: dict[str, int],
+  lengths: dict[str, int] | None,
   batch_size: int,
   train_steps: int,
   model_config: config_lib.ModelConfig,
@@ -99,6 +101,8 @@ def plan(
     ValueError: settings that do not fit each other or the pod, or libtpu is
       missing.
   """
+  if lengths is None:
+    lengths = task_registry.Lengths.of_model(model_config).as_setting()
   given = dict(locals())
   if instead is not None:
     return instead(given)

@@ -148,6 +148,5 @@ def test_a_plan_has_the_lengths_of_its_model():
   with gin.unlock_config():
     gin.clear_config()
     gin_config.apply_config(files, ['model.Config.positions = 64'], set())
-  commands.adopt_lengths()
-  lengths = gin_config.get_setting('TASK_FEATURE_LENGTHS')
-  assert lengths == {'inputs': 64, 'targets': 64}
+  given = gin_config.get_configurable('plan.plan')(instead=dict)
+  assert given['lengths'] == {'inputs': 64, 'targets': 64}
