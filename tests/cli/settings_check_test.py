@@ -18,7 +18,7 @@ def check(run, *arguments, files=(), trusted=()):
   [
     ('infer', 'LIMIT=1', 'LIMIT is not a setting of infer; eval, finetune, '
      "lm_eval and pretrain have it. Did you mean 'SPLIT'?"),
-    ('infer', 'TRAIN_STEPS=7', 'finetune, plan and pretrain have it.'),
+    ('infer', 'TRAIN_STEPS=7', 'mixture, plan and pretrain have it.'),
     ('chat', 'SEED=3', 'SEED is not a setting of chat; eval,'),
     ('pretrain', 'TOPOLOGY=None', 'pretrain; plan has it.'),
     ('pretrain', 'train_steps=3', "Did you mean 'TRAIN_STEPS'?"),
