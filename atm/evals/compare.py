@@ -109,6 +109,19 @@ def compare_runs(
   return comparisons, lines
 
 
+def find_lacking(
+  runs: Sequence[Mapping[str, Any]], labels: Sequence[str]
+) -> dict[str, list[str]]:
+  """Returns label -> tasks that others of several results.json have, not it."""
+  names = [[task['name'] for task in run['tasks']] for run in runs]
+  every = dict.fromkeys(name for some in names for name in some)
+  lacking = {
+    label: [name for name in every if name not in some]
+    for label, some in zip(labels, names)
+  }
+  return {label: some for label, some in lacking.items() if some}
+
+
 def count_resamples(differences: int) -> int:
   """Returns how many draws Holm's correction of so many differences needs."""
   # p is at least 2 / draws, and is multiplied by up to their number.

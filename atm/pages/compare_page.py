@@ -33,19 +33,24 @@ COMPARE_PAGE = 'compare.html'
   runs=partial(check_paths, 'RUNS'),
   output=partial(check_path, 'OUTPUT', optional=True),
 )
-def compare_evaluations(runs: Sequence[str], output: str | None = None) -> str:
+def compare_evaluations(
+  runs: Sequence[str], output: str | None = None, allow_missing: bool = False
+) -> str:
   """Prints a table of results folders and writes its page.
 
   Args:
     runs: folders with results.json, two or more; the first is what others are
       set against.
     output: the page's path; None: compare.html in the first folder.
+    allow_missing: compare the tasks that all runs have; else a task that one
+      lacks is an error.
 
   Returns:
     The page's path.
 
   Raises:
-    ValueError: fewer than two folders, or they have no question in common.
+    ValueError: fewer than two folders, they have no question in common, or a
+      task is not in all.
     FileNotFoundError: a folder has no results.json.
   """
   if len(runs) < 2:
@@ -61,6 +66,14 @@ def compare_evaluations(runs: Sequence[str], output: str | None = None) -> str:
   fileio.check_output('OUTPUT', path, read, is_page, overwrite=True)
   labels = compare_lib.distinguish_paths(runs)
   comparisons, notes = compare_lib.compare_runs(every, labels)
+  lacking = compare_lib.find_lacking(every, labels)
+  if comparisons and lacking and not allow_missing:
+    label, names = next(iter(lacking.items()))
+    raise ValueError(
+      f'{label} lacks {len(names):,} tasks of the others: '
+      f'{compare_lib.abbreviate(names)}. ALLOW_MISSING=True compares what all '
+      'have'
+    )
   if not comparisons:
     raise ValueError(
       f'RUNS = {runs!r}: no question in common. '

@@ -350,7 +350,7 @@ def _read_declaration(
     yield {'id': f'{article}/{i}', 'source': one, 'target': two}
 
 
-# Of either half, so that a question fits the 48 positions of models/tiny.gin.
+# Of either half, so that a question fits the positions of models/tiny.gin.
 HALF = 40
 
 

@@ -49,6 +49,17 @@ def test_what_cannot_be_compared_is_refused(folder, tmp_path):
     json.dump(none, f)
   with pytest.raises(ValueError, match='no question in common'):
     compare_page.compare_evaluations((folder, str(tmp_path)))
+  with open(f'{folder}/results.json') as f:
+    fewer = {k: v for k, v in json.load(f).items() if k != 'sha256'}
+  (last,) = fewer['tasks'][-1:]
+  fewer['tasks'] = fewer['tasks'][:-1]
+  results_lib.write_results(str(tmp_path), fewer)
+  runs = folder, str(tmp_path)
+  with pytest.raises(ValueError, match=f'lacks 1 tasks of .*: {last["name"]}'):
+    compare_page.compare_evaluations(runs)
+  path = str(tmp_path / 'c.html')
+  compare_page.compare_evaluations(runs, path, allow_missing=True)
+  assert 'not in ' in open(path, encoding='utf-8').read()
 
 
 def test_names_notes_and_settings_are_escaped(evil):
