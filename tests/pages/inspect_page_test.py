@@ -41,7 +41,7 @@ def test_dropped_and_written_runs_are_marked_and_escaped():
 
 def example(source, form, objective):
   part = types.SimpleNamespace(
-    source=source, form=form, language='all', name='task',
+    source=source, form=form, language='all', name='task', rows=range(9),
     objective=types.SimpleNamespace(name=objective),
   )  # fmt: skip
   runs = [inspection.TextRun('x', inspection.READ)]
