@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-slow test-docs test-plan test-package site mutate check format bench lock clean
+.PHONY: help run test test-slow test-docs test-plan test-t5x test-package site mutate check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,27 @@ test-docs: $(VENV)-docs/test  ## execute the documents' commands and examples
 test-plan: $(VENV)-plan/test  ## `atm plan` with libtpu, in an environment of its own
 	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs -m libtpu
 
+# What t5x and airio import that nothing else here does.
+T5X_NEEDS = cached_property==2.0.1 fiddle==0.3.1 grain==0.2.18 jaxtyping==0.3.11 \
+  portpicker==1.6.0
+
+$(VENV)-t5x/test: $(VENV)/test
+	$(PYTHON) -m venv $(VENV)-t5x
+	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
+	  $$($(VENV)-t5x/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth
+	$(VENV)-t5x/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --editable '.[dev]' $(T5X_NEEDS) --constraint $(LOCK)
+	@touch $@
+
+# make test-t5x T5X=FOLDER [AIRIO=FOLDER]: checkouts, see docs/t5x.md
+AIRIO ?= $(T5X)/../airio
+test-t5x: $(VENV)-t5x/test  ## atm/t5x.py in a checkout of t5x, T5X=FOLDER
+	@test -d '$(T5X)/t5x' -a -d '$(AIRIO)/airio' || { \
+	  echo 'T5X=$(T5X) AIRIO=$(AIRIO): expected checkouts of t5x and airio, see docs/t5x.md'; \
+	  exit 2; }
+	JAX_PLATFORMS=cpu PYTHONPATH='$(abspath $(T5X)):$(abspath $(AIRIO))' \
+	  $(VENV)-t5x/bin/python -m pytest -n 0 -rs tests/t5x_test.py
+
 test-package: $(VENV)-publish/test  ## wheel and sdist, in an empty environment; the site
 	$(VENV)-publish/bin/python -m pytest -n 0 -rs -m publish
 
@@ -89,5 +110,5 @@ lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock
 
 clean:  ## remove the environment, builds and caches; keeps runs/
-	rm -rf $(VENV) $(VENV)-docs $(VENV)-plan $(VENV)-publish build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-plan $(VENV)-publish $(VENV)-t5x build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
