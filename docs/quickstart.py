@@ -135,7 +135,8 @@ tuned.generate([pair['input'] for pair in pairs[:3]], max_tokens=4)
 # %% language="bash"
 # for run in quickstart tuned; do
 #   atm eval --gin.SUITE="'mine'" --gin.TASKS="('pairs',)" \
-#     --gin.DATA_DIR="'runs/data'" --gin.MODEL_DIR="'runs/$run'"
+#     --gin.DATA_DIR="'runs/data'" --gin.MODEL_DIR="'runs/$run'" \
+#     --gin.TRUNCATE="'end'"
 # done
 
 # %%
