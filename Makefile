@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-slow test-docs test-plan test-t5x test-package site mutate check format bench lock clean
+.PHONY: help run test test-processes test-slow test-docs test-plan test-t5x test-package site mutate check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,10 @@ run: $(VENV)/run  ## pre-train models/tiny on the shipped text; run again to res
 	$(VENV)/bin/atm pretrain --gin_file=models/tiny.gin --gin.MODEL_DIR="'$(RUN_DIR)'"
 
 test: $(VENV)/test  ## all tests but those that take minutes
-	$(VENV)/bin/python -m pytest -n 2 -m 'not slow and not documents'
+	$(VENV)/bin/python -m pytest -n 2 -m 'not slow and not documents and not processes'
+
+test-processes: $(VENV)/test  ## whole commands, killed, stopped and joined
+	$(VENV)/bin/python -m pytest -n 2 --maxschedchunk=1 -m 'processes and not slow'
 
 test-slow: $(VENV)/test  ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow -n 0

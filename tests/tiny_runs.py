@@ -60,7 +60,8 @@ class Trainer:
     import atm_tasks
 
     rows, mine = str(self.folder / 'rows'), f'{directory}/rows'
-    if os.path.exists(rows):
+    shared = not {'mixture', 'vocabulary'} & {*changes}
+    if shared and os.path.exists(rows):
       shutil.copytree(rows, mine, dirs_exist_ok=True)
     lines = []
 
@@ -76,7 +77,7 @@ class Trainer:
     try:
       run = trainer.train(small_config(directory, steps, **settings | changes))
     finally:
-      if os.path.exists(mine) and not os.path.exists(rows):
+      if shared and os.path.exists(mine) and not os.path.exists(rows):
         shutil.copytree(mine, rows)
     run.lines = lines
     return run

@@ -147,6 +147,10 @@ def test_a_plan_has_the_lengths_of_its_model():
   files = [gin_files.find_file(f) for f in ('runs/plan.gin', TINY_FILE)]
   with gin.unlock_config():
     gin.clear_config()
-    gin_config.apply_config(files, ['model.Config.positions = 64'], set())
+    gin_config.apply_config(
+      files,
+      ['model.Config.positions = 64', 'TASK_FEATURE_LENGTHS = None'],
+      set(),
+    )
   given = gin_config.get_configurable('plan.plan')(instead=dict)
   assert given['lengths'] == {'inputs': 64, 'targets': 64}

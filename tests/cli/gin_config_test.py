@@ -337,18 +337,24 @@ def test_references_that_may_be_made(bound):
 def test_modules_that_are_named_are_trusted(bound, tmp_path):
   """Their functions go anywhere, ours to them only where they do nothing."""
   (tmp_path / 'poems.py').write_text(
-    'def mesh(config=None): return config\n'
+    'def poem_mesh(config=None): return config\n'
     'def rules(inner=None, other=None): return inner\n'
-    'GIN = mesh, rules\n'
+    'GIN = poem_mesh, rules\n'
   )
-  mine = 'poems.mesh.config=@model.Config()', 'chat.chat.make_mesh=@poems.mesh'
+  mine = (
+    'poems.poem_mesh.config=@model.Config()',
+    'chat.chat.make_mesh=@poems.poem_mesh',
+  )
   gin_config.apply_config([], mine, {'poems'})
   assert gin.get_bindings('chat.chat')['make_mesh']().d_model == 4096
   for more, message in (
-    (['poems.mesh.config=@data.vocab()'], 'may not have this value'),
+    (['poems.poem_mesh.config=@data.vocab()'], 'may not have this value'),
     (['poems.rules.inner=@poems.rules()'], 'refers to itself'),
     (
-      ['poems.rules.inner=@poems.mesh()', 'poems.mesh.config=@poems.rules()'],
+      [
+        'poems.rules.inner=@poems.poem_mesh()',
+        'poems.poem_mesh.config=@poems.rules()',
+      ],
       'refers to itself through',
     ),
   ):

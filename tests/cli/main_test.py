@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 import atm as atm_package
 from atm.cli import commands, main
 
@@ -70,6 +72,7 @@ def test_a_mistake_exits_2_without_a_traceback(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.processes
 def test_a_simulated_mesh_in_a_fresh_process(tmp_path):
   """Fault seen: the peak's measurement under the mesh of eight devices."""
   done = atm(
@@ -80,6 +83,7 @@ def test_a_simulated_mesh_in_a_fresh_process(tmp_path):
   assert '8 cpu device(s) (slice 1 x data 2 x fsdp 2 x tensor 2)' in done.stdout
 
 
+@pytest.mark.processes
 def test_the_whole_way(tmp_path):
   """vocab, pretrain, again from config.gin alone, infer: as a user types."""
   made = atm(

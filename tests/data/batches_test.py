@@ -420,7 +420,7 @@ def test_the_task_of_the_documents(words, tmp_path, monkeypatch):
 
   root = os.path.abspath(f'{os.path.dirname(__file__)}/../..')
   with open(f'{root}/docs/data.md', encoding='utf-8') as f:
-    (code,) = re.findall(r'```python\n(.*?)```', f.read(), re.S)
+    (code,) = re.findall(r'```python[^\n]*\n(.*?)```', f.read(), re.S)
   monkeypatch.chdir(tmp_path)
   for name, count in (('poems', 300), ('held_out', 20)):
     lines = (f'Line {i} of a poem about the sea.' for i in range(count))

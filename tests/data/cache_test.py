@@ -113,6 +113,7 @@ print(json.dumps([killed, sorted(seen)]))
 """
 
 
+@pytest.mark.processes
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
   folder, words, whole, tmp_path
 ):
@@ -208,6 +209,7 @@ def command(directory, words, folder, *more):
   )  # fmt: skip
 
 
+@pytest.mark.processes
 def test_the_command_and_several_processes(folder, words, whole, tmp_path):
   done = atm(*command(tmp_path, words, folder, '--gin.PROCESSES=2'))
   assert done.returncode == 0, done.stderr
@@ -215,6 +217,7 @@ def test_the_command_and_several_processes(folder, words, whole, tmp_path):
   assert contents(tmp_path) == whole
 
 
+@pytest.mark.processes
 def test_a_full_disk_is_one_line_and_loses_nothing(
   folder, words, configure, whole, tmp_path
 ):

@@ -134,7 +134,7 @@ def test_errors_name_the_file(tmp_path):
   (tmp_path / 'bad.model').write_bytes(b'not a model')
   with pytest.raises(ValueError, match='bad.model.* is not a SentencePiece'):
     Vocabulary(tmp_path / 'bad.model')
-  with pytest.raises(ValueError, match='100000 pieces cannot be trained'):
+  with pytest.raises(ValueError, match='SIZE = 100000: this text supports'):
     vocabulary_training.train_sentencepiece(
       ['a b c'] * 9, str(tmp_path), 100_000
     )

@@ -91,7 +91,7 @@ def test_the_command_plans_what_is_asked_for(configured, monkeypatch):
     commands.execute('plan')
   job, rows = seen['x']
   assert job.kind == 'decode' and rows == 6 and job.config.beams == 2
-  assert job.config.max_tokens == 80 and job.net.config.dtype == 'bfloat16'
+  assert job.config.max_tokens == 48 and job.net.config.dtype == 'bfloat16'
 
 
 def test_an_unknown_program_is_named(configured):

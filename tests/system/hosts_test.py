@@ -25,6 +25,8 @@ from atm.train import trainer
 
 from tiny_runs import comparable
 
+pytestmark = pytest.mark.processes
+
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ENV = {
   **{k: v for k, v in os.environ.items() if 'proxy' not in k.lower()},

@@ -74,6 +74,7 @@ def test_the_wheel_says_what_it_is(wheel):
   assert not re.findall(r'\]\((?!https://)', description)
 
 
+@pytest.mark.processes
 def test_an_installed_copy_runs_from_any_directory(wheel, tmp_path):
   """Installed beside this environment's packages, in front of the checkout."""
   target, elsewhere = tmp_path / 'target', tmp_path / 'elsewhere'

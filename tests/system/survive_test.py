@@ -15,6 +15,8 @@ import survive
 from damage import change_a_value
 from tiny_runs import comparable
 
+pytestmark = pytest.mark.processes
+
 STEPS = 20
 # As on a full disk: a file of the vocabulary fits, one of an embedding of WIDE
 # does not. How many arrays go into one file is a matter of time.
