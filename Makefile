@@ -33,7 +33,7 @@ run: $(VENV)/run  ## pre-train models/tiny on the shipped text; run again to res
 test: $(VENV)/test  ## all tests but those that take minutes
 	$(VENV)/bin/python -m pytest -n 2 -m 'not slow and not documents and not processes'
 
-test-processes: $(VENV)/test  ## whole commands, killed, stopped and joined
+test-processes: $(VENV)/test  ## whole runs, killed, resumed and joined
 	$(VENV)/bin/python -m pytest -n 2 --maxschedchunk=1 -m 'processes and not slow'
 
 test-slow: $(VENV)/test  ## the tests that take minutes

@@ -421,6 +421,7 @@ def test_token_ids_outside_the_vocabulary_are_named(source):
     model.score([[1], [2]], [[3]])
 
 
+@pytest.mark.processes
 def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
   """1.4 GiB, in a process that must stay below 2x its largest + 1 GiB."""
   described = hf_folder.read_json_object(f'{HERE}/untied.config.json')

@@ -9,6 +9,7 @@ from atm.train import metric_writer
 from tiny_runs import comparable
 
 
+@pytest.mark.processes
 def test_checkpoints_may_lie_elsewhere(train, tmp_path):
   """Resumed from there, also by a new MODEL_DIR; inference finds them.
 

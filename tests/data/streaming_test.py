@@ -114,6 +114,7 @@ def test_a_stream_that_ends_is_an_error(make):
     stream(1)
 
 
+@pytest.mark.processes
 def test_a_stream_resumes_and_is_the_same_for_any_hosts(words):
   import seqio
 

@@ -202,7 +202,7 @@ def test_a_library_that_is_missing_is_named(name, monkeypatch):
   for cache in (text_metrics._spbleu, text_metrics._bleu_of_language):
     cache.cache_clear()
   monkeypatch.setattr(text_metrics.importlib, 'import_module', import_module)
-  with pytest.raises(ModuleNotFoundError, match=r'judges texts.*atm\[eval\]'):
+  with pytest.raises(ModuleNotFoundError, match=r'needs .*atm-jax\[eval\]'):
     text_metrics.check_installed(name, 'en')
   text_metrics.check_installed('squad_f1', 'en')
 

@@ -19,6 +19,8 @@ from atm.train import optimizer, step
 from conftest import batch, tiny
 from tiny_runs import EIGHT, ONE
 
+pytestmark = pytest.mark.processes
+
 S, T = 12, 10
 DRY = tiny(encoder_layers=1, decoder_layers=1)
 DROPS = tiny(encoder_layers=1, decoder_layers=1, dropout=0.1)

@@ -26,6 +26,8 @@ from tiny_runs import (
   parameters,
 )
 
+pytestmark = pytest.mark.processes
+
 RATE = 1e-2
 TIES = config_lib.CONFIG_CHOICES['ties']
 

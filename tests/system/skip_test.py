@@ -20,6 +20,8 @@ from tiny_runs import (
   parameters,
 )
 
+pytestmark = pytest.mark.processes
+
 NAN = "the loss is nan and the gradient's norm is nan"
 
 

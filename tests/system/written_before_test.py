@@ -21,6 +21,8 @@ import gin
 from atm.cli.gin_config import apply_config
 from atm.cli.gin_files import find_file
 
+pytestmark = pytest.mark.processes
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 BEFORE = os.path.join(os.path.dirname(HERE), 'testdata', 'before')
 COMMAND = 'import sys; from atm.cli.main import main; sys.exit(main())'

@@ -164,6 +164,7 @@ def two_hosts(directory, number):
   return [[line for line in x if line] for x in (first, second)]
 
 
+@pytest.mark.processes
 def test_a_signal_on_one_host_stops_all_after_the_same_step(tmp_path):
   """And what both have saved is verified by both.
 
