@@ -58,7 +58,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from atm.data import vocabulary
 from atm.model import compiler_check, config
-from atm.parallel import mesh, xla_options
+from atm.parallel import distributed, mesh, xla_options
 
 xla_options.set_flags()  # fusions are those of the commands
 
@@ -107,6 +107,13 @@ def forget_bindings():
   yield
   if 'gin' in sys.modules:
     sys.modules['gin'].clear_config()
+
+
+@pytest.fixture(autouse=True)
+def forget_processes():
+  """Clears that a test joined others: an error's exit ended a later one."""
+  yield
+  distributed._stage = None
 
 
 @pytest.fixture(autouse=True)

@@ -42,8 +42,6 @@ def start(tmp_path, monkeypatch):
       )
 
     monkeypatch.setitem(commands.RUNS, run, see)
-    # Joining is forgotten: an error's exit would end the process at once.
-    monkeypatch.setattr(distributed, '_stage', None)
     # Which file binds what is forgotten, as what is bound.
     monkeypatch.setattr(gin_config, '_applied', [*gin_config._applied])
     with gin.unlock_config():
