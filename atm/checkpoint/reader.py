@@ -295,14 +295,14 @@ def _group_by_size(arrays: Mapping) -> list[tuple[str, set[str]]]:
 # --- Opening
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-  """Tells a log record from Orbax's warning that it only reads a folder."""
+def _keep_record(record: logging.LogRecord) -> bool:
+  """Drops Orbax's warning that a folder is opened for reading only."""
   return not str(record.msg).startswith('Given directory is read only')
 
 
 def _open_orbax(directory: epath.Path, read_only: bool):
   """Opens Orbax's manager of a folder, which removes no step."""
-  logging.getLogger('absl').addFilter(_is_news)  # once, however often
+  logging.getLogger('absl').addFilter(_keep_record)  # added once only
   # It reads a file of every step at once.
   paths_read = glob.glob(
     os.path.join(glob.escape(os.fspath(directory)), '*', STEP_FILE)
