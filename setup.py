@@ -134,6 +134,8 @@ EVAL = [
   'sacrebleu>=2.4,<3',
 ]
 
+TOKENIZERS = ['tokenizers>=0.22,<0.24', 'transformers>=5,<6']
+
 CLASSIFIERS = [
   'Development Status :: 4 - Beta',
   'Environment :: Console',
@@ -155,6 +157,8 @@ EXTRAS = {
   'plan': [f'jax[tpu]{JAX}'],
   # Reads .txt.zst and .jsonl.zst.
   'zstd': ['zstandard>=0.22,<0.26'],
+  # Reads tokenizer.json and older files of Hugging Face folders; not torch.
+  'tokenizers': TOKENIZERS,
   # Only for parity scripts; never needed to run.
   'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
   'eval': EVAL,
@@ -167,6 +171,7 @@ EXTRAS = {
   ],
   'dev': [
     *EVAL,
+    *TOKENIZERS,
     'build>=1.2,<2',
     'hypothesis>=6.100,<7',
     'pytest>=8,<10',
