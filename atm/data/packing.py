@@ -11,6 +11,10 @@ import numpy as np
 from atm.data.vocabulary import CLM_TOKEN, DOC_TOKEN
 from atm.messages import check_arguments, check_count, quote
 
+# In place of the decoder's first input: the example's own last target. mBART-25
+# is trained so, and its last target is the code of the language it writes.
+LAST_TARGET = -1
+
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
@@ -22,6 +26,8 @@ class SpecialIds:
   # None where the vocabulary has no such piece; pairs need neither.
   clm: int | None
   doc: int | None
+  # The decoder's first input, or LAST_TARGET; None: `bos`.
+  start: int | None = None
 
   @classmethod
   def of(cls, vocabulary) -> SpecialIds:
@@ -101,6 +107,12 @@ def expand_ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
   return np.repeat(start - before, length) + np.arange(length.sum())
 
 
+def _run_lengths(run: tuple) -> np.ndarray:
+  """Returns [N] lengths of runs, see `frame_batch`."""
+  before, _, count, after = run
+  return count + len(before) + len(after)
+
+
 def _lay_out(row, run: tuple, B: int, width: int, pad: int) -> tuple:
   """Lays runs out, see `frame_batch`, in rows of `width`.
 
@@ -108,7 +120,7 @@ def _lay_out(row, run: tuple, B: int, width: int, pad: int) -> tuple:
   into the flat tokens where a run starts.
   """
   before, flat, count, after = run
-  length = count + len(before) + len(after)
+  length = _run_lengths(run)
   start = get_starts(length, row)
   total = np.bincount(row, length, minlength=B)
   assert total.max(initial=0) <= width
@@ -151,8 +163,12 @@ def frame_batch(
   B, S, T = sizes
   encoder = _lay_out(row, source, B, S, ids.pad)
   targets, segments, positions, start = _lay_out(row, target, B, T, ids.pad)
-  shifted = np.roll(targets, 1, axis=1)
-  shifted.reshape(-1)[start] = ids.bos
+  shifted, first = np.roll(targets, 1, axis=1), ids.start
+  if first is None:
+    first = ids.bos
+  elif first == LAST_TARGET:
+    first = targets.reshape(-1)[start + _run_lengths(target) - 1]
+  shifted.reshape(-1)[start] = first
   shifted[segments == 0] = ids.pad
   return {
     'encoder_input_tokens': encoder[0],

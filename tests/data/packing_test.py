@@ -89,6 +89,22 @@ def test_frames_of_several_ids_stand_around_each_run():
   }
 
 
+@pytest.mark.parametrize(
+  'start, first', [(None, (1, 1)), (3, (3, 3)), (packing.LAST_TARGET, (5, 6))]
+)
+def test_the_decoder_starts_each_example_as_its_model_does(start, first):
+  """Two examples share a row; each restarts with its own first input."""
+  ids = packing.SpecialIds(9, 1, 2, None, None, start)
+  sizes, none = np.array([2, 3]), np.zeros(0, np.int32)
+  source = (7,), none, 0 * sizes, ()
+  target = (), np.array([20, 5, 21, 22, 6]), sizes, ()
+  batch = packing.frame_batch(np.zeros(2, int), source, target, (1, 2, 6), ids)
+  assert batch['decoder_input_tokens'].tolist() == [
+    [first[0], 20, first[1], 21, 22, 9]
+  ]
+  assert batch['decoder_target_tokens'].tolist() == [[20, 5, 21, 22, 6, 9]]
+
+
 def test_pieces_that_are_missing_are_named():
   ids = packing.SpecialIds(pad=0, bos=1, eos=2, clm=None, doc=6)
   ids.require('doc')
