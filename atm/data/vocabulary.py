@@ -11,13 +11,15 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import sentencepiece
 from etils import epath
 
 from atm import fileio
+from atm.data.input_format import InputFormat
 from atm.data.token_ids import check_ids
 from atm.messages import check_path, check_text
 
@@ -40,7 +42,10 @@ class Vocabulary:
     size: number of pieces, V.
     pad_id, bos_id, eos_id, unk_id, clm_id, doc_id: ids of special pieces.
     sha256: hash of the model file, in hex.
+    languages: ids of language codes, of which there are none.
   """
+
+  languages: Mapping[str, int] = types.MappingProxyType({})
 
   def __init__(self, path: str | os.PathLike):
     """Loads a model file, or `sentencepiece.model` in a folder, local or not.
@@ -85,6 +90,12 @@ class Vocabulary:
       with contextlib.suppress(ValueError):
         ids[piece] = self._special(piece)
     return ids
+
+  @functools.cached_property
+  def input_format(self) -> InputFormat:
+    """The frame of inputs and targets."""
+    clm_id = self.special_ids().get(CLM_TOKEN)
+    return InputFormat('alexatm', self.eos_id, self.bos_id, clm_id)
 
   @property
   def clm_id(self) -> int:

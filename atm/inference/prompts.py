@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from atm.data import languages
+from atm.data.input_format import MODES
 from atm.data.sentences import drop_partial_sentence
 from atm.inference import stop_strings
 from atm.messages import (
@@ -33,10 +34,6 @@ from atm.messages import (
   check_text,
   quote,
 )
-
-# In 'clm' the decoder continues the prompt; in 'denoise' it writes it again,
-# completed.
-MODES = ('clm', 'denoise')
 
 
 @dataclasses.dataclass(frozen=True)

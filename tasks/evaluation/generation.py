@@ -76,7 +76,7 @@ class PromptFormat:
 
 
 @dataclasses.dataclass(frozen=True)
-class InputFormat:
+class PairFormat:
   """Inputs asked as they are, as a model was fine-tuned on them."""
 
   max_tokens: int = 1023

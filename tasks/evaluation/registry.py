@@ -42,9 +42,7 @@ class TaskSpec:
   """
 
   data: str
-  format: (
-    generation.PromptFormat | generation.InputFormat | choices.ChoiceFormat
-  )
+  format: generation.PromptFormat | generation.PairFormat | choices.ChoiceFormat
   metrics: tuple[str, ...]
   language: str = 'en'
   source_language: str | None = None
@@ -100,7 +98,7 @@ def _list_specs() -> Named:
   ):
     yield (
       name,
-      TaskSpec(name, generation.InputFormat(), metrics, split='validation'),
+      TaskSpec(name, generation.PairFormat(), metrics, split='validation'),
     )
 
 

@@ -86,7 +86,7 @@ def test_references_are_counted_that_no_answer_can_equal(words):
   squad = generation.SQUADV2_FORMAT
   read = functools.partial(squad.answer, mode='clm')
   assert counted([['none'], ['one'], []], read, stop=squad.stop) == (0, 0, 1)
-  pairs = functools.partial(generation.InputFormat().answer, mode='denoise')
+  pairs = functools.partial(generation.PairFormat().answer, mode='denoise')
   assert counted(['one; two'], pairs, mode='denoise') == (0, 0, 0)
 
 

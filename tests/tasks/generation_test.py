@@ -33,7 +33,7 @@ def test_no_answer_is_heard():
 
 
 def test_inputs_are_asked_as_they_are():
-  form = generation.InputFormat()
+  form = generation.PairFormat()
   example = {'id': '3', 'input': ' a  b', 'target': 'c'}
   question = form.question(example, [], 'en', 'clm', None)
   assert (question.prompt, question.truth) == (' a  b', 'c')
