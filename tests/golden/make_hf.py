@@ -210,7 +210,9 @@ def gradients(model, **batch) -> dict[str, np.ndarray]:
     model(**batch).loss.backward()
   # Copies: the arrays would share memory that zero_grad may reuse.
   return {
-    name: value.grad.numpy().copy() for name, value in model.named_parameters()
+    name: value.grad.numpy().copy()
+    for name, value in model.named_parameters()
+    if value.requires_grad  # else a table that is computed
   }
 
 
