@@ -137,10 +137,12 @@ class Batches:
     lengths: task_registry.Lengths,
     batch_size: int,
     seed: int,
+    start_id: int | None = None,
   ):
+    """Takes the model's `start_id`; None: the vocabulary's `<s>`."""
     self.parts, self.lengths = parts, lengths
     self.batch_size, self.seed = batch_size, seed
-    self.ids = packing.SpecialIds.of(vocabulary)
+    self.ids = packing.SpecialIds.of(vocabulary, start_id)
     kinds = list(dict.fromkeys(part.objective for part in parts))
     self.kinds = np.array([kinds.index(part.objective) for part in parts])
     self.packs = any(kind.packs for kind in kinds)

@@ -29,7 +29,12 @@ from atm.data import cache_shards, task_registry, token_store
 from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.cache_worker import make_unit
 from atm.data.task_registry import Lengths
-from atm.data.vocabulary import MODEL_FILE, Vocabulary, write_vocabulary
+from atm.data.vocabulary import (
+  Vocabulary,
+  copy_vocabulary,
+  has_vocabulary,
+  open_vocabulary,
+)
 from atm.messages import (
   check_arguments,
   check_count,
@@ -85,7 +90,7 @@ def build(
 
   Args:
     mixture: a seqio task or mixture.
-    vocabulary: a SentencePiece file or folder.
+    vocabulary: a file or folder, see `vocabulary.open_vocabulary`.
     lengths: {'inputs': S, 'targets': T}: rows are cut for these; None: the
       positions of `make_model`'s model.
     directory: gets a folder for each task and split.
@@ -119,7 +124,7 @@ def build(
   if lengths is None and make_model is not None:
     lengths = Lengths.of_model(make_model()).as_setting()
   sizes = Lengths.of(lengths)
-  stored = store_vocabulary(Vocabulary(vocabulary), directory)
+  stored = store_vocabulary(open_vocabulary(vocabulary), directory)
   configure_tasks(vocabulary=stored.path)
   job = CacheJob(stored.path, stored.sha256, sizes, directory, passes)
   wanted = [
@@ -168,9 +173,9 @@ def _describe_left(todo: list[CacheUnit], units, job: CacheJob) -> str:
 def store_vocabulary(vocabulary: Vocabulary, directory: str) -> Vocabulary:
   """Returns the vocabulary stored beside the rows; copies it there first."""
   folder = os.path.join(directory, 'vocabulary')
-  if not os.path.exists(os.path.join(folder, MODEL_FILE)):
-    return write_vocabulary(vocabulary.model, folder)
-  stored = Vocabulary(folder)
+  if not has_vocabulary(folder):
+    return copy_vocabulary(vocabulary, folder)
+  stored = open_vocabulary(folder)
   if stored.sha256 != vocabulary.sha256:
     raise ValueError(
       f'{directory!r} was made with another vocabulary than '
@@ -190,7 +195,7 @@ def open_cache(directory: str) -> tuple[Vocabulary, Lengths]:
         f'{path}: lengths are {quote(made_from["lengths"])}: expected two'
       )
     lengths = Lengths(*made_from['lengths'])
-    return Vocabulary(folder / 'vocabulary'), lengths
+    return open_vocabulary(folder / 'vocabulary'), lengths
   raise FileNotFoundError(
     f'CACHE_DIR = {directory!r}: no finished rows there; `atm cache` makes them'
   )

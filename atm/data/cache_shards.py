@@ -18,7 +18,7 @@ from atm.data.task_registry import Lengths
 class CacheJob:
   """Settings of a build, which every worker gets, see `cache.build`."""
 
-  vocabulary: str  # path of the SentencePiece file
+  vocabulary: str  # its path, see `vocabulary.open_vocabulary`
   vocabulary_sha256: str
   lengths: Lengths
   directory: str

@@ -13,7 +13,7 @@ import numpy as np
 from atm.data import cache_shards, counter_rng, task_registry, token_store
 from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.packing import SpecialIds
-from atm.data.vocabulary import Vocabulary
+from atm.data.vocabulary import open_vocabulary
 
 TEXTS_AT_ONCE = 256  # that are tokenised in one call
 
@@ -22,7 +22,7 @@ def make_unit(unit: CacheUnit, job: CacheJob) -> int:
   """Writes the files of one unit, one for each task; returns its tokens."""
   import seqio
 
-  vocabulary = Vocabulary(job.vocabulary)
+  vocabulary = open_vocabulary(job.vocabulary)
   ids = SpecialIds.of(vocabulary)
   tasks = [seqio.TaskRegistry.get(name) for name in unit.tasks]
   counts = collections.Counter(documents=0, sentences=0, tokens=0)

@@ -154,7 +154,8 @@ def decode_example(
       size = len(tokens)
       key = make_noise_keys(batches.parts, batches.seed, *located)
       (mask,) = part.objective.keep_mask(key, np.array([size]), size)
-      assert np.array_equal(tokens[mask], source[1:-1]), 'others are dropped'
+      read_of = source[len(batches.ids.opening) : -1]
+      assert np.array_equal(tokens[mask], read_of), 'others are dropped'
       assert np.array_equal(tokens, target[:-1]), 'another row'
       marks = [*np.where(mask, READ, DROPPED).tolist(), READ]
       chosen = [
@@ -199,15 +200,16 @@ def _measure_rows(batches: Batches, kind, part, epoch, row) -> tuple:
   target = (decoder[..., None] == k).sum(1)
   there, filled = target > 0, (source.sum(1), target.sum(1))
   spans = budgets = prefix = np.zeros(0, np.int64)
+  framing = len(batches.ids.opening) + 1  # with `</s>`
   if kind.name == 'denoise':
     key = make_noise_keys(batches.parts, batches.seed, part, epoch, row)
     texts = filled[1] - 1
     spans, budgets = measure_spans(kind, key, texts)
-    assert np.array_equal(texts - budgets, filled[0] - 2)
+    assert np.array_equal(texts - budgets, filled[0] - framing)
   elif kind.name == 'clm':
     ends = arrays['decoder_target_tokens'] == batches.ids.eos
     own = ((decoder * ~ends)[..., None] == k).sum(1)
-    read = source[there] - 3
+    read = source[there] - framing - 1
     texts = read + own[there]
     prefix = read / texts
   else:

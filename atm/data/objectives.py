@@ -23,7 +23,9 @@ Letters: B rows, L row length, S encoder length, T decoder length, N examples.
 The paper does not say where `<s>` and `</s>` stand. Here, as the released
 tokenizer does it: the encoder reads `<s> ... </s>` (with `[CLM]` right after
 `<s>`), the target ends in `</s>`, the decoder starts from `<s>`. A CLM
-document cut at the row length has no `</s>`: it does not end there.
+document cut at the row length has no `</s>`: it does not end there. A public
+model keeps its own first decoder input, and where its vocabulary has no `<s>`
+the encoder reads none.
 """
 
 import dataclasses
@@ -99,7 +101,7 @@ class Denoise:
     """Makes arrays of rows [B, L] of `length` [B] ids, see `frame_batch`."""
     mask = self.keep_mask(key, length, tokens.shape[1])
     inside = np.arange(tokens.shape[1]) < length[:, None]
-    source = (ids.bos,), tokens[mask], mask.sum(1), (ids.eos,)
+    source = ids.opening, tokens[mask], mask.sum(1), (ids.eos,)
     target = (), tokens[inside], length, (ids.eos,)
     row, sizes = np.arange(len(tokens)), (len(tokens), S, T)
     return packing.frame_batch(row, source, target, sizes, ids)
@@ -179,7 +181,7 @@ class CLM:
     rest = end - start - prefix
     read = flat[packing.expand_ranges(start, prefix)]
     written = flat[packing.expand_ranges(start + prefix, rest)]
-    source = (ids.bos, ids.clm), read, prefix, (ids.eos,)
+    source = (*ids.opening, ids.clm), read, prefix, (ids.eos,)
     target = (), written, rest, ()
     return packing.frame_batch(row, source, target, (len(tokens), S, T), ids)
 

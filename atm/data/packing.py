@@ -21,7 +21,7 @@ class SpecialIds:
   """Ids of the special pieces that frame an example."""
 
   pad: int
-  bos: int
+  bos: int | None  # None where the vocabulary has none
   eos: int
   # None where the vocabulary has no such piece; pairs need neither.
   clm: int | None
@@ -30,11 +30,22 @@ class SpecialIds:
   start: int | None = None
 
   @classmethod
-  def of(cls, vocabulary) -> SpecialIds:
-    """Takes the ids from a vocabulary."""
+  def of(cls, vocabulary, start: int | None = None) -> SpecialIds:
+    """Takes the ids from a vocabulary; `start` is the model's `start_id`."""
     v, ids = vocabulary, vocabulary.special_ids()
     marks = ids.get(CLM_TOKEN), ids.get(DOC_TOKEN)
-    return cls(v.pad_id, v.bos_id, v.eos_id, *marks)
+    return cls(v.pad_id, v.bos_id, v.eos_id, *marks, start)
+
+  @property
+  def opening(self) -> tuple[int, ...]:
+    """What every encoder input begins with: `<s>`, or nothing without one."""
+    return () if self.bos is None else (self.bos,)
+
+  @property
+  def first(self) -> int:
+    """The decoder's first input, or LAST_TARGET; padding if none is known."""
+    known = (i for i in (self.start, self.bos) if i is not None)
+    return next(known, self.pad)
 
   def require(self, *names: str) -> None:
     """Raises ValueError unless the vocabulary has all of these pieces."""
@@ -163,10 +174,8 @@ def frame_batch(
   B, S, T = sizes
   encoder = _lay_out(row, source, B, S, ids.pad)
   targets, segments, positions, start = _lay_out(row, target, B, T, ids.pad)
-  shifted, first = np.roll(targets, 1, axis=1), ids.start
-  if first is None:
-    first = ids.bos
-  elif first == LAST_TARGET:
+  shifted, first = np.roll(targets, 1, axis=1), ids.first
+  if first == LAST_TARGET:
     first = targets.reshape(-1)[start + _run_lengths(target) - 1]
   shifted.reshape(-1)[start] = first
   shifted[segments == 0] = ids.pad

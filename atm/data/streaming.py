@@ -29,10 +29,12 @@ class Stream:
     batch_size: int,
     seed: int,
     split: str = 'train',
+    start_id: int | None = None,
   ):
+    """Takes the model's `start_id`; None: the vocabulary's `<s>`."""
     self.provider, self.split = task_registry.find_task(name), split
     self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-    self.ids = packing.SpecialIds.of(vocabulary)
+    self.ids = packing.SpecialIds.of(vocabulary, start_id)
     self._next: int | None = None
 
   def _begin(self, step: int) -> None:

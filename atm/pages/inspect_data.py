@@ -23,7 +23,7 @@ from atm.data import (
 from atm.data.inspection import Inspection, TextRun
 from atm.data.languages import name_language
 from atm.data.task_registry import Lengths
-from atm.data.vocabulary import MODEL_FILE, Vocabulary
+from atm.data.vocabulary import Vocabulary, has_vocabulary, open_vocabulary
 from atm.model.config import ModelConfig
 from atm.pages import inspect_page
 
@@ -99,7 +99,7 @@ def inspect(
   task_registry.find_task(mixture)
   if cache_dir is not None:
     vocab, sizes = cache.open_cache(cache_dir)
-    vocab = Vocabulary(vocabulary) if vocabulary else vocab
+    vocab = open_vocabulary(vocabulary) if vocabulary else vocab
   else:
     cache_dir = os.path.join(output_dir, 'rows')
     train = lambda folder: train_vocabulary(
@@ -125,7 +125,7 @@ def find_vocabulary(
 ) -> Vocabulary:
   """Returns the vocabulary at `path`, or trains one beside the rows if None."""
   own = os.path.join(directory, 'vocabulary')
-  if path is None and os.path.exists(os.path.join(own, MODEL_FILE)):
+  if path is None and has_vocabulary(own):
     log(f'the vocabulary is the one beside the rows: {own}')
   elif path is None:
     tasks = task_registry.list_tasks(mixture, 'train')
@@ -135,7 +135,7 @@ def find_vocabulary(
         'to train one on: expected a SentencePiece file or folder'
       )
     train(own)
-  return Vocabulary(path or own)
+  return open_vocabulary(path or own)
 
 
 def inspect_rows(

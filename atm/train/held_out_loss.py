@@ -29,15 +29,18 @@ def evaluation_batches(
   batch_size: int,
   seed: int,
   rows_each: int,
+  start_id: int | None = None,
 ) -> Iterator[tuple[np.ndarray, dict]]:
   """Yields the first rows of every part once, with the noise of epoch 0.
+
+  Takes the model's `start_id`; None: the vocabulary's `<s>`.
 
   Yields:
     (owner, batch): `owner` [B] is an index into parts, or -1 for the rows that
     fill up the last batch, whose loss weights and segment ids are 0.
   """
   parts = list(parts)
-  ids = packing.SpecialIds.of(vocabulary)
+  ids = packing.SpecialIds.of(vocabulary, start_id)
   made, owners = [], []
   for i, part in enumerate(parts):
     row = np.arange(min(rows_each, len(part.rows)))
@@ -72,7 +75,7 @@ class HeldOutLoss:
     self.batches = list(
       evaluation_batches(
         self.parts, inputs.vocabulary, config.sizes, config.batch_size,
-        config.seed, config.eval_rows,
+        config.seed, config.eval_rows, config.model_config.start_id,
       )
     )  # fmt: skip
     # Sums of every row on every device: each process can read them all.

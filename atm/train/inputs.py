@@ -10,7 +10,7 @@ from atm.data import batches as batches_lib
 from atm.data import cache, mixture_stats, task_registry
 from atm.data.batches import MixturePart
 from atm.data.streaming import Stream
-from atm.data.vocabulary import MODEL_FILE, Vocabulary
+from atm.data.vocabulary import Vocabulary, has_vocabulary, open_vocabulary
 from atm.parallel import distributed
 from atm.train import config_checks
 from atm.train.config import TrainConfig
@@ -37,12 +37,12 @@ def open_inputs(
   """Opens, and where needed builds, what a run that starts from `source` reads.
 
   Raises:
-    ValueError: see `open_vocabulary`, `cache.build` and `batches.load_parts`.
+    ValueError: see `find_run_vocabulary`, `cache.build`, `batches.load_parts`.
   """
   if config.cache_dir is None and not folder.step_found:
     task_registry.check_held_out(config.mixture)  # before a vocabulary is made
   words = distributed.run_main_process_first(
-    lambda: open_vocabulary(config, folder, source)
+    lambda: find_run_vocabulary(config, folder, source)
   )
   config.configure_tasks(vocabulary=words.path)
   directory = config.cache_dir
@@ -71,11 +71,12 @@ def open_inputs(
   )
   held_out = load(split='validation')
   settings = words, config.sizes, config.batch_size, config.seed
+  start_id = config.model_config.start_id
   if config.stream:
-    stream = Stream(config.mixture, *settings)
+    stream = Stream(config.mixture, *settings, start_id=start_id)
     return Inputs(words, stream, [], held_out, 'stream')
   parts = load(split='train', passes=config.row_passes)
-  batches = batches_lib.Batches(parts, *settings)
+  batches = batches_lib.Batches(parts, *settings, start_id)
   config.say(describe_reading(config, batches))
   return Inputs(words, batches, parts, held_out, batches_lib.hash_parts(parts))
 
@@ -99,7 +100,7 @@ def describe_reading(config: TrainConfig, batches: batches_lib.Batches) -> str:
   )
 
 
-def open_vocabulary(
+def find_run_vocabulary(
   config: TrainConfig, folder: RunFolder, source: PretrainedModel | None
 ) -> Vocabulary:
   """Opens the vocabulary of a run, or trains its own where there is none.
@@ -109,7 +110,7 @@ def open_vocabulary(
       they were not trained with; or the model does not fit the vocabulary.
   """
   path, own = config.vocabulary, folder.vocabulary
-  there = os.path.exists(os.path.join(own, MODEL_FILE))
+  there = has_vocabulary(own)
   if path is None and config.cache_dir is not None:
     path = os.path.join(config.cache_dir, 'vocabulary')
   if folder.step_found and there and path and not os.path.exists(path):
@@ -128,10 +129,10 @@ def open_vocabulary(
         config.mixture, own, config.vocabulary_size,
         make_model=lambda: config.model_config,
       )  # fmt: skip
-    words = Vocabulary(own if path is None else path)
+    words = open_vocabulary(own if path is None else path)
     of = f'that this run is given, {words.path}'
   # What reads the run later takes its own.
-  if there and Vocabulary(own).sha256 != words.sha256:
+  if there and open_vocabulary(own).sha256 != words.sha256:
     raise ValueError(
       f'{own} is not the vocabulary {of}: remove it, or use another MODEL_DIR'
     )
@@ -147,7 +148,7 @@ def vocabulary_of(source: PretrainedModel, path: str | None) -> Vocabulary:
       f'INIT_FROM = {source.directory!r} has no vocabulary: set VOCABULARY to '
       'the one it was trained with'
     )
-  words = own if path is None else Vocabulary(path)
+  words = own if path is None else open_vocabulary(path)
   if own is not None and words.sha256 != own.sha256:
     raise ValueError(
       f'the vocabulary {words.path} is not the one that INIT_FROM = '

@@ -94,10 +94,8 @@ class RunFolder:
     if os.path.exists(config) and not os.path.exists(began):
       os.rename(config, f'{config}.given')
     fileio.write_atomically(config, config_text.encode())
-    path = os.path.join(self.vocabulary, vocabulary_lib.MODEL_FILE)
-    if not os.path.exists(path):
-      os.makedirs(self.vocabulary, exist_ok=True)
-      fileio.write_atomically(path, vocabulary.model)
+    if not vocabulary_lib.has_vocabulary(self.vocabulary):
+      vocabulary_lib.copy_vocabulary(vocabulary, self.vocabulary)
 
   @functools.cached_property
   def step_found(self) -> int | None:

@@ -24,6 +24,7 @@ from atm.data import counter_rng, packing, text_reader
 from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
 from atm.data.sentences import count_sentences
+from atm.data.vocabulary import Vocabulary, open_vocabulary
 from atm_tasks.pretraining import sources, text_folders, text_forms
 from atm_tasks.pretraining.mixing import Mixing
 from atm_tasks.pretraining.text_source import RowsOnly, TextSource
@@ -33,32 +34,79 @@ UDHR = Mixing(language_power=0.0)
 
 
 class LateVocabulary(seqio.SentencePieceVocabulary):
-  """A SentencePiece vocabulary whose file is named after registration."""
+  """A vocabulary, of any tokenizer, whose file is named after registration.
+
+  What seqio itself asks of it is answered by `words`. The TensorFlow ops of a
+  SentencePiece model, and what else seqio has for one, stay.
+  """
 
   def __init__(self):
     super().__init__('')
+    self._words = None
 
   def use(self, path: str) -> None:
+    """Names the file or folder, which is opened when it is first needed."""
     self._sentencepiece_model_file = path
-    self._model = None
+    self._model = self._words = None
 
-  def _model_context(self):
+  @property
+  def words(self) -> Vocabulary:
+    """The vocabulary; raises ValueError where none is named yet."""
+    if self._words is None:
+      self._words = open_vocabulary(self._get_path())
+    return self._words
+
+  def _get_path(self) -> str:
     if not self._sentencepiece_model_file:
       raise ValueError(
         'no vocabulary is named yet: call atm_tasks.configure(vocabulary=...)'
       )
+    return self._sentencepiece_model_file
+
+  def _model_context(self):
+    self._get_path()
     return super()._model_context()
 
-  @property
-  def pad_id(self) -> int:
-    return self.tokenizer.pad_id()
+  def __getstate__(self) -> dict:
+    return {**super().__getstate__(), '_words': None}  # gin copies it
+
+  pad_id = property(lambda self: self.words.pad_id)
+  bos_id = property(lambda self: self.words.bos_id)
+  eos_id = property(lambda self: self.words.eos_id)
+  unk_id = property(lambda self: self.words.unk_id)
+  _base_vocab_size = property(lambda self: self.words.size)
+
+  def _encode(self, s: str) -> list[int]:
+    return self.words.encode_batch([s])[0].tolist()
+
+  def _decode(self, ids) -> str:
+    return self.words.decode_any([int(i) for i in ids])
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    if isinstance(self.words, Vocabulary):
+      return super()._encode_tf(s)
+    encode = lambda raw: self.words.encode_batch([raw.decode()])[0]
+    ids = tf.numpy_function(encode, (s,), tf.int32, stateful=False)
+    ids.set_shape([None])
+    return ids
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    if isinstance(self.words, Vocabulary):
+      return super()._decode_tf(ids)
+
+    def decode(ids):
+      texts = [self._decode(row).encode() for row in np.atleast_2d(ids)]
+      return np.array(texts if ids.ndim > 1 else texts[0], object)
+
+    text = tf.numpy_function(decode, (ids,), tf.string, stateful=False)
+    text.set_shape(ids.shape[:-1])
+    return text
 
   def __str__(self) -> str:
     return f'LateVocabulary({self._sentencepiece_model_file!r})'
 
 
 VOCABULARY = LateVocabulary()
-MARKERS = ('[CLM]', '[DOC]')
 
 
 # --- Preprocessors
@@ -125,9 +173,7 @@ class Tokenize:
   def direct(self, texts: list[str], counts) -> list[np.ndarray]:
     """Encodes each text: int32 ids."""
     del counts
-    # One call for all texts is a tenth faster.
-    encode = VOCABULARY.tokenizer.Encode
-    return encode(texts, out_type='numpy', num_threads=1)
+    return VOCABULARY.words.encode_batch(texts)
 
   def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(
@@ -155,10 +201,7 @@ class ApplyObjective:
 
   def __call__(self, dataset, sequence_length):
     S, T = sequence_length['inputs'], sequence_length['targets']
-    sp = VOCABULARY.tokenizer
-    ids = packing.SpecialIds(
-      sp.pad_id(), sp.bos_id(), sp.eos_id(), *map(sp.PieceToId, MARKERS)
-    )
+    ids = packing.SpecialIds.of(VOCABULARY.words)
     length = self.objective.row_length(S, T)
 
     def rows():

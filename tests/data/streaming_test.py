@@ -40,7 +40,7 @@ def make(monkeypatch):
   import seqio
 
   ids = packing.SpecialIds(pad=0, bos=1, eos=2, clm=None, doc=None)
-  monkeypatch.setattr(packing.SpecialIds, 'of', lambda vocabulary: ids)
+  monkeypatch.setattr(packing.SpecialIds, 'of', lambda vocabulary, start: ids)
   monkeypatch.setattr(seqio, 'get_subtasks', lambda mixture: mixture.tasks)
 
   def call(count=99, objectives=(), **fields):

@@ -70,10 +70,10 @@ def test_a_run_that_was_moved_has_its_vocabulary(words, tmp_path):
   own.write_bytes(words.model)
   config = small_config(tmp_path, vocabulary='/gone/sentencepiece.model')
   folder.step_found = 4
-  assert inputs.open_vocabulary(config, folder, None).path == str(own)
+  assert inputs.find_run_vocabulary(config, folder, None).path == str(own)
   folder.step_found = None
   with pytest.raises(FileNotFoundError, match='no vocabulary at ./gone'):
-    inputs.open_vocabulary(config, folder, None)
+    inputs.find_run_vocabulary(config, folder, None)
 
 
 def test_packed_rows_train_on_any_mesh(train, words, tmp_path):
