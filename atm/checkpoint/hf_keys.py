@@ -359,6 +359,10 @@ def explain_no_format(config: ModelConfig) -> str | None:
     kind = "of norm 'uncentred' the released AlexaTM is, which has"
     if config.ties == 'encoder_head':
       fixed['ties'] = 'all'
+  fixed |= {
+    'activation': 'gelu', 'embedding_norm': False,
+    'position_embedding': 'learned', 'encoder_position_offset': 0,
+  }  # fmt: skip
   for name, value in fixed.items():
     if (found := getattr(config, name)) != value:
       return f'model.Config.{name} = {found!r}: {kind} {value!r}'

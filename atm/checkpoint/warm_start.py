@@ -25,7 +25,8 @@ from atm.model.config import ModelConfig
 # What must be the same for the layers to compute the same.
 SHARED_FIELDS = (
   'encoder_layers', 'd_model', 'encoder_heads', 'encoder_ff', 'norm',
-  'norm_eps', 'embed_scale',
+  'norm_eps', 'embed_scale', 'activation', 'embedding_norm',
+  'position_embedding',
 )  # fmt: skip
 EMBEDDINGS = ('encoder_embedding', 'decoder_embedding', 'lm_head')
 OTHER_TOKENIZERS = ('tokenizer.json', 'vocab.json', 'vocab.txt')

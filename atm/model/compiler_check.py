@@ -36,7 +36,8 @@ SIZES = dict(
 # What else of a run's model the small one has.
 KEPT = (
   'ties', 'embed_scale', 'logits_bias', 'norm', 'norm_eps', 'norm_float32',
-  'scores_float32', 'dtype', 'remat', 'attention',
+  'scores_float32', 'dtype', 'remat', 'attention', 'activation',
+  'embedding_norm', 'position_embedding',
 )  # fmt: skip
 # Those of them that the release does not know are left out.
 PLAIN_OPTIONS = {

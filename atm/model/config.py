@@ -22,6 +22,8 @@ CONFIG_CHOICES = {
   'attention': IMPLEMENTATIONS,
   'norm': ('standard', 'uncentred'),
   'ties': ('none', 'embeddings', 'decoder_head', 'encoder_head', 'all'),
+  'activation': ('gelu', 'relu'),
+  'position_embedding': ('learned', 'sinusoidal', 'sinusoidal_fairseq'),
 }
 
 IDS = 'pad_id', 'start_id', 'end_id'
@@ -38,13 +40,18 @@ def _list_checks() -> Iterator[tuple[str, Callable]]:
     yield name, check_count
   for name in ('encoder_layers', 'decoder_layers'):
     yield name, partial(check_number, least=1, most=MOST_LAYERS)
-  for name in ('token_types', 'position_offset', *IDS):
+  for name in (
+    'token_types', 'position_offset', 'encoder_position_offset', *IDS
+  ):  # fmt: skip
     yield name, partial(check_number, least=0, most=MOST_INT32)
   for name in ('dropout', 'attention_dropout', 'activation_dropout'):
     yield name, partial(check_number, least=0, below=1, whole=False)
   for name in ('norm_eps', 'init_std'):
     yield name, partial(check_number, least=0, whole=False)
-  for name in ('embed_scale', 'logits_bias', 'norm_float32', 'scores_float32'):
+  for name in (
+    'embed_scale', 'logits_bias', 'norm_float32', 'scores_float32',
+    'embedding_norm',
+  ):  # fmt: skip
     yield name, check_flag
   for name, known in CONFIG_CHOICES.items():
     yield name, partial(check_choice, known=known)
@@ -90,6 +97,15 @@ class ModelConfig:
     unroll: how many layers the compiled loop over layers does at a time.
     pad_id, start_id, end_id: padding, the decoder's first input, and the end
       of a sequence.
+    activation: of the feed-forward: 'gelu', the exact one, or 'relu'.
+    embedding_norm: a layer norm behind the embeddings of both stacks, before
+      their dropout (mBART).
+    position_embedding: 'learned' tables, or tables that are computed:
+      'sinusoidal' (Pegasus) or 'sinusoidal_fairseq' (M2M-100, NLLB), see
+      `embeddings.sinusoids`. Padding has a row of zeros in the latter, and is
+      not counted where positions are not given.
+    encoder_position_offset: first row of the encoder's position table that is
+      used.
 
   Raises:
     ValueError: sizes that are not positive, too large or do not divide,
@@ -126,6 +142,10 @@ class ModelConfig:
   pad_id: int = 0
   start_id: int = 1
   end_id: int = 2
+  activation: str = 'gelu'
+  embedding_norm: bool = False
+  position_embedding: str = 'learned'
+  encoder_position_offset: int = 0
 
   checks: ClassVar[dict[str, Callable]] = {
     name: partial(check, f'Config.{name}') for name, check in _list_checks()
@@ -139,6 +159,11 @@ class ModelConfig:
           f'Config.{name} = {getattr(self, name)} does not divide '
           f'Config.d_model = {self.d_model}'
         )
+    if self.position_embedding == 'sinusoidal_fairseq' and self.d_model < 4:
+      raise ValueError(
+        f'Config.d_model = {self.d_model}: expected at least 4 where '
+        "Config.position_embedding = 'sinusoidal_fairseq'"
+      )
     for name in IDS:
       if getattr(self, name) >= self.vocab_size:
         raise ValueError(

@@ -3,13 +3,49 @@
 Letters as in transformer.py.
 """
 
+import math
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from atm.model import loss
 from atm.model.config import ModelConfig
 from atm.model.layers import normal_init, zeros_init
 from atm.parallel.sharding import constrain, constrain_columns
+
+
+def sinusoids(rows: jax.Array, width: int, fairseq: bool) -> jax.Array:
+  """Computes float32 [..., width] of table rows [...]: sines, then cosines.
+
+  Args:
+    rows: whole numbers.
+    width: D.
+    fairseq: frequencies 10000^(-i / (floor(D / 2) - 1)) and a last column of
+      zeros where D is odd, as fairseq has them and so M2M-100 and NLLB; False:
+      10000^(-2i / D), as Vaswani et al. (2017) and Pegasus.
+  """
+  if fairseq:
+    # fairseq computes angles in float32, whose rounding is part of its table.
+    half = width // 2
+    steps = np.arange(half, dtype=np.float32)
+    steps *= np.float32(-math.log(10_000) / (half - 1))
+    frequencies = np.exp(steps.astype(np.float64)).astype(np.float32)
+    angles = rows.astype(jnp.float32)[..., None] * frequencies
+    zeros = jnp.zeros((*rows.shape, width % 2), jnp.float32)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles), zeros], -1)
+  # Of the exact angle: its turns are counted in units of 2^-32, and whole ones
+  # overflow; float32 of the angle itself would lose its last digits.
+  frequencies = 10_000.0 ** (-2 * np.arange((width + 1) // 2) / width)
+  turns = frequencies / (2 * np.pi) * 2**32
+  units = np.round(turns).astype(np.int32)
+  rest = ((turns - units) * (2 * np.pi / 2**32)).astype(np.float32)
+  rows = rows.astype(jnp.int32)[..., None]
+  angles = (rows * units).astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
+  angles += rows.astype(jnp.float32) * rest
+  cosines = jnp.cos(angles[..., : width // 2])
+  return jnp.concatenate([jnp.sin(angles), cosines], -1)
 
 
 class Embeddings(nn.Module):
@@ -41,10 +77,11 @@ class Embeddings(nn.Module):
     else:
       self.head = self.param('lm_head', copied)
     rows = normal_init(c, 'position', 'embed')
-    shape = (c.positions, c.d_model)
-    self.encoder_positions = self.param('encoder_positions', rows, shape)
-    shape = (c.positions + c.position_offset, c.d_model)
-    self.decoder_positions = self.param('decoder_positions', rows, shape)
+    if c.position_embedding == 'learned':
+      shape = (c.positions + c.encoder_position_offset, c.d_model)
+      self.encoder_positions = self.param('encoder_positions', rows, shape)
+      shape = (c.positions + c.position_offset, c.d_model)
+      self.decoder_positions = self.param('decoder_positions', rows, shape)
     if c.token_types:
       shape = (c.token_types, c.d_model)
       self.encoder_types = self.param('encoder_types', rows, shape)
@@ -54,9 +91,8 @@ class Embeddings(nn.Module):
 
   def embed_source(self, tokens, positions, types):
     """Returns encoder inputs [B, S, D] of ids, positions and token types."""
-    x = self._embed(
-      tokens, self.encoder_embedding, self.encoder_positions, positions
-    )
+    table = self.encoder_embedding
+    x = self._embed(tokens, table, 'encoder', positions)
     if self.config.token_types:
       types = jnp.zeros_like(tokens) if types is None else types
       x += self.encoder_types[types].astype(x.dtype)
@@ -64,26 +100,56 @@ class Embeddings(nn.Module):
 
   def embed_target(self, tokens, positions):
     """Returns decoder inputs [B, T, D] of ids and positions."""
-    rows = self.decoder_positions[self.config.position_offset :]
-    return self._embed(tokens, self.decoder_embedding, rows, positions)
+    return self._embed(tokens, self.decoder_embedding, 'decoder', positions)
 
-  def _embed(self, tokens, table, rows, positions):
+  def _embed(self, tokens, table, stack, positions):
     c, length = self.config, tokens.shape[1]
-    if positions is None:
-      if length > c.positions:
-        raise ValueError(
-          f'a sequence of {length} tokens is longer than Config.positions = '
-          f'{c.positions}'
-        )
-      at = rows[:length]
+    if positions is None and length > c.positions:
+      raise ValueError(
+        f'a sequence of {length} tokens is longer than Config.positions = '
+        f'{c.positions}'
+      )
+    if c.position_embedding == 'learned':
+      at = self._learned_positions(stack, length, positions)
     else:
-      # Else XLA exchanges the gradient for columns first, as it does tokens'.
-      at = constrain(rows[positions], 'batch', 'length', 'hidden')
+      at = self._sinusoidal_positions(stack, tokens, positions)
     x = table[tokens].astype(c.dtype)
     if c.embed_scale:
       x *= c.d_model**0.5
     x = constrain(constrain_columns(x), 'batch', 'length', 'hidden')
     return x + at.astype(c.dtype)
+
+  def _learned_positions(self, stack, length, positions):
+    """Returns rows [length, D] or [B, length, D] of a stack's table."""
+    c = self.config
+    rows = (
+      self.encoder_positions[c.encoder_position_offset :]
+      if stack == 'encoder'
+      else self.decoder_positions[c.position_offset :]
+    )
+    if positions is None:
+      return rows[:length]
+    # Else XLA exchanges the gradient for columns first, as it does tokens'.
+    return constrain(rows[positions], 'batch', 'length', 'hidden')
+
+  def _sinusoidal_positions(self, stack, tokens, positions):
+    """Returns float32 rows [length, D] or [B, length, D], computed."""
+    c = self.config
+    fairseq = c.position_embedding == 'sinusoidal_fairseq'
+    words = tokens != c.pad_id
+    if positions is None:
+      positions = jnp.arange(tokens.shape[1])
+      if fairseq:
+        positions = jnp.cumsum(words, axis=1) - 1
+    offset = (
+      c.encoder_position_offset if stack == 'encoder' else c.position_offset
+    )
+    at = sinusoids(positions + offset, c.d_model, fairseq)
+    if fairseq:
+      at = jnp.where(words[..., None], at, 0)
+    if at.ndim == 3:
+      at = constrain(at, 'batch', 'length', 'hidden')
+    return at
 
   def head_and_bias(self, dtype):
     """Returns the LM head [V, D] in `dtype`, and the bias [V] or None."""

@@ -227,8 +227,28 @@ gelu_matmul.defvjp(
 )
 
 
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+  """Computes max(x, 0), the one array of its width that a backward reads."""
+  return _relu_forward(x)[0]
+
+
+def _relu_forward(x):
+  # The product behind reads the result, which tells the derivative, too: x is
+  # not kept. Policies of remat keep the result where they would keep x.
+  active = checkpoint_name(jnp.maximum(x, 0), remat.UP)
+  active = checkpoint_name(active, remat.ACTIVATION)
+  return active, active
+
+
+relu.defvjp(
+  _relu_forward,
+  lambda active, cotangent: (jnp.where(active > 0, cotangent, 0),),
+)
+
+
 class FeedForward(nn.Module):
-  """Feed-forward block D -> F -> D with exact (erf) GELU."""
+  """Feed-forward block D -> F -> D with exact (erf) GELU, or ReLU."""
 
   config: ModelConfig
   width: int
@@ -237,12 +257,16 @@ class FeedForward(nn.Module):
   def __call__(self, x, deterministic):
     c = self.config
     x = Dense(c, c.d_model, self.width, ('embed', 'mlp'), name='up')(x)
-    x = checkpoint_name(constrain(x, 'batch', 'length', 'mlp'), remat.UP)
+    x = constrain(x, 'batch', 'length', 'mlp')
     down = Dense(c, self.width, c.d_model, ('mlp', 'embed'), name='down')
     drops = c.activation_dropout and not deterministic
-    if matmul.on_tpu() and not drops:
-      return gelu_matmul(x, *down.weights())
-    x = checkpoint_name(gelu(x), remat.ACTIVATION)
+    if c.activation == 'relu':
+      x = relu(x)
+    else:
+      x = checkpoint_name(x, remat.UP)
+      if matmul.on_tpu() and not drops:
+        return gelu_matmul(x, *down.weights())
+      x = checkpoint_name(gelu(x), remat.ACTIVATION)
     x = nn.Dropout(c.activation_dropout)(x, deterministic=deterministic)
     return down(x)
 

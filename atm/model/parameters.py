@@ -56,7 +56,9 @@ def check_mesh(mesh, rules: Rules, config) -> None:
   width = bound('d_model')
   sizes = {'embed': width, 'hidden': width, 'vector': width}
   check_divides(mesh, rules, {**sizes, 'vocab': bound('vocab_size')})
-  for name in ('positions', 'token_types', 'position_offset'):
+  for name in (
+    'positions', 'token_types', 'position_offset', 'encoder_position_offset'
+  ):  # fmt: skip
     check_divides(mesh, rules, {'position': bound(name)})
   for stack in ('encoder', 'decoder'):
     sizes = {'heads': 'heads', 'mlp': 'ff', 'layers': 'layers'}

@@ -3,7 +3,7 @@
 Pre-LN Transformer: layer norm at the head of each sub-layer and at the end of
 each stack, learned absolute positions, biases everywhere, exact GELU, three
 V x D matrices (encoder embedding, decoder embedding, LM head) that start equal
-and are not tied.
+and are not tied. `ModelConfig` has what other models of this form do otherwise.
 
 Letters: B batch, S encoder length, T decoder length, D d_model, H heads,
 K head dimension, F feed-forward, V vocabulary, L layers.
@@ -40,6 +40,8 @@ class Stack(nn.Module):
   def __call__(self, x, *inputs):
     """Computes states; the last of the layers' inputs is `deterministic`."""
     c = self.config
+    if c.embedding_norm:
+      x = LayerNorm(c, name='embedding_norm')(x)
     x = nn.Dropout(c.dropout)(x, deterministic=inputs[-1])
     layers = scan_layers(self.layer_class, c, self.length, len(inputs))
     carry, _ = layers((x, norm_moments(x, c)), *inputs)
@@ -56,10 +58,10 @@ class Stack(nn.Module):
     for number in range(self.length):
       yield functools.partial(layer.apply, {'params': layers[str(number)]})
 
-  def apply_norm(self, x):
-    """Applies the norm at the end of the stack, for layers run one by one."""
+  def apply_norm(self, x, name: str = 'norm'):
+    """Applies a norm of the stack, for layers run one by one."""
     return LayerNorm(self.config, parent=None).apply(
-      {'params': nn.unbox(self.variables['params']['norm'])}, x
+      {'params': nn.unbox(self.variables['params'][name])}, x
     )
 
 
@@ -274,6 +276,8 @@ class AlexaTM(Embeddings):
     seen = jnp.arange(T) <= slots[..., None] if seen is None else seen
     source = (source > 0)[:, None]
     x, written = self.embed_target(tokens, positions), []
+    if self.config.embedding_norm:
+      x = self.decoder.apply_norm(x, 'embedding_norm')
     for layer, cache in zip(self.decoder.each_layer(), caches, strict=True):
       x, cache = layer(
         x, cache, slots, seen, source, method=DecoderLayer.cached

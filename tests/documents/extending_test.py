@@ -36,8 +36,8 @@ def test_changes_add_an_option_a_setting_and_a_page(tmp_path):
   env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'JAX_PLATFORMS': 'cpu'}
   for arguments in (
     ('losses', "--gin.MODEL_DIR='runs/tiny'"),
-    ('pretrain', '--gin_file=models/tiny.gin', "--gin.MODEL_DIR='runs/relu'",
-     '--gin.TRAIN_STEPS=1', "--gin.model.Config.activation='relu'",
+    ('pretrain', '--gin_file=models/tiny.gin', "--gin.MODEL_DIR='runs/scaled'",
+     '--gin.TRAIN_STEPS=1', '--gin.model.Config.scaled_head=True',
      '--gin.EVAL_ROWS=8'),
   ):  # fmt: skip
     subprocess.run(
@@ -46,5 +46,5 @@ def test_changes_add_an_option_a_setting_and_a_page(tmp_path):
     )  # fmt: skip
   page = (tmp_path / 'runs/tiny/losses.html').read_text()
   assert '<td>1,500</td>' in page and '<td>2.500</td>' in page
-  config = (tmp_path / 'runs/relu/config.gin').read_text()
-  assert "activation = 'relu'" in config and 'EVAL_ROWS = 8' in config
+  config = (tmp_path / 'runs/scaled/config.gin').read_text()
+  assert 'scaled_head = True' in config and 'EVAL_ROWS = 8' in config
