@@ -35,7 +35,8 @@ from atm_tasks.evaluation.data_check import data_table
 from atm_tasks.evaluation.registry import suite
 from atm_tasks.pretraining import decontaminate as decontaminate_lib
 from atm_tasks.pretraining import tasks
-from atm_tasks.pretraining.pairs import register_pairs
+from atm_tasks.pretraining.pair_tasks import register_pairs
+from atm_tasks.pretraining.pair_text import PairReader
 from atm_tasks.pretraining.tasks import Mixing
 from atm_tasks.pretraining.text_forms import spoken
 
@@ -74,7 +75,18 @@ def check_decontaminate(sets) -> dict[str, str] | None:
   decontaminate=check_decontaminate,
   cache_dir=partial(check_path, 'CACHE_DIR', optional=True),
   pairs=partial(check_path, 'PAIRS', optional=True),
-  pairs_mode=partial(check_choice, 'PAIRS_MODE', known=prompts.MODES),
+  pairs_mode=partial(
+    check_choice, 'PAIRS_MODE', known=prompts.MODES, optional=True
+  ),
+  pairs_temperature=partial(
+    check_number, 'PAIRS_TEMPERATURE', least=1, whole=False, optional=True
+  ),
+  source_language=partial(
+    check_text, 'SOURCE_LANGUAGE', empty=False, optional=True
+  ),
+  target_language=partial(
+    check_text, 'TARGET_LANGUAGE', empty=False, optional=True
+  ),
 )
 def configure(
   vocabulary: str | None = None,
@@ -89,7 +101,10 @@ def configure(
   decontaminate: dict[str, str] | None = None,
   cache_dir: str | None = None,
   pairs: str | None = None,
-  pairs_mode: str = 'clm',
+  pairs_mode: str | None = None,
+  pairs_temperature: float | None = None,
+  source_language: str | None = None,
+  target_language: str | None = None,
 ) -> None:
   """Names what the tasks read, and registers them anew.
 
@@ -115,10 +130,14 @@ def configure(
     cache_dir: a cache; where no text is named, the languages of `text` and
       `paper` are those it has rows of, and its counts give the mixtures' rates
       to seqio's own readers.
-    pairs: JSONL of fine-tuning pairs, registered as the task `pairs`, see
-      `pairs.PairsSource`.
+    pairs: JSONL of fine-tuning pairs, registered as the task `pairs`, or where
+      they name their languages as a mixture of a task for each direction, see
+      `pair_tasks.register_pairs`.
     pairs_mode: how their inputs are framed, one of `prompts.MODES`; prompt the
-      model in the same.
+      model in the same. None: as the model reads, see `FramePairs`.
+    pairs_temperature: T of the directions' shares, count ** (1 / T); 1: as they
+      are. None: directions are not told apart.
+    source_language, target_language: of pairs that do not say their own.
 
   Raises:
     ValueError: no text there, or an argument out of range.
@@ -139,7 +158,10 @@ def configure(
     register('paper', paper, mixing)
   if text := found('text', text_dir):
     register('text', text, mixing)
-  register_pairs(pairs, pairs_mode, skip_bad, cache_dir)
+  register_pairs(
+    pairs, pairs_mode, skip_bad, cache_dir, pairs_temperature,
+    PairReader(source_language, target_language),
+  )  # fmt: skip
   if cache_dir is not None:
     load_counts(cache_dir)
 

@@ -47,7 +47,7 @@ def next_steps(model_dir: str, steps: int) -> str:
     ('prompt it', 'echo "All human beings are born" > prompts.txt'),
     ('', f'{atm} infer {text("MODEL_DIR", model_dir)} '
      f'{text("INPUT", "prompts.txt")}'
-     + (f' {text("MODE", mode)}' if tuned and mode != 'clm' else '')),
+     + (f' {text("MODE", mode)}' if tuned and mode else '')),
   ]  # fmt: skip
   if not tuned:  # that one's learning rate has come to 0
     config = f'--gin_file={model_dir}/config.gin'
@@ -74,7 +74,8 @@ def check_pairs() -> None:
     return
   get_configurable('atm_tasks.configure')()
   tasks = task_registry.list_tasks(mixture, 'train')
-  if 'pairs' not in [task.name for task in tasks]:
+  sources = (task_registry.get_labels(task) for task in tasks)
+  if 'pairs' not in [getattr(labels, 'source', None) for labels in sources]:
     raise UserError(
       f'PAIRS = {path!r}, but MIXTURE_OR_TASK_NAME = {mixture!r}: leave out '
       "PAIRS, or set MIXTURE_OR_TASK_NAME = 'pairs'"

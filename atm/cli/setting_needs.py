@@ -63,7 +63,14 @@ NEEDS = (
       ('MC4', 'paper'),
     )
   ),
-  Need(('PAIRS_MODE',), 'PAIRS', _is_set, 'name PAIRS'),
+  Need(
+    ('PAIRS_MODE', 'SOURCE_LANGUAGE', 'TARGET_LANGUAGE'), 'PAIRS', _is_set,
+    'name PAIRS',
+  ),
+  Need(
+    ('PAIRS_TEMPERATURE',), MIXTURE, _read_by('PAIRS'),
+    f"set {MIXTURE} = 'pairs'",
+  ),
   Need(('TASKS', 'DATA_DIR', 'LIMIT'), 'ASK_EVERY', _is_set, 'set ASK_EVERY'),
   Need(('SPLIT', 'TASK_FEATURE_LENGTHS'), 'TASK', _is_set, 'name a TASK'),
   Need(

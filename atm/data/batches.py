@@ -83,20 +83,20 @@ def load_parts(
         f'no finished rows of {task.name!r} ({split}) in {directory!r}: build '
         f'them with `atm cache --gin.CACHE_DIR="\'{directory}\'"`'
       ) from e
-    if split == 'train' and (apply := task_registry.get_apply(task)):
-      apply.measured = {**opened[-1].counts, 'rows': len(opened[-1])}
+    if split == 'train' and (labels := task_registry.get_labels(task)):
+      labels.measured = {**opened[-1].counts, 'rows': len(opened[-1])}
   parts = []
   # All are opened first: a rate depends on the counts of every task.
   for task, rows in zip(tasks, opened):
     weighed = split == 'train' and not isinstance(mixture, seqio.Task)
     rate = mixture.get_rate(task) if weighed else 1.0
     if rate > 0 and len(rows):
-      apply = task_registry.get_apply(task)
+      labels = task_registry.get_labels(task)
       parts.append(
         MixturePart(
-          task.name, getattr(apply, 'language', 'all'),
+          task.name, getattr(labels, 'language', 'all'),
           task_registry.get_objective(task), rows, rate,
-          getattr(apply, 'source', task.name), getattr(apply, 'form', ''),
+          getattr(labels, 'source', task.name), getattr(labels, 'form', ''),
         )
       )  # fmt: skip
   if not parts:

@@ -276,7 +276,10 @@ def write_manifests(units: list[CacheUnit], job: CacheJob) -> int:
     if absent := parts.count(None):
       missing += absent
       continue
-    if split == 'train' and not any(p['counts']['documents'] for p in parts):
+    empty = not any(part['counts']['documents'] for part in parts)
+    # One direction of several may have no pairs to train on.
+    of_several = getattr(task_registry.get_labels(task), 'direction', None)
+    if split == 'train' and empty and not of_several:
       raise ValueError(f'task {task.name!r} has no text in its {split!r} split')
     folder = job.get_folder(task.name, split)
     if not token_store.is_finished(folder):
@@ -303,9 +306,9 @@ def read_counts(units: list[CacheUnit], job: CacheJob) -> Iterator[tuple]:
   """Yields (source, language, counts) of every task's finished rows."""
   for task, split, _ in cache_shards.group_by_task(units):
     manifest = token_store.read_manifest(job.get_folder(task.name, split))
-    apply = task_registry.get_apply(task)
-    source = f'{getattr(apply, "source", task.name)} ({split})'
-    yield source, getattr(apply, 'language', ''), manifest['counts']
+    labels = task_registry.get_labels(task)
+    source = f'{getattr(labels, "source", task.name)} ({split})'
+    yield source, getattr(labels, 'language', ''), manifest['counts']
 
 
 def describe_omissions(counted: Iterable[tuple]) -> list[str]:

@@ -103,7 +103,9 @@ def list_units(wanted: list[tuple], job: CacheJob) -> list[CacheUnit]:
 
 
 def _get_text_key(task) -> tuple[int, ...]:
-  """Returns a key that is equal for tasks whose text is the same."""
+  """Returns a key that is equal for tasks that read a source together."""
+  if task_registry.frames_pairs(task):
+    return ()  # tasks of one source share its pairs out
   # Without ApplyObjective, a task has inputs and targets of its own.
   if task_registry.get_apply(task) is None:
     return (id(task),)

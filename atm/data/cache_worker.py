@@ -25,15 +25,13 @@ def make_unit(unit: CacheUnit, job: CacheJob) -> int:
   vocabulary = open_vocabulary(job.vocabulary)
   ids = SpecialIds.of(vocabulary)
   tasks = [seqio.TaskRegistry.get(name) for name in unit.tasks]
-  counts = collections.Counter(documents=0, sentences=0, tokens=0)
+  read = share_pairs if task_registry.frames_pairs(tasks[0]) else share_text
   with task_registry.shorten_tf_errors(tasks[0].name):
-    documents = list(
-      read_documents(tasks[0], unit, job, counts, vocabulary.unk_id)
-    )
-  for task in tasks:
+    shared = read(tasks, unit, job, vocabulary.unk_id)
+  total = 0
+  for task, (documents, task_counts) in zip(tasks, shared):
     path = unit.get_path(job, task.name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    task_counts = collections.Counter(counts)
     rows = make_rows(task, unit, documents, ids, job, task_counts)
     facts = {
       'made_from': job.get_provenance(task, unit.split),
@@ -43,7 +41,8 @@ def make_unit(unit: CacheUnit, job: CacheJob) -> int:
     }
     # The facts come last: a file without them is made again.
     token_store.write_sealed(cache_shards.get_facts_path(path), facts)
-  return counts['tokens']
+    total += task_counts['tokens']
+  return total if read is share_pairs else total // len(tasks)
 
 
 def make_rows(
@@ -74,6 +73,38 @@ def repeat_shuffled(items: list, passes: int, key: int) -> Iterator:
       yield items[i]
 
 
+# What each task of a unit gets of it: documents, and their counts.
+Shared = list[tuple[list, collections.Counter]]
+
+
+def _new_counts() -> collections.Counter:
+  return collections.Counter(documents=0, sentences=0, tokens=0)
+
+
+def share_text(tasks, unit: CacheUnit, job: CacheJob, unk_id: int) -> Shared:
+  """Reads a unit whose text is the same for all of its tasks, see below."""
+  counts = _new_counts()
+  documents = list(read_documents(tasks[0], unit, job, counts, unk_id))
+  return [(documents, collections.Counter(counts)) for _ in tasks]
+
+
+def share_pairs(tasks, unit: CacheUnit, job: CacheJob, unk_id: int) -> Shared:
+  """Reads a unit once, each pair of which is one task's, see `FramePairs`."""
+  steps = [task.preprocessors[0] for task in tasks]
+  numbers = {step.direction: i for i, step in enumerate(steps)}
+  shared = [([], _new_counts()) for _ in tasks]
+  for texts in _read_shards(tasks[0].source, unit, shared[0][1]):
+    for text in texts:
+      number = numbers.get(steps[0].read_direction(text), numbers.get(None))
+      if number is None:  # of a task that this mixture does not have
+        continue
+      documents, counts = shared[number]
+      document = steps[number].pair(text, *job.lengths.both)
+      _count_document(document, job, counts, unk_id)
+      documents.append(document)
+  return shared
+
+
 def read_documents(
   task, unit: CacheUnit, job: CacheJob, counts, unk_id: int
 ) -> Iterator:
@@ -82,33 +113,35 @@ def read_documents(
   Args:
     task: a seqio task that has the unit's text.
     counts: gets documents, tokens, all that the preprocessors count, `skipped`
-      records; pairs as long as the job's lengths (`full`), `unknown` tokens.
+      records; see `_count_document`.
   """
   apply = task_registry.get_apply(task)
   steps = cache_shards.get_precache_steps(task) if apply else task.preprocessors
   # seqio's own readers are for other tasks: tf.data is several times slower.
   if apply and hasattr(task.source, 'texts') and _all_have(steps, 'direct'):
     documents = _tokenise(task.source, unit, steps, counts)
-  elif not apply and len(steps) == 1 and _all_have(steps, 'pair'):
-    documents = (
-      steps[0].pair(text, *job.lengths.both)
-      for texts in _read_shards(task.source, unit, counts)
-      for text in texts
-    )
   else:
     documents = _read_seqio(task, unit, job, apply)
   for document in documents:
-    counts['documents'] += 1
-    if not isinstance(document, tuple):
-      counts['tokens'] += len(document)
-    else:
-      inputs, targets = sizes = [len(side) for side in document]
-      counts.update(inputs=inputs, targets=targets, tokens=sum(sizes))
-      full = any(map(operator.ge, sizes, job.lengths.both))
-      unknown = sum(int((side == unk_id).sum()) for side in document)
-      # The plus drops zeros: a manifest names only those there are.
-      counts.update(+collections.Counter(full=int(full), unknown=unknown))
+    _count_document(document, job, counts, unk_id)
     yield document
+
+
+def _count_document(document, job: CacheJob, counts, unk_id: int) -> None:
+  """Counts a document, its tokens and, of a pair, what is noteworthy.
+
+  That is `full`, as long as the job's lengths, and `unknown` tokens.
+  """
+  counts['documents'] += 1
+  if not isinstance(document, tuple):
+    counts['tokens'] += len(document)
+    return
+  inputs, targets = sizes = [len(side) for side in document]
+  counts.update(inputs=inputs, targets=targets, tokens=sum(sizes))
+  full = any(map(operator.ge, sizes, job.lengths.both))
+  unknown = sum(int((side == unk_id).sum()) for side in document)
+  # The plus drops zeros: a manifest names only those there are.
+  counts.update(+collections.Counter(full=int(full), unknown=unknown))
 
 
 def _all_have(steps, name: str) -> bool:

@@ -17,6 +17,7 @@ from atm.data.task_registry import Lengths
 from atm.data.vocabulary import Vocabulary
 
 PADDING_ROWS = 256  # of a task, whose padding is measured
+MOST_DIRECTIONS = 24  # of pairs that a run tells about
 
 
 @dataclasses.dataclass
@@ -97,6 +98,29 @@ def count_epochs(lines: list[MixtureLine]) -> tuple[int, float]:
   """Returns (tokens of the text, how often a run reads one in the mean)."""
   tokens = sum(line.tokens for line in lines)
   return tokens, sum(x.epochs * x.tokens for x in lines) / max(1, tokens)
+
+
+def describe_directions(
+  parts: list[MixturePart], most: int = MOST_DIRECTIONS
+) -> list[str]:
+  """Describes how many pairs of each direction there are, and their shares.
+
+  Returns no lines where there are no pairs, or those of one task only.
+  """
+  chosen = [p for p in parts if p.objective.name == 'pair' and p.source]
+  if len(chosen) < 2:
+    return []
+  pairs = [part.rows.counts['examples'] for part in chosen]
+  # A part is read by rows, each of several pairs.
+  read = [part.rate * n / len(part.rows) for part, n in zip(chosen, pairs)]
+  lines = [
+    f'{part.source} {part.language}: {n:,} to train on, '
+    f'{share / sum(read):.2%} of the pairs that are read'
+    for part, n, share in zip(chosen, pairs, read)
+  ]
+  rest = len(lines) - most
+  more = [f'and {rest:,} more directions, see `atm mixture`'] * (rest > 0)
+  return lines[:most] + more
 
 
 def format_count(count: float) -> str:

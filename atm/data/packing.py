@@ -11,10 +11,6 @@ import numpy as np
 from atm.data.vocabulary import CLM_TOKEN, DOC_TOKEN
 from atm.messages import check_arguments, check_count, quote
 
-# In place of the decoder's first input: the example's own last target. mBART-25
-# is trained so, and its last target is the code of the language it writes.
-LAST_TARGET = -1
-
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
@@ -26,15 +22,19 @@ class SpecialIds:
   # None where the vocabulary has no such piece; pairs need neither.
   clm: int | None
   doc: int | None
-  # The decoder's first input, or LAST_TARGET; None: `bos`.
+  # The decoder's first input; None: `bos`.
   start: int | None = None
+  # Of mBART-25, whose targets end in the code of their language: with that the
+  # decoder starts, too.
+  codes: tuple[int, ...] = ()
 
   @classmethod
   def of(cls, vocabulary, start: int | None = None) -> SpecialIds:
     """Takes the ids from a vocabulary; `start` is the model's `start_id`."""
     v, ids = vocabulary, vocabulary.special_ids()
     marks = ids.get(CLM_TOKEN), ids.get(DOC_TOKEN)
-    return cls(v.pad_id, v.bos_id, v.eos_id, *marks, start)
+    codes = v.languages.values() if v.input_format.name == 'mbart' else ()
+    return cls(v.pad_id, v.bos_id, v.eos_id, *marks, start, tuple(codes))
 
   @property
   def opening(self) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ class SpecialIds:
 
   @property
   def first(self) -> int:
-    """The decoder's first input, or LAST_TARGET; padding if none is known."""
+    """The decoder's first input; padding where none is known."""
     known = (i for i in (self.start, self.bos) if i is not None)
     return next(known, self.pad)
 
@@ -175,8 +175,9 @@ def frame_batch(
   encoder = _lay_out(row, source, B, S, ids.pad)
   targets, segments, positions, start = _lay_out(row, target, B, T, ids.pad)
   shifted, first = np.roll(targets, 1, axis=1), ids.first
-  if first == LAST_TARGET:
-    first = targets.reshape(-1)[start + _run_lengths(target) - 1]
+  if ids.codes:
+    last = targets.reshape(-1)[start + _run_lengths(target) - 1]
+    first = np.where(np.isin(last, ids.codes), last, first)
   shifted.reshape(-1)[start] = first
   shifted[segments == 0] = ids.pad
   return {

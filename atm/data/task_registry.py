@@ -45,6 +45,21 @@ def get_apply(task):
   return next(applies, None)
 
 
+def get_labels(task):
+  """Returns the preprocessor that has a task's language, or None.
+
+  An `ApplyObjective`, or what frames pairs: both have `language`, `source`,
+  `form` and `measured`.
+  """
+  steps = (step for step in task.preprocessors if hasattr(step, 'language'))
+  return next(steps, None)
+
+
+def frames_pairs(task) -> bool:
+  """Tells whether all that a task does is to frame pairs of texts."""
+  return [hasattr(step, 'pair') for step in task.preprocessors] == [True]
+
+
 def get_objective(task):
   """Returns a task's objective; `Pairs` if it has inputs and targets."""
   apply = get_apply(task)

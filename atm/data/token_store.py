@@ -38,6 +38,7 @@ SETTINGS = {
   'passes': 'ROW_PASSES', 'held_out': 'HELD_OUT', 'pairs': 'PAIRS',
   'lengths': 'TASK_FEATURE_LENGTHS', 'vocabulary': 'VOCABULARY',
   'decontaminated': 'DECONTAMINATE', 'mode': 'PAIRS_MODE',
+  'default_languages': 'SOURCE_LANGUAGE, TARGET_LANGUAGE',
 }  # fmt: skip
 # One row a chunk, so that reading a row decodes no other.
 WRITER = 'group_size:1,zstd:3'

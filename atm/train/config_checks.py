@@ -141,7 +141,8 @@ def check_vocabulary(words: Vocabulary, config: ModelConfig) -> None:
 # Settings that are digests, and what is said where they differ.
 DIGESTS = {
   'ROWS': 'the rows of tokens are not those that this MODEL_DIR was trained on '
-  'so far: use the same CACHE_DIR, ROW_PASSES and STREAM, or another MODEL_DIR',
+  'so far: use the same CACHE_DIR, ROW_PASSES, '
+  'PAIRS_TEMPERATURE and STREAM, or another MODEL_DIR',
   'VOCABULARY': 'the checkpoint was trained with another vocabulary than this '
   'run has: use the one in MODEL_DIR/vocabulary, or another MODEL_DIR',
 }

@@ -78,6 +78,8 @@ def open_inputs(
   parts = load(split='train', passes=config.row_passes)
   batches = batches_lib.Batches(parts, *settings, start_id)
   config.say(describe_reading(config, batches))
+  for line in mixture_stats.describe_directions(parts):
+    config.say(line)
   return Inputs(words, batches, parts, held_out, batches_lib.hash_parts(parts))
 
 

@@ -17,7 +17,7 @@ from atm.data.languages import LANGUAGE_CODES, LANGUAGES
 from atm_tasks.evaluation import readers, superglue
 from atm_tasks.evaluation.dataset_files import DataSet, Paths
 from atm_tasks.evaluation.readers import RawExample
-from atm_tasks.pretraining import pairs, tasks
+from atm_tasks.pretraining import pair_text, pairs, tasks
 
 
 def either_layout(folder: str, *paths: str) -> list[list[str]]:
@@ -406,7 +406,7 @@ def _read_languages(
   source = pairs.LanguagePairs()
   for shard in range(len(paths)):
     for number, stored in enumerate(source.texts(split, shard)):
-      yield {'id': f'{shard}/{number}', **pairs.text_to_pair(stored)}
+      yield {'id': f'{shard}/{number}', **pair_text.text_to_pair(stored)}
 
 
 def _part_files(part: str, split: str) -> list[list[str]]:

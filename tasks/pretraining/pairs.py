@@ -1,13 +1,10 @@
-"""Fine-tuning tasks: pairs of input and target.
+"""Sources of pairs of input and target, to fine-tune on.
 
-A pair is stored as a text, the JSON of [input, target], so that its source has
-what all sources of `sources` have. Inputs are framed as `atm infer` frames a
-prompt, targets end in `</s>`.
-
-  pairs           JSONL with `input` and `target`, after `configure(pairs=...)`
-  udhr_language   the shipped text: a sentence, and the language it is in
+A pair is stored as a text, see `pair_text`, so that its source has what all
+sources of `sources` have.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -15,19 +12,18 @@ import json
 import os
 from collections.abc import Iterator
 
-import numpy as np
-import tensorflow as tf
-
 from atm import fileio
-from atm.data import languages, text_lines, text_reader, token_store
+from atm.data import languages, text_lines, token_store
 from atm.data.sentences import split_sentences
-from atm.data.vocabulary import CLM_TOKEN
-from atm.inference import prompts
-from atm.messages import check_choice
 from atm_tasks.pretraining import records, sources, tasks, text_folders
+from atm_tasks.pretraining.pair_text import (
+  Direction,
+  PairReader,
+  pair_to_text,
+  text_to_direction,
+)
 from atm_tasks.pretraining.text_source import SPLITS, RowsOnly, TextSource
 
-PAIR_FIELDS = ('input', 'target')
 HELD_OUT = 0.05  # share of a single file
 
 
@@ -40,13 +36,21 @@ class PairsSource(sources.RecordSource):
       end in .gz or .zst.
     held_out: a share; without effect on a folder.
     skip_bad: skip and count lines that cannot be read.
+    reader: reads a line.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: it is of another kind, or `held_out` is no share.
   """
 
-  def __init__(self, path: str, held_out: float, skip_bad: bool = False):
+  def __init__(
+    self,
+    path: str,
+    held_out: float,
+    skip_bad: bool = False,
+    reader: PairReader = PairReader(),
+  ):
+    self.path, self.reader = path, reader
     self._parts = {split: _list_parts(path, split) for split in SPLITS}
     if os.path.isdir(path):
       parts = itertools.chain.from_iterable(self._parts.values())
@@ -64,7 +68,10 @@ class PairsSource(sources.RecordSource):
     for path in dict.fromkeys(part.path for part in parts):
       with open(path, 'rb') as f:
         digest.update(hashlib.file_digest(f, 'sha256').digest())
-    return {'held_out': self.held_out, 'pairs': digest.hexdigest()}
+    facts = {'held_out': self.held_out, 'pairs': digest.hexdigest()}
+    given = [self.reader.source_language, self.reader.target_language]
+    # Rows made before pairs had languages say nothing of them.
+    return facts | ({'default_languages': given} if any(given) else {})
 
   def parts(self, split: str) -> list[records.FilePart]:
     return self._parts[split]
@@ -73,10 +80,8 @@ class PairsSource(sources.RecordSource):
     text = text_lines.decode(record)
     if not text or text.isspace():
       return ''
-    row = text_reader.parse_object(text, PAIR_FIELDS)
-    for name in PAIR_FIELDS:
-      text_reader.check_strings(name, row[name])
-    return pair_to_text(*(row[name] for name in PAIR_FIELDS))
+    source, target, direction = self.reader.read(text)
+    return pair_to_text(source, target, direction or ())
 
   def clean(self, document: str) -> str:
     return document  # spaces may mean something, in code say
@@ -85,6 +90,21 @@ class PairsSource(sources.RecordSource):
     # Inputs are often alike, and so would be their CRCs.
     digest = hashlib.blake2b(json.loads(text)[0].encode(), digest_size=4)
     return int.from_bytes(digest.digest(), 'big') / 2**32
+
+  def count_directions(self) -> dict[Direction, int]:
+    """Counts the pairs of each direction, held-out ones of a file included.
+
+    Returns none where the first pair names no languages.
+
+    Raises:
+      ValueError: a line that cannot be read, or has no languages as the first
+        has; names file and line.
+    """
+    parts = itertools.chain.from_iterable(self._parts.values())
+    paths = dict.fromkeys(part.path for part in parts)
+    stats = [os.stat(path) for path in paths]
+    files = tuple(zip(paths, ((s.st_size, s.st_mtime_ns) for s in stats)))
+    return _count_directions(self.path, self.skip_bad, self.reader, files)
 
 
 class PairRows(RowsOnly):
@@ -95,8 +115,15 @@ class PairRows(RowsOnly):
     self.named_by = 'PAIRS'
     facts = token_store.read_manifest(folder)['made_from']
     where = f'{folder}/{token_store.MANIFEST}, made_from'
-    fileio.check_json(facts, {'held_out': float, 'pairs': str}, where)
-    self.rows = {name: facts[name] for name in ('held_out', 'pairs')}
+    entries = {
+      'held_out': float, 'pairs': str, 'languages?': [str],
+      'default_languages?': list,
+    }  # fmt: skip
+    fileio.check_json(facts, entries, where)
+    names = 'held_out', 'pairs', 'default_languages'
+    self.rows = {name: facts[name] for name in names if name in facts}
+    # None: the rows are not of one direction alone.
+    self.direction = tuple(facts.get('languages', ())) or None
 
   @property
   def made_from(self) -> dict:
@@ -127,16 +154,6 @@ class LanguagePairs(TextSource):
         yield pair_to_text(sentence.strip(), languages.LANGUAGES[language])
 
 
-def pair_to_text(source: str, target: str) -> str:
-  """Writes a pair as the text that sources give."""
-  return json.dumps([source, target], ensure_ascii=False)
-
-
-def text_to_pair(text: str) -> dict[str, str]:
-  """Reads a text of `pair_to_text`: {input, target}."""
-  return dict(zip(PAIR_FIELDS, json.loads(text)))
-
-
 def _list_parts(path: str, split: str) -> list[records.FilePart]:
   """Lists the files of a split; raises the errors of `PairsSource`."""
   if not isinstance(path, str):
@@ -165,72 +182,25 @@ def _list_parts(path: str, split: str) -> list[records.FilePart]:
   return [unit for path in paths for unit in records.split_file(path, 64 << 20)]
 
 
-class FramePairs:
-  """Preprocessor: encodes pairs, cut to the lengths of a row.
+@functools.lru_cache(maxsize=16)  # tasks are registered several times in a run
+def _count_directions(
+  path: str, skip_bad: bool, reader: PairReader, files: tuple
+) -> dict[Direction, int]:
+  """Counts the pairs of each direction, see `PairsSource.count_directions`.
 
-  A text that is too long loses its end, an input not its `</s>`.
-
-  Attributes:
-    made_from: settings that the result depends on, besides the text.
+  `files` keys the cache: files that have changed are counted anew.
   """
-
-  def __init__(self, mode: str):
-    """Takes one of `prompts.MODES`."""
-    check_choice('PAIRS_MODE', mode, prompts.MODES)
-    self.mode, self.made_from = mode, {'mode': mode}
-
-  def pair(self, text: str, S: int, T: int) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes a text of `pair_to_text`: int32 ids, at most S and T."""
-    sp = tasks.VOCABULARY.tokenizer
-    begin = [sp.bos_id()]
-    if self.mode == 'clm':
-      marker = sp.PieceToId(CLM_TOKEN)
-      if sp.IdToPiece(marker) != CLM_TOKEN:
-        raise ValueError(
-          f"the vocabulary has no {CLM_TOKEN}: set PAIRS_MODE = 'denoise'"
-        )
-      begin.append(marker)
-    source, target = map(sp.Encode, json.loads(text))
-    source = [*begin, *source[: S - len(begin) - 1], sp.eos_id()]
-    target = [*target, sp.eos_id()][:T]
-    return np.array(source, np.int32), np.array(target, np.int32)
-
-  def __call__(self, dataset: tf.data.Dataset, sequence_length=None):
-    sizes = sequence_length or {}
-    S, T = (sizes.get(side) or 1 << 30 for side in ('inputs', 'targets'))
-
-    def frame(example):
-      made = tf.numpy_function(
-        lambda raw: self.pair(raw.decode(), S, T), (example['text'],),
-        (tf.int32, tf.int32), stateful=False,
-      )  # fmt: skip
-      for ids in made:
-        ids.set_shape([None])
-      return dict(zip(('inputs', 'targets'), made))
-
-    return dataset.map(frame)
-
-
-def register_pairs(
-  path: str | None,
-  mode: str = 'clm',
-  skip_bad: bool = False,
-  cache_dir: str | None = None,
-) -> None:
-  """Registers `udhr_language`, and `pairs` of a path or of a cache's rows.
-
-  Args:
-    path, skip_bad: see `PairsSource`.
-    mode: see `FramePairs`.
-    cache_dir: a cache.
-  """
-  register = lambda name, source: tasks.register_task(
-    name, source, [FramePairs(mode)]
-  )
-  register('udhr_language', LanguagePairs())
-  if path is not None:
-    register('pairs', PairsSource(path, HELD_OUT, skip_bad))
-  elif cache_dir is not None:
-    folder = f'{cache_dir.rstrip("/")}/pairs-train'
-    if tf.io.gfile.exists(f'{folder}/{token_store.MANIFEST}'):
-      register('pairs', PairRows(folder))
+  del files
+  source, counts = PairsSource(path, 0.0, skip_bad, reader), {}
+  for split in SPLITS if os.path.isdir(path) else SPLITS[:1]:
+    for shard in range(len(source.list_shards(split))):
+      for text in source.documents(split, shard):
+        direction = text_to_direction(text) if text else None
+        if text and direction is None:
+          return {}
+        if not source.reader.required:
+          source.reader = dataclasses.replace(reader, required=True)
+        if direction:
+          # Of a folder only those to train on count.
+          counts[direction] = counts.get(direction, 0) + (split == 'train')
+  return counts

@@ -90,11 +90,12 @@ def test_frames_of_several_ids_stand_around_each_run():
 
 
 @pytest.mark.parametrize(
-  'start, first', [(None, (1, 1)), (3, (3, 3)), (packing.LAST_TARGET, (5, 6))]
+  'start, codes, first',
+  [(None, (), (1, 1)), (3, (), (3, 3)), (3, (5, 6), (5, 6)), (3, (6,), (3, 6))],
 )
-def test_the_decoder_starts_each_example_as_its_model_does(start, first):
+def test_the_decoder_starts_each_example_as_its_model_does(start, codes, first):
   """Two examples share a row; each restarts with its own first input."""
-  ids = packing.SpecialIds(9, 1, 2, None, None, start)
+  ids = packing.SpecialIds(9, 1, 2, None, None, start, codes)
   sizes, none = np.array([2, 3]), np.zeros(0, np.int32)
   source = (7,), none, 0 * sizes, ()
   target = (), np.array([20, 5, 21, 22, 6]), sizes, ()

@@ -18,10 +18,8 @@ from atm.data import (
   task_registry,
 )
 from atm.data.task_registry import Lengths
-from atm.inference import api, prompts
-from atm.model.config import ModelConfig
 from atm.train import held_out_loss
-from atm_tasks.pretraining import pairs
+from atm_tasks.pretraining import pairs, tasks
 
 LENGTHS = {'inputs': 24, 'targets': 16}
 PAIRS = [
@@ -95,29 +93,6 @@ def test_what_is_no_pair_is_named(tmp_path, name, content, message):
   (tmp_path / 'empty').mkdir()
   with pytest.raises(ValueError, match='expected a .jsonl file, or a folder'):
     pairs.PairsSource(str(tmp_path / 'empty'), 0.0)
-
-
-@pytest.mark.parametrize('mode', prompts.MODES)
-def test_inputs_are_framed_as_prompts_are(words, mode):
-  """Fault seen: no `</s>` behind an input that was cut."""
-  config = ModelConfig(vocab_size=words.size)
-  model = api.Model(config, {}, words, None, None, 0)
-  frame = pairs.FramePairs(mode)
-  for source, target in (PAIRS[0], ('é ' * 40, 'ü ' * 40), ('', '')):
-    raw = pairs.pair_to_text(source, target)
-    ids, answer = frame.pair(raw, 1 << 30, 1 << 30)
-    assert ids.tolist() == model.encode(source, mode)
-    assert answer.tolist() == [*words.encode(target), words.eos_id]
-    cut, part = frame.pair(raw, 12, 10)
-    head = 1 + (mode == 'clm')
-    assert len(cut) == min(12, len(ids)) and cut[-1] == words.eos_id
-    assert (cut[:-1] == ids[: len(cut) - 1]).all() and head <= len(cut)
-    assert part.tolist() == answer[:10].tolist()
-
-
-def test_mode_is_checked():
-  with pytest.raises(ValueError, match="PAIRS_MODE = 'cml'.*'clm'"):
-    pairs.FramePairs('cml')
 
 
 def build(words, directory, said=None):
@@ -218,7 +193,7 @@ def test_too_few_to_hold_some_out(words, tmp_path):
 def test_a_host_needs_the_rows_alone(words, tmp_path, file):
   atm_tasks.configure(words.path, pairs=file)
   (made,), _ = build(words, tmp_path / 'rows')
-  pairs.tasks.unregister(seqio.TaskRegistry, 'pairs')
+  tasks.unregister(seqio.TaskRegistry, 'pairs')
   with pytest.raises(ValueError, match='Set PAIRS, or CACHE_DIR of rows'):
     task_registry.find_task('pairs')
   atm_tasks.configure(words.path, cache_dir=str(tmp_path / 'rows'))
@@ -233,7 +208,7 @@ def test_other_pieces_are_needed_by_text_alone(words):
 
   class Bare:
     pad_id, bos_id, eos_id = words.pad_id, words.bos_id, words.eos_id
-    special_ids = staticmethod(dict)
+    special_ids, input_format = staticmethod(dict), words.input_format
 
   ids = packing.SpecialIds.of(Bare)
   assert list(objectives.Pairs().rows([([1], [2])], ids, 9))

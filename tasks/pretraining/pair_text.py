@@ -1,0 +1,141 @@
+"""Reads a pair of input and target, and its languages, from a line of JSON.
+
+A line is either of
+
+  {"input": "Good.", "target": "Gut.",
+   "source_language": "en", "target_language": "de"}
+  {"translation": {"en": "Good.", "de": "Gut."}}
+
+Languages that a line lacks are those of the settings. In the second form, which
+is that of Hugging Face's data sets, they say which text is the input. A pair is
+stored as a text, the JSON of [input, target, source, target language], without
+the last two where it has no languages.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping
+
+from atm.data import text_reader
+from atm.data.language_codes import find_language
+from atm.data.text_lines import BadRecord
+from atm.messages import one_line, quote
+
+PAIR_FIELDS = ('input', 'target')
+LANGUAGE_FIELDS = ('source_language', 'target_language')
+Direction = tuple[str, str]  # source and target language
+
+
+def pair_to_text(source: str, target: str, direction: Iterable = ()) -> str:
+  """Writes a pair as the text that sources give."""
+  return json.dumps([source, target, *direction], ensure_ascii=False)
+
+
+def text_to_pair(text: str) -> dict[str, str]:
+  """Reads a text of `pair_to_text`: {input, target}, and its languages."""
+  return dict(zip((*PAIR_FIELDS, *LANGUAGE_FIELDS), json.loads(text)))
+
+
+def text_to_direction(text: str) -> Direction | None:
+  """Returns the languages of a text of `pair_to_text`, if it has any."""
+  return tuple(json.loads(text)[2:]) or None
+
+
+@dataclasses.dataclass(frozen=True)
+class PairReader:
+  """Reads lines of pairs.
+
+  Attributes:
+    source_language, target_language: of pairs that do not say their own.
+    known: the model's own codes of languages, into which those of pairs are
+      turned; none of a model without: they stay as they are.
+    required: whether a pair without languages is a bad one.
+  """
+
+  source_language: str | None = None
+  target_language: str | None = None
+  known: tuple[str, ...] = ()
+  required: bool = False
+
+  def read(self, line: str) -> tuple[str, str, Direction | None]:
+    """Returns input, target and, where they are known, their languages.
+
+    Raises:
+      BadRecord: it is no pair, or lacks a language, or has an unknown one.
+    """
+    if '"translation"' in line:
+      row = text_reader.parse_object(line)
+      if isinstance(row.get('translation'), dict):
+        return self._read_translation(row)
+    row = text_reader.parse_object(line, PAIR_FIELDS)
+    texts = [row[name] for name in PAIR_FIELDS]
+    for name, text in zip(PAIR_FIELDS, texts):
+      text_reader.check_strings(name, text)
+    given = self._get_given(row)
+    if None in given.values():
+      if self.required or set(given.values()) != {None}:
+        raise BadRecord(_describe_missing(given), quote(line, 60))
+      return *texts, None
+    return *texts, tuple(self._find(*item) for item in given.items())
+
+  def _get_given(self, row: Mapping) -> dict[str, str | None]:
+    """Returns the languages that a line names, or else the settings do."""
+    given = {}
+    for name in LANGUAGE_FIELDS:
+      value = row.get(name)
+      if value is not None and not (isinstance(value, str) and value.strip()):
+        raise BadRecord(f'a text in `{name}`', quote(value, 60))
+      given[name] = getattr(self, name) if value is None else value
+    return given
+
+  def _find(self, name: str, value: str) -> str:
+    """Returns the model's own code of a language, or what was given."""
+    if not self.known:
+      return value
+    try:
+      return _find_language(name, value, self.known)
+    except ValueError as e:
+      raise BadRecord('a language of the model', one_line(e)) from None
+
+  def _read_translation(self, row: Mapping) -> tuple[str, str, Direction]:
+    """Reads {"translation": {"en": TEXT, "de": TEXT}}."""
+    texts, given = row['translation'], self._get_given(row)
+    if len(texts) == 2 and list(given.values()).count(None) == 1:
+      # Of two languages the one that is not named is the other.
+      (missing,) = (name for name, value in given.items() if value is None)
+      (named,) = filter(None, given.values())
+      given[missing] = next(
+        k for k in texts if k != self._find_key(named, texts)
+      )
+    if None in given.values():
+      raise BadRecord(_describe_missing(given), quote(texts, 60))
+    chosen = []
+    for name, value in given.items():
+      text = texts[self._find_key(value, texts)]
+      if not isinstance(text, str):
+        raise BadRecord(f'a text in {quote(value)}', quote(text, 60))
+      text_reader.check_strings(name, text)
+      chosen.append(text)
+    return *chosen, tuple(self._find(*item) for item in given.items())
+
+  def _find_key(self, code: str, texts: Mapping) -> str:
+    """Returns the language of a translation that a code means."""
+    try:
+      return _find_language('translation', code, tuple(texts))
+    except ValueError as e:
+      raise BadRecord(
+        f'a translation with {quote(code)}', quote(list(texts), 60)
+      ) from e
+
+
+# Pairs by the million have the same few languages.
+_find_language = functools.lru_cache(maxsize=4096)(find_language)
+
+
+def _describe_missing(given: Mapping[str, str | None]) -> str:
+  """Returns what is expected of a line that lacks a language."""
+  names = [name for name, value in given.items() if value is None]
+  fields = ' and '.join(f'`{name}`' for name in names)
+  settings = ' and '.join(name.upper() for name in names)
+  return f'an object with {fields}, or {settings} for all'
