@@ -21,7 +21,13 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from atm.checkpoint import convert, hf_folder, hf_keys, torch_reader
+from atm.checkpoint import (
+  config_json,
+  convert,
+  hf_folder,
+  hf_keys,
+  torch_reader,
+)
 from atm.model import parameters
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
@@ -51,7 +57,7 @@ def sizes_of(config: ModelConfig, bytes_each: int) -> dict:
 
 def write(folder: str, config: ModelConfig) -> None:
   with open(f'{folder}/config.json', 'w') as f:
-    json.dump(hf_keys.config_to_hf(config), f)
+    json.dump(config_json.config_to_hf(config), f)
   weights, random = {}, np.random.default_rng(0)
   for path, x in abstract(config).items():
     keys = hf_keys.ALEXATM.keys(path, x.shape)

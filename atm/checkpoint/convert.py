@@ -16,7 +16,14 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from atm import fileio, messages
-from atm.checkpoint import checksums, hf_folder, hf_keys, pretrained, reader
+from atm.checkpoint import (
+  checksums,
+  config_json,
+  hf_folder,
+  hf_keys,
+  pretrained,
+  reader,
+)
 from atm.checkpoint.paths import CHECKPOINTS
 from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
@@ -27,7 +34,7 @@ from atm.messages import (
   check_path,
   clock_text,
 )
-from atm.model import parameters
+from atm.model import embeddings, parameters
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
@@ -35,9 +42,9 @@ from atm.parallel.sharding import Rules
 
 GIB = 2**30
 # What loads a folder, besides `atm.load`, by its model_type.
-READERS = {
-  'alexatm': 'the released AlexaTM code',
-  'blenderbot': "transformers 5's BlenderbotForConditionalGeneration",
+READERS = {'alexatm': 'the released AlexaTM code'} | {
+  kind: f"transformers 5's {each.architecture}"
+  for kind, each in config_json.BART_CLASSES.items()
 }
 STAGING_FILE = 'atm-writes-here'  # marks a folder that may be removed
 TOGETHER = 2**24  # bytes; parameters below this are written several at a time
@@ -82,8 +89,8 @@ def import_weights(
     raise ValueError(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
-  hf_config = hf_folder.read_json_object(path)
-  config = hf_keys.config_from_hf(hf_config, path)
+  hf_config = hf_folder.read_config(source)
+  config = config_json.config_from_hf(hf_config, path)
   words = pretrained.read_tokenizer(source, config)
   abstract = parameters.abstract_params(AlexaTM(config), make_mesh(), rules)
   weights = hf_folder.WeightReader(source, hf_config, abstract)
@@ -274,7 +281,8 @@ def export_weights(
   with reader.open_step(model_dir, at_step) as (checkpoints, step):
     meta = checkpoints.meta(step)
     config = pretrained.read_model_config(checkpoints, step)
-    hf_config = meta.get('hf_config') or hf_keys.config_to_hf(config)
+    hf_config = meta.get('hf_config') or config_json.config_to_hf(config)
+    hf_config = config_json.update_sizes(hf_config, config)
     tensors = plan_export(checkpoints, step, config, hf_config)
     words = pretrained.read_own_vocabulary(model_dir, config, meta)
     with staging_folder(output, '.exporting') as folder:
@@ -319,13 +327,17 @@ def plan_export(
 def make_tied_copies(
   config: ModelConfig, tensors: Mapping, layout: hf_keys.Layout
 ) -> dict[str, Tensor]:
-  """Returns the tensors that Blenderbot has besides our parameters."""
+  """Returns what the BART family's classes have besides our parameters."""
   embedding = tensors[layout.tables['encoder_embedding']]
-  bias = np.zeros((1, config.vocab_size), embedding.dtype)
-  copies = {
-    'model.shared.weight': embedding,
-    layout.tables['logits_bias']: Tensor(bias.shape, bias.dtype, lambda: bias),
-  }
+  constant = lambda x: Tensor(x.shape, x.dtype, lambda: x)
+  copies = {'model.shared.weight': embedding}
+  for name in layout.zeros:  # a bias of logits, which is one row
+    zeros = np.zeros((1, config.vocab_size), embedding.dtype)
+    copies[layout.tables[name]] = constant(zeros)
+  for key in layout.stored_sinusoids:
+    rows = np.arange(config.positions)
+    table = embeddings.sinusoids(rows, config.d_model, fairseq=False)
+    copies[key] = constant(np.asarray(table, embedding.dtype))
   for name, aliases in layout.aliases.items():
     if config.ties == 'embeddings':  # of a foreign one, too
       aliases = [key for key in aliases if key != 'lm_head.weight']

@@ -23,6 +23,7 @@ from atm.checkpoint import hf_keys
 from atm.checkpoint.hf_keys import Layout, WeightsError
 from atm.checkpoint.torch_reader import Tensor, open_torch_file
 from atm.messages import check_path, did_you_mean, one_line, quote
+from atm.model import embeddings
 
 FLOATS = {
   np.dtype(np.float32): 'F32',
@@ -31,6 +32,9 @@ FLOATS = {
 }
 INDEXES = ('model.safetensors.index.json', 'pytorch_model.bin.index.json')
 WHOLE = ('model.safetensors', 'pytorch_model.bin')
+# Tables of sinusoids are those of a class within the rounding of bfloat16.
+TABLE_ERROR = 4e-3
+MOST_TABLE_ROWS = 2**20
 
 
 # --- The files of a folder
@@ -127,6 +131,21 @@ def read_json_object(path: str) -> dict:
     raise WeightsError(str(e)) from e
 
 
+def read_config(directory: str) -> dict:
+  """Returns config.json, with our name of how the matrices are tied, if apart.
+
+  transformers 5 reads three matrices where `tie_word_embeddings` is false, and
+  transformers 4 wrote two then.
+  """
+  hf_config = read_json_object(os.path.join(directory, 'config.json'))
+  untied = hf_config.get('tie_word_embeddings') is False
+  family = hf_config.get('model_type') in map(str, hf_keys.BART_LAYOUTS)
+  if untied and family and hf_keys.TIES_FIELD not in hf_config:
+    if {*hf_keys.UNTIED_TABLES.values()} <= open_weights(directory).keys():
+      hf_config[hf_keys.TIES_FIELD] = 'none'
+  return hf_config
+
+
 # --- Reading
 
 
@@ -164,10 +183,12 @@ class WeightReader:
       FileNotFoundError: see `open_weights`.
       WeightsError: a key is missing, left over or of the wrong shape or dtype.
     """
-    self._directory, self._tensors = directory, open_weights(directory)
-    layout = hf_keys.find_layout(hf_config, self._tensors)
+    self._directory, tensors = directory, open_weights(directory)
+    layout = hf_keys.find_layout(hf_config, tensors)
+    self._tensors = layout.rename(tensors)
     self.abstract = traverse_util.flatten_dict(abstract)
     self._keys = {k: layout.keys(k, x.shape) for k, x in self.abstract.items()}
+    self._find_tables(layout)
     for path, keys in self._keys.items():
       for key in keys:
         self._check(key, to_hf_shape(path, self.abstract[path].shape), keys[0])
@@ -177,6 +198,20 @@ class WeightReader:
       path: math.prod(self.abstract[path].shape) * dtype.itemsize
       for path, dtype in self.dtypes.items()
     }
+
+  def _find_tables(self, layout: Layout) -> None:
+    """Finds tied matrices under any of their keys; adds zeros left out."""
+    copies = self._tensors.keys() - {k[0] for k in self._keys.values()}
+    for name, aliases in layout.aliases.items():
+      keys = self._keys.get((name,), [])
+      if keys and keys[0] not in self._tensors:
+        self._keys[name,] = [k for k in aliases if k in copies][:1] or keys
+    for name in layout.zeros:
+      key = layout.tables[name]
+      if (name,) in self._keys and key not in self._tensors:
+        shape = to_hf_shape((name,), self.abstract[name,].shape)
+        make = functools.partial(np.zeros, shape, np.float32)
+        self._tensors[key] = Tensor(shape, np.dtype(np.float32), make)
 
   def _check(self, key: str, shape: tuple[int, ...], first: str) -> None:
     """Raises WeightsError unless a key has this shape and `first`'s dtype."""
@@ -199,9 +234,12 @@ class WeightReader:
     """Raises WeightsError unless the keys left are equal copies or ignored."""
     left = self._tensors.keys() - {*layout.ignored}
     left = left.difference(*self._keys.values())
+    for key in left & {*layout.computed}:
+      self._check_sinusoids(key, layout.computed[key])
+    left -= {*layout.computed}
     for name, aliases in layout.aliases.items():
       copies = left & {*aliases} if (name,) in self._keys else set()
-      original = layout.tables[name]
+      original = self._keys[name,][0] if copies else None
       value = self._tensors[original].read() if copies else None
       for key in copies:
         # Shape and dtype first: a copy may claim more than memory holds.
@@ -218,6 +256,23 @@ class WeightReader:
         f'{self._directory}: {len(left)} keys that this model has no place '
         f'for, such as {quote(min(left))}'
       )
+
+  def _check_sinusoids(self, key: str, fairseq: bool) -> None:
+    """Raises WeightsError unless a stored table is the one computed here."""
+    shape, dtype, read = self._tensors[key]
+    width = self.abstract['encoder_embedding',].shape[1]
+    rows = np.arange(min(shape[:1], default=0))
+    alike = shape == (len(rows), width) and dtype in FLOATS
+    if alike and len(rows) <= MOST_TABLE_ROWS:
+      table = embeddings.sinusoids(rows, width, fairseq)
+      error = np.abs(table - read().astype(np.float32)).max(axis=1)
+      # fairseq's row of padding, which is not computed, is zeros.
+      if (error > TABLE_ERROR).sum() <= fairseq:
+        return
+    raise WeightsError(
+      f'{self._directory}: {key!r} is not the table of sinusoids that '
+      'transformers computes: other positions are not supported'
+    )
 
   def read(self, path: tuple[str, ...]) -> np.ndarray:
     """Returns one parameter, in our shape and the folder's dtype."""

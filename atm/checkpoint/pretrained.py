@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from atm import fileio
-from atm.checkpoint import hf_folder, hf_keys, reader
+from atm.checkpoint import config_json, hf_folder, reader
 from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import Vocabulary
 from atm.messages import check_index, check_path, one_line
@@ -95,9 +95,9 @@ def open_pretrained(
   at_step = check_index('at_step', at_step, optional=True)
   if _is_hf(directory):
     path = os.path.join(directory, 'config.json')
-    hf_config = hf_folder.read_json_object(path)
+    hf_config = hf_folder.read_config(directory)
     meta, step = {'hf_config': hf_config}, 0
-    config = hf_keys.config_from_hf(hf_config, path)
+    config = config_json.config_from_hf(hf_config, path)
     vocabulary = read_tokenizer(directory, config)
   else:
     with reader.open_step(directory, at_step) as (checkpoints, step):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from atm.checkpoint import hf_folder, hf_keys, pretrained
+from atm.checkpoint import config_json, hf_folder, hf_keys, pretrained
 from atm.data.vocabulary import SPECIAL_TOKENS, Vocabulary, convert_xlmr
 from atm.model.config import ModelConfig
 
@@ -83,7 +83,7 @@ def open_source(directory: str) -> EncoderSource:
 def _open_xlmr(directory: str, hf_config: dict) -> EncoderSource:
   """Opens a Hugging Face folder of XLM-R XL or XXL, bare or with a head."""
   path = os.path.join(directory, 'config.json')
-  config = hf_keys.config_from_xlmr(hf_config, path)
+  config = config_json.config_from_xlmr(hf_config, path)
   offset = config.pad_id + 1
   names = ('encoder', 'encoder_embedding', 'encoder_types')
   tree = pretrained.shapes_on_one_device(config)

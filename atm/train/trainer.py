@@ -7,7 +7,7 @@ import functools
 import jax
 
 from atm import messages
-from atm.checkpoint import hf_keys, paths, pretrained, warm_start
+from atm.checkpoint import config_json, paths, pretrained, warm_start
 from atm.checkpoint.manager import CheckpointManager
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data import task_registry
@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> TrainingResult:
     step, tx, state = StateOpener(
       config, model, mesh, checkpoints, meta, log
     ).open(source, words)
-    why = hf_keys.explain_no_format(config.model_config)
+    why = config_json.explain_no_format(config.model_config)
     if why and 'hf_config' not in meta:
       config.say(f'`atm export` will refuse this model: {why}')
     count = sum(x.size for x in jax.tree.leaves(state.params))

@@ -16,7 +16,13 @@ import safetensors.numpy
 from flax import traverse_util
 
 import atm
-from atm.checkpoint import convert, hf_folder, hf_keys, torch_reader
+from atm.checkpoint import (
+  config_json,
+  convert,
+  hf_folder,
+  hf_keys,
+  torch_reader,
+)
 from atm.cli import gin_files, gin_reader
 from atm.model.config import CONFIG_CHOICES, ModelConfig
 from atm.parallel import mesh as mesh_lib
@@ -193,10 +199,10 @@ def test_a_model_without_a_format_is_told_before_it_is_trained(tmp_path):
   with pytest.raises(ValueError, match='position_offset = 2: of norm .standa'):
     convert.export_weights(run, str(tmp_path / 'out'), say=quiet)
   assert not (tmp_path / 'out').exists()
-  assert hf_keys.explain_no_format(config)
+  assert config_json.explain_no_format(config)
   for name in gin_files.shipped_files():
     if name.startswith('models/'):
-      assert hf_keys.explain_no_format(read_model(name)) is None
+      assert config_json.explain_no_format(read_model(name)) is None
 
 
 def read_model(name: str):
@@ -433,7 +439,7 @@ def test_memory_of_an_import_is_that_of_one_parameter(tmp_path):
   from atm.model import parameters
   from atm.model.transformer import AlexaTM
 
-  config = hf_keys.config_from_hf(described)
+  config = config_json.config_from_hf(described)
   folder = tmp_path / 'big'
   folder.mkdir()
   with open(folder / 'config.json', 'w') as f:

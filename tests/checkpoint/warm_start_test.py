@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
-from atm.checkpoint import hf_folder, hf_keys, manager, warm_start
+from atm.checkpoint import config_json, hf_folder, hf_keys, manager, warm_start
 from atm.data import vocabulary, vocabulary_training
 from atm.data.vocabulary import Vocabulary
 from atm.model.config import ModelConfig
@@ -317,7 +317,7 @@ def test_the_newest_checkpoint_is_taken(tmp_path):
 def test_from_hugging_face(name, types, tmp_path):
   """The encoder's states are the reference's, types folded or not."""
   folder = folder_of(name, tmp_path)
-  theirs = hf_keys.config_from_hf(
+  theirs = config_json.config_from_hf(
     hf_folder.read_json_object(f'{folder}/config.json')
   )
   changes = dict(token_types=types, decoder_layers=1, ties='none')

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from atm import fileio
-from atm.checkpoint import hf_folder, hf_keys, paths, pretrained
+from atm.checkpoint import config_json, hf_folder, hf_keys, paths, pretrained
 from atm.data import cache, token_store, vocabulary
 from atm.evals import compare, results
 from atm.inference import partial_results
@@ -184,12 +184,12 @@ def test_config_json(name, tmp_path):
   """Faults seen: OverflowError of a vocab_size of 2^63; 'no' taken as True."""
   folder = copy_of(folder_of(name, tmp_path), tmp_path)
   path = f'{folder}/config.json'
-  make = hf_keys.config_from_hf
+  make = config_json.config_from_hf
   if name == 'xlmr_xl':
-    make = hf_keys.config_from_xlmr
+    make = config_json.config_from_xlmr
   with open(path) as f:
     described = json.load(f)
-  used = {*hf_keys._SIZES.values(), *hf_keys._XLMR_SIZES.values(), *(
+  used = {*config_json._SIZES.values(), *config_json._XLMR_SIZES.values(), *(
     'model_type layer_norm_eps dropout tie_word_embeddings hidden_act '
     'activation_function scale_embedding share_embeddings'
   ).split()}  # fmt: skip
