@@ -11,6 +11,25 @@ from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 
+# What public models do otherwise than the paper's.
+_TIED = dict(ties='all', embed_scale=True, pad_id=1, start_id=2, end_id=2)
+PUBLIC = {
+  'mbart': dict(
+    **_TIED, embedding_norm=True, logits_bias=True, position_offset=2,
+    encoder_position_offset=2,
+  ),
+  'm2m_100': dict(
+    **_TIED, activation='relu', position_embedding='sinusoidal_fairseq',
+    position_offset=2, encoder_position_offset=2,
+  ),
+  'pegasus': dict(
+    **{**_TIED, 'pad_id': 0, 'start_id': 0, 'end_id': 1}, activation='relu',
+    position_embedding='sinusoidal', logits_bias=True,
+  ),
+}  # fmt: skip
+# All of it in one model.
+EVERY = {**PUBLIC['mbart'], **PUBLIC['m2m_100']}
+
 
 def init(config: ModelConfig, seed: int = 0) -> dict:
   """Returns random parameters, with biases and norms that tests can see."""

@@ -9,12 +9,28 @@ from atm.inference import sampling, stop_strings
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
 
+from small_models import PUBLIC, untrained
+
 
 def test_any_mesh_generates_alike(model, words):
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   prompts = ['Everyone has', 'Jeder', 'सभी', 'よって']
   other = dataclasses.replace(model, mesh=mesh)
   assert other.generate(prompts) == model.generate(prompts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('public', PUBLIC)
+def test_public_models_generate_alike_on_any_mesh(words, public):
+  model = untrained(words, **PUBLIC[public])
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
+  other = dataclasses.replace(model, mesh=mesh)
+  prompts = [[7, 8, 9], [10], [11, 12], [13, 14, 15, 16]]
+  for beams in (1, 3):
+    config = sampling.Config(max_tokens=8, beams=beams)
+    ids = lambda made: [one.ids for (one, *_) in made]
+    got = other.complete(prompts, config=config)
+    assert ids(got) == ids(model.complete(prompts, config=config))
 
 
 def test_load_says_what_is_missing(tmp_path):

@@ -23,6 +23,18 @@ from conftest import tiny
     ),
     (dict(dtype='bfloat61'), "Did you mean 'bfloat16'"),
     (dict(remat='ful'), "Did you mean 'full'"),
+    (dict(activation='Relu'), "Did you mean 'relu'"),
+    (dict(position_embedding='sinusoid'), "Did you mean 'sinusoidal'"),
+    (dict(encoder_position_offset=-1), 'encoder_position_offset = -1'),
+    (
+      dict(
+        d_model=2,
+        encoder_heads=1,
+        decoder_heads=1,
+        position_embedding='sinusoidal_fairseq',
+      ),
+      'd_model = 2: expected at least 4 where .*sinusoidal_fairseq',
+    ),
     (dict(end_id=96), 'end_id = 96 is no id below'),
   ],
 )

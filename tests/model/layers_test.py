@@ -1,4 +1,4 @@
-"""Parts of layers: GELU and norms, and their gradients."""
+"""Parts of layers: GELU, ReLU and norms, and their gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,19 @@ def test_gelu_and_the_product_behind_it_are_so_on_tpus_too(rng):
   )
   close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
   jax.tree.map(close, (ours, back(pull)), (theirs, plain_back(pull)))
+
+
+def test_of_relu_the_result_alone_is_kept():
+  """Faults seen: its input, too; a mask beside it; a gradient of one at 0."""
+  x = jnp.array([-1.0, 0.0, 0.5, 2.0], jnp.bfloat16)
+  out, back = jax.vjp(layers.relu, x)
+  np.testing.assert_array_equal(out, jnp.array([0, 0, 0.5, 2], out.dtype))
+  (gradient,) = back(jnp.full(4, 3, out.dtype))
+  assert out.dtype == gradient.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(gradient, jnp.array([0, 0, 3, 3], out.dtype))
+  residuals = jax.tree.leaves(back)
+  assert [x.shape for x in residuals] == [(4,)]
+  np.testing.assert_array_equal(residuals[0], out)
 
 
 @pytest.mark.parametrize('norm', ['standard', 'uncentred'])

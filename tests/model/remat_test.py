@@ -9,6 +9,7 @@ from atm.model import remat as remat_lib
 
 from conftest import batch
 from model_gradients import SMALL, assert_close, loss_and_gradients
+from small_models import EVERY
 
 splash_interpreted = functools.partial(
   attention.splash_attention, interpret=True
@@ -50,8 +51,11 @@ def test_remat_changes_nothing_but_what_is_kept(
 @pytest.mark.parametrize(
   'remat', [name for name in remat_lib.REMAT if name != 'none']
 )
-def test_remat_changes_neither_loss_nor_gradient(rng, one_device, remat):
+@pytest.mark.parametrize(
+  'model', [{}, pytest.param(EVERY, marks=pytest.mark.slow)]
+)
+def test_remat_changes_neither_loss_nor_gradient(rng, one_device, model, remat):
   rows = batch(rng, 2, 12, 10)
-  changes = dict(attention='rows', **SMALL)
+  changes = dict(attention='rows', **SMALL, **model)
   got = loss_and_gradients(one_device, rows, remat=remat, **changes)
   assert_close(got, loss_and_gradients(one_device, rows, **changes))

@@ -12,16 +12,29 @@ import pytest
 from atm.model.transformer import AlexaTM
 
 from conftest import FUSED_AS_USERS, batch, tiny
-from small_models import init
+from small_models import EVERY, PUBLIC, init
 
 CALL = (
   'encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens',
 )  # fmt: skip
 
 
-@pytest.fixture(scope='module')
-def net():
-  config = tiny()
+# The paper's, and public ones. Of those `make test` has one, of every option,
+# where positions and norms are read in ways that differ.
+MODELS = {'paper': {}, 'every': EVERY, **PUBLIC}
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+of_all = pytest.mark.parametrize(
+  'net', ['paper', 'every', *map(slow, PUBLIC)], indirect=True
+)
+
+
+@pytest.fixture(
+  scope='module', params=[n if n == 'paper' else slow(n) for n in MODELS]
+)
+def net(request):
+  # The ids of `batch`, and tables that a test can change alone.
+  same = dict(ties='none', pad_id=0, start_id=1)
+  config = tiny(**{**MODELS[request.param], **same})
   return AlexaTM(config), init(config)
 
 
@@ -45,6 +58,7 @@ def logits(net, b):
   return apply(module, params, *given, **named, enable_dropout=False)
 
 
+@of_all
 def test_packed_equals_unpacked(net, rng):
   """Faults seen: no segments in cross-attention; positions not restarted."""
   lengths = [(7, 5), (4, 6), (9, 3)]
@@ -153,6 +167,7 @@ def test_remat_holds_where_layers_are_unrolled(net, rng):
   assert flops('full') > 1.1 * flops('none')  # 1.0003 with the fault
 
 
+@of_all
 def test_cached_equals_uncached(net, rng):
   """Faults seen: cache written one place off; cross keys of another layer."""
   module, params = net

@@ -16,6 +16,7 @@ from atm.parallel.sharding import Rules
 from atm.train import optimizer, step
 
 from conftest import batch, tiny
+from small_models import PUBLIC
 
 
 def test_cross_entropy_is_optaxs(rng):
@@ -179,6 +180,15 @@ def test_sharded_equals_unsharded(single, name):
     state.params,
     moments,
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['2x4', 'slices'])
+@pytest.mark.parametrize('public', PUBLIC)
+def test_public_models_are_the_same_sharded(one_device, public, name):
+  alone, _ = run(one_device, 3, **PUBLIC[public])
+  sharded, _ = run(mesh_lib.make_mesh(**MESHES[name]), 3, **PUBLIC[public])
+  np.testing.assert_allclose(sharded, alone, atol=1e-5)
 
 
 def test_what_waits_in_the_hosts_memory_comes_back_on_any_mesh(single):
