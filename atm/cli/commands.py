@@ -192,6 +192,11 @@ def run_evaluation() -> None:
     print(f'wrote {os.path.join(folder, RESULTS_FILE)}\n      {page}')
 
 
+def run_check() -> int:
+  """Checks a downloaded folder; returns the exit status: 1 where it differs."""
+  return 0 if get_configurable('check.check_folder')().run() else 1
+
+
 # A function, or the gin name of what to call, whose text is printed.
 RUNS = {
   'pretrain': run_pretrain,
@@ -208,6 +213,7 @@ RUNS = {
   'eval': run_evaluation,
   'compare': 'compare.compare',
   'lm_eval': 'harness.evaluate',
+  'check': run_check,
   'import': 'convert.import_weights',
   'export': 'convert.export_weights',
 }
@@ -218,6 +224,8 @@ LOGGING = (
 )  # fmt: skip
 # Runs that need no device here, and start JAX themselves if at all.
 WITHOUT_DEVICES = ('plan',)
+# What an argument without a name sets: `atm check FOLDER`.
+UNNAMED = {'check': 'MODEL_DIR'}
 
 
 def writes_files(run: str) -> bool:
@@ -262,8 +270,12 @@ def fit_mesh() -> None:
     print(f'atm: {note}', file=sys.stderr)
 
 
-def execute(run: str) -> None:
-  """Does what a run of RUNS is for, with gin configured."""
+def execute(run: str) -> int:
+  """Does what a run of RUNS is for, with gin configured.
+
+  Returns:
+    The exit status: of a function that returns one; else 0.
+  """
   gin_config.check_settings()
   check_run_folder()
   if run not in WITHOUT_DEVICES:
@@ -274,6 +286,7 @@ def execute(run: str) -> None:
     made.run()  # reports by itself what it wrote
   elif isinstance(made, str):
     print(made)
+  return made if callable(command) and isinstance(made, int) else 0
 
 
 def list_runs() -> str:

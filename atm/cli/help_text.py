@@ -140,8 +140,9 @@ def format_setting(setting: Setting) -> str:
 def format_help(run: str) -> str:
   """Returns what `atm RUN --help` prints."""
   path = gin_files.run_file(run)
+  unnamed = '[FOLDER] ' if run in commands.UNNAMED else ''
   lines = [
-    f'usage: atm {run} [--gin_file=FILE]... [--gin.NAME=VALUE]...', '',
+    f'usage: atm {run} {unnamed}[--gin_file=FILE]... [--gin.NAME=VALUE]...', '',
     *read_header(path), '',
   ]  # fmt: skip
   for file, settings in list_settings(run).items():

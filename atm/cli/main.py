@@ -1,6 +1,7 @@
 """The command line: `atm RUN [--gin_file=FILE]... [--gin.NAME=VALUE]...`.
 
-`atm RUN --help` tells the settings of a run. RUN is the stem of a file in
+`atm RUN --help` tells the settings of a run, and `atm check` takes its folder
+without a name. RUN is the stem of a file in
 gin/runs/; its bindings come first, then each --gin_file, then each
 --gin.NAME=VALUE; later ones win.
 """
@@ -69,6 +70,8 @@ def parse_arguments(arguments: list[str]) -> tuple:
       bindings.append(argument.removeprefix('--gin.'))
     elif name == '--import' and value:
       modules.add(value)
+    elif run in commands.UNNAMED and argument[:1] not in ('', '-'):
+      bindings.append(f'{commands.UNNAMED[run]} = {argument!r}')
     else:
       known = (
         '--gin_file=FILE', '--gin.NAME=VALUE', '--import=MODULE', '--help'
@@ -87,10 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
   arguments = sys.argv[1:] if arguments is None else arguments
   log_output.open_standard_streams()
   try:
-    run_command(arguments)
+    status = run_command(arguments)
     if sys.stdout is not None:
       sys.stdout.flush()  # here, where an error of it can be caught
-    status = 0
   except SystemExit:
     raise
   except interrupts.Terminated as e:
@@ -122,12 +124,12 @@ def report_error(error: BaseException, arguments: list[str]) -> int:
   return 2 if error_report.is_mistake(error) else 1
 
 
-def run_command(arguments: list[str]) -> None:
-  """Runs a command, and leaves no other process."""
+def run_command(arguments: list[str]) -> int:
+  """Runs a command, and leaves no other process; returns the exit status."""
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
   if (answer := answer_question(arguments)) is not None:
     print(answer)
-    return
+    return 0
   run, files, bindings, modules = parse_arguments(arguments)
   tell = lambda note: print(f'atm: {note}', file=sys.stderr)
   gin_config.apply_config(files, bindings, modules, run, tell)
@@ -145,7 +147,7 @@ def run_command(arguments: list[str]) -> None:
     interrupts.catch_signals(at_once=run != 'chat'),
     log_output.keep_going(commands.writes_files(run)),
   ):
-    commands.execute(run)
+    return commands.execute(run)
 
 
 if __name__ == '__main__':

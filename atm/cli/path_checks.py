@@ -26,6 +26,7 @@ PATHS = {
   ),
   **dict.fromkeys(('cache', 'inspect', 'mixture', 'pretrain', 'vocab'), _TEXT),
   'finetune': {**_TEXT, 'INIT_FROM': _MODEL},
+  'check': {'MODEL_DIR': 'a folder with config.json and weights'},
   'report': {'MODEL_DIR': _RUN},
   'compare': {'RUNS': _RESULTS},
   'import': {'SOURCE': 'a folder with config.json and weights'},

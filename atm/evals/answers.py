@@ -66,6 +66,8 @@ class AnswerFolder:
       mode=task.mode, normalize=task.normalize, max_tokens=task.max_tokens,
       stop=task.stop, weights=self.weights,
     )  # fmt: skip
+    if task.languages is not None:
+      settings['languages'] = task.languages
     if self.truncate not in ('refuse', task.truncate):
       settings['truncate'] = self.truncate
     return rows, settings

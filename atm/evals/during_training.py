@@ -8,6 +8,7 @@ import numpy as np
 
 from atm.data.vocabulary import Vocabulary
 from atm.evals import metrics, predict, scoring
+from atm.evals.model_tasks import fit_tasks
 from atm.evals.task import MissingData, Task
 from atm.inference import api
 from atm.messages import check_arguments, check_count, check_seed
@@ -68,7 +69,8 @@ class FewShotEvaluator:
     """
     self.model = api.Model(config, {}, vocabulary, mesh, rules, 0)
     self.batch_size, self.requests = batch_size, []
-    for task in make_tasks():
+    form = vocabulary and vocabulary.input_format
+    for task in fit_tasks(make_tasks(), form)[0]:
       (metric, *_), _ = scoring.resolve_metrics(task)
       try:
         questions = task.make_questions(vocabulary)

@@ -22,6 +22,7 @@ TASK = {
   **dict.fromkeys(('shots', 'questions', 'of', 'cut?'), int),
   'source_language': (str, None),
   'chance': (Finite, None),
+  'asked?': str,
   'notes?': [str],
   'scores': {str: _SCORE},
   'statistics': {str: [[Finite]]},

@@ -17,9 +17,10 @@ import jax
 import atm
 from atm import fileio
 from atm.checkpoint.pretrained import PretrainedModel
-from atm.data.vocabulary import Vocabulary
+from atm.data.vocabulary import Vocabulary, has_vocabulary, open_vocabulary
 from atm.evals import metrics, results, scoring, suite_checks
 from atm.evals.answers import AnswerFolder, set_truncation
+from atm.evals.model_tasks import fit_tasks
 from atm.evals.predict import request_of, sample_questions
 from atm.evals.task import MissingData, Task
 from atm.inference import api
@@ -115,12 +116,14 @@ class SuiteEvaluation(api.ModelSource):
     source = self.open()
     if source.vocabulary is None:
       raise ValueError(f'{self.model_dir} has no tokenizer: suites ask in text')
-    self._check_suite(source, tasks)
+    tasks, refused = fit_tasks(tasks, source.vocabulary.input_format)
+    suite_checks.check_askable(refused, len(tasks), self.allow_missing)
+    self._check_suite(source, [t for t in tasks if t.name not in refused])
     distributed.wait_for_all()  # all have looked before one writes
     model = self.load(source.step)
     self._log(
-      f'step {model.step:,} of {self.model_dir}: {len(tasks)} tasks of '
-      f'{self.suite}'
+      f'step {model.step:,} of {self.model_dir}: {len(tasks) - len(refused)} '
+      f'tasks of {self.suite}'
     )
     start = time.perf_counter()
     found, missing = self.evaluate_tasks(model, tasks)
@@ -196,10 +199,9 @@ class SuiteEvaluation(api.ModelSource):
 
   def format_requests(self, tasks: Iterable[Task]) -> Iterator[str]:
     """Formats questions as lines of JSON, as the model would read them."""
-    place = self.vocabulary
-    if place is None and self.model_dir:
-      place = os.path.join(self.model_dir, 'vocabulary')
-    vocabulary = Vocabulary(place) if place else None
+    vocabulary = self._find_vocabulary()
+    if vocabulary is not None:
+      tasks, _ = fit_tasks(tasks, vocabulary.input_format)
     for task in tasks:
       try:
         questions = task.make_questions(vocabulary)
@@ -208,7 +210,18 @@ class SuiteEvaluation(api.ModelSource):
         continue
       for question in sample_questions(questions, self.limit, self.seed):
         row = {'task': task.name, 'id': question.id, **request_of(question)}
+        if task.languages is not None:
+          row |= zip(('source', 'target'), task.languages)
         yield json.dumps(row, ensure_ascii=False)
+
+  def _find_vocabulary(self) -> Vocabulary | None:
+    """Returns the vocabulary of a dry run, None where none is named."""
+    if self.vocabulary:
+      return open_vocabulary(self.vocabulary)
+    if self.model_dir is None:
+      return None
+    own = os.path.join(self.model_dir, 'vocabulary')
+    return open_vocabulary(own if has_vocabulary(own) else self.model_dir)
 
   def evaluate_tasks(
     self, model: api.Model, tasks: Sequence[Task]
@@ -216,7 +229,7 @@ class SuiteEvaluation(api.ModelSource):
     """Evaluates tasks; returns `tasks` and `missing` of results.json."""
     found, missing = [], []
     for number, task in enumerate(tasks, 1):
-      self._log(f'{task.name} ({number} of {len(tasks)})')
+      self._log(f'{task.name} ({number} of {len(tasks)}): {task.asked}')
       try:
         every = task.make_questions(model.vocabulary)
       except MissingData as e:

@@ -6,7 +6,7 @@ import numpy as np
 
 from atm.evals import bootstrap, metrics, text_metrics
 from atm.evals.predict import request_of
-from atm.evals.task import MissingData, Question, Task
+from atm.evals.task import OWN_FORMAT, MissingData, Question, Task
 from atm.fileio import hash_json
 from atm.inference import stop_strings
 
@@ -46,7 +46,8 @@ def score_task(
     name=task.name, set=task.set, language=task.language,
     source_language=task.source_language,
     kind='score' if questions[0].prompt is None else 'generate',
-    mode=task.mode, shots=task.shots, normalize=task.normalize,
+    mode=task.mode or OWN_FORMAT, shots=task.shots, asked=task.asked,
+    normalize=task.normalize,
     source=task.source, prompt_hash=hash_json(hashes),
     references=count_references(task, questions, vocabulary),
     questions=len(questions), of=of, cut=sum(row['cut'] for row in rows),

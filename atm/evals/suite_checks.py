@@ -74,6 +74,28 @@ def check_complete(missing: Mapping[str, str], count: int, allow: bool) -> None:
   )
 
 
+def check_askable(refused: Mapping[str, str], count: int, allow: bool) -> None:
+  """Raises ValueError where tasks cannot be asked of a model.
+
+  Args:
+    refused: those tasks, and why.
+    count: of all tasks.
+    allow: take some without, if others can be asked.
+  """
+  if not refused or allow and len(refused) < count:
+    return
+  first, why = next(iter(refused.items()))
+  remedy = (
+    ''
+    if len(refused) == count
+    else '. ALLOW_MISSING=True leaves such tasks out, TASKS chooses others'
+  )
+  raise ValueError(
+    f'{len(refused):,} of {count:,} tasks cannot be asked of this model: '
+    f'{list_some(list(refused))}. {first}: {why}{remedy}'
+  )
+
+
 def check_room(
   surveys: Sequence[TaskSurvey], positions: int, truncate: str
 ) -> str:

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+OWN_FORMAT = 'own'  # in place of a mode, where a task has none
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -55,7 +57,7 @@ class Task:
     answer: (output, question) -> the answer cut out of a generated text; with
       `read`, the part of a prompt that had room, where it was cut.
     source_language: of the text, where it is not `language`.
-    mode: 'clm' or 'denoise'; see `prompts.MODES`.
+    mode: 'clm' or 'denoise', see `prompts.MODES`; None: the model's own format.
     shots: examples with answers in front of each question.
     max_tokens: of a generated answer.
     stop: texts that end a generated answer.
@@ -63,6 +65,11 @@ class Task:
     normalize: 'mean' (a token) or 'sum': what is compared between choices.
     chance: the main metric of guessing, where choices are given; else None.
     source: where the examples are read, for the record.
+    by_languages: of a translation: the same task as sentences alone, for models
+      that are told the languages as codes; see `model_tasks`.
+    asked_as_is: whether a question is the input that models are tuned on.
+    languages: (source, target) as the model's own codes, where the model is
+      told them; None: it is not.
   """
 
   name: str
@@ -72,7 +79,7 @@ class Task:
   make_questions: Callable[[Tokenizer | None], list[Question]]
   answer: Callable[..., str] | None = None
   source_language: str | None = None
-  mode: str = 'clm'
+  mode: str | None = 'clm'
   shots: int = 0
   max_tokens: int = 64
   stop: tuple[str, ...] = ()
@@ -80,6 +87,17 @@ class Task:
   normalize: str = 'mean'
   chance: float | None = None
   source: str = ''
+  by_languages: 'Task | None' = None
+  asked_as_is: bool = False
+  languages: tuple[str | None, str | None] | None = None
+
+  @property
+  def asked(self) -> str:
+    """How a model is asked: 'by language codes eng_Latn -> tam_Taml'."""
+    if self.languages is None:
+      return f'{self.shots or "zero"}-shot, {self.mode or OWN_FORMAT} mode'
+    codes = (code or 'default' for code in self.languages)
+    return f'by language codes {" -> ".join(codes)}'
 
 
 class MissingData(Exception):

@@ -159,6 +159,11 @@ def _how_asked(tasks: Sequence[Mapping]) -> str:
   values = lambda key: ' or '.join(dict.fromkeys(str(t[key]) for t in tasks))
   shots = values('shots')
   text = f'{"Zero" if shots == "0" else shots}-shot, {values("mode")} mode'
+  # A translation model is told the languages, and reads a sentence alone.
+  by_codes = [t['asked'] for t in tasks if 'codes' in t.get('asked', '')]
+  if by_codes:
+    more = f' and {len(by_codes) - 1} more' if len(by_codes) > 1 else ''
+    text = f'Asked {by_codes[0]}{more}'
   if any(task['kind'] == 'score' for task in tasks):
     how = values('normalize').replace('mean', 'the mean over tokens')
     text += f'; choices compared by {how} of log-probabilities'

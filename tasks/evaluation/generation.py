@@ -103,6 +103,32 @@ class PairFormat:
     return output.strip()
 
 
+@dataclasses.dataclass(frozen=True)
+class SentenceFormat:
+  """Sentences alone, for models that are told both languages as codes."""
+
+  max_tokens: int
+  generates = True
+  truncate = 'end'
+  stop = ()
+
+  def question(
+    self, example: Mapping, shots: Sequence[Mapping], language: str, mode: str,
+    cut: Cut,
+  ) -> Question:  # fmt: skip
+    """Returns the sentence as the question; no shots are in front."""
+    shown = {'sentence': example['source'], 'translation': example['target']}
+    return Question(
+      example['id'], example['target'], prompt=example['source'], shown=shown
+    )
+
+  def answer(
+    self, output: str, question: Question, mode: str, read: str | None = None
+  ) -> str:
+    """Returns the generated text."""
+    return output.strip()
+
+
 TRANSLATION_FORMAT = PromptFormat(
   prompts.TRANSLATION,
   lambda e, language: {
@@ -111,6 +137,7 @@ TRANSLATION_FORMAT = PromptFormat(
   lambda e: e['target'],
   max_tokens=256,
 )  # fmt: skip
+SENTENCE_FORMAT = SentenceFormat(TRANSLATION_FORMAT.max_tokens)
 # Shots are under 192 words, as in the paper. That one of many tokens, as those
 # in Japanese may be, is cut, too, is ours: a prompt has to fit 1024 positions.
 SUMMARY_FORMAT = PromptFormat(

@@ -42,7 +42,10 @@ class TaskSpec:
   """
 
   data: str
-  format: generation.PromptFormat | generation.PairFormat | choices.ChoiceFormat
+  format: (
+    generation.PromptFormat | generation.PairFormat
+    | generation.SentenceFormat | choices.ChoiceFormat
+  )  # fmt: skip
   metrics: tuple[str, ...]
   language: str = 'en'
   source_language: str | None = None
@@ -247,10 +250,18 @@ def select_sources(
 
 def _make_task(source: ExampleSource, mode: str, normalize: str) -> Task:
   spec, fields = source.spec, {}
+  if spec.format is generation.TRANSLATION_FORMAT:
+    alone = dataclasses.replace(
+      spec, format=generation.SENTENCE_FORMAT, shots=0
+    )
+    alone = dataclasses.replace(source, spec=alone)
+    fields['by_languages'] = _make_task(alone, mode, normalize)
+  elif isinstance(spec.format, generation.PairFormat):
+    fields['asked_as_is'] = True
   if spec.format.generates:
     # In 'denoise' the decoder writes the prompt, too.
     clm = mode == 'clm'
-    fields = dict(
+    fields |= dict(
       answer=partial(spec.format.answer, mode=mode),
       max_tokens=spec.format.max_tokens if clm else 1023,
       stop=spec.format.stop if clm else (),

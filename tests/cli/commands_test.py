@@ -48,6 +48,17 @@ def test_a_command_is_a_function_a_text_or_a_job(monkeypatch, capsys):
   assert capsys.readouterr().out == 'called\nsaid\nran\n'
 
 
+def test_a_check_tells_by_its_exit_status(monkeypatch):
+  for agrees, status in ((True, 0), (False, 1)):
+
+    class Check:
+      def run(self, agrees=agrees):
+        return agrees
+
+    monkeypatch.setattr(commands, 'get_configurable', lambda name: Check)
+    assert commands.execute('check') == status
+
+
 def test_an_unknown_pod_is_named_with_the_nearest():
   with pytest.raises(gin_config.UserError, match="'v5p_4x4x9'.*'v5p_4x4x8'"):
     commands.settings_for_pod('v5p_4x4x9')

@@ -46,6 +46,20 @@ def test_help_and_version(capsys):
   assert "Did you mean 'infer'" in capsys.readouterr().err
 
 
+def test_a_folder_to_check_needs_no_name(tmp_path, capsys):
+  _, _, bindings, _ = main.parse_arguments(
+    ['check', "a 'folder", '--gin.LIMIT=1']
+  )
+  assert bindings == ['MODEL_DIR = "a \'folder"', 'LIMIT=1']
+  assert main.main(['help', 'check']) == 0
+  assert capsys.readouterr().out.startswith('usage: atm check [FOLDER] ')
+  for wrong in (['infer', 'folder'], ['check', '-x'], ['check', '']):
+    assert main.main(wrong) == 2
+    assert 'unknown argument' in capsys.readouterr().err
+  assert main.main(['check', str(tmp_path / 'none')]) == 2
+  assert 'not there: expected a folder with config' in capsys.readouterr().err
+
+
 def test_a_file_of_which_nothing_is_used_is_told(tmp_path):
   """And the module starts as the command does."""
   (tmp_path / 'mine.gin').write_text('LIMIT = 3\n')

@@ -1,0 +1,70 @@
+"""Comparisons of a model with what transformers computed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from atm.evals import check_prompts, model_comparison
+from atm.evals.check_report import Report
+from atm.inference import api, sampling
+
+from goldens import HERE
+
+
+@pytest.fixture(scope='module')
+def model():
+  return api.load(f'{HERE}/blenderbot_generate')
+
+
+def make_report():
+  lines = []
+  return Report(lines.append), lines
+
+
+def test_the_first_difference_of_ids_is_told():
+  prompts = [check_prompts.Prompt('a b', [5, 6, 2]), *[
+    check_prompts.Prompt('c', [7, 2])] * 2]  # fmt: skip
+  report, lines = make_report()
+  model_comparison.compare_ids(report, prompts, [[5, 6, 2], [7, 2], [7, 2]])
+  assert report.facts == ['token ids 3 of 3 equal']
+  model_comparison.compare_ids(report, prompts, [[5, 8, 2], [7, 2], [7]])
+  assert report.problems == [
+    "token ids 1 of 3 equal ('a b', place 1: [6, 2], not [8, 2])"
+  ]
+  model_comparison.compare_ids(report, prompts[1:], [[7, 2], [7]])
+  assert report.problems[1].endswith("('c', place 1: [2], not [])")
+  count = len(lines)
+  ids = [check_prompts.Prompt(None, [5])]
+  model_comparison.compare_ids(report, ids, [[6]])
+  assert len(lines) == count  # of prompts without text there is nothing to tell
+
+
+def test_padding_changes_no_state(model):
+  """A prompt of 3 ids is padded to 8, and the decoder's, too."""
+  states, logits = model_comparison.compute_arrays(model, [5, 6, 2], [1, 7])
+  assert states.shape == (3, 32) and logits.shape == (2, 96)
+  np.testing.assert_allclose(
+    logits, model.logits([[5, 6, 2]], [[1, 7]])[0], atol=1e-5
+  )
+
+
+def test_numbers_that_are_not_finite_are_a_problem(model):
+  prompts = check_prompts.list_prompts(model.config, None, limit=1)
+  report, _ = make_report()
+  model_comparison.check_alone(report, model, prompts)
+  assert not report.problems
+  params = dict(model.params)
+  params['logits_bias'] = params['logits_bias'].at[5].set(np.nan)
+  broken = dataclasses.replace(model, params=params)
+  model_comparison.check_alone(report, broken, prompts)
+  assert report.problems[0] == 'states, logits some are not finite'
+
+
+def test_beams_are_the_folders_or_four():
+  make = model_comparison.make_beam_config
+  assert make({}) == sampling.Config(max_tokens=16, beams=4)
+  own = {'beams': 6, 'length_penalty': 0.6, 'max_tokens': 200}
+  assert make(own) == sampling.Config(
+    max_tokens=16, beams=6, length_penalty=0.6
+  )
