@@ -1,4 +1,6 @@
-"""SentencePiece vocabularies with the special pieces of the paper.
+"""Vocabularies: SentencePiece's here, with the special pieces of the paper.
+
+`open_vocabulary` opens those of public models, too, see `hf_tokenizer`.
 
 Special pieces are SentencePiece *control* symbols: no text encodes to them, so
 a user's "[CLM]" cannot become a marker; code inserts their ids. `[PAD] <s>
@@ -7,7 +9,6 @@ those of the paper (section 3); `convert_xlmr` adds these to XLM-R's tokenizer.
 No seqio and no TensorFlow here.
 """
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -19,23 +20,31 @@ import sentencepiece
 from etils import epath
 
 from atm import fileio
+from atm.data import hf_tokenizer, tokenizer_folder
 from atm.data.input_format import InputFormat
 from atm.data.token_ids import check_ids
-from atm.messages import check_path, check_text
+from atm.data.vocabulary_base import (  # noqa: F401, others have them here
+  BOS_TOKEN,
+  CLM_TOKEN,
+  DOC_TOKEN,
+  EOS_TOKEN,
+  FORMAT_FILE,
+  MASK_TOKEN,
+  PAD_TOKEN,
+  SPECIAL_TOKENS,
+  UNK_TOKEN,
+  BaseVocabulary,
+  as_text,
+)
+from atm.messages import check_path
 
-PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN = '[PAD]', '<s>', '</s>', '<unk>'
-MASK_TOKEN, CLM_TOKEN, DOC_TOKEN = '[MASK]', '[CLM]', '[DOC]'
-SPECIAL_TOKENS = (
-  PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, MASK_TOKEN, CLM_TOKEN, DOC_TOKEN,
-)  # fmt: skip
 # XLM-R's names of what is otherwise the same.
 OTHER_NAMES = {PAD_TOKEN: '<pad>', MASK_TOKEN: '<mask>'}
 XLMR_FILE = 'sentencepiece.bpe.model'
 MODEL_FILE = 'sentencepiece.model'
-TOKENIZER_FILE = 'tokenizer.json'  # Hugging Face's; format.json lies beside it
 
 
-class Vocabulary:
+class Vocabulary(BaseVocabulary):
   """A SentencePiece model and the ids of its special pieces.
 
   Attributes:
@@ -89,29 +98,11 @@ class Vocabulary:
         return index
     raise ValueError(f'vocabulary {self.path!r} has no piece {piece!r}')
 
-  def special_ids(self) -> dict[str, int]:
-    """Returns the ids of SPECIAL_TOKENS that there are, `<pad>` as `[PAD]`."""
-    ids = {}
-    for piece in SPECIAL_TOKENS:
-      with contextlib.suppress(ValueError):
-        ids[piece] = self._special(piece)
-    return ids
-
   @functools.cached_property
   def input_format(self) -> InputFormat:
     """The frame of inputs and targets."""
     clm_id = self.special_ids().get(CLM_TOKEN)
     return InputFormat('alexatm', self.eos_id, self.bos_id, clm_id)
-
-  @property
-  def clm_id(self) -> int:
-    """Raises ValueError where the vocabulary has no `[CLM]`."""
-    return self._special(CLM_TOKEN)
-
-  @property
-  def doc_id(self) -> int:
-    """Raises ValueError where the vocabulary has no `[DOC]`."""
-    return self._special(DOC_TOKEN)
 
   @functools.cached_property
   def _silent(self) -> np.ndarray:
@@ -121,10 +112,6 @@ class Vocabulary:
     del special[UNK_TOKEN]  # which stands for unknown text
     silent[list(special.values())] = True
     return silent
-
-  def is_special(self, i: int) -> bool:
-    """Tells whether an id stands for no text."""
-    return bool(self._silent[check_ids('id', [i], self.size)[0]])
 
   def is_byte(self, i: int) -> bool:
     """Tells whether an id stands for one byte of a character."""
@@ -136,14 +123,14 @@ class Vocabulary:
     Raises:
       ValueError: it is no text that UTF-8 can hold.
     """
-    return self._sp.EncodeAsIds(_as_text(text))
+    return self._sp.EncodeAsIds(as_text(text))
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the ids of each text as `encode` does, int32 [n].
 
     One call for many texts is a tenth faster than one for each.
     """
-    texts = [_as_text(text) for text in texts]
+    texts = [as_text(text) for text in texts]
     return self._sp.Encode(texts, out_type='numpy', num_threads=1)
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -153,10 +140,6 @@ class Vocabulary:
     """
     ids = check_ids('ids', ids, self.size)
     return self._sp.DecodeIds([i for i in ids if not self._silent[i]])
-
-  def decode_any(self, ids: Sequence[int]) -> str:
-    """Returns the text of ids that a model wrote, see `decode_parts`."""
-    return self.decode_parts((), ids)[1]
 
   def surfaces(self, ids: Sequence[int]) -> list[str]:
     """Returns [L] texts of [L] ids; joined, they are `decode(ids)`."""
@@ -170,20 +153,8 @@ class Vocabulary:
   def inside(self, text: str) -> list[int]:
     """Returns the ids of a text where no space is in front of it."""
     mark = self._sp.EncodeAsIds('_')
-    whole = self._sp.EncodeAsIds('_' + _as_text(text))
+    whole = self._sp.EncodeAsIds('_' + as_text(text))
     return whole[len(mark) :] if whole[: len(mark)] == mark else []
-
-  def decode_parts(
-    self, first: Sequence[int], second: Sequence[int]
-  ) -> tuple[str, str]:
-    """Returns the texts of two parts of a text; joined, they are its `decode`.
-
-    A character of several byte pieces is where its last one is. Ids behind the
-    last piece, which a padded embedding has, leave no trace.
-    """
-    first, second = ([i for i in x if i < self.size] for x in (first, second))
-    surfaces = self.surfaces([*first, *second])
-    return ''.join(surfaces[: len(first)]), ''.join(surfaces[len(first) :])
 
   def spelling(self) -> list[str]:
     """Returns [V] texts that ids add to a running text.
@@ -225,7 +196,7 @@ class Vocabulary:
 
   def normalize(self, text: str) -> str:
     """Returns a text as it is before it is cut into pieces, all spaces kept."""
-    return self._normalizer.Normalize(_as_text(text))
+    return self._normalizer.Normalize(as_text(text))
 
   @functools.cached_property
   def _characters(self) -> frozenset[str]:
@@ -237,42 +208,47 @@ class Vocabulary:
 
   def can_spell(self, text: str) -> bool:
     """Tells whether pieces can spell a text, as it is."""
-    return self._has_bytes or self._characters.issuperset(_as_text(text))
+    return self._has_bytes or self._characters.issuperset(as_text(text))
 
   def pieces(self, ids: Sequence[int]) -> list[str]:
     """Returns the pieces of ids, special ones included."""
     return [self._sp.IdToPiece(i) for i in check_ids('ids', ids, self.size)]
 
 
-def _as_text(text: str) -> str:
-  """Returns what UTF-8 can hold; raises ValueError for anything else."""
-  # NUL is unknown text as others are: data sets were tokenized with it.
-  if not isinstance(text, str) or not text.isascii():
-    check_text(
-      'text', text.replace('\0', '') if isinstance(text, str) else text
-    )
-  return text
+def open_vocabulary(path: str | os.PathLike) -> BaseVocabulary:
+  """Opens a vocabulary: SentencePiece's, or a public model's tokenizer.
 
+  Args:
+    path: a SentencePiece model, a folder with `sentencepiece.model`, a folder
+      that `copy_vocabulary` wrote, or that of a public model.
 
-def open_vocabulary(path: str | os.PathLike) -> Vocabulary:
-  """Opens the vocabulary of a file or folder, of any kind; see `Vocabulary`."""
+  Raises:
+    FileNotFoundError: there is none.
+    ImportError: the tokenizer needs an extra; names it.
+    ValueError: it is damaged, or of a kind that is not known.
+  """
+  path = check_path('vocabulary', path)
+  folder = epath.Path(path)
+  if folder.name in (FORMAT_FILE, tokenizer_folder.TOKENIZER_FILE):
+    folder = folder.parent
+  if folder.is_dir() and not (folder / MODEL_FILE).exists():
+    if (folder / FORMAT_FILE).exists() or tokenizer_folder.open_folder(folder):
+      return hf_tokenizer.HFTokenizer(folder)
   return Vocabulary(path)
 
 
 def has_vocabulary(directory: str) -> bool:
   """Tells whether a folder holds a vocabulary that `copy_vocabulary` wrote."""
-  names = MODEL_FILE, TOKENIZER_FILE
+  names = MODEL_FILE, FORMAT_FILE
   return any(os.path.exists(os.path.join(directory, name)) for name in names)
 
 
-def copy_vocabulary(vocabulary: Vocabulary, directory: str) -> Vocabulary:
+def copy_vocabulary(vocabulary, directory: str) -> BaseVocabulary:
   """Writes a vocabulary's files into a folder; returns the one there.
 
   Raises ValueError if another is there: models may have been trained with it.
   """
-  os.makedirs(directory, exist_ok=True)
-  for name, content in vocabulary.files.items():
-    _write_once(os.path.join(directory, name), content)
+  _write_once(vocabulary.files, directory)
   return open_vocabulary(directory)
 
 
@@ -281,21 +257,24 @@ def write_vocabulary(model: bytes, directory: str) -> Vocabulary:
 
   Raises ValueError if another is there: models may have been trained with it.
   """
+  _write_once({MODEL_FILE: model}, directory)
+  return Vocabulary(directory)
+
+
+def _write_once(files: Mapping[str, bytes], directory: str) -> None:
+  """Writes files, the last of which makes them a vocabulary, all or none."""
   os.makedirs(directory, exist_ok=True)
-  path = os.path.join(directory, MODEL_FILE)
-  _write_once(path, model)
-  return Vocabulary(path)
-
-
-def _write_once(path: str, content: bytes) -> None:
-  """Writes a file; raises ValueError where another one is there."""
-  if not os.path.lexists(path):
-    fileio.write_atomically(path, content)
-  elif epath.Path(path).read_bytes() != content:
-    raise ValueError(
-      f'{path} is another vocabulary, which models may have been trained with: '
-      'use another folder, or move it away'
-    )
+  marks = [os.path.join(directory, x) for x in (MODEL_FILE, FORMAT_FILE)]
+  there = [path for path in marks if os.path.lexists(path)]
+  for name, content in files.items():
+    path = os.path.join(directory, name)
+    if not there:
+      fileio.write_atomically(path, content)
+    elif not os.path.exists(path) or epath.Path(path).read_bytes() != content:
+      raise ValueError(
+        f'{there[0]} is another vocabulary, which models may have been trained '
+        'with: use another folder, or move it away'
+      )
 
 
 def convert_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:

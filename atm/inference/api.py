@@ -267,7 +267,10 @@ class Model(ScoringMixin, FewShotMixin):
       AlexaTM(self.config), self._decode_params, sampler, batch,
       config.program_seed, T, self._use,
     )  # fmt: skip
-    return stop_strings.stream_text(tokens, self.vocabulary.decode_any, stop)
+    words = self.vocabulary
+    return stop_strings.stream_text(
+      tokens, words.decode_any, stop, words.revised
+    )
 
 
 @check_arguments(

@@ -101,11 +101,15 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def stream_text(
-  tokens: Iterable[int], decode: Callable, stops: Sequence[str]
+  tokens: Iterable[int],
+  decode: Callable,
+  stops: Sequence[str],
+  revised: Sequence[str] = (),
 ) -> Iterator[str]:
   """Yields the text of token ids in pieces as they come, up to a stop string.
 
-  What may yet change is held back, see `hold_back`.
+  What may yet change is held back, see `hold_back`: the beginning of a stop
+  string, or of one of the texts in `revised`, which `decode` replaces.
   """
   shown, ids = '', []
   for token in tokens:
@@ -113,7 +117,7 @@ def stream_text(
     text = decode(ids)
     if cut_at_stop(text, stops) != text:
       break
-    sure = hold_back(text, stops)
+    sure = hold_back(text, (*stops, *revised))
     if len(sure) > len(shown):
       yield sure[len(shown) :]
       shown = sure

@@ -1,0 +1,140 @@
+"""What encodes a text: `tokenizers`, or SentencePiece of M2M-100.
+
+Both tell the tokens of all ids, and how tokens are decoded.
+"""
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Mapping
+
+import sentencepiece
+
+from atm import fileio
+from atm.data.tokenizer_folder import (
+  SENTENCEPIECE_FILE,
+  TOKENIZER_FILE,
+  VOCAB_FILE,
+  parse_settings,
+)
+from atm.data.tokenizer_json import parse_tokenizer
+from atm.messages import one_line
+
+SPACE = '\u2581'
+
+
+class JsonEncoder:
+  """Encodes with `tokenizers`.
+
+  Attributes:
+    tokens: [V] tokens; None where there is no such id.
+    silent: ids that leave no trace in a text.
+    decoding: 'metaspace': U+2581 is a space, but in the first token of a text;
+      'bytes': letters stand for bytes.
+  """
+
+  def __init__(self, files: Mapping[str, bytes], settings: dict, path: str):
+    where = os.path.join(path, TOKENIZER_FILE)
+    data = parse_settings(files.get(TOKENIZER_FILE, b''), where)
+    self.decoding = _name_decoding(data.get('decoder'), where)
+    self._tokenizer = parse_tokenizer(files[TOKENIZER_FILE].decode(), path)
+    ids = self._tokenizer.get_vocab(with_added_tokens=True)
+    self.tokens = [None] * (max(ids.values(), default=-1) + 1)
+    for token, i in ids.items():
+      self.tokens[i] = token
+    special = {
+      token.content
+      for token in self._tokenizer.get_added_tokens_decoder().values()
+      if token.special
+    }
+    self.silent = {i for token, i in ids.items() if token in special}
+
+  def encode(self, text: str) -> list[int]:
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  @functools.cached_property
+  def _normalizers(self) -> list:
+    normalizer = self._tokenizer.normalizer
+    with contextlib.suppress(TypeError):
+      return list(normalizer)
+    return [] if normalizer is None else [normalizer]
+
+  def normalize(self, text: str) -> str:
+    for normalizer in self._normalizers:
+      if type(normalizer).__name__ not in ('Replace', 'Strip'):  # of spaces
+        text = normalizer.normalize_str(text)
+    return text
+
+
+def _name_decoding(decoder, where: str) -> str:
+  kind = decoder.get('type') if isinstance(decoder, dict) else None
+  if kind == 'ByteLevel':
+    return 'bytes'
+  if kind == 'Metaspace' and decoder.get('replacement') == SPACE:
+    never = decoder.get('prepend_scheme') == 'never'
+    never |= decoder.get('add_prefix_space') is False
+    return 'spaces' if never else 'metaspace'
+  raise ValueError(
+    f'{where} has the decoder {one_line(str(kind), 60)}: expected ByteLevel, '
+    'or Metaspace with U+2581'
+  )
+
+
+class PieceEncoder:
+  """Encodes with SentencePiece, and looks pieces up in vocab.json."""
+
+  decoding = 'strip'
+
+  def __init__(self, files: Mapping[str, bytes], settings: dict, path: str):
+    self._sp = sentencepiece.SentencePieceProcessor()
+    self._model = files[SENTENCEPIECE_FILE]
+    try:
+      self._sp.LoadFromSerializedProto(self._model)
+    except RuntimeError as e:
+      where = os.path.join(path, SENTENCEPIECE_FILE)
+      raise ValueError(f'{where!r} is not a SentencePiece model') from e
+    where = os.path.join(path, VOCAB_FILE)
+    vocab = parse_settings(files.get(VOCAB_FILE, b''), where)
+    fileio.check_json(vocab, {str: int}, where)
+    self._added = {token['content']: token for token in settings['added']}
+    added = {content: token['id'] for content, token in self._added.items()}
+    named = {f'__{code}__': i for code, i in settings['languages'].items()}
+    self._ids = {**named, **vocab, **added}
+    self._unk_id = settings['special'].get('unk_token')
+    if not 0 <= min(self._ids.values()) <= max(self._ids.values()) < 2**24:
+      raise ValueError(f'{where}: expected ids from 0')
+    self.tokens = [None] * (max(self._ids.values()) + 1)
+    for token, i in self._ids.items():
+      self.tokens[i] = token
+    self.silent = {*settings['silent'], *named.values()}
+    longest = sorted(self._added, key=len, reverse=True)
+    self._split = re.compile(f'({"|".join(map(re.escape, longest))})')
+
+  def encode(self, text: str) -> list[int]:
+    parts = self._split.split(text) if self._added else [text]
+    for at in range(1, len(parts), 2):
+      if self._added[parts[at]].get('lstrip'):
+        parts[at - 1] = parts[at - 1].rstrip()
+      if self._added[parts[at]].get('rstrip'):
+        parts[at + 1] = parts[at + 1].lstrip()
+    ids = []
+    for at, part in enumerate(parts):
+      if at % 2:
+        ids.append(self._ids[part])
+      elif part:
+        pieces = self._sp.encode(part, out_type=str)
+        ids += [self._ids.get(piece, self._unk_id) for piece in pieces]
+    return ids
+
+  @functools.cached_property
+  def _normalizer(self) -> sentencepiece.SentencePieceNormalizer:
+    return sentencepiece.SentencePieceNormalizer(
+      model_proto=self._model,
+      add_dummy_prefix=False,
+      escape_whitespaces=False,
+      remove_extra_whitespaces=False,
+    )
+
+  def normalize(self, text: str) -> str:
+    return self._normalizer.Normalize(text)
