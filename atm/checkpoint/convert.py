@@ -27,6 +27,7 @@ from atm.checkpoint import (
 from atm.checkpoint.paths import CHECKPOINTS
 from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
+from atm.data.vocabulary_base import BaseVocabulary
 from atm.messages import (
   check_arguments,
   check_index,
@@ -89,9 +90,9 @@ def import_weights(
     raise ValueError(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
-  hf_config = hf_folder.read_config(source)
+  hf_config = hf_folder.read_hf_config(source)
   config = config_json.config_from_hf(hf_config, path)
-  words = pretrained.read_tokenizer(source, config)
+  words = pretrained.read_tokenizer(source, hf_config, config)
   abstract = parameters.abstract_params(AlexaTM(config), make_mesh(), rules)
   weights = hf_folder.WeightReader(source, hf_config, abstract)
   if {*weights.dtypes.values()} != {np.dtype('float32')}:
@@ -226,7 +227,7 @@ def write_config_and_tokenizer(
   source: str,
   config: ModelConfig,
   hf_config: dict,
-  words: vocabulary.Vocabulary | None,
+  words: BaseVocabulary | None,
 ) -> None:
   """Writes config.gin, hf_config.json and, where there is one, vocabulary/."""
   gin = ''.join(
@@ -237,9 +238,7 @@ def write_config_and_tokenizer(
   fileio.write_atomically(os.path.join(directory, 'config.gin'), gin)
   fileio.write_json(os.path.join(directory, 'hf_config.json'), hf_config)
   if words is not None:
-    vocabulary.write_vocabulary(
-      words.model, os.path.join(directory, 'vocabulary')
-    )
+    vocabulary.copy_vocabulary(words, os.path.join(directory, 'vocabulary'))
 
 
 # --- Export
@@ -287,13 +286,19 @@ def export_weights(
     words = pretrained.read_own_vocabulary(model_dir, config, meta)
     with staging_folder(output, '.exporting') as folder:
       fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
-      if words is not None:
-        path = os.path.join(folder, '20b_tokenizer.model')
-        fileio.write_atomically(path, words.model)
+      write_tokenizer(folder, words)
       hf_folder.write_shards(folder, tensors, int(shard_gib * GIB))
       os.rename(folder, output)
   reader_of = READERS[hf_keys.get_model_type(hf_config)]
   say(f'wrote step {step} of {model_dir} to {output}, for {reader_of}')
+
+
+def write_tokenizer(folder: str, words: BaseVocabulary | None) -> None:
+  """Writes the files of a vocabulary, if there is one, into a folder."""
+  names = {vocabulary.MODEL_FILE: hf_folder.OWN_TOKENIZER}
+  for name, content in ({} if words is None else words.files).items():
+    path = os.path.join(folder, names.get(name, name))
+    fileio.write_atomically(path, content)
 
 
 def plan_export(

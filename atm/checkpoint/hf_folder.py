@@ -32,6 +32,11 @@ FLOATS = {
 }
 INDEXES = ('model.safetensors.index.json', 'pytorch_model.bin.index.json')
 WHOLE = ('model.safetensors', 'pytorch_model.bin')
+# The SentencePiece model of the released AlexaTM, and of what is exported here.
+OWN_TOKENIZER = '20b_tokenizer.model'
+PUBLIC_TOKENIZERS = {
+  'tokenizer.json', 'vocab.json', 'spiece.model', 'sentencepiece.bpe.model'
+}  # fmt: skip
 # Tables of sinusoids are those of a class within the rounding of bfloat16.
 TABLE_ERROR = 4e-3
 MOST_TABLE_ROWS = 2**20
@@ -131,7 +136,7 @@ def read_json_object(path: str) -> dict:
     raise WeightsError(str(e)) from e
 
 
-def read_config(directory: str) -> dict:
+def read_hf_config(directory: str) -> dict:
   """Returns config.json, with our name of how the matrices are tied, if apart.
 
   transformers 5 reads three matrices where `tie_word_embeddings` is false, and
@@ -139,7 +144,7 @@ def read_config(directory: str) -> dict:
   """
   hf_config = read_json_object(os.path.join(directory, 'config.json'))
   untied = hf_config.get('tie_word_embeddings') is False
-  family = hf_config.get('model_type') in map(str, hf_keys.BART_LAYOUTS)
+  family = hf_config.get('model_type') in (*hf_keys.BART_LAYOUTS,)
   if untied and family and hf_keys.TIES_FIELD not in hf_config:
     if {*hf_keys.UNTIED_TABLES.values()} <= open_weights(directory).keys():
       hf_config[hf_keys.TIES_FIELD] = 'none'
@@ -306,9 +311,18 @@ def put_sharded(value: np.ndarray, sharding) -> jax.Array:
   )
 
 
-def find_tokenizer(directory: str) -> str | None:
-  """Returns the path of a folder's SentencePiece model, or None."""
+def find_tokenizer(directory: str, hf_config: dict) -> str | None:
+  """Returns the path of a folder's tokenizer, or None.
+
+  A public model's, which is in several files, is the folder; another is a
+  SentencePiece model.
+  """
   names = sorted(os.listdir(check_path('directory', directory)))
+  if OWN_TOKENIZER in names:
+    return os.path.join(directory, OWN_TOKENIZER)
+  public = hf_config.get('model_type') in (*hf_keys.BART_LAYOUTS,)
+  if public and PUBLIC_TOKENIZERS.intersection(names):
+    return directory
   models = [name for name in names if name.endswith(('.model', '.spm'))]
   return os.path.join(directory, models[0]) if models else None
 

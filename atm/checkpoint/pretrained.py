@@ -12,7 +12,8 @@ from flax import traverse_util
 from atm import fileio
 from atm.checkpoint import config_json, hf_folder, reader
 from atm.checkpoint.checksums import DamageError
-from atm.data.vocabulary import Vocabulary
+from atm.data.vocabulary import open_vocabulary
+from atm.data.vocabulary_base import BaseVocabulary
 from atm.messages import check_index, check_path, one_line
 from atm.model import parameters
 from atm.model.attention import KERNELS
@@ -37,7 +38,7 @@ class PretrainedModel:
 
   directory: str
   config: ModelConfig
-  vocabulary: Vocabulary | None
+  vocabulary: BaseVocabulary | None
   step: int
   meta: dict
 
@@ -95,10 +96,10 @@ def open_pretrained(
   at_step = check_index('at_step', at_step, optional=True)
   if _is_hf(directory):
     path = os.path.join(directory, 'config.json')
-    hf_config = hf_folder.read_config(directory)
+    hf_config = hf_folder.read_hf_config(directory)
     meta, step = {'hf_config': hf_config}, 0
     config = config_json.config_from_hf(hf_config, path)
-    vocabulary = read_tokenizer(directory, config)
+    vocabulary = read_tokenizer(directory, hf_config, config)
   else:
     with reader.open_step(directory, at_step) as (checkpoints, step):
       meta = checkpoints.meta(step)
@@ -107,18 +108,22 @@ def open_pretrained(
   return PretrainedModel(directory, config, vocabulary, step, meta)
 
 
-def read_tokenizer(directory: str, config: ModelConfig) -> Vocabulary | None:
-  """Returns the SentencePiece model of a Hugging Face folder, if it has one.
+def read_tokenizer(
+  directory: str, hf_config: dict, config: ModelConfig
+) -> BaseVocabulary | None:
+  """Returns the tokenizer of a Hugging Face folder, if it has one.
 
-  Raises ValueError if it is none, or does not fit the model.
+  Raises:
+    ImportError: it needs an extra; names it.
+    ValueError: it is damaged, or does not fit the model.
   """
-  path = hf_folder.find_tokenizer(directory)
+  path = hf_folder.find_tokenizer(directory, hf_config)
   return None if path is None else _read_vocabulary(path, config)
 
 
 def read_own_vocabulary(
   model_dir: str, config: ModelConfig, meta: dict
-) -> Vocabulary | None:
+) -> BaseVocabulary | None:
   """Returns the vocabulary in a MODEL_DIR, if it has one.
 
   Raises ValueError if it is damaged, or not the one of a checkpoint's meta.
@@ -131,8 +136,8 @@ def read_own_vocabulary(
 
 def _read_vocabulary(
   path: str, config: ModelConfig, sha256: str | None = None
-) -> Vocabulary:
-  words = Vocabulary(path)
+) -> BaseVocabulary:
+  words = open_vocabulary(path)
   if sha256 not in (None, words.sha256):
     raise ValueError(
       f'{words.path} is damaged, or not the vocabulary that the weights were '

@@ -67,7 +67,6 @@ def open_source(directory: str) -> EncoderSource:
     known = (*hf_keys.LAYOUTS, hf_keys.XLMR)
     if hf_keys.get_model_type(hf_config, known, path) == hf_keys.XLMR:
       return _open_xlmr(directory, hf_config)
-    _find_tokenizer(directory)
   try:
     model = pretrained.open_pretrained(directory)
   except FileNotFoundError as e:
@@ -105,7 +104,7 @@ def _read_xlmr_pieces(
   directory: str, config: ModelConfig
 ) -> dict[str, int] | None:
   """Returns piece -> row of XLM-R's embedding, or None without a tokenizer."""
-  path = _find_tokenizer(directory)
+  path = _find_sentencepiece(directory)
   if path is None:
     return None
   with tempfile.TemporaryDirectory() as scratch:
@@ -120,9 +119,9 @@ def _read_xlmr_pieces(
   return index_pieces(vocabulary, count)
 
 
-def _find_tokenizer(directory: str) -> str | None:
-  """Returns a folder's SentencePiece file, or None where there is none."""
-  path = hf_folder.find_tokenizer(directory)
+def _find_sentencepiece(directory: str) -> str | None:
+  """Returns XLM-R's SentencePiece file, or None where there is none."""
+  path = hf_folder.find_tokenizer(directory, {})
   # The rows of another tokenizer would pass for ours.
   for name in OTHER_TOKENIZERS if path is None else ():
     if os.path.exists(os.path.join(directory, name)):
