@@ -129,7 +129,10 @@ def check_vocabulary(words: Vocabulary, config: ModelConfig) -> None:
       f'the vocabulary {words.path} has {words.size} pieces, more than '
       f'Config.vocab_size = {config.vocab_size}'
     )
-  pieces = dict(pad_id=words.pad_id, start_id=words.bos_id, end_id=words.eos_id)
+  pieces = dict(pad_id=words.pad_id, end_id=words.eos_id)
+  # Public models start from `</s>`, padding or a language: their config says.
+  if words.input_format.name == 'alexatm':
+    pieces['start_id'] = words.bos_id
   for name, piece in pieces.items():
     if getattr(config, name) != piece:
       raise ValueError(
