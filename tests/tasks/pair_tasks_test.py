@@ -1,22 +1,40 @@
 """Tasks of pairs: frames, a task for each direction, their shares."""
 
 import collections
+import functools
 import json
+import os
 import re
 
+import jax
 import numpy as np
 import pytest
 import seqio
 
 import atm_tasks
-from atm.data import batches, cache, mixture_stats, token_store
+from atm.checkpoint import pretrained
+from atm.data import (
+  batches,
+  cache,
+  mixture_stats,
+  objectives,
+  packing,
+  token_store,
+)
 from atm.data.input_format import MODES
 from atm.data.task_registry import Lengths
 from atm.inference import api
 from atm.model.config import ModelConfig
-from atm_tasks.pretraining import pair_tasks, pair_text
+from atm.model.transformer import AlexaTM
+from atm.parallel.sharding import Rules
+from atm.train import step
+from atm_tasks.pretraining import pair_tasks, pair_text, tasks
+from atm_tasks.pretraining.pair_text import PairReader
 from atm_tasks.pretraining.pairs import PairsSource
 
+import tiny_runs
+
+PUBLIC = os.path.join(os.path.dirname(__file__), '../golden/public')
 LENGTHS = {'inputs': 24, 'targets': 16}
 # Pairs of each direction, one of which has too few to hold one out.
 COUNTS = {('en', 'de'): 150, ('en', 'ta'): 20, ('de', 'en'): 2}
@@ -224,3 +242,81 @@ def test_settings_of_languages_and_shares_are_checked():
   ):  # fmt: skip
     with pytest.raises(ValueError, match=re.escape(name.upper())):
       atm_tasks.configure(**{name: value})
+
+
+# --- Public models
+
+with open(f'{PUBLIC}/pairs.json', encoding='utf-8') as f:
+  PEERS = json.load(f)  # see golden/make_pairs.py
+
+
+@pytest.mark.parametrize('name', PEERS)
+def test_pairs_are_framed_as_transformers_does(name):
+  """Whole ones and truncated ones; languages as users write them."""
+  atm_tasks.configure(f'{PUBLIC}/{name}')
+  words = tasks.VOCABULARY.words
+  frame = pair_tasks.FramePairs(None)
+  assert frame.made_from == {'mode': words.input_format.name}
+  for peer in PEERS[name]:
+    reader = pair_tasks._know_languages(PairReader(), None)
+    codes = dict(zip(pair_text.LANGUAGE_FIELDS, peer['languages']))
+    row = {k: peer[k] for k in pair_text.PAIR_FIELDS}
+    given = {k: v and v.split('_')[0] for k, v in codes.items()}  # of ISO
+    *texts, direction = reader.read(json.dumps(row | given))
+    assert direction == (tuple(peer['languages']) if words.languages else None)
+    raw = pair_text.pair_to_text(*texts, direction or ())
+    for length, before in ((1 << 30, ''), (12, 'cut_')):
+      ids, labels = frame.pair(raw, length, length)
+      assert ids.tolist() == peer[f'{before}input_ids']
+      assert labels.tolist() == peer[f'{before}labels']
+
+
+def pack_peers(source, peers) -> tuple[dict, int]:
+  """Returns arrays of rows that hold transformers' pairs; how many rows."""
+  ids = packing.SpecialIds.of(source.vocabulary, source.config.start_id)
+  kind, S = objectives.Pairs(), source.config.positions
+  pairs = [[peer['input_ids'], peer['labels']] for peer in peers]
+  rows = list(kind.pack(kind.rows(pairs, ids, 0), ids, S, S))
+  length = np.array([len(row) for row in rows])
+  tokens = np.zeros((len(rows), length.max()), np.int32)
+  tokens[np.arange(length.max()) < length[:, None]] = np.concatenate(rows)
+  return kind.examples(tokens, length, None, ids, S, S), len(rows)
+
+
+@pytest.mark.parametrize('name', PEERS)
+def test_each_pair_of_a_row_starts_as_transformers_does(name):
+  source, peers = pretrained.open_pretrained(f'{PUBLIC}/{name}'), PEERS[name]
+  batch, rows = pack_peers(source, peers)
+  read = batch['decoder_input_tokens'][batch['decoder_segment_ids'] > 0]
+  assert rows < len(peers)
+  assert read.tolist() == sum((p['decoder_input_ids'] for p in peers), [])
+
+
+@pytest.mark.parametrize('name', ['mbart25', 'nllb'])
+def test_packed_pairs_have_the_loss_of_transformers(name):
+  source, peers = pretrained.open_pretrained(f'{PUBLIC}/{name}'), PEERS[name]
+  params = source.read_params(tiny_runs.ONE(), Rules())
+  compute = jax.jit(functools.partial(step.eval_step, AlexaTM(source.config)))
+  loss = compute(params, pack_peers(source, peers)[0])['loss'].sum()
+  wanted = sum(peer['loss'] * len(peer['labels']) for peer in peers)
+  np.testing.assert_allclose(loss, wanted, rtol=2e-6)
+
+
+def test_a_pair_without_its_languages_is_named(tmp_path):
+  """An unknown one, too, with the nearest code."""
+  atm_tasks.configure(f'{PUBLIC}/nllb')
+  path = write_pairs(tmp_path / 'a.jsonl', {('en', 'de'): 2})
+  for row, message in (
+    ({}, 'a.jsonl, line 3: .*`source_language` and `target_language`'),
+    (dict(source_language='en', target_language='Klingon'),
+     "a.jsonl, line 3: .*target_language = 'Klingon'"),
+  ):  # fmt: skip
+    write_pairs(tmp_path / 'a.jsonl', {('en', 'de'): 2})
+    with open(path, 'a') as f:
+      f.write(json.dumps({'input': 'a', 'target': 'b'} | row) + '\n')
+    for temperature in (1.0, None):
+      with pytest.raises(ValueError, match=message):
+        atm_tasks.configure(
+          f'{PUBLIC}/nllb', pairs=path, pairs_temperature=temperature
+        )
+        list(seqio.get_mixture_or_task('pairs').source.texts('train', 0))
