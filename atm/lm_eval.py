@@ -183,7 +183,10 @@ class AtmLM(LM):
   @property
   def tokenizer_name(self) -> str:
     """Names the tokenizer, to tell caches of requests apart."""
-    return f'sentencepiece-{self.model.vocabulary.sha256[:16]}'
+    words = self.model.vocabulary
+    form = words.input_format.name
+    kind = 'sentencepiece' if form == 'alexatm' else form
+    return f'{kind}-{words.sha256[:16]}'
 
   def apply_chat_template(self, chat_history, add_generation_prompt=True):
     raise NotImplementedError(

@@ -144,9 +144,9 @@ def _read_vocabulary(
       f'trained with: its SHA-256 is {words.sha256[:16]}..., expected '
       f'{str(sha256)[:16]}...'
     )
-  if words.size > config.vocab_size:
+  if words.least_rows > config.vocab_size:
     raise ValueError(
-      f'{words.path} has {words.size:,} pieces, more than vocab_size = '
+      f'{words.path} has {words.least_rows:,} pieces, more than vocab_size = '
       f'{config.vocab_size:,} of the model'
     )
   return words

@@ -140,6 +140,16 @@ class HFTokenizer(BaseVocabulary):
     silent[list(self._backend.silent)] = True
     return silent
 
+  @property
+  def least_rows(self) -> int:
+    """How many rows the embedding of a model has at least.
+
+    Blenderbot's has none for `<mask>`, which stands behind all others.
+    """
+    text = np.flatnonzero(~self._silent).max(initial=0)
+    used = self.pad_id, self.eos_id, self.unk_id, *self.languages.values()
+    return 1 + max(int(text), self.bos_id or 0, *used)
+
   # --- Encoding
 
   def encode(self, text: str) -> list[int]:

@@ -32,6 +32,11 @@ class BaseVocabulary:
     """Returns [L] texts of [L] ids."""
     raise NotImplementedError
 
+  @property
+  def least_rows(self) -> int:
+    """How many rows the embedding of a model has at least."""
+    return self.size
+
   def special_ids(self) -> dict[str, int]:
     """Returns the ids of SPECIAL_TOKENS that there are, `<pad>` as `[PAD]`."""
     ids = {}

@@ -83,7 +83,7 @@ def count_references(
     written = list(map(write, texts))
     counts['changed'] += written != [text.split() for text in texts]
     counts['unknown'] += any(
-      '⁇' in vocabulary.decode(vocabulary.encode(text)) for text in texts
+      vocabulary.unk_id in vocabulary.encode(text) for text in texts
     )
     counts['out_of_reach'] += bool(texts) and not any(
       write(answer) == wanted

@@ -270,7 +270,8 @@ class Framing:
   @functools.cached_property
   def _cached_table(self):
     words, size = self.vocabulary, self.config.vocab_size
-    pieces, openings = words.spelling(), words.openings()
+    # A table row may have no token, and a token behind the last no table row.
+    pieces, openings = words.spelling()[:size], words.openings()[:size]
     pieces += [''] * (size - len(pieces))
     openings += [None] * (size - len(openings))
     build = functools.partial(

@@ -124,9 +124,9 @@ def check_platform(mesh, config: ModelConfig) -> None:
 
 def check_vocabulary(words: Vocabulary, config: ModelConfig) -> None:
   """Raises ValueError where the model does not fit the vocabulary."""
-  if words.size > config.vocab_size:
+  if words.least_rows > config.vocab_size:
     raise ValueError(
-      f'the vocabulary {words.path} has {words.size} pieces, more than '
+      f'the vocabulary {words.path} has {words.least_rows} pieces, more than '
       f'Config.vocab_size = {config.vocab_size}'
     )
   pieces = dict(pad_id=words.pad_id, end_id=words.eos_id)
