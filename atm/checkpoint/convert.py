@@ -27,7 +27,8 @@ from atm.checkpoint import (
 from atm.checkpoint.paths import CHECKPOINTS
 from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
-from atm.data.vocabulary_base import BaseVocabulary
+from atm.data.tokenizer_folder import CLASSES
+from atm.data.vocabulary_base import FORMAT_FILE, BaseVocabulary
 from atm.messages import (
   check_arguments,
   check_index,
@@ -286,19 +287,31 @@ def export_weights(
     words = pretrained.read_own_vocabulary(model_dir, config, meta)
     with staging_folder(output, '.exporting') as folder:
       fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
-      write_tokenizer(folder, words)
+      write_tokenizer(folder, words, hf_config['model_type'])
       hf_folder.write_shards(folder, tensors, int(shard_gib * GIB))
       os.rename(folder, output)
   reader_of = READERS[hf_keys.get_model_type(hf_config)]
   say(f'wrote step {step} of {model_dir} to {output}, for {reader_of}')
 
 
-def write_tokenizer(folder: str, words: BaseVocabulary | None) -> None:
+def write_tokenizer(
+  folder: str, words: BaseVocabulary | None, model_type: str
+) -> None:
   """Writes the files of a vocabulary, if there is one, into a folder."""
-  names = {vocabulary.MODEL_FILE: hf_folder.OWN_TOKENIZER}
-  for name, content in ({} if words is None else words.files).items():
-    path = os.path.join(folder, names.get(name, name))
+  if words is None:
+    return
+  for name, content in words.files.items():
+    own = name == vocabulary.MODEL_FILE
+    path = os.path.join(folder, hf_folder.OWN_TOKENIZER if own else name)
     fileio.write_atomically(path, content)
+  if FORMAT_FILE in words.files:
+    # transformers frames texts by the class, which no other file names.
+    form = words.input_format.name
+    family = form.removesuffix('_legacy') if form != 'plain' else model_type
+    config = {'tokenizer_class': CLASSES[family]}
+    if form == 'nllb_legacy':
+      config['legacy_behaviour'] = True
+    fileio.write_json(os.path.join(folder, 'tokenizer_config.json'), config)
 
 
 def plan_export(

@@ -147,6 +147,8 @@ class Embeddings(nn.Module):
     at = sinusoids(positions + offset, c.d_model, fairseq)
     if fairseq:
       at = jnp.where(words[..., None], at, 0)
+    else:  # Pegasus stores its table beside its parameters, as rounded as they
+      at = at.astype(self.encoder_embedding.dtype)
     if at.ndim == 3:
       at = constrain(at, 'batch', 'length', 'hidden')
     return at
