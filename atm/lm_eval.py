@@ -28,6 +28,7 @@ from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from atm.inference import api, prompts, sampling, stop_strings
+from atm.inference import framing as framing_lib
 from atm.messages import (
   check_choice,
   check_flag,
@@ -121,31 +122,42 @@ class AtmLM(LM):
   Of several hosts each answers all requests, and has the same answers.
 
   Attributes:
-    model, mode, newlines: what answers, see `prompts.MODES` and `Newlines`.
+    model, mode, newlines: what answers, see `prompts.MODES` and `Newlines`; of
+      another frame mode is None, see `frame`.
+    frame: what the model reads texts in, by name.
     batch_size: requests answered at a time, long ones first.
     room: tokens of text that the encoder has room for.
     part: tokens of a continuation that are scored at a time, or generated.
   """
 
   def __init__(
-    self, model: api.Model, mode='clm', newline='<br>', batch_size: int = 32
+    self, model: api.Model, mode=None, newline='<br>', batch_size: int = 32
   ):
     """Checks the arguments; raises ValueError for wrong ones.
 
-    Such are a model without a tokenizer, or without `[CLM]` for 'clm', too.
+    Such are a model without a tokenizer, without `[CLM]` for 'clm', or with
+    languages, too.
     """
     super().__init__()
-    check_choice('mode', mode, prompts.MODES)
+    check_choice('mode', mode, prompts.MODES, optional=True)
     if model.vocabulary is None:
       raise ValueError('this model has no tokenizer: the harness asks in text')
     # The harness's command line gives it as text.
     size = int(batch_size) if str(batch_size).isdecimal() else batch_size
     size = check_number('batch_size', size, 1)
-    self.model, self.mode, self.batch_size = model, mode, size
+    framing = framing_lib.Framing(model.config, model.vocabulary)
+    self.frame = framing.name_mode(mode)
+    if model.languages and self.frame not in prompts.MODES:
+      raise ValueError(
+        'this model translates between named languages, which the harness does '
+        'not name: `atm eval` asks it'
+      )
+    self.model, self.batch_size = model, size
+    self.mode = self.frame if self.frame in prompts.MODES else None
     self.newlines = Newlines(newline)
     words, positions = model.vocabulary, model.config.positions
-    self.room = positions - len(model.framed([], mode))
-    self.part = positions // 2 if mode == 'denoise' else positions
+    self.room = framing.count_room(mode)
+    self.part = positions // 2 if self.mode == 'denoise' else positions
     if words.unk_id in words.encode(self.newlines.mark):
       lost = 'the vocabulary cannot spell newline = %r: newlines are lost. '
       logger.warning(lost + "Give another, ';' or so", newline)
@@ -200,7 +212,7 @@ class AtmLM(LM):
       'model_num_parameters': sum(x.size for x in leaves),
       'model_dtype': self.model.config.dtype,
       'model_step': self.model.step,
-      'model_mode': self.mode,
+      'model_mode': self.frame,
       'model_newline': self.newlines.mark,
     }
 
@@ -329,7 +341,7 @@ class AtmLM(LM):
   def _fitting(self, tokens: int) -> int:
     """Returns how much of a context has room, with `tokens` behind it."""
     left = self.model.config.positions - tokens
-    return self.room if self.mode == 'clm' else min(self.room, left)
+    return min(self.room, left) if self.mode == 'denoise' else self.room
 
   def _batches(self, numbers, size, kind, quiet) -> Iterator[list[int]]:
     """Yields request numbers, batch_size at a time, the longest first."""

@@ -16,12 +16,18 @@ import rich.text
 
 from atm import fileio
 from atm.data import text_reader
+from atm.data.language_codes import describe_language
 from atm.inference import api, prompts, sampling
-from atm.inference.framing import TRUNCATIONS
+from atm.inference.file_jobs import LANGUAGE_SETTINGS
+from atm.inference.framing import TRUNCATIONS, Framing
+from atm.inference.model_frame import SOURCE_AND_TARGET
 from atm.messages import check_choice, check_text, check_texts, one_line, quote
 
 HELP = {
-  '/mode clm|denoise': 'continue the text, or complete it',
+  '/mode clm|denoise': "continue a text, or complete it; none: the model's own",
+  '/source LANGUAGE': 'of your lines, a code or a name; see /languages',
+  '/target LANGUAGE': 'of the output',
+  '/languages': 'all that the model has',
   '/set NAME VALUE': 'choose tokens by temperature, top_p, max_tokens, ...',
   '/truncate refuse|start|end': 'a long prompt is refused, or cut there',
   '/stop STRING ...': 'end an output at these; none: at the end token only',
@@ -42,12 +48,12 @@ ISOLATE, POP = '\u2068', '\u2069'
 class Chat:
   """A conversation and its settings; each line is a prompt of its own.
 
-  See `api.Model.complete` for mode, config, stop and truncate.
+  See `api.Model.complete` for mode, config, stop, truncate, source and target.
   """
 
   model: api.Model
   console: rich.console.Console
-  mode: str = 'clm'
+  mode: str | None = None
   config: sampling.Config = sampling.Config()
   stop: tuple[str, ...] = ()
   truncate: str = 'refuse'
@@ -55,6 +61,23 @@ class Chat:
   # Examples for the template.
   shots: list[dict] = dataclasses.field(default_factory=list)
   last: str = ''  # prompt
+  source: str | None = None
+  target: str | None = None
+
+  def __post_init__(self):
+    self.framing = Framing(self.model.config, self.model.vocabulary)
+    for name, setting in zip(SOURCE_AND_TARGET, LANGUAGE_SETTINGS):
+      self._choose_language(name, getattr(self, name), setting)
+
+  @property
+  def frame(self) -> str:
+    """The mode, or the languages, that a line is read in."""
+    pair = self.source, self.target
+    mode = self.framing.name_mode(self.mode, any(pair))
+    if not self.model.languages or mode in prompts.MODES:
+      return mode
+    pair = zip(pair, self.framing.default_languages)
+    return ' to '.join(own or default or '?' for own, default in pair)
 
   def line(self, text: str) -> bool:
     """Answers a line or obeys its command; returns False at the end."""
@@ -86,7 +109,8 @@ class Chat:
   def _show(self, rest: str) -> None:
     name = self.template.name if self.template else 'none'
     self._table({
-      'mode': self.mode, 'truncate': self.truncate,
+      'mode': self.mode or 'none', 'truncate': self.truncate,
+      'source': self._name(self.source), 'target': self._name(self.target),
       'stop': ' '.join(map(repr, self.stop)) or 'none',
       'template': name, 'shots': len(self.shots),
       **dataclasses.asdict(self.config),
@@ -99,8 +123,30 @@ class Chat:
     self.console.print(table)
 
   def _mode(self, rest: str) -> None:
-    check_choice('mode', rest, prompts.MODES)
-    self.mode = rest
+    mode = None if rest == 'none' else check_choice('mode', rest, prompts.MODES)
+    self.framing.name_mode(mode, bool(self.source or self.target))
+    self.mode = mode
+
+  def _source(self, rest: str) -> None:
+    self._choose_language('source', rest or None)
+
+  def _target(self, rest: str) -> None:
+    self._choose_language('target', rest or None)
+
+  def _languages(self, rest: str) -> None:
+    self._table(
+      {code: describe_language(code) for code in self.model.languages}
+    )
+
+  def _choose_language(self, name: str, value, setting: str = '') -> None:
+    """Sets source or target to the model's own code of a language."""
+    code = self.framing.find_language(setting or f'/{name}', value)
+    self.framing.name_mode(self.mode, code is not None)
+    setattr(self, name, code)
+
+  def _name(self, code: str | None) -> str:
+    """Returns a language's code and its name."""
+    return f'{code} ({describe_language(code)})' if code else 'none'
 
   def _truncate(self, rest: str) -> None:
     check_choice('truncate', rest, TRUNCATIONS)
@@ -152,7 +198,7 @@ class Chat:
 
   def _count(self, text: str) -> int:
     """Returns how many tokens a prompt has, framed."""
-    return len(self.model.encode(text, self.mode))
+    return len(self.model.encode(text, self.mode, self.source))
 
   def _again(self, rest: str) -> None:
     if not self.last:
@@ -176,13 +222,19 @@ class Chat:
   def answer(self) -> None:
     """Writes the output of the last prompt as it comes, and how fast it was."""
     stop = self.stop
-    if self.template and self.mode == 'clm':
+    if self.template and self.mode != 'denoise':
       stop = (*stop, self.template.cut)
     out = self.console
     start, first, size = time.perf_counter(), None, 0
     if self.config.beams > 1 or self.config.results > 1:
       (found,) = self.model.complete(
-        [self.last], self.mode, self.config, stop=stop, truncate=self.truncate
+        [self.last],
+        self.mode,
+        self.config,
+        stop=stop,
+        truncate=self.truncate,
+        source=self.source,
+        target=self.target,
       )
       for one in found:
         shown = rich.text.Text(f'{ISOLATE}{one.text}{POP} ')
@@ -191,7 +243,13 @@ class Chat:
     else:
       out.print(ISOLATE, end='')
       for piece in self.model.stream(
-        self.last, self.mode, self.config, stop, truncate=self.truncate
+        self.last,
+        self.mode,
+        self.config,
+        stop,
+        truncate=self.truncate,
+        source=self.source,
+        target=self.target,
       ):
         first = first or time.perf_counter() - start
         size += len(self.model.vocabulary.encode(piece))
@@ -210,19 +268,25 @@ class ChatCommand(api.ModelSource):
   """`atm chat`: reads prompts and commands until /quit or the input's end.
 
   Attributes:
-    mode, config, truncate: what the conversation begins with.
+    mode, source, target, config, truncate: what the conversation begins with.
     read: reads a line, given the prompt to show; raises EOFError at the end.
     console: where to write; None: standard output.
   """
 
-  mode: str = 'clm'
+  mode: str | None = None
+  source: str | None = None
+  target: str | None = None
   config: sampling.Config = sampling.Config()
   truncate: str = 'refuse'
   read: Callable[[str], str] = input
   console: rich.console.Console | None = None
 
   checks = api.ModelSource.checks | {
-    'mode': partial(check_choice, 'MODE', known=prompts.MODES),
+    'mode': partial(check_choice, 'MODE', known=prompts.MODES, optional=True),
+    **{
+      field: partial(check_text, name, optional=True, empty=False)
+      for field, name in zip(SOURCE_AND_TARGET, LANGUAGE_SETTINGS)
+    },
     'truncate': partial(check_choice, 'TRUNCATE', known=TRUNCATIONS),
   }
 
@@ -237,13 +301,16 @@ class ChatCommand(api.ModelSource):
     if self.read is input:
       _read_any_bytes()
     _keep_history()
-    chat = Chat(model, console, self.mode, self.config, truncate=self.truncate)
+    chat = Chat(
+      model, console, self.mode, self.config, truncate=self.truncate,
+      source=self.source, target=self.target,
+    )  # fmt: skip
     console.print(
       f'[bold]step {model.step:,} of {rich.markup.escape(self.model_dir)}[/]  '
-      f'[dim]mode {self.mode}, /help for commands[/]'
+      f'[dim]mode {chat.frame}, /help for commands[/]'
     )
     try:
-      while chat.line(self.read(f'{chat.mode}> ')):
+      while chat.line(self.read(f'{chat.frame}> ')):
         pass
     except (EOFError, KeyboardInterrupt):
       console.print()

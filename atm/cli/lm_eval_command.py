@@ -47,7 +47,7 @@ class LmEvalCommand(api.ModelSource):
 
   tasks: Sequence[str] = ()
   output: str | None = None
-  mode: str = 'clm'
+  mode: str | None = None
   newline: str = '<br>'
   num_fewshot: int | None = None
   limit: float | None = None
@@ -60,7 +60,7 @@ class LmEvalCommand(api.ModelSource):
   checks = api.ModelSource.checks | {
     'tasks': partial(check_texts, 'TASKS', empty=False, single=True),
     'output': partial(check_path, 'OUTPUT', optional=True),
-    'mode': partial(check_choice, 'MODE', known=prompts.MODES),
+    'mode': partial(check_choice, 'MODE', known=prompts.MODES, optional=True),
     'num_fewshot': partial(check_index, 'NUM_FEWSHOT', optional=True),
     'limit': partial(
       check_number, 'LIMIT', above=0, whole=False, optional=True

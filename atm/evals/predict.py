@@ -47,15 +47,20 @@ def request_of(question: Question) -> dict:
 
 
 def encode_prompt(
-  framing: Framing, text: str, mode: str, truncate: str = 'start'
-) -> tuple[list[int], int]:
+  framing: Framing, text: str, mode: str | None, truncate: str = 'start',
+  source: str | None = None,
+) -> tuple[list[int], int]:  # fmt: skip
   """Encodes a prompt with room for it: (ids, how many were cut)."""
-  (row,), (count,) = framing.fit([framing.encode(text, mode)], mode, truncate)
+  row = framing.encode(text, mode, source)
+  (row,), (count,) = framing.fit([row], truncate)
   return row, count
 
 
 def encode_pair(
-  framing: Framing, pair: tuple[str, str], mode: str, truncate: str = 'start'
+  framing: Framing,
+  pair: tuple[str, str],
+  mode: str | None,
+  truncate: str = 'start',
 ) -> tuple[list[int], list[int], int]:
   """Encodes a choice, cut to the model's positions.
 
@@ -65,7 +70,7 @@ def encode_pair(
   # No end token is scored, as in lm-evaluation-harness.
   source, target = map(framing.vocabulary.encode, pair)
   positions = framing.config.positions
-  room = positions - len(framing.frame([], mode))
+  room = framing.count_room(mode)
   excess = max(0, len(source) - room)
   if mode == 'denoise':
     # The decoder writes the encoder's text again, so both lose the same tokens.
@@ -77,10 +82,18 @@ def encode_pair(
   return framed, list(cut_ids(target, positions, truncate)), count
 
 
+def _encode_question(framing: Framing, question: Question, task: Task):
+  """Returns `encode_prompt` of a question of a task."""
+  source, _ = task.languages or (None, None)
+  return encode_prompt(
+    framing, question.prompt, task.mode, task.truncate, source
+  )
+
+
 def count_cut(framing: Framing, task: Task, question: Question) -> int:
   """Returns how many tokens of a question have no room in a model."""
   if question.prompt is not None:
-    return encode_prompt(framing, question.prompt, task.mode, task.truncate)[1]
+    return _encode_question(framing, question, task)[1]
   pairs = question.pairs
   encode = functools.partial(encode_pair, framing)
   return max(encode(pair, task.mode, task.truncate)[2] for pair in pairs)
@@ -99,24 +112,24 @@ def predict(
     question, how many tokens were read and written). `truncated` is how many
     tokens were cut, at the task's side, `cut` whether any.
   """
-  if questions[0].prompt is None:
-    return _choose_answers(model, task, questions, batch_size)
-  return _generate_answers(model, task, questions, batch_size)
-
-
-def _generate_answers(model, task, questions, batch_size: int):
-  """Generates answers greedily, as in the paper; see `predict`."""
   framing = Framing(model.config, model.vocabulary)
-  encoded = [
-    encode_prompt(framing, q.prompt, task.mode, task.truncate)
-    for q in questions
-  ]
+  if questions[0].prompt is None:
+    return _choose_answers(model, framing, task, questions, batch_size)
+  return _generate_answers(model, framing, task, questions, batch_size)
+
+
+def _generate_answers(model, framing, task, questions, batch_size: int):
+  """Generates answers greedily, as in the paper; see `predict`."""
+  encoded = [_encode_question(framing, q, task) for q in questions]
+  source, target = task.languages or (None, None)
   generations = model.complete(
     [ids for ids, _ in encoded],
     task.mode,
     sampling.Config(max_tokens=task.max_tokens),
     stop=task.stop,
     batch_size=batch_size,
+    source=source,
+    target=target,
   )
   answers, tokens = [], 0
   for question, (ids, cut), (best, *_) in zip(questions, encoded, generations):
@@ -131,9 +144,8 @@ def _generate_answers(model, task, questions, batch_size: int):
   return answers, tokens
 
 
-def _choose_answers(model, task, questions, batch_size: int):
+def _choose_answers(model, framing, task, questions, batch_size: int):
   """Scores all choices and takes the likeliest of each; see `predict`."""
-  framing = Framing(model.config, model.vocabulary)
   sources, targets, cuts = zip(
     *(
       encode_pair(framing, pair, task.mode, task.truncate)

@@ -20,11 +20,8 @@ from atm.inference import (
 )
 from atm.inference import generate as generate_lib
 from atm.inference.few_shot import FewShotMixin
-from atm.inference.framing import (
-  TRUNCATIONS,
-  Framing,
-  check_numbers,
-)
+from atm.inference.framing import TRUNCATIONS, check_numbers
+from atm.inference.framing_methods import FramingMixin
 from atm.inference.outputs import Generation, collect
 from atm.inference.target_scoring import ScoringMixin
 from atm.messages import (
@@ -51,17 +48,17 @@ from atm.parallel.sharding import Rules
 _check_call = check_arguments(
   inputs=partial(check_list, 'inputs'),
   text=partial(check_text, 'text'),
-  mode=partial(check_choice, 'mode', known=prompts.MODES),
+  mode=partial(check_choice, 'mode', known=prompts.MODES, optional=True),
   batch_size=partial(check_count, 'batch_size'),
   number=partial(check_seed, 'number'),
   truncate=partial(check_choice, 'truncate', known=TRUNCATIONS),
   # By Framing, which makes rows of them.
-  **dict.fromkeys(('ids', 'stop')),
+  **dict.fromkeys(('stop', 'source', 'target')),
 )
 
 
 @dataclasses.dataclass(eq=False)
-class Model(ScoringMixin, FewShotMixin):
+class Model(FramingMixin, ScoringMixin, FewShotMixin):
   """A trained model with its vocabulary, ready to generate.
 
   Attributes:
@@ -80,10 +77,6 @@ class Model(ScoringMixin, FewShotMixin):
   step: int
 
   @functools.cached_property
-  def _framing(self) -> Framing:
-    return Framing(self.config, self.vocabulary)
-
-  @functools.cached_property
   def _decode_params(self) -> dict:
     with self._use():
       return generate_lib.prepare_params(AlexaTM(self.config), self.params)
@@ -91,42 +84,13 @@ class Model(ScoringMixin, FewShotMixin):
   def _use(self):
     return sharding.use_mesh(self.mesh, self.rules)
 
-  # --- Framing
-
-  @check_arguments(
-    inputs=None,  # as of targets, by Framing
-    mode=partial(check_choice, 'mode', known=prompts.MODES, optional=True),
-    truncate=partial(check_choice, 'truncate', known=TRUNCATIONS),
-  )
-  def ids(
-    self,
-    inputs: Sequence[str] | Sequence[Sequence[int]],
-    mode: str | None,
-    truncate: str = 'refuse',
-  ) -> list[list[int]]:
-    """Returns the ids that the model reads of each input, see `complete`.
-
-    With mode None they are those of targets, see `score`.
-    """
-    return self._framing.inputs(inputs, mode, truncate)
-
-  @_check_call
-  def encode(self, text: str, mode: str = 'clm') -> list[int]:
-    """Returns a text's encoder ids, of any length, see `framed`."""
-    return self._framing.encode(text, mode)
-
-  @_check_call
-  def framed(self, ids: Sequence[int], mode: str = 'clm') -> list[int]:
-    """Returns `<s> [CLM] ids </s>`; in 'denoise' there is no `[CLM]`."""
-    return self._framing.frame(ids, mode)
-
   # --- Generation
 
   @_check_call
   def generate(
     self,
     inputs: Sequence[str] | Sequence[Sequence[int]],
-    mode: str = 'clm',
+    mode: str | None = None,
     batch_size: int = 32,
     **options,
   ) -> list[str] | list[list[int]]:
@@ -134,8 +98,8 @@ class Model(ScoringMixin, FewShotMixin):
 
     Args:
       inputs, mode, batch_size: see `complete`.
-      options: `prefixes`, `stop`, `banned`, `truncate` of `complete`, and the
-        fields of `sampling.Config`, greedy by default.
+      options: `prefixes`, `stop`, `banned`, `truncate`, `source`, `target` of
+        `complete`, and the fields of `sampling.Config`, greedy by default.
 
     Returns:
       Texts for texts, ids (without start, end and padding) for ids, in order.
@@ -144,7 +108,8 @@ class Model(ScoringMixin, FewShotMixin):
       ValueError: see `complete`; or an option of another name.
     """
     fields = [field.name for field in dataclasses.fields(sampling.Config)]
-    known = ('batch_size', 'prefixes', 'stop', 'banned', 'truncate', *fields)
+    others = 'prefixes', 'stop', 'banned', 'truncate', 'source', 'target'
+    known = ('batch_size', *others, *fields)
     for name in options:
       if name not in known:
         near = did_you_mean(name, known, every=True)
@@ -160,7 +125,7 @@ class Model(ScoringMixin, FewShotMixin):
   def complete(
     self,
     inputs: Sequence[str] | Sequence[Sequence[int]],
-    mode: str = 'clm',
+    mode: str | None = None,
     config: sampling.Config = sampling.Config(),
     prefixes: Sequence | None = None,
     stop: Sequence[str] = (),
@@ -168,6 +133,8 @@ class Model(ScoringMixin, FewShotMixin):
     batch_size: int = 32,
     numbers: Sequence[int] | None = None,
     truncate: str = 'refuse',
+    source: str | Sequence[str | None] | None = None,
+    target: str | Sequence[str | None] | None = None,
   ) -> list[list[Generation]]:
     """Returns, of each input, config.results generations, the best first.
 
@@ -175,7 +142,8 @@ class Model(ScoringMixin, FewShotMixin):
       inputs: texts, or lists of encoder ids, to which nothing is added; padding
         on either side of them is dropped.
       mode: 'clm' puts `[CLM]` in front and continues the text; 'denoise'
-        returns the text completed. Without effect on ids.
+        returns the text completed. None: 'clm' where the vocabulary has
+        `[CLM]`, else as the model was trained. Without effect on ids.
       config: how tokens are chosen.
       prefixes: what each output begins with: texts, or lists of ids.
       stop: strings that end an output, and are not in its text. They are looked
@@ -188,15 +156,21 @@ class Model(ScoringMixin, FewShotMixin):
         number and the seed, not on the others. Default: 0, 1, ...
       truncate: what becomes of an input with more tokens than Config.positions:
         'refuse' raises, 'start' cuts tokens at the input's start, 'end' at its
-        end. `<s> [CLM]` and `</s>` stay. `Generation.truncated` counts them.
+        end. `<s> [CLM]`, `</s>` and languages stay. `Generation.truncated`
+        counts them.
+      source, target: the languages of inputs and outputs, of a model with
+        `languages`: a code or a name for all ('de', 'deu_Latn', 'pt-BR',
+        'German'), or a list with one for each. None: the model's default, which
+        texts need. A target's id begins the output, before a prefix.
 
     Raises:
       ValueError: an unknown mode, or an input, prefix or number of tokens that
         Config.positions has no room for, which it names.
     """
     framing = self._framing
-    ids, cuts = framing.fit(framing.frame_all(inputs, mode), mode, truncate)
-    prefixes = framing.prefixes(prefixes, len(ids))
+    mode, sources, targets = self._resolve(inputs, mode, source, target)
+    ids, cuts = framing.fit(framing.frame_all(inputs, mode, sources), truncate)
+    prefixes = framing.prefixes(prefixes, len(ids), mode, targets)
     stop = framing.stops(stop)
     sampler = sampling.Sampler.from_config(
       config, framing.banned(banned), framing.stop_table(stop)
@@ -234,17 +208,19 @@ class Model(ScoringMixin, FewShotMixin):
   def stream(
     self,
     text: str,
-    mode: str = 'clm',
+    mode: str | None = None,
     config: sampling.Config = sampling.Config(),
     stop: Sequence[str] = (),
     number: int = 0,
     truncate: str = 'refuse',
+    source: str | None = None,
+    target: str | None = None,
   ) -> Iterator[str]:
     """Returns the output of one input, as `complete` gives it, in pieces.
 
     Args:
-      text, mode, config, stop, truncate: see `complete`; greedy or sampled, one
-        result.
+      text, mode, config, stop, truncate, source, target: see `complete`; greedy
+        or sampled, one result.
       number: of the input, for sampling.
 
     Raises:
@@ -256,10 +232,13 @@ class Model(ScoringMixin, FewShotMixin):
         'each where tokens are shown as they come'
       )
     framing = self._framing
+    source = framing.find_language('source', source)
+    target = framing.find_language('target', target)
+    mode, sources, targets = self._resolve([text], mode, source, target)
     stop = framing.stops(stop)
     batch, T, sampler = self._batch(
-      framing.inputs([text], mode, truncate), framing.prefixes(None, 1),
-      [number],
+      framing.inputs([text], mode, truncate, sources),
+      framing.prefixes(None, 1, mode, targets), [number],
       sampling.Sampler.from_config(config, (), framing.stop_table(stop)),
       config.max_tokens, 1,
     )  # fmt: skip

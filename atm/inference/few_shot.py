@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from atm.data import languages
+from atm.data.language_codes import find_language
 from atm.inference import prompts
+from atm.inference.model_frame import SOURCE_AND_TARGET
 from atm.messages import (
   check_arguments,
   check_choice,
@@ -15,10 +18,10 @@ from atm.messages import (
 )
 
 _check_call = check_arguments(
-  mode=partial(check_choice, 'mode', known=prompts.MODES),
+  mode=partial(check_choice, 'mode', known=prompts.MODES, optional=True),
   # By the methods, which name an element that is wrong.
   **dict.fromkeys(
-    ('sentences', 'to', 'documents', 'shots', 'template', 'queries')
+    ('sentences', 'to', 'documents', 'shots', 'source', 'template', 'queries')
   ),
 )
 
@@ -40,7 +43,8 @@ def check_shots(name: str, texts, shots) -> tuple[list, list]:
 class FewShotMixin:
   """Adds translate, summarize and answers to a class with `generate`.
 
-  In all, `mode` and `options` are those of `generate`, and `shots` examples to
+  A model with languages translates by their codes, others by examples. In all,
+  `mode` and `options` are those of `generate`, and `shots` examples to
   learn from, of which the paper has one. With truncate='start' a prompt that
   has more tokens than Config.positions loses its first ones: those of the first
   shots, then of the query. The cue that asks for the answer stays.
@@ -52,19 +56,40 @@ class FewShotMixin:
     sentences: Sequence[str],
     to: str,
     shots: Sequence[tuple[str, str]] = (),
-    mode: str = 'clm',
+    mode: str | None = None,
+    source: str | None = None,
     **options,
   ) -> list[str]:
-    """Translates sentences, in the paper's 1-shot format.
+    """Translates sentences, by language codes or in the paper's 1-shot format.
 
     Args:
       sentences: texts.
-      to: the target's language, a code or an English name of
-        `languages.LANGUAGES`.
-      shots: (sentence, translation) pairs.
+      to: the target's language: of a model with `languages` a code or a name,
+        see `complete`; else one of `languages.LANGUAGES`, the paper's.
+      shots: (sentence, translation) pairs, of a model without languages.
+      source: the sentences' language; without effect without `languages`.
+
+    Raises:
+      ValueError: no such language, or shots for a model with languages.
     """
-    to = check_text('to', to)
+    if isinstance(shots, str):
+      raise ValueError(
+        f'shots = {quote(shots)}: expected a list of pairs. Did you mean '
+        f'source={quote(shots)}?'
+      )
     sentences, shots = check_shots('sentences', sentences, shots)
+    by_codes = self.languages and mode is None
+    known = self.languages if by_codes else languages.LANGUAGES
+    to = find_language('to', to, known)
+    if source is not None:
+      source = find_language('source', source, known)
+    if by_codes and shots:
+      raise ValueError(
+        f'{len(shots)} shots: this model translates by language codes, and '
+        'reads no examples: leave them out'
+      )
+    if by_codes:
+      return self.generate(sentences, source=source, target=to, **options)
     example = lambda text: {'sentence': text, 'language': to}
     shots = [{**example(x), 'translation': y} for x, y in shots]
     queries = list(map(example, sentences))
@@ -75,7 +100,7 @@ class FewShotMixin:
     self,
     documents: Sequence[str],
     shots: Sequence[tuple[str, str]] = (),
-    mode: str = 'clm',
+    mode: str | None = None,
     **options,
   ) -> list[str]:
     """Summarizes documents, in the paper's 1-shot format.
@@ -98,7 +123,7 @@ class FewShotMixin:
     template: prompts.Template,
     queries: Sequence[Mapping[str, str]],
     shots: Sequence[Mapping[str, str]] = (),
-    mode: str = 'clm',
+    mode: str | None = None,
     **options,
   ) -> list[str]:
     """Generates answers to queries of a template, cut at its delimiter.
@@ -107,7 +132,7 @@ class FewShotMixin:
       template: one of `prompts.TEMPLATES`, or another.
       queries: dicts of the template's fields.
       shots: the same, with answers.
-      options: in 'clm' `stop` is the template's delimiter by default.
+      options: but in 'denoise' `stop` is the template's delimiter by default.
 
     Raises:
       ValueError: the model has no tokenizer, truncate is 'end', or see
@@ -128,19 +153,22 @@ class FewShotMixin:
         query, Mapping,
       )  # fmt: skip
     texts = [prompts.build_prompt(template, query, shots) for query in queries]
-    if mode == 'clm':  # in 'denoise' the shots are written, delimiters and all
+    named = any(options.get(x) is not None for x in SOURCE_AND_TARGET)
+    framed = self._framing.name_mode(mode, named)
+    if framed != 'denoise':  # there shots are written, delimiters and all
       options = {'stop': [template.cut], **options}
+    mode = framed if framed in prompts.MODES else None
     outputs = self.generate(texts, mode, **options)
     # In 'denoise' an output repeats the prompt, as far as that was read.
     return [
       prompts.extract_answer(
-        template, output, mode, text, self._find_read(text, mode)
+        template, output, mode or 'clm', text, self._find_read(text, mode)
       )
       for text, output in zip(texts, outputs)
     ]
 
   def _find_read(self, text: str, mode: str) -> str | None:
     """Returns the end of a prompt that is read; None where all of it is."""
-    room = self.config.positions - len(self.framed([], mode))
+    room = self._framing.count_room(mode)
     ids = self.vocabulary.encode(text)
     return None if len(ids) <= room else self.vocabulary.decode(ids[-room:])

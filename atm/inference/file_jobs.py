@@ -17,12 +17,17 @@ from atm.inference.input_rows import (
   read_task,
   rename_fields,
 )
+from atm.inference.model_frame import SOURCE_AND_TARGET
 from atm.inference.partial_results import (
   PartialResults,
   compute_missing,
   parse_part_line,
 )
 from atm.parallel import distributed
+
+LANGUAGE_SETTINGS = 'SOURCE_LANGUAGE', 'TARGET_LANGUAGE'
+# A row's own, which count before the settings.
+ROW_LANGUAGES = 'source_language', 'target_language'
 
 
 @dataclasses.dataclass
@@ -39,6 +44,20 @@ class Encoded:
 
 
 @dataclasses.dataclass
+class RowFrames:
+  """What rows are framed by: a mode by name, and languages [rows] or none."""
+
+  mode: str = 'clm'
+  sources: Sequence[str | None] = ()
+  targets: Sequence[str | None] = ()
+
+  def select(self, numbers: Sequence[int]) -> dict[str, list]:
+    """Returns the languages of some rows, as `api.Model.complete` has them."""
+    both = zip(SOURCE_AND_TARGET, (self.sources, self.targets))
+    return {name: [codes[i] for i in numbers] for name, codes in both}
+
+
+@dataclasses.dataclass
 class FileJob(api.ModelSource):
   """Runs the rows of a file, or of a seqio task, through a model; JSONL out.
 
@@ -48,7 +67,10 @@ class FileJob(api.ModelSource):
     output: default: the input's name with `suffix`.
     task, split, lengths: a seqio task instead of a file, see `read_task`.
     configure_tasks: called with vocabulary=FILE before the task is looked up.
-    mode: how texts are framed, one of `prompts.MODES`.
+    mode: how texts are framed, one of `prompts.MODES`; None: as the model was
+      trained, see `api.Model.complete`.
+    source, target: the languages of inputs and outputs, of a model that has
+      languages; a row's fields of ROW_LANGUAGES count before them.
     batch_size: rows at a time.
     truncate: see `api.Model.complete`; not 'refuse' adds fields to each row:
       `truncated`, how many tokens were cut off its input, `target_truncated`,
@@ -66,11 +88,15 @@ class FileJob(api.ModelSource):
   split: str = 'validation'
   lengths: dict | None = None
   configure_tasks: Callable = lambda **named: None
-  mode: str = 'clm'
+  mode: str | None = None
+  source: str | None = None
+  target: str | None = None
   batch_size: int = 32
   truncate: str = 'refuse'
   overwrite: bool = False
   say: Callable[[str], None] = print
+
+  _frames = RowFrames()  # `run` sets another
 
   suffix: ClassVar[str]
   required: ClassVar[tuple[str, ...]]
@@ -81,7 +107,13 @@ class FileJob(api.ModelSource):
     'input': partial(messages.check_path, 'INPUT', optional=True),
     'output': partial(messages.check_path, 'OUTPUT', optional=True),
     'lengths': task_registry.check_task_lengths,
-    'mode': partial(messages.check_choice, 'MODE', known=prompts.MODES),
+    'mode': partial(
+      messages.check_choice, 'MODE', known=prompts.MODES, optional=True
+    ),
+    **{
+      field: partial(messages.check_text, name, optional=True, empty=False)
+      for field, name in zip(SOURCE_AND_TARGET, LANGUAGE_SETTINGS)
+    },
     'batch_size': partial(messages.check_count, 'BATCH_SIZE'),
     'truncate': partial(messages.check_choice, 'TRUNCATE', known=TRUNCATIONS),
     'stop': partial(messages.check_texts, 'STOP', empty=False),
@@ -108,15 +140,18 @@ class FileJob(api.ModelSource):
       self.configure_tasks(vocabulary=source.vocabulary.path)
       rows = read_task(self.task, self.split, self.lengths)
     self._framing = Framing(source.config, source.vocabulary)
+    self._frames = self._find_frames(rows)
     self._check_rows(rows)
     encoded = self._encode_rows(rows)
     settings = self._settings(source, rows)
     results = PartialResults(output, settings, len(rows), self.overwrite)
     model = self.load(source.step)
+    frames = self._frames
+    languages = self._framing.describe_languages(frames.sources, frames.targets)
     log = self.say if distributed.is_main_process() else lambda text: None
     log(
       f'step {model.step:,} of {self.model_dir}: {len(rows):,} {self.counted}, '
-      f'mode {self.mode}'
+      f'mode {frames.mode}' + (languages and f', {languages}')
     )
     compute = self._prepare(model, rows, encoded)
     if self.task is not None:  # ids are for the model, not for the reader
@@ -149,23 +184,44 @@ class FileJob(api.ModelSource):
 
   def _encode_rows(self, rows: list[dict]) -> Encoded:
     """Returns what the model reads; raises ValueError naming lines."""
-    parts = []
-    for field, mode in (('input', self.mode), ('target', None)):
+    parts, framing = [], self._framing
+    for field, frame, languages in (
+      ('input', framing.frame_all, self._frames.sources),
+      ('target', framing.frame_targets, self._frames.targets),
+    ):
       if field not in self.required:
         parts += [], []
         continue
-      ids = self._frame(rows, field, mode)
+      ids = self._frame(rows, field, frame, languages)
       self._check_lengths(ids, field)
-      parts += self._framing.fit(ids, mode, self.truncate)
+      parts += framing.fit(ids, self.truncate, field)
     return Encoded(*parts)
 
-  def _frame(self, rows, field: str, mode: str | None) -> list[list[int]]:
+  def _frame(self, rows, field: str, frame, languages) -> list[list[int]]:
     """Returns the ids of a field of rows, of any length."""
-    frame = self._framing.frame_all
     if self.task is not None:
-      return frame([row[f'{field}_ids'] for row in rows], mode)
+      return frame([row[f'{field}_ids'] for row in rows], self._frames.mode)
     texts = [row[field] for row in rows]
-    return self._by_line(lambda text: frame([text], mode)[0], texts, field)
+    one = lambda x: frame([x[0]], self._frames.mode, languages=[x[1]])[0]
+    return self._by_line(one, list(zip(texts, languages)), field)
+
+  def _find_frames(self, rows: list[dict]) -> RowFrames:
+    """Returns the mode and the languages of rows; raises ValueError."""
+    framing, found = self._framing, []
+    for setting, given, field in zip(
+      LANGUAGE_SETTINGS, (self.source, self.target), ROW_LANGUAGES
+    ):
+      code = framing.find_language(setting, given)
+      codes = [code] * len(rows)
+      if framing.known_languages and self.task is None:
+        own = [row.get(field) for row in rows]
+        find = partial(framing.find_language, field)
+        codes = [x or code for x in self._by_line(find, own, field)]
+      found.append(codes)
+    mode = framing.name_mode(self.mode, any(sum(found, [])))
+    if self.task is None and mode not in prompts.MODES:
+      framing.check_named(*found, LANGUAGE_SETTINGS)
+    return RowFrames(mode, *found)
 
   def _check_lengths(self, ids: Sequence[Sequence[int]], field: str) -> None:
     """Raises ValueError where TRUNCATE is 'refuse' and rows have no room."""
@@ -225,10 +281,12 @@ class FileJob(api.ModelSource):
 
   def _settings(self, source: PretrainedModel, rows: list[dict]) -> dict:
     """Returns all that the results depend on."""
-    cut = {} if self.truncate == 'refuse' else {'truncate': self.truncate}
+    more = {} if self.truncate == 'refuse' else {'truncate': self.truncate}
+    if any((*self._frames.sources, *self._frames.targets)):
+      more['languages'] = [self._frames.sources, self._frames.targets]
     return dict(
       rows=rows, model=os.path.abspath(self.model_dir), step=source.step,
-      mode=self.mode, weights=self.weights, **cut,
+      mode=self._frames.mode, weights=self.weights, **more,
     )  # fmt: skip
 
   def _check_rows(self, rows: list[dict]) -> None:
@@ -270,14 +328,16 @@ class InferJob(FileJob):
   def _check_rows(self, rows):
     if self.task is None:  # prefixes are never cut: outputs begin with them
       prefixes = [row.get('prefix') or '' for row in rows]
-      self._by_line(self._check_prefix, prefixes, '')
+      pairs = list(zip(prefixes, self._frames.targets))
+      self._by_line(self._check_prefix, pairs, '')
 
-  def _check_prefix(self, text: str) -> None:
-    """Raises ValueError for a prefix without room behind it."""
+  def _check_prefix(self, begun: tuple[str, str | None]) -> None:
+    """Raises ValueError for a prefix and a language without room behind."""
+    text, language = begun
     if text:
-      count = 1 + len(self._framing.vocabulary.encode(text))
+      (ids,) = self._framing.prefixes([text], 1, self._frames.mode, [language])
       bucketing.decoder_shape(
-        self._framing.config, count, self.config.max_tokens
+        self._framing.config, len(ids), self.config.max_tokens
       )
 
   def _prepare(self, model, rows, encoded):
@@ -288,7 +348,7 @@ class InferJob(FileJob):
       generations = model.complete(
         [encoded.inputs[i] for i in numbers], self.mode, self.config,
         begun if any(begun) else None, self.stop, self.banned, self.batch_size,
-        numbers,
+        numbers, **self._frames.select(numbers),
       )  # fmt: skip
       texts = [[x.text for x in row] for row in generations]
       outputs = texts if self.config.results > 1 else [row[0] for row in texts]
@@ -318,7 +378,9 @@ class ScoreJob(FileJob):
     def compute(numbers):
       sides = encoded.inputs, encoded.targets
       pairs = [[side[i] for i in numbers] for side in sides]
-      totals, counts = model.score(*pairs, self.mode, self.batch_size)
+      totals, counts = model.score(
+        *pairs, self.mode, self.batch_size, **self._frames.select(numbers)
+      )
       results = {
         i: {
           'log_probability': total,

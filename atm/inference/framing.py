@@ -1,7 +1,6 @@
 """Builds what the encoder and the decoder read from texts or lists of ids."""
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import unicodedata
@@ -10,8 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from atm.data.token_ids import check_ids
-from atm.data.vocabulary import Vocabulary
-from atm.inference import prompts, stop_strings
+from atm.inference import stop_strings
+from atm.inference.model_frame import ModelFrame
 from atm.messages import (
   check_choice,
   check_list,
@@ -112,70 +111,77 @@ def check_banned(banned) -> tuple:
   return check_texts('BANNED', banned, empty=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Framing:
+class Framing(ModelFrame):
   """Turns a user's texts and ids into checked ids of one model.
 
-  Without a vocabulary everything must be given as ids.
+  Without a vocabulary everything must be given as ids. Modes and languages are
+  those of `ModelFrame`; a sequence of languages has one or None for each row.
   """
 
-  config: ModelConfig
-  vocabulary: Vocabulary | None
+  # --- Inputs and targets
 
-  def frame(self, ids: Sequence[int], mode: str) -> list[int]:
-    """Returns `<s> [CLM] ids </s>`, or without `[CLM]` in 'denoise'."""
-    check_choice('mode', mode, prompts.MODES)
-    v = self.vocabulary
-    if v is None:
-      raise ValueError('this model has no tokenizer: give ids, framed')
-    ids = check_ids('ids', ids, self.config.vocab_size)
-    marker = [v.clm_id] if mode == 'clm' else []
-    return [v.bos_id, *marker, *ids, v.eos_id]
-
-  def encode(self, text: str, mode: str) -> list[int]:
+  def encode(
+    self, text: str, mode: str | None = None, source: str | None = None
+  ) -> list[int]:
     """Returns a text's ids, framed; of any length."""
-    return self.frame(self._plain_ids(text, 'text'), mode)
+    return self.frame(self._plain_ids(text, 'text'), mode, source)
 
   def inputs(
-    self, inputs, mode: str | None, truncate: str = 'refuse'
-  ) -> list[list[int]]:
-    """Returns the ids that the model reads of each, see `api.Model.complete`.
+    self, inputs, mode: str | None = None, truncate: str = 'refuse',
+    languages: Sequence[str | None] | None = None,
+  ) -> list[list[int]]:  # fmt: skip
+    """Returns the ids that the encoder reads, see `api.Model.complete`."""
+    return self.fit(self.frame_all(inputs, mode, languages), truncate)[0]
 
-    With mode None they are decoder targets: texts end in `</s>`, padding stays.
-    """
-    return self.fit(self.frame_all(inputs, mode), mode, truncate)[0]
-
-  def frame_all(self, inputs, mode: str | None) -> list[list[int]]:
-    """Returns the ids of `inputs`, of any length but none."""
-    if mode is not None:
-      check_choice('mode', mode, prompts.MODES)
-    what, rows = 'target' if mode is None else 'input', []
-    for number, x in enumerate(check_list(f'{what}s', inputs)):
-      row = self._plain_ids(x, f'{what} {number}')
-      if isinstance(x, str) and mode is None:
-        row = [*row, self.config.end_id]
-      elif isinstance(x, str):
-        row = self.frame(row, mode)
-      elif mode is not None:
+  def frame_all(
+    self, inputs, mode: str | None = None,
+    languages: Sequence[str | None] | None = None,
+  ) -> list[list[int]]:  # fmt: skip
+    """Returns the encoder's ids of `inputs`, of any length but none."""
+    mode, rows = self.name_mode(mode, any(languages or ())), []
+    for number, x in enumerate(check_list('inputs', inputs)):
+      row = self._plain_ids(x, f'input {number}')
+      if isinstance(x, str):
+        row = self.frame(row, mode, languages[number] if languages else None)
+      else:
         row = self._strip(row)
-      if not row:
-        raise ValueError(
-          f'{what} {number} has 0 tokens: expected 1 to Config.positions = '
-          f'{self.config.positions}'
-        )
-      rows.append(row)
+      rows.append(self._check_some(row, f'input {number}'))
+    return rows
+
+  def targets(
+    self, targets, mode: str | None = None, truncate: str = 'refuse',
+    languages: Sequence[str | None] | None = None,
+  ) -> list[list[int]]:  # fmt: skip
+    """Returns the ids that the decoder is to write, see `api.Model.score`."""
+    rows = self.frame_targets(targets, mode, languages)
+    return self.fit(rows, truncate, 'target')[0]
+
+  def frame_targets(
+    self, targets, mode: str | None = None,
+    languages: Sequence[str | None] | None = None,
+  ) -> list[list[int]]:  # fmt: skip
+    """Returns the decoder's ids of `targets`, of any length but none.
+
+    Texts are framed as the model is trained to write them; padding stays.
+    """
+    mode, rows = self.name_mode(mode, any(languages or ())), []
+    for number, x in enumerate(check_list('targets', targets)):
+      row = self._plain_ids(x, f'target {number}')
+      if isinstance(x, str):
+        row = self.label(row, mode, languages[number] if languages else None)
+      rows.append(self._check_some(row, f'target {number}'))
     return rows
 
   def fit(
-    self, rows: Sequence[list[int]], mode: str | None, truncate: str
+    self, rows: Sequence[list[int]], truncate: str, what: str = 'input'
   ) -> tuple[list[list[int]], list[int]]:
-    """Cuts ids to Config.positions; `<s> [CLM]` and `</s>` of inputs stay.
+    """Cuts ids to Config.positions; the frames of inputs stay.
 
     Args:
-      rows: of `frame_all`.
-      mode: as there; None: targets, of which the first or last ids go, an end
-        token, too.
+      rows: of `frame_all`, or of `frame_targets`.
       truncate: one of TRUNCATIONS.
+      what: 'input'; or 'target', of which the first or last ids go, an end
+        token, too, but not the language in front.
 
     Returns:
       (rows, how many ids each has lost).
@@ -186,7 +192,6 @@ class Framing:
     check_choice('truncate', truncate, TRUNCATIONS)
     long = self.find_long(rows)
     if long and truncate == 'refuse':
-      what = 'target' if mode is None else 'input'
       named = [f'{what} {i} has {len(rows[i]):,} tokens' for i in long]
       raise ValueError(
         f'{list_some(named)}: expected 1 to Config.positions = '
@@ -194,11 +199,13 @@ class Framing:
       )
     fitted = list(rows)
     for i in long:
-      head, tail = (0, 0) if mode is None else self._count_frame(rows[i])
-      body = rows[i][head : len(rows[i]) - tail]
+      row = rows[i]
+      head, tail = self.count_target_frame(row), 0
+      if what == 'input':
+        head, tail = self.count_frame(row)
       room = max(0, self.config.positions - head - tail)
-      body = cut_ids(body, room, truncate)
-      fitted[i] = [*rows[i][:head], *body, *rows[i][len(rows[i]) - tail :]]
+      body = cut_ids(row[head : len(row) - tail], room, truncate)
+      fitted[i] = [*row[:head], *body, *row[len(row) - tail :]]
     return fitted, [len(a) - len(b) for a, b in zip(rows, fitted)]
 
   def find_long(self, rows: Sequence[Sequence[int]]) -> list[int]:
@@ -206,24 +213,35 @@ class Framing:
     most = self.config.positions
     return [i for i, row in enumerate(rows) if len(row) > most]
 
-  def _count_frame(self, row: list[int]) -> tuple[int, int]:
-    """Returns how many ids at the start and at the end are a frame's."""
-    if (v := self.vocabulary) is None:
-      return 0, 0
-    head = row[:1] == [v.bos_id]
-    head += row[head : head + 1] == [v.clm_id]
-    return head, int(row[-1] == v.eos_id)
+  def _check_some(self, row: list[int], what: str) -> list[int]:
+    """Returns a row; raises ValueError where it has no ids."""
+    if not row:
+      raise ValueError(
+        f'{what} has 0 tokens: expected 1 to Config.positions = '
+        f'{self.config.positions}'
+      )
+    return row
 
-  def prefixes(self, prefixes: Sequence | None, count: int) -> list[list[int]]:
+  # --- What outputs begin with, end at, and do not have
+
+  def prefixes(
+    self, prefixes: Sequence | None, count: int, mode: str | None = None,
+    languages: Sequence[str | None] | None = None,
+  ) -> list[list[int]]:  # fmt: skip
     """Returns the decoder's ids of `count` inputs, from the start token on."""
+    languages = languages or [None] * count
+    mode = self.name_mode(mode, any(languages))
+    starts = [self.start(mode, language) for language in languages]
     if prefixes is None:
-      return [[self.config.start_id]] * count
+      return starts
     prefixes = check_list('prefixes', prefixes)
     if len(prefixes) != count:
       raise ValueError(f'{count} inputs, but {len(prefixes)} prefixes')
-    start = self.config.start_id
     plain = self._plain_ids
-    return [[start, *plain(x, f'prefix {i}')] for i, x in enumerate(prefixes)]
+    return [
+      [*start, *plain(x, f'prefix {i}')]
+      for i, (start, x) in enumerate(zip(starts, prefixes))
+    ]
 
   def banned(self, banned: Sequence) -> list[list[int]]:
     """Returns the id sequences that no output may have."""

@@ -57,9 +57,12 @@ def padded_length(length: int) -> int:
 
 
 def decoder_batch(
-  rows: Sequence[TargetsRow], targets, B: int, config: ModelConfig
+  rows: Sequence[TargetsRow], targets, B: int, config: ModelConfig, starts=None
 ) -> dict[str, np.ndarray]:
-  """Returns the decoder's part of a batch, int32 [B, T] each."""
+  """Returns the decoder's part of a batch, int32 [B, T] each.
+
+  `starts` are the decoder's first ids of each pair, by default the start token.
+  """
   shape = B, padded_length(max(row.length for row in rows))
   names = 'input_tokens', 'target_tokens', 'segment_ids', 'positions'
   batch = {f'decoder_{name}': np.zeros(shape, np.int32) for name in names}
@@ -71,7 +74,8 @@ def decoder_batch(
       ids = targets[number]
       at = slice(start, start + len(ids))
       labels[i, at], segments[i, at] = ids, segment
-      inputs[i, at] = [config.start_id, *ids[:-1]]
+      first = config.start_id if starts is None else starts[number]
+      inputs[i, at] = [first, *ids[:-1]]
       positions[i, at] = np.arange(len(ids))
       start += len(ids)
   return batch
@@ -95,9 +99,13 @@ def sum_targets(
 
 
 def score_pairs(
-  model: AlexaTM, params, mesh, rules, sources, targets, given, batch_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Scores pairs of encoder and decoder ids, see `api.Model.likelihoods`."""
+  model: AlexaTM, params, mesh, rules, sources, targets, given, batch_size: int,
+  starts: Sequence[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+  """Scores pairs of encoder and decoder ids, see `api.Model.likelihoods`.
+
+  `starts` are as of `decoder_batch`.
+  """
   given = [0] * len(targets) if given is None else given
   for i, (row, n) in enumerate(zip(targets, given, strict=True)):
     if not 0 <= n < len(row):
@@ -113,7 +121,7 @@ def score_pairs(
     batch = {
       'encoder_input_tokens': inputs['tokens'],
       'encoder_segment_ids': inputs['segments'],
-      **decoder_batch(rows, targets, len(inputs['tokens']), config),
+      **decoder_batch(rows, targets, len(inputs['tokens']), config, starts),
     }
     batch = sharding.shard_batch(batch, mesh, rules)
     with sharding.use_mesh(mesh, rules):

@@ -19,9 +19,10 @@ from atm.model.transformer import AlexaTM
 _check_call = check_arguments(
   inputs=partial(check_list, 'inputs'),
   targets=partial(check_list, 'targets'),
-  mode=partial(check_choice, 'mode', known=prompts.MODES),
+  mode=partial(check_choice, 'mode', known=prompts.MODES, optional=True),
   batch_size=partial(check_count, 'batch_size'),
   truncate=partial(check_choice, 'truncate', known=TRUNCATIONS),
+  **dict.fromkeys(('source', 'target')),  # by Framing
 )
 
 
@@ -52,15 +53,19 @@ class ScoringMixin:
     self,
     inputs: Sequence[str] | Sequence[Sequence[int]],
     targets: Sequence[str] | Sequence[Sequence[int]],
-    mode: str = 'clm',
+    mode: str | None = None,
     batch_size: int = 32,
     truncate: str = 'refuse',
+    source: str | Sequence[str | None] | None = None,
+    target: str | Sequence[str | None] | None = None,
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the log-probabilities of targets, teacher-forced.
 
     Args:
-      inputs, mode: see `complete`.
-      targets: texts, which end in `</s>`, or lists of ids, scored as they are.
+      inputs, mode, source, target: see `complete`.
+      targets: texts, framed as the model is trained to write them: they end in
+        `</s>`, and have a language's id where the model has languages. Or lists
+        of ids, scored as they are.
       batch_size: pairs scored at a time.
       truncate: see `complete`; of targets, too. A target that is cut at its end
         is scored without its `</s>`.
@@ -71,7 +76,7 @@ class ScoringMixin:
     Raises:
       ValueError: not as many targets as inputs, or one is too long or empty.
     """
-    options = mode, batch_size, truncate
+    options = mode, batch_size, truncate, source, target
     return self.likelihoods(inputs, targets, None, *options)[:2]
 
   @_check_call
@@ -80,14 +85,16 @@ class ScoringMixin:
     inputs: Sequence[str] | Sequence[Sequence[int]],
     targets: Sequence[str] | Sequence[Sequence[int]],
     given: Sequence[int] | None = None,
-    mode: str = 'clm',
+    mode: str | None = None,
     batch_size: int = 32,
     truncate: str = 'refuse',
+    source: str | Sequence[str | None] | None = None,
+    target: str | Sequence[str | None] | None = None,
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores the ends of targets, and tells which greedy decoding writes.
 
     Args:
-      inputs, targets, mode, batch_size, truncate: see `score`.
+      inputs, targets, mode, batch_size, truncate, source, target: see `score`.
       given: how many of each target's first tokens the decoder reads, but are
         not scored; None: all are. Of a target that is cut at its start they
         are the first of those left.
@@ -102,8 +109,13 @@ class ScoringMixin:
     if len(inputs) != len(targets):
       raise ValueError(f'{len(inputs)} inputs, but {len(targets)} targets')
     given = check_numbers('given', given, len(targets))
+    framing = self._framing
+    mode, sources, languages = self._resolve(
+      inputs, mode, source, target, targets
+    )
     return loglikelihood.score_pairs(
       AlexaTM(self.config), self.params, self.mesh, self.rules,
-      self.ids(inputs, mode, truncate), self.ids(targets, None, truncate),
-      given, batch_size,
+      framing.inputs(inputs, mode, truncate, sources),
+      framing.targets(targets, mode, truncate, languages), given, batch_size,
+      [framing.start(mode, language)[0] for language in languages],
     )  # fmt: skip

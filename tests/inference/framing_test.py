@@ -72,9 +72,9 @@ def test_a_text_is_banned_behind_a_space_and_without_one(framing):
 def test_targets_keep_their_padding_and_end(framing):
   """Fault seen: padding of targets stripped."""
   pad, end = framing.config.pad_id, framing.config.end_id
-  assert framing.inputs([[pad, 7, pad]], None) == [[pad, 7, pad]]
+  assert framing.targets([[pad, 7, pad]]) == [[pad, 7, pad]]
   assert framing.inputs([[pad, 7, pad], [pad, pad]], 'clm') == [[7], [pad]]
-  assert framing.inputs(['has'], None)[0][-1] == end
+  assert framing.targets(['has'])[0][-1] == end
 
 
 @pytest.mark.parametrize('mode, head', [('clm', 2), ('denoise', 1)])
@@ -87,7 +87,7 @@ def test_long_inputs_are_cut_inside_their_frame(framing, mode, head):
   for given in ([text], [whole]):
     rows = framing.frame_all(given, mode)
     for side, kept in (('start', body[-room:]), ('end', body[:room])):
-      (row,), (cut,) = framing.fit(rows, mode, side)
+      (row,), (cut,) = framing.fit(rows, side)
       assert row == [*whole[:head], *kept, words.eos_id] and len(row) == P
       assert cut == len(whole) - P
     with pytest.raises(ValueError) as e:
@@ -101,8 +101,8 @@ def test_long_inputs_are_cut_inside_their_frame(framing, mode, head):
   bare = [*range(40, 60)]
   assert framing.inputs([bare], mode, 'start') == [bare[-P:]]
   target = [*words.encode(text), framing.config.end_id]
-  assert framing.inputs([text], None, 'start') == [target[-P:]]
-  assert framing.inputs([text], None, 'end') == [target[:P]]
+  assert framing.targets([text], None, 'start') == [target[-P:]]
+  assert framing.targets([text], None, 'end') == [target[:P]]
   assert Framing(framing.config, None).inputs([whole], mode, 'end') == [
     whole[:P]
   ]

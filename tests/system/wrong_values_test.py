@@ -176,7 +176,8 @@ GIVEN = {
   'logits': dict(encoder_ids=[[5, 6]], decoder_ids=[[1, 5]]),
   'score': dict(inputs=['a'], targets=['b']),
   'likelihoods': dict(inputs=['a'], targets=['b']),
-  'ids': dict(inputs=['a'], mode='clm'),
+  'ids': dict(inputs=['a']),
+  'target_ids': dict(targets=['a']),
   'encode': dict(text='a'),
   'framed': dict(ids=[5]),
   'generate': dict(inputs=['a']),
@@ -187,6 +188,8 @@ GIVEN = {
   'answers': dict(template=TEMPLATE, queries=[{'document': 'a'}]),
 }
 LISTS = 'empty list', 'generator'
+# Take a language for each text.
+EACH = 'complete', 'ids', 'target_ids', 'score', 'likelihoods'
 # Of each argument what is right, by the labels above.
 RIGHT = {
   'inputs': LISTS, 'targets': (), 'given': ('None',), 'numbers': ('None',),
@@ -195,6 +198,7 @@ RIGHT = {
   'text': ('empty text', 'text', 'home', 'NUL'), 'ids': LISTS,
   'sentences': LISTS, 'documents': LISTS, 'queries': LISTS, 'shots': LISTS,
   'number': ('negative', 'zero', '2**40', 'int64', 'float32'),
+  'mode': ('None',), 'source': ('None',), 'target': ('None',),
 }  # fmt: skip
 
 
@@ -224,8 +228,10 @@ def test_arguments_of_a_model(model, method, parameter):
       check_message(e, names)
       continue
     right = RIGHT.get(parameter, ())
-    if (method, parameter) == ('ids', 'mode'):
-      right = ('None',)  # targets
+    if (method, parameter) == ('target_ids', 'targets'):
+      right = LISTS
+    if parameter in ('source', 'target') and method in EACH:
+      right = 'None', 'list of None'
     assert label in right, (method, parameter, label)
 
 
