@@ -144,7 +144,11 @@ def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
   mesh, config, rules = job.target.mesh, job.model_config, job.rules
   fsdp = mesh.shape['fsdp']
   if job.kind == 'decode' and fsdp > 1:
-    tensor = math.gcd(mesh.size, config.decoder_heads)
+    # NLLB's vocabulary divides by 2 alone.
+    tensor = math.gcd(
+      mesh.size, config.encoder_heads, config.decoder_heads, config.encoder_ff,
+      config.decoder_ff, config.vocab_size,
+    )  # fmt: skip
     raise ValueError(
       f'mesh.fsdp = {fsdp}: decoding would gather all parameters for every '
       'token. Serve with a mesh of tensor (and data): add '

@@ -144,6 +144,9 @@ def test_a_plan_is_written_and_printed(tmp_path):
   [
     ({'make_mesh': functools.partial(mesh_lib.make_mesh, data=2, fsdp=4)},
      'mesh.tensor=4 --gin.sharding.mesh.data=2'),
+    ({'make_mesh': functools.partial(mesh_lib.make_mesh, data=2, fsdp=4),
+      'model_config': tiny(vocab_size=98)},
+     'mesh.tensor=2 --gin.sharding.mesh.data=4'),
     ({'batch_size': None}, 'DECODE_BATCH_SIZE'),
     ({'batch_size': 3}, 'DECODE_BATCH_SIZE = 3 does not divide by 2'),
     ({'batch_size': 0}, 'DECODE_BATCH_SIZE = 0'),
