@@ -137,7 +137,7 @@ def test_document_runs_as_written(document, trained, tmp_path):
     pytest.skip('nothing to execute')
   folder = tmp_path / 'copy'
   shutil.copytree(trained, folder)
-  for name in ('benchmarks', 'tasks'):
+  for name in ('benchmarks', 'tasks', 'tests'):
     os.symlink(os.path.join(document_blocks.ROOT, name), folder / name)
   os.symlink(sys.prefix, folder / '.venv')
   run = run_in(folder, document)
