@@ -102,11 +102,12 @@ def adopt_source_model() -> None:
   if source is None:
     return
   source, own = check_path('INIT_FROM', source), check_path('MODEL_DIR', own)
+  rows = 0
   if reader.latest_step(own) is not None:
     config = pretrained.read_config(own)  # INIT_FROM need not be there any more
   else:
     try:
-      config = pretrained.open_pretrained(source).config
+      model = pretrained.open_pretrained(source)
     except FileNotFoundError as e:
       parent = os.path.dirname(os.path.dirname(source.rstrip('/')))
       known = [parent] if os.path.isdir(f'{parent}/checkpoints') else []
@@ -114,13 +115,39 @@ def adopt_source_model() -> None:
         f'INIT_FROM = {source!r}: expected a MODEL_DIR with a checkpoint, or a '
         'Hugging Face folder' + ''.join(f'. Did you mean {p!r}?' for p in known)
       ) from e
+    config, rows = model.config, count_tokens(model.vocabulary)
   bound = gin_config.get_bindings(config_lib.ModelConfig)
   own = dataclasses.asdict(config).items()
   values = {f'model.Config.{k}': v for k, v in own if k not in bound}
   if get_setting('TASK_FEATURE_LENGTHS') is None:
     lengths = dict.fromkeys(('inputs', 'targets'), config.positions)
     values['TASK_FEATURE_LENGTHS'] = lengths
+  if (size := 'model.Config.vocab_size') in values:
+    values[size] = max(values[size], rows)
   gin_config.bind(values)
+
+
+def count_tokens(words) -> int:
+  """Returns the size of a vocabulary with a run's new tokens; 0 of none."""
+  from atm.data import task_registry, vocabulary, vocabulary_extension
+
+  path = get_setting('VOCABULARY')
+  if words is None and path is not None:
+    words = vocabulary.open_vocabulary(path)
+  if words is None:
+    return 0  # the run will say that there is none
+  languages = vocabulary_extension.check_new_languages(
+    get_setting('NEW_LANGUAGES')
+  )
+  added = lambda markers: vocabulary_extension.list_new_tokens(
+    words, markers, languages
+  )
+  if not added(True):
+    return 0
+  get_configurable('atm_tasks.configure')()
+  mixture = get_setting('MIXTURE_OR_TASK_NAME')
+  new = added(task_registry.needs_markers(mixture))
+  return words.size + len(new) if new else 0
 
 
 def adopt_vocabulary_size() -> None:

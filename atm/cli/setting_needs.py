@@ -63,6 +63,7 @@ NEEDS = (
       ('MC4', 'paper'),
     )
   ),
+  Need(('NEW_LANGUAGES',), 'INIT_FROM', _is_set, 'name INIT_FROM'),
   Need(
     ('PAIRS_MODE', 'SOURCE_LANGUAGE', 'TARGET_LANGUAGE'), 'PAIRS', _is_set,
     'name PAIRS',

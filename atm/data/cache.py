@@ -19,7 +19,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from etils import epath
@@ -31,10 +31,11 @@ from atm.data.cache_worker import make_unit
 from atm.data.task_registry import Lengths
 from atm.data.vocabulary import (
   Vocabulary,
-  copy_vocabulary,
   has_vocabulary,
   open_vocabulary,
+  store_files,
 )
+from atm.data.vocabulary_extension import check_new_languages, extend_files
 from atm.messages import (
   check_arguments,
   check_count,
@@ -71,6 +72,7 @@ def check_share(share) -> tuple[int, int]:
   passes=partial(check_count, 'ROW_PASSES'),
   processes=partial(check_count, 'PROCESSES', optional=True),
   share=check_share,
+  new_languages=check_new_languages,
 )
 def build(
   mixture: str,
@@ -85,12 +87,14 @@ def build(
   prepare: Callable | None = None,
   say: Callable[[str], None] = print,
   make_model: Callable | None = None,
+  new_languages: dict[str, str] | None = None,
 ) -> bool:
   """Builds the rows of a task or mixture that are not there yet.
 
   Args:
     mixture: a seqio task or mixture.
-    vocabulary: a file or folder, see `vocabulary.open_vocabulary`.
+    vocabulary: a file or folder, see `vocabulary.open_vocabulary`; text needs
+      `[CLM]` and `[DOC]`, which are added where it has none.
     lengths: {'inputs': S, 'targets': T}: rows are cut for these; None: the
       positions of `make_model`'s model.
     directory: gets a folder for each task and split.
@@ -106,6 +110,7 @@ def build(
       must pickle. None: works in this process alone.
     say: logs a line.
     make_model: returns a `ModelConfig`, where `lengths` is None.
+    new_languages: added, see `vocabulary_extension.list_new_tokens`.
 
   Returns:
     whether all rows are there, those of other machines' units included.
@@ -124,7 +129,7 @@ def build(
   if lengths is None and make_model is not None:
     lengths = Lengths.of_model(make_model()).as_setting()
   sizes = Lengths.of(lengths)
-  stored = store_vocabulary(open_vocabulary(vocabulary), directory)
+  stored = store_extended(vocabulary, mixture, new_languages, directory)
   configure_tasks(vocabulary=stored.path)
   job = CacheJob(stored.path, stored.sha256, sizes, directory, passes)
   wanted = [
@@ -170,13 +175,33 @@ def _describe_left(todo: list[CacheUnit], units, job: CacheJob) -> str:
   )
 
 
-def store_vocabulary(vocabulary: Vocabulary, directory: str) -> Vocabulary:
-  """Returns the vocabulary stored beside the rows; copies it there first."""
+def store_extended(
+  path: str, mixture: str, languages: Mapping | None, directory: str
+) -> Vocabulary:
+  """Stores the vocabulary at `path`, with the tokens that a mixture needs."""
+  words, markers = open_vocabulary(path), task_registry.needs_markers(mixture)
+  files = extend_files(words, markers, languages)
+  return store_vocabulary(words, directory, files)
+
+
+def store_vocabulary(
+  vocabulary: Vocabulary,
+  directory: str,
+  files: Mapping[str, bytes] | None = None,
+) -> Vocabulary:
+  """Returns the vocabulary stored beside the rows; writes it there first.
+
+  Args:
+    vocabulary: what `build` was given.
+    directory: of the rows.
+    files: of the vocabulary, extended; None: as it is.
+  """
   folder = os.path.join(directory, 'vocabulary')
+  files = vocabulary.files if files is None else files
   if not has_vocabulary(folder):
-    return copy_vocabulary(vocabulary, folder)
+    return store_files(files, folder)
   stored = open_vocabulary(folder)
-  if stored.sha256 != vocabulary.sha256:
+  if stored.files != files:
     raise ValueError(
       f'{directory!r} was made with another vocabulary than '
       f'{vocabulary.path}: use {stored.path}, or another CACHE_DIR'

@@ -163,8 +163,12 @@ class HFTokenizer(BaseVocabulary):
     return self._backend.encode(as_text(text))
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns the ids of each text as `encode` does, int32 [n]."""
-    return [np.array(self.encode(text), np.int32) for text in texts]
+    """Returns the ids of each text, int32 [n], as rows are made of them.
+
+    A special token that is spelled in a text is text there, unlike in `encode`:
+    no text to train on may end a document or begin the next.
+    """
+    return self._backend.encode_plain([as_text(text) for text in texts])
 
   def inside(self, text: str) -> list[int]:
     """Returns the ids of a text where no space is in front of it."""

@@ -110,13 +110,13 @@ class InputFormat:
     return [], [self.eos_id, language]
 
   def _pretraining_head(self, mode: str) -> list[int]:
-    if self.bos_id is None or (mode == 'clm' and self.clm_id is None):
-      missing = '<s>' if self.bos_id is None else '[CLM]'
+    if mode == 'clm' and self.clm_id is None:
       raise ValueError(
-        f'mode = {mode!r} needs {missing}, which this vocabulary has not: '
+        f'mode = {mode!r} needs [CLM], which this vocabulary has not: '
         "mode=None is the model's own"
       )
-    return [self.bos_id, self.clm_id] if mode == 'clm' else [self.bos_id]
+    ids = [self.bos_id, self.clm_id] if mode == 'clm' else [self.bos_id]
+    return [i for i in ids if i is not None]  # Pegasus has no `<s>`
 
   def frame(
     self,

@@ -8,7 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from atm.data.vocabulary import CLM_TOKEN, DOC_TOKEN
+from atm.data.vocabulary import (
+  BOS_TOKEN,
+  CLM_TOKEN,
+  DOC_TOKEN,
+  EOS_TOKEN,
+  PAD_TOKEN,
+)
 from atm.messages import check_arguments, check_count, quote
 
 
@@ -32,9 +38,9 @@ class SpecialIds:
   def of(cls, vocabulary, start: int | None = None) -> SpecialIds:
     """Takes the ids from a vocabulary; `start` is the model's `start_id`."""
     v, ids = vocabulary, vocabulary.special_ids()
-    marks = ids.get(CLM_TOKEN), ids.get(DOC_TOKEN)
+    tokens = PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, CLM_TOKEN, DOC_TOKEN
     codes = v.languages.values() if v.input_format.name == 'mbart' else ()
-    return cls(v.pad_id, v.bos_id, v.eos_id, *marks, start, tuple(codes))
+    return cls(*map(ids.get, tokens), start, tuple(codes))
 
   @property
   def opening(self) -> tuple[int, ...]:

@@ -60,6 +60,13 @@ def frames_pairs(task) -> bool:
   return [hasattr(step, 'pair') for step in task.preprocessors] == [True]
 
 
+def needs_markers(name: str) -> bool:
+  """Tells whether a task or mixture has denoising or CLM: they need markers."""
+  import seqio
+
+  return any(map(get_apply, seqio.get_subtasks(find_task(name))))
+
+
 def get_objective(task):
   """Returns a task's objective; `Pairs` if it has inputs and targets."""
   apply = get_apply(task)

@@ -7,8 +7,9 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import sentencepiece
 
 from atm import fileio
@@ -52,6 +53,15 @@ class JsonEncoder:
 
   def encode(self, text: str) -> list[int]:
     return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def encode_plain(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the ids of texts in which special tokens are text."""
+    self._tokenizer.encode_special_tokens = True  # encode them as text
+    try:
+      rows = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    finally:
+      self._tokenizer.encode_special_tokens = False
+    return [np.array(row.ids, np.int32) for row in rows]
 
   @functools.cached_property
   def _normalizers(self) -> list:
@@ -123,9 +133,29 @@ class PieceEncoder:
       if at % 2:
         ids.append(self._ids[part])
       elif part:
-        pieces = self._sp.encode(part, out_type=str)
-        ids += [self._ids.get(piece, self._unk_id) for piece in pieces]
+        ids += self._look_up(self._sp.encode(part, out_type=str))
     return ids
+
+  def _look_up(self, pieces: Iterable[str]) -> list[int]:
+    return [self._ids.get(piece, self._unk_id) for piece in pieces]
+
+  @functools.cached_property
+  def _by_piece(self) -> np.ndarray:
+    """[pieces of SentencePiece] int32: ids in vocab.json."""
+    size = self._sp.get_piece_size()
+    pieces = map(self._sp.id_to_piece, range(size))
+    return np.array(self._look_up(pieces), np.int32)
+
+  def encode_plain(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the ids of texts in which special tokens are text."""
+    rows = self._sp.encode(list(texts), out_type='numpy', num_threads=1)
+    made = []
+    for text, row in zip(texts, rows):
+      ids = self._by_piece[row]
+      if (row == self._sp.unk_id()).any():  # vocab.json may have that text
+        ids = self._look_up(self._sp.encode(text, out_type=str))
+      made.append(np.asarray(ids, np.int32))
+    return made
 
   @functools.cached_property
   def _normalizer(self) -> sentencepiece.SentencePieceNormalizer:

@@ -244,11 +244,16 @@ def has_vocabulary(directory: str) -> bool:
 
 
 def copy_vocabulary(vocabulary, directory: str) -> BaseVocabulary:
-  """Writes a vocabulary's files into a folder; returns the one there.
+  """Writes a vocabulary's files into a folder, see `store_files`."""
+  return store_files(vocabulary.files, directory)
+
+
+def store_files(files: Mapping[str, bytes], directory: str) -> BaseVocabulary:
+  """Writes the files of a vocabulary into a folder; returns the one there.
 
   Raises ValueError if another is there: models may have been trained with it.
   """
-  _write_once(vocabulary.files, directory)
+  _write_once(files, directory)
   return open_vocabulary(directory)
 
 

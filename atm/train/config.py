@@ -9,6 +9,7 @@ from typing import ClassVar
 from atm.checkpoint import manager
 from atm.data import vocabulary_training
 from atm.data.task_registry import Lengths, check_lengths
+from atm.data.vocabulary_extension import check_new_languages
 from atm.messages import (
   MOST_INT32,
   check_choice,
@@ -103,6 +104,9 @@ class TrainConfig:
     init_from: a fresh run starts from all parameters of this model, a MODEL_DIR
       or a Hugging Face folder, and takes its vocabulary; see
       `config_checks.check_same_model` for what of `model_config` may differ.
+    new_languages: new code -> code of a language of `init_from`, whose row the
+      new one begins as; added to the vocabulary, as markers are that text
+      needs, see `vocabulary_extension` and `new_rows`.
     init_encoder: a fresh run's encoder starts from this MODEL_DIR or Hugging
       Face folder, see `warm_start`.
     freeze_encoder_steps: updates, from the first, that leave the encoder and
@@ -178,6 +182,7 @@ class TrainConfig:
   train_vocabulary: Callable = vocabulary_training.train_vocabulary
   configure_tasks: Callable = lambda **named: None
   config_text: str = ''
+  new_languages: dict[str, str] | None = None
   say: Callable[[str], None] = print
 
   checks: ClassVar[dict[str, Callable]] = {
@@ -196,6 +201,7 @@ class TrainConfig:
     'seed': partial(check_seed, 'SEED'),
     'z_loss': partial(check_number, 'Z_LOSS', least=0, whole=False),
     'skip_steps': check_skip_steps,
+    'new_languages': check_new_languages,
     'ask_every': partial(
       check_number, 'ASK_EVERY', most=MOST_INT32, optional=True
     ),

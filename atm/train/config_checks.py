@@ -39,8 +39,13 @@ MAY_DIFFER = (
 
 
 def check_same_model(config: ModelConfig, source) -> None:
-  """Raises ValueError unless a `PretrainedModel` has the parameters of this."""
+  """Raises ValueError unless a `PretrainedModel` has the parameters of this.
+
+  Embeddings may have more rows, see `new_rows`.
+  """
   there, here = map(dataclasses.asdict, (source.config, config))
+  if here['vocab_size'] > there['vocab_size']:
+    here['vocab_size'] = there['vocab_size']
   wrong = [k for k in there if k not in MAY_DIFFER and here[k] != there[k]]
   if wrong:
     name = wrong[0]

@@ -6,10 +6,11 @@ import jax
 import optax
 
 from atm import fileio
-from atm.checkpoint import recovery, warm_start
+from atm.checkpoint import new_rows, recovery, warm_start
 from atm.checkpoint.manager import CheckpointManager
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data.vocabulary import Vocabulary
+from atm.data.vocabulary_extension import find_begins_as
 from atm.model.transformer import AlexaTM
 from atm.train import config_checks, optimizer
 from atm.train import step as step_lib
@@ -66,8 +67,7 @@ class StateOpener:
     tx, abstract = self._abstract(source.meta if source else {}, 0)
     state = step_lib.init_state(self.model, tx, config.seed, abstract)
     if source is not None:
-      params = source.read_params(self.mesh, config.rules, as_saved=False)
-      state = state.replace(params=params)
+      state = state.replace(params=self._read_source(source, words))
       config.say(
         f'starting from {config.init_from}, trained for {source.step:,} steps'
       )
@@ -78,6 +78,22 @@ class StateOpener:
       )
       state = state.replace(params=params)
     return 0, tx, state
+
+  def _read_source(self, source: PretrainedModel, words: Vocabulary) -> dict:
+    """Returns the parameters of `source`, with rows for what is new."""
+    config, old = self.config, source.vocabulary
+    rows, there = config.model_config.vocab_size, source.config.vocab_size
+    if rows == there and (old is None or words.size == old.size):
+      return source.read_params(self.mesh, config.rules, as_saved=False)
+    if old is None:
+      old = words
+      source = dataclasses.replace(source, vocabulary=old)
+    new = words.pieces(range(old.size, words.size))
+    config.say(new_rows.describe_tokens(new, there, rows))
+    return new_rows.read_extended(
+      source, config.model_config, words,
+      find_begins_as(old, config.new_languages), self.mesh, config.rules,
+    )  # fmt: skip
 
   def _restore(self, number: int) -> Start:
     """Returns the state in a checkpoint, or a fresh one from its weights."""

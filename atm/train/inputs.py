@@ -10,7 +10,13 @@ from atm.data import batches as batches_lib
 from atm.data import cache, mixture_stats, task_registry
 from atm.data.batches import MixturePart
 from atm.data.streaming import Stream
-from atm.data.vocabulary import Vocabulary, has_vocabulary, open_vocabulary
+from atm.data.vocabulary import (
+  Vocabulary,
+  has_vocabulary,
+  open_vocabulary,
+  store_files,
+)
+from atm.data.vocabulary_extension import extend_files
 from atm.parallel import distributed
 from atm.train import config_checks
 from atm.train.config import TrainConfig
@@ -107,6 +113,9 @@ def find_run_vocabulary(
 ) -> Vocabulary:
   """Opens the vocabulary of a run, or trains its own where there is none.
 
+  Tokens that are missing are added, see `vocabulary_extension`; the vocabulary
+  with them is that of MODEL_DIR, or of CACHE_DIR.
+
   Raises:
     ValueError: the run or its source has weights, but no vocabulary or one that
       they were not trained with; or the model does not fit the vocabulary.
@@ -118,7 +127,7 @@ def find_run_vocabulary(
   if folder.step_found and there and path and not os.path.exists(path):
     path = None  # as on another machine: the run has what it was trained with
   if source is not None:
-    words = vocabulary_of(source, path)
+    words = vocabulary_of(source, path, config, own)
     of = f'that INIT_FROM = {source.directory!r} was trained with'
   else:
     if path is None and not there:
@@ -132,6 +141,7 @@ def find_run_vocabulary(
         make_model=lambda: config.model_config,
       )  # fmt: skip
     words = open_vocabulary(own if path is None else path)
+    words = add_tokens(words, config, own)
     of = f'that this run is given, {words.path}'
   # What reads the run later takes its own.
   if there and open_vocabulary(own).sha256 != words.sha256:
@@ -142,8 +152,28 @@ def find_run_vocabulary(
   return words
 
 
-def vocabulary_of(source: PretrainedModel, path: str | None) -> Vocabulary:
-  """Returns the vocabulary of `source`; the one at `path` must be the same."""
+def add_tokens(
+  words: Vocabulary, config: TrainConfig, directory: str
+) -> Vocabulary:
+  """Returns a vocabulary with what a run needs, in `directory` if extended."""
+  files = extend_for(words, config)
+  return words if files == words.files else store_files(files, directory)
+
+
+def extend_for(words: Vocabulary, config: TrainConfig) -> dict[str, bytes]:
+  """Returns the files of a vocabulary with the tokens that a run needs."""
+  markers = task_registry.needs_markers(config.mixture)
+  return extend_files(words, markers, config.new_languages)
+
+
+def vocabulary_of(
+  source: PretrainedModel, path: str | None, config: TrainConfig, directory: str
+) -> Vocabulary:
+  """Returns the vocabulary of `source`, with what a run needs besides.
+
+  The one at `path` must be the same, with or without the new tokens; one that
+  is extended here is written into `directory`.
+  """
   own = source.vocabulary
   if path is None and own is None:
     raise ValueError(
@@ -151,7 +181,9 @@ def vocabulary_of(source: PretrainedModel, path: str | None) -> Vocabulary:
       'the one it was trained with'
     )
   words = own if path is None else open_vocabulary(path)
-  if own is not None and words.sha256 != own.sha256:
+  if own is None or words.sha256 == own.sha256:
+    return add_tokens(words, config, directory)
+  if words.files != extend_for(own, config):
     raise ValueError(
       f'the vocabulary {words.path} is not the one that INIT_FROM = '
       f'{source.directory!r} was trained with: leave out VOCABULARY, or build '

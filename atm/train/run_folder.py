@@ -95,7 +95,7 @@ class RunFolder:
       os.rename(config, f'{config}.given')
     fileio.write_atomically(config, config_text.encode())
     if not vocabulary_lib.has_vocabulary(self.vocabulary):
-      vocabulary_lib.copy_vocabulary(vocabulary, self.vocabulary)
+      vocabulary_lib.store_files(vocabulary.files, self.vocabulary)
 
   @functools.cached_property
   def step_found(self) -> int | None:

@@ -48,6 +48,9 @@ def test_frames_of_public_models(name):
 def test_frames_of_pretraining():
   form = make('alexatm', bos_id=1, clm_id=4)
   assert form.frame(TEXT) == form.frame(TEXT, mode='clm') == [1, 4, *TEXT, 2]
+  pegasus = make('plain', clm_id=4)  # with a marker; it has no `<s>`
+  assert pegasus.frame(TEXT) == [4, *TEXT, 2]
+  assert pegasus.frame(TEXT, mode='denoise') == [*TEXT, 2]
   assert form.frame(TEXT, mode='denoise') == [1, *TEXT, 2]
   assert form.labels(TEXT) == [*TEXT, 2]
   assert form.decoder_inputs(TEXT, 5) == [5, *TEXT]
@@ -70,7 +73,7 @@ def test_every_format_has_a_frame():
     (lambda: make('nllb').frame(TEXT), 'source = None: expected one of'),
     (lambda: make('nllb').frame(TEXT, 'de_DF'), "mean 'de_DE'"),
     (lambda: make('nllb').labels(TEXT, 5), 'target = 5: expected one of'),
-    (lambda: make('nllb').frame(TEXT, mode='clm'), 'needs <s>'),
+    (lambda: make('nllb').frame(TEXT, mode='clm'), r'needs \[CLM\]'),
     (lambda: make('nllb', bos_id=1).frame(TEXT, mode='clm'), r'needs \[CLM\]'),
     (lambda: make('nllb').frame(TEXT, mode='x'), "mode = 'x'"),
     (lambda: make('nlbb'), "mean 'nllb'"),

@@ -31,6 +31,18 @@ def test_the_longest_added_token_is_split_off_first(m2m):
   assert len(encoder.tokens) == 602 and encoder.tokens[590] is None
 
 
+def test_rows_are_made_of_the_ids_of_texts(m2m):
+  """Also where SentencePiece knows no piece, and vocab.json does."""
+  files, form = m2m
+  vocab = {**json.loads(files['vocab.json']), '\u2603': 700}
+  files = {**files, 'vocab.json': json.dumps(vocab).encode()}
+  encoder = PieceEncoder(files, form, 'folder')
+  texts = ['All human beings', '', 'born \u2603 free', ' \u3048 ']
+  rows = encoder.encode_plain(texts)
+  assert [row.tolist() for row in rows] == [*map(encoder.encode, texts)]
+  assert 700 in rows[2] and {row.dtype.name for row in rows} == {'int32'}
+
+
 @pytest.mark.parametrize(
   'change, message',
   [
