@@ -35,7 +35,11 @@ from atm.data.vocabulary import (
   open_vocabulary,
   store_files,
 )
-from atm.data.vocabulary_extension import check_new_languages, extend_files
+from atm.data.vocabulary_extension import (
+  check_new_languages,
+  extend_files,
+  list_new_tokens,
+)
 from atm.messages import (
   check_arguments,
   check_count,
@@ -93,8 +97,7 @@ def build(
 
   Args:
     mixture: a seqio task or mixture.
-    vocabulary: a file or folder, see `vocabulary.open_vocabulary`; text needs
-      `[CLM]` and `[DOC]`, which are added where it has none.
+    vocabulary: a file or folder; the markers that text needs are added.
     lengths: {'inputs': S, 'targets': T}: rows are cut for these; None: the
       positions of `make_model`'s model.
     directory: gets a folder for each task and split.
@@ -129,7 +132,8 @@ def build(
   if lengths is None and make_model is not None:
     lengths = Lengths.of_model(make_model()).as_setting()
   sizes = Lengths.of(lengths)
-  stored = store_extended(vocabulary, mixture, new_languages, directory)
+  needs = mixture, new_languages, configure_tasks
+  stored = store_extended(vocabulary, *needs, directory)
   configure_tasks(vocabulary=stored.path)
   job = CacheJob(stored.path, stored.sha256, sizes, directory, passes)
   wanted = [
@@ -176,10 +180,13 @@ def _describe_left(todo: list[CacheUnit], units, job: CacheJob) -> str:
 
 
 def store_extended(
-  path: str, mixture: str, languages: Mapping | None, directory: str
+  path: str, mixture: str, languages, configure_tasks: Callable, directory: str
 ) -> Vocabulary:
   """Stores the vocabulary at `path`, with the tokens that a mixture needs."""
-  words, markers = open_vocabulary(path), task_registry.needs_markers(mixture)
+  words, markers = open_vocabulary(path), False
+  if list_new_tokens(words, True):
+    configure_tasks()
+    markers = task_registry.needs_markers(mixture)
   files = extend_files(words, markers, languages)
   return store_vocabulary(words, directory, files)
 

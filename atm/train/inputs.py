@@ -16,7 +16,7 @@ from atm.data.vocabulary import (
   open_vocabulary,
   store_files,
 )
-from atm.data.vocabulary_extension import extend_files
+from atm.data.vocabulary_extension import extend_files, list_new_tokens
 from atm.parallel import distributed
 from atm.train import config_checks
 from atm.train.config import TrainConfig
@@ -162,7 +162,8 @@ def add_tokens(
 
 def extend_for(words: Vocabulary, config: TrainConfig) -> dict[str, bytes]:
   """Returns the files of a vocabulary with the tokens that a run needs."""
-  markers = task_registry.needs_markers(config.mixture)
+  lacks = list_new_tokens(words, True)
+  markers = bool(lacks) and task_registry.needs_markers(config.mixture)
   return extend_files(words, markers, config.new_languages)
 
 
