@@ -106,8 +106,7 @@ def build(
       another order, where rows join documents; a small text then does not meet
       the model in the same few rows over and over.
     processes: how many work; None: one a core.
-    share: (i, n): of n machines this is number i, from 0, and takes every n-th
-      unit.
+    share: (i, n): this is machine i of n, from 0, and takes every n-th unit.
     configure_tasks: called with the vocabulary's path before reading.
     prepare: called in every other process, gives it its `configure_tasks`; it
       must pickle. None: works in this process alone.
