@@ -5,6 +5,7 @@ Both tell the tokens of all ids, and how tokens are decoded.
 
 import contextlib
 import functools
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,9 +38,9 @@ class JsonEncoder:
 
   def __init__(self, files: Mapping[str, bytes], settings: dict, path: str):
     where = os.path.join(path, TOKENIZER_FILE)
-    data = parse_settings(files.get(TOKENIZER_FILE, b''), where)
-    self.decoding = _name_decoding(data.get('decoder'), where)
-    self._tokenizer = parse_tokenizer(files[TOKENIZER_FILE].decode(), path)
+    text = files.get(TOKENIZER_FILE, b'').decode(errors='replace')
+    self._tokenizer = parse_tokenizer(text, path)
+    self.decoding = _name_decoding(self._tokenizer.decoder, where)
     ids = self._tokenizer.get_vocab(with_added_tokens=True)
     self.tokens = [None] * (max(ids.values(), default=-1) + 1)
     for token, i in ids.items():
@@ -78,12 +79,12 @@ class JsonEncoder:
 
 
 def _name_decoding(decoder, where: str) -> str:
-  kind = decoder.get('type') if isinstance(decoder, dict) else None
+  settings = {} if decoder is None else json.loads(decoder.__getstate__())
+  kind = settings.get('type')
   if kind == 'ByteLevel':
     return 'bytes'
-  if kind == 'Metaspace' and decoder.get('replacement') == SPACE:
-    never = decoder.get('prepend_scheme') == 'never'
-    never |= decoder.get('add_prefix_space') is False
+  if kind == 'Metaspace' and settings['replacement'] == SPACE:
+    never = settings['prepend_scheme'] == 'never'
     return 'spaces' if never else 'metaspace'
   raise ValueError(
     f'{where} has the decoder {one_line(str(kind), 60)}: expected ByteLevel, '

@@ -189,21 +189,18 @@ def read_folder(path: str) -> dict[str, bytes]:
 def _keep_tokenizer(
   folder: TokenizerFolder, tokenizer, named: dict, clean_up: bool
 ) -> dict[str, bytes]:
-  """Returns the files of a tokenizer, without what frames a text."""
+  """Returns the files of a tokenizer without post-processor."""
   tokenizer.no_truncation()
   tokenizer.no_padding()
-  data = json.loads(tokenizer.to_str())
-  # Else transformers' default languages would be in the hash.
-  data['post_processor'] = None
   ids = tokenizer.get_vocab(with_added_tokens=True)
   added = [
     token.content for token in tokenizer.get_added_tokens_decoder().values()
   ]
   form = _name_format(folder, added)
   # It was made for WordPiece; transformers spares BPE.
-  clean_up = clean_up and data['model']['type'] != 'BPE'
+  clean_up = clean_up and type(tokenizer.model).__name__ != 'BPE'
   return {
-    TOKENIZER_FILE: json.dumps(data, ensure_ascii=False).encode(),
+    TOKENIZER_FILE: tokenizer.to_str().encode(),
     FORMAT_FILE: _write_format(
       folder,
       form,
@@ -239,7 +236,9 @@ def _read_older(folder: TokenizerFolder):
     slow = transformers.AutoTokenizer.from_pretrained(
       folder.path, local_files_only=True
     )
-    tokenizer = parse_tokenizer(slow.backend_tokenizer.to_str(), folder.path)
+    data = json.loads(slow.backend_tokenizer.to_str())
+    data['post_processor'] = None  # which frames a text
+    tokenizer = parse_tokenizer(json.dumps(data), folder.path)
   except Exception as e:
     raise ValueError(
       f'{folder.path}: transformers reads no tokenizer from '

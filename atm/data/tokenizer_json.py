@@ -77,7 +77,7 @@ def rebuild_tokenizer(
     ImportError: tokenizers is not installed.
     ValueError: the file is damaged, or of another kind than its class.
   """
-  data = dict(data)
+  data = {**data, 'post_processor': None}  # which frames a text
   if name in MODELS:
     form = {'model': {'type?': str, 'vocab': (dict, list)}}
     fileio.check_json(data, form, f'{where}: tokenizer.json')

@@ -6,6 +6,7 @@ import pytest
 
 from atm.data.text_encoders import JsonEncoder, PieceEncoder
 from atm.data.tokenizer_folder import read_folder
+from atm.data.tokenizer_json import BYTE_LEVEL
 from tests.public_folders import copy_folder
 
 
@@ -61,11 +62,11 @@ def test_damaged_pieces_are_refused(change, message, m2m):
 @pytest.mark.parametrize(
   'decoder, decoding',
   [
-    ({'type': 'ByteLevel'}, 'bytes'),
+    (BYTE_LEVEL, 'bytes'),
     ({'prepend_scheme': 'always'}, 'metaspace'),
     ({'prepend_scheme': 'first'}, 'metaspace'),
     ({'prepend_scheme': 'never'}, 'spaces'),
-    ({'type': 'WordPiece'}, None),
+    ({'type': 'BPEDecoder', 'suffix': '_'}, None),
     (None, None),
   ],
 )
@@ -73,12 +74,9 @@ def test_decoders(decoder, decoding, tmp_path):
   """Each decodes as `tokenizers` does with it; others are refused."""
   files = read_folder(copy_folder('nllb', tmp_path))
   data = json.loads(files['tokenizer.json'])
-  data['decoder'] = decoder and {**data['decoder'], **decoder}
-  if decoder and decoder.get('type') == 'ByteLevel':
-    data['decoder'] = {
-      'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True,
-      'use_regex': True,
-    }  # fmt: skip
+  if decoder and 'type' not in decoder:
+    decoder = {**data['decoder'], **decoder}
+  data['decoder'] = decoder
   files = {**files, 'tokenizer.json': json.dumps(data).encode()}
   if decoding is None:
     with pytest.raises(ValueError, match='expected ByteLevel'):
