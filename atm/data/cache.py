@@ -132,8 +132,7 @@ def build(
     lengths = Lengths.of_model(make_model()).as_setting()
   sizes = Lengths.of(lengths)
   needs = mixture, new_languages, configure_tasks
-  stored = store_extended(vocabulary, *needs, directory)
-  configure_tasks(vocabulary=stored.path)
+  stored = name_vocabulary(vocabulary, *needs, directory)
   job = CacheJob(stored.path, stored.sha256, sizes, directory, passes)
   wanted = [
     (task, split)
@@ -178,16 +177,18 @@ def _describe_left(todo: list[CacheUnit], units, job: CacheJob) -> str:
   )
 
 
-def store_extended(
+def name_vocabulary(
   path: str, mixture: str, languages, configure_tasks: Callable, directory: str
 ) -> Vocabulary:
-  """Stores the vocabulary at `path`, with the tokens that a mixture needs."""
+  """Stores a vocabulary with the tokens that a mixture needs, and names it."""
   words, markers = open_vocabulary(path), False
   if list_new_tokens(words, True):
     configure_tasks()
     markers = task_registry.needs_markers(mixture)
   files = extend_files(words, markers, languages)
-  return store_vocabulary(words, directory, files)
+  stored = store_vocabulary(words, directory, files)
+  configure_tasks(vocabulary=stored.path)
+  return stored
 
 
 def store_vocabulary(
