@@ -8,6 +8,7 @@ import safetensors.numpy
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'golden')
 ALEXATM = ('untied', 'tied')
+PUBLIC = ('mbart25', 'mbart50', 'm2m_100', 'nllb', 'pegasus')
 BLENDERBOT = ('blenderbot_a', 'blenderbot_b', 'blenderbot_c')
 
 

@@ -2,8 +2,9 @@
 
 The paper starts its encoder from a trained encoder, and the decoder's embedding
 and the LM head from that one's embedding. The source is a MODEL_DIR, a Hugging
-Face folder of AlexaTM or Blenderbot, or one of XLM-R XL or XXL, whose layers
-are the same but whose tokenizer, positions and token types are not.
+Face folder that can be imported (mBART, M2M-100, NLLB-200 and others), or one
+of XLM-R XL or XXL, whose layers are the same but whose tokenizer, positions and
+token types are not.
 
 Letters: V vocabulary, D d_model, P positions, T token types.
 """
@@ -19,7 +20,9 @@ import numpy as np
 from flax import traverse_util
 
 from atm.checkpoint import config_json, hf_folder, hf_keys, pretrained
-from atm.data.vocabulary import SPECIAL_TOKENS, Vocabulary, convert_xlmr
+from atm.data.vocabulary import SPECIAL_TOKENS, convert_xlmr
+from atm.data.vocabulary_base import BaseVocabulary
+from atm.model import embeddings
 from atm.model.config import ModelConfig
 
 # What must be the same for the layers to compute the same.
@@ -134,7 +137,17 @@ def _find_sentencepiece(directory: str) -> str | None:
 
 def check_encoder(config: ModelConfig, source: EncoderSource) -> None:
   """Raises ValueError where a source does not fit; reads no tensors."""
-  theirs = {name: getattr(source.config, name) for name in SHARED_FIELDS}
+  names = {*SHARED_FIELDS}
+  if source.config.position_embedding != 'learned':
+    if config.position_embedding == 'learned':
+      names -= {'position_embedding'}  # a table can begin as sinusoids
+    else:
+      names |= {'encoder_position_offset'}
+  theirs = {
+    name: getattr(source.config, name)
+    for name in (*SHARED_FIELDS, 'encoder_position_offset')
+    if name in names
+  }
   wrong = {k: v for k, v in theirs.items() if getattr(config, k) != v}
   if wrong:
     here = ', '.join(f'Config.{k} = {getattr(config, k)!r}' for k in wrong)
@@ -157,7 +170,7 @@ def check_encoder(config: ModelConfig, source: EncoderSource) -> None:
 # --- Rows of the embedding
 
 
-def index_pieces(vocabulary: Vocabulary, rows: int) -> dict[str, int]:
+def index_pieces(vocabulary: BaseVocabulary, rows: int) -> dict[str, int]:
   """Returns piece -> id below `rows`; special pieces by SPECIAL_TOKENS."""
   pieces = vocabulary.pieces(range(vocabulary.size))
   ids = {piece: i for i, piece in enumerate(pieces)}
@@ -168,7 +181,10 @@ def index_pieces(vocabulary: Vocabulary, rows: int) -> dict[str, int]:
 
 
 def match_rows(
-  source: EncoderSource, config: ModelConfig, vocabulary: Vocabulary, log=print
+  source: EncoderSource,
+  config: ModelConfig,
+  vocabulary: BaseVocabulary,
+  log=print,
 ) -> np.ndarray:
   """Returns [V] int64: the source's row for each of ours, -1 for none."""
   V = config.vocab_size
@@ -202,11 +218,24 @@ def _merge_rows(fresh: jax.Array, table: np.ndarray, rows: np.ndarray):
 # --- Positions and token types
 
 
+def _read_positions(source: EncoderSource, config: ModelConfig) -> np.ndarray:
+  """Returns what a source adds at its positions, [P, D] float32."""
+  kind, offset = (
+    source.config.position_embedding,
+    source.config.encoder_position_offset,
+  )
+  if kind == 'learned':
+    return source.read(('encoder_positions',))[offset:].astype(np.float32)
+  rows = np.arange(config.positions) + offset  # sinusoids have no end
+  fairseq = kind == 'sinusoidal_fairseq'
+  return np.array(embeddings.sinusoids(rows, config.d_model, fairseq))
+
+
 def _read_positions_and_types(
   source: EncoderSource, config: ModelConfig
 ) -> dict[str, np.ndarray]:
-  """Returns the encoder's positions [P, D] and token types [T, D]."""
-  positions = source.read(('encoder_positions',)).astype(np.float32)
+  """Returns the encoder's table of positions and its token types [T, D]."""
+  positions = _read_positions(source, config)
   types = np.zeros((1, config.d_model), np.float32)
   if source.config.token_types:
     types = source.read(('encoder_types',)).astype(np.float32)
@@ -218,6 +247,9 @@ def _read_positions_and_types(
   # Training then tells the tiles apart, as Longformer (arXiv:2004.05150,
   # section 5) found when it extended RoBERTa this way.
   tiled = positions[np.arange(config.positions) % len(positions)]
+  # The rows in front are no positions.
+  front = np.zeros((config.encoder_position_offset, config.d_model), np.float32)
+  tiled = np.concatenate([front, tiled])
   # Types that the source lacks start as its type 0, or as zeros if it has none.
   at = np.arange(config.token_types)
   types = types[np.where(at < len(types), at, 0)]
@@ -238,7 +270,7 @@ def init_encoder(
   params: dict,
   config: ModelConfig,
   source: EncoderSource,
-  vocabulary: Vocabulary,
+  vocabulary: BaseVocabulary,
   log: Callable[[str], None] = print,
 ) -> dict:
   """Returns fresh parameters with the encoder of `source` in them.
@@ -271,7 +303,7 @@ def init_encoder(
     if (name,) in out:  # there may be no types
       out[name,] = _put_like(value, out[name,])
   known, wanted = source.config.positions, config.positions
-  if wanted > known:
+  if wanted > known and source.config.position_embedding == 'learned':
     log(f'positions: {known:,} known, repeated to fill {wanted:,}')
   for path, like in out.items():
     if path[0] == 'encoder':

@@ -331,6 +331,88 @@ def test_from_hugging_face(name, types, tmp_path):
   close(np.asarray(states)[real], g['encoder_last_hidden_state'][real])
 
 
+# --- From public models
+
+
+def public(name):
+  folder = f'{HERE}/public/{name}'
+  described = hf_folder.read_json_object(f'{folder}/config.json')
+  weights = safetensors.numpy.load_file(f'{folder}/model.safetensors')
+  return folder, config_json.config_from_hf(described), weights
+
+
+def test_rows_of_a_public_model_follow_their_pieces(tmp_path):
+  """Faults seen: mBART's two rows in front taken for positions 0 and 1."""
+  folder, theirs, weights = public('mbart25')
+  words = train_words(tmp_path / 'words')
+  config = dataclasses.replace(
+    theirs, vocab_size=50, pad_id=words.pad_id, start_id=1, end_id=2,
+    decoder_layers=1, ties='none', positions=50, encoder_position_offset=1,
+  )  # fmt: skip
+  _, after, lines = warm(config, folder, words)
+  assert 'positions: 40 known, repeated to fill 50' in lines
+  table = weights['model.encoder.embed_positions.weight'][2:]
+  same(after['encoder_positions'][1:41], table)
+  same(after['encoder_positions'][41:], table[:10])
+  norm = after['encoder']['embedding_norm']
+  same(norm['scale'], weights['model.encoder.layernorm_embedding.weight'])
+  there = vocabulary.open_vocabulary(folder)
+  ids = {piece: i for i, piece in enumerate(there.pieces(range(there.size)))}
+  shared = {
+    i: ids[piece]
+    for i, piece in enumerate(words.pieces(range(7, 40)), 7)
+    if piece in ids
+  }
+  shared |= {words.pad_id: 1, words.eos_id: 2, words.unk_id: 3}
+  assert len(shared) > 20
+  rows = weights['model.shared.weight']
+  for name in ('encoder_embedding', 'decoder_embedding', 'lm_head'):
+    same(after[name][np.array([*shared])], rows[np.array([*shared.values()])])
+
+
+@pytest.mark.parametrize(
+  'name, kind',
+  [
+    ('nllb', 'learned'),
+    pytest.param('mbart50', 'learned', marks=pytest.mark.slow),
+    pytest.param('m2m_100', 'sinusoidal_fairseq', marks=pytest.mark.slow),
+    pytest.param('pegasus', 'learned', marks=pytest.mark.slow),
+  ],
+)
+def test_states_of_a_public_encoder(name, kind):
+  """A learned table begins as the sinusoids that a source computes."""
+  folder, theirs, _ = public(name)
+  words = vocabulary.open_vocabulary(folder)
+  config = dataclasses.replace(
+    theirs, position_embedding=kind, decoder_layers=1, ties='none'
+  )
+  _, params, lines = warm(config, folder, words)
+  assert any('the same vocabulary, all' in line for line in lines)
+  g = golden(f'public/{name}')
+  real = g['attention_mask'].astype(bool)
+  states = encode(config, params, g['input_ids'], g['attention_mask'])
+  close(np.asarray(states)[real], g['encoder_last_hidden_state'][real])
+
+
+@pytest.mark.parametrize(
+  'name, change, match',
+  [
+    ('mbart50', {'activation': 'gelu'}, "set model.Config.activation = 'relu'"),
+    ('mbart25', {'embedding_norm': False}, 'model.Config.embedding_norm = True'),
+    ('pegasus', {'embed_scale': False}, 'set model.Config.embed_scale = True'),
+    ('nllb', {'encoder_position_offset': 0}, 'encoder_position_offset = 2'),
+    ('mbart25', {'position_embedding': 'sinusoidal'},
+     "set model.Config.position_embedding = 'learned'"),
+    ('nllb', {'position_embedding': 'sinusoidal'},
+     "position_embedding = 'sinusoidal_fairseq'"),
+  ],
+)  # fmt: skip
+def test_a_misfit_of_a_public_model(name, change, match):
+  folder, theirs, _ = public(name)
+  with pytest.raises(ValueError, match=match):
+    check(dataclasses.replace(theirs, **change), folder)
+
+
 # --- Vocabularies
 
 

@@ -432,6 +432,8 @@ def write(name: str, public: Public) -> None:
   np.savez_compressed(
     FOLDER / f'{name}.grads.npz', used_ids=ids, used_rows=shared[ids], **grads
   )
+  # Long rows add up what float32 rounds, here as there.
+  double = copy.deepcopy(model).double()
   make_hf.save(
     f'public/{name}.io.npz',
     **batch,
@@ -446,7 +448,7 @@ def write(name: str, public: Public) -> None:
     logits_cached_steps=cached_steps(model, source, mask, steps)[..., COLUMNS],
     full_input_ids=full['input_ids'],
     full_decoder_input_ids=full['decoder_input_ids'],
-    full_logits=model(**full).logits[:, -FULL_TAIL:, COLUMNS],
+    full_logits=double(**full).logits[:, -FULL_TAIL:, COLUMNS].float(),
     loss=out.loss,
     token_logprobs=logprobs,
   )
