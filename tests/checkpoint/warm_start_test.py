@@ -398,7 +398,7 @@ def test_states_of_a_public_encoder(name, kind):
   'name, change, match',
   [
     ('mbart50', {'activation': 'gelu'}, "set model.Config.activation = 'relu'"),
-    ('mbart25', {'embedding_norm': False}, 'model.Config.embedding_norm = True'),
+    ('mbart25', {'embedding_norm': False}, 'Config.embedding_norm = True'),
     ('pegasus', {'embed_scale': False}, 'set model.Config.embed_scale = True'),
     ('nllb', {'encoder_position_offset': 0}, 'encoder_position_offset = 2'),
     ('mbart25', {'position_embedding': 'sinusoidal'},
