@@ -35,7 +35,7 @@ from atm_tasks.evaluation.data_check import data_table
 from atm_tasks.evaluation.registry import suite
 from atm_tasks.pretraining import decontaminate as decontaminate_lib
 from atm_tasks.pretraining import tasks
-from atm_tasks.pretraining.pair_tasks import register_pairs
+from atm_tasks.pretraining.pair_tasks import know_languages, register_pairs
 from atm_tasks.pretraining.pair_text import PairReader
 from atm_tasks.pretraining.tasks import Mixing
 from atm_tasks.pretraining.text_forms import spoken
@@ -158,10 +158,13 @@ def configure(
     register('paper', paper, mixing)
   if text := found('text', text_dir):
     register('text', text, mixing)
+  reader = PairReader(source_language, target_language)
+  if pairs is not None and vocabulary is not None:
+    frame = tasks.VOCABULARY.words.input_format
+    reader = know_languages(reader, frame, pairs_mode)
   register_pairs(
-    pairs, pairs_mode, skip_bad, cache_dir, pairs_temperature,
-    PairReader(source_language, target_language),
-  )  # fmt: skip
+    pairs, pairs_mode, skip_bad, cache_dir, pairs_temperature, reader
+  )
   if cache_dir is not None:
     load_counts(cache_dir)
 

@@ -15,8 +15,8 @@ import seqio
 import tensorflow as tf
 
 from atm.data import token_store
-from atm.data.input_format import MODES
-from atm.messages import check_choice, quote
+from atm.data.input_format import MODES, InputFormat
+from atm.messages import check_choice
 from atm_tasks.pretraining import tasks
 from atm_tasks.pretraining.pair_text import (
   Direction,
@@ -158,8 +158,7 @@ def register_pairs(
   """Registers `udhr_language`, and `pairs` of a path or of a cache's rows.
 
   Args:
-    path, skip_bad, reader: see `PairsSource`. The reader's languages are
-      turned into those of the vocabulary, where one is named.
+    path, skip_bad, reader: see `PairsSource`.
     mode: see `FramePairs`.
     cache_dir: a cache.
     temperature: see `PairRates`; None: all pairs are one task, whatever their
@@ -168,9 +167,7 @@ def register_pairs(
   name = 'udhr_language'
   tasks.register_task(name, LanguagePairs(), [FramePairs(mode, source=name)])
   if path is not None:
-    source = PairsSource(
-      path, HELD_OUT, skip_bad, _know_languages(reader, mode)
-    )
+    source = PairsSource(path, HELD_OUT, skip_bad, reader)
     counts = {} if temperature is None else source.count_directions()
     if counts:
       source.reader = dataclasses.replace(source.reader, required=True)
@@ -187,12 +184,17 @@ def register_pairs(
       _register(found, mode, temperature or 1.0, {})
 
 
-def _know_languages(reader: PairReader, mode: str | None) -> PairReader:
-  """Returns a reader that knows the languages of the vocabulary, if any."""
-  if not tasks.VOCABULARY.is_named or mode is not None:
-    return reader
-  frame = tasks.VOCABULARY.words.input_format
-  known = tuple(frame.languages) if frame.has_languages else ()
+def know_languages(
+  reader: PairReader, frame: InputFormat, mode: str | None
+) -> PairReader:
+  """Returns a reader that turns languages into a model's own codes.
+
+  Args:
+    reader: takes languages as they are.
+    frame: the model's; one that names no languages changes nothing.
+    mode: of pre-training, which names none either.
+  """
+  known = tuple(frame.languages) if frame.has_languages and not mode else ()
   required = bool(known) and frame.clm_id is None
   return dataclasses.replace(reader, known=known, required=required)
 
@@ -211,12 +213,9 @@ def _register(
     return
   rate, names = PairRates(temperature, counts), []
   for direction, source in sorted(found.items()):
-    if name_task(direction) in names:
-      raise ValueError(
-        f'PAIRS: the languages {quote(direction)} are also written in another '
-        'way: expected one way for each language'
-      )
-    names.append(name_task(direction))
+    name = name_task(direction)
+    # 'zh-CN' and 'zh_CN' of a model without codes are two directions.
+    names.append(name + '_' * sum(n.rstrip('_') == name for n in names))
     tasks.register_task(names[-1], source, [FramePairs(mode, direction)])
   seqio.MixtureRegistry.add(NAME, [(name, rate) for name in names])
 

@@ -50,11 +50,6 @@ class LateVocabulary(seqio.SentencePieceVocabulary):
     self._model = self._words = None
 
   @property
-  def is_named(self) -> bool:
-    """Tells whether a file or folder is named."""
-    return bool(self._sentencepiece_model_file)
-
-  @property
   def words(self) -> Vocabulary:
     """The vocabulary; raises ValueError where none is named yet."""
     if self._words is None:
