@@ -225,6 +225,8 @@ def _read_older(folder: TokenizerFolder):
     if folder.has(name):
       read_tokenizer_file(folder.join(name))
   import_tokenizers(folder.path)
+  # That there is no PyTorch is as it should be.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   try:
     import transformers
   except ImportError as e:
