@@ -75,6 +75,10 @@ class Peer:
       directory, dtype=getattr(torch, dtype), attn_implementation='eager',
       local_files_only=True,
     ).eval()  # fmt: skip
+    self._own = self.model.generation_config
+    self._plain = transformers.GenerationConfig(
+      **{name: getattr(self._own, name) for name in ID_FIELDS}
+    )
 
   def generate(self, ids, plain: bool, start: dict, **options) -> list[int]:
     """Returns the decoder's ids of a prompt, start token included.
@@ -85,15 +89,12 @@ class Peer:
       start: see `choose_start`.
       options: arguments of `generate`.
     """
-    from transformers import GenerationConfig
-
-    own = self.model.generation_config
-    if plain:
-      own = GenerationConfig(**{k: getattr(own, k) for k in ID_FIELDS})
+    # What is None in a config that `generate` is given, it takes of this one.
+    self.model.generation_config = self._plain if plain else self._own
     tensor = self._torch.tensor([ids])
     out = self.model.generate(
-      tensor, attention_mask=self._torch.ones_like(tensor),
-      generation_config=own, do_sample=False, **start, **options,
+      tensor, attention_mask=self._torch.ones_like(tensor), do_sample=False,
+      **start, **options,
     )  # fmt: skip
     return out[0].tolist()
 
@@ -111,7 +112,7 @@ class Peer:
   def answer(self, ids, start: dict, request: dict) -> dict[str, list[int]]:
     """Returns greedy and beam ids of a prompt, as `request` asks for them."""
     most = {'max_new_tokens': request['max_tokens']}
-    beams = self.model.generation_config.num_beams or 1
+    beams = self._own.num_beams or 1
     beams = {'num_beams': beams if beams > 1 else request['beams']}
     return {
       'greedy': self.generate(ids, True, start, num_beams=1, **most),

@@ -255,7 +255,7 @@ def _make_task(source: ExampleSource, mode: str, normalize: str) -> Task:
       spec, format=generation.SENTENCE_FORMAT, shots=0
     )
     alone = dataclasses.replace(source, spec=alone)
-    fields['by_languages'] = _make_task(alone, mode, normalize)
+    fields['by_languages'] = _make_task(alone, 'clm', normalize)
   elif isinstance(spec.format, generation.PairFormat):
     fields['asked_as_is'] = True
   if spec.format.generates:
