@@ -58,7 +58,8 @@ def _fit_translation(task: Task, form: InputFormat) -> tuple[Task, str]:
   try:
     languages = tuple(find_language(*code, form.languages) for code in codes)
   except ValueError as e:
-    return _refuse(task, str(e)), str(e)
+    why = str(e).partition('. Known: ')[0]  # a hundred codes
+    return _refuse(task, why), why
   return dataclasses.replace(alone, mode=None, languages=languages), ''
 
 

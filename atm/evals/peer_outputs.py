@@ -111,7 +111,9 @@ class Peer:
 
   def answer(self, ids, start: dict, request: dict) -> dict[str, list[int]]:
     """Returns greedy and beam ids of a prompt, as `request` asks for them."""
-    most = {'max_new_tokens': request['max_tokens']}
+    # A forced language counts as a new token.
+    forced = len(start.keys() & {'forced_bos_token_id'})
+    most = {'max_new_tokens': request['max_tokens'] + forced}
     beams = self._own.num_beams or 1
     beams = {'num_beams': beams if beams > 1 else request['beams']}
     return {

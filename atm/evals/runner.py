@@ -5,6 +5,7 @@ continues where it was.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -17,7 +18,9 @@ import jax
 import atm
 from atm import fileio
 from atm.checkpoint.pretrained import PretrainedModel
-from atm.data.vocabulary import Vocabulary, has_vocabulary, open_vocabulary
+from atm.data.input_format import InputFormat
+from atm.data.vocabulary import has_vocabulary, open_vocabulary
+from atm.data.vocabulary_base import BaseVocabulary
 from atm.evals import metrics, results, scoring, suite_checks
 from atm.evals.answers import AnswerFolder, set_truncation
 from atm.evals.model_tasks import fit_tasks
@@ -195,13 +198,16 @@ class SuiteEvaluation(api.ModelSource):
       if 'missing' in row:
         missing[row['task']] = row['missing']
       self._log(line)
-    suite_checks.check_complete(missing, len(tasks), self.allow_missing)
+    refused = fit_tasks(tasks, self._find_format())[1]
+    suite_checks.check_askable(refused, len(tasks), self.allow_missing)
+    missing = {k: why for k, why in missing.items() if k not in refused}
+    count = len(tasks) - len(refused)
+    suite_checks.check_complete(missing, count, self.allow_missing)
 
   def format_requests(self, tasks: Iterable[Task]) -> Iterator[str]:
     """Formats questions as lines of JSON, as the model would read them."""
-    vocabulary = self._find_vocabulary()
-    if vocabulary is not None:
-      tasks, _ = fit_tasks(tasks, vocabulary.input_format)
+    vocabulary = self._dry_vocabulary
+    tasks, _ = fit_tasks(tasks, self._find_format())
     for task in tasks:
       try:
         questions = task.make_questions(vocabulary)
@@ -214,8 +220,14 @@ class SuiteEvaluation(api.ModelSource):
           row |= zip(('source', 'target'), task.languages)
         yield json.dumps(row, ensure_ascii=False)
 
-  def _find_vocabulary(self) -> Vocabulary | None:
-    """Returns the vocabulary of a dry run, None where none is named."""
+  def _find_format(self) -> InputFormat | None:
+    """Returns the input format of a dry run's model, None without one."""
+    vocabulary = self._dry_vocabulary
+    return vocabulary and vocabulary.input_format
+
+  @functools.cached_property
+  def _dry_vocabulary(self) -> BaseVocabulary | None:
+    """The vocabulary of a dry run, None where none is named."""
     if self.vocabulary:
       return open_vocabulary(self.vocabulary)
     if self.model_dir is None:

@@ -18,6 +18,7 @@ from atm.evals import results as results_lib
 from atm.train.step import State
 
 from eval_runs import DATA, go_offline, random_model, rows
+from goldens import HERE
 
 
 @pytest.fixture(autouse=True)
@@ -154,3 +155,38 @@ def test_results_of_other_settings_are_not_replaced(
   changes = bound(NORMALIZE='sum', OVERWRITE=True)
   assert command(*arguments, *changes) == 0
   assert results_lib.read_results(output)['tasks'][0]['normalize'] == 'sum'
+
+
+def test_a_translation_model_is_asked_by_language_codes(tmp_path, capsys):
+  """And tasks of languages that it lacks are named before it is read."""
+  folder, output = f'{HERE}/public/m2m_100', str(tmp_path / 'out')
+  pairs = ('flores101_en_de', 'flores101_en_te')
+  settings = bound(
+    MODEL_DIR=folder, DATA_DIR=DATA, OUTPUT=output, TASKS=pairs, LIMIT=1
+  )
+  ask = lambda *rest: command(
+    'eval', '--gin_file=suites/flores101.gin', *settings, *bound(**dict(rest))
+  )
+  assert ask() == 2
+  error = capsys.readouterr().err
+  assert (
+    '1 of 2 tasks cannot be asked of this model: flores101_en_te. '
+    "flores101_en_te: target = 'te': Telugu is no language of this model. "
+    'ALLOW_MISSING=True leaves such tasks out'
+  ) in error
+  assert not os.path.exists(output)
+  allow = ('ALLOW_MISSING', True)
+  assert ask(allow, ('DRY_RUN', True)) == 0
+  asked, missing = map(json.loads, capsys.readouterr().out.splitlines())
+  assert (asked['source'], asked['target']) == ('en', 'de')
+  assert 'Translation in' not in asked['prompt']
+  assert 'Telugu' in missing['missing']
+  assert ask(allow) == 0
+  assert 'by language codes en -> de' in capsys.readouterr().out
+  results = results_lib.read_results(output)
+  (task,) = results['tasks']
+  assert task['asked'] == 'by language codes en -> de'
+  assert task['shots'] == 0 and task['mode'] == 'own'
+  assert 'Telugu' in results['missing'][0]['why']
+  with open(f'{output}/report.html', encoding='utf-8') as f:
+    assert 'Asked by language codes en -&gt; de' in f.read()
