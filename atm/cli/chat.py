@@ -79,6 +79,12 @@ class Chat:
     pair = zip(pair, self.framing.default_languages)
     return ' to '.join(own or default or '?' for own, default in pair)
 
+  def describe(self) -> str:
+    """Describes how lines are read, for the first line of a conversation."""
+    if self.frame in prompts.MODES or not self.model.languages:
+      return f'mode {self.frame}'
+    return f'{self.frame}, /source and /target choose of /languages'
+
   def line(self, text: str) -> bool:
     """Answers a line or obeys its command; returns False at the end."""
     text = text.removeprefix('\ufeff').strip()
@@ -241,8 +247,7 @@ class Chat:
         out.print(shown.append(f'{one.score:.2f}', 'dim'), soft_wrap=True)
         size += len(one.ids)
     else:
-      out.print(ISOLATE, end='')
-      for piece in self.model.stream(
+      pieces = self.model.stream(
         self.last,
         self.mode,
         self.config,
@@ -250,7 +255,9 @@ class Chat:
         truncate=self.truncate,
         source=self.source,
         target=self.target,
-      ):
+      )
+      out.print(ISOLATE, end='')
+      for piece in pieces:
         first = first or time.perf_counter() - start
         size += len(self.model.vocabulary.encode(piece))
         # A Text, for in a string rich reads `:smile:` as an emoji.
@@ -307,7 +314,7 @@ class ChatCommand(api.ModelSource):
     )  # fmt: skip
     console.print(
       f'[bold]step {model.step:,} of {rich.markup.escape(self.model_dir)}[/]  '
-      f'[dim]mode {chat.frame}, /help for commands[/]'
+      f'[dim]{chat.describe()}, /help for commands[/]'
     )
     try:
       while chat.line(self.read(f'{chat.frame}> ')):

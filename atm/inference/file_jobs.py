@@ -218,7 +218,7 @@ class FileJob(api.ModelSource):
         find = partial(framing.find_language, field)
         codes = [x or code for x in self._by_line(find, own, field)]
       found.append(codes)
-    mode = framing.name_mode(self.mode, any(sum(found, [])))
+    mode = framing.name_mode(self.mode, any(sum(found, [])), 'MODE')
     if self.task is None and mode not in prompts.MODES:
       framing.check_named(*found, LANGUAGE_SETTINGS)
     return RowFrames(mode, *found)

@@ -44,7 +44,9 @@ class ModelFrame:
 
   # --- Modes
 
-  def name_mode(self, mode: str | None, named: bool = False) -> str:
+  def name_mode(
+    self, mode: str | None, named: bool = False, name: str = 'mode'
+  ) -> str:
     """Returns a mode of `prompts.MODES`, or the name of the model's format.
 
     None is 'clm' where the vocabulary has `[CLM]` and no language is named,
@@ -53,27 +55,27 @@ class ModelFrame:
     Args:
       mode: what was asked for.
       named: whether a language was.
+      name: of the argument or setting, as a user writes it.
 
     Raises:
       ValueError: the model was never trained so.
     """
     if self.vocabulary is None:
-      return check_choice('mode', mode, prompts.MODES, optional=True) or 'clm'
+      return check_choice(name, mode, prompts.MODES, optional=True) or 'clm'
     form, is_ours = self.format, self.format.name == 'alexatm'
     if mode is None and form.clm_id is not None and not named:
       return 'clm'
     if mode is None or mode == form.name:
       return 'denoise' if is_ours else form.name
-    check_choice('mode', mode, prompts.MODES)
+    check_choice(name, mode, prompts.MODES)
     if form.clm_id is None and (mode == 'clm' or not is_ours):
       raise ValueError(
-        f'mode = {mode!r}: the vocabulary has no [CLM], as of a model that was '
-        "not trained so: leave it out, or give None, the model's own frame"
+        f'{name} = {mode!r}: the vocabulary has no [CLM], as of a model that '
+        "was not trained so: leave it out, or give None, the model's own"
       )
     if named and self.known_languages:
       raise ValueError(
-        f'mode = {mode!r} reads no languages: leave out the mode, or the '
-        'languages'
+        f'{name} = {mode!r} reads no languages: leave it out, or the languages'
       )
     return mode
 

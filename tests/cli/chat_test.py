@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
 
 import pytest
 import rich.console
 
+from atm.checkpoint import pretrained
 from atm.cli import chat
 from atm.inference import api, sampling
+from tests.public_folders import PUBLIC
 
 
 @pytest.fixture
@@ -192,3 +195,46 @@ def test_until_the_end_of_the_input(model, monkeypatch):
     raise EOFError
 
   chat.ChatCommand('run', read=end, console=console).run()
+
+
+@pytest.fixture
+def translator(monkeypatch):
+  """Returns a chat with a model of 202 languages, which answers itself."""
+  source = pretrained.open_pretrained(os.path.join(PUBLIC, 'nllb'))
+  model = api.Model(source.config, {}, source.vocabulary, None, None, 0)
+  answer = lambda text, mode, *args, source, target, **named: iter(
+    [f'{mode} {source} {target} {text}']
+  )
+  monkeypatch.setattr(model, 'stream', answer)
+  console = rich.console.Console(file=io.StringIO(), width=200)
+  return chat.Chat(model, console, source='en')
+
+
+def test_a_line_is_translated_where_a_model_has_languages(translator):
+  """Fault seen: a mode that the model lacks ended the conversation."""
+  talk = translator
+  assert talk.frame == 'eng_Latn to ?'
+  assert talk.describe().startswith('eng_Latn to ?, /source and /target')
+  talk.line('/target Germn')
+  assert "/target = 'Germn': no language of this model. Did you" in said(talk)
+  talk.line('/target German')
+  talk.line('Good morning.')
+  assert 'None eng_Latn deu_Latn Good morning.' in said(talk)
+  for line in ('/mode clm', '/mode denoise'):
+    talk.line(line)
+    assert 'no [CLM]' in said(talk)
+  assert talk.frame == 'eng_Latn to deu_Latn'
+  talk.line('/show')
+  text = said(talk)
+  assert 'deu_Latn (German)' in text and 'eng_Latn (English)' in text
+  talk.line('/languages')
+  assert said(talk).count('\n') == 202
+  talk.line('/source')
+  assert talk.frame == '? to deu_Latn' and talk.line('/mode none')
+
+
+def test_a_model_without_languages_refuses_them(talk):
+  talk.line('/source en')
+  assert "/source = 'en': this model has no language codes" in said(talk)
+  talk.line('/languages')
+  assert said(talk).strip() == '' and talk.frame == talk.describe()[5:] == 'clm'
