@@ -29,7 +29,11 @@ KNOWN = {'vocab', 'embed', 'mlp', 'heads', 'layers', 'relpos_buckets'}
 
 
 @pytest.mark.parametrize(
-  'changes', [{}, dict(ties='all', token_types=2, logits_bias=True)]
+  'changes',
+  [
+    {},
+    dict(ties='all', token_types=2, logits_bias=True, embedding_norm=True),
+  ],
 )
 def test_every_parameter_has_axes_that_t5x_knows(changes):
   """Fault seen: a name that only one of t5x's two sets of rules knows."""
