@@ -21,6 +21,7 @@ from atm.checkpoint import (
   convert,
   hf_folder,
   hf_keys,
+  pretrained,
   torch_reader,
 )
 from atm.cli import gin_files, gin_reader
@@ -108,6 +109,49 @@ def test_an_imported_model_runs_like_the_folder(tmp_path, name):
     assert 'model.Config.norm_eps = 1e-' in f.read()
 
 
+@pytest.mark.parametrize('name', ['mbart25', 'm2m_100', 'pegasus'])
+def test_a_public_model_is_exported_as_it_was(tmp_path, name):
+  """Keys and tensors are those that transformers wrote, and the ids, too."""
+  folder, run = f'{HERE}/public/{name}', str(tmp_path / 'run')
+  convert.import_weights(folder, run, one, say=quiet)
+  said, out = [], str(tmp_path / 'out')
+  convert.export_weights(run, out, say=said.append)
+  described = hf_folder.read_json_object(f'{folder}/config.json')
+  assert f"transformers 5's {described['architectures'][0]}" in said[-1]
+  assert hf_folder.read_json_object(f'{out}/config.json') == described
+  theirs, ours = tensors(folder), tensors(out)
+  assert ours.keys() == theirs.keys()
+  for key, value in theirs.items():
+    same = np.array_equal
+    if 'embed_positions' in key and name == 'pegasus':
+      same = functools.partial(np.allclose, atol=1e-6)
+    assert same(ours[key], value), key
+  opened = [pretrained.open_pretrained(x) for x in (folder, run, out)]
+  assert len({x.vocabulary.sha256 for x in opened}) == 1
+  assert opened[0].config == opened[1].config == opened[2].config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'embedding_norm': True, 'position_offset': 2, 'activation': 'relu',
+     'encoder_position_offset': 2, 'ties': 'all'},
+    {'embedding_norm': True, 'position_offset': 2, 'embed_scale': True,
+     'encoder_position_offset': 2},
+    {'position_embedding': 'sinusoidal_fairseq', 'position_offset': 1,
+     'encoder_position_offset': 1, 'ties': 'all'},
+    {'position_embedding': 'sinusoidal', 'ties': 'embeddings'},
+    {'activation': 'relu', 'ties': 'all'},
+  ],
+  ids=str,
+)  # fmt: skip
+def test_a_model_of_a_public_kind_is_what_transformers_computes(
+  tmp_path, changes
+):
+  test_the_default_model_is_what_transformers_computes(tmp_path, changes)
+
+
 def save(run, config) -> str:
   """Saves a model with drawn parameters in a MODEL_DIR; returns its path."""
   from atm.checkpoint import manager
@@ -168,14 +212,14 @@ def test_the_default_model_is_what_transformers_computes(tmp_path, changes):
   run, out = save(tmp_path / 'run', tiny(**changes)), str(tmp_path / 'out')
   said = []
   convert.export_weights(run, out, say=said.append)
-  assert "for transformers 5's BlenderbotForConditional" in said[-1]
+  kind = config_json.find_bart_class(tiny(**changes))
+  architecture = config_json.BART_CLASSES[kind].architecture
+  assert f"for transformers 5's {architecture}" in said[-1]
   same_model(run, out)
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers', minversion='5')
-  theirs, told = (
-    transformers.BlenderbotForConditionalGeneration.from_pretrained(
-      out, output_loading_info=True
-    )
+  theirs, told = getattr(transformers, architecture).from_pretrained(
+    out, output_loading_info=True
   )
   assert not any(told.values()), told
   rng = np.random.default_rng(1)
