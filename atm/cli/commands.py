@@ -33,21 +33,25 @@ def run_pretrain() -> None:
   if not distributed.is_main_process():
     return
   train_summary.print_summary(run)
-  print(next_steps(run.model_dir, run.step))
+  print(next_steps(run.model_dir, run.step, bool(run.vocabulary.languages)))
 
 
-def next_steps(model_dir: str, steps: int) -> str:
+def next_steps(model_dir: str, steps: int, has_languages: bool = False) -> str:
   """Lists commands for what one may want after a training run."""
   atm = sys.argv[0] if sys.argv[0].endswith('atm') else 'atm'
   atm = min(atm, os.path.relpath(atm), key=len) if '/' in atm else atm
   text = lambda name, value: f'--gin.{name}="\'{value}\'"'
-  mode = get_setting('PAIRS_MODE')  # what `infer` frames prompts in
   tuned = get_setting('INIT_FROM') is not None
+  # What `infer` frames prompts in.
+  framed_by = {'MODE': get_setting('PAIRS_MODE')}
+  if has_languages:
+    names = 'SOURCE_LANGUAGE', 'TARGET_LANGUAGE'
+    framed_by |= {name: get_setting(name) for name in names}
+  framing = [text(*item) for item in framed_by.items() if tuned and item[1]]
   lines = [
     ('prompt it', 'echo "All human beings are born" > prompts.txt'),
     ('', f'{atm} infer {text("MODEL_DIR", model_dir)} '
-     f'{text("INPUT", "prompts.txt")}'
-     + (f' {text("MODE", mode)}' if tuned and mode else '')),
+     f'{" ".join([text("INPUT", "prompts.txt"), *framing])}'),
   ]  # fmt: skip
   if not tuned:  # that one's learning rate has come to 0
     config = f'--gin_file={model_dir}/config.gin'

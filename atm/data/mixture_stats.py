@@ -105,11 +105,11 @@ def describe_directions(
 ) -> list[str]:
   """Describes how many pairs of each direction there are, and their shares.
 
-  Returns no lines where there are no pairs, or those of one task only.
+  Returns no lines where there are no pairs, or they name no languages.
   """
-  chosen = [p for p in parts if p.objective.name == 'pair' and p.source]
-  if len(chosen) < 2:
-    return []
+  chosen = [
+    p for p in parts if p.objective.name == 'pair' and p.language != 'all'
+  ]
   pairs = [part.rows.counts['examples'] for part in chosen]
   # A part is read by rows, each of several pairs.
   read = [part.rate * n / len(part.rows) for part, n in zip(chosen, pairs)]

@@ -42,7 +42,8 @@ def sample_questions(
 def request_of(question: Question) -> dict:
   """Returns the part of a question that the model reads: prompt or pairs."""
   if question.prompt is not None:
-    return {'prompt': question.prompt}
+    told = question.languages and {'languages': list(question.languages)}
+    return {'prompt': question.prompt, **(told or {})}
   return {'pairs': [list(pair) for pair in question.pairs]}
 
 
@@ -82,9 +83,22 @@ def encode_pair(
   return framed, list(cut_ids(target, positions, truncate)), count
 
 
+def _find_languages(
+  framing: Framing, question: Question, task: Task
+) -> tuple[str | None, str | None]:
+  """Returns (source, target) as the model's own codes; None: it is told none.
+
+  Raises ValueError where the model lacks a language of the question.
+  """
+  if task.languages is None or question.languages is None:
+    return task.languages or (None, None)
+  names = 'source_language', 'target_language'
+  return tuple(map(framing.find_language, names, question.languages))
+
+
 def _encode_question(framing: Framing, question: Question, task: Task):
   """Returns `encode_prompt` of a question of a task."""
-  source, _ = task.languages or (None, None)
+  source, _ = _find_languages(framing, question, task)
   return encode_prompt(
     framing, question.prompt, task.mode, task.truncate, source
   )
@@ -121,15 +135,15 @@ def predict(
 def _generate_answers(model, framing, task, questions, batch_size: int):
   """Generates answers greedily, as in the paper; see `predict`."""
   encoded = [_encode_question(framing, q, task) for q in questions]
-  source, target = task.languages or (None, None)
+  told = [_find_languages(framing, q, task) for q in questions]
   generations = model.complete(
     [ids for ids, _ in encoded],
     task.mode,
     sampling.Config(max_tokens=task.max_tokens),
     stop=task.stop,
     batch_size=batch_size,
-    source=source,
-    target=target,
+    source=[source for source, _ in told],
+    target=[target for _, target in told],
   )
   answers, tokens = [], 0
   for question, (ids, cut), (best, *_) in zip(questions, encoded, generations):

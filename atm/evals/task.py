@@ -25,6 +25,8 @@ class Question:
     group: questions of one group are judged together and drawn together in
       bootstraps (the answers to one question of MultiRC); '' for its own.
     shown: texts of the example that the report shows, by name.
+    languages: (source, target) that a pair says, as users write them; None:
+      those of the task.
   """
 
   id: str
@@ -33,6 +35,7 @@ class Question:
   pairs: tuple[tuple[str, str], ...] = ()
   group: str = ''
   shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  languages: tuple[str, str] | None = None
 
 
 class Tokenizer(Protocol):

@@ -96,11 +96,20 @@ def generate_samples(run, model, count: int = 3) -> list[dict]:
   decode, samples = model.vocabulary.decode_any, []
   for name in OBJECTIVE_NAMES:
     for part, source, target in _held_out_examples(run, name, count):
-      (output,) = model.generate([source], max_tokens=len(target) + 16)
+      options = {'max_tokens': len(target) + 16}
+      if code := find_target_language(model.vocabulary, target):
+        options['target'] = code
+      (output,) = model.generate([source], **options)
       texts = map(decode, (source, output, target))
       texts = dict(zip(SAMPLE_TEXTS, texts))
       samples.append({'objective': name, 'language': part.language, **texts})
   return samples
+
+
+def find_target_language(vocabulary, ids: list[int]) -> str | None:
+  """Returns the code of the language that a target begins or ends with."""
+  codes = {i: code for code, i in vocabulary.languages.items()}
+  return codes.get(ids[0]) or codes.get(ids[-1])
 
 
 def sample_tables(samples: list[dict]) -> list[rich.table.Table]:

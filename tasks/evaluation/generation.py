@@ -11,6 +11,7 @@ from typing import Any
 from atm.evals.task import Question
 from atm.inference import prompts
 from atm_tasks.evaluation.multiple_choice import PASSAGE_TOKENS, Cut
+from atm_tasks.pretraining.pair_text import PairReader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +78,14 @@ class PromptFormat:
 
 @dataclasses.dataclass(frozen=True)
 class PairFormat:
-  """Inputs asked as they are, as a model was fine-tuned on them."""
+  """Inputs asked as they are, as a model was fine-tuned on them.
 
+  Attributes:
+    source_language, target_language: of pairs that do not say their own.
+  """
+
+  source_language: str | None = None
+  target_language: str | None = None
   max_tokens: int = 1023
   generates = True
   truncate = 'end'  # as `pairs.FramePairs` does
@@ -91,9 +98,13 @@ class PairFormat:
     """Returns the input as the question; raises ValueError with shots."""
     if shots:
       raise ValueError('SHOTS: pairs are asked as they are: expected 0 or None')
-    text = example['input']
+    reader = PairReader(self.source_language, self.target_language)
+    text, truth, languages = reader.read_row(example)
+    shown = {'input': text}
+    if languages:
+      shown['languages'] = ' to '.join(languages)
     return Question(
-      example['id'], example['target'], prompt=text, shown={'input': text}
+      example['id'], truth, prompt=text, shown=shown, languages=languages
     )
 
   def answer(

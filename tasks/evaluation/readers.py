@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from atm import fileio
 from atm.data import text_reader
+from atm_tasks.pretraining.pair_text import LANGUAGE_FIELDS, PAIR_FIELDS
 
 RawExample = dict
 
@@ -342,6 +343,9 @@ def _find_pronoun(text: str, tokens: Sequence[str], pronoun) -> int:
 
 
 def read_pairs(paths: Sequence[str]) -> Iterator[RawExample]:
-  """Reads `input` and `target` of JSONL."""
-  for number, row in read_json_lines(paths[0], {'input': str, 'target': str}):
-    yield {'id': str(number), 'input': row['input'], 'target': row['target']}
+  """Reads the fields of pairs of JSONL, see `pretraining.pair_text`."""
+  for number, row in text_reader.read_objects(paths[0]):
+    if not isinstance(row.get('translation'), dict):
+      require_fields(row, {'input': str, 'target': str}, paths[0], number)
+    names = (*PAIR_FIELDS, *LANGUAGE_FIELDS, 'translation')
+    yield {'id': str(number), **{k: row[k] for k in names if k in row}}

@@ -178,6 +178,7 @@ def match_names(names: str | Sequence[str]) -> list[str]:
 # --- Tasks
 NORMALIZE = ('mean', 'sum')
 _check_choice = partial(messages.check_choice, optional=True)
+_check_language = partial(messages.check_text, empty=False, optional=True)
 SOURCE_CHECKS = {
   'names': partial(messages.check_texts, 'TASKS', single=True),
   'data_dir': partial(messages.check_path, 'DATA_DIR'),
@@ -191,6 +192,8 @@ SOURCE_CHECKS = {
   mode=partial(_check_choice, 'MODE', known=prompts.MODES),
   normalize=partial(_check_choice, 'NORMALIZE', known=NORMALIZE),
   seed=partial(messages.check_seed, 'SEED'),
+  source_language=partial(_check_language, 'SOURCE_LANGUAGE'),
+  target_language=partial(_check_language, 'TARGET_LANGUAGE'),
 )
 def suite(
   names: str | Sequence[str],
@@ -201,6 +204,8 @@ def suite(
   normalize: str | None = None,
   seed: int = 0,
   tfds_dir: str | None = None,
+  source_language: str | None = None,
+  target_language: str | None = None,
 ) -> list[Task]:
   """Makes the tasks of these names.
 
@@ -216,13 +221,28 @@ def suite(
       paper does not say.
     seed: draws the shots where the paper does not name them.
     tfds_dir: where prepared TFDS data is.
+    source_language, target_language: of the task `pairs`, where its lines do
+      not say their own.
 
   Raises:
     ValueError: an unknown name, split, mode or normalisation; says the nearest.
   """
   mode, normalize = mode or 'clm', normalize or 'mean'
   sources = select_sources(names, data_dir, split, shots, tfds_dir, seed)
+  languages = source_language, target_language
+  sources = [_name_languages(source, *languages) for source in sources]
   return [_make_task(source, mode, normalize) for source in sources]
+
+
+def _name_languages(
+  source: ExampleSource, source_language: str | None, target_language
+) -> ExampleSource:
+  """Returns a source whose pairs have languages where they say none."""
+  if not isinstance(source.spec.format, generation.PairFormat):
+    return source
+  form = generation.PairFormat(source_language, target_language)
+  spec = dataclasses.replace(source.spec, format=form)
+  return dataclasses.replace(source, spec=spec)
 
 
 def select_sources(

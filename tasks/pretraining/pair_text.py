@@ -67,15 +67,20 @@ class PairReader:
     if '"translation"' in line:
       row = text_reader.parse_object(line)
       if isinstance(row.get('translation'), dict):
-        return self._read_translation(row)
+        return self.read_row(row)
     row = text_reader.parse_object(line, PAIR_FIELDS)
-    texts = [row[name] for name in PAIR_FIELDS]
-    for name, text in zip(PAIR_FIELDS, texts):
-      text_reader.check_strings(name, text)
-    given = self._get_given(row)
+    for name in PAIR_FIELDS:
+      text_reader.check_strings(name, row[name])
+    return self.read_row(row)
+
+  def read_row(self, row: Mapping) -> tuple[str, str, Direction | None]:
+    """Returns the same of an object, whose texts were checked."""
+    if isinstance(row.get('translation'), dict):
+      return self._read_translation(row)
+    texts, given = [row[name] for name in PAIR_FIELDS], self._get_given(row)
     if None in given.values():
       if self.required or set(given.values()) != {None}:
-        raise BadRecord(_describe_missing(given), quote(line, 60))
+        raise BadRecord(_describe_missing(given), quote(texts[0], 60))
       return *texts, None
     return *texts, tuple(self._find(*item) for item in given.items())
 

@@ -10,6 +10,10 @@ import pytest
 
 import atm_tasks
 from atm.checkpoint import pretrained
+from atm.evals import predict
+from atm.evals.model_tasks import fit_tasks
+from atm.inference import api
+from atm.pages import train_summary
 from atm.train import metric_writer, optimizer, trainer
 
 from tiny_runs import Stop, comparable, parameters, small_config
@@ -103,4 +107,37 @@ def test_the_tuned_model_has_the_tokenizer_of_the_first(tuned):
   before, after = map(pretrained.open_pretrained, (NLLB, str(folder)))
   assert after.vocabulary.sha256 == before.vocabulary.sha256
   assert after.vocabulary.input_format == before.vocabulary.input_format
-  assert after.config == dataclasses.replace(before.config)
+  assert after.config == before.config
+
+
+def test_the_tuned_model_answers_pairs_by_their_languages(tuned, tmp_path):
+  """Of lines that say none the settings are told; what a user asks for is."""
+  rows = [
+    {'input': 'All are free and born.', 'target': 'Alle born free.'},
+    {'input': 'Alle sind frei.', 'target': 'All free.',
+     'source_language': 'German', 'target_language': 'en'},
+  ]  # fmt: skip
+  path = tmp_path / 'pairs' / 'validation.jsonl'
+  path.parent.mkdir()
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  folder, _ = tuned
+  model = api.load(str(folder))
+  task = dataclasses.replace(
+    *atm_tasks.suite(
+      'pairs', str(tmp_path), source_language='en', target_language='tam'
+    ),
+    max_tokens=8,
+  )
+  (task,), refused = fit_tasks([task], model.vocabulary.input_format)
+  questions = task.make_questions(model.vocabulary)
+  assert [q.languages for q in questions] == [('en', 'tam'), ('German', 'en')]
+  answers, _ = predict.predict(model, task, questions, 2)
+  wanted = model.generate(
+    [q.prompt for q in questions], source=['eng_Latn', 'deu_Latn'],
+    target=['tam_Taml', 'eng_Latn'], max_tokens=8, beams=1,
+  )  # fmt: skip
+  assert [row['output'] for row in answers] == wanted and not refused
+  # What a decoder was told to write first is told a report's samples, too.
+  ids = model.target_ids(['Alle'], target='ta')[0]
+  find = train_summary.find_target_language
+  assert find(model.vocabulary, ids) == 'tam_Taml'

@@ -49,3 +49,29 @@ def test_inputs_are_asked_as_they_are():
 def test_refusals_are_no_answers(answer, kept):
   """Fault seen: an answer that begins as a refusal does."""
   assert generation.drop_refusal(answer) == kept
+
+
+def test_pairs_are_asked_in_their_languages(tmp_path):
+  """Those of a line, or of the settings; a line without stays without."""
+  folder = tmp_path / 'pairs'
+  folder.mkdir()
+  (folder / 'validation.jsonl').write_text(
+    '{"input": "a", "target": "b"}\n'
+    '{"input": "c", "target": "d", "source_language": "fr", '
+    '"target_language": "it"}\n'
+    '{"translation": {"en": "e", "de": "f"}}\n'
+  )
+  (task,) = registry.suite('pairs', str(tmp_path), target_language='de')
+  with pytest.raises(ValueError, match='example 1: .*`source_language`'):
+    task.make_questions(None)
+  (task,) = registry.suite(
+    'pairs', str(tmp_path), source_language='en', target_language='de'
+  )
+  asked = [(q.prompt, q.truth, q.languages) for q in task.make_questions(None)]
+  assert asked == [
+    ('a', 'b', ('en', 'de')), ('c', 'd', ('fr', 'it')), ('e', 'f', ('en', 'de'))
+  ]  # fmt: skip
+  (folder / 'validation.jsonl').write_text('{"input": "a", "target": "b"}\n')
+  (task,) = registry.suite('pairs', str(tmp_path))
+  (question,) = task.make_questions(None)
+  assert question.languages is None and question.shown == {'input': 'a'}
