@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from atm import fileio
-from atm.checkpoint import config_json, hf_folder, reader
+from atm.checkpoint import config_json, generation_config, hf_folder, reader
 from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import open_vocabulary
 from atm.data.vocabulary_base import BaseVocabulary
@@ -34,6 +34,8 @@ class PretrainedModel:
     step: updates it was trained for; 0 of a Hugging Face folder.
     meta: the checkpoint's, see `reader`; of a Hugging Face folder `hf_config`,
       its config.json.
+    generation_path, generation_config: the file with its settings of
+      generation, and the content, {} where there is none.
   """
 
   directory: str
@@ -41,6 +43,8 @@ class PretrainedModel:
   vocabulary: BaseVocabulary | None
   step: int
   meta: dict
+  generation_path: str = ''
+  generation_config: dict = dataclasses.field(default_factory=dict)
 
   def read_params(
     self, mesh, rules: Rules = Rules(), as_saved: bool = True
@@ -94,6 +98,7 @@ def open_pretrained(
   """
   directory = check_path('directory', directory)
   at_step = check_index('at_step', at_step, optional=True)
+  hf_config = None
   if _is_hf(directory):
     path = os.path.join(directory, 'config.json')
     hf_config = hf_folder.read_hf_config(directory)
@@ -105,7 +110,8 @@ def open_pretrained(
       meta = checkpoints.meta(step)
       config = read_model_config(checkpoints, step)
     vocabulary = read_own_vocabulary(directory, config, meta)
-  return PretrainedModel(directory, config, vocabulary, step, meta)
+  generation = generation_config.read_generation_config(directory, hf_config)
+  return PretrainedModel(directory, config, vocabulary, step, meta, *generation)
 
 
 def read_tokenizer(

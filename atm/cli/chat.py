@@ -17,7 +17,7 @@ import rich.text
 from atm import fileio
 from atm.data import text_reader
 from atm.data.language_codes import describe_language
-from atm.inference import api, prompts, sampling
+from atm.inference import api, generation_defaults, prompts, sampling
 from atm.inference.file_jobs import LANGUAGE_SETTINGS
 from atm.inference.framing import TRUNCATIONS, Framing
 from atm.inference.model_frame import SOURCE_AND_TARGET
@@ -162,7 +162,8 @@ class Chat:
     name, _, value = rest.partition(' ')
     check_choice('setting', name, dataclasses.asdict(self.config))
     with contextlib.suppress(ValueError):  # else a word, such as never
-      value = fileio.parse_json(value.lower(), name)
+      number = fileio.parse_json(value.lower(), name)
+      value = value if number is None else number
     self.config = dataclasses.replace(self.config, **{name: value})
 
   def _stop(self, rest: str) -> None:
@@ -308,14 +309,19 @@ class ChatCommand(api.ModelSource):
     if self.read is input:
       _read_any_bytes()
     _keep_history()
+    config, _, note = generation_defaults.fill_settings(
+      model.generation_path, model.generation_defaults, self.config
+    )
     chat = Chat(
-      model, console, self.mode, self.config, truncate=self.truncate,
+      model, console, self.mode, config, truncate=self.truncate,
       source=self.source, target=self.target,
     )  # fmt: skip
     console.print(
       f'[bold]step {model.step:,} of {rich.markup.escape(self.model_dir)}[/]  '
       f'[dim]{chat.describe()}, /help for commands[/]'
     )
+    if note:
+      console.print(f'[dim]{rich.markup.escape(note)}[/]')
     try:
       while chat.line(self.read(f'{chat.frame}> ')):
         pass

@@ -8,7 +8,7 @@ from atm import fileio
 from atm.evals import predict
 from atm.evals.predict import request_of
 from atm.evals.task import Question, Task
-from atm.inference import api, partial_results
+from atm.inference import api, partial_results, sampling
 from atm.parallel import distributed
 
 COMPLETED_FILE = 'answered.json'  # in predictions/
@@ -31,6 +31,7 @@ class AnswerFolder:
     model_dir, weights, truncate, overwrite, batch_size: see
       `runner.SuiteEvaluation`.
     log: prints a line.
+    config: how tokens of generated answers are chosen.
   """
 
   folder: str
@@ -40,6 +41,7 @@ class AnswerFolder:
   overwrite: bool
   batch_size: int
   log: Callable[[str], None]
+  config: sampling.Config = sampling.Config()
 
   def path_of(self, task: Task) -> str:
     """Returns the path of a task's answers."""
@@ -70,6 +72,9 @@ class AnswerFolder:
       settings['languages'] = task.languages
     if self.truncate not in ('refuse', task.truncate):
       settings['truncate'] = self.truncate
+    given = self.config.list_given()
+    if given and any(question.prompt is not None for question in questions):
+      settings['generation'] = given
     return rows, settings
 
   def check(self, task: Task, questions: Sequence[Question], step: int) -> None:
@@ -110,7 +115,9 @@ class AnswerFolder:
 
     def compute(numbers):
       some = [questions[i] for i in numbers]
-      answers, tokens = predict.predict(model, cutting, some, self.batch_size)
+      answers, tokens = predict.predict(
+        model, cutting, some, self.batch_size, self.config
+      )
       return dict(zip(numbers, answers)), tokens
 
     partial = partial_results.PartialResults(

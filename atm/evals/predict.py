@@ -117,9 +117,15 @@ def count_cut(framing: Framing, task: Task, question: Question) -> int:
 
 
 def predict(
-  model: api.Model, task: Task, questions: Sequence[Question], batch_size: int
+  model: api.Model,
+  task: Task,
+  questions: Sequence[Question],
+  batch_size: int,
+  config: sampling.Config = sampling.Config(),
 ) -> tuple[list[dict], int]:
   """Answers questions of a task, `batch_size` prompts or pairs at a time.
+
+  `config` chooses tokens; the task's max_tokens counts where it has none.
 
   Returns:
     ({output, answer, log_probabilities, tokens, cut, truncated} of each
@@ -129,17 +135,19 @@ def predict(
   framing = Framing(model.config, model.vocabulary)
   if questions[0].prompt is None:
     return _choose_answers(model, framing, task, questions, batch_size)
-  return _generate_answers(model, framing, task, questions, batch_size)
+  return _generate_answers(model, framing, task, questions, batch_size, config)
 
 
-def _generate_answers(model, framing, task, questions, batch_size: int):
-  """Generates answers greedily, as in the paper; see `predict`."""
+def _generate_answers(
+  model, framing, task, questions, batch_size: int, config
+) -> tuple[list[dict], int]:
+  """Generates answers, greedily by default, as in the paper; see `predict`."""
   encoded = [_encode_question(framing, q, task) for q in questions]
   told = [_find_languages(framing, q, task) for q in questions]
   generations = model.complete(
     [ids for ids, _ in encoded],
     task.mode,
-    sampling.Config(max_tokens=task.max_tokens),
+    config.with_defaults({'max_tokens': task.max_tokens}),
     stop=task.stop,
     batch_size=batch_size,
     source=[source for source, _ in told],

@@ -26,7 +26,7 @@ from atm.evals.answers import AnswerFolder, set_truncation
 from atm.evals.model_tasks import fit_tasks
 from atm.evals.predict import request_of, sample_questions
 from atm.evals.task import MissingData, Task
-from atm.inference import api
+from atm.inference import api, generation_defaults, sampling
 from atm.inference.framing import TRUNCATIONS, Framing
 from atm.messages import check_choice, check_count, check_path, check_seed
 from atm.parallel import distributed
@@ -51,6 +51,8 @@ class SuiteEvaluation(api.ModelSource):
     check_data: print the report of `check` on the data, and do nothing else.
     check: reports on the data: (a table, how many files are missing or broken).
     truncate: 'refuse', or where texts without room are cut, 'start' or 'end'.
+    config: how tokens of generated answers are chosen; where it was given
+      nothing the model's own settings count, and the tasks' max_tokens.
     overwrite: replace results and answers of other settings.
     allow_missing: leave out tasks without data; else they are an error.
     config_text: the gin configuration, for the record.
@@ -70,6 +72,7 @@ class SuiteEvaluation(api.ModelSource):
   check_data: bool = False
   check: Callable[[], tuple[str, int]] = lambda: ('', 0)
   truncate: str = 'refuse'
+  config: sampling.Config = sampling.Config()
   overwrite: bool = False
   allow_missing: bool = False
   config_text: str = ''
@@ -121,6 +124,7 @@ class SuiteEvaluation(api.ModelSource):
       raise ValueError(f'{self.model_dir} has no tokenizer: suites ask in text')
     tasks, refused = fit_tasks(tasks, source.vocabulary.input_format)
     suite_checks.check_askable(refused, len(tasks), self.allow_missing)
+    note = self._take_defaults(source)
     self._check_suite(source, [t for t in tasks if t.name not in refused])
     distributed.wait_for_all()  # all have looked before one writes
     model = self.load(source.step)
@@ -128,6 +132,8 @@ class SuiteEvaluation(api.ModelSource):
       f'step {model.step:,} of {self.model_dir}: {len(tasks) - len(refused)} '
       f'tasks of {self.suite}'
     )
+    if note:
+      self._log(f'generated answers: {note}')
     start = time.perf_counter()
     found, missing = self.evaluate_tasks(model, tasks)
     results.write_results(self.folder, dict(
@@ -148,6 +154,7 @@ class SuiteEvaluation(api.ModelSource):
     return AnswerFolder(
       os.path.join(self.folder, results.PREDICTIONS), self.model_dir,
       self.weights, self.truncate, self.overwrite, self.batch_size, self._log,
+      self.config,
     )  # fmt: skip
 
   @property
@@ -158,7 +165,19 @@ class SuiteEvaluation(api.ModelSource):
   def _settings(self) -> dict:
     """Returns the settings that results.json records."""
     keys = 'limit', 'seed', 'batch_size', 'weights', 'truncate'
-    return {key: getattr(self, key) for key in keys}
+    settings = {key: getattr(self, key) for key in keys}
+    if given := self.config.list_given():
+      settings['generation'] = given
+    return settings
+
+  def _take_defaults(self, source: PretrainedModel) -> str | None:
+    """Takes the model's own settings where none were given; describes them."""
+    defaults = generation_defaults.read_defaults(source)
+    defaults.pop('max_tokens', None)  # a task says how long its answers are
+    self.config, _, note = generation_defaults.fill_settings(
+      source.generation_path, defaults, self.config
+    )
+    return note
 
   def _check_suite(
     self, source: PretrainedModel, tasks: Sequence[Task]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar
@@ -14,6 +15,7 @@ from atm.checkpoint import pretrained
 from atm.data.vocabulary import Vocabulary
 from atm.inference import (
   bucketing,
+  generation_defaults,
   prompts,
   sampling,
   stop_strings,
@@ -45,6 +47,8 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding, xla_options
 from atm.parallel.sharding import Rules
 
+_logger = logging.getLogger(__name__)
+
 _check_call = check_arguments(
   inputs=partial(check_list, 'inputs'),
   text=partial(check_text, 'text'),
@@ -67,6 +71,9 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     vocabulary: its vocabulary, or None where it came without.
     mesh, rules: where arrays live.
     step: updates it was trained for.
+    generation_defaults: options of `generate` that its generation_config.json
+      sets; they count where a caller sets none.
+    generation_path: that file.
   """
 
   config: ModelConfig
@@ -75,6 +82,8 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
   mesh: jax.sharding.Mesh
   rules: Rules
   step: int
+  generation_defaults: dict = dataclasses.field(default_factory=dict)
+  generation_path: str = ''
 
   @functools.cached_property
   def _decode_params(self) -> dict:
@@ -99,7 +108,8 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     Args:
       inputs, mode, batch_size: see `complete`.
       options: `prefixes`, `stop`, `banned`, `truncate`, `source`, `target` of
-        `complete`, and the fields of `sampling.Config`, greedy by default.
+        `complete`, and the fields of `sampling.Config`, by default the model's
+        own, see `generation_defaults`, or else greedy.
 
     Returns:
       Texts for texts, ids (without start, end and padding) for ids, in order.
@@ -144,13 +154,14 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
       mode: 'clm' puts `[CLM]` in front and continues the text; 'denoise'
         returns the text completed. None: 'clm' where the vocabulary has
         `[CLM]`, else as the model was trained. Without effect on ids.
-      config: how tokens are chosen.
+      config: how tokens are chosen; the model's own settings count where it
+        was given none, see `generation_defaults`.
       prefixes: what each output begins with: texts, or lists of ids.
       stop: strings that end an output, and are not in its text. They are looked
         for in what is generated, not in the prefix, and as the tokenizer
         normalises them, too; the one that is complete first ends it.
       banned: texts, or lists of ids, that no output has; a text is banned
-        behind a space and without one.
+        behind a space and without one. Default: the model's own.
       batch_size: inputs decoded at a time, those of a like length together.
       numbers: of the inputs, for sampling: an input's tokens depend on its
         number and the seed, not on the others. Default: 0, 1, ...
@@ -168,6 +179,7 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
         Config.positions has no room for, which it names.
     """
     framing = self._framing
+    config, banned = self._fill_settings(config, banned)
     mode, sources, targets = self._resolve(inputs, mode, source, target)
     ids, cuts = framing.fit(framing.frame_all(inputs, mode, sources), truncate)
     prefixes = framing.prefixes(prefixes, len(ids), mode, targets)
@@ -195,6 +207,21 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
           dataclasses.replace(x, truncated=cuts[i]) for x in generations
         ]
     return out
+
+  def _fill_settings(self, config: sampling.Config, banned) -> tuple:
+    """Returns settings and bans, the model's own where none were given.
+
+    The first time, a line on standard error describes these.
+    """
+    config, banned, note = generation_defaults.fill_settings(
+      self.generation_path, self.generation_defaults, config, banned
+    )
+    if note and not self._described:
+      self._described = True
+      _logger.warning('%s', note)
+    return config, banned
+
+  _described = False
 
   def _batch(self, ids, prefixes, numbers, sampler, max_tokens, batch_size):
     """Returns (arrays on the mesh, T, a sampler that ends in their room)."""
@@ -226,6 +253,8 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     Raises:
       ValueError: see `complete`; or config asks for beams or several results.
     """
+    config = config.with_defaults({'beams': 1})  # not the model's own
+    config, banned = self._fill_settings(config, ())
     if config.beams > 1 or config.results > 1:
       raise ValueError(
         f'beams = {config.beams}, results = {config.results}: expected 1 of '
@@ -239,7 +268,9 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     batch, T, sampler = self._batch(
       framing.inputs([text], mode, truncate, sources),
       framing.prefixes(None, 1, mode, targets), [number],
-      sampling.Sampler.from_config(config, (), framing.stop_table(stop)),
+      sampling.Sampler.from_config(
+        config, framing.banned(banned), framing.stop_table(stop)
+      ),
       config.max_tokens, 1,
     )  # fmt: skip
     tokens = generate_lib.stream_tokens(
@@ -296,8 +327,12 @@ def load(
     dataclasses.replace(config, dtype=weights) if weights else config,
     trains=False,
   )
+  defaults = generation_defaults.read_defaults(source)
   params = source.read_params(mesh, rules)
-  model = Model(config, params, source.vocabulary, mesh, rules, source.step)
+  model = Model(
+    config, params, source.vocabulary, mesh, rules, source.step, defaults,
+    source.generation_path,
+  )  # fmt: skip
   return cast_to_bfloat16(model) if weights == 'bfloat16' else model
 
 

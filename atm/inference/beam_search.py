@@ -89,6 +89,8 @@ def _extend_beams(model, sampler, beams: BeamState, logits) -> BeamState:
   going = jnp.where(hits, candidates['score'] + NO_SCORE, candidates['score'])
   going, kept = jax.lax.top_k(going, k)
   running = {**_gather_beams(candidates, kept), 'score': going}
+  if history.forced is not None:  # rows may differ in how many these are
+    count = _unflatten_beams(history.counted, 2 * k)[:, :1]
   finished, full = _finish_beams(sampler, beams, candidates, hits, count)
   is_open = _is_open(sampler, beams, running, finished, full, hits, count)
   gather = lambda tree: _gather_beams(tree, kept)
@@ -155,7 +157,8 @@ def _is_open(sampler, beams: BeamState, running, finished, full, hits, count):
 
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'k', 'results'))
 def beam_search(
-  model, params, sampler, tokens, segments, prefix, lengths, T, k, results=1
+  model, params, sampler, tokens, segments, prefix, lengths, T, k, results=1,
+  forced=None,
 ):  # fmt: skip
   """Returns the best of k beams by log-probability / tokens ** length_penalty.
 
@@ -164,7 +167,7 @@ def beam_search(
   for an input by itself: others in the batch change nothing.
   """
   beams = start_beams(
-    model, params, sampler, tokens, segments, prefix, lengths, T, k
+    model, params, sampler, tokens, segments, prefix, lengths, T, k, forced
   )
   write = functools.partial(_advance, model, params, sampler, lengths)
   beams = jax.lax.while_loop(lambda x: x.open.any(), write, beams)
@@ -174,7 +177,7 @@ def beam_search(
 
 
 def start_beams(
-  model, params, sampler, tokens, segments, prefix, lengths, T, k
+  model, params, sampler, tokens, segments, prefix, lengths, T, k, forced=None
 ) -> BeamState:
   """Returns beams with their first token; see `beam_search`."""
   B, n = prefix.shape
@@ -199,7 +202,13 @@ def start_beams(
     seen=jnp.broadcast_to(is_prefix, (B, k, room)),
     token=jnp.zeros((B, k), jnp.int32),
     history=sampling.initial_history(
-      model, sampler, repeat(prefix), repeat(lengths)
+      model,
+      sampler,
+      repeat(prefix),
+      repeat(lengths),
+      n + T - 1,
+      (tokens, segments),
+      forced,
     ),
     running={**blank, 'score': jnp.broadcast_to(first_only, (B, k))},
     finished=blank,

@@ -63,14 +63,34 @@ def pad_inputs(
 
 
 def pad_batch(
-  config, mesh, rows, prefixes, numbers, max_tokens: int, batch_size: int
-) -> tuple[dict[str, np.ndarray], int, int]:
+  config, mesh, rows, prefixes, numbers, max_tokens: int, batch_size: int,
+  forced: Sequence[int] | None = None,
+) -> tuple[dict[str, np.ndarray], int, int]:  # fmt: skip
   """Returns (batch, T, room) of inputs: all that a program reads of them.
 
-  `rows` are encoder ids, `prefixes` decoder ids with their start token, and
-  `numbers` the inputs', for sampling. Raises what `decoder_shape` raises.
+  Args:
+    config, mesh, batch_size: see `pad_inputs`.
+    rows: encoder ids.
+    prefixes: decoder ids, with their start token.
+    numbers: of the inputs, for sampling.
+    max_tokens: at most this many are written.
+    forced: how many ids at the end of each prefix count among them.
+
+  Raises:
+    ValueError: there is no room for a token, see `decoder_shape`.
   """
+  forced = forced if forced is not None and any(forced) else None
+  least = 1 + max(forced or [0])
+  if max_tokens < least:
+    raise ValueError(
+      f'max_tokens = {max_tokens}: expected {least} or more, for an output '
+      f'begins with {least - 1} that count'
+    )
   n, T, room = decoder_shape(config, max(map(len, prefixes)), max_tokens)
+  if forced:
+    left = (config.positions - len(p) + f for p, f in zip(prefixes, forced))
+    room = min(max_tokens, *left)
+    T = next_power_of_two(room)
   batch = pad_inputs(config, mesh, rows, batch_size)
   B = len(batch['tokens'])
   prefix = np.full((B, n), config.pad_id, np.int32)
@@ -80,6 +100,9 @@ def pad_batch(
   for i, row in enumerate(prefixes):
     prefix[i, : len(row)], lengths[i] = row, len(row)
   decoder = dict(prefix=prefix, lengths=lengths, numbers=number)
+  if forced:
+    decoder['forced'] = np.zeros(B, np.int32)
+    decoder['forced'][: len(rows)] = forced
   return batch | decoder, T, room
 
 

@@ -9,7 +9,14 @@ from typing import ClassVar
 from atm import fileio, messages
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data import task_registry, text_lines
-from atm.inference import api, bucketing, framing, prompts, sampling
+from atm.inference import (
+  api,
+  bucketing,
+  framing,
+  generation_defaults,
+  prompts,
+  sampling,
+)
 from atm.inference.framing import TRUNCATIONS, Framing
 from atm.inference.input_rows import (
   find_free_names,
@@ -141,6 +148,7 @@ class FileJob(api.ModelSource):
       rows = read_task(self.task, self.split, self.lengths)
     self._framing = Framing(source.config, source.vocabulary)
     self._frames = self._find_frames(rows)
+    note = self._take_defaults(source)
     self._check_rows(rows)
     encoded = self._encode_rows(rows)
     settings = self._settings(source, rows)
@@ -153,6 +161,8 @@ class FileJob(api.ModelSource):
       f'step {model.step:,} of {self.model_dir}: {len(rows):,} {self.counted}, '
       f'mode {frames.mode}' + (languages and f', {languages}')
     )
+    if note:
+      log(note)
     compute = self._prepare(model, rows, encoded)
     if self.task is not None:  # ids are for the model, not for the reader
       rows = [{k: row[k] for k in row if k[-4:] != '_ids'} for row in rows]
@@ -289,6 +299,9 @@ class FileJob(api.ModelSource):
       mode=self._frames.mode, weights=self.weights, **more,
     )  # fmt: skip
 
+  def _take_defaults(self, source: PretrainedModel) -> str | None:
+    """Takes the model's own settings where none were given; describes them."""
+
   def _check_rows(self, rows: list[dict]) -> None:
     """Raises ValueError with the line of a row that cannot be asked."""
 
@@ -317,6 +330,13 @@ class InferJob(FileJob):
   optional = ('prefix',)
   added = ('output',)
   counted = 'inputs'
+
+  def _take_defaults(self, source):
+    defaults = generation_defaults.read_defaults(source)
+    self.config, self.banned, note = generation_defaults.fill_settings(
+      source.generation_path, defaults, self.config, self.banned
+    )
+    return note
 
   def _settings(self, source, rows):
     settings = dict(config=self.config, stop=self.stop, banned=self.banned)

@@ -105,7 +105,7 @@ def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'results'))
 def start_decoding(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
-  results=1,
+  results=1, forced=None,
 ) -> DecodeState:  # fmt: skip
   """Returns rows with their first token, see `generate`."""
   B, n = prefix.shape
@@ -133,7 +133,9 @@ def start_decoding(
     length=jnp.zeros(R, jnp.int32),
     # An input of padding alone is done before it begins.
     done=jnp.repeat(segments.max(1) == 0, results),
-    history=sampling.initial_history(model, sampler, prefix, lengths),
+    history=sampling.initial_history(
+      model, sampler, prefix, lengths, room, (tokens, segments), forced
+    ),
     keys=keys,
   )
   return _write_next(model, sampler, state, logits)
@@ -207,7 +209,7 @@ def stream_tokens(model, params, sampler, batch, seed: int, T: int, use):
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'results'))
 def generate(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
-  results=1,
+  results=1, forced=None,
 ):  # fmt: skip
   """Writes greedy or sampled tokens until every row is done.
 
@@ -217,6 +219,9 @@ def generate(
     numbers, seed: [B] of the inputs, and a scalar, for sampling.
     T: room for tokens, sampler.max_tokens or more.
     results: generations of each input.
+    forced: [B], how many ids at the end of each prefix count as written, as
+      Hugging Face's `generate` counts what `forced_bos_token_id` writes: in
+      max_tokens, in min_tokens and in the length penalty; None: none.
 
   Returns:
     (ids [B, results, T], padding behind; log-probabilities [B, results, T];
@@ -225,7 +230,7 @@ def generate(
   """
   state = start_decoding(
     model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
-    results,
+    results, forced,
   )  # fmt: skip
   write = functools.partial(advance, model, params, sampler)
   state = jax.lax.while_loop(lambda x: ~x.done.all(), write, state)

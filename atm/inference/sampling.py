@@ -6,7 +6,9 @@ R rows, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -27,11 +29,18 @@ from atm.messages import (
 NEG_INF = -jnp.inf
 
 
-def check_early_stopping(value) -> bool | str:
-  """Returns True, False or 'never'; raises ValueError for anything else."""
+def check_early_stopping(value) -> bool | str | None:
+  """Returns True, False, 'never' or None; else raises ValueError."""
+  if value is None:
+    return None
   if isinstance(value, str):
     return check_choice('early_stopping', value, ('never',))
   return check_flag('early_stopping', value)
+
+
+def check_forced_eos(value) -> bool | None:
+  """Returns True, False or None; raises ValueError for anything else."""
+  return None if value is None else check_flag('forced_eos', value)
 
 
 _NUMBERS = {
@@ -45,15 +54,45 @@ _NUMBERS = {
   'top_p': dict(above=0, most=1, whole=False),
   'min_p': dict(least=0, most=1, whole=False),
   'repetition_penalty': dict(above=0, whole=False),
+  'no_repeat_ngram_size': dict(least=0, most=MOST_INT32),
+  'encoder_no_repeat_ngram_size': dict(least=0, most=MOST_INT32),
 }
 
 
+# Fields that `repr` leaves out at their defaults: earlier versions had none.
+LATER = {
+  'no_repeat_ngram_size': 0,
+  'encoder_no_repeat_ngram_size': 0,
+  'forced_eos': False,
+}
+
+
+def _note_given(cls):
+  """Decorates Config: instances keep in `given` what they were made with."""
+  init, signature = cls.__init__, inspect.signature(cls.__init__)
+
+  @functools.wraps(init)
+  def note_given(self, *args, **fields):
+    init(self, *args, **fields)
+    values = signature.bind(self, *args, **fields).arguments.items()
+    given = frozenset(k for k, v in values if k != 'self' and v is not None)
+    object.__setattr__(self, 'given', given)
+
+  cls.__init__ = note_given
+  return cls
+
+
+@_note_given
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Settings of generation, greedy by default, as in the paper.
 
+  None for a field is as if it were not given: `with_defaults` takes a model's
+  own value for it, and the default stands where that has none.
+
   Names and meanings are those of Hugging Face's `generate`. Class and fields
-  keep their names and order: `str` of them is hashed in .part files.
+  keep their names and order: `str` of them is hashed in .part files, and has
+  the fields of LATER only where they are set.
 
   Attributes:
     max_tokens: at most this many a generation, its end token included.
@@ -74,6 +113,10 @@ class Config:
     repetition_penalty: divides positive logits of tokens already written, and
       multiplies negative ones.
     seed: of sampling, together with the input's number.
+    no_repeat_ngram_size: no so many tokens in a row are written twice, the
+      decoder's first ids included; 0: any may be.
+    encoder_no_repeat_ngram_size: nor so many in a row that the encoder read.
+    forced_eos: the last token that max_tokens allow is the end token.
 
   Raises:
     ValueError: a value out of its range, or results that cannot be.
@@ -91,15 +134,28 @@ class Config:
   min_p: float = 0.0
   repetition_penalty: float = 1.0
   seed: int = 0
+  no_repeat_ngram_size: int = 0
+  encoder_no_repeat_ngram_size: int = 0
+  forced_eos: bool = False
 
+  given: ClassVar[frozenset[str]] = frozenset()
   checks: ClassVar[dict[str, Callable]] = {
-    **{name: partial(check_number, name, **x) for name, x in _NUMBERS.items()},
+    **{
+      name: partial(check_number, name, **x, optional=True)
+      for name, x in _NUMBERS.items()
+    },
     'early_stopping': check_early_stopping,
-    'seed': partial(check_number, 'seed', least=0, most=2**63 - 1),
+    'seed': partial(
+      check_number, 'seed', least=0, most=2**63 - 1, optional=True
+    ),
+    'forced_eos': check_forced_eos,
   }
 
   def __post_init__(self):
     check_fields(self)
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) is None:
+        object.__setattr__(self, field.name, field.default)
     if self.beams > 1 and self.temperature:
       raise ValueError(
         f'beams = {self.beams} and temperature = {self.temperature}: expected '
@@ -111,6 +167,30 @@ class Config:
         f'results = {self.results}: expected at most beams = {self.beams}, or '
         'a temperature above 0'
       )
+
+  def __repr__(self) -> str:
+    fields = {x.name: getattr(self, x.name) for x in dataclasses.fields(self)}
+    shown = {k: v for k, v in fields.items() if v != LATER.get(k, ...)}
+    return f'Config({", ".join(f"{k}={v!r}" for k, v in shown.items())})'
+
+  def list_given(self) -> dict:
+    """Returns the fields that were given, or are a model's own."""
+    return {name: getattr(self, name) for name in sorted(self.given)}
+
+  def with_defaults(self, defaults: Mapping) -> Config:
+    """Returns these settings, with others where none were given.
+
+    Args:
+      defaults: fields, as a model has them. Its beams do not count where a
+        temperature was given, nor its temperature where beams were.
+    """
+    given = self.list_given()
+    others = {k: v for k, v in defaults.items() if k not in given}
+    if given.get('temperature'):
+      others.pop('beams', None)
+    elif given.get('beams', 1) > 1:
+      others.pop('temperature', None)
+    return Config(**given, **others)
 
   @property
   def program_seed(self) -> int:
@@ -131,6 +211,8 @@ class Sampler:
     stops: [states, V] of `stop_strings.build_table`, or None.
     sampled, cut, repeats: whether tokens are sampled, from a part of the
       vocabulary, and whether repetition counts.
+    no_repeat_ngram_size, encoder_no_repeat_ngram_size, forced_eos: see Config;
+      a program without them looks no further back than `banned` does.
   """
 
   max_tokens: jax.Array
@@ -147,6 +229,9 @@ class Sampler:
   cut: bool = flax.struct.field(pytree_node=False)
   repeats: bool = flax.struct.field(pytree_node=False)
   early_stopping: bool | str = flax.struct.field(pytree_node=False)
+  no_repeat_ngram_size: int = flax.struct.field(pytree_node=False)
+  encoder_no_repeat_ngram_size: int = flax.struct.field(pytree_node=False)
+  forced_eos: bool = flax.struct.field(pytree_node=False)
 
   @classmethod
   def from_config(cls, config: Config, banned=(), stops=None) -> Sampler:
@@ -168,6 +253,15 @@ class Sampler:
       cut=config.top_k > 0 or config.top_p < 1 or config.min_p > 0,
       repeats=config.repetition_penalty != 1,
       early_stopping=config.early_stopping,
+      **{name: getattr(config, name) for name in LATER},
+    )
+
+  def reach(self, room: int) -> int:
+    """Returns how many of `room` decoder ids a token's choice looks back on."""
+    return max(
+      self.banned.shape[1] - 1,
+      room if self.no_repeat_ngram_size else 0,
+      self.encoder_no_repeat_ngram_size - 1,
     )
 
 
@@ -177,21 +271,40 @@ class History:
 
   Attributes:
     count: [R], tokens written.
-    tail: [R, M - 1], the decoder's last ids, -1 before its start.
+    tail: [R, Sampler.reach], the decoder's last ids, -1 before its start.
     written: [R, V] bool, ids that the decoder has read or will; or None.
     state: [R] of the stops' table; or None.
+    forced: [R], ids at the prefix's end that count as written; or None.
+    read: [R, S], the encoder's ids, -1 on padding; or None.
   """
 
   count: jax.Array
   tail: jax.Array
   written: jax.Array | None
   state: jax.Array | None
+  forced: jax.Array | None = None
+  read: jax.Array | None = None
+
+  @property
+  def counted(self) -> jax.Array:
+    """[R], tokens written, as lengths and their penalty count them."""
+    return self.count if self.forced is None else self.count + self.forced
 
 
-def initial_history(model, sampler: Sampler, prefix, lengths) -> History:
-  """Returns the history of rows whose prefix [R, n] was prefilled."""
+def initial_history(
+  model, sampler: Sampler, prefix, lengths, room=0, source=None, forced=None
+) -> History:
+  """Returns the history of rows whose prefix [R, n] was prefilled.
+
+  Args:
+    model, sampler: what chooses tokens.
+    prefix, lengths: the decoder's first ids, padded behind, and how many.
+    room: how many decoder ids there may be.
+    source: encoder ids and segments [B, S], of R / B rows each.
+    forced: see History, but of [B].
+  """
   R, n = prefix.shape
-  M = sampler.banned.shape[1] - 1
+  M = sampler.reach(room)
   at = lengths[:, None] - M + jnp.arange(M)
   tail = jnp.take_along_axis(prefix, jnp.maximum(at, 0), axis=1)
   written = None
@@ -203,7 +316,13 @@ def initial_history(model, sampler: Sampler, prefix, lengths) -> History:
   if sampler.stops is not None:
     # Not what the prefix holds of a stop string, but whether it has any text.
     state = (sampler.stops[0, prefix] > 0).any(axis=1).astype(jnp.int32)
-  return History(none, jnp.where(at < 0, -1, tail), written, state)
+  read = None
+  if sampler.encoder_no_repeat_ngram_size:
+    read = jnp.where(source[1] > 0, source[0], -1)
+  repeat = lambda x: jnp.repeat(x, R // len(x), axis=0)
+  forced, read = jax.tree.map(repeat, (forced, read))
+  tail = jnp.where(at < 0, -1, tail)
+  return History(none, tail, written, state, forced, read)
 
 
 def append_token(sampler: Sampler, history: History, token) -> History:
@@ -214,31 +333,69 @@ def append_token(sampler: Sampler, history: History, token) -> History:
   if state is not None:
     state = sampler.stops[state, token]
   tail = jnp.concatenate([history.tail, token[:, None]], axis=1)[:, 1:]
-  return History(history.count + 1, tail, written, state)
+  return history.replace(
+    count=history.count + 1, tail=tail, written=written, state=state
+  )
 
 
 def has_stopped(sampler: Sampler, history: History) -> jax.Array:
   """Returns [R]: a stop string was written, or there is no room for more."""
-  full = history.count >= sampler.max_tokens
+  full = history.counted >= sampler.max_tokens
   if history.state is None:
     return full
   return full | (history.state == len(sampler.stops) - 1)
 
 
+def _ban_ngrams(logits, ids, tail, n: int):
+  """Bans ids that would end one of the n-grams of `ids` again.
+
+  Args:
+    logits: [R, V].
+    ids: [R, L] with the n-grams, -1 in front or behind.
+    tail: [R, M], what was written last, M of n - 1 or more.
+    n: how long an n-gram is.
+  """
+  count = ids.shape[1] - n + 1
+  if count < 1:
+    return logits
+  last = ids[:, n - 1 :]
+  bans = (ids[:, :count] >= 0) & (last >= 0)
+  for i in range(n - 1):
+    bans &= ids[:, i : i + count] == tail[:, i - n + 1, None]
+  rows = jnp.arange(len(ids))[:, None]
+  return logits.at[rows, last].add(jnp.where(bans, NEG_INF, 0.0))
+
+
+def _force_end(sampler: Sampler, history: History, logits, end_id: int):
+  """Leaves the end token alone where there is room for one token."""
+  only = jnp.where(jnp.arange(logits.shape[-1]) == end_id, 0.0, NEG_INF)
+  last = history.counted + 1 >= sampler.max_tokens
+  return jnp.where(last[:, None], only, logits)
+
+
 def process_logits(sampler: Sampler, history: History, logits, end_id: int):
-  """Applies penalties, bans and min_tokens to logits or their log softmax."""
+  """Applies penalties, bans and lengths to logits or their log softmax."""
   if sampler.repeats:
     penalty = sampler.repetition_penalty
     other = jnp.where(logits < 0, logits * penalty, logits / penalty)
     logits = jnp.where(history.written, other, logits)
+  if n := sampler.no_repeat_ngram_size:
+    logits = _ban_ngrams(logits, history.tail, history.tail, n)
+  if n := sampler.encoder_no_repeat_ngram_size:
+    logits = _ban_ngrams(logits, history.read, history.tail, n)
   if sampler.banned.size:
     before, last = sampler.banned[:, :-1], sampler.banned[:, -1]
-    same = (history.tail[:, None] == before) | (before < 0)
+    tail, M = history.tail, before.shape[1]
+    tail = tail[:, tail.shape[1] - M :] if tail.shape[1] > M else tail
+    same = (tail[:, None] == before) | (before < 0)
     bans = same.all(-1) & (last >= 0)  # [R, N]
     logits = logits.at[:, last].add(jnp.where(bans, NEG_INF, 0.0))
-  early = history.count < sampler.min_tokens
+  early = history.counted < sampler.min_tokens
   ends = jnp.where(early, NEG_INF, logits[:, end_id])
-  return logits.at[:, end_id].set(ends)
+  logits = logits.at[:, end_id].set(ends)
+  if sampler.forced_eos:
+    logits = _force_end(sampler, history, logits, end_id)
+  return logits
 
 
 def truncate_logits(sampler: Sampler, logits):

@@ -109,7 +109,7 @@ def test_shots_from_a_file(talk, tmp_path):
     ('a\0b', "line = 'a\\x00b': character 1 is NUL"),
     ('/set temperature "0.7"', "temperature = '0.7': expected a number"),
     ('/set temperature ' + '[' * 100_000, 'expected a number'),
-    ('/set beams null', 'beams = None: expected a whole number'),
+    ('/set beams null', "beams = 'null': expected a whole number"),
     ('/set seed ' + '9' * 5000, 'seed = '),
     ('/stop "', 'No closing quotation'),
   ],

@@ -38,12 +38,12 @@ def test_what_is_answered_is_not_asked_again(
   whole = run(model, tasks(name), tmp_path / 'whole', batch_size=1)
   asked, answer = [], predict.predict
 
-  def counted(model, task, questions, size):
+  def counted(model, task, questions, *rest):
     if len(asked) == 1:
       asked.append(None)
       raise Stop
     asked.extend(question.id for question in questions)
-    return answer(model, task, questions, size)
+    return answer(model, task, questions, *rest)
 
   monkeypatch.setattr(predict, 'predict', counted)
   parts = tmp_path / 'parts'

@@ -166,3 +166,49 @@ def test_stops_in_a_prefix_end_no_output(model):
     texts, config=config, prefixes=prefixes, stop=[tails[0][0]]
   )
   assert made[0][0].text == given[0] and len(made[0][0].ids) == 1
+
+
+# --- A model's own settings
+
+
+@pytest.fixture
+def own(model):
+  """The model with settings of its own."""
+  return dataclasses.replace(
+    model,
+    generation_defaults=dict(beams=3, max_tokens=9, banned=[[5]]),
+    generation_path='nllb/generation_config.json',
+  )
+
+
+def test_a_model_s_own_settings_count_and_are_told_once(own, model, caplog):
+  texts = ['Everyone has', 'Jeder']
+  made = own.generate(texts)
+  assert made == model.generate(texts, beams=3, max_tokens=9, banned=[[5]])
+  assert own.generate(texts) == made
+  assert caplog.messages == [
+    'settings of nllb/generation_config.json: beams 3, max_tokens 9, banned 1'
+  ]
+  with_one = own.generate(texts, beams=1, banned=[[6]])
+  assert with_one == model.generate(texts, max_tokens=9, banned=[[6]])
+  config = sampling.Config(temperature=0.7, max_tokens=4)
+  asked = own.complete(texts, config=config, banned=[[6]])
+  assert asked == model.complete(texts, config=config, banned=[[6]])
+
+
+def test_a_stream_is_greedy_where_a_model_has_beams(own, model):
+  want = model.generate(['Jeder'], max_tokens=9, banned=[[5]])
+  assert ''.join(own.stream('Jeder')) == want[0]
+  with pytest.raises(ValueError, match='beams = 2, results = 1: expected 1'):
+    own.stream('Jeder', config=sampling.Config(beams=2))
+
+
+def test_n_grams_are_not_repeated_in_streams(model):
+  """And the stream writes what `generate` does."""
+  texts = ['Everyone has', 'Jeder', 'All']
+  config = sampling.Config(max_tokens=24, no_repeat_ngram_size=2)
+  made = model.complete(texts, config=config)
+  for text, (one,) in zip(texts, made, strict=True):
+    pairs = [*zip(one.ids, one.ids[1:])]
+    assert len({*pairs}) == len(pairs)
+    assert ''.join(model.stream(text, config=config)) == one.text

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import atm
+from atm.inference import bucketing, generation_defaults, sampling
 from atm.inference import generate as generate_lib
-from atm.inference import sampling
+from atm.inference.outputs import collect
 from atm.inference.sampling import Config
 from atm.model.transformer import AlexaTM
+from atm.parallel import mesh as mesh_lib
 
 from conftest import tiny
 from goldens import HERE
@@ -21,6 +23,8 @@ from small_models import init
 
 with open(os.path.join(HERE, 'generate.json'), encoding='utf-8') as f:
   SETTINGS = json.load(f)
+with open(os.path.join(HERE, 'public_generate.json'), encoding='utf-8') as f:
+  PUBLIC = json.load(f)
 NAMES = {
   'max_new_tokens': 'max_tokens',
   'min_new_tokens': 'min_tokens',
@@ -39,8 +43,6 @@ def theirs():
 @pytest.fixture(scope='module')
 def twin():
   """The model of the goldens, on one device."""
-  from atm.parallel import mesh as mesh_lib
-
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return atm.load(os.path.join(HERE, 'blenderbot_generate'), mesh=mesh)
 
@@ -104,6 +106,77 @@ def test_log_probabilities_are_those_of_transformers(twin, theirs):
     np.testing.assert_allclose(one.log_probabilities, want[:n], atol=2e-5)
     assert (want[n:] == 0).all()
     assert one.score == pytest.approx(want.sum(), abs=1e-4)
+
+
+# --- Public models
+
+
+@pytest.fixture(scope='module')
+def public():
+  with np.load(os.path.join(HERE, 'public_generate.npz')) as f:
+    return dict(f)
+
+
+@functools.cache
+def load_public(folder: str):
+  """Returns a tiny model on one device."""
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  return atm.load(os.path.join(HERE, folder), mesh=mesh)
+
+
+def check_public(theirs, folder: str, setting: str) -> None:
+  """Asserts that ids, and scores of beams, are those of transformers."""
+  model, kind = load_public(folder), PUBLIC['models'][folder]
+  name, c = os.path.basename(folder), model.config
+  said = {'max_new_tokens': PUBLIC['new_tokens'], **PUBLIC['settings'][setting]}
+  if said.pop('forced_eos', False):
+    said['forced_eos_token_id'] = c.end_id
+  options, left = generation_defaults.convert_defaults(said, '', c)
+  assert not left
+  config = Config(**options)
+  languages = theirs[f'{name}.languages'].tolist()
+  starts = {'forced': [c.start_id], 'start': [], None: [c.start_id]}[kind]
+  prefixes = [starts + [x] * (kind is not None) for x in languages]
+  rows = [bare(row, -1) for row in theirs[f'{name}.inputs']]
+  batch, T, room = bucketing.pad_batch(
+    c, model.mesh, rows, prefixes, range(len(rows)), config.max_tokens, 128,
+    [int(kind == 'forced')] * len(rows),
+  )  # fmt: skip
+  sampler = sampling.Sampler.from_config(config)
+  run, given, named = bucketing.select_program(
+    AlexaTM(c), model._decode_params, sampler.replace(max_tokens=room), batch,
+    config, T,
+  )  # fmt: skip
+  made = collect(run(*given, **named), prefixes, None, ())
+  want = theirs[f'{name}.{setting}']
+  for (one,), language, expected in zip(made, languages, want, strict=True):
+    ended = len(one.log_probabilities) > len(one.ids)
+    ids = [language] * (kind == 'forced') + one.ids + [c.end_id] * ended
+    assert ids == bare(expected, -1)
+  if config.beams > 1:
+    scores = [one.score for (one,) in made]
+    np.testing.assert_allclose(
+      scores, theirs[f'{name}.{setting}.scores'], rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+  'folder, setting',
+  [
+    pytest.param(folder, setting, marks=[pytest.mark.slow] * ((i + j) % 3 > 0))
+    for i, folder in enumerate(PUBLIC['models'])
+    for j, setting in enumerate(PUBLIC['settings'])
+  ],
+)
+def test_public_models_write_what_they_do_in_transformers(
+  public, folder, setting
+):
+  """100 prompts in each setting, in one batch, of two languages.
+
+  A forced language counts in lengths, in their penalty and in n-grams; a start
+  token counts in n-grams alone.
+  """
+  check_public(public, folder, setting)
 
 
 # --- Without a cache, and row by row

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import types
 
 import jax.numpy as jnp
@@ -167,14 +168,17 @@ def test_a_row_stops_at_a_stop_string_or_without_room():
     ('max_tokens', [1, 2**31 - 1], [0, 2**31, 1.5]),
     ('min_tokens', [0, 2**31 - 1], [-1, 2**31, 0.5]),
     ('beams', [1, 2**31 - 1], [0, 2**31]),
-    ('length_penalty', [-1.5, 0, 2.0], [float('nan'), float('inf'), None]),
+    ('length_penalty', [-1.5, 0, 2.0], [float('nan'), float('inf')]),
     ('temperature', [0, 0.5, 9.0], [-0.1]),
     ('top_k', [0, 2**31 - 1], [-1, 2**31]),
     ('top_p', [0.1, 1], [0, 1.1]),
     ('min_p', [0, 1], [-0.1, 1.1]),
     ('repetition_penalty', [0.1, 9.5], [0, -1]),
     ('seed', [0, 2**31], [-1, 0.5]),
-    ('early_stopping', [True, False, 'never'], [None, 2, 'always']),
+    ('early_stopping', [True, False, 'never'], [2, 'always']),
+    ('no_repeat_ngram_size', [0, 2**31 - 1], [-1, 2**31, 0.5]),
+    ('encoder_no_repeat_ngram_size', [0, 3], [-1, True]),
+    ('forced_eos', [True, False], [1, 'x']),
   ],
 )
 def test_the_bounds_of_settings(name, allowed, refused):
@@ -183,6 +187,40 @@ def test_the_bounds_of_settings(name, allowed, refused):
   for value in refused:
     with pytest.raises(ValueError, match=f'{name} = '):
       Config(**{name: value})
+
+
+def test_a_model_s_own_settings_count_where_none_were_given():
+  """None is as if not given; a default that was given is a setting."""
+  own = dict(beams=5, max_tokens=199, length_penalty=0.6)
+  assert Config().with_defaults(own) == Config(**own)
+  none = Config(beams=None, temperature=None, early_stopping=None)
+  assert none == Config() and none.given == set()
+  assert none.with_defaults(own) == Config(**own)
+  assert Config(beams=1, max_tokens=64).with_defaults(own) == Config(
+    length_penalty=0.6
+  )
+  # Who samples wants no beams, and who wants beams does not sample.
+  sampled = Config(temperature=0.5).with_defaults(own)
+  assert (sampled.beams, sampled.max_tokens) == (1, 199)
+  searched = Config(beams=2).with_defaults(dict(temperature=1.0, top_k=50))
+  assert (searched.temperature, searched.top_k) == (0, 50)
+  twice = sampled.with_defaults(own)
+  assert twice == sampled and twice.given == sampled.given
+  assert Config(8, 2).list_given() == {'max_tokens': 8, 'min_tokens': 2}
+  assert pickle.loads(pickle.dumps(searched)).given == searched.given
+
+
+def test_text_of_settings_is_that_of_earlier_versions():
+  """It is hashed in .part files."""
+  assert str(Config()) == (
+    'Config(max_tokens=64, min_tokens=0, beams=1, results=1, '
+    'length_penalty=1.0, early_stopping=False, temperature=0.0, top_k=0, '
+    'top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0)'
+  )
+  later = Config(no_repeat_ngram_size=3, forced_eos=True)
+  assert str(later) == str(Config())[:-1] + (
+    ', no_repeat_ngram_size=3, forced_eos=True)'
+  )
 
 
 def test_as_many_results_as_there_can_be():
@@ -280,6 +318,81 @@ def test_the_first_id_is_an_id_like_others():
   assert np.argwhere(np.isneginf(out)).tolist() == [
     [0, 0], [0, 5], [0, 7], [1, 0], [1, 6], [1, 7]
   ]  # fmt: skip
+
+
+def repeats(ids: list[int], read: list[int], n: int) -> set[int]:
+  """Returns the ids that would end an n-gram of `read` again behind `ids`."""
+  begun = ids[len(ids) + 1 - n :] if len(ids) >= n - 1 else None
+  return {
+    read[i + n - 1]
+    for i in range(len(read) - n + 1)
+    if read[i : i + n - 1] == begun
+  }
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 5])
+def test_n_grams_are_not_repeated(n):
+  """Of the prefix, of what was written, and of what the encoder read.
+
+  Beside a banned sequence, which looks back less far.
+  """
+  rng = np.random.default_rng(n)
+  R, V = 6, 5
+  sizes = np.array([1, 2, 3, 4, 4, 2])
+  prefix = rng.integers(0, V - 1, (R, 4))
+  source, segments = rng.integers(0, V - 1, (R, 7)), np.ones((R, 7), int)
+  for i in range(R):
+    source[i, 7 - i :], segments[i, 7 - i :] = 0, 0
+  logits = jnp.asarray(rng.standard_normal((R, V)), jnp.float32)
+  choices = {
+    'own': Config(no_repeat_ngram_size=n),
+    'encoder': Config(encoder_no_repeat_ngram_size=n),
+  }
+  for name, config in choices.items():
+    sampler = Sampler.from_config(config, [[3, 2, 1]])
+    past = sampling.initial_history(
+      None, sampler, jnp.array(prefix), jnp.array(sizes), 4 + 8,
+      (jnp.array(source), jnp.array(segments)),
+    )  # fmt: skip
+    rows = [row[:size].tolist() for row, size in zip(prefix, sizes)]
+    for _ in range(8):
+      out = np.asarray(sampling.process_logits(sampler, past, logits, V - 1))
+      for i, row in enumerate(rows):
+        read = row if name == 'own' else source[i][segments[i] > 0].tolist()
+        want = repeats(row, read, n) | ({1} if row[-2:] == [3, 2] else set())
+        assert {*np.flatnonzero(np.isneginf(out[i]))} == want
+        kept = np.isfinite(out[i])
+        np.testing.assert_array_equal(out[i][kept], logits[i][kept])
+      token = rng.integers(0, V - 1, R)
+      past = sampling.append_token(sampler, past, jnp.array(token))
+      rows = [[*row, int(x)] for row, x in zip(rows, token)]
+
+
+def test_the_last_token_may_be_the_end_only():
+  """Even where it is banned; forced ids count."""
+  sampler = Sampler.from_config(
+    Config(max_tokens=3, min_tokens=9, forced_eos=True)
+  )
+  past = sampling.initial_history(
+    None, sampler, jnp.array([[1, 4]] * 2), jnp.array([2, 2]),
+    forced=jnp.array([0, 1]),
+  )  # fmt: skip
+  logits = jnp.zeros((2, 8))
+  for row, count in ((1, 1), (0, 2)):
+    past = sampling.append_token(sampler, past, jnp.array([3, 3]))
+    out = np.asarray(sampling.process_logits(sampler, past, logits, 7))
+    assert np.flatnonzero(np.isfinite(out[row])).tolist() == [7]
+    assert past.counted[row] == 2 and past.count[row] == count
+    assert not sampling.has_stopped(sampler, past)[row]
+
+
+def test_programs_without_n_grams_look_no_further_back():
+  """So they are those of before, see system/programs_test.py."""
+  for config, reach in (
+    (Config(), 1), (Config(no_repeat_ngram_size=3), 40),
+    (Config(encoder_no_repeat_ngram_size=4), 3),
+  ):  # fmt: skip
+    assert Sampler.from_config(config, [[1, 2]]).reach(40) == reach
 
 
 def test_the_likeliest_token_and_its_log_probability():
