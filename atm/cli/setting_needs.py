@@ -5,6 +5,7 @@ run would train on another one.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 
 from atm.cli import gin_names
@@ -30,6 +31,7 @@ class Need:
     fits: tells whether they count at a value of it.
     hint: what the error says to do.
     runs: where this holds; (): in those that have them as macros.
+    own: whether the model of MODEL_DIR may have a value where there is None.
   """
 
   settings: tuple[str, ...]
@@ -37,6 +39,7 @@ class Need:
   fits: Callable[[object], bool]
   hint: str
   runs: tuple[str, ...] = ()
+  own: bool = False
 
   def holds(self, run: str, name: str) -> bool:
     """Tells whether a setting of a run needs the other one."""
@@ -54,6 +57,8 @@ def _is_set(value) -> bool:
   return value is not None
 
 
+# Files with settings that a model was published with.
+OWN_SETTINGS = ('generation_config.json', 'config.json')
 MIXTURE = 'MIXTURE_OR_TASK_NAME'
 NEEDS = (
   *(
@@ -77,15 +82,22 @@ NEEDS = (
   Need(
     tuple(f'choosing.Config.{k}' for k in ('top_k', 'top_p', 'min_p')),
     'choosing.Config.temperature', bool,
-    'set a TEMPERATURE above 0', ('infer',),
+    'set a TEMPERATURE above 0', ('infer',), own=True,
   ),
   Need(
     ('choosing.Config.length_penalty', 'choosing.Config.early_stopping'),
     'choosing.Config.beams',
     lambda beams: isinstance(beams, int) and beams > 1,
-    'set choosing.Config.beams above 1', ('infer',),
+    'set choosing.Config.beams above 1', ('infer', 'eval'), own=True,
   ),
 )  # fmt: skip
+
+
+def _has_own_settings(model_dir) -> bool:
+  """Tells whether a folder may hold a model's own settings of generation."""
+  return isinstance(model_dir, str) and any(
+    os.path.exists(os.path.join(model_dir, name)) for name in OWN_SETTINGS
+  )
 
 
 def check_needs(run: str, configuration: Configuration) -> None:
@@ -94,6 +106,9 @@ def check_needs(run: str, configuration: Configuration) -> None:
   default = {_get_key(b): b.value for b in read_run(run).bindings}
   for need in NEEDS:
     value = find_value(need.other, last)
+    if need.own and value is None:
+      if _has_own_settings(find_value('MODEL_DIR', last)):
+        continue
     for name in need.settings:
       binding = last.get(name)
       given = binding is not None and binding.file is None

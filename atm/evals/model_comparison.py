@@ -4,6 +4,7 @@ Without transformers what a model computes is compared with itself: greedy
 decoding, which keeps a cache, writes what is likeliest without a cache.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,8 @@ from atm.messages import quote
 from atm.model.transformer import AlexaTM
 
 MAX_TOKENS, BEAMS = 16, 4  # of each output
-GREEDY = sampling.Config(max_tokens=MAX_TOKENS)
+# Every field is given, so that none is the folder's own.
+GREEDY = dataclasses.replace(sampling.Config(), max_tokens=MAX_TOKENS)
 # Of the largest value: sums of float32 differ by about 1e-6 of it.
 MOST_APART = {'float32': 1e-4, 'bfloat16': 5e-2}
 STEP = 8  # lengths are padded to a multiple, so that few programs compile
@@ -148,7 +150,8 @@ def make_beam_config(defaults: Mapping) -> sampling.Config:
   """Returns the settings of beam search: the folder's, with some beams."""
   beams = defaults.get('beams', 1)
   changed = {'max_tokens': MAX_TOKENS, 'beams': beams if beams > 1 else BEAMS}
-  return sampling.Config(**{**defaults, **changed})
+  fields = {name: x for name, x in defaults.items() if name != 'banned'}
+  return sampling.Config(**{**fields, **changed})
 
 
 def generate_all(

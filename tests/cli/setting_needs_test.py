@@ -13,6 +13,14 @@ def check(run, *arguments, files=()):
   )
 
 
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+  """A model that has settings of its own, in ./own."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'own').mkdir()
+  (tmp_path / 'own' / 'generation_config.json').write_text('{}')
+
+
 @pytest.mark.parametrize(
   'run, argument, message',
   [
@@ -23,14 +31,18 @@ def check(run, *arguments, files=()):
     ('cache', 'PAIRS_MODE="denoise"', 'PAIRS = None: .* or name PAIRS'),
     ('pretrain', 'LIMIT=4', 'but ASK_EVERY = None: leave out LIMIT'),
     ('infer', 'SPLIT="train"', 'or name a TASK'),
-    ('infer', 'choosing.Config.top_k=4', 'temperature = 0.0: leave out choos'),
+    ('infer', 'choosing.Config.top_k=4', 'temperature = None: leave out choos'),
     ('infer', 'choosing.Config.length_penalty=0.6', 'set choosing.Config.'),
+    ('eval', 'choosing.Config.early_stopping=True', 'set choosing.Config.'),
+    ('infer', ['MODEL_DIR="x"', 'choosing.Config.top_p=0.5'], 'leave out'),
+    ('infer', ['TEMPERATURE=0', 'MODEL_DIR="own"', 'choosing.Config.top_k=4'],
+     'temperature = 0: leave out'),
   ],
 )  # fmt: skip
-def test_what_does_nothing_alone(run, argument, message):
+def test_what_does_nothing_alone(own, run, argument, message):
   """Fault seen: a run named its TEXT_DIR, and trained on another text."""
   with pytest.raises(UserError, match=message):
-    check(run, argument)
+    check(run, *([argument] if isinstance(argument, str) else argument))
 
 
 @pytest.mark.parametrize(
@@ -51,9 +63,12 @@ def test_what_does_nothing_alone(run, argument, message):
       ['choosing.Config.beams=4', 'choosing.Config.length_penalty=2'],
     ),
     ('chat', ['choosing.Config.top_k=4']),  # /set temperature comes later
+    # The model's own settings may have beams, or sample.
+    ('infer', ['MODEL_DIR="own"', 'choosing.Config.top_k=4']),
+    ('infer', ['MODEL_DIR="own"', 'choosing.Config.length_penalty=2']),
   ],
 )
-def test_what_counts(run, arguments):
+def test_what_counts(own, run, arguments):
   check(run, *arguments)
 
 

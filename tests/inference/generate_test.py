@@ -117,17 +117,25 @@ def public():
     return dict(f)
 
 
-@functools.cache
-def load_public(folder: str):
-  """Returns a tiny model on one device."""
+@pytest.fixture(scope='module')
+def load_public(tmp_path_factory):
+  """Loads a tiny model on one device, without its tokenizer."""
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
-  return atm.load(os.path.join(HERE, folder), mesh=mesh)
+
+  @functools.cache
+  def load(name: str):
+    folder = tmp_path_factory.mktemp('public')
+    for file in ('config.json', 'model.safetensors'):
+      os.symlink(os.path.join(HERE, name, file), folder / file)
+    return atm.load(str(folder), mesh=mesh)
+
+  return load
 
 
-def check_public(theirs, folder: str, setting: str) -> None:
+def check_public(model, theirs, folder: str, setting: str) -> None:
   """Asserts that ids, and scores of beams, are those of transformers."""
-  model, kind = load_public(folder), PUBLIC['models'][folder]
-  name, c = os.path.basename(folder), model.config
+  kind, c = PUBLIC['models'][folder], model.config
+  name = os.path.basename(folder)
   said = {'max_new_tokens': PUBLIC['new_tokens'], **PUBLIC['settings'][setting]}
   if said.pop('forced_eos', False):
     said['forced_eos_token_id'] = c.end_id
@@ -169,14 +177,14 @@ def check_public(theirs, folder: str, setting: str) -> None:
   ],
 )
 def test_public_models_write_what_they_do_in_transformers(
-  public, folder, setting
+  load_public, public, folder, setting
 ):
   """100 prompts in each setting, in one batch, of two languages.
 
   A forced language counts in lengths, in their penalty and in n-grams; a start
   token counts in n-grams alone.
   """
-  check_public(public, folder, setting)
+  check_public(load_public(folder), public, folder, setting)
 
 
 # --- Without a cache, and row by row
