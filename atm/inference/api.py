@@ -183,6 +183,7 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     mode, sources, targets = self._resolve(inputs, mode, source, target)
     ids, cuts = framing.fit(framing.frame_all(inputs, mode, sources), truncate)
     prefixes = framing.prefixes(prefixes, len(ids), mode, targets)
+    forced = framing.list_forced(prefixes, mode, targets)
     stop = framing.stops(stop)
     sampler = sampling.Sampler.from_config(
       config, framing.banned(banned), framing.stop_table(stop)
@@ -192,7 +193,7 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for start in range(0, len(order), batch_size):
       chosen = order[start : start + batch_size]
-      rows = [[x[i] for i in chosen] for x in (ids, prefixes, numbers)]
+      rows = [[x[i] for i in chosen] for x in (ids, prefixes, numbers, forced)]
       batch, T, limited = self._batch(
         *rows, sampler, config.max_tokens, batch_size
       )
@@ -223,11 +224,14 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
 
   _described = False
 
-  def _batch(self, ids, prefixes, numbers, sampler, max_tokens, batch_size):
+  def _batch(
+    self, ids, prefixes, numbers, forced, sampler, max_tokens, batch_size
+  ):
     """Returns (arrays on the mesh, T, a sampler that ends in their room)."""
     batch, T, room = bucketing.pad_batch(
-      self.config, self.mesh, ids, prefixes, numbers, max_tokens, batch_size
-    )
+      self.config, self.mesh, ids, prefixes, numbers, max_tokens, batch_size,
+      forced,
+    )  # fmt: skip
     batch = sharding.shard_batch(batch, self.mesh, self.rules)
     return batch, T, sampler.replace(max_tokens=np.int32(room))
 
@@ -265,9 +269,10 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     target = framing.find_language('target', target)
     mode, sources, targets = self._resolve([text], mode, source, target)
     stop = framing.stops(stop)
+    prefixes = framing.prefixes(None, 1, mode, targets)
     batch, T, sampler = self._batch(
-      framing.inputs([text], mode, truncate, sources),
-      framing.prefixes(None, 1, mode, targets), [number],
+      framing.inputs([text], mode, truncate, sources), prefixes, [number],
+      framing.list_forced(prefixes, mode, targets),
       sampling.Sampler.from_config(
         config, framing.banned(banned), framing.stop_table(stop)
       ),

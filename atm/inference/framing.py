@@ -224,6 +224,20 @@ class Framing(ModelFrame):
 
   # --- What outputs begin with, end at, and do not have
 
+  def list_forced(
+    self, prefixes: Sequence[list[int]], mode: str | None, languages
+  ) -> list[int]:
+    """Returns how many ids of each of `prefixes` count as written.
+
+    In transformers, those of a language that begins an output, but not in front
+    of a prefix that a user gives: there, that is no output.
+    """
+    mode = self.name_mode(mode, any(languages))
+    return [
+      self.count_forced(mode, code) * (row == self.start(mode, code))
+      for row, code in zip(prefixes, languages)
+    ]
+
   def prefixes(
     self, prefixes: Sequence | None, count: int, mode: str | None = None,
     languages: Sequence[str | None] | None = None,

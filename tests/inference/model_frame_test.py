@@ -169,3 +169,16 @@ def test_every_language_of_nllb_has_its_id():
   framing = make_framing('nllb')
   for i, code in enumerate(NLLB):
     assert framing.frame(X, source=code) == [700 + i, *X, 2]
+
+
+def test_a_language_counts_as_written_where_it_begins_an_output():
+  """As in transformers, which writes it; not in front of a user's prefix."""
+  framing = make_framing('mbart50')
+  target = framing.known_languages[3]
+  targets = [target, target, None]
+  prefixes = framing.prefixes([[], [9], [9]], 3, None, targets)
+  assert prefixes == [[2, 703], [2, 703, 9], [2, 9]]
+  assert framing.list_forced(prefixes, None, targets) == [1, 0, 0]
+  framing = make_framing('mbart')
+  prefixes = framing.prefixes(None, 1, None, [target])
+  assert framing.list_forced(prefixes, None, [target]) == [0]
