@@ -5,6 +5,11 @@ A file of `torch.save` (since PyTorch 1.6) is an uncompressed zip archive:
 are the little-endian bytes of their storages. A tensor is a view of a storage:
 offset, shape and strides, counted in elements; several may share a storage.
 
+Before 1.6, and where it is asked for, `torch.save` writes pickles one after the
+other (a number, a version, the machine, the dict, the names of the storages),
+and then of each storage its length, in 8 bytes, and its bytes. Many public
+models are such files.
+
 A pickle is a program and an archive may lie, so neither is trusted. The pickle
 runs on an interpreter that knows only the instructions of a state dict and can
 name nothing but inert stand-ins. What a tensor claims is compared with what the
@@ -30,6 +35,7 @@ from atm import fileio
 # of a hostile pickle takes 120 in memory.
 MAX_PICKLE = 1 << 22
 MAX_DIMENSIONS = 32
+LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 DTYPES = {
   'DoubleStorage': np.dtype('<f8'),
   'FloatStorage': np.dtype('<f4'),
@@ -156,6 +162,23 @@ class _Unpickler(pickle._Unpickler):
   dispatch[pickle.BUILD[0]] = load_build
 
 
+class _LegacyUnpickler(_Unpickler):
+  """Of files before PyTorch 1.6, whose storages are listed behind the dict."""
+
+  # The table of instructions has the methods of the class above.
+  def __init__(self, file):
+    super().__init__(file)
+    self.storages: dict[str, _Storage] = {}
+
+  def persistent_load(self, pid):
+    if type(pid) is not tuple or len(pid) != 6 or pid[5] is not None:
+      raise pickle.UnpicklingError('a storage is not well described')
+    storage = super().persistent_load(pid[:5])
+    if self.storages.setdefault(storage.name, storage) != storage:
+      raise pickle.UnpicklingError('a storage is described in two ways')
+    return storage
+
+
 def open_torch_file(path: str | os.PathLike) -> dict[str, Tensor]:
   """Opens a file of `torch.save` and checks every tensor's place in it.
 
@@ -188,6 +211,7 @@ class _TorchFile:
       raise self.error(f'cannot be opened: {e.strerror}') from e
     except ValueError as e:  # a FIFO or a device
       raise TorchFileError(str(e)) from e
+    self._state_dict = None  # of a file before PyTorch 1.6, once it is read
     self._members = self._read_members()
 
   def _read(self, key, dtype, shape, strides, start, nbytes) -> np.ndarray:
@@ -217,7 +241,7 @@ class _TorchFile:
     """Returns members by their names -> (start in the file, bytes)."""
     magic = self._load(0, 4, 'the header').tobytes()
     if magic[0] == 0x80:
-      raise self.error(f'is a bare pickle, as before PyTorch 1.6; {RESAVE}')
+      return self._read_legacy_members()
     if magic != b'PK\3\4':
       raise self.error('is not a PyTorch checkpoint')
     size = os.fstat(self._file.fileno()).st_size
@@ -253,7 +277,56 @@ class _TorchFile:
       members[name] = start, info.file_size
     return members
 
+  def _read_legacy_members(self) -> dict[str, tuple[int, int]]:
+    """Returns the storages of a file before PyTorch 1.6, as `_read_members`."""
+    size = os.fstat(self._file.fileno()).st_size
+    head = io.BytesIO(self._load(0, min(size, MAX_PICKLE), 'the pickles'))
+    unpickler = _LegacyUnpickler(head)
+    magic, version, machine = (self._unpickle(_Unpickler(head)) for _ in '123')
+    if (magic, version) != (LEGACY_MAGIC, LEGACY_VERSION):
+      raise self.error('is not a PyTorch checkpoint')
+    if type(machine) is not _Dict or ('little_endian', True) not in (
+      pair for pair in machine.pairs if pair[0] == 'little_endian'
+    ):
+      raise self.error(f'is not little-endian; on a machine that is, {RESAVE}')
+    self._state_dict = self._unpickle(unpickler)
+    names = self._unpickle(_Unpickler(head))
+    storages, members, end = unpickler.storages, {}, head.tell()
+    if type(names) is not list or not all(type(n) is str for n in names):
+      raise self.error('has no list of storages')
+    for name in names:
+      if name not in storages or f'/data/{name}' in members:
+        raise self.error(f'storage {name!r} is double, or of no tensor')
+      start, bound = end + 8, storages[name].numel
+      (count,) = struct.unpack('<q', self._load(end, 8, name).tobytes())
+      end = start + count * storages[name].dtype.itemsize
+      if count != bound or count < 0 or end > size:
+        raise self.error(f'storage {name!r} is cut short or damaged')
+      members[f'/data/{name}'] = start, end - start
+    if end != size:
+      raise self.error('has bytes behind the last storage')
+    self._root = ''
+    return members
+
+  def _unpickle(self, unpickler: _Unpickler):
+    try:
+      return unpickler.load()
+    except Exception as e:  # nonsense may raise anything
+      is_ours = isinstance(e, pickle.UnpicklingError)
+      why = str(e) if is_ours else type(e).__name__
+      raise self.error(
+        f'its pickle is damaged or not just a state dict: {why}; {RESAVE}'
+      ) from e
+
   def read_pickle(self) -> _Dict:
+    if self._state_dict is None:
+      self._state_dict = self._read_zipped_pickle()
+    if type(self._state_dict) is not _Dict:
+      kind = type(self._state_dict).__name__
+      raise self.error(f'holds a {kind}, not a dict; {RESAVE}')
+    return self._state_dict
+
+  def _read_zipped_pickle(self):
     # Before PyTorch 2.1 there is no such member.
     order = self._members.get(f'{self._root}/byteorder', (0, 0))
     if order[1] and self._load(order[0], 6, 'byteorder').tobytes() != b'little':
@@ -263,19 +336,9 @@ class _TorchFile:
       raise self.error('is a zip archive but not a PyTorch checkpoint')
     if member[1] > MAX_PICKLE:
       raise self.error(f'its pickle has {member[1]} bytes, over {MAX_PICKLE}')
-    code = io.BytesIO(self._load(*member, 'data.pkl'))
-    try:
-      state_dict = _Unpickler(code).load()
-    except Exception as e:  # nonsense may raise anything
-      is_ours = isinstance(e, pickle.UnpicklingError)
-      why = str(e) if is_ours else type(e).__name__
-      raise self.error(
-        f'its pickle is damaged or not just a state dict: {why}; {RESAVE}'
-      ) from e
-    if type(state_dict) is not _Dict:
-      kind = type(state_dict).__name__
-      raise self.error(f'holds a {kind}, not a dict; {RESAVE}')
-    return state_dict
+    return self._unpickle(
+      _Unpickler(io.BytesIO(self._load(*member, 'data.pkl')))
+    )
 
   def check_tensor(self, key: str, tensor) -> Tensor:
     """Compares a tensor's claims with each other and with the archive."""

@@ -111,8 +111,29 @@ def test_a_module_has_its_metadata_dropped():
 
 
 def test_older_formats_say_what_to_do(tmp_path):
-  refused(real('legacy'), 'before PyTorch 1.6', 'torch.save(')
   refused(real('script'), 'TorchScript', 'torch.jit.load', 'torch.save(')
+
+
+def test_files_before_pytorch_1_6_are_read(tmp_path, expected):
+  """Pickles one after the other, then the storages."""
+  made, wanted = read_all(real('legacy')), expected['module']
+  assert [*made] == ['dense.weight', 'dense.bias']
+  for key, value in made.items():
+    np.testing.assert_array_equal(value, wanted[key])
+  with open(real('legacy'), 'rb') as f:
+    content = f.read()
+  path = tmp_path / 'it.bin'
+  for what, fault in {
+    b'\x80\x02K\x01.' * 3: 'is not a PyTorch checkpoint',
+    content + b'\0': 'bytes behind the last storage',
+    content[:-1]: 'is cut short',
+    content.replace(b'little_endian', b'middle_endian'): 'little-endian',
+    content.replace(b'M\xe9\x03', b'M\xe8\x03'): 'is not a PyTorch',
+    content.replace(b'FloatStorage', b'DoubleStorage'): 'damaged',
+    content.replace(b'torch\nFloatStorage', b'os\nsystem'): 'os.system',
+  }.items():
+    path.write_bytes(what)
+    refused(path, fault)
 
 
 def test_big_endian_is_refused(tmp_path):
@@ -526,7 +547,7 @@ def test_a_false_directory_is_refused(tmp_path, name):
 
 def test_every_cut_is_noticed(tmp_path):
   path = tmp_path / 'cut.bin'
-  for name in ('module', 'views'):
+  for name in ('module', 'views', 'legacy'):
     with open(real(name), 'rb') as f:
       content = f.read()
     for n in [*range(0, len(content), 37), len(content) - 1]:
@@ -553,8 +574,13 @@ def pickle_of(content: bytes) -> range:
   return range(start, content.index(b'PK\7\10'))
 
 
-@pytest.mark.parametrize('name', FILES)
-@pytest.mark.parametrize('part', ['pickle', 'archive'])
+@pytest.mark.parametrize(
+  'name, part',
+  [
+    *((name, part) for name in FILES for part in ('pickle', 'archive')),
+    ('legacy', 'archive'),
+  ],
+)
 def test_any_changed_byte_is_refused_or_harmless(tmp_path, name, part):
   """No other exception, no array that is not what it says."""
   with open(real(name), 'rb') as f:
