@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -311,7 +311,23 @@ def write_tokenizer(
     config = {'tokenizer_class': CLASSES[family]}
     if form == 'nllb_legacy':
       config['legacy_behaviour'] = True
+    kept = fileio.parse_json(words.files[FORMAT_FILE], path)
+    config |= describe_added(kept.get('added', ()))
     fileio.write_json(os.path.join(folder, 'tokenizer_config.json'), config)
+
+
+def describe_added(tokens: Iterable[dict]) -> dict:
+  """Returns what tokenizer_config.json has of M2M-100's added tokens.
+
+  Others have them in tokenizer.json.
+  """
+  tokens = {str(token['id']): {'special': True, **token} for token in tokens}
+  if not tokens:
+    return {}
+  contents = [token['content'] for token in tokens.values() if token['special']]
+  return {
+    'added_tokens_decoder': tokens, 'additional_special_tokens': contents,
+  }  # fmt: skip
 
 
 def plan_export(
