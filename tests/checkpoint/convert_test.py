@@ -25,6 +25,7 @@ from atm.checkpoint import (
   torch_reader,
 )
 from atm.cli import gin_files, gin_reader
+from atm.data import vocabulary, vocabulary_extension
 from atm.model.config import CONFIG_CHOICES, ModelConfig
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
@@ -605,3 +606,36 @@ def test_an_export_goes_into_no_folder_that_is_there(source, tmp_path):
   with pytest.raises(ValueError, match='is not a SentencePiece model'):
     convert.export_weights(run, str(tmp_path / 'new'), say=quiet)
   assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize(
+  'name, model_type, code, token',
+  [
+    ('mbart50', 'mbart', 'yo_NG', 'yo_NG'),
+    ('m2m_100', 'm2m_100', 'nya', '__nya__'),
+    ('nllb', 'm2m_100', 'zzz_Latn', 'zzz_Latn'),
+    ('pegasus', 'pegasus', None, None),
+  ],
+)
+def test_transformers_knows_tokens_that_were_added(
+  name, model_type, code, token, tmp_path
+):
+  """Fault seen: those of M2M-100 were in no file that its class reads."""
+  transformers = pytest.importorskip('transformers', minversion='5')
+  words = vocabulary.open_vocabulary(f'{HERE}/public/{name}')
+  languages = {code: [*words.languages][0]} if code else None
+  files = vocabulary_extension.extend_files(words, True, languages)
+  made = vocabulary.store_files(files, str(tmp_path / 'vocabulary'))
+  (tmp_path / 'out').mkdir()
+  convert.write_tokenizer(str(tmp_path / 'out'), made, model_type)
+  theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / 'out'))
+  new = ['[CLM]', '[DOC]', *([token] if token else [])]
+  ids = theirs.convert_tokens_to_ids(new)
+  assert ids == [*range(made.size - len(new), made.size)]
+  assert made.pieces(ids) == new and len(theirs) == made.size
+  text = 'All [CLM] human beings'
+  assert made.encode(text) == theirs(text, add_special_tokens=False).input_ids
+  assert not theirs.decode(ids, skip_special_tokens=True).strip()
+  again = vocabulary.open_vocabulary(str(tmp_path / 'out'))
+  assert again.special_ids() == made.special_ids()
+  assert again.languages == made.languages

@@ -1,5 +1,7 @@
 """The state that a run goes on from."""
 
+import dataclasses
+import os
 import shutil
 
 import jax
@@ -8,9 +10,11 @@ import pytest
 
 from atm.checkpoint import pretrained
 
+import goldens
 from tiny_runs import (
   EIGHT,
   ONE,
+  Stop,
   metrics_at,
   parameters,
   small_model,
@@ -81,6 +85,37 @@ def test_a_model_to_train_on(train, tmp_path):
   mine, wanted = (parameters(tmp_path / x, 4) for x in ('parts', 'whole'))
   for name, value in wanted.items():
     assert mine[name].tobytes() == value.tobytes(), name
+
+
+def test_a_public_model_goes_on_with_markers(train, tmp_path):
+  """Its rows stay, and a stopped run ends with the same bytes.
+
+  The vocabulary has 597 ids and the embedding 603 rows: two of the spare ones
+  become those of [CLM] and [DOC].
+  """
+  source = os.path.join(goldens.HERE, 'public', 'mbart50')
+  there = pretrained.open_pretrained(source)
+  settings = dict(
+    mixture='udhr_en_clm', init_from=source, vocabulary=None, batch_size=4,
+    model_config=dataclasses.replace(there.config, dropout=0.1, vocab_size=606),
+    save_every=1, eval_every=9,
+  )  # fmt: skip
+  run = train(tmp_path / 'whole', 3, **settings)
+  line = 'new tokens: [CLM] [DOC]; the embedding grows from 603 to 606 rows'
+  assert line in run.lines
+  assert run.vocabulary.clm_id == 597 == run.vocabulary.size - 2
+  with pytest.raises(Stop):
+    train(tmp_path / 'parts', 3, stop_at=1, **settings)
+  train(tmp_path / 'parts', 3, **settings)
+  mine, wanted = (parameters(tmp_path / x, 3) for x in ('parts', 'whole'))
+  for name, value in wanted.items():
+    assert mine[name].tobytes() == value.tobytes(), name
+  table = there.parameter_reader()(('encoder_embedding',))
+  assert table.shape[0] == 603
+  (trained,) = (v for k, v in wanted.items() if 'encoder_embedding' in k)
+  assert trained.shape[0] == 606
+  # A row of an id that no text has moves by weight decay alone.
+  np.testing.assert_allclose(trained[560], table[560], atol=1e-2)
 
 
 def test_an_encoder_to_start_from_frozen(train, tmp_path):
