@@ -19,6 +19,7 @@ from atm import fileio, messages
 from atm.checkpoint import (
   checksums,
   config_json,
+  generation_config,
   hf_folder,
   hf_keys,
   pretrained,
@@ -72,7 +73,8 @@ def import_weights(
 
   Args:
     source: holds config.json, weights, and perhaps a SentencePiece model.
-    model_dir: gets checkpoints/0, config.gin, hf_config.json and vocabulary/.
+    model_dir: gets checkpoints/0, config.gin, hf_config.json,
+      generation_config.json and vocabulary/.
     make_mesh: called without arguments; how the arrays are sharded on disk.
     rules: logical to mesh axes.
     say: prints a line.
@@ -230,7 +232,11 @@ def write_config_and_tokenizer(
   hf_config: dict,
   words: BaseVocabulary | None,
 ) -> None:
-  """Writes config.gin, hf_config.json and, where there is one, vocabulary/."""
+  """Writes what of a folder stands beside its weights, but checkpoints/.
+
+  They are config.gin and hf_config.json, and where the folder has settings of
+  generation or a tokenizer, generation_config.json and vocabulary/.
+  """
   gin = ''.join(
     f'model.Config.{name} = {value!r}\n'
     for name, value in dataclasses.asdict(config).items()
@@ -238,6 +244,7 @@ def write_config_and_tokenizer(
   gin = f'# The model imported from {source}.\n{gin}'
   fileio.write_atomically(os.path.join(directory, 'config.gin'), gin)
   fileio.write_json(os.path.join(directory, 'hf_config.json'), hf_config)
+  generation_config.write_generation_config(source, directory, hf_config)
   if words is not None:
     vocabulary.copy_vocabulary(words, os.path.join(directory, 'vocabulary'))
 
@@ -287,6 +294,7 @@ def export_weights(
     words = pretrained.read_own_vocabulary(model_dir, config, meta)
     with staging_folder(output, '.exporting') as folder:
       fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
+      generation_config.write_generation_config(model_dir, folder)
       write_tokenizer(folder, words, hf_config['model_type'])
       hf_folder.write_shards(folder, tensors, int(shard_gib * GIB))
       os.rename(folder, output)

@@ -7,11 +7,12 @@ import functools
 import json
 import os
 import socket
+from collections.abc import Mapping
 
 import jax
 
 from atm import fileio
-from atm.checkpoint import paths, reader
+from atm.checkpoint import generation_config, paths, reader
 from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
 from atm.parallel import distributed
@@ -82,10 +83,20 @@ class RunFolder:
 
   # --- Files
 
-  def save_setup(self, config_text: str, vocabulary: Vocabulary) -> None:
-    """Writes config.gin, and the vocabulary where there is none yet.
+  def save_setup(
+    self,
+    config_text: str,
+    vocabulary: Vocabulary,
+    generation: Mapping | None = None,
+  ) -> None:
+    """Writes config.gin, and what is not there yet of a run's other files.
 
     A config.gin that no run has written is kept as config.gin.given.
+
+    Args:
+      config_text: the content of config.gin.
+      vocabulary: goes to vocabulary/.
+      generation: the content of generation_config.json, if there is one.
     """
     if not distributed.is_main_process():
       return
@@ -96,6 +107,9 @@ class RunFolder:
     fileio.write_atomically(config, config_text.encode())
     if not vocabulary_lib.has_vocabulary(self.vocabulary):
       vocabulary_lib.store_files(vocabulary.files, self.vocabulary)
+    path = os.path.join(self.path, generation_config.FILE)
+    if generation and not os.path.exists(path):
+      fileio.write_json(path, dict(generation))
 
   @functools.cached_property
   def step_found(self) -> int | None:

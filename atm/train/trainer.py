@@ -90,7 +90,8 @@ def train(config: TrainConfig) -> TrainingResult:
       config.say(f'`atm export` will refuse this model: {why}')
     count = sum(x.size for x in jax.tree.leaves(state.params))
     config.say(f'model: {count:,} parameters on {mesh_text(mesh)}')
-    folder.save_setup(config.config_text, words)
+    generation = source.generation_config if source else {}
+    folder.save_setup(config.config_text, words, generation)
 
     held_out = held_out_loss.HeldOutLoss(config, model, inputs, mesh)
     ask = config.ask_every and config.make_asker(

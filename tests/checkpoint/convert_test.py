@@ -130,6 +130,9 @@ def test_a_public_model_is_exported_as_it_was(tmp_path, name):
   opened = [pretrained.open_pretrained(x) for x in (folder, run, out)]
   assert len({x.vocabulary.sha256 for x in opened}) == 1
   assert opened[0].config == opened[1].config == opened[2].config
+  generation = opened[0].generation_config
+  assert generation and generation == opened[1].generation_config
+  assert generation == opened[2].generation_config
 
 
 @pytest.mark.slow

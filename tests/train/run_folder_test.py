@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from atm.checkpoint import paths
+from atm.checkpoint import generation_config, paths
 from atm.train.run_folder import RunFolder
 
 
@@ -34,6 +34,16 @@ def test_a_runs_own_vocabulary_is_not_replaced(words, tmp_path):
   folder.save_setup('# two\n', words)
   assert path.read_bytes() == b'own'
   assert (tmp_path / 'config.gin').read_text() == '# two\n'
+
+
+def test_settings_of_generation_come_with_the_first_model(words, tmp_path):
+  folder = RunFolder(str(tmp_path))
+  folder.save_setup('# one\n', words)
+  assert not (tmp_path / 'generation_config.json').exists()
+  for beams in (5, 4):  # of a later command, whose file is not taken
+    folder.save_setup('# two\n', words, {'num_beams': beams})
+  _, kept = generation_config.read_generation_config(str(tmp_path))
+  assert kept == {'num_beams': 5}
 
 
 def test_a_step_was_evaluated_if_its_held_out_losses_are_there(tmp_path):
