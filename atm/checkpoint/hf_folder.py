@@ -266,10 +266,10 @@ class WeightReader:
     """Raises WeightsError unless a stored table is the one computed here."""
     shape, dtype, read = self._tensors[key]
     width = self.abstract['encoder_embedding',].shape[1]
-    rows = np.arange(min(shape[:1], default=0))
-    alike = shape == (len(rows), width) and dtype in FLOATS
-    if alike and len(rows) <= MOST_TABLE_ROWS:
-      table = embeddings.sinusoids(rows, width, fairseq)
+    rows = shape[0] if shape else 0
+    alike = shape == (rows, width) and dtype in FLOATS
+    if alike and 0 < rows <= MOST_TABLE_ROWS:
+      table = embeddings.sinusoids(np.arange(rows), width, fairseq)
       error = np.abs(table - read().astype(np.float32)).max(axis=1)
       # fairseq's row of padding, which is not computed, is zeros.
       if (error > TABLE_ERROR).sum() <= fairseq:

@@ -162,7 +162,7 @@ def check_encoder(config: ModelConfig, source: EncoderSource) -> None:
     raise ValueError(
       f'Config.vocab_size = {config.vocab_size}, but the embedding in '
       f'INIT_ENCODER = {source.directory!r} has {rows} rows and no tokenizer '
-      f'to match them by: put its SentencePiece model there, or set '
+      f'to match them by: put its tokenizer there, or set '
       f'model.Config.vocab_size = {rows}'
     )
 

@@ -502,6 +502,16 @@ def test_positions_of_another_kind_are_refused(tmp_path):
     read_all(folder)
 
 
+def test_a_table_is_not_read_before_its_shape(tmp_path, monkeypatch):
+  folder = variant('pegasus', tmp_path)
+  opened = hf_folder.open_weights(folder)
+  monkeypatch.setattr(hf_folder, 'open_weights', lambda _: opened)
+  for shape in ((2**62, 20), (0, 20), (), (34, 2**62)):
+    opened[TABLES[0]] = opened[TABLES[0]]._replace(shape=shape, read=None)
+    with pytest.raises(hf_keys.WeightsError, match='encoder.embed_positions'):
+      read_all(folder)
+
+
 def test_three_matrices_apart(tmp_path):
   """As transformers 5 writes a model whose matrices are not tied."""
 

@@ -179,7 +179,9 @@ def copy_of(folder: str, to) -> str:
 # --- Weights
 
 
-@pytest.mark.parametrize('name', ['untied', 'blenderbot_a', 'xlmr_xl'])
+@pytest.mark.parametrize(
+  'name', ['untied', 'blenderbot_a', 'xlmr_xl', 'public/m2m_100']
+)
 def test_config_json(name, tmp_path):
   """Faults seen: OverflowError of a vocab_size of 2^63; 'no' taken as True."""
   folder = copy_of(folder_of(name, tmp_path), tmp_path)
