@@ -271,6 +271,7 @@ def _start_worker(prepare: Callable, vocabulary: str, alive) -> None:
   # A terminal sends these to all processes; the first one decides.
   for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # a process has a core
   prepare()(vocabulary=vocabulary)
 
 

@@ -110,6 +110,7 @@ def inspect(
       mixture, vocab.path, sizes.as_setting(), cache_dir, ('train',), say=log,
       configure_tasks=configure_tasks,
     )  # fmt: skip
+    vocab, _ = cache.open_cache(cache_dir)  # with the markers that rows have
   configure_tasks(vocabulary=vocab.path)
   look = inspect_rows(
     mixture, vocab, sizes, cache_dir, examples, seed,
