@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -111,7 +111,24 @@ def open_pretrained(
       config = read_model_config(checkpoints, step)
     vocabulary = read_own_vocabulary(directory, config, meta)
   generation = generation_config.read_generation_config(directory, hf_config)
+  _adopt_target(vocabulary, config, generation[1])
   return PretrainedModel(directory, config, vocabulary, step, meta, *generation)
+
+
+def _adopt_target(
+  vocabulary: BaseVocabulary | None, config: ModelConfig, generation: Mapping
+) -> None:
+  """Makes the language that a folder has outputs begin with the default one.
+
+  It is the start token of mBART-25, and else `forced_bos_token_id`.
+  """
+  if vocabulary is None or not vocabulary.languages:
+    return
+  form, first = vocabulary.input_format, generation.get('forced_bos_token_id')
+  first = config.start_id if form.name == 'mbart' else first
+  codes = [code for code, i in form.languages.items() if i == first]
+  if codes and form.target is None:
+    vocabulary.input_format = dataclasses.replace(form, target=codes[0])
 
 
 def read_tokenizer(

@@ -1,6 +1,8 @@
 """Trained models in a MODEL_DIR and in a Hugging Face folder."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from flax import traverse_util
 
 from atm.checkpoint import checksums, manager, pretrained
 from atm.parallel import mesh as mesh_lib
+from tests.public_folders import PUBLIC
 
 from conftest import tiny
 from goldens import folder_of
@@ -109,3 +112,25 @@ def test_the_vocabulary_is_the_one_of_the_weights(tmp_path, words):
   with pytest.raises(ValueError, match=f'{model} is damaged, or not the voc'):
     open_run(str(run), 1)
   assert open_run(str(run), 2).vocabulary.size == 2048  # nothing says of it
+
+
+@pytest.mark.parametrize(
+  'name, default', [('mbart50', 'en_XX'), ('m2m_100', 'en'), ('nllb', None)]
+)
+def test_outputs_begin_with_the_language_that_a_folder_says(name, default):
+  """By `forced_bos_token_id` of generation_config.json; NLLB's has none."""
+  vocabulary = pretrained.open_pretrained(f'{PUBLIC}/{name}').vocabulary
+  assert vocabulary.input_format.target == default
+
+
+def test_outputs_of_mbart_25_begin_with_the_start_token_s_language(tmp_path):
+  folder = tmp_path / 'mbart25'
+  weights = shutil.ignore_patterns('*.safetensors')
+  shutil.copytree(f'{PUBLIC}/mbart25', folder, ignore=weights)
+  opened = pretrained.open_pretrained(str(folder))
+  assert opened.vocabulary.input_format.target is None
+  config = json.loads((folder / 'config.json').read_text())
+  config['decoder_start_token_id'] = opened.vocabulary.languages['ro_RO']
+  (folder / 'config.json').write_text(json.dumps(config))
+  form = pretrained.open_pretrained(str(folder)).vocabulary.input_format
+  assert form.target == 'ro_RO'
