@@ -1,6 +1,7 @@
 """Import and export: identities, faults that are named, memory."""
 
 import dataclasses
+import filecmp
 import functools
 import json
 import os
@@ -88,6 +89,17 @@ def test_import_after_export_is_the_identity(tmp_path, name, dtype):
   convert.import_weights(out, runs[1], one, say=quiet)
   a, b = (atm.load(run, mesh=one()) for run in runs)
   assert a.config == b.config and a.config.dtype == dtype
+  # The model's own settings of generation go with it, byte for byte.
+  assert a.generation_defaults == b.generation_defaults
+  assert a.generation_defaults.get('max_tokens') == (
+    None if name in ALEXATM else 20
+  )
+  for place in (runs[0], out, runs[1]):
+    if name in BLENDERBOT:
+      own = [f'{x}/generation_config.json' for x in (folder, place)]
+      assert filecmp.cmp(*own, shallow=False)
+    else:
+      assert not os.path.exists(f'{place}/generation_config.json')
   a, b = (traverse_util.flatten_dict(x.params) for x in (a, b))
   assert a.keys() == b.keys()
   for path in a:

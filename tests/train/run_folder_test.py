@@ -1,5 +1,6 @@
 """A run's folder: its lock, and what is put into it."""
 
+import json
 import os
 
 import pytest
@@ -31,7 +32,11 @@ def test_a_runs_own_vocabulary_is_not_replaced(words, tmp_path):
   path = tmp_path / 'vocabulary' / 'sentencepiece.model'
   assert path.read_bytes() == words.model
   path.write_bytes(b'own')
-  folder.save_setup('# two\n', words)
+  own = tmp_path / 'generation_config.json'
+  assert not own.exists()
+  folder.save_setup('# one\n', words, {'num_beams': 5})
+  folder.save_setup('# two\n', words, {'num_beams': 6})
+  assert json.loads(own.read_text()) == {'num_beams': 5}
   assert path.read_bytes() == b'own'
   assert (tmp_path / 'config.gin').read_text() == '# two\n'
 
