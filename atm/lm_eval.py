@@ -52,7 +52,8 @@ GENERATION_KWARGS = {
 }
 SAME_NAMES = (
   'max_tokens', 'length_penalty', 'early_stopping', 'temperature', 'top_k',
-  'top_p', 'min_p', 'repetition_penalty', 'seed',
+  'top_p', 'min_p', 'repetition_penalty', 'seed', 'no_repeat_ngram_size',
+  'encoder_no_repeat_ngram_size',
 )  # fmt: skip
 
 

@@ -372,6 +372,11 @@ def test_sampling(model):
       dict(max_tokens=256, beams=3, top_k=4),
       ['b'],
     ),
+    (
+      {'no_repeat_ngram_size': 3, 'encoder_no_repeat_ngram_size': None},
+      dict(max_tokens=256, no_repeat_ngram_size=3),
+      [],
+    ),
   ],
 )
 def test_generation_options(given, fields, until):
