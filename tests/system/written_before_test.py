@@ -40,9 +40,10 @@ LINUX = pytest.mark.skipif(
 
 # Settings that runs have since then; their defaults are what it did.
 ADDED = re.compile(
-  r'(trainer\.|configure\.)?(train\.)?'
-  r'(HELD_OUT|VOCABULARY_SIZE|held_out|vocabulary_size|PAIRS_TEMPERATURE|'
-  r'pairs_temperature|(SOURCE|TARGET)_LANGUAGE|(source|target)_language) = '
+  r'(trainer\.|configure\.|suite\.)?(train\.)?'
+  r'(held_out|vocabulary_size|new_languages|pairs_temperature|'
+  r'source_language|target_language) = ',
+  re.IGNORECASE,
 )
 
 
