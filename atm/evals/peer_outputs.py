@@ -14,7 +14,7 @@ import numpy as np
 from atm import fileio
 
 REQUEST_FILE, ANSWER_FILE = 'request.json', 'answer.json'
-OUTPUTS = 'greedy', 'beams', 'greedy_texts', 'beams_texts'
+DECODINGS = 'greedy', 'beams', 'defaults'
 # Kept of a folder's generation_config.json where decoding is to be plain.
 ID_FIELDS = (
   'pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id',
@@ -110,15 +110,21 @@ class Peer:
     return states[0].float().numpy(), logits[0].float().numpy()
 
   def answer(self, ids, start: dict, request: dict) -> dict[str, list[int]]:
-    """Returns greedy and beam ids of a prompt, as `request` asks for them."""
+    """Returns what a prompt gives in each of DECODINGS.
+
+    Args:
+      ids: of the encoder.
+      start: see `choose_start`.
+      request: says how many beams and tokens.
+    """
     # A forced language counts as a new token.
     forced = len(start.keys() & {'forced_bos_token_id'})
     most = {'max_new_tokens': request['max_tokens'] + forced}
-    beams = self._own.num_beams or 1
-    beams = {'num_beams': beams if beams > 1 else request['beams']}
+    beams = {'num_beams': request['beams'], **most}
     return {
       'greedy': self.generate(ids, True, start, num_beams=1, **most),
-      'beams': self.generate(ids, False, start, **beams, **most),
+      'beams': self.generate(ids, True, start, **beams),
+      'defaults': self.generate(ids, False, start, **most),
     }
 
 
@@ -130,8 +136,8 @@ def compute_answers(folder: str, say=print) -> dict:
     say: prints a line of progress.
 
   Returns:
-    `ids` of each prompt; with torch also OUTPUTS: the decoder's ids from the
-    start token on, and texts, None where a prompt is not computed.
+    `ids` of each prompt; with torch also those of DECODINGS, from the decoder's
+    start token on, and `NAME_texts`; None where a prompt is not computed.
   """
   request = fileio.read_json(os.path.join(folder, REQUEST_FILE))
   prompts = request['prompts']
@@ -144,9 +150,10 @@ def compute_answers(folder: str, say=print) -> dict:
   if importlib.util.find_spec('torch') is not None:
     say('transformers reads the weights')
     peer = Peer(request['directory'], request['dtype'])
-    answer |= {name: [] for name in OUTPUTS}
+    texts = [f'{name}_texts' for name in DECODINGS]
+    answer |= {name: [] for name in (*DECODINGS, *texts)}
     for number, (ids, prompt) in enumerate(zip(rows, prompts)):
-      found = dict.fromkeys(OUTPUTS)
+      found = dict.fromkeys((*DECODINGS, *texts))
       if prompt['computed'] and len(ids) <= request['positions']:
         say(f'transformers: prompt {number + 1}')
         start = choose_start(tokenizer, prompt['target'])

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from atm.evals import check_prompts, model_comparison
+from atm.evals import check_prompts, model_comparison, peer_outputs
 from atm.evals.check_report import Report
 from atm.inference import api, sampling
 
@@ -61,10 +61,15 @@ def test_numbers_that_are_not_finite_are_a_problem(model):
   assert report.problems[0] == 'states, logits some are not finite'
 
 
-def test_beams_are_the_folders_or_four():
-  make = model_comparison.make_beam_config
-  assert make({}) == sampling.Config(max_tokens=16, beams=4)
+def test_the_folders_own_settings_are_for_defaults_alone(model):
   own = {'beams': 6, 'length_penalty': 0.6, 'max_tokens': 200}
-  assert make(own) == sampling.Config(
-    max_tokens=16, beams=6, length_penalty=0.6
-  )
+  mine = dataclasses.replace(model, generation_defaults=own)
+  decodings = model_comparison.list_decodings(mine)
+  assert [*decodings] == [*peer_outputs.DECODINGS]
+  used = {
+    name: config.with_defaults(model.generation_defaults)
+    for name, (model, config) in decodings.items()
+  }
+  assert [c.beams for c in used.values()] == [1, 4, 6]
+  assert [c.length_penalty for c in used.values()] == [1.0, 1.0, 0.6]
+  assert {c.max_tokens for c in used.values()} == {16}
