@@ -117,9 +117,7 @@ class Peer:
       start: see `choose_start`.
       request: says how many beams and tokens.
     """
-    # A forced language counts as a new token.
-    forced = len(start.keys() & {'forced_bos_token_id'})
-    most = {'max_new_tokens': request['max_tokens'] + forced}
+    most = {'max_new_tokens': request['max_tokens']}
     beams = {'num_beams': request['beams'], **most}
     return {
       'greedy': self.generate(ids, True, start, num_beams=1, **most),

@@ -7,7 +7,7 @@ import pytest
 
 from atm.evals import check_prompts, model_comparison, peer_outputs
 from atm.evals.check_report import Report
-from atm.inference import api, sampling
+from atm.inference import api
 
 from goldens import HERE
 
