@@ -7,7 +7,10 @@ import shutil
 GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'golden')
 PUBLIC = os.path.join(GOLDEN, 'public')
 NAMES = ('mbart25', 'mbart50', 'm2m_100', 'nllb', 'pegasus', 'blenderbot')
-MODEL_TYPES = {'mbart25': 'mbart', 'mbart50': 'mbart', 'nllb': 'm2m_100'}
+MODEL_TYPES = {
+  **dict(zip(NAMES, NAMES)), 'mbart25': 'mbart', 'mbart50': 'mbart',
+  'nllb': 'm2m_100',
+}  # fmt: skip
 
 
 def copy_folder(name: str, place, **settings) -> str:
@@ -15,7 +18,7 @@ def copy_folder(name: str, place, **settings) -> str:
   folder = os.path.join(place, name)
   weights = shutil.ignore_patterns('*.safetensors', 'generation_config.json')
   shutil.copytree(os.path.join(PUBLIC, name), folder, ignore=weights)
-  config = {'model_type': MODEL_TYPES.get(name, name)}
+  config = {'model_type': MODEL_TYPES[name]}
   with open(os.path.join(folder, 'config.json'), 'w') as f:
     json.dump(config, f)
   change(os.path.join(folder, 'tokenizer_config.json'), **settings)

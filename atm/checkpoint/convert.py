@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -28,8 +28,7 @@ from atm.checkpoint import (
 from atm.checkpoint.paths import CHECKPOINTS
 from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
-from atm.data.tokenizer_folder import CLASSES
-from atm.data.vocabulary_base import FORMAT_FILE, BaseVocabulary
+from atm.data.vocabulary_base import BaseVocabulary
 from atm.messages import (
   check_arguments,
   check_index,
@@ -295,47 +294,19 @@ def export_weights(
     with staging_folder(output, '.exporting') as folder:
       fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
       generation_config.write_generation_config(model_dir, folder)
-      write_tokenizer(folder, words, hf_config['model_type'])
+      write_tokenizer(folder, words)
       hf_folder.write_shards(folder, tensors, int(shard_gib * GIB))
       os.rename(folder, output)
   reader_of = READERS[hf_keys.get_model_type(hf_config)]
   say(f'wrote step {step} of {model_dir} to {output}, for {reader_of}')
 
 
-def write_tokenizer(
-  folder: str, words: BaseVocabulary | None, model_type: str
-) -> None:
+def write_tokenizer(folder: str, words: BaseVocabulary | None) -> None:
   """Writes the files of a vocabulary, if there is one, into a folder."""
-  if words is None:
-    return
-  for name, content in words.files.items():
-    own = name == vocabulary.MODEL_FILE
-    path = os.path.join(folder, hf_folder.OWN_TOKENIZER if own else name)
+  names = {vocabulary.MODEL_FILE: hf_folder.OWN_TOKENIZER}
+  for name, content in ({} if words is None else words.export_files()).items():
+    path = os.path.join(folder, names.get(name, name))
     fileio.write_atomically(path, content)
-  if FORMAT_FILE in words.files:
-    # transformers frames texts by the class, which no other file names.
-    form = words.input_format.name
-    family = form.removesuffix('_legacy') if form != 'plain' else model_type
-    config = {'tokenizer_class': CLASSES[family]}
-    if form == 'nllb_legacy':
-      config['legacy_behaviour'] = True
-    kept = fileio.parse_json(words.files[FORMAT_FILE], path)
-    config |= describe_added(kept.get('added', ()))
-    fileio.write_json(os.path.join(folder, 'tokenizer_config.json'), config)
-
-
-def describe_added(tokens: Iterable[dict]) -> dict:
-  """Returns what tokenizer_config.json has of M2M-100's added tokens.
-
-  Others have them in tokenizer.json.
-  """
-  tokens = {str(token['id']): {'special': True, **token} for token in tokens}
-  if not tokens:
-    return {}
-  contents = [token['content'] for token in tokens.values() if token['special']]
-  return {
-    'added_tokens_decoder': tokens, 'additional_special_tokens': contents,
-  }  # fmt: skip
 
 
 def plan_export(

@@ -8,6 +8,7 @@ streams and stop strings: by tokens with U+2581 for a space, or by bytes.
 import codecs
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 
@@ -50,6 +51,7 @@ FORMAT_FORM = {
   'source': (str, None),
   'target': (str, None),
   'clean_up': bool,
+  'tokenizer_class?': str,
   'added?': [{'content': str, 'id': int}],
   'silent?': [int],
 }
@@ -139,6 +141,31 @@ class HFTokenizer(BaseVocabulary):
     silent = np.array([token is None for token in self._tokens])
     silent[list(self._backend.silent)] = True
     return silent
+
+  def export_files(self) -> dict[str, bytes]:
+    """Returns `files` with tokenizer_config.json, by which transformers reads.
+
+    transformers frames a text by the class that is named there.
+    """
+    form = self._settings
+    config = {
+      'tokenizer_class': form.get('tokenizer_class') or self._guess_class(),
+      'src_lang': form['source'],
+      'tgt_lang': form['target'],
+      'clean_up_tokenization_spaces': form['clean_up'],
+      **{key: self._tokens[i] for key, i in form['special'].items()},
+      **self._backend.export_settings(),
+    }
+    if form['input_format'] == 'nllb_legacy':
+      config['legacy_behaviour'] = True
+    text = json.dumps(config, indent=1, ensure_ascii=False)
+    return {**self._files, 'tokenizer_config.json': text.encode()}
+
+  def _guess_class(self) -> str:
+    """Returns the class of a tokenizer that was kept without its name."""
+    family = self._settings['input_format'].removesuffix('_legacy')
+    plain = 'pegasus' if self._bytes is None else 'blenderbot'
+    return tokenizer_folder.CLASSES.get(family, tokenizer_folder.CLASSES[plain])
 
   @property
   def least_rows(self) -> int:

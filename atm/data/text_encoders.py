@@ -15,6 +15,7 @@ import sentencepiece
 
 from atm import fileio
 from atm.data.tokenizer_folder import (
+  M2M_CODES,
   SENTENCEPIECE_FILE,
   TOKENIZER_FILE,
   VOCAB_FILE,
@@ -63,6 +64,13 @@ class JsonEncoder:
     finally:
       self._tokenizer.encode_special_tokens = False
     return [np.array(row.ids, np.int32) for row in rows]
+
+  def export_settings(self) -> dict:
+    """Returns what tokenizer_config.json says of encoding."""
+    splitter = self._tokenizer.pre_tokenizer
+    settings = {} if splitter is None else json.loads(splitter.__getstate__())
+    space = settings.get('add_prefix_space')
+    return {} if space is None else {'add_prefix_space': space}
 
   @functools.cached_property
   def _normalizers(self) -> list:
@@ -119,15 +127,17 @@ class PieceEncoder:
     for token, i in self._ids.items():
       self.tokens[i] = token
     self.silent = {*settings['silent'], *named.values()}
+    self._settings = settings
     longest = sorted(self._added, key=len, reverse=True)
     self._split = re.compile(f'({"|".join(map(re.escape, longest))})')
 
   def encode(self, text: str) -> list[int]:
     parts = self._split.split(text) if self._added else [text]
     for at in range(1, len(parts), 2):
-      if self._added[parts[at]].get('lstrip'):
+      token = self._added[parts[at]]
+      if token.get('lstrip'):
         parts[at - 1] = parts[at - 1].rstrip()
-      if self._added[parts[at]].get('rstrip'):
+      if token.get('rstrip'):
         parts[at + 1] = parts[at + 1].lstrip()
     ids = []
     for at, part in enumerate(parts):
@@ -136,6 +146,25 @@ class PieceEncoder:
       elif part:
         ids += self._look_up(self._sp.encode(part, out_type=str))
     return ids
+
+  def export_settings(self) -> dict:
+    """Returns what tokenizer_config.json says of languages and added tokens."""
+    languages = (*self._settings['languages'],)
+    known = (name for name, x in M2M_CODES.items() if x == languages)
+    flags = ('lstrip', 'rstrip', 'normalized', 'special')
+    return {
+      'language_codes': next(known, 'm2m100'),
+      'extra_special_tokens': [
+        self.tokens[i] for i in self._settings['silent']
+      ],
+      'added_tokens_decoder': {
+        str(token['id']): {
+          'content': token['content'], 'single_word': False,
+          **{flag: token.get(flag, False) for flag in flags},
+        }
+        for token in self._added.values()
+      },
+    }  # fmt: skip
 
   def _look_up(self, pieces: Iterable[str]) -> list[int]:
     return [self._ids.get(piece, self._unk_id) for piece in pieces]

@@ -333,6 +333,7 @@ def _write_format(
   ours = lambda code: code if code in languages else None
   values = {
     'input_format': form,
+    'tokenizer_class': folder.name,
     'languages': languages,
     'source': ours(named('src_lang')),
     'target': ours(named('tgt_lang')),

@@ -22,6 +22,7 @@ class BaseVocabulary:
   size: int
   # Texts that `decode` replaces once they are whole.
   revised: tuple[str, ...] = ()
+  files: dict[str, bytes]
   _silent: np.ndarray  # [V] bool: tokens that stand for no text
 
   def _special(self, token: str) -> int:
@@ -31,6 +32,10 @@ class BaseVocabulary:
   def surfaces(self, ids: Sequence[int]) -> list[str]:
     """Returns [L] texts of [L] ids."""
     raise NotImplementedError
+
+  def export_files(self) -> dict[str, bytes]:
+    """Returns what a Hugging Face folder holds of it: name -> bytes."""
+    return self.files
 
   @property
   def least_rows(self) -> int:

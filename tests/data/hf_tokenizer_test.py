@@ -11,7 +11,7 @@ import pytest
 from atm.data import hf_tokenizer
 from atm.data.vocabulary import copy_vocabulary, has_vocabulary, open_vocabulary
 from atm.inference import stop_strings
-from tests.public_folders import GOLDEN, NAMES, copy_folder
+from tests.public_folders import GOLDEN, MODEL_TYPES, NAMES, copy_folder
 
 
 @pytest.fixture(scope='module')
@@ -225,3 +225,30 @@ def test_what_is_no_text_or_no_id_is_refused(opened):
   for ids in ([774], [-1], ['x'], 'x'):
     with pytest.raises(ValueError, match='ids'):
       vocabulary.decode(ids)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_transformers_reads_what_is_exported(name, opened, tmp_path):
+  """The same ids, texts, frames, by the files of `export_files` alone."""
+  transformers = pytest.importorskip('transformers')
+  vocabulary = opened(name)
+  for file, content in vocabulary.export_files().items():
+    (tmp_path / file).write_bytes(content)
+  (tmp_path / 'config.json').write_text(
+    json.dumps({'model_type': MODEL_TYPES[name]})
+  )
+  codes = [*vocabulary.languages][:2]
+  named = dict(zip(('src_lang', 'tgt_lang'), codes))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, **named)
+  for text in tokens()['hard']:
+    ids = theirs(text, add_special_tokens=False).input_ids
+    assert vocabulary.encode(text) == ids, text
+    assert vocabulary.decode(ids) == theirs.decode(
+      ids, skip_special_tokens=True
+    )
+  if codes:
+    ids = vocabulary.encode('Alle')
+    form = vocabulary.input_format
+    assert form.frame(ids, codes[0]) == theirs('Alle').input_ids
+    assert form.labels(ids, codes[1]) == theirs(text_target='Alle').input_ids
+  assert open_vocabulary(tmp_path).sha256 == vocabulary.sha256
