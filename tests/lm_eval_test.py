@@ -23,7 +23,7 @@ from lm_eval.api.model import CachingLM
 from lm_eval.tasks import TaskManager
 
 import gin
-from atm.checkpoint import manager
+from atm.checkpoint import manager, pretrained
 from atm.cli import main
 from atm.data import vocabulary_training
 from atm.inference import api, prompts, sampling
@@ -33,6 +33,7 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 from atm.train.run_folder import RunFolder
 from atm.train.step import State
+from tests.public_folders import PUBLIC
 
 from small_models import init
 
@@ -628,3 +629,24 @@ def test_wrong_options_of_tasks_are_named(name, value):
   """Fault seen: 'no' sampled or not by the temperature, without a word."""
   with pytest.raises(ValueError, match=f'{name}.* = .*expected'):
     generation({name: value})
+
+
+@pytest.mark.parametrize(
+  'name, mode, message',
+  [
+    ('nllb', None, 'between named languages, which the harness does not name'),
+    ('nllb', 'clm', r"mode = 'clm': the vocabulary has no \[CLM\]"),
+    ('pegasus', 'denoise', r"mode = 'denoise': the vocabulary has no \[CLM\]"),
+    ('pegasus', None, ''),
+  ],
+)
+def test_public_models_are_asked_in_their_own_frame(name, mode, message):
+  source = pretrained.open_pretrained(f'{PUBLIC}/{name}')
+  model = api.Model(source.config, {}, source.vocabulary, None, None, 0)
+  if message:
+    with pytest.raises(ValueError, match=message):
+      AtmLM(model, mode)
+    return
+  adapter = AtmLM(model, mode)
+  assert (adapter.mode, adapter.frame) == (None, 'plain')
+  assert adapter.room == source.config.positions - 1

@@ -76,6 +76,8 @@ def test_a_default_stands_where_no_language_is_named():
   assert framing.start() == [2, codes['deu_Latn']]
   assert framing.label(X)[0] == codes['deu_Latn']
   framing.check_named([None], [None])
+  same = framing.describe_languages(['deu_Latn'], [None])
+  assert same == 'deu_Latn (German) to deu_Latn (German)'
   text = framing.describe_languages([None], ['zho_Hant'])
   assert text == 'eng_Latn (English) to zho_Hant (Chinese (Traditional))'
   pairs = [None, 'fra_Latn'], [None, None]
