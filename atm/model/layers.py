@@ -241,10 +241,15 @@ def _relu_forward(x):
   return active, active
 
 
-relu.defvjp(
-  _relu_forward,
-  lambda active, cotangent: (jnp.where(active > 0, cotangent, 0),),
-)
+def _relu_backward(active, cotangent):
+  if matmul.on_tpu():
+    # Else XLA writes the comparison out in the forward pass and reads it back,
+    # in passes of their own: 1.07 times the cycles of both products on v5e.
+    active = jax.lax.optimization_barrier(active)
+  return (jnp.where(active > 0, cotangent, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
 
 
 class FeedForward(nn.Module):

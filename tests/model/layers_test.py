@@ -52,6 +52,16 @@ def test_of_relu_the_result_alone_is_kept():
   np.testing.assert_array_equal(residuals[0], out)
 
 
+@pytest.mark.parametrize('platform, apart', [('tpu', 1), ('gpu', 0)])
+def test_relus_sign_is_read_in_the_backward_pass_on_tpus(platform, apart):
+  x = jnp.ones((2, 4))
+  device = jax.sharding.AbstractDevice('any', num_cores=1, platform=platform)
+  mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    jaxpr = jax.make_jaxpr(jax.grad(lambda x: layers.relu(x).sum()))(x)
+  assert str(jaxpr).count('optimization_barrier') == apart
+
+
 @pytest.mark.parametrize('norm', ['standard', 'uncentred'])
 def test_the_norms_gradient_is_that_of_its_formula(rng, norm):
   """Against JAX's own, of moments about the mean; some rows far from 0.
