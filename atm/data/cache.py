@@ -107,7 +107,7 @@ def build(
       the model in the same few rows over and over.
     processes: how many work; None: one a core.
     share: (i, n): this is machine i of n, from 0, and takes every n-th unit.
-    configure_tasks: called with the vocabulary's path before reading.
+    configure_tasks: called with vocabulary=PATH, or first without arguments.
     prepare: called in every other process, gives it its `configure_tasks`; it
       must pickle. None: works in this process alone.
     say: logs a line.

@@ -90,7 +90,7 @@ def train(config: TrainConfig) -> TrainingResult:
       config.say(f'`atm export` will refuse this model: {why}')
     count = sum(x.size for x in jax.tree.leaves(state.params))
     config.say(f'model: {count:,} parameters on {mesh_text(mesh)}')
-    generation = source.generation_config if source else {}
+    generation = choose_generation_config(source, words)
     folder.save_setup(config.config_text, words, generation)
 
     held_out = held_out_loss.HeldOutLoss(config, model, inputs, mesh)
@@ -131,6 +131,19 @@ def find_source(
   source = pretrained.open_pretrained(config.init_from)
   config_checks.check_same_model(config.model_config, source)
   return source
+
+
+def choose_generation_config(source: PretrainedModel | None, words) -> dict:
+  """Returns the generation_config.json that a run keeps of its source.
+
+  None where the run adds markers: it then learns to go on with texts, and what
+  a translation is forced to begin with would spoil them.
+  """
+  if source is None:
+    return {}
+  old = source.vocabulary
+  gains = old is not None and words.special_ids() != old.special_ids()
+  return {} if gains else source.generation_config
 
 
 def describe(config: TrainConfig, inputs: Inputs) -> dict:

@@ -86,6 +86,7 @@ class LateVocabulary(seqio.SentencePieceVocabulary):
     if isinstance(self.words, Vocabulary):
       return super()._encode_tf(s)
     encode = lambda raw: self.words.encode_batch([raw.decode()])[0]
+    s = tf.convert_to_tensor(s, tf.string)
     ids = tf.numpy_function(encode, (s,), tf.int32, stateful=False)
     ids.set_shape([None])
     return ids

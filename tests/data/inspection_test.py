@@ -1,14 +1,22 @@
 """Rows are decoded for display as they stand."""
 
+import os
+
 import numpy as np
 import pytest
 
+from atm.data import batches as batches_lib
 from atm.data import (
+  cache,
   counter_rng,
   inspection,
   span_corruption,
+  vocabulary,
   vocabulary_training,
 )
+
+from goldens import HERE
+from row_caches import LENGTHS, write_shipped_texts
 
 MARKS = (inspection.READ, inspection.DROPPED, inspection.WRITTEN)
 
@@ -59,3 +67,35 @@ def test_expected_spans_are_those_that_are_drawn(budget):
   expected = inspection.expect_span_counts(budgets, 3.0, 24)
   # Counts of a length vary by about the root of what is expected.
   assert (abs(found - expected) < 5 * np.sqrt(expected) + 5).all()
+
+
+@pytest.mark.parametrize('name', ['mbart50', 'pegasus'])
+def test_rows_of_public_tokenizers(name, tmp_path):
+  """They are built with markers; Pegasus has no `<s>`, and reads none."""
+  import atm_tasks
+
+  text = tmp_path / 'text'
+  text.mkdir()
+  write_shipped_texts(text)
+  public = os.path.join(HERE, 'public', name)
+  configure = lambda **named: atm_tasks.configure(text_dir=str(text), **named)
+  cache.build(
+    'text', public, LENGTHS, str(tmp_path / 'rows'), ('train',),
+    configure_tasks=configure, say=lambda text: None,
+  )  # fmt: skip
+  words, lengths = cache.open_cache(str(tmp_path / 'rows'))
+  assert words.size == vocabulary.open_vocabulary(public).size + 2
+  parts = batches_lib.load_parts(
+    'text', 'train', words, lengths, str(tmp_path / 'rows')
+  )
+  batches = batches_lib.Batches(parts, words, lengths, 4, 0, start_id=5)
+  opening = [0] if name == 'mbart50' else []
+  for each in inspection.pick_examples(batches, words, 1):
+    kind = each.part.objective.name
+    marker = [words.clm_id] if kind == 'clm' else []
+    arrays = batches.make_rows(*batches.locate(np.array([each.n])))
+    (source,) = arrays['encoder_input_tokens']
+    assert source.tolist()[: len(opening + marker)] == opening + marker
+    assert arrays['decoder_input_tokens'][0, 0] == 5
+  counts = inspection.measure_objectives(batches, 50)
+  assert {kind.name for kind in counts} == {'denoise', 'clm'}

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import seqio
 
@@ -9,6 +10,8 @@ import atm_tasks
 from atm.data import objectives
 from atm_tasks.pretraining import tasks
 from atm_tasks.pretraining.tasks import MixtureRates, compute_rates
+
+from goldens import HERE
 
 
 @pytest.mark.parametrize(
@@ -67,3 +70,18 @@ def test_languages_of_a_cache(tmp_path):
 def test_a_vocabulary_is_named_before_tokens_are_read():
   with pytest.raises(ValueError, match='no vocabulary is named yet'):
     tasks.LateVocabulary().encode('a')
+
+
+@pytest.mark.parametrize('name', ['nllb', 'm2m_100'])
+def test_seqio_reads_public_tokenizers(name):
+  """Its two readers give the ids that rows are made of."""
+  late = tasks.LateVocabulary()
+  late.use(os.path.join(HERE, 'public', name))
+  text = 'All human beings are born'
+  ids = late.words.encode(text)
+  assert list(late.encode(text)) == ids == late.encode_tf(text).numpy().tolist()
+  assert late.decode(ids) == late.decode_tf(ids).numpy().decode() == text
+  both = late.decode_tf(np.array([ids, ids])).numpy().tolist()
+  assert both == [text.encode()] * 2
+  special = late.pad_id, late.bos_id, late.eos_id, late.unk_id
+  assert special == (1, 0, 2, 3) and late.vocab_size == late.words.size

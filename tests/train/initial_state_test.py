@@ -103,6 +103,8 @@ def test_a_public_model_goes_on_with_markers(train, tmp_path):
   run = train(tmp_path / 'whole', 3, **settings)
   line = 'new tokens: [CLM] [DOC]; the embedding grows from 603 to 606 rows'
   assert line in run.lines
+  assert there.generation_config['forced_bos_token_id'] == 547
+  assert not (tmp_path / 'whole' / 'generation_config.json').exists()
   assert run.vocabulary.clm_id == 597 == run.vocabulary.size - 2
   with pytest.raises(Stop):
     train(tmp_path / 'parts', 3, stop_at=1, **settings)
