@@ -85,7 +85,11 @@ class LateVocabulary(seqio.SentencePieceVocabulary):
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     if isinstance(self.words, Vocabulary):
       return super()._encode_tf(s)
-    encode = lambda raw: self.words.encode_batch([raw.decode()])[0]
+
+    def encode(raw):  # bytes, or an array of them outside of a graph
+      raw = raw.item() if isinstance(raw, np.ndarray) else raw
+      return self.words.encode_batch([raw.decode()])[0]
+
     s = tf.convert_to_tensor(s, tf.string)
     ids = tf.numpy_function(encode, (s,), tf.int32, stateful=False)
     ids.set_shape([None])
