@@ -148,15 +148,19 @@ def choose_generation_config(source: PretrainedModel | None, words) -> dict:
 
 def describe(config: TrainConfig, inputs: Inputs) -> dict:
   """Returns what every checkpoint says of its run, as JSON."""
+  data = {
+    'mixture': config.mixture,
+    'seed': config.seed,
+    'batch_size': config.batch_size,
+    'rows': inputs.digest,
+  }
+  pairs = [part for part in inputs.parts if part.objective.name == 'pair']
+  if len(pairs) > 1:
+    data['pairs_rates'] = [part.rate for part in pairs]
   return {
     'model': dataclasses.asdict(config.model_config),
     'vocabulary': inputs.vocabulary.sha256,
-    'data': {
-      'mixture': config.mixture,
-      'seed': config.seed,
-      'batch_size': config.batch_size,
-      'rows': inputs.digest,
-    },
+    'data': data,
     'lengths': config.lengths,
     'optimizer': optimizer.describe_state(config.optimizer_config),
     'skip_steps': [list(steps) for steps in config.skip_steps],

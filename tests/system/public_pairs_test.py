@@ -41,7 +41,7 @@ def pairs(tmp_path_factory) -> str:
   return str(path)
 
 
-def tune(folder, pairs: str, stop_at=None) -> list[str]:
+def tune(folder, pairs: str, stop_at=None, temperature=3.0) -> list[str]:
   """Tunes the model in a folder; returns what the run said."""
   lines = []
 
@@ -51,7 +51,7 @@ def tune(folder, pairs: str, stop_at=None) -> list[str]:
       raise Stop
 
   configure = functools.partial(
-    atm_tasks.configure, pairs=pairs, pairs_temperature=3.0,
+    atm_tasks.configure, pairs=pairs, pairs_temperature=temperature,
     source_language='English', target_language='ta',
   )  # fmt: skip
   config = small_config(
@@ -93,6 +93,8 @@ def test_a_stopped_run_goes_on_as_it_was(tuned, pairs, tmp_path):
   """Directions are drawn by the step alone."""
   with pytest.raises(Stop):
     tune(tmp_path / 'run', pairs, stop_at=7)
+  with pytest.raises(ValueError, match='use the same PAIRS_TEMPERATURE'):
+    tune(tmp_path / 'run', pairs, temperature=1.0)
   said = tune(tmp_path / 'run', pairs)
   assert any(line.startswith('resumed from step 5') for line in said)
   whole, _ = tuned
