@@ -181,6 +181,12 @@ def vocabulary_of(
       f'INIT_FROM = {source.directory!r} has no vocabulary: set VOCABULARY to '
       'the one it was trained with'
     )
+  for code in config.new_languages or ():
+    if own is not None and code in own.languages:
+      raise ValueError(
+        f'NEW_LANGUAGES: INIT_FROM = {source.directory!r} has {code!r} '
+        'already: leave it out'
+      )
   words = own if path is None else open_vocabulary(path)
   if own is None or words.sha256 == own.sha256:
     return add_tokens(words, config, directory)

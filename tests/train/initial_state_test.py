@@ -100,6 +100,8 @@ def test_a_public_model_goes_on_with_markers(train, tmp_path):
     model_config=dataclasses.replace(there.config, dropout=0.1, vocab_size=606),
     save_every=1, eval_every=9,
   )  # fmt: skip
+  with pytest.raises(ValueError, match="NEW_LANGUAGES: .* has 'de_DE' alr"):
+    train(tmp_path / 'no', 3, new_languages={'de_DE': 'en_XX'}, **settings)
   run = train(tmp_path / 'whole', 3, **settings)
   line = 'new tokens: [CLM] [DOC]; the embedding grows from 603 to 606 rows'
   assert line in run.lines
