@@ -32,6 +32,9 @@ _FIELDS = {
 }  # fmt: skip
 # What transformers takes where a model samples and says no more.
 _SAMPLING = {'temperature': 1.0, 'top_k': 50}
+# Fields that do nothing without beams, and without a temperature.
+_OF_BEAMS = {'length_penalty', 'early_stopping'}
+_OF_SAMPLING = {'top_k', 'top_p', 'min_p'}
 # Read by others, or of no effect on which tokens are chosen.
 _ELSEWHERE = {
   'do_sample', 'temperature', 'max_length', 'min_length', 'bad_words_ids',
@@ -184,9 +187,12 @@ def fill_settings(
   """
   fields = {name: x for name, x in defaults.items() if name != 'banned'}
   filled, plain = config.with_defaults(fields), sampling.Config()
+  names = filled.given - config.given
+  names -= set() if filled.beams > 1 else _OF_BEAMS
+  names -= set() if filled.temperature else _OF_SAMPLING
   taken = [
     f'{name} {getattr(filled, name)}'
-    for name in sorted(filled.given - config.given)
+    for name in sorted(names)
     if getattr(filled, name) != getattr(plain, name)
   ]
   own = defaults.get('banned', ())

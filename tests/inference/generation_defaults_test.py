@@ -131,6 +131,10 @@ def test_what_counts_is_described():
   assert fill(Config(beams=1)) == 'settings of m: max_tokens 199'
   assert fill(Config(temperature=0.5)) == 'settings of m: max_tokens 199'
   assert fill(Config(beams=2, max_tokens=8)) is None
+  idle = dict(length_penalty=0.6, early_stopping=True, top_k=50)
+  assert fill(Config(beams=1), **idle) == 'settings of m: max_tokens 199'
+  assert 'early_stopping True' in fill(Config(), **idle)
+  assert 'top_k 50' in fill(Config(temperature=1.0), **idle)
   bans = fill(Config(), banned=[[3], [4]])
   assert bans == 'settings of m: beams 5, max_tokens 199, banned 2'
 
