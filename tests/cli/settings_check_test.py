@@ -16,8 +16,8 @@ def check(run, *arguments, files=(), trusted=()):
 @pytest.mark.parametrize(
   'run, argument, message',
   [
-    ('infer', 'LIMIT=1', 'LIMIT is not a setting of infer; eval, finetune, '
-     "lm_eval and pretrain have it. Did you mean 'SPLIT'?"),
+    ('infer', 'LIMIT=1', 'LIMIT is not a setting of infer; check, eval, '
+     "finetune, lm_eval and pretrain have it. Did you mean 'SPLIT'?"),
     ('infer', 'TRAIN_STEPS=7', 'mixture, plan and pretrain have it.'),
     ('chat', 'SEED=3', 'SEED is not a setting of chat; eval,'),
     ('pretrain', 'TOPOLOGY=None', 'pretrain; plan has it.'),
