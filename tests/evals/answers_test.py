@@ -7,6 +7,7 @@ import pytest
 
 from atm.evals import answers as answers_lib
 from atm.evals import predict
+from atm.inference import sampling
 
 from eval_runs import go_offline, random_model, run, tasks
 
@@ -65,3 +66,20 @@ def test_what_is_answered_is_not_asked_again(
   assert run(model, tasks(name), parts) == whole and len(asked) == 2 * count
   run(dataclasses.replace(model, step=8), tasks(name), parts)
   assert len(asked) == 3 * count
+
+
+def test_generated_answers_are_those_of_the_settings(tmp_path):
+  """A choice does not depend on them, and earlier answers have none."""
+  open_folder = lambda **settings: answers_lib.AnswerFolder(
+    str(tmp_path), '/run', None, 'refuse', False, 8, print,
+    sampling.Config(**settings),
+  )  # fmt: skip
+  for name, generated in (('squadv2', True), ('xnli_de', False)):
+    (task,) = tasks(name)
+    questions = task.make_questions(None)[:2]
+    describe = lambda folder: folder.describe(task, questions, 1)[1]
+    plain = describe(open_folder())
+    assert 'generation' not in plain
+    other = describe(open_folder(beams=5, no_repeat_ngram_size=3))
+    own = {'beams': 5, 'no_repeat_ngram_size': 3}
+    assert other == plain | ({'generation': own} if generated else {})
