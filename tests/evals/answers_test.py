@@ -77,9 +77,9 @@ def test_generated_answers_are_those_of_the_settings(tmp_path):
   for name, generated in (('squadv2', True), ('xnli_de', False)):
     (task,) = tasks(name)
     questions = task.make_questions(None)[:2]
-    describe = lambda folder: folder.describe(task, questions, 1)[1]
-    plain = describe(open_folder())
+    plain = open_folder().describe(task, questions, 1)[1]
     assert 'generation' not in plain
-    other = describe(open_folder(beams=5, no_repeat_ngram_size=3))
+    folder = open_folder(beams=5, no_repeat_ngram_size=3)
+    other = folder.describe(task, questions, 1)[1]
     own = {'beams': 5, 'no_repeat_ngram_size': 3}
     assert other == plain | ({'generation': own} if generated else {})
