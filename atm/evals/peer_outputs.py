@@ -44,7 +44,11 @@ def tokenize_prompt(tokenizer, prompt: dict) -> list[int]:
   if (source := prompt['source']) is not None:
     is_m2m = hasattr(tokenizer, 'get_lang_id')
     tokenizer.src_lang = source.strip('_') if is_m2m else source
-  return tokenizer(prompt['text'])['input_ids']
+  ids, end = tokenizer(prompt['text'])['input_ids'], tokenizer.eos_token_id
+  # transformers 5 puts no end token behind a Blenderbot's text: version 4 did,
+  # as the model was trained.
+  is_blenderbot = type(tokenizer).__name__.startswith('BlenderbotTokenizer')
+  return [*ids, end] if is_blenderbot and ids[-1:] != [end] else ids
 
 
 def choose_start(tokenizer, target: str | None) -> dict:

@@ -50,6 +50,15 @@ def test_token_ids_need_no_torch(name, code, place, tmp_path, monkeypatch):
   assert json.loads((tmp_path / 'answer.json').read_text()) == answer
 
 
+def test_a_blenderbots_text_ends_as_it_was_trained():
+  """Without the end token states and outputs were another prompt's."""
+  folder = f'{PUBLIC}/blenderbot'
+  tokenizer = peer_outputs.open_tokenizer(folder, [{'text': 'Hello'}])
+  prompt = {'text': 'Hello', 'source': None}
+  *ids, end = peer_outputs.tokenize_prompt(tokenizer, prompt)
+  assert end == tokenizer.eos_token_id not in ids and ids
+
+
 def test_a_folder_without_texts_needs_no_tokenizer():
   assert peer_outputs.open_tokenizer('none', [{'text': None}]) is None
   assert peer_outputs.choose_start(None, None) == {}
