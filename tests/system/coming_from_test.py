@@ -13,7 +13,8 @@ from atm.cli import commands, gin_names
 from atm.inference import api, sampling
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
-PAGES = [f for f in sorted(os.listdir(f'{ROOT}/docs')) if f.startswith('from-')]
+# docs/from-mbart.md is a recipe, and names no other library's settings.
+PAGES = [f'from-{library}.md' for library in ('fairseq', 'huggingface', 't5x')]
 
 
 def settings() -> set[str]:
