@@ -92,8 +92,7 @@ def import_weights(
     raise ValueError(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
-  hf_config = hf_folder.read_hf_config(source)
-  config = config_json.config_from_hf(hf_config, path)
+  hf_config, config = pretrained.read_hf_model(source)
   words = pretrained.read_tokenizer(source, hf_config, config)
   abstract = parameters.abstract_params(AlexaTM(config), make_mesh(), rules)
   weights = hf_folder.WeightReader(source, hf_config, abstract)

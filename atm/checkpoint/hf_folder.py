@@ -8,6 +8,7 @@ memory stays near the largest of them.
 """
 
 import collections
+import contextlib
 import functools
 import math
 import os
@@ -21,7 +22,11 @@ from flax import traverse_util
 from atm import fileio
 from atm.checkpoint import hf_keys
 from atm.checkpoint.hf_keys import Layout, WeightsError
-from atm.checkpoint.torch_reader import Tensor, open_torch_file
+from atm.checkpoint.torch_reader import (
+  Tensor,
+  TorchFileError,
+  open_torch_file,
+)
 from atm.messages import check_path, did_you_mean, one_line, quote
 from atm.model import embeddings
 
@@ -167,6 +172,34 @@ def to_hf_shape(path: tuple[str, ...], shape: tuple) -> tuple[int, ...]:
   return tuple(reversed(shape)) if path[-1] == 'kernel' else tuple(shape)
 
 
+def is_sinusoids(tensor: Tensor, width: int, fairseq: bool) -> bool:
+  """Tells whether a stored table [rows, width] is the one computed here."""
+  shape, dtype, read = tensor
+  rows = shape[0] if shape else 0
+  alike = shape == (rows, width) and dtype in FLOATS
+  if not alike or not 0 < rows <= MOST_TABLE_ROWS:
+    return False
+  table = embeddings.sinusoids(np.arange(rows), width, fairseq)
+  error = np.abs(table - read().astype(np.float32)).max(axis=1)
+  # fairseq's row of padding, which is not computed, is zeros.
+  return (error > TABLE_ERROR).sum() <= fairseq
+
+
+def has_own_positions(directory: str, hf_config: dict, width: int) -> bool:
+  """Tells whether a folder of Pegasus stores other positions than sinusoids.
+
+  Its class reads the stored table, whatever that holds. A folder that is not
+  sound has none: who reads its weights tells why.
+  """
+  with contextlib.suppress(FileNotFoundError, WeightsError, TorchFileError):
+    tensors = open_weights(directory)
+    layout = hf_keys.find_layout(hf_config, tensors)
+    tensors = layout.rename(tensors)
+    keys = [key for key in layout.stored_sinusoids if key in tensors]
+    return any(not is_sinusoids(tensors[key], width, False) for key in keys)
+  return False
+
+
 class WeightReader:
   """Checked access to a folder's weights, one of our parameters at a time.
 
@@ -264,20 +297,12 @@ class WeightReader:
 
   def _check_sinusoids(self, key: str, fairseq: bool) -> None:
     """Raises WeightsError unless a stored table is the one computed here."""
-    shape, dtype, read = self._tensors[key]
     width = self.abstract['encoder_embedding',].shape[1]
-    rows = shape[0] if shape else 0
-    alike = shape == (rows, width) and dtype in FLOATS
-    if alike and 0 < rows <= MOST_TABLE_ROWS:
-      table = embeddings.sinusoids(np.arange(rows), width, fairseq)
-      error = np.abs(table - read().astype(np.float32)).max(axis=1)
-      # fairseq's row of padding, which is not computed, is zeros.
-      if (error > TABLE_ERROR).sum() <= fairseq:
-        return
-    raise WeightsError(
-      f'{self._directory}: {key!r} is not the table of sinusoids that '
-      'transformers computes: other positions are not supported'
-    )
+    if not is_sinusoids(self._tensors[key], width, fairseq):
+      raise WeightsError(
+        f'{self._directory}: {key!r} is not the table of sinusoids that '
+        'transformers computes: other positions are not supported'
+      )
 
   def read(self, path: tuple[str, ...]) -> np.ndarray:
     """Returns one parameter, in our shape and the folder's dtype."""

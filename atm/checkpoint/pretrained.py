@@ -100,10 +100,8 @@ def open_pretrained(
   at_step = check_index('at_step', at_step, optional=True)
   hf_config = None
   if _is_hf(directory):
-    path = os.path.join(directory, 'config.json')
-    hf_config = hf_folder.read_hf_config(directory)
+    hf_config, config = read_hf_model(directory)
     meta, step = {'hf_config': hf_config}, 0
-    config = config_json.config_from_hf(hf_config, path)
     vocabulary = read_tokenizer(directory, hf_config, config)
   else:
     with reader.open_step(directory, at_step) as (checkpoints, step):
@@ -113,6 +111,22 @@ def open_pretrained(
   generation = generation_config.read_generation_config(directory, hf_config)
   _adopt_target(vocabulary, config, generation[1])
   return PretrainedModel(directory, config, vocabulary, step, meta, *generation)
+
+
+def read_hf_model(directory: str) -> tuple[dict, ModelConfig]:
+  """Returns config.json of a Hugging Face folder, and the model's Config.
+
+  Raises WeightsError for another kind of model.
+  """
+  hf_config = hf_folder.read_hf_config(directory)
+  path = os.path.join(directory, 'config.json')
+  config = config_json.config_from_hf(hf_config, path)
+  computed = config.position_embedding == 'sinusoidal'
+  if computed and hf_folder.has_own_positions(
+    directory, hf_config, config.d_model
+  ):
+    config = dataclasses.replace(config, position_embedding='learned')
+  return hf_config, config
 
 
 def _adopt_target(

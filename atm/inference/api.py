@@ -74,6 +74,8 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     generation_defaults: options of `generate` that its generation_config.json
       sets; they count where a caller sets none.
     generation_path: that file.
+    forced_bos_id: its `forced_bos_token_id`, which outputs begin with where no
+      language is known; None: nothing.
   """
 
   config: ModelConfig
@@ -84,6 +86,7 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
   step: int
   generation_defaults: dict = dataclasses.field(default_factory=dict)
   generation_path: str = ''
+  forced_bos_id: int | None = None
 
   @functools.cached_property
   def _decode_params(self) -> dict:
@@ -336,7 +339,7 @@ def load(
   params = source.read_params(mesh, rules)
   model = Model(
     config, params, source.vocabulary, mesh, rules, source.step, defaults,
-    source.generation_path,
+    source.generation_path, generation_defaults.read_forced_bos(source),
   )  # fmt: skip
   return cast_to_bfloat16(model) if weights == 'bfloat16' else model
 

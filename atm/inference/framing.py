@@ -251,6 +251,9 @@ class Framing(ModelFrame):
     prefixes = check_list('prefixes', prefixes)
     if len(prefixes) != count:
       raise ValueError(f'{count} inputs, but {len(prefixes)} prefixes')
+    # As in transformers, where a prefix takes the place of the forced token.
+    known = [x or self.default_languages[1] for x in languages]
+    starts = [x if code else x[:1] for x, code in zip(starts, known)]
     plain = self._plain_ids
     return [
       [*start, *plain(x, f'prefix {i}')]

@@ -28,7 +28,7 @@ class FramingMixin:
 
   @functools.cached_property
   def _framing(self) -> Framing:
-    return Framing(self.config, self.vocabulary)
+    return Framing(self.config, self.vocabulary, self.forced_bos_id)
 
   @property
   def languages(self) -> tuple[str, ...]:

@@ -101,6 +101,17 @@ def convert_defaults(
   return options, left
 
 
+def read_forced_bos(source: PretrainedModel) -> int | None:
+  """Returns the `forced_bos_token_id` of a folder's generation_config.json.
+
+  Raises ValueError where it is no id of the model; names the file.
+  """
+  name, most = 'forced_bos_token_id', source.config.vocab_size - 1
+  found = source.generation_config.get(name)
+  with _naming(source.generation_path):
+    return check_number(name, found, least=0, most=most, optional=True)
+
+
 @contextlib.contextmanager
 def _naming(path: str):
   """Puts a file's name in front of the errors about values in it."""

@@ -30,10 +30,13 @@ class ModelFrame:
   Attributes:
     config: the model's sizes.
     vocabulary: its vocabulary, or None where all is given as ids.
+    forced_bos_id: what outputs begin with where no language is known, of
+      Hugging Face's `forced_bos_token_id`; None: nothing.
   """
 
   config: ModelConfig
   vocabulary: Vocabulary | None
+  forced_bos_id: int | None = None
 
   @property
   def format(self) -> InputFormat:
@@ -194,12 +197,13 @@ class ModelFrame:
     self, mode: str | None = None, target: str | None = None
   ) -> list[int]:
     """Returns what the decoder begins with: the start token, a language."""
-    if not self.known_languages:
-      return [self.config.start_id]
-    if self.name_mode(mode, target is not None) in prompts.MODES:
-      return [self.config.start_id]
-    target = target or self.default_languages[1]
-    return self.format.decoder_start(self.config.start_id, target)
+    start_id = self.config.start_id
+    if self.known_languages:
+      if self.name_mode(mode, target is not None) in prompts.MODES:
+        return [start_id]
+      if target := target or self.default_languages[1]:
+        return self.format.decoder_start(start_id, target)
+    return [start_id] + [self.forced_bos_id] * (self.forced_bos_id is not None)
 
   def count_forced(
     self, mode: str | None = None, target: str | None = None

@@ -461,6 +461,22 @@ def test_folders_of_one_model_hold_it_in_several_ways(tmp_path, name, change):
       np.testing.assert_array_equal(found[path], value, err_msg=str(path))
 
 
+def test_positions_of_pegasus_that_are_no_sinusoids_are_learned(tmp_path):
+  """transformers' class reads the stored table, whatever that holds."""
+  _, plain = read_all(variant('pegasus', tmp_path))
+  moved = {}
+
+  def move(weights):
+    weights |= {k: weights[k] * 2 + i for i, k in enumerate(TABLES)}
+    return moved.setdefault('', weights)
+
+  config, found = read_all(variant('pegasus', tmp_path, move))
+  assert config.position_embedding == 'learned'
+  for name, key in zip(('encoder_positions', 'decoder_positions'), TABLES):
+    np.testing.assert_array_equal(found.pop((name,)), moved[''][key])
+  assert found.keys() == plain.keys()
+
+
 def test_a_bias_that_was_left_out_is_zeros(tmp_path):
   without = lambda w: {k: x for k, x in w.items() if k != 'final_logits_bias'}
   _, found = read_all(variant('mbart50', tmp_path, without))
@@ -491,11 +507,14 @@ def test_a_table_is_as_rounded_as_its_folder(tmp_path, dtype):
 
 
 def test_positions_of_another_kind_are_refused(tmp_path):
-  def learned(weights):
-    weights[TABLES[1]] = weights[TABLES[1]][::-1].copy()
-    return weights
+  """M2M-100's class computes its table, whatever a folder stores."""
 
-  folder = variant('pegasus', tmp_path, learned)
+  def learned(weights):
+    weights = fairseq_table(weights)
+    key = f'{TABLES[1]}s'
+    return {**weights, key: weights[key][::-1].copy()}
+
+  folder = variant('m2m_100', tmp_path, learned)
   with pytest.raises(
     hf_keys.WeightsError, match='decoder.embed_positions.weig'
   ):

@@ -192,3 +192,17 @@ def test_a_model_without_a_tokenizer_reads_ids_alone():
   ):
     with pytest.raises(ValueError, match=message):
       wrong()
+
+
+def test_a_forced_token_begins_outputs_of_a_model_without_tokenizer():
+  """As transformers: it counts as written, and a prefix takes its place."""
+  config = ModelConfig(
+    vocab_size=32, d_model=8, encoder_heads=2, decoder_heads=2
+  )
+  framing = Framing(config, None, 12)
+  starts = framing.prefixes(None, 2)
+  assert starts == [[config.start_id, 12]] * 2
+  assert framing.list_forced(starts, None, [None, None]) == [1, 1]
+  given = framing.prefixes([[17], []], 2)
+  assert given == [[config.start_id, 17], [config.start_id]]
+  assert framing.list_forced(given, None, [None, None]) == [0, 0]

@@ -10,6 +10,7 @@ from atm.inference.generation_defaults import (
   convert_defaults,
   fill_settings,
   read_defaults,
+  read_forced_bos,
 )
 from atm.inference.sampling import Config
 
@@ -121,6 +122,23 @@ def test_wrong_values_name_file_and_setting(content):
   text = str(e.value)
   assert text.startswith('m/generation_config.json: ')
   assert [*content][-1] in text and len(text) < 500 and '\n' not in text
+
+
+def test_a_forced_token_is_an_id_of_the_model():
+  """Of a folder without a tokenizer, whose languages have no names."""
+
+  def read(value):
+    said = {'forced_bos_token_id': value}
+    return read_forced_bos(
+      types.SimpleNamespace(
+        generation_config=said, generation_path='m', config=MODEL
+      )
+    )
+
+  assert read(None) is None and read(12) == 12
+  for wrong in (-1, MODEL.vocab_size, 'de', [12]):
+    with pytest.raises(ValueError, match='^m: forced_bos_token_id = '):
+      read(wrong)
 
 
 def test_what_counts_is_described():
