@@ -194,11 +194,12 @@ def test_batches_are_those_of_every_version():
     'mean_span=5.0), CLM(low=0.2, high=0.8, packs=False), CLM(low=0.2, '
     'high=0.8, packs=True), Pairs(packs=True)]'
   )
-  special = {'[PAD]': 0, '[CLM]': 5, '[DOC]': 6}
+  special = {'[PAD]': 0, '<s>': 1, '</s>': 2, '[CLM]': 5, '[DOC]': 6}
   vocabulary = types.SimpleNamespace(
-    pad_id=0, bos_id=1, eos_id=2, special_ids=lambda: special,
-    languages={}, input_format=types.SimpleNamespace(name='alexatm'),
-  )  # fmt: skip
+    special_ids=lambda: special,
+    languages={},
+    input_format=types.SimpleNamespace(name='alexatm'),
+  )
   for count, recorded in ((5, RECORDED), (3, RECORDED_UNPACKED)):
     parts = [recorded_part(*numbered) for numbered in enumerate(kinds[:count])]
     lengths = task_registry.Lengths(64, 48)
