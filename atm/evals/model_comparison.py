@@ -15,6 +15,7 @@ from atm.evals import peer_outputs
 from atm.evals.check_prompts import Prompt
 from atm.evals.check_report import Report, relative_difference
 from atm.inference import api, generate, sampling
+from atm.inference.model_frame import ModelFrame
 from atm.inference.outputs import Generation, fetch
 from atm.messages import quote
 from atm.model.transformer import AlexaTM
@@ -93,7 +94,7 @@ def compare_model(
       (
         f'prompt {i + 1}',
         outputs[i].ids,
-        _strip(model, prompt, answer[name][i]),
+        _strip(decoding[0], prompt, answer[name][i]),
       )
       for i, prompt in _list_computed(prompts)
     ]
@@ -133,10 +134,8 @@ def _list_computed(prompts: Sequence[Prompt]) -> list[tuple[int, Prompt]]:
 
 def find_start(model: api.Model, prompt: Prompt) -> list[int]:
   """Returns the ids that the decoder begins with."""
-  if model.vocabulary is None:
-    return [model.config.start_id]
-  form = model.vocabulary.input_format
-  return form.decoder_start(model.config.start_id, prompt.target)
+  frame = ModelFrame(model.config, model.vocabulary, model.forced_bos_id)
+  return frame.start(target=prompt.target)
 
 
 def _strip(model: api.Model, prompt: Prompt, row: list[int]) -> list[int]:
@@ -148,7 +147,8 @@ def _strip(model: api.Model, prompt: Prompt, row: list[int]) -> list[int]:
 
 def list_decodings(model: api.Model) -> dict[str, tuple]:
   """Returns model and settings for each of `peer_outputs.DECODINGS`."""
-  plain = dataclasses.replace(model, generation_defaults={})
+  # A forced token is of the folder's settings where it is no language.
+  plain = dataclasses.replace(model, generation_defaults={}, forced_bos_id=None)
   beams = sampling.Config(max_tokens=MAX_TOKENS, beams=BEAMS)
   # Whatever else the folder sets is filled in, but nothing is sampled.
   own = sampling.Config(max_tokens=MAX_TOKENS, temperature=0.0)

@@ -73,3 +73,20 @@ def test_the_folders_own_settings_are_for_defaults_alone(model):
   assert [c.beams for c in used.values()] == [1, 4, 6]
   assert [c.length_penalty for c in used.values()] == [1.0, 1.0, 0.6]
   assert {c.max_tokens for c in used.values()} == {16}
+
+
+def test_a_forced_token_is_of_the_folder_s_settings(model):
+  """Fault seen: plain decoding began with it, and told a false difference."""
+  forced = dataclasses.replace(model, forced_bos_id=12)
+  prompts = check_prompts.list_prompts(model.config, None, limit=1)
+  decodings = model_comparison.list_decodings(forced)
+  starts = {
+    name: model_comparison.find_start(decoding[0], prompts[0])
+    for name, decoding in decodings.items()
+  }
+  first = model.config.start_id
+  assert starts['greedy'] == starts['beams'] == [first]
+  assert starts['defaults'] == [first, 12]
+  report, _ = make_report()
+  model_comparison.check_alone(report, forced, prompts)
+  assert not report.problems
