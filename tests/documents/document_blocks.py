@@ -20,6 +20,8 @@ EXECUTED = 'sh', 'python'
 LANGUAGES = *EXECUTED, 'output', 'text', 'json', 'gin'
 # A reader sees it, in a block or in the line above it.
 MARK = re.compile(r'not run here(:|,? because) (?P<reason>\w.+)', re.I)
+# Ends before it has read all: what writes to it may fail, or not.
+EARLY = re.compile(r'\|\s*(head|grep -\w*[qm]|sed -n \S*q)\b')
 COMMANDS = 'atm', 'git', 'jupyter', 'make', 'pip', 'pytest', 'python', 'srun'
 # What a reader would have to replace, or to add.
 PLACEHOLDER = re.compile(
@@ -60,6 +62,8 @@ class Block:
     if self.language in EXECUTED:
       if not self.reason() and (found := PLACEHOLDER.search(self.code)):
         faults.append(f'{found[0]} is for a reader to replace')
+      if not self.reason() and (found := EARLY.search(self.code)):
+        faults.append(f'{found[0]!r} may end what writes to it: put it first')
     else:
       faults += [
         f'{word} looks like a command, but {self.language!r} is not executed'

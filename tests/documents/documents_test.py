@@ -53,6 +53,8 @@ def test_settings_of_what_is_not_executed(document, monkeypatch):
     ('```sh\n# not run here:\natm ...\n```', 'to replace'),
     ('```sh\n# not run here: takes an hour\natm ...\n```', None),
     ('Not run here because it takes an hour:\n\n```sh\natm ...\n```', None),
+    ('```sh\ncut -f2 a.tsv | head -10 > b.txt\n```', 'may end what writes'),
+    ('```sh\nhead -10 a.tsv | cut -f2 > b.txt\n```', None),
     ('- a list\n\n  ```sh\n  atm\n  ```', None),
     ('```text\natmosphere: of what atm does\n```', None),
   ],
