@@ -134,6 +134,14 @@ EVAL = [
   'sacrebleu>=2.4,<3',
 ]
 
+SERVE = [
+  'fastapi>=0.115,<1',
+  'prometheus_client>=0.21,<1',
+  'pydantic>=2.10,<3',
+  'starlette>=0.46,<2',
+  'uvicorn>=0.34,<1',
+]
+
 TOKENIZERS = ['tokenizers>=0.22,<0.24', 'transformers>=5,<6']
 
 CLASSIFIERS = [
@@ -162,6 +170,8 @@ EXTRAS = {
   # Only for parity scripts; never needed to run.
   'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
   'eval': EVAL,
+  # `atm serve`: HTTP, its metrics and its page.
+  'serve': SERVE,
   # Executes the documents and the notebook, and keeps its two forms equal.
   'docs': [
     'ipykernel>=6.29,<8',
@@ -171,9 +181,12 @@ EXTRAS = {
   ],
   'dev': [
     *EVAL,
+    *SERVE,
     *TOKENIZERS,
     'build>=1.2,<2',
     'hypothesis>=6.100,<7',
+    'openai>=2,<4',
+    'playwright>=1.50,<2',
     'pytest>=8,<10',
     'pytest-xdist>=3.5,<4',
     'ruff>=0.9,<0.20',
