@@ -23,6 +23,7 @@ from atm.parallel.sharding import Rules
 from atm.plan import (
   decode_programs,
   hardware,
+  largest,
   memory,
   plan_warnings,
   report,
@@ -33,12 +34,6 @@ from atm.plan.decode_programs import DecodeJob
 from atm.train import config_checks
 
 PROGRAMS = ('train', 'decode', 'encode')
-MOST_PLACED = 8  # batches of a search whose arrays are placed
-GRAIN = 64
-DOUBTS = 3
-# What the compiler adds to placed arrays: the program, which is not there yet
-# (40 MiB of a 20b's loop over tokens), and some room of its own.
-RESERVED = 64 * 2**20
 
 
 @check_arguments(name=partial(check_choice, 'PROGRAM', known=PROGRAMS))
@@ -129,7 +124,7 @@ def plan_rows(
     'changes': [],
   }
   units = result['batch_size'] // job.unit
-  above = (units + grain(units)) * job.unit
+  above = (units + largest.grain(units)) * job.unit
   result['warnings'] = plan_warnings.decode_warnings(result, job, above)
   if result['fits'] is False:
     result['changes'] = suggestions.estimate_decode_changes(result, job)
@@ -170,59 +165,15 @@ def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
 
 def find_largest(job: DecodeJob, say: Callable) -> tuple[list[dict], dict]:
   """Returns (all batches tried, by size; the largest that fits, else least)."""
-  # Memory is nearly linear in rows: two batches give a line, and the line the
-  # next to try, until one fits and the next one up does not (the next row of
-  # each data shard; of many, a GRAINth). So far arrays are only placed; then
-  # the largest is compiled; up to DOUBTS above it, while what is placed alone
-  # would fit; and the first tried, if it is smaller.
-  unit, usable = job.unit, job.target.pod.chip.usable
-  tried: dict[int, dict] = {}
-  first = first_guess(job)
-
-  def attempt(units: int, whole: bool = False) -> dict:
-    measure = decode_programs.plan_batch if whole else place_batch
-    batch = tried[units] = measure(job, units * unit)
-    fits = 'fits' if batch['fits'] else 'does not fit'
-    say(
-      f'  batch {batch["batch_size"]}: {batch["peak_hbm_gib"]:.2f} GiB, {fits} '
-      f'({batch["compile_seconds"]:.0f} s)'
-    )
-    return batch
-
-  def bracket() -> tuple:
-    fit = [n for n in tried if tried[n]['fits']]
-    not_fit = [n for n in tried if not tried[n]['fits']]
-    return max(fit, default=0), min(not_fit, default=math.inf)
-
-  attempt(first)
-  while len(tried) < MOST_PLACED:
-    low, high = bracket()
-    if high - low <= grain(low):
-      break
-    base = memory.device_bytes(job.params)
-    attempt(next_guess(tried, base, usable, low, high))
-  best = attempt(bracket()[0] or min(tried), whole=True)
-  down = grain(bracket()[0])
-  while not best['fits'] and bracket()[0]:  # the compiler wanted some more
-    best = attempt(max(1, bracket()[1] - down), whole=True)
-    down *= 2  # each takes a whole compilation
-  for _ in range(DOUBTS):
-    if not best['fits'] or not _is_doubtful(tried.get(bracket()[1]), usable):
-      break
-    result = attempt(bracket()[1], whole=True)
-    if result['fits']:
-      best, (low, high) = result, bracket()
-      if high - low > grain(low):
-        attempt(low + grain(low))
-  if best['fits'] and first * unit < best['batch_size']:
-    attempt(first, whole=True)
-  return [tried[n] for n in sorted(tried)], best
-
-
-def _is_doubtful(result: dict | None, usable: float) -> bool:
-  """Tells whether a batch was refused for room the compiler may not need."""
-  placed = result and not result['whole']
-  return bool(placed) and result['memory']['peak'] - RESERVED <= usable
+  search = largest.LargestSearch(
+    plan=lambda n: decode_programs.plan_batch(job, n * job.unit),
+    place=lambda n: place_batch(job, n * job.unit),
+    base=memory.device_bytes(job.params),
+    usable=job.target.pod.chip.usable,
+    say=say,
+    unit=job.unit,
+  )
+  return search.run(first_guess(job))
 
 
 def place_batch(job: DecodeJob, rows: int) -> dict:
@@ -231,7 +182,7 @@ def place_batch(job: DecodeJob, rows: int) -> dict:
   ((_, result),) = workers.run_plans(decode_programs.measure_peak, jobs)
   if 'error' in result:
     raise RuntimeError(f'a batch of {rows} did not compile: {result["error"]}')
-  peak, batch = result['peak'] + RESERVED, job.batch(rows)
+  peak, batch = result['peak'] + largest.RESERVED, job.batch(rows)
   return {
     'batch_size': batch['tokens'].shape[0],
     'fits': peak <= job.target.pod.chip.usable,
@@ -254,30 +205,6 @@ def first_guess(job: DecodeJob) -> int:
   states = 8 * S * c.d_model * jnp.dtype(c.dtype).itemsize
   most = max(2, usable / max(row, states if job.kind == 'encode' else 1))
   return 2 ** int(math.log2(most / 2 + 1e-9))
-
-
-def next_guess(tried: dict, base: float, usable: float, low, high) -> int:
-  """Returns where a line through batches meets what a chip has."""
-  # Batches that were tried are plans by units. `base` are bytes without rows;
-  # `low` is the largest that fits, `high` the smallest that does not.
-  near = sorted(tried, key=lambda n: abs(tried[n]['memory']['peak'] - usable))
-  ends = [n for n in (low, high) if n in tried]
-  ends = ends if len(ends) == 2 else near[:2]
-  points = [(n, tried[n]['memory']['peak']) for n in ends]
-  points += [(0, base)] * (len(points) == 1)
-  (a, x), (b, y) = points
-  slope, step = (y - x) / (b - a), grain(low)
-  met = math.floor(a + (usable - x) / slope) if slope > 0 else 2 * max(a, b)
-  if high == math.inf:
-    return max(met // step * step, low + step)
-  if len(tried) > 4:  # padding makes it no line: halve what is left
-    met = (low + high) // 2
-  return int(min(max(met // step * step, low + step), high - step))
-
-
-def grain(low: int) -> int:
-  """Returns the step between batches of about `low`, a GRAINth or less."""
-  return 2 ** max(0, (low // GRAIN).bit_length() - 1)  # a power of two
 
 
 def _summarize(result: dict) -> dict:

@@ -12,13 +12,13 @@ from atm.parallel import mesh as mesh_lib
 from atm.plan import (
   compilation,
   decode_plan,
-  decode_programs,
   hardware,
+  largest,
   memory,
   report,
 )
 
-from plan_runs import BEAMS, LENGTHS, REFUSED, Line, silent, tiny
+from plan_runs import BEAMS, LENGTHS, REFUSED, silent, tiny
 from plan_runs import TENSOR as MESH
 
 
@@ -35,83 +35,6 @@ def test_the_encoder_is_planned_alone():
   assert said['memory']['cache'] == 0 and said['token'] is None
   assert said['tokens_per_second_range'] is None
   assert not said['prefill']['unknown_loops']
-
-
-def searched(monkeypatch, peak, unit=1, more=0, reserved=0, usable=10_000):
-  """(batches tried, the largest that fits) by memory that is made up.
-
-  Compiled whole, a batch takes `more` than when its arrays are placed.
-  """
-
-  def place_batch(job, rows, more=reserved, whole=False):
-    used = peak(rows) + more
-    return dict(
-      batch_size=rows, fits=used <= usable, peak_hbm_gib=0.0,
-      compile_seconds=0.0, memory={'peak': used, 'cache': 0},
-      tokens_per_second_range=None, whole=whole,
-    )  # fmt: skip
-
-  whole = functools.partial(place_batch, more=more, whole=True)
-  monkeypatch.setattr(decode_plan, 'RESERVED', reserved)
-  monkeypatch.setattr(decode_programs, 'plan_batch', whole)
-  monkeypatch.setattr(decode_plan, 'place_batch', place_batch)
-  monkeypatch.setattr(decode_plan, 'first_guess', lambda job: 8)
-  monkeypatch.setattr(decode_plan.memory, 'device_bytes', lambda tree: 1000)
-
-  class Job:
-    params = None
-    target = Line()
-
-  Job.unit = unit
-  monkeypatch.setattr(
-    Line, 'pod', dataclasses.make_dataclass('P', ['chip'])(
-      dataclasses.make_dataclass('C', ['usable'])(usable)
-    ),
-  )  # fmt: skip
-  rows, best = decode_plan.find_largest(Job(), silent)
-  return [row['batch_size'] for row in rows], best
-
-
-@pytest.mark.parametrize(
-  'peak, unit, best, compiles',
-  [
-    (lambda n: 1000 + 300 * n, 1, 30, 3),
-    (lambda n: 1000 + 300 * n, 4, 28, 4),
-    (lambda n: 2500 + 300 * n, 1, 25, 4),  # temporaries without rows
-    (lambda n: 1000 + 300 * (-(-n // 4) * 4), 1, 28, 4),  # padded rows
-    (lambda n: 1000 + 2000 * n, 1, 4, 5),
-    (lambda n: 1000 + 10 * n, 1, 900, 3),  # to a 64th
-  ],
-)
-def test_the_largest_batch_is_found(monkeypatch, peak, unit, best, compiles):
-  """It fits, the next does not.
-
-  Faults seen: the last tried is returned; the first that fits is.
-  """
-  sizes, found = searched(monkeypatch, peak, unit)
-  assert found['batch_size'] == best and found['fits']
-  assert len(sizes) <= compiles and sizes == sorted(sizes)
-  assert any(best < n <= best * 65 / 64 + unit for n in sizes)
-
-
-def test_a_batch_that_is_too_large_when_compiled_gives_way(monkeypatch):
-  """Fault seen: it is told for the largest."""
-  sizes, found = searched(monkeypatch, lambda n: 1000 + 300 * n, more=350)
-  assert found['batch_size'] == 27 and found['fits']  # steps double
-  assert 29 in sizes and 30 in sizes
-
-
-def test_a_batch_that_is_refused_for_room_not_needed_is_tried(monkeypatch):
-  """Whole, until one is refused. Fault seen: the placed one is believed."""
-  line = lambda n: 1000 + 300 * n
-  sizes, found = searched(monkeypatch, line, more=100, reserved=700)
-  assert found['batch_size'] == 29 and found['whole']
-  assert 30 in sizes  # refused whole
-
-
-def test_where_no_batch_fits_the_smallest_is_told(monkeypatch):
-  sizes, found = searched(monkeypatch, lambda n: 20_000 + n)
-  assert found['batch_size'] == 1 and not found['fits']
 
 
 def test_what_does_not_fit_gets_changes(monkeypatch):
@@ -196,7 +119,7 @@ def test_the_largest_batch_is_searched_for_a_tpu(monkeypatch):
   """The encoder alone, on chips of less memory than there are."""
   small = dataclasses.replace(hardware.CHIPS['v5e'], usable=64 * 2**20)
   monkeypatch.setitem(hardware.CHIPS, 'v5e', small)
-  monkeypatch.setattr(decode_plan, 'RESERVED', 8 * 2**20)
+  monkeypatch.setattr(largest, 'RESERVED', 8 * 2**20)
   said = planned(
     lengths={'inputs': 128, 'targets': 64}, model_config=tiny(**SMALL),
     program='encode', topology='v5e:2x4', batch_size=None,
