@@ -7,6 +7,7 @@ beam knows the slots that it descends from. One product reads them for all
 beams.
 """
 
+import dataclasses
 import functools
 
 import flax.struct
@@ -48,36 +49,113 @@ class BeamState:
   open: jax.Array
 
 
-def _gather_beams(tree, index):
+def gather_beams(tree, index):
   """Returns leaves [B, k, ...], the beams `index` [B, k] of [B, m, ...]."""
   row = jnp.arange(len(index))[:, None]
   return jax.tree.map(lambda x: x[row, index], tree)
 
 
-def _unflatten_beams(tree, k: int):
+def unflatten_beams(tree, k: int):
+  """Returns leaves [B, k, ...] of [B x k, ...]."""
   return jax.tree.map(lambda x: x.reshape(len(x) // k, k, *x.shape[1:]), tree)
 
 
-def _flatten_beams(tree):
+def flatten_beams(tree):
+  """Returns leaves [B x k, ...] of [B, k, ...]."""
   return jax.tree.map(
     lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree
   )
 
 
-def _extend_beams(model, sampler, beams: BeamState, logits) -> BeamState:
+@dataclasses.dataclass(frozen=True)
+class BeamRules:
+  """What decides over beams where one Sampler is that of all inputs.
+
+  A server's inputs each have settings of their own, and fewer beams than there
+  are rows: it has other rules.
+
+  Attributes:
+    sampler: see Sampler.
+    end_id: of the token that ends an output.
+    k: beams of an input.
+  """
+
+  sampler: sampling.Sampler
+  end_id: int
+  k: int
+
+  @property
+  def length_penalty(self):
+    """The power of a beam's tokens that its log-probability is divided by."""
+    return self.sampler.length_penalty
+
+  def limit(self, x, fill, times: int = 1):
+    """Returns x [B, times x beams], `fill` past an input's own beams."""
+    del fill, times
+    return x
+
+  def process(self, history: History, log_probabilities):
+    """Applies penalties, bans and lengths to log-probabilities [B x k, V]."""
+    return sampling.process_logits(
+      self.sampler, history, log_probabilities, self.end_id
+    )
+
+  def branch(self, history: History, beam, token) -> History:
+    """Returns the history of B x m rows: beams [B, m] with a token more."""
+    history = gather_beams(unflatten_beams(history, self.k), beam)
+    history, token = flatten_beams(history), flatten_beams(token)
+    return sampling.append_token(self.sampler, history, token)
+
+  def select(self, history: History, kept) -> History:
+    """Returns the history of beams `kept` [B, k] of `branch`'s 2 k."""
+    history = gather_beams(unflatten_beams(history, 2 * self.k), kept)
+    return flatten_beams(history)
+
+  def has_stopped(self, history: History):
+    """Returns [B x m], see `sampling.has_stopped`."""
+    return sampling.has_stopped(self.sampler, history)
+
+  def count(self, history: History):
+    """Returns how many tokens `branch`'s rows have written, [] or [B, 1, 1]."""
+    return history.count[0]
+
+  def counted(self, history: History, count):
+    """Returns `count` with the forced tokens, [] or [B, 1]."""
+    if history.forced is None:
+      return count
+    # Rows may differ in how many these are.
+    return unflatten_beams(history.counted, 2 * self.k)[:, :1]
+
+  def reach(self, count):
+    """Returns the tokens at which a running beam's score is looked at."""
+    never = self.sampler.early_stopping == 'never'
+    return self.sampler.max_tokens if never else count
+
+  @property
+  def ends_early(self):
+    """Whether an input ends as soon as all places are taken."""
+    return self.sampler.early_stopping is True
+
+  def close_full(self, is_open, full):
+    """Returns is_open [B] without those that end early, as they are `full`."""
+    return is_open & ~full.all(1) if self.ends_early else is_open
+
+
+def extend_beams(rules: BeamRules, beams: BeamState, logits) -> BeamState:
   """Writes one more token to each beam, chosen of logits [B, k, V]."""
-  k, end_id = logits.shape[1], model.config.end_id
+  k = logits.shape[1]
   log_probabilities = jax.nn.log_softmax(logits)
   # The 2 k best continuations are candidates: should k of them be ends, as many
   # are left to go on with.
   candidates, beam, token, history = _best_candidates(
-    sampler, beams, log_probabilities, end_id
+    rules, beams, log_probabilities
   )
-  ended = token == end_id
-  stopped = sampling.has_stopped(sampler, history)
-  hits = ended | _unflatten_beams(stopped, 2 * k)
-  count = history.count[0]
-  at = (jnp.arange(candidates['ids'].shape[-1]) == count - 1)[None, None]
+  ended = token == rules.end_id
+  stopped = rules.has_stopped(history)
+  hits = rules.limit(ended | unflatten_beams(stopped, 2 * k), True, 2)
+  count = rules.count(history)
+  at = jnp.arange(candidates['ids'].shape[-1]) == count - 1
+  at = at[(None,) * (3 - at.ndim)]
   picked = log_probabilities[jnp.arange(len(token))[:, None], beam, token]
   write = lambda name, new, at: jnp.where(at, new[..., None], candidates[name])
   candidates |= {
@@ -88,16 +166,16 @@ def _extend_beams(model, sampler, beams: BeamState, logits) -> BeamState:
   }
   going = jnp.where(hits, candidates['score'] + NO_SCORE, candidates['score'])
   going, kept = jax.lax.top_k(going, k)
-  running = {**_gather_beams(candidates, kept), 'score': going}
-  if history.forced is not None:  # rows may differ in how many these are
-    count = _unflatten_beams(history.counted, 2 * k)[:, :1]
-  finished, full = _finish_beams(sampler, beams, candidates, hits, count)
-  is_open = _is_open(sampler, beams, running, finished, full, hits, count)
-  gather = lambda tree: _gather_beams(tree, kept)
+  going = rules.limit(going, -jnp.inf)
+  running = {**gather_beams(candidates, kept), 'score': going}
+  count = rules.counted(history, count)
+  finished, full = _finish_beams(rules, beams, candidates, hits, count)
+  is_open = _is_open(rules, beams, running, finished, full, hits, count)
+  gather = lambda tree: gather_beams(tree, kept)
   return beams.replace(
-    seen=_gather_beams(beams.seen, gather(beam)),
+    seen=gather_beams(beams.seen, gather(beam)),
     token=gather(token),
-    history=_flatten_beams(gather(_unflatten_beams(history, 2 * k))),
+    history=rules.select(history, kept),
     running=running,
     finished=finished,
     full=full,
@@ -105,54 +183,50 @@ def _extend_beams(model, sampler, beams: BeamState, logits) -> BeamState:
   )
 
 
-def _best_candidates(sampler, beams: BeamState, log_probabilities, end_id):
+def _best_candidates(rules, beams: BeamState, log_probabilities):
   """Returns the 2 k best continuations of each input's beams.
 
   As (what BeamState.running has, with the new score; [B, 2 k] beams continued;
   [B, 2 k] tokens; histories of B x 2 k rows).
   """
   B, k, V = log_probabilities.shape
-  scores = sampling.process_logits(
-    sampler, beams.history, _flatten_beams(log_probabilities), end_id
-  )
-  scores = _unflatten_beams(scores, k) + beams.running['score'][..., None]
+  scores = rules.process(beams.history, flatten_beams(log_probabilities))
+  scores = unflatten_beams(scores, k) + beams.running['score'][..., None]
   score, index = jax.lax.top_k(scores.reshape(B, -1), 2 * k)
+  score = rules.limit(score, -jnp.inf, 2)
   beam, token = index // V, (index % V).astype(jnp.int32)
-  candidates = _gather_beams(beams.running, beam)
-  history = _gather_beams(_unflatten_beams(beams.history, k), beam)
-  history, flat = _flatten_beams(history), _flatten_beams(token)
-  history = sampling.append_token(sampler, history, flat)
+  candidates = gather_beams(beams.running, beam)
+  history = rules.branch(beams.history, beam, token)
   return {**candidates, 'score': score}, beam, token, history
 
 
-def _finish_beams(sampler, beams: BeamState, candidates, hits, count) -> tuple:
+def _finish_beams(rules, beams: BeamState, candidates, hits, count) -> tuple:
   """Returns `finished` and `full` with the candidates that end."""
   # As in Hugging Face's `generate`, an end counts if it is among the k best.
-  k = beams.full.shape[1]
-  shut = ~beams.open | (beams.full.all(1) & (sampler.early_stopping is True))
-  new = hits & (jnp.arange(2 * k) < k)
+  shut = ~beams.open | (beams.full.all(1) & rules.ends_early)
+  new = hits & (jnp.arange(hits.shape[1]) < rules.k)
   count = count.astype(jnp.float32)
-  ends = candidates['score'] / count**sampler.length_penalty
+  ends = candidates['score'] / count**rules.length_penalty
   ends = jnp.where(new & ~shut[:, None], ends, NO_SCORE)
   both = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b], axis=1),
     (beams.finished, beams.full),
     ({**candidates, 'score': ends}, new & ~shut[:, None]),
   )
-  _, best = jax.lax.top_k(both[0]['score'], k)
-  return _gather_beams(both, best)
+  _, best = jax.lax.top_k(both[0]['score'], beams.full.shape[1])
+  finished, full = gather_beams(both, best)
+  finished |= {'score': rules.limit(finished['score'], -jnp.inf)}
+  return finished, rules.limit(full, True)
 
 
-def _is_open(sampler, beams: BeamState, running, finished, full, hits, count):
+def _is_open(rules, beams: BeamState, running, finished, full, hits, count):
   """Returns [B], whether a running beam could still be among the k best."""
-  reach = sampler.max_tokens if sampler.early_stopping == 'never' else count
-  reach = jnp.where(sampler.length_penalty > 0, reach, count)
-  hope = running['score'][:, :1] / reach**sampler.length_penalty
-  worst = jnp.where(full, finished['score'].min(1, keepdims=True), NO_SCORE)
+  reach = jnp.where(rules.length_penalty > 0, rules.reach(count), count)
+  hope = running['score'][:, :1] / reach**rules.length_penalty
+  scores = rules.limit(finished['score'], jnp.inf)
+  worst = jnp.where(full, scores.min(1, keepdims=True), NO_SCORE)
   is_open = beams.open & (hope > worst).any(1) & ~hits.all(1)
-  if sampler.early_stopping is True:
-    is_open &= ~full.all(1)
-  return is_open
+  return rules.close_full(is_open, full)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'T', 'k', 'results'))
@@ -215,14 +289,14 @@ def start_beams(
     full=jnp.zeros((B, k), bool),
     open=segments.max(1) > 0,
   )
-  logits = _unflatten_beams(repeat(logits), k)
-  return _extend_beams(model, sampler, beams, logits)
+  logits = unflatten_beams(repeat(logits), k)
+  return extend_beams(BeamRules(sampler, model.config.end_id, k), beams, logits)
 
 
 def _advance(model, params, sampler, lengths, beams: BeamState) -> BeamState:
   """Reads every beam's token, and writes one more."""
   B, k, room = beams.seen.shape
-  step = _unflatten_beams(beams.history.count, k) - 1
+  step = unflatten_beams(beams.history.count, k) - 1
   n = room - k * (beams.running['ids'].shape[-1] - 1)
   slots = n + step * k + jnp.arange(k)
   seen = beams.seen | (jnp.arange(room) == slots[..., None])
@@ -231,4 +305,4 @@ def _advance(model, params, sampler, lengths, beams: BeamState) -> BeamState:
     beams.source, slots=slots, seen=seen, method=AlexaTM.decode_cached,
   )  # fmt: skip
   beams = beams.replace(caches=caches, seen=seen)
-  return _extend_beams(model, sampler, beams, logits)
+  return extend_beams(BeamRules(sampler, model.config.end_id, k), beams, logits)

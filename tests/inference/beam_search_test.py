@@ -27,11 +27,11 @@ def test_beams_are_gathered_by_input():
   """Fault seen: beams of another input."""
   ids = jnp.arange(12).reshape(2, 3, 2)
   index = jnp.array([[2, 0], [1, 1]])
-  got = beam_search._gather_beams({'ids': ids}, index)['ids']
+  got = beam_search.gather_beams({'ids': ids}, index)['ids']
   assert got.tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
-  flat = beam_search._flatten_beams(ids)
+  flat = beam_search.flatten_beams(ids)
   assert flat.shape == (6, 2)
-  assert (beam_search._unflatten_beams(flat, 3) == ids).all()
+  assert (beam_search.unflatten_beams(flat, 3) == ids).all()
 
 
 V, END, T = 6, 5, 5
@@ -54,8 +54,9 @@ def search(k, monkeypatch, **settings) -> list[dict]:
     beams = beam_search.start_beams(
       model, None, sampler, None, segments, prefix, lengths, T, k
     )
-    extend = lambda beams: beam_search._extend_beams(
-      model, sampler, beams,
+    rules = beam_search.BeamRules(sampler, END, k)
+    extend = lambda beams: beam_search.extend_beams(
+      rules, beams,
       jnp.asarray(LOGITS, jnp.float32)[
         jnp.arange(2)[:, None], beams.history.count[0], beams.token
       ],
