@@ -23,6 +23,8 @@ class GenerationRequest:
     top: how many likeliest tokens to tell at each position, with their
       log-probabilities.
     seconds: from its submission on; what has not ended by then ends as it is.
+    targets: ids to score in place of choosing any, the end token included where
+      it is to be scored; the output's ids are these.
   """
 
   ids: tuple[int, ...]
@@ -34,6 +36,7 @@ class GenerationRequest:
   number: int = 0
   top: int = 0
   seconds: float | None = None
+  targets: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

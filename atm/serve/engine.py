@@ -1,0 +1,256 @@
+"""The serving engine: one thread that owns the device and decodes for all."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from atm.inference import api
+from atm.messages import one_line
+from atm.serve.generation_request import GenerationRequest, RequestUpdate
+from atm.serve.job import Job
+from atm.serve.observer import Observer
+from atm.serve.programs import EngineSizes, Programs
+from atm.serve.row_lane import RowLane
+
+# A call of the device that nothing interrupts takes no longer.
+LAST_CALL_SECONDS = 60
+
+DeliverIndexed = Callable[[int, RequestUpdate], None]
+
+
+class EngineClosedError(RuntimeError):
+  """The engine takes no requests: it starts, drains, is closed or failed."""
+
+
+class QueueFullError(RuntimeError):
+  """More requests wait than EngineSizes.queue.
+
+  Attributes:
+    waiting: requests that wait.
+    limit: how many may.
+  """
+
+  def __init__(self, waiting: int, limit: int):
+    super().__init__(f'{waiting} requests wait: at most {limit} may')
+    self.waiting, self.limit = waiting, limit
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineStats:
+  """What an engine does at a moment.
+
+  Attributes:
+    running: requests that decode.
+    waiting: requests that wait for slots.
+    slots: rows there are, those of beams among them.
+    used_slots: rows that are taken.
+    cache_usage: the share of the caches' positions that hold something.
+  """
+
+  running: int
+  waiting: int
+  slots: int
+  used_slots: int
+  cache_usage: float
+
+
+class Ticket:
+  """Several requests that were submitted at once; `cancel` ends them."""
+
+  def __init__(self, wake: Callable[[], None]):
+    self._wake = wake
+    self.is_cancelled = False
+
+  def cancel(self) -> None:
+    """Ends its requests and frees their rows, within one call of the device."""
+    self.is_cancelled = True
+    self._wake()
+
+
+class Engine:
+  """Serves the requests of many callers with one model; see `submit`.
+
+  A turn of its loop, in a thread of its own: requests that were cancelled or
+  are late end; waiting ones are admitted, first come, first served, as many as
+  `EngineSizes.admit_tokens` lets; all rows take some steps in one call.
+
+  Attributes:
+    model, sizes: what is served, and room for how much.
+    failure: the exception that ended the loop, or None.
+  """
+
+  def __init__(
+    self,
+    model: api.Model,
+    sizes: EngineSizes = EngineSizes(),
+    observer: Observer = Observer(),
+    say: Callable[[str], None] = print,
+  ):
+    self.model, self.observer = model, observer
+    self.sizes = sizes.fit(model.config, model.mesh, model.rules)
+    self.failure: BaseException | None = None
+    self._say = say
+    self._changed = threading.Condition()
+    programs = Programs(model, self.sizes)
+    self._lanes = [RowLane(programs, observer, self._changed)]
+    self._is_taking = self._is_closed = False
+    self._thread: threading.Thread | None = None
+
+  # --- For all threads
+
+  def start(self) -> None:
+    """Allocates the slots, compiles every program and starts the loop."""
+    for lane in self._lanes:
+      lane.start(self._say)
+    self._is_taking = True
+    self._thread = threading.Thread(
+      target=self._run, name='atm engine', daemon=True
+    )
+    self._thread.start()
+
+  def _find_lane(self, request: GenerationRequest) -> RowLane:
+    return self._lanes[0]
+
+  def check(self, request: GenerationRequest) -> None:
+    """Raises ValueError for a request that can never be served."""
+    s = self.sizes
+    if not 1 <= len(request.ids) <= s.max_input:
+      raise ValueError(
+        f'the input has {len(request.ids):,} tokens: expected 1 to '
+        f'{s.max_input:,}'
+      )
+    if len(request.prefix) >= s.max_output:
+      raise ValueError(
+        f'a prefix of {len(request.prefix) - 1:,} tokens: expected at most '
+        f'{s.max_output - 2:,}'
+      )
+    if request.top > s.top:
+      raise ValueError(f'top = {request.top}: expected at most {s.top}')
+    self._find_lane(request).check(request)
+
+  def submit(
+    self, requests: Sequence[GenerationRequest], deliver: DeliverIndexed
+  ) -> Ticket:
+    """Takes requests, all or none of them.
+
+    Args:
+      requests: what is asked.
+      deliver: called with the number of a request and its news, once for each
+        call of the device that brought any; in the engine's thread, so it must
+        not block, nor raise.
+
+    Raises:
+      ValueError: see `check`.
+      QueueFullError: too many would wait.
+      EngineClosedError: none are taken.
+    """
+    for request in requests:
+      self.check(request)
+    ticket = Ticket(self._wake)
+    with self._changed:
+      if not self._is_taking:
+        raise EngineClosedError('the engine takes no requests')
+      waiting = sum(len(lane.waiting) for lane in self._lanes)
+      if waiting + len(requests) > self.sizes.queue:
+        raise QueueFullError(waiting, self.sizes.queue)
+      for i, request in enumerate(requests):
+        job = Job(request, ticket, i, deliver)
+        self._find_lane(request).waiting.append(job)
+      self._changed.notify_all()
+    return ticket
+
+  def stats(self) -> EngineStats:
+    """Returns what the engine does at the moment."""
+    with self._changed:
+      waiting = sum(len(lane.waiting) for lane in self._lanes)
+      running = len(self._list_jobs()) - waiting
+      used, room = zip(*(lane.count_positions() for lane in self._lanes))
+      return EngineStats(
+        running,
+        waiting,
+        sum(lane.rows for lane in self._lanes),
+        sum(len(lane.taken) for lane in self._lanes),
+        sum(used) / sum(room),
+      )
+
+  def drain(self, seconds: float) -> bool:
+    """Takes no more requests; ends those that have not ended in `seconds`.
+
+    Returns whether all had.
+    """
+    with self._changed:
+      self._is_taking = False
+      ended = self._changed.wait_for(self._is_idle, seconds)
+      for job in self._list_jobs():
+        job.ticket.is_cancelled = True
+      self._changed.notify_all()
+      self._changed.wait_for(self._is_idle, LAST_CALL_SECONDS)
+    return ended
+
+  def close(self) -> None:
+    """Ends all requests, and the loop."""
+    if self._thread is None:
+      return
+    with self._changed:
+      self._is_taking = False
+      self._is_closed = True
+      self._changed.notify_all()
+    self._thread.join()
+
+  def _list_jobs(self) -> list[Job]:
+    return [job for lane in self._lanes for job in lane.list_jobs()]
+
+  def _is_idle(self) -> bool:
+    return not self._list_jobs()
+
+  def _wake(self) -> None:
+    with self._changed:
+      self._changed.notify_all()
+
+  # --- The loop
+
+  def _run(self) -> None:
+    """Takes turns until the engine is closed, or fails."""
+    try:
+      while self._wait():
+        self._take_turn()
+    except BaseException as e:  # whatever it is, nobody may wait forever
+      self.failure = e
+      self._say(f'the engine failed: {one_line(e)}')
+    self._end_all()
+
+  def _wait(self) -> bool:
+    """Returns, once there is something to do, whether to go on."""
+    with self._changed:
+      self._changed.wait_for(lambda: self._is_closed or not self._is_idle())
+      return not self._is_closed
+
+  def _take_turn(self) -> None:
+    """Ends some requests, and lets each lane admit and decode."""
+    now = time.perf_counter()
+    with self._changed:
+      jobs = {job: job.find_end(now) for job in self._list_jobs()}
+    self._end({job: reason for job, reason in jobs.items() if reason})
+    for lane in self._lanes:
+      lane.take_turn()
+    self._wake()  # drain waits for the end of all
+
+  def _end_all(self) -> None:
+    """Ends every request: cancelled, or by the engine's failure."""
+    with self._changed:
+      self._is_taking = False
+      jobs = self._list_jobs()
+    error = self.failure and one_line(self.failure)
+    self._end(dict.fromkeys(jobs, 'cancelled'), error)
+    self._wake()
+
+  def _end(self, reasons: dict[Job, str], error: str | None = None) -> None:
+    """Ends requests, each for its reason."""
+    if not reasons:
+      return
+    for lane in self._lanes:
+      lane.remove(reasons)
+    for job, reason in reasons.items():
+      job.end(reason, error)
+      job.deliver(self.observer)

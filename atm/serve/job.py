@@ -1,0 +1,143 @@
+"""A request while it is served: what it has been given so far."""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from atm.serve.generation_request import (
+  ChosenToken,
+  GenerationRequest,
+  RequestOutput,
+  RequestUpdate,
+)
+
+
+@dataclasses.dataclass(eq=False)
+class Output:
+  """One output that is being written.
+
+  Attributes:
+    ids, logs, top: see RequestOutput; logs are float32.
+    position: decoder ids that were read.
+    reason: why it ended; None before.
+    told_at: when its last tokens came, or its admission.
+  """
+
+  ids: list = dataclasses.field(default_factory=list)
+  logs: list = dataclasses.field(default_factory=list)
+  top: list = dataclasses.field(default_factory=list)
+  position: int = 0
+  reason: str | None = None
+  told_at: float = 0.0
+
+  def collect(self) -> RequestOutput:
+    """Returns the output as a caller gets it."""
+    logs = np.array(self.logs, np.float32)
+    return RequestOutput(
+      self.ids, logs.tolist(), self.top, float(logs.sum()), self.reason
+    )
+
+
+class Job:
+  """A submitted request.
+
+  Attributes:
+    request, ticket: what was asked, and with what others.
+    slots: its rows on the device, in the order of its results.
+    outputs: one of each result.
+  """
+
+  def __init__(self, request: GenerationRequest, ticket, index: int, deliver):
+    self.request, self.ticket = request, ticket
+    self.slots: list[int] = []
+    self.outputs = [Output() for _ in range(request.config.results)]
+    self._index, self._deliver = index, deliver
+    self._submitted = time.perf_counter()
+    self._tokens: list[ChosenToken] = []  # not yet delivered
+    self._ended: list[tuple[int, str]] = []
+    self._new = [0] * len(self.outputs)
+    self._has_begun = self._is_over = False
+    self._error: str | None = None
+
+  @property
+  def prompt_tokens(self) -> int:
+    """Ids that the encoder and the decoder are given."""
+    return len(self.request.ids) + len(self.request.prefix)
+
+  def find_end(self, now: float) -> str | None:
+    """Returns why it has to end: 'cancelled', 'timeout', or None."""
+    if self.ticket.is_cancelled:
+      return 'cancelled'
+    limit = self.request.seconds
+    late = limit is not None and now - self._submitted >= limit
+    return 'timeout' if late else None
+
+  def note_admission(self, observer, now: float) -> None:
+    """Notes that its input was read."""
+    for output in self.outputs:
+      output.told_at = now
+    observer.request_admitted(now - self._submitted, self.prompt_tokens)
+
+  def add_token(
+    self, result: int, token: int, log_probability, top_ids, top_logs, end_id
+  ) -> None:
+    """Adds a token to an output."""
+    output, token, few = self.outputs[result], int(token), self.request.top
+    top = ()
+    if few:
+      pairs = zip(top_ids[:few].tolist(), top_logs[:few].tolist())
+      top = tuple(pairs)
+      output.top.append(top)
+    output.logs.append(log_probability)
+    if token != end_id or self.request.targets is not None:
+      output.ids.append(token)
+    self._tokens.append(ChosenToken(result, token, float(log_probability), top))
+    self._new[result] += 1
+
+  def note_tokens(self, observer, now: float) -> None:
+    """Tells an observer of tokens that a call of the device brought."""
+    if self._tokens and not self._has_begun:
+      self._has_begun = True
+      observer.first_token(now - self._submitted)
+    for output, (i, count) in zip(self.outputs, enumerate(self._new)):
+      if count:
+        observer.tokens(count, now - output.told_at)
+        output.told_at, self._new[i] = now, 0
+
+  def end_output(self, result: int, reason: str) -> None:
+    """Ends one output."""
+    self.outputs[result].reason = reason
+    self._ended.append((result, reason))
+
+  def end(self, reason: str | None, error: str | None = None) -> None:
+    """Ends all outputs that have not; an error ends the request without any."""
+    self._error = error
+    for i, output in enumerate(self.outputs):
+      if output.reason is None and not error:
+        self.end_output(i, reason)
+
+  def deliver(self, observer) -> None:
+    """Gives the caller its news, if there are any."""
+    if self._is_over:
+      return
+    over = self._error or all(x.reason for x in self.outputs)
+    if not (self._tokens or self._ended or over):
+      return
+    outputs = None
+    if over:
+      self._is_over = True
+      outputs = tuple(x.collect() for x in self.outputs)
+      outputs = () if self._error else outputs
+    update = RequestUpdate(
+      tuple(self._tokens), tuple(self._ended), outputs, self._error
+    )
+    self._tokens, self._ended = [], []
+    if over:
+      observer.request_ended(
+        'error' if self._error else outputs[0].reason,
+        time.perf_counter() - self._submitted,
+        self.prompt_tokens,
+        sum(len(x.logs) for x in self.outputs),
+      )
+    self._deliver(self._index, update)

@@ -1,0 +1,311 @@
+"""The programs of an engine: shapes, compilation, memory and step times."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from atm.inference import api
+from atm.messages import check_count, check_fields
+from atm.model.transformer import AlexaTM
+from atm.serve import slots as slots_lib
+from atm.serve.slots import Row, SlotState, Steps
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSizes:
+  """What an engine has room for; its memory is allocated once, at its start.
+
+  Attributes:
+    slots: greedy and sampled outputs that decode at a time.
+    beam_groups: inputs that beam search decodes at a time.
+    beams: the most beams that a request may have.
+    queue: the most requests that wait.
+    max_input: the most encoder ids; None: Config.positions.
+    max_output: the most decoder ids, with the prefix; None: Config.positions.
+    admit_tokens: encoder positions that are read between two calls of the
+      decoder, while rows decode: longer pauses for them, fewer for others.
+    most_steps: decode steps of a call, at most.
+    top: the most likeliest tokens that a request may ask to be told.
+    stop_states: of the table that the stop strings of all requests share.
+    banned_count, banned_length: the most banned sequences of a request, and
+      their ids.
+  """
+
+  slots: int = 16
+  beam_groups: int = 2
+  beams: int = 4
+  queue: int = 256
+  max_input: int | None = None
+  max_output: int | None = None
+  admit_tokens: int = 512
+  most_steps: int = 32
+  top: int = 20
+  stop_states: int = 64
+  banned_count: int = 16
+  banned_length: int = 8
+
+  checks: ClassVar[dict[str, Callable]] = {
+    name: partial(check_count, name.upper())
+    for name in (
+      'slots',
+      'beams',
+      'queue',
+      'admit_tokens',
+      'most_steps',
+      'top',
+      'stop_states',
+      'banned_count',
+      'banned_length',
+    )  # fmt: skip
+  } | {
+    name: partial(check_count, name.upper(), optional=True)
+    for name in ('max_input', 'max_output')
+  }
+
+  def __post_init__(self):
+    check_fields(self)
+
+  def fit(self, config, mesh, rules) -> 'EngineSizes':
+    """Returns sizes with nothing left open, as a model and a mesh have room."""
+    at_most = lambda n: min(n or config.positions, config.positions)
+    shards = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
+    return dataclasses.replace(
+      self,
+      slots=-(-self.slots // shards) * shards,
+      max_input=at_most(self.max_input),
+      max_output=at_most(self.max_output),
+      top=min(self.top, config.vocab_size),
+    )
+
+
+def list_lengths(most: int, least: int = 32) -> list[int]:
+  """Returns padded lengths up to `most`: powers of two, and 1.5 times these.
+
+  A text is padded by a fifth on average; with powers of two alone it would be
+  by a third.
+  """
+  lengths, n = [], least
+  while n < most:
+    lengths += [n] if n * 3 // 2 >= most else [n, n * 3 // 2]
+    n *= 2
+  return [*lengths, most]
+
+
+def list_windows(most: int, factor: int, count: int, least: int) -> list[int]:
+  """Returns up to `count` sizes up to `most`, each `factor` times another."""
+  sizes = {max(min(most, least), -(-most // factor**i)) for i in range(count)}
+  return sorted(sizes)
+
+
+class Programs:
+  """Compiled programs of a model, and the slots' state that they change.
+
+  Attributes:
+    sizes: of `EngineSizes.fit`.
+    count: programs that were compiled; no more are after `compile`.
+  """
+
+  def __init__(self, model: api.Model, sizes: EngineSizes):
+    self.model, self.sizes = model, sizes
+    self.net = AlexaTM(model.config)
+    self.count = 0
+    self._admit: dict[tuple[int, int], jax.stages.Compiled] = {}
+    self._decode: dict[tuple[int, int, int], jax.stages.Compiled] = {}
+    self.step_seconds: dict[tuple[int, int, int], tuple[float, float]] = {}
+    self.shards = math.prod(
+      model.mesh.shape[a] for a in model.rules.mesh_axes('batch')
+    )
+
+  # --- Shapes
+
+  @functools.cached_property
+  def batches(self) -> list[tuple[int, int]]:
+    """(B, S) of encoder batches: one input, or several read at a time."""
+    shapes = set()
+    for S in list_lengths(self.sizes.max_input):
+      most = max(1, min(self.sizes.slots, self.sizes.admit_tokens // S))
+      for B in (1, 1 << (most.bit_length() - 1)):
+        shapes.add((-(-B // self.shards) * self.shards, S))
+    return sorted(shapes, key=lambda shape: shape[::-1])
+
+  @functools.cached_property
+  def windows(self) -> list[tuple[int, int, int]]:
+    """(rows, T, S) that `slots.take_steps` is compiled for."""
+    s = self.sizes
+    rows = list_windows(s.slots, 4, 2, 1) if self.shards == 1 else [s.slots]
+    T = list_windows(s.max_output, 4, 2, 64)
+    S = list_windows(s.max_input, 2, 3, 64)
+    return [(r, t, n) for r in rows for t in T for n in S]
+
+  def find_batch(self, lengths: list[int]) -> tuple[int, int]:
+    """Returns the (B, S) for the first of inputs of these lengths.
+
+    As many of them are read as B, padded to S.
+    """
+    S = next(n for _, n in self.batches if n >= max(lengths))
+    B = [b for b, n in self.batches if n == S]
+    # A batch that is less than half full takes longer than one input.
+    return (B[-1] if len(lengths) * 2 > B[-1] else B[0]), S
+
+  def find_window(self, rows: int, T: int, S: int) -> tuple[int, int, int]:
+    """Returns the fastest window with room for rows, T and S."""
+    fits = lambda w: w[0] >= rows and w[1] >= T and w[2] >= S
+    return min(filter(fits, self.windows), key=self.step_seconds.get)
+
+  # --- Compilation
+
+  @functools.cached_property
+  def params(self) -> dict:
+    """The parameters that programs read: the one place they come from."""
+    return self.model._decode_params
+
+  def _shardings(self, state):
+    """Returns shardings of a state: caches by the rules, the rest whole."""
+    place = lambda *axes: NamedSharding(
+      self.model.mesh, self.model.rules.spec(*axes)
+    )
+    whole = jax.tree.map(lambda x: place(), state)
+    caches = jax.tree.map(
+      lambda x: place('batch', 'heads', None, None), state.caches
+    )
+    return whole.replace(caches=caches)
+
+  @functools.cached_property
+  def _empty(self):
+    """Returns a function of parameters that makes an empty state."""
+    s = self.sizes
+    return lambda params: slots_lib.empty_state(
+      self.net, params, s.slots, s.max_input, s.max_output
+    )
+
+  @functools.cached_property
+  def abstract_state(self) -> SlotState:
+    """The state as shapes with shardings."""
+    with self.model._use():
+      state = jax.eval_shape(self._empty, self.params)
+    return jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      state,
+      self._shardings(state),
+    )
+
+  def allocate(self) -> SlotState:
+    """Returns an empty state."""
+    placed = self._shardings(self.abstract_state)
+    with self.model._use():
+      return jax.jit(self._empty, out_shardings=placed)(self.params)
+
+  def _array(self, *shape: int, kind=np.int32):
+    whole = NamedSharding(self.model.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, kind, sharding=whole)
+
+  def _compile(self, function, *args):
+    """Compiles function(params, state, *args) -> (state, Steps or None)."""
+    state = self.abstract_state
+    whole = NamedSharding(self.model.mesh, PartitionSpec())
+    out = self._shardings(state), whole
+    with self.model._use():
+      jitted = jax.jit(function, donate_argnums=1, out_shardings=out)
+      compiled = jitted.lower(self.params, state, *args).compile()
+    self.count += 1
+    return compiled
+
+  def _compile_admit(self, B: int, S: int):
+    R, array = self.sizes.slots, self._array
+    row = jax.tree.map(
+      lambda x: array(*x.shape, kind=x.dtype), self.abstract_state.row
+    )
+
+    def run(params, state, *args):
+      return slots_lib.admit(self.net, params, state, *args), None
+
+    return self._compile(
+      run, array(B, S), array(B), array(), array(R), array(R), row
+    )
+
+  def _compile_decode(self, window: tuple[int, int, int]):
+    s, array = self.sizes, self._array
+
+    def run(params, state, *args):
+      sizes = s.most_steps, s.top, window
+      return slots_lib.take_steps(self.net, params, state, *args, *sizes)
+
+    return self._compile(
+      run, array(s.slots, kind=bool), array(), array(kind=bool)
+    )
+
+  def compile(self, state: SlotState, say: Callable) -> SlotState:
+    """Compiles all programs, and times each of the decoder's.
+
+    Returns the state, for each program takes it.
+    """
+    total = len(self.batches) + len(self.windows)
+    start = time.perf_counter()
+
+    def tell(done: int) -> None:
+      if done % 8 == 0 or done == total:
+        seconds = time.perf_counter() - start
+        say(f'compiled {done} of {total} programs in {seconds:.1f} s')
+
+    for i, shape in enumerate(self.batches):
+      self._admit[shape] = self._compile_admit(*shape)
+      tell(i + 1)
+    for i, window in enumerate(self.windows):
+      self._decode[window] = self._compile_decode(window)
+      state = self._time_steps(state, window)
+      tell(len(self.batches) + i + 1)
+    return state
+
+  def _time_steps(self, state, window) -> SlotState:
+    """Notes the seconds of a call by itself, and of each of its steps."""
+    seconds, none = {}, np.zeros(self.sizes.slots, bool)
+    for steps in (1, 1, min(5, self.sizes.most_steps)):
+      start = time.perf_counter()
+      state, _ = self.decode(state, none, steps, False, window)
+      seconds[steps] = time.perf_counter() - start
+    few, many = min(seconds), max(seconds)
+    step = max(1e-6, (seconds[many] - seconds[few]) / max(1, many - few))
+    self.step_seconds[window] = step, max(0.0, seconds[few] - step)
+    return state
+
+  # --- Calls
+
+  def admit(self, state, tokens, lengths, count, inputs, slots, row: Row):
+    """Runs `slots.admit`; the shape of tokens is one of `batches`."""
+    state, _ = self._admit[tokens.shape](
+      self.params, state, tokens, lengths, np.int32(count), inputs, slots, row
+    )
+    return state
+
+  def decode(
+    self, state, is_open, limit: int, stops_early: bool, window
+  ) -> tuple[SlotState, Steps]:
+    """Runs `slots.take_steps`, and brings what it tells to the host."""
+    state, steps = self._decode[window](
+      self.params, state, is_open, np.int32(limit), np.bool_(stops_early)
+    )
+    return state, jax.device_get(steps)
+
+  def blank_rows(self) -> Row:
+    """Returns rows to be filled on the host, all that an admission takes."""
+    c = self.model.config
+    fill = lambda x: np.zeros(x.shape, x.dtype)
+    row = jax.tree.map(fill, self.abstract_state.row)
+    row.ids.fill(c.pad_id)
+    return row
+
+
+def count_bytes(tree) -> int:
+  """Returns the bytes of arrays, or of shapes, over all devices."""
+  return sum(
+    x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
+  )

@@ -1,0 +1,275 @@
+"""Rows that decode together on the device: their state, and what changes it.
+
+Pure functions of arrays. A slot is a row of every array of `SlotState`, which
+is allocated once, donated to each program and written in place. `admit` fills
+slots, `take_steps` takes steps of all of them.
+
+There is no prefill of decoder prefixes: a row's `ids` begin with its prefix,
+and for scoring with its targets, too. Each step reads the id at the row's
+position and, where no next id is given, chooses one.
+
+Letters as in `atm.model.transformer`; R slots.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from atm.inference.generate import encode
+from atm.model.transformer import AlexaTM
+from atm.parallel.sharding import constrain
+
+# Why a row ended; REASONS[code] as in `RequestOutput.reason`.
+OPEN, STOP, LENGTH = 0, 1, 2
+REASONS = ('', 'stop', 'length')
+
+
+@flax.struct.dataclass
+class Row:
+  """What a request brings to its slot; R rows.
+
+  Attributes:
+    ids: [R, T + 1], given ids, padding behind.
+    length: [R], how many are given or, later, written.
+    told: [R], ids before this one are a prefix, of which nothing is told.
+    is_scored: [R] bool, ends with its given ids.
+    limit: [R], `length` at which it is full.
+  """
+
+  ids: jax.Array
+  length: jax.Array
+  told: jax.Array
+  is_scored: jax.Array
+  limit: jax.Array
+
+
+@flax.struct.dataclass
+class SlotState:
+  """All that slots have on the device.
+
+  Attributes:
+    caches: a `layers.KVCache` of R rows for each layer.
+    source: [R, S] int32, 1 where the encoder read an id.
+    position: [R], of the id that is read next.
+    row: see Row.
+  """
+
+  caches: list
+  source: jax.Array
+  position: jax.Array
+  row: Row
+
+
+@flax.struct.dataclass
+class Steps:
+  """What a call of `take_steps` tells; K steps, R rows.
+
+  Attributes:
+    count: how many of the K steps were taken.
+    token: int32 [K, R]; -1 where a step told nothing of a row.
+    log_probability: float32 [K, R], by the model.
+    top_ids, top_logs: [K, R, TOP], the likeliest ids.
+    ended: int32 [K, R], OPEN, STOP or LENGTH.
+  """
+
+  count: jax.Array
+  token: jax.Array
+  log_probability: jax.Array
+  top_ids: jax.Array
+  top_logs: jax.Array
+  ended: jax.Array
+
+
+def compute_cross(model: AlexaTM, params, tokens, segments) -> list:
+  """Returns each layer's cross keys [B, H, K, S] and values [B, H, S, K]."""
+  encoded = encode(model, params, tokens, segments)
+  caches = model.apply(
+    {'params': params}, encoded, 1, method=AlexaTM.empty_cache
+  )
+  return [(x.cross_keys, x.cross_values) for x in caches]
+
+
+def empty_state(model: AlexaTM, params, R: int, S: int, T: int) -> SlotState:
+  """Returns slots that nothing was admitted to."""
+  c = model.config
+  encoded = jnp.zeros((R, S, c.d_model), c.dtype)
+  caches = model.apply(
+    {'params': params}, encoded, T, method=AlexaTM.empty_cache
+  )
+  # Of the right shapes and shardings; no product of zeros by parameters.
+  caches = jax.tree.map(
+    lambda x: constrain(
+      jnp.zeros(x.shape, x.dtype), 'batch', 'heads', None, None
+    ),
+    caches,
+  )
+  none = lambda kind=jnp.int32: jnp.zeros(R, kind)
+  row = Row(
+    jnp.full((R, T + 1), c.pad_id, jnp.int32), none(), none(), none(bool),
+    none(),
+  )  # fmt: skip
+  return SlotState(caches, jnp.zeros((R, S), jnp.int32), none(), row)
+
+
+def admit(
+  model, params, state: SlotState, tokens, lengths, count, inputs, slots,
+  row: Row,
+) -> SlotState:  # fmt: skip
+  """Reads encoder inputs once and fills slots with them.
+
+  Args:
+    model, params: what reads.
+    state: of the slots.
+    tokens, lengths: [B, S] encoder ids, padding behind, and [B] how many.
+    count: how many slots are filled, at most R.
+    inputs, slots: [R], which of B goes to which slot; those behind `count`
+      count for nothing, their slot is R.
+    row: what is written to `slots`, in order.
+  """
+  S = tokens.shape[1]
+  segments = (jnp.arange(S) < lengths[:, None]).astype(jnp.int32)
+  cross = compute_cross(model, params, tokens, segments)
+  place = functools.partial(_place, cross, segments, inputs, slots)
+  held = [(x.cross_keys, x.cross_values) for x in state.caches]
+  held, source = jax.lax.fori_loop(0, count, place, (held, state.source))
+  caches = [
+    x.replace(cross_keys=keys, cross_values=values)
+    for x, (keys, values) in zip(state.caches, held)
+  ]
+  write = lambda x, new: x.at[slots].set(new, mode='drop')
+  return state.replace(
+    caches=caches,
+    source=source,
+    position=state.position.at[slots].set(0, mode='drop'),
+    row=jax.tree.map(write, state.row, row),
+  )
+
+
+def _place(cross, segments, inputs, slots, i, held):
+  """Copies the keys and values of input inputs[i] to slot slots[i]."""
+  layers, source = held
+  put = lambda x, new: jax.lax.dynamic_update_slice(
+    x,
+    jax.lax.dynamic_slice_in_dim(new, inputs[i], 1),
+    (slots[i], *(0,) * (x.ndim - 1)),
+  )
+  # A longer input may have been here before.
+  new = jnp.pad(segments, ((0, 0), (0, source.shape[1] - segments.shape[1])))
+  return jax.tree.map(put, layers, cross), put(source, new)
+
+
+def take_steps(
+  model, params, state: SlotState, is_open, limit, stops_early, K: int,
+  top: int, window: tuple[int, int, int],
+):  # fmt: skip
+  """Takes up to `limit` steps of the open rows; returns (state, Steps).
+
+  Args:
+    model, params, state: see `admit`.
+    is_open: bool [R], rows that decode.
+    limit: steps to take, at most K. It ends before when all rows have ended.
+    stops_early: whether it ends when any row has ended, for others wait.
+    K, top: sizes of `Steps`.
+    window: (rows, T, S): open rows are among the first, and so is what they
+      read and write; nothing else is computed.
+  """
+  R, T, S = window
+  part = _cut(state, R, T, S)
+  steps = Steps(
+    jnp.int32(0),
+    jnp.full((K, R), -1, jnp.int32),
+    jnp.zeros((K, R)),
+    jnp.zeros((K, R, top), jnp.int32),
+    jnp.zeros((K, R, top)),
+    jnp.zeros((K, R), jnp.int32),
+  )
+
+  def goes_on(carry):
+    _, is_open, ended, steps = carry
+    # A call without open rows takes all steps: so they are timed.
+    finished = ended & (stops_early | ~is_open.any())
+    return (steps.count < limit) & ~finished
+
+  carry = part, is_open[:R], jnp.bool_(False), steps
+  step = functools.partial(_step, model, params, top)
+  part, _, _, steps = jax.lax.while_loop(goes_on, step, carry)
+  return _paste(state, part), steps
+
+
+def _cut(state: SlotState, R: int, T: int, S: int) -> SlotState:
+  """Returns the first R rows, T decoder and S encoder positions of a state."""
+  caches = [
+    x.replace(
+      self_keys=x.self_keys[:R, :, :, :T],
+      self_values=x.self_values[:R, :, :T],
+      cross_keys=x.cross_keys[:R, :, :, :S],
+      cross_values=x.cross_values[:R, :, :S],
+    )
+    for x in state.caches
+  ]
+  row = jax.tree.map(lambda x: x[:R], state.row)
+  return SlotState(caches, state.source[:R, :S], state.position[:R], row)
+
+
+def _paste(state: SlotState, part: SlotState) -> SlotState:
+  """Returns a state with what `take_steps` may have changed in a part of it."""
+  put = lambda x, new: jax.lax.dynamic_update_slice(x, new, (0,) * x.ndim)
+  caches = [
+    x.replace(
+      self_keys=put(x.self_keys, new.self_keys),
+      self_values=put(x.self_values, new.self_values),
+    )
+    for x, new in zip(state.caches, part.caches)
+  ]
+  return state.replace(
+    caches=caches,
+    position=put(state.position, part.position),
+    row=jax.tree.map(put, state.row, part.row),
+  )
+
+
+def _step(model, params, top: int, carry):
+  """Reads one id of each row, and writes the next where none is given."""
+  state, is_open, ended, steps = carry
+  row, number = state.row, jnp.arange(len(is_open))
+  at = jnp.minimum(state.position, state.caches[0].self_values.shape[2] - 1)
+  logits, caches = model.apply(
+    {'params': params}, row.ids[number, at][:, None], at[:, None],
+    state.caches, state.source, jnp.zeros_like(at),
+    method=AlexaTM.decode_cached,
+  )  # fmt: skip
+  given = row.ids[number, at + 1]
+  is_given = at + 1 < row.length
+  chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  token = jnp.where(is_given, given, chosen)
+  logs = jax.nn.log_softmax(logits)
+  top_logs, top_ids = jax.lax.top_k(logs, top)
+  picked = logs[number, token]
+  end = is_open & ~is_given & (token == model.config.end_id)
+  writes = is_open & ~is_given & ~end
+  ids = row.ids.at[number, at + 1].set(jnp.where(writes, token, given))
+  length = row.length + writes
+  full = writes & (length >= row.limit)
+  code = jnp.where(end, STOP, jnp.where(full, LENGTH, OPEN))
+  read = is_open & row.is_scored & (at + 2 >= row.length)
+  code = jnp.where(read, STOP, code)
+  tells = is_open & (at + 1 >= row.told)
+  put = lambda x, new: jax.lax.dynamic_update_index_in_dim(
+    x, new, steps.count, 0
+  )
+  steps = Steps(
+    steps.count + 1,
+    put(steps.token, jnp.where(tells, token, -1)),
+    put(steps.log_probability, picked),
+    put(steps.top_ids, top_ids),
+    put(steps.top_logs, top_logs),
+    put(steps.ended, code),
+  )
+  state = state.replace(
+    caches=caches,
+    position=state.position + is_open,
+    row=row.replace(ids=ids, length=length),
+  )
+  return state, is_open & (code == OPEN), ended | (code != OPEN).any(), steps

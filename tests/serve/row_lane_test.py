@@ -1,0 +1,44 @@
+"""Slots are taken first come, first served."""
+
+import threading
+
+from atm.inference import sampling
+from atm.serve.engine import Ticket
+from atm.serve.generation_request import GenerationRequest
+from atm.serve.job import Job
+from atm.serve.observer import Observer
+from atm.serve.programs import EngineSizes
+from atm.serve.row_lane import RowLane
+
+
+class Recorder:
+  """Programs that compute nothing."""
+
+  sizes = EngineSizes(slots=4, max_input=64, max_output=64)
+
+
+def make_job(results: int) -> Job:
+  sampled = sampling.Config(temperature=1.0, results=results)
+  request = GenerationRequest((5,), (1,), sampled)
+  return Job(request, Ticket(lambda: None), 0, lambda *news: None)
+
+
+def test_a_request_of_many_rows_is_not_overtaken(monkeypatch):
+  lane = RowLane(Recorder(), Observer(), threading.Condition())
+  admitted = []
+  monkeypatch.setattr(
+    Recorder, 'find_batch', lambda self, lengths: (1, 32), raising=False
+  )
+  monkeypatch.setattr(
+    lane, '_admit_batch', lambda jobs, B, S: admitted.extend(jobs)
+  )
+  three, many, one = jobs = [make_job(n) for n in (3, 4, 1)]
+  lane.waiting.extend(jobs)
+  lane._admit()
+  assert admitted == [three] and list(lane.waiting) == [many, one]
+  lane.remove({three})
+  lane._admit()
+  assert admitted == [three, many] and sorted(lane.taken) == [0, 1, 2, 3]
+  lane.remove({many})
+  lane._admit()
+  assert one.slots == [0]
