@@ -29,6 +29,23 @@ MEMORY_HINTS = {
 }
 
 
+# A key for clients of `atm serve`, as a macro or as a parameter.
+_KEY = re.compile(r'(--gin\.(?:[\w./]*\.)?api_key\s*=)\s*(.*)', re.I | re.S)
+HIDDEN = '***'
+
+
+def hide_keys(text: str, command: list[str]) -> str:
+  """Returns a text without the keys that a command's arguments hold."""
+  for argument in command:
+    if (match := _KEY.fullmatch(argument)) is None:
+      continue
+    text = text.replace(argument, match[1] + HIDDEN)
+    key = match[2].strip().strip('\'"')
+    if len(key) > 3:  # shorter ones are parts of words
+      text = text.replace(key, HIDDEN)
+  return text
+
+
 def get_note(error: BaseException) -> str | None:
   """Returns the note that a training run added, if it did; JAX adds others."""
   notes = getattr(error, '__notes__', [])
@@ -51,7 +68,7 @@ def format_error(error: BaseException, command: list[str]) -> str:
     lines.append(note)
   if not is_mistake(error):
     lines += [f'  {k:<10} {v}' for k, v in _describe(error, command).items()]
-  return '\n'.join(lines)
+  return hide_keys('\n'.join(lines), command)
 
 
 def _head(error: BaseException) -> str:
@@ -80,7 +97,7 @@ def _describe(error: BaseException, command: list[str]) -> dict[str, str]:
 
 
 def _format_command(command: list[str]) -> str:
-  return shlex.join(['atm', *command])
+  return shlex.join(['atm', *(hide_keys(x, command) for x in command)])
 
 
 def _list_versions() -> str:
@@ -101,7 +118,8 @@ def _write_traceback(error: BaseException, command: list[str]) -> str:
     number, path = tempfile.mkstemp('.txt', 'atm-crash-')
     with open(number, 'w', encoding='utf-8', errors='backslashreplace') as f:
       f.write(f'{_format_command(command)}\n{_list_versions()}\n\n')
-      f.writelines(traceback.format_exception(error))
+      for part in traceback.format_exception(error):
+        f.write(hide_keys(part, command))
   except Exception as e:  # a full disk, say, or no memory for it
     return f'not written: {one_line(e, 100)}; ATM_TRACEBACK=1 prints it'
   return f'{path}; ATM_TRACEBACK=1 prints it'

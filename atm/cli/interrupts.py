@@ -70,6 +70,33 @@ def _watched():
     os.close(write)
 
 
+@contextlib.contextmanager
+def note_signals():
+  """Notes the first signal, in the list that it yields, while open.
+
+  A second one ends the process at once.
+  """
+  heard: list[int] = []
+
+  def note(number: int, frame) -> None:
+    if heard:
+      # The main thread may be inside of a print.
+      os.write(2, f'{format_end(number, "at once")}\n'.encode())
+      os._exit(128 + number)
+    heard.append(number)
+
+  if threading.current_thread() is not threading.main_thread():
+    yield heard
+    return
+  mine = [n for n in HANDLED if signal.getsignal(n) != signal.SIG_IGN]
+  before = {number: signal.signal(number, note) for number in mine}
+  try:
+    yield heard
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
 def _raise(number: int, frame) -> None:
   _heard[0] = time.monotonic()
   if number != signal.SIGINT:  # a second ends the process, whatever it does

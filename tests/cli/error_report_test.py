@@ -125,3 +125,23 @@ def test_a_reader_that_goes_ends_the_command_quietly():
 
 def test_a_broken_pipe_elsewhere_is_an_error(crash):
   assert re.match('atm: error: .*worker', crash(BrokenPipeError('worker'), 2))
+
+
+@pytest.mark.parametrize('argument', [
+  "--gin.API_KEY='secret key'", '--gin.api_key="secret key"',
+  "--gin.serving.serve.api_key = 'secret key'", '--gin.API_KEY=secret key',
+])  # fmt: skip
+def test_no_report_tells_a_key(argument, tmp_path, monkeypatch):
+  """A server's log is read by others than its owner."""
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  for error in (
+    RuntimeError('secret key'),
+    ValueError("API_KEY = 'secret key"),
+  ):
+    text = error_report.format_error(error, ['serve', argument])
+    assert error_report.HIDDEN in text and 'secret' not in text
+  (path,) = tmp_path.iterdir()
+  assert 'secret' not in path.read_text()
+  one = ['serve', '--gin.API_KEY=a']
+  assert error_report.hide_keys('a large key', one) == 'a large key'
+  assert error_report._format_command(one) == "atm serve '--gin.API_KEY=***'"

@@ -75,3 +75,28 @@ def test_a_signal_inside_a_library_ends_the_process(mode):
     assert child.wait(20) == 128 + signal.SIGTERM
     said = child.stderr.read()
     assert said == 'atm: stopped by SIGTERM: 3 of 4 are left\n'
+
+
+@pytest.mark.parametrize('number', interrupts.HANDLED)
+def test_a_signal_is_noted_and_raises_nothing(number):
+  before = signal.getsignal(number)
+  with interrupts.note_signals() as heard:
+    assert not heard
+    signal.raise_signal(number)
+    assert heard == [number]
+  assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_ends_the_process_at_once():
+  code = (
+    'import signal; from atm.cli import interrupts\n'
+    'with interrupts.note_signals():\n'
+    '  signal.raise_signal(signal.SIGTERM)\n'
+    '  signal.raise_signal(signal.SIGTERM)\n'
+    '  print("never")'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True
+  )
+  assert done.returncode == 128 + signal.SIGTERM and not done.stdout
+  assert done.stderr == 'atm: stopped by SIGTERM: at once\n'
