@@ -38,14 +38,27 @@ def decoder_shape(
   n of prefixes, the longest of `longest` ids with its start token, and T of
   outputs are powers of two. Raises ValueError if there is no room for a token.
   """
-  room = config.positions - longest
-  if room < 1:
-    raise ValueError(
-      f'a prefix of {longest - 1} tokens: expected at most '
-      f'{config.positions - 2}, for Config.positions = {config.positions}'
-    )
-  room = min(max_tokens, room)
+  room = min(max_tokens, count_room(config.positions, longest))
   return next_power_of_two(longest), next_power_of_two(room), room
+
+
+def count_room(positions: int, prefix: int) -> int:
+  """Returns the tokens that fit behind a prefix of so many ids, at least 1."""
+  if positions <= prefix:
+    raise ValueError(
+      f'a prefix of {prefix - 1} tokens: expected at most {positions - 2}, for '
+      f'Config.positions = {positions}'
+    )
+  return positions - prefix
+
+
+def check_forced(max_tokens: int, forced: int) -> None:
+  """Raises ValueError where `forced` ids leave no room for a token."""
+  if max_tokens <= forced:
+    raise ValueError(
+      f'max_tokens = {max_tokens}: expected {forced + 1} or more, for an '
+      f'output begins with {forced} that count'
+    )
 
 
 def pad_inputs(
@@ -80,12 +93,7 @@ def pad_batch(
     ValueError: there is no room for a token, see `decoder_shape`.
   """
   forced = forced if forced is not None and any(forced) else None
-  least = 1 + max(forced or [0])
-  if max_tokens < least:
-    raise ValueError(
-      f'max_tokens = {max_tokens}: expected {least} or more, for an output '
-      f'begins with {least - 1} that count'
-    )
+  check_forced(max_tokens, max(forced or [0]))
   n, T, room = decoder_shape(config, max(map(len, prefixes)), max_tokens)
   if forced:
     left = (config.positions - len(p) + f for p, f in zip(prefixes, forced))

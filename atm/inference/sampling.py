@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from atm.data import counter_rng
+from atm.inference import logits_processors
+from atm.inference.logits_processors import NEG_INF
 from atm.messages import (
   MOST_INT32,
   check_choice,
@@ -25,8 +27,6 @@ from atm.messages import (
   check_flag,
   check_number,
 )
-
-NEG_INF = -jnp.inf
 
 
 def check_early_stopping(value) -> bool | str | None:
@@ -256,6 +256,11 @@ class Sampler:
       **{name: getattr(config, name) for name in LATER},
     )
 
+  @property
+  def stop_end(self) -> int:
+    """The state of `stops` that has read a stop string."""
+    return len(self.stops) - 1
+
   def reach(self, room: int) -> int:
     """Returns how many of `room` decoder ids a token's choice looks back on."""
     return max(
@@ -343,58 +348,30 @@ def has_stopped(sampler: Sampler, history: History) -> jax.Array:
   full = history.counted >= sampler.max_tokens
   if history.state is None:
     return full
-  return full | (history.state == len(sampler.stops) - 1)
-
-
-def _ban_ngrams(logits, ids, tail, n: int):
-  """Bans ids that would end one of the n-grams of `ids` again.
-
-  Args:
-    logits: [R, V].
-    ids: [R, L] with the n-grams, -1 in front or behind.
-    tail: [R, M], what was written last, M of n - 1 or more.
-    n: how long an n-gram is.
-  """
-  count = ids.shape[1] - n + 1
-  if count < 1:
-    return logits
-  last = ids[:, n - 1 :]
-  bans = (ids[:, :count] >= 0) & (last >= 0)
-  for i in range(n - 1):
-    bans &= ids[:, i : i + count] == tail[:, i - n + 1, None]
-  rows = jnp.arange(len(ids))[:, None]
-  return logits.at[rows, last].add(jnp.where(bans, NEG_INF, 0.0))
-
-
-def _force_end(sampler: Sampler, history: History, logits, end_id: int):
-  """Leaves the end token alone where there is room for one token."""
-  only = jnp.where(jnp.arange(logits.shape[-1]) == end_id, 0.0, NEG_INF)
-  last = history.counted + 1 >= sampler.max_tokens
-  return jnp.where(last[:, None], only, logits)
+  return full | (history.state == sampler.stop_end)
 
 
 def process_logits(sampler: Sampler, history: History, logits, end_id: int):
   """Applies penalties, bans and lengths to logits or their log softmax."""
   if sampler.repeats:
-    penalty = sampler.repetition_penalty
-    other = jnp.where(logits < 0, logits * penalty, logits / penalty)
-    logits = jnp.where(history.written, other, logits)
+    logits = logits_processors.penalize_written(
+      logits, history.written, sampler.repetition_penalty
+    )
   if n := sampler.no_repeat_ngram_size:
-    logits = _ban_ngrams(logits, history.tail, history.tail, n)
+    logits = logits_processors.ban_ngrams(logits, history.tail, history.tail, n)
   if n := sampler.encoder_no_repeat_ngram_size:
-    logits = _ban_ngrams(logits, history.read, history.tail, n)
+    logits = logits_processors.ban_ngrams(logits, history.read, history.tail, n)
   if sampler.banned.size:
-    before, last = sampler.banned[:, :-1], sampler.banned[:, -1]
-    tail, M = history.tail, before.shape[1]
-    tail = tail[:, tail.shape[1] - M :] if tail.shape[1] > M else tail
-    same = (tail[:, None] == before) | (before < 0)
-    bans = same.all(-1) & (last >= 0)  # [R, N]
-    logits = logits.at[:, last].add(jnp.where(bans, NEG_INF, 0.0))
-  early = history.counted < sampler.min_tokens
-  ends = jnp.where(early, NEG_INF, logits[:, end_id])
-  logits = logits.at[:, end_id].set(ends)
+    logits = logits_processors.ban_sequences(
+      logits, history.tail, sampler.banned
+    )
+  logits = logits_processors.ban_early_end(
+    logits, history.counted, sampler.min_tokens, end_id
+  )
   if sampler.forced_eos:
-    logits = _force_end(sampler, history, logits, end_id)
+    logits = logits_processors.force_end(
+      logits, history.counted, sampler.max_tokens, end_id
+    )
   return logits
 
 

@@ -1,0 +1,129 @@
+"""Rows of different settings, against `sampling` with one Config for all."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atm.inference import sampling
+from atm.inference.sampling import Config, Sampler
+from atm.serve import row_sampling
+from atm.serve.generation_request import GenerationRequest
+
+V, T, S, END, BANNED, TOP = 23, 16, 9, 2, (4, 3), 5
+R = 16
+
+
+def draw_request(rng) -> GenerationRequest:
+  """Returns a request with settings of which each is often the default."""
+  often = lambda value, default: value if rng.random() < 0.4 else default
+  ids = lambda n: tuple(rng.integers(0, V, n).tolist())
+  stops = np.zeros((4, V), np.int32)
+  stops[0], stops[1, 5], stops[1, 7], stops[-1] = 1, 3, 2, 3
+  stops[0, :4] = 0
+  config = Config(
+    max_tokens=int(rng.integers(1, 9)),
+    min_tokens=often(int(rng.integers(5)), 0),
+    temperature=often(float(rng.choice([0.3, 1.0, 1.7])), 0.0),
+    top_k=often(int(rng.integers(1, 30)), 0),
+    top_p=often(float(rng.uniform(0.2, 1)), 1.0),
+    min_p=often(float(rng.uniform(0, 0.3)), 0.0),
+    repetition_penalty=often(float(rng.uniform(0.5, 2)), 1.0),
+    seed=int(rng.choice([0, 7, 2**31 - 1, 2**62])),
+    no_repeat_ngram_size=often(int(rng.choice([1, 2, 3, T + 5])), 0),
+    encoder_no_repeat_ngram_size=often(int(rng.choice([1, 2, 20])), 0),
+    forced_eos=often(True, False),
+  )
+  prefix = ids(rng.integers(1, 5))
+  return GenerationRequest(
+    ids=ids(rng.integers(1, S + 1)),
+    prefix=prefix,
+    config=config,
+    forced=int(rng.integers(len(prefix))) if config.max_tokens > 4 else 0,
+    stop_table=often(stops, None),
+    banned=tuple(ids(rng.integers(1, 4)) for _ in range(often(3, 0))),
+    number=int(rng.choice([0, 5, -3, 2**40 + 1])),
+  )
+
+
+@jax.jit
+def write(settings, stops, history, logits, given):
+  """Writes three tokens to every row."""
+  history, out = row_sampling.begin_rows(history, V), []
+  is_open = jnp.ones(len(given), bool)
+  for step in jnp.asarray(logits):
+    token, chosen, _ = row_sampling.choose_row_tokens(
+      settings, history, step, END, given
+    )
+    processed = row_sampling.process_row_logits(settings, history, step, END)
+    history = row_sampling.append_row_token(stops, history, token, is_open)
+    stopped = sampling.has_stopped(settings, history)
+    out.append((token, chosen, processed, stopped))
+  return out
+
+
+def write_alone(request, result, logits):
+  """Writes three tokens to one row, by `sampling`."""
+  sampler = Sampler.from_config(
+    request.config, request.banned, request.stop_table
+  )
+  prefix, ids = jnp.array([request.prefix]), jnp.array([request.ids])
+  model = dataclasses.make_dataclass('M', ['config'])(
+    dataclasses.make_dataclass('C', ['vocab_size'])(V)
+  )
+  history = sampling.initial_history(
+    model, sampler, prefix, jnp.array([prefix.shape[1]]), T,
+    (ids, jnp.ones_like(ids)), jnp.array([request.forced]),
+  )  # fmt: skip
+  key = jax.random.key(request.config.program_seed)
+  number = np.asarray([request.number], np.int64) % 2**31
+  for i in (np.int32(number[0]), result):
+    key = jax.random.fold_in(key, i)
+  for step in jnp.asarray(logits):
+    token, chosen = sampling.choose_tokens(
+      sampler, history, key[None], step[None], END
+    )
+    processed = sampling.process_logits(sampler, history, step[None], END)
+    history = sampling.append_token(sampler, history, token)
+    stopped = sampling.has_stopped(sampler, history)
+    yield token[0], chosen[0], processed[0], stopped[0]
+
+
+def make_rows(requests, results):
+  """Returns rows of requests, and a table with their stop strings."""
+  stops, settings, histories = [np.zeros((1, V), np.int32)], [], []
+  for request, result in zip(requests, results):
+    start = end = 0
+    if (table := request.stop_table) is not None:
+      start = sum(map(len, stops))
+      stops.append(start + table)
+      end = start + len(table) - 1
+    settings.append(
+      row_sampling.make_settings(
+        request, result, request.config.max_tokens, BANNED, end or -1
+      )
+    )
+    histories.append(row_sampling.make_history(request, T, S, start))
+  size = 4 * R + 1
+  stops = np.concatenate(stops)
+  stops = np.pad(stops, ((0, size - len(stops)), (0, 0)))
+  rows = map(row_sampling.stack_rows, (settings, histories))
+  return *rows, stops
+
+
+def test_each_row_is_chosen_as_by_its_own_settings():
+  """One program, whatever the rows ask for."""
+  rng = np.random.default_rng(0)
+  for _ in range(2):
+    requests = [draw_request(rng) for _ in range(R)]
+    results = rng.integers(0, 4, R)
+    settings, history, stops = make_rows(requests, results)
+    logits = rng.standard_normal((3, R, V)).astype(np.float32) * 3
+    got = write(settings, stops, history, logits, np.full(R, -1, np.int32))
+    for i, request in enumerate(requests):
+      want = write_alone(request, results[i], logits[:, i])
+      for step, row in zip(got, want):
+        for a, b in zip(step, row):
+          np.testing.assert_allclose(a[i], b, rtol=1e-6, err_msg=str(request))
+  assert write._cache_size() == 1
