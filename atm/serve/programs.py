@@ -208,18 +208,23 @@ class Programs:
     whole = NamedSharding(self.model.mesh, PartitionSpec())
     return jax.ShapeDtypeStruct(shape, kind, sharding=whole)
 
-  def _compile(self, function, *args):
-    """Compiles function(params, state, *args) -> (state, Steps or None)."""
+  def _trace(self, function, *args) -> jax.stages.Traced:
+    """Traces function(params, state, *args) -> (state, Steps or None)."""
     state = self.abstract_state
     whole = NamedSharding(self.model.mesh, PartitionSpec())
     out = self._shardings(state), whole
     with self.model._use():
       jitted = jax.jit(function, donate_argnums=1, out_shardings=out)
-      compiled = jitted.lower(self.params, state, *args).compile()
+      return jitted.trace(self.params, state, *args)
+
+  def _compile(self, traced: jax.stages.Traced) -> jax.stages.Compiled:
+    with self.model._use():
+      compiled = traced.lower().compile()
     self.count += 1
     return compiled
 
-  def _compile_admit(self, B: int, S: int):
+  def trace_admit(self, B: int, S: int) -> jax.stages.Traced:
+    """Traces the program that admits a batch; `atm plan` compiles it, too."""
     R, array = self.sizes.slots, self._array
     row = jax.tree.map(
       lambda x: array(*x.shape, kind=x.dtype), self.abstract_state.row
@@ -228,18 +233,19 @@ class Programs:
     def run(params, state, *args):
       return slots_lib.admit(self.net, params, state, *args), None
 
-    return self._compile(
+    return self._trace(
       run, array(B, S), array(B), array(), array(R), array(R), row
     )
 
-  def _compile_decode(self, window: tuple[int, int, int]):
+  def trace_decode(self, window: tuple[int, int, int]) -> jax.stages.Traced:
+    """Traces the program that takes steps in a window."""
     s, array = self.sizes, self._array
 
     def run(params, state, *args):
       sizes = s.most_steps, s.top, window
       return slots_lib.take_steps(self.net, params, state, *args, *sizes)
 
-    return self._compile(
+    return self._trace(
       run, array(s.slots, kind=bool), array(), array(kind=bool)
     )
 
@@ -257,10 +263,10 @@ class Programs:
         say(f'compiled {done} of {total} programs in {seconds:.1f} s')
 
     for i, shape in enumerate(self.batches):
-      self._admit[shape] = self._compile_admit(*shape)
+      self._admit[shape] = self._compile(self.trace_admit(*shape))
       tell(i + 1)
     for i, window in enumerate(self.windows):
-      self._decode[window] = self._compile_decode(window)
+      self._decode[window] = self._compile(self.trace_decode(window))
       state = self._time_steps(state, window)
       tell(len(self.batches) + i + 1)
     return state
