@@ -91,24 +91,29 @@ def compute_cross(model: AlexaTM, params, tokens, segments) -> list:
   return [(x.cross_keys, x.cross_values) for x in caches]
 
 
-def empty_state(model: AlexaTM, params, R: int, S: int, T: int) -> SlotState:
-  """Returns slots that nothing was admitted to."""
+def empty_caches(model: AlexaTM, params, R: int, S: int, T: int) -> list:
+  """Returns a `layers.KVCache` of R rows for each layer, all of zeros."""
   c = model.config
   encoded = jnp.zeros((R, S, c.d_model), c.dtype)
   caches = model.apply(
     {'params': params}, encoded, T, method=AlexaTM.empty_cache
   )
   # Of the right shapes and shardings; no product of zeros by parameters.
-  caches = jax.tree.map(
+  return jax.tree.map(
     lambda x: constrain(
       jnp.zeros(x.shape, x.dtype), 'batch', 'heads', None, None
     ),
     caches,
   )
+
+
+def empty_state(model: AlexaTM, params, R: int, S: int, T: int) -> SlotState:
+  """Returns slots that nothing was admitted to."""
+  caches = empty_caches(model, params, R, S, T)
   none = lambda kind=jnp.int32: jnp.zeros(R, kind)
   row = Row(
-    jnp.full((R, T + 1), c.pad_id, jnp.int32), none(), none(), none(bool),
-    none(),
+    jnp.full((R, T + 1), model.config.pad_id, jnp.int32), none(), none(),
+    none(bool), none(),
   )  # fmt: skip
   return SlotState(caches, jnp.zeros((R, S), jnp.int32), none(), row)
 
@@ -128,16 +133,10 @@ def admit(
       count for nothing, their slot is R.
     row: what is written to `slots`, in order.
   """
-  S = tokens.shape[1]
-  segments = (jnp.arange(S) < lengths[:, None]).astype(jnp.int32)
-  cross = compute_cross(model, params, tokens, segments)
-  place = functools.partial(_place, cross, segments, inputs, slots)
-  held = [(x.cross_keys, x.cross_values) for x in state.caches]
-  held, source = jax.lax.fori_loop(0, count, place, (held, state.source))
-  caches = [
-    x.replace(cross_keys=keys, cross_values=values)
-    for x, (keys, values) in zip(state.caches, held)
-  ]
+  caches, source = read_inputs(
+    model, params, state.caches, state.source, tokens, lengths, count, inputs,
+    slots,
+  )  # fmt: skip
   write = lambda x, new: x.at[slots].set(new, mode='drop')
   return state.replace(
     caches=caches,
@@ -145,6 +144,26 @@ def admit(
     position=state.position.at[slots].set(0, mode='drop'),
     row=jax.tree.map(write, state.row, row),
   )
+
+
+def read_inputs(
+  model, params, caches, source, tokens, lengths, count, inputs, slots
+):
+  """Reads encoder inputs once; returns caches and `source` with them.
+
+  See `admit`; caches and source are those of its state.
+  """
+  S = tokens.shape[1]
+  segments = (jnp.arange(S) < lengths[:, None]).astype(jnp.int32)
+  cross = compute_cross(model, params, tokens, segments)
+  place = functools.partial(_place, cross, segments, inputs, slots)
+  held = [(x.cross_keys, x.cross_values) for x in caches]
+  held, source = jax.lax.fori_loop(0, count, place, (held, source))
+  caches = [
+    x.replace(cross_keys=keys, cross_values=values)
+    for x, (keys, values) in zip(caches, held)
+  ]
+  return caches, source
 
 
 def _place(cross, segments, inputs, slots, i, held):
@@ -198,35 +217,48 @@ def take_steps(
   return _paste(state, part), steps
 
 
-def _cut(state: SlotState, R: int, T: int, S: int) -> SlotState:
-  """Returns the first R rows, T decoder and S encoder positions of a state."""
-  caches = [
+def cut_caches(caches: list, R: int, T: int, S: int) -> list:
+  """Returns the first R rows, T decoder and S encoder positions of caches."""
+  return [
     x.replace(
       self_keys=x.self_keys[:R, :, :, :T],
       self_values=x.self_values[:R, :, :T],
       cross_keys=x.cross_keys[:R, :, :, :S],
       cross_values=x.cross_values[:R, :, :S],
     )
-    for x in state.caches
+    for x in caches
   ]
+
+
+def paste_caches(caches: list, part: list) -> list:
+  """Returns caches with what decoding wrote to a part of them."""
+  return [
+    x.replace(
+      self_keys=paste(x.self_keys, new.self_keys),
+      self_values=paste(x.self_values, new.self_values),
+    )
+    for x, new in zip(caches, part)
+  ]
+
+
+def paste(x, new):
+  """Returns x with its first rows and positions those of `new`."""
+  return jax.lax.dynamic_update_slice(x, new, (0,) * x.ndim)
+
+
+def _cut(state: SlotState, R: int, T: int, S: int) -> SlotState:
+  """Returns the first R rows, T decoder and S encoder positions of a state."""
+  caches = cut_caches(state.caches, R, T, S)
   row = jax.tree.map(lambda x: x[:R], state.row)
   return SlotState(caches, state.source[:R, :S], state.position[:R], row)
 
 
 def _paste(state: SlotState, part: SlotState) -> SlotState:
   """Returns a state with what `take_steps` may have changed in a part of it."""
-  put = lambda x, new: jax.lax.dynamic_update_slice(x, new, (0,) * x.ndim)
-  caches = [
-    x.replace(
-      self_keys=put(x.self_keys, new.self_keys),
-      self_values=put(x.self_values, new.self_values),
-    )
-    for x, new in zip(state.caches, part.caches)
-  ]
   return state.replace(
-    caches=caches,
-    position=put(state.position, part.position),
-    row=jax.tree.map(put, state.row, part.row),
+    caches=paste_caches(state.caches, part.caches),
+    position=paste(state.position, part.position),
+    row=jax.tree.map(paste, state.row, part.row),
   )
 
 
