@@ -22,7 +22,8 @@ from atm.inference import (
 )
 from atm.inference import generate as generate_lib
 from atm.inference.few_shot import FewShotMixin
-from atm.inference.framing import TRUNCATIONS, check_numbers
+from atm.inference.framed_inputs import frame_inputs
+from atm.inference.framing import TRUNCATIONS
 from atm.inference.framing_methods import FramingMixin
 from atm.inference.outputs import Generation, collect
 from atm.inference.target_scoring import ScoringMixin
@@ -181,22 +182,20 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
       ValueError: an unknown mode, or an input, prefix or number of tokens that
         Config.positions has no room for, which it names.
     """
-    framing = self._framing
-    config, banned = self._fill_settings(config, banned)
-    mode, sources, targets = self._resolve(inputs, mode, source, target)
-    ids, cuts = framing.fit(framing.frame_all(inputs, mode, sources), truncate)
-    prefixes = framing.prefixes(prefixes, len(ids), mode, targets)
-    forced = framing.list_forced(prefixes, mode, targets)
-    stop = framing.stops(stop)
+    framed = frame_inputs(
+      self, inputs, mode, config, prefixes, stop, banned, numbers, truncate,
+      source, target,
+    )  # fmt: skip
+    config, ids = framed.config, framed.ids
     sampler = sampling.Sampler.from_config(
-      config, framing.banned(banned), framing.stop_table(stop)
+      config, framed.banned, framed.stop_table
     )
-    numbers = check_numbers('numbers', numbers, len(ids)) or range(len(ids))
+    columns = ids, framed.prefixes, framed.numbers, framed.forced
     out: list[list[Generation]] = [[]] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for start in range(0, len(order), batch_size):
       chosen = order[start : start + batch_size]
-      rows = [[x[i] for i in chosen] for x in (ids, prefixes, numbers, forced)]
+      rows = [[x[i] for i in chosen] for x in columns]
       batch, T, limited = self._batch(
         *rows, sampler, config.max_tokens, batch_size
       )
@@ -205,10 +204,10 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
           AlexaTM(self.config), self._decode_params, limited, batch, config, T
         )
         outputs = run(*given, **named)
-      collected = collect(outputs, rows[1], self.vocabulary, stop)
+      collected = collect(outputs, rows[1], self.vocabulary, framed.stop)
       for i, generations in zip(chosen, collected):
         out[i] = [
-          dataclasses.replace(x, truncated=cuts[i]) for x in generations
+          dataclasses.replace(x, truncated=framed.cuts[i]) for x in generations
         ]
     return out
 

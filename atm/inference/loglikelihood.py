@@ -98,6 +98,19 @@ def sum_targets(
   return sums
 
 
+def check_given(targets, given: Sequence[int] | None) -> Sequence[int]:
+  """Returns how many ids of each target are not scored; None: 0 of each.
+
+  Raises:
+    ValueError: nothing of a target is left to score.
+  """
+  given = [0] * len(targets) if given is None else given
+  for i, (row, n) in enumerate(zip(targets, given, strict=True)):
+    if not 0 <= n < len(row):
+      raise ValueError(f'given[{i}] = {n}: expected 0 to {len(row) - 1}')
+  return given
+
+
 def score_pairs(
   model: AlexaTM, params, mesh, rules, sources, targets, given, batch_size: int,
   starts: Sequence[int] | None = None,
@@ -106,10 +119,7 @@ def score_pairs(
 
   `starts` are as of `decoder_batch`.
   """
-  given = [0] * len(targets) if given is None else given
-  for i, (row, n) in enumerate(zip(targets, given, strict=True)):
-    if not 0 <= n < len(row):
-      raise ValueError(f'given[{i}] = {n}: expected 0 to {len(row) - 1}')
+  given = check_given(targets, given)
   config = model.config
   totals, greedy = np.zeros(len(sources)), np.zeros(len(sources), bool)
   packed = pack_targets(sources, targets, config.positions)

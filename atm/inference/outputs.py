@@ -58,13 +58,23 @@ def collect(
     row = ids[i, j, : lengths[i, j]].tolist()
     log_probabilities = logs[i, j, : counts[i, j]]
     score = scores[0][i, j] if scores else log_probabilities.sum()
-    text = None
-    if vocabulary is not None:
-      prefix, text = vocabulary.decode_parts(prefixes[i][1:], row)
-      text = prefix + stop_strings.cut_at_stop(text, stop)
+    text = spell_output(prefixes[i], row, vocabulary, stop)
     return Generation(text, row, log_probabilities.tolist(), float(score))
 
   return [
     [generation(i, j) for j in range(lengths.shape[1])]
     for i in range(len(prefixes))
   ]
+
+
+def spell_output(
+  prefix: Sequence[int],
+  ids: list[int],
+  vocabulary: Vocabulary | None,
+  stop: Sequence[str],
+) -> str | None:
+  """Returns `Generation.text` of ids behind a prefix with its start token."""
+  if vocabulary is None:
+    return None
+  before, text = vocabulary.decode_parts(prefix[1:], ids)
+  return before + stop_strings.cut_at_stop(text, stop)

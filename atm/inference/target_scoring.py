@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 
 from atm.inference import loglikelihood, prompts
-from atm.inference.framing import TRUNCATIONS, check_numbers, check_tables
+from atm.inference.framed_inputs import frame_pairs
+from atm.inference.framing import TRUNCATIONS, check_tables
 from atm.inference.outputs import fetch
 from atm.messages import (
   check_arguments,
@@ -106,16 +107,10 @@ class ScoringMixin:
     Raises:
       ValueError: see `score`; or nothing of a target is left to score.
     """
-    if len(inputs) != len(targets):
-      raise ValueError(f'{len(inputs)} inputs, but {len(targets)} targets')
-    given = check_numbers('given', given, len(targets))
-    framing = self._framing
-    mode, sources, languages = self._resolve(
-      inputs, mode, source, target, targets
+    pairs = frame_pairs(
+      self, inputs, targets, given, mode, truncate, source, target
     )
     return loglikelihood.score_pairs(
-      AlexaTM(self.config), self.params, self.mesh, self.rules,
-      framing.inputs(inputs, mode, truncate, sources),
-      framing.targets(targets, mode, truncate, languages), given, batch_size,
-      [framing.start(mode, language)[0] for language in languages],
+      AlexaTM(self.config), self.params, self.mesh, self.rules, pairs.ids,
+      pairs.targets, pairs.given, batch_size, pairs.starts,
     )  # fmt: skip

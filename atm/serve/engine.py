@@ -1,16 +1,21 @@
 """The serving engine: one thread that owns the device and decodes for all."""
 
+import contextlib
 import dataclasses
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from atm.inference import api
+from atm.inference.framed_inputs import frame_inputs
+from atm.inference.outputs import Generation, spell_output
 from atm.messages import one_line
 from atm.serve.generation_request import GenerationRequest, RequestUpdate
 from atm.serve.job import Job
 from atm.serve.observer import Observer
 from atm.serve.programs import EngineSizes, Programs
+from atm.serve.request_builder import list_requests
 from atm.serve.row_lane import RowLane
 
 # A call of the device that nothing interrupts takes no longer.
@@ -159,6 +164,50 @@ class Engine:
         self._find_lane(request).waiting.append(job)
       self._changed.notify_all()
     return ticket
+
+  def complete(self, inputs, mode=None, **options) -> list[list[Generation]]:
+    """Returns what `Model.complete` returns of the same arguments.
+
+    Other callers' requests are served at the same time. `batch_size` counts for
+    nothing.
+
+    Raises:
+      ValueError: see there, and `check`.
+      RuntimeError: the engine failed.
+    """
+    options.pop('batch_size', None)
+    framed = frame_inputs(self.model, inputs, mode, **options)
+    requests = list_requests(framed)
+    for request in requests:
+      self.check(request)
+    outputs: queue.SimpleQueue = queue.SimpleQueue()
+    done, sent = {}, 0
+    while len(done) < len(requests):
+      with contextlib.suppress(QueueFullError):  # of other callers' requests
+        while sent < len(requests) and sent - len(done) < self.sizes.slots:
+          deliver = lambda _, update, i=sent: outputs.put((i, update))
+          self.submit([requests[sent]], deliver)
+          sent += 1
+      if sent == len(done):
+        time.sleep(0.01)  # the queue is full of others' requests
+        continue
+      i, update = outputs.get()
+      if update.error:
+        raise RuntimeError(f'the engine failed: {update.error}')
+      if update.outputs is not None:
+        done[i] = update.outputs
+    return [self._collect(framed, i, done[i]) for i in range(len(requests))]
+
+  def _collect(self, framed, i: int, outputs) -> list[Generation]:
+    spell = lambda ids: spell_output(
+      framed.prefixes[i], ids, self.model.vocabulary, framed.stop
+    )
+    return [
+      Generation(
+        spell(x.ids), x.ids, x.log_probabilities, x.score, framed.cuts[i]
+      )
+      for x in outputs
+    ]
 
   def stats(self) -> EngineStats:
     """Returns what the engine does at the moment."""

@@ -63,3 +63,13 @@ def test_requests_of_other_lengths_get_what_they_would_alone(model, engine):
       output.log_probabilities, alone.log_probabilities, atol=1e-4
     )
   assert engine.stats().used_slots == 0
+
+
+def test_complete_gives_what_the_model_does(model, engine):
+  inputs = [[5, 6, 7], [8] * 40, [9, 10]]
+  options = dict(
+    config=sampling.Config(max_tokens=6), prefixes=[[4], [], [3, 4]]
+  )
+  expected = model.complete(inputs, **options)
+  for given, ours in zip(expected, engine.complete(inputs, **options)):
+    assert [x.ids for x in ours] == [x.ids for x in given]

@@ -1,0 +1,97 @@
+"""What a call that generates is given, checked and as ids."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from atm.inference import sampling
+from atm.inference.framing import check_numbers
+
+
+@dataclasses.dataclass
+class FramedInputs:
+  """Inputs of `Model.complete`, all that decoding reads of them.
+
+  Attributes:
+    config: settings, the model's own where none were given.
+    ids: of the encoder, of each input.
+    cuts: how many tokens each input has lost.
+    prefixes: decoder ids of each, from the start token on.
+    forced: how many ids at the end of each prefix count as written.
+    numbers: of the inputs, for sampling.
+    banned: sequences of ids.
+    stop: stop strings as outputs may hold them.
+    stop_table: of `stop_strings.build_table`, or None.
+  """
+
+  config: sampling.Config
+  ids: list[list[int]]
+  cuts: list[int]
+  prefixes: list[list[int]]
+  forced: list[int]
+  numbers: Sequence[int]
+  banned: list[list[int]]
+  stop: tuple[str, ...]
+  stop_table: object
+
+
+def frame_inputs(
+  model, inputs, mode=None, config=sampling.Config(), prefixes=None, stop=(),
+  banned=(), numbers=None, truncate='refuse', source=None, target=None,
+) -> FramedInputs:  # fmt: skip
+  """Returns what decoding reads of inputs; arguments of `Model.complete`.
+
+  Raises:
+    ValueError: see there.
+  """
+  framing = model._framing
+  config, banned = model._fill_settings(config, banned)
+  mode, sources, targets = model._resolve(inputs, mode, source, target)
+  ids, cuts = framing.fit(framing.frame_all(inputs, mode, sources), truncate)
+  prefixes = framing.prefixes(prefixes, len(ids), mode, targets)
+  forced = framing.list_forced(prefixes, mode, targets)
+  stop = framing.stops(stop)
+  banned, table = framing.banned(banned), framing.stop_table(stop)
+  numbers = check_numbers('numbers', numbers, len(ids)) or range(len(ids))
+  return FramedInputs(
+    config, ids, cuts, prefixes, forced, numbers, banned, stop, table
+  )
+
+
+@dataclasses.dataclass
+class FramedPairs:
+  """Inputs and targets of `Model.likelihoods`, all that scoring reads of them.
+
+  Attributes:
+    ids: of the encoder, of each input.
+    targets: ids of each target.
+    given: how many of each target's first ids are not scored; None: 0.
+    starts: the decoder's first id of each.
+  """
+
+  ids: list[list[int]]
+  targets: list[list[int]]
+  given: list[int] | None
+  starts: list[int]
+
+
+def frame_pairs(
+  model, inputs, targets, given, mode, truncate, source, target
+) -> FramedPairs:
+  """Returns what scoring reads of pairs; arguments of `Model.likelihoods`.
+
+  Raises:
+    ValueError: see there.
+  """
+  if len(inputs) != len(targets):
+    raise ValueError(f'{len(inputs)} inputs, but {len(targets)} targets')
+  given = check_numbers('given', given, len(targets))
+  framing = model._framing
+  mode, sources, languages = model._resolve(
+    inputs, mode, source, target, targets
+  )
+  return FramedPairs(
+    framing.inputs(inputs, mode, truncate, sources),
+    framing.targets(targets, mode, truncate, languages),
+    given,
+    [framing.start(mode, language)[0] for language in languages],
+  )
