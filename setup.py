@@ -225,7 +225,7 @@ setup(
   package_dir={'atm': 'atm', 'atm_tasks': 'tasks', **gin_packages()},
   package_data={
     'atm.pages': ['style.css', 'templates/*.jinja'],
-    'atm.serve': ['page.html'],
+    'atm.serve': ['page.css', 'page.html', 'page.js'],
     'atm_tasks': ['udhr/*.tsv', 'udhr/LICENSE'],
     **{name: ['*.gin'] for name in gin_packages()},
   },

@@ -4,16 +4,22 @@ import base64
 import functools
 import hashlib
 import os
-import re
 
-_FILE = os.path.join(os.path.dirname(__file__), 'page.html')
+
+def _read(ending: str) -> str:
+  """Returns the text of page.ENDING, which lies beside this module."""
+  path = os.path.join(os.path.dirname(__file__), f'page.{ending}')
+  with open(path, encoding='utf-8') as f:
+    return f.read()
 
 
 @functools.cache
 def page() -> str:
   """Returns the page's HTML, the same for every model and address."""
-  with open(_FILE, encoding='utf-8') as f:
-    return f.read()
+  text = _read('html')
+  for tag, ending in (('style', 'css'), ('script', 'js')):
+    text = text.replace(f'<{tag}></{tag}>', f'<{tag}>{_read(ending)}</{tag}>')
+  return text
 
 
 @functools.cache
@@ -23,12 +29,10 @@ def page_policy() -> str:
   Only the page's own script and style run, known by their hashes; it may ask
   the server that it came from, and be shown in no other page.
   """
-  parts = {'script': "'none'", 'style': "'none'"}
-  for tag, text in re.findall(r'<(script|style)>(.*?)</\1>', page(), re.S):
-    digest = hashlib.sha256(text.encode()).digest()
-    parts[tag] = f"'sha256-{base64.b64encode(digest).decode()}'"
+  digests = (hashlib.sha256(_read(x).encode()).digest() for x in ('js', 'css'))
+  script, style = (base64.b64encode(x).decode() for x in digests)
   return (
-    f"default-src 'none'; script-src {parts['script']}; "
-    f"style-src {parts['style']}; img-src data:; connect-src 'self'; "
+    f"default-src 'none'; script-src 'sha256-{script}'; "
+    f"style-src 'sha256-{style}'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
   )

@@ -42,7 +42,7 @@ def test_a_checkout_imports_tasks_as_atm_tasks():
 
 def test_the_wheel_ships_what_the_checkout_has(wheel):
   names = set(zipfile.ZipFile(wheel).namelist())
-  shipped = ('.gin', '.py', '.tsv', '.jinja', '.css', '.html')
+  shipped = ('.gin', '.py', '.tsv', '.jinja', '.css', '.html', '.js')
   for folder, inside in (
     ('gin', 'atm/configs'), ('tasks', 'atm_tasks'), ('atm', 'atm')
   ):  # fmt: skip
