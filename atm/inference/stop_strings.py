@@ -100,30 +100,78 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
   return text[: min(found)[1]] if found else text
 
 
+class TextStream:
+  """The text of token ids that come in pieces, up to a stop string.
+
+  What may yet change is held back, see `hold_back`: the beginning of a stop
+  string, or of one of the texts in `revised`, which `decode` replaces.
+
+  Attributes:
+    ids: those that came.
+    text: what they are the text of, with what is held back.
+    shown: the text that was told.
+    is_stopped: whether a stop string is whole; nothing follows then.
+  """
+
+  def __init__(
+    self, decode: Callable[[list[int]], tuple[str, str]], stops: Sequence[str],
+    revised: Sequence[str] = (),
+  ):  # fmt: skip
+    """Begins a text.
+
+    Args:
+      decode: returns the text of a prefix, and that of ids behind it.
+      stops: strings to look for behind the prefix.
+      revised: see `BaseVocabulary`.
+    """
+    self.ids: list[int] = []
+    self.text = self.shown = ''
+    self.is_stopped = False
+    self._decode, self._stops = decode, tuple(stops)
+    self._held = *stops, *revised
+
+  def add(self, tokens: Sequence[int]) -> str:
+    """Returns what is sure of the text behind that told, with more ids."""
+    if self.is_stopped:
+      return ''
+    self.ids += tokens
+    self._read()
+    if self.is_stopped:
+      return self._show(self.text)
+    return self._show(hold_back(self.text, self._held))
+
+  def finish(self) -> str:
+    """Returns the rest of the text, once the last id has come."""
+    if not self.is_stopped:
+      self._read()
+    return self._show(self.text)
+
+  def _read(self) -> None:
+    prefix, text = self._decode(self.ids)
+    whole = cut_at_stop(text, self._stops)
+    self.is_stopped, self.text = whole != text, prefix + whole
+
+  def _show(self, text: str) -> str:
+    more = text[len(self.shown) :]
+    self.shown += more
+    return more
+
+
 def stream_text(
   tokens: Iterable[int],
   decode: Callable,
   stops: Sequence[str],
   revised: Sequence[str] = (),
 ) -> Iterator[str]:
-  """Yields the text of token ids in pieces as they come, up to a stop string.
-
-  What may yet change is held back, see `hold_back`: the beginning of a stop
-  string, or of one of the texts in `revised`, which `decode` replaces.
-  """
-  shown, ids = '', []
+  """Yields the text of token ids in pieces as they come, see TextStream."""
+  stream = TextStream(lambda ids: ('', decode(ids)), stops, revised)
   for token in tokens:
-    ids.append(token)
-    text = decode(ids)
-    if cut_at_stop(text, stops) != text:
-      break
-    sure = hold_back(text, (*stops, *revised))
-    if len(sure) > len(shown):
-      yield sure[len(shown) :]
-      shown = sure
-  whole = cut_at_stop(decode(ids), stops)
-  if len(whole) > len(shown):
-    yield whole[len(shown) :]
+    if piece := stream.add([token]):
+      yield piece
+    if stream.is_stopped:
+      return
+  if piece := stream.finish():
+    yield piece
 
 
 def hold_back(text: str, stops: Sequence[str]) -> str:

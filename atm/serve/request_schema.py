@@ -1,0 +1,230 @@
+"""Bodies of requests, by pydantic: OpenAI's and vLLM's names, and ours.
+
+Values are checked where they are used, by `sampling.Config` and `Framing`; here
+are types. A field that another server has, and that would change outputs, is
+refused by name, unless its value changes nothing.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import Field as _Field
+from pydantic_core import PydanticCustomError
+
+from atm.inference.framing import TRUNCATIONS
+from atm.inference.prompts import MODES
+
+MOST_LOGPROBS = 20  # as OpenAI
+
+
+def Field(default, text: str, **more):  # noqa: N802, it is pydantic's
+  """Returns pydantic's Field with a description."""
+  return _Field(default, description=text, **more)
+
+
+def _check_ids_or_text(value, many: bool):
+  """Returns a text or ids, or, if `many`, a list of these, as it is."""
+  is_id = lambda x: isinstance(x, int) and not isinstance(x, bool)
+  if isinstance(value, str):
+    return value
+  if isinstance(value, list):
+    if value and all(map(is_id, value)):
+      return value
+    if many and value and all(isinstance(x, str) for x in value):
+      return value
+    if many and value and all(
+      isinstance(x, list) and x and all(map(is_id, x)) for x in value
+    ):  # fmt: skip
+      return value
+  also = ', or a list of texts or of such lists' if many else ''
+  raise PydanticCustomError(
+    'prompt', 'expected a text, or a list of token ids{also}', {'also': also}
+  )
+
+
+def _inputs(many: bool = True):
+  return BeforeValidator(lambda x: _check_ids_or_text(x, many))
+
+
+Text = Annotated[str | list[int], _inputs(many=False)]
+Prompt = Annotated[
+  str | list[str] | list[int] | list[list[int]], _inputs()
+]  # fmt: skip
+
+
+def refused(*neutral, text: str):
+  """Returns a type of fields that change nothing, or are refused by name."""
+
+  def check(value):
+    if value is None or any(
+      type(value) is type(x) and value == x for x in neutral
+    ):
+      return value
+    raise PydanticCustomError(
+      'refused', 'this server does not have it: leave it out'
+    )
+
+  return Annotated[
+    Any, AfterValidator(check), Field(None, f'Not supported: {text}.')
+  ]
+
+
+class Body(BaseModel):
+  """A JSON object without other fields than its own."""
+
+  model_config = ConfigDict(extra='forbid', strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Body):
+  """What a stream tells besides."""
+
+  include_usage: bool | None = Field(
+    None, 'A last event before [DONE] has the usage, and no choices.'
+  )
+  continuous_usage_stats: bool | None = Field(
+    None, 'Every event has the usage so far.'
+  )
+
+
+class ModelBody(Body):
+  """What all requests have."""
+
+  model: str | None = Field(
+    None, 'Name of the model, see /v1/models; null: the one that is served.'
+  )
+  user: str | None = Field(None, 'Without effect.')
+
+
+class FramedBody(ModelBody):
+  """How texts become ids of the encoder."""
+
+  mode: Literal[MODES] | None = Field(
+    None,
+    "'clm' continues the text, 'denoise' returns it completed; null: 'clm' "
+    'where the vocabulary has [CLM], else as the model was trained.',
+  )
+  truncate: Literal[TRUNCATIONS] | None = Field(
+    None,
+    "What becomes of a text that is too long: 'refuse' (the default) answers "
+    "400, 'start' cuts tokens at its start, 'end' at its end.",
+  )
+  source: str | None = Field(
+    None,
+    "The input's language, of a translation model: 'de', 'deu_Latn', 'German'.",
+  )
+  target: str | None = Field(
+    None, "The output's language, of a translation model."
+  )
+
+
+class SamplingBody(FramedBody):
+  """How tokens are chosen; a field that is null is the model's own default."""
+
+  n: int | None = Field(None, 'Outputs of each prompt; default 1.')
+  best_of: int | None = Field(
+    None,
+    'Outputs that are generated, of which the n best are returned, by mean '
+    'log-probability of their tokens. With use_beam_search: beams.',
+  )
+  max_tokens: int | None = Field(
+    None,
+    'At most this many tokens an output, its end token included. Default: the '
+    "model's own, of its generation_config.json, or 64.",
+  )
+  max_completion_tokens: int | None = Field(
+    None, 'The same as max_tokens, as newer clients call it.'
+  )
+  min_tokens: int | None = Field(None, 'No end token before this many.')
+  ignore_eos: bool | None = Field(
+    None, 'Goes on to max_tokens, as min_tokens = max_tokens does.'
+  )
+  temperature: float | None = Field(
+    None,
+    '0 takes the likeliest token, else logits are divided by it. Default: as '
+    "the model's generation_config.json has it, greedy or beams, too; 1 where "
+    'a model has none.',
+  )
+  top_k: int | None = Field(
+    None, 'Samples among this many likeliest tokens; 0 or -1: among all.'
+  )
+  top_p: float | None = Field(
+    None, 'Samples among the likeliest that together have this probability.'
+  )
+  min_p: float | None = Field(
+    None, "Samples among those with this share of the likeliest's probability."
+  )
+  repetition_penalty: float | None = Field(
+    None, 'Divides positive logits of tokens already written; 1: none.'
+  )
+  no_repeat_ngram_size: int | None = Field(
+    None, 'So many tokens in a row are not written twice; 0: they may be.'
+  )
+  encoder_no_repeat_ngram_size: int | None = Field(
+    None, 'Nor so many in a row that the input has.'
+  )
+  seed: int | None = Field(
+    None,
+    'Of sampling, together with the place of a prompt in its list; the same '
+    'seed gives the same outputs. Default: another for every request.',
+  )
+  stop: str | list[str] | None = Field(
+    None, 'Strings that end an output, and are not in its text.'
+  )
+  bad_words: list[str] | list[list[int]] | None = Field(
+    None, 'Texts, or lists of ids, that no output has.'
+  )
+  use_beam_search: bool | None = Field(
+    None,
+    "Searches with best_of beams. Default: the model's own; false: none. A "
+    'stream of beams has its text at the end.',
+  )
+  length_penalty: float | None = Field(
+    None, "A beam's score is divided by its tokens to this power."
+  )
+  early_stopping: bool | Literal['never'] | None = Field(
+    None, 'Of beams: true ends as soon as enough are finished.'
+  )
+  prefix: Text | None = Field(
+    None, 'What every output begins with: a text, or ids.'
+  )
+  stream: bool | None = Field(
+    None, 'Server-sent events, each with the text that became sure.'
+  )
+  stream_options: StreamOptions | None = Field(None, 'Only with stream.')
+  return_token_ids: bool | None = Field(
+    None, 'Choices have token_ids, and the first of them prompt_token_ids.'
+  )
+  frequency_penalty: refused(0, 0.0, text='see repetition_penalty')
+  presence_penalty: refused(0, 0.0, text='see repetition_penalty')
+  logit_bias: refused({}, text='see bad_words')
+  logits_processors: refused([], text='see bad_words')
+  response_format: refused({'type': 'text'}, text='outputs are texts')
+  stop_token_ids: refused([], text='see stop')
+  include_stop_str_in_output: refused(False, text='texts end before stops')
+  skip_special_tokens: refused(True, text='texts have none')
+  spaces_between_special_tokens: refused(True, text='texts have none')
+  prompt_logprobs: refused(0, False, text='see /v1/score')
+  truncate_prompt_tokens: refused(text='see truncate')
+  store: refused(False, text='nothing is stored')
+  metadata: Any = Field(None, 'Without effect.')
+  service_tier: Any = Field(None, 'Without effect.')
+  priority: refused(0, text='requests are answered in order')
+  request_id: str | None = Field(None, 'Without effect.')
+
+
+class CompletionRequest(SamplingBody):
+  """Asks for outputs of prompts."""
+
+  prompt: Prompt = Field(
+    ..., 'A text, a list of texts, ids, or a list of lists of ids.'
+  )
+  suffix: refused('', text="see mode 'denoise', which fills gaps")
+  echo: bool | None = Field(
+    None, 'Texts begin with the prompt; not together with logprobs.'
+  )
+  logprobs: int | None = Field(
+    None,
+    f'Log-probabilities of the tokens, and of so many likeliest, 0 to '
+    f'{MOST_LOGPROBS}, by the model before penalties and temperature.',
+    ge=0, le=MOST_LOGPROBS,
+  )  # fmt: skip
