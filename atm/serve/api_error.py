@@ -52,13 +52,13 @@ def refusing(params: Mapping[str, str]) -> Iterator[None]:
   """Turns a ValueError inside into a 400 that names the request's field.
 
   Args:
-    params: the first word of an error's text -> the field.
+    params: the first word of an error's text, without article -> the field.
   """
   try:
     yield
   except ValueError as e:
     text = str(e)
-    param = params.get(re.match(r'\w*', text).group())
+    param = params.get(re.match(r'(?:(?:a|the) )?(\w*)', text).group(1))
     long = ' tokens: expected ' in text
     code = 'context_length_exceeded' if long else None
     raise ApiError(400, text, param, code) from e

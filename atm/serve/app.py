@@ -1,6 +1,7 @@
 """The HTTP application: paths, who may ask, and the form of errors."""
 
 import asyncio
+import contextlib
 import hmac
 import time
 
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 import atm
+from atm.inference.prompts import MODES
 from atm.messages import did_you_mean, quote
 from atm.serve import request_schema, response_schema
 from atm.serve.answers import answer_job, encode_json
@@ -21,6 +23,7 @@ from atm.serve.api_error import ApiError
 from atm.serve.completions import CompletionForm, plan_completion
 from atm.serve.engine_run import ClientGoneError
 from atm.serve.json_body import read_body
+from atm.serve.page import page, page_policy
 from atm.serve.service import Service
 
 _CLIENT_GONE = 499  # as nginx calls it; nobody reads it
@@ -42,6 +45,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
       allow_methods=['GET', 'POST'], allow_headers=['*'],
       expose_headers=['retry-after', 'x-request-id'],
     )  # fmt: skip
+  _add_page(app)
   _add_probes(app, service)
   _add_models(app, service)
   _add_completions(app, service)
@@ -142,6 +146,15 @@ def describe_paths(app: fastapi.FastAPI) -> dict:
   return app.openapi_schema
 
 
+def _add_page(app: fastapi.FastAPI) -> None:
+  """Adds the page to try a model on."""
+
+  @app.get('/', include_in_schema=False)
+  async def index() -> Response:
+    policy = {'content-security-policy': page_policy()}
+    return Response(page(), media_type='text/html', headers=policy)
+
+
 def _add_probes(app: fastapi.FastAPI, service: Service) -> None:
   """Adds what watches the server."""
 
@@ -184,7 +197,8 @@ def _add_models(app: fastapi.FastAPI, service: Service) -> None:
     model = service.model
     return response_schema.ModelCard(
       id=service.name, created=started, max_model_len=model.config.positions,
-      languages=list(model.languages), defaults=dict(model.generation_defaults),
+      languages=list(model.languages), modes=list_modes(model),
+      defaults=dict(model.generation_defaults),
     )  # fmt: skip
 
   @app.get('/v1/models', tags=['Models'], **_respond(response_schema.ModelList))
@@ -203,6 +217,15 @@ def _add_models(app: fastapi.FastAPI, service: Service) -> None:
     check_key(service, request)
     check_model(service, name)
     return _json(card())
+
+
+def list_modes(model) -> list[str]:
+  """Returns the modes that a model was trained for."""
+  known = []
+  for mode in MODES:
+    with contextlib.suppress(ValueError):
+      known.append(model._framing.name_mode(mode))
+  return known
 
 
 def _json(answer: pydantic.BaseModel) -> Response:

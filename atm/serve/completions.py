@@ -23,14 +23,14 @@ def plan_completion(service: Service, body: CompletionRequest):
       400, 'echo and logprobs: the encoder reads the prompt, whose tokens have '
       'no log-probabilities: expected one of them; see /v1/score', 'echo',
     )  # fmt: skip
-  inputs = list_prompts(body.prompt)
+  inputs = split_prompts(body.prompt)
   begins = None
   if body.echo:
     begins = [find_text(service, prompt) for prompt in inputs]
   return plan_job(service, body, inputs, 'prompt', body.logprobs, begins=begins)
 
 
-def list_prompts(prompt) -> list:
+def split_prompts(prompt) -> list:
   """Returns prompts as a list, of texts or of lists of ids."""
   single = isinstance(prompt, str) or isinstance(prompt[0], int)
   return [prompt] if single else prompt
@@ -136,7 +136,7 @@ class CompletionForm:
     )
     return self.bare([choice])
 
-  def bare(self, choices: list, usage: schema.Usage | None = None):
+  def bare(self, choices: list, usage: schema.TokenUsage | None = None):
     """Returns an event of choices, or of usage without choices."""
     return schema.Completion(**self._head, choices=choices, usage=usage)
 

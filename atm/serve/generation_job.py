@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from atm.serve.engine_run import EngineRun
 from atm.serve.generation_request import GenerationRequest, RequestOutput
 from atm.serve.output_text import OutputPart, OutputText, list_tokens
-from atm.serve.response_schema import Usage
+from atm.serve.response_schema import TokenUsage
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,11 +52,11 @@ class GenerationJob:
     tokens = list_tokens(output, self.end_id)
     return self.begin(number).add(tokens, is_last=True)
 
-  def usage(self) -> Usage:
+  def usage(self) -> TokenUsage:
     """Counts the tokens that came until now."""
     read = sum(len(x.ids) for x in self.requests)
     written = sum(self.counts.values())
-    return Usage(
+    return TokenUsage(
       prompt_tokens=read, completion_tokens=written, total_tokens=read + written
     )
 

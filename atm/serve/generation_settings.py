@@ -9,7 +9,7 @@ from atm.serve.request_schema import SamplingBody
 from atm.serve.service import Service
 
 _BEAMS = 4  # where a request asks for beams, and nobody says how many
-# The first word of an error's text -> the field of the request.
+# The first noun of an error's text -> the field of the request.
 PARAMS = {
   **{name: name for name in SamplingBody.model_fields},
   'results': 'n', 'beams': 'best_of', 'banned': 'bad_words', 'prefixes':
@@ -93,10 +93,15 @@ def _choose_method(service: Service, body: SamplingBody, n: int, best_of):
   if search is None:
     search = plain.with_defaults(own).beams > 1
   if search:
+    if body.temperature:
+      raise ApiError(
+        400, f'temperature = {body.temperature} with use_beam_search: expected '
+        '0, for beams are not sampled', 'temperature',
+      )  # fmt: skip
     if beams == 1:
       beams = min(_BEAMS, service.engine.sizes.beams)
     beams = best_of or max(n, beams)
-    return dict(beams=beams, results=n, temperature=body.temperature or 0.0)
+    return dict(beams=beams, results=n, temperature=0.0)
   temperature = body.temperature
   if temperature is None and not own:
     temperature = 1.0  # OpenAI's default, and vLLM's

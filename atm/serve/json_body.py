@@ -15,10 +15,10 @@ _READ_SECONDS = 60  # a client that sends more slowly holds a connection
 # As `curl -d` says where it is not told otherwise.
 _CURL_TYPE = 'application/x-www-form-urlencoded'
 
-Body = TypeVar('Body', bound=pydantic.BaseModel)
+_Body = TypeVar('_Body', bound=pydantic.BaseModel)
 
 
-async def read_body(request: Request, kind: type[Body], most: int) -> Body:
+async def read_body(request: Request, kind: type[_Body], most: int) -> _Body:
   """Returns a request's body as a pydantic model.
 
   Args:
@@ -31,7 +31,7 @@ async def read_body(request: Request, kind: type[Body], most: int) -> Body:
     ClientDisconnect: the client went away.
   """
   check_content_type(request)
-  content = parse_json(await _read_bytes(request, most))
+  content = parse_body(await _read_bytes(request, most))
   try:
     return kind.model_validate(content)
   except pydantic.ValidationError as e:
@@ -80,7 +80,7 @@ async def _read_bytes(request: Request, most: int) -> bytes:
   return b''.join(parts)
 
 
-def parse_json(content: bytes) -> dict:
+def parse_body(content: bytes) -> dict:
   """Returns the object that bytes are the JSON of.
 
   Raises ApiError 400 where they are none, are nested too deeply, have a name

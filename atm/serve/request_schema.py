@@ -46,8 +46,8 @@ def _inputs(many: bool = True):
   return BeforeValidator(lambda x: _check_ids_or_text(x, many))
 
 
-Text = Annotated[str | list[int], _inputs(many=False)]
-Prompt = Annotated[
+TextField = Annotated[str | list[int], _inputs(many=False)]
+PromptField = Annotated[
   str | list[str] | list[int] | list[list[int]], _inputs()
 ]  # fmt: skip
 
@@ -184,7 +184,7 @@ class SamplingBody(FramedBody):
   early_stopping: bool | Literal['never'] | None = Field(
     None, 'Of beams: true ends as soon as enough are finished.'
   )
-  prefix: Text | None = Field(
+  prefix: TextField | None = Field(
     None, 'What every output begins with: a text, or ids.'
   )
   stream: bool | None = Field(
@@ -215,7 +215,7 @@ class SamplingBody(FramedBody):
 class CompletionRequest(SamplingBody):
   """Asks for outputs of prompts."""
 
-  prompt: Prompt = Field(
+  prompt: PromptField = Field(
     ..., 'A text, a list of texts, ids, or a list of lists of ids.'
   )
   suffix: refused('', text="see mode 'denoise', which fills gaps")

@@ -13,7 +13,7 @@ _REASON = (
 Reason = Literal['stop', 'length', 'timeout']
 
 
-class Usage(BaseModel):
+class TokenUsage(BaseModel):
   """Counts of tokens."""
 
   prompt_tokens: int = Field(0, 'Ids that the encoder read, of all prompts.')
@@ -68,7 +68,7 @@ class Completion(BaseModel):
   created: int = Field(..., 'Seconds since 1970.')
   model: str = Field(..., "The model's name.")
   choices: list[CompletionChoice] = Field(..., 'The outputs.')
-  usage: Usage | None = Field(None, 'Of a stream only where asked for.')
+  usage: TokenUsage | None = Field(None, 'Of a stream only where asked for.')
 
 
 class ModelCard(BaseModel):
@@ -82,6 +82,7 @@ class ModelCard(BaseModel):
     ..., 'Tokens that an input may have, and that an output may have.'
   )
   languages: list[str] = Field(..., 'Codes, of a translation model; else [].')
+  modes: list[str] = Field(..., "Of 'clm' and 'denoise', those it knows.")
   defaults: dict[str, Any] = Field(
     ..., "The model's own settings, which count where a request has none."
   )

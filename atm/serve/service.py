@@ -20,7 +20,7 @@ RETRY_SECONDS = {'queue': 1, 'starting': 10, 'draining': 10}
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class RequestLimits:
   """What one request may ask for.
 
   Attributes:
@@ -66,7 +66,7 @@ class Service:
   model: 'api.Model | None'
   engine: 'engine.Engine | None'
   name: str
-  limits: Limits = Limits()
+  limits: RequestLimits = RequestLimits()
   api_key: str | None = None
   allowed_origins: tuple[str, ...] = ()
   metrics: 'Metrics | None' = None

@@ -1,0 +1,64 @@
+"""Answers end well, or by an event that says why they did not."""
+
+import json
+
+from atm.serve.answers import encode_error
+from atm.serve.api_error import ApiError
+from atm.serve.service import RequestLimits
+
+BODY = dict(prompt='a', temperature=0, ignore_eos=True, max_tokens=40)
+
+
+def post(client, **body):
+  return client.post('/v1/completions', json={**BODY, **body})
+
+
+def test_an_error_in_mid_stream_is_an_event(client, service):
+  service.engine.seconds = 0.02
+  whole = post(client, stream=True).text
+  deliver = service.engine.submit
+
+  def submit(requests, tell):
+    def fail(index, update):
+      if service.engine.error is None and update.tokens:
+        service.engine.error = 'the device is lost'
+      tell(index, update)
+
+    return deliver(requests, fail)
+
+  service.engine.submit = submit
+  response = post(client, stream=True)
+  assert response.status_code == 200
+  first, *_, error, done, _ = response.text.split('\n\n')
+  assert json.loads(first.removeprefix('data: '))['choices'][0]['text'] in whole
+  error = json.loads(error.removeprefix('data: '))['error']
+  assert 'the device is lost' in error['message'] and done == 'data: [DONE]'
+  assert post(client).status_code == 500
+
+
+def test_the_limit_of_seconds_ends_outputs_as_they_are(client, service):
+  service.engine.seconds = 0.02
+  service.limits = RequestLimits(seconds=0.1)
+  (choice,) = post(client).json()['choices']
+  assert choice['finish_reason'] == 'timeout' and choice['text']
+  assert '"finish_reason":"timeout"' in post(client, stream=True).text
+  service.limits = RequestLimits(seconds=0.001)
+  response = post(client)
+  assert response.status_code == 503 and response.headers['retry-after']
+  assert response.json()['error']['code'] == 'timeout'
+
+
+def test_events_may_have_the_usage_so_far(client):
+  options = dict(include_usage=True, continuous_usage_stats=True)
+  text = post(client, stream=True, stream_options=options).text
+  events = [
+    json.loads(x.removeprefix('data: ')) for x in text.split('\n\n')[:-2]
+  ]
+  counts = [x['usage']['completion_tokens'] for x in events]
+  assert counts == sorted(counts) and counts[-1] == 40 and counts[0] < 40
+
+
+def test_the_event_of_an_error_has_its_form():
+  event, done, end = encode_error(ApiError(500, 'x')).decode().split('\n\n')
+  assert json.loads(event.removeprefix('data: '))['error']['message'] == 'x'
+  assert (done, end) == ('data: [DONE]', '')
