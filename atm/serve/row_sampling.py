@@ -20,6 +20,7 @@ from atm.inference import bucketing, sampling
 from atm.inference import logits_processors as processors
 from atm.inference.sampling import Config, History
 from atm.messages import MOST_INT32
+from atm.parallel import sharding
 from atm.serve.generation_request import GenerationRequest
 
 NUMBERS = ('max_tokens', 'min_tokens', 'top_k', *sampling.LATER)
@@ -265,27 +266,30 @@ def choose_row_tokens(
 
 def _sample(settings: RowSettings, history: History, logits):
   """Returns sampled tokens [R], and of rows without temperature the best."""
-  temperature = settings.temperature
-  sampled = temperature > 0
-  cut = settings.top_k > 0
-  cut |= (settings.top_p < 1) | (settings.min_p > 0)
-  scaled = logits / jnp.where(sampled, temperature, 1)[:, None]
-  truncate = lambda row, x: sampling.truncate_logits(row, x[None])[0]
-  scaled = _apply_where(
-    cut & sampled,
-    lambda x: jnp.where(cut[:, None], jax.vmap(truncate)(settings, x), x),
-    scaled,
-  )
+  best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-  def draw(row, count, logits):
-    key = jax.random.key(row.seed)
-    for number in (row.number, row.result, count):
-      key = jax.random.fold_in(key, number)
-    return jax.random.categorical(key, logits)
+  def choose(row):
+    sampled = row[0].temperature > 0
+    return jax.lax.cond(sampled, _sample_row, lambda *row: row[-1], *row)
 
-  token = jax.vmap(draw)(settings, history.count, scaled)
-  best = jnp.argmax(logits, axis=-1)
-  return jnp.where(sampled, token, best).astype(jnp.int32)
+  rows = settings, history.count, logits, best
+  # On a CPU row by row: sorting and random numbers are dear, and few may ask.
+  if sharding.current_target()[0] == 'cpu':
+    return jax.lax.map(choose, rows)
+  return jax.vmap(choose)(rows)
+
+
+def _sample_row(settings: RowSettings, count, logits, best):
+  """Returns the token that one row samples from logits [V]."""
+  del best
+  logits = logits / settings.temperature
+  cut = (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)
+  truncate = lambda x: sampling.truncate_logits(settings, x[None])[0]
+  logits = _apply_where(cut, truncate, logits)
+  key = jax.random.key(settings.seed)
+  for number in (settings.number, settings.result, count):
+    key = jax.random.fold_in(key, number)
+  return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
 def find_top(settings: RowSettings, log_probabilities, top: int):
@@ -295,7 +299,7 @@ def find_top(settings: RowSettings, log_probabilities, top: int):
   """
   R = len(log_probabilities)
   none = jnp.zeros((R, top), jnp.int32), jnp.zeros((R, top), jnp.float32)
-  find = lambda x: jax.lax.top_k(x, top)[::-1]
+  find = lambda x: tuple(jax.lax.top_k(x, top)[::-1])
   return jax.lax.cond(
     (settings.top > 0).any(), find, lambda x: none, log_probabilities
   )

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from atm.inference import sampling
 from atm.inference.sampling import Config, Sampler
@@ -115,15 +116,90 @@ def make_rows(requests, results):
 def test_each_row_is_chosen_as_by_its_own_settings():
   """One program, whatever the rows ask for."""
   rng = np.random.default_rng(0)
-  for _ in range(2):
-    requests = [draw_request(rng) for _ in range(R)]
-    results = rng.integers(0, 4, R)
-    settings, history, stops = make_rows(requests, results)
-    logits = rng.standard_normal((3, R, V)).astype(np.float32) * 3
-    got = write(settings, stops, history, logits, np.full(R, -1, np.int32))
-    for i, request in enumerate(requests):
-      want = write_alone(request, results[i], logits[:, i])
-      for step, row in zip(got, want):
-        for a, b in zip(step, row):
-          np.testing.assert_allclose(a[i], b, rtol=1e-6, err_msg=str(request))
+  requests = [draw_request(rng) for _ in range(R)]
+  results = rng.integers(0, 4, R)
+  settings, history, stops = make_rows(requests, results)
+  logits = rng.standard_normal((3, R, V)).astype(np.float32) * 3
+  got = write(settings, stops, history, logits, np.full(R, -1, np.int32))
+  for i, request in enumerate(requests):
+    want = write_alone(request, results[i], logits[:, i])
+    for step, row in zip(got, want):
+      for a, b in zip(step, row):
+        np.testing.assert_allclose(a[i], b, rtol=1e-6, err_msg=str(request))
   assert write._cache_size() == 1
+
+
+def test_rows_that_ask_for_nothing_have_their_logits():
+  """Whatever others ask for: to the bit, as greedy choice has them."""
+  rng = np.random.default_rng(1)
+  requests = [draw_request(rng) for _ in range(R)]
+  plain = [GenerationRequest((3, 4), (1,)) for _ in requests]
+  requests = [x for pair in zip(plain, requests) for x in pair][:R]
+  settings, history, stops = make_rows(requests, [0] * R)
+  logits = rng.standard_normal((3, R, V)).astype(np.float32)
+  given = np.where(np.arange(R) == 2, 7, -1).astype(np.int32)
+  for step, (token, chosen, processed, _) in zip(
+    logits, write(settings, stops, history, logits, given)
+  ):
+    np.testing.assert_array_equal(processed[::2], step[::2])
+    want = np.where(given >= 0, given, step.argmax(-1))
+    np.testing.assert_array_equal(token[::2], want[::2])
+    logs = jax.nn.log_softmax(step)[np.arange(R), token]
+    np.testing.assert_allclose(chosen, logs, rtol=1e-6)
+
+
+def test_closed_rows_write_nothing():
+  settings, history, stops = make_rows(
+    [draw_request(np.random.default_rng(i)) for i in range(R)], [0] * R
+  )
+  history = row_sampling.begin_rows(history, V)
+  is_open, token = jnp.arange(R) % 2 == 0, jnp.full(R, 7)
+  new = row_sampling.append_row_token(stops, history, token, is_open)
+  for a, b in zip(jax.tree.leaves(history), jax.tree.leaves(new)):
+    np.testing.assert_array_equal(a[1::2], b[1::2])
+  assert (new.tail[::2, -1] == 7).all() and new.written[::2, 7].all()
+  assert (new.count == is_open).all()
+
+
+def test_the_likeliest_are_told_where_a_row_asks():
+  logs = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]] * 2))
+  ask = lambda top: row_sampling.stack_rows([
+    row_sampling.make_settings(
+      GenerationRequest((0,), (0,), top=x), 0, 1, BANNED
+    )
+    for x in (0, top)
+  ])  # fmt: skip
+  ids, values = row_sampling.find_top(ask(2), logs, 3)
+  assert ids.tolist() == [[1, 3, 2]] * 2
+  np.testing.assert_allclose(values[1], np.log([0.4, 0.3, 0.2]), rtol=1e-6)
+  ids, values = row_sampling.find_top(ask(0), logs, 3)
+  assert not ids.any() and not values.any()
+
+
+def test_what_rows_have_no_room_for_is_named():
+  request = GenerationRequest((0,), (0,), top=4)
+  check = lambda **x: row_sampling.check_limits(
+    dataclasses.replace(request, **x), BANNED, 5
+  )
+  check(banned=((1, 2, 3),) * 4, top=5)
+  for wrong, message in (
+    (dict(banned=((1,),) * 5), 'banned has 5 sequences.*at most 4'),
+    (dict(banned=((1,) * 4,)), 'a sequence of 4 ids: expected at most 3'),
+    (dict(top=6), 'top = 6: expected 0 to 5'),
+    (dict(top=-1), 'top = -1'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      check(**wrong)
+
+
+def test_an_output_has_the_room_that_is_left():
+  request = lambda **x: GenerationRequest(
+    (0,), (0, 1, 2), Config(max_tokens=6), **x
+  )
+  assert row_sampling.limit_tokens(request(), 48) == 6
+  assert row_sampling.limit_tokens(request(), 8) == 5
+  assert row_sampling.limit_tokens(request(forced=2), 8) == 6
+  with pytest.raises(ValueError, match='a prefix of 2 tokens'):
+    row_sampling.limit_tokens(request(), 3)
+  with pytest.raises(ValueError, match='max_tokens = 6: expected 7'):
+    row_sampling.limit_tokens(request(forced=6), 8)
