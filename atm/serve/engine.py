@@ -11,12 +11,14 @@ from atm.inference import api
 from atm.inference.framed_inputs import frame_inputs
 from atm.inference.outputs import Generation, spell_output
 from atm.messages import one_line
+from atm.serve import row_sampling
 from atm.serve.generation_request import GenerationRequest, RequestUpdate
 from atm.serve.job import Job
 from atm.serve.observer import Observer
 from atm.serve.programs import EngineSizes, Programs
 from atm.serve.request_builder import list_requests
 from atm.serve.row_lane import RowLane
+from atm.serve.stop_pool import StopPool
 
 # A call of the device that nothing interrupts takes no longer.
 LAST_CALL_SECONDS = 60
@@ -98,7 +100,10 @@ class Engine:
     self._say = say
     self._changed = threading.Condition()
     programs = Programs(model, self.sizes)
-    self._lanes = [RowLane(programs, observer, self._changed)]
+    self._stops = StopPool(
+      self.sizes.stop_states, model.config.vocab_size, programs.whole
+    )
+    self._lanes = [RowLane(programs, self._stops, observer, self._changed)]
     self._is_taking = self._is_closed = False
     self._thread: threading.Thread | None = None
 
@@ -106,6 +111,7 @@ class Engine:
 
   def start(self) -> None:
     """Allocates the slots, compiles every program and starts the loop."""
+    self._stops.compile()
     for lane in self._lanes:
       lane.start(self._say)
     self._is_taking = True
@@ -125,13 +131,8 @@ class Engine:
         f'the input has {len(request.ids):,} tokens: expected 1 to '
         f'{s.max_input:,}'
       )
-    if len(request.prefix) >= s.max_output:
-      raise ValueError(
-        f'a prefix of {len(request.prefix) - 1:,} tokens: expected at most '
-        f'{s.max_output - 2:,}'
-      )
-    if request.top > s.top:
-      raise ValueError(f'top = {request.top}: expected at most {s.top}')
+    row_sampling.check_limits(request, s.banned, s.top)
+    self._stops.check(request.stop_table)
     self._find_lane(request).check(request)
 
   def submit(

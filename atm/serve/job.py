@@ -11,6 +11,7 @@ from atm.serve.generation_request import (
   RequestOutput,
   RequestUpdate,
 )
+from atm.serve.stop_pool import StopStates
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,12 +46,14 @@ class Job:
   Attributes:
     request, ticket: what was asked, and with what others.
     slots: its rows on the device, in the order of its results.
+    stops: its stop strings' states in the table of all.
     outputs: one of each result.
   """
 
   def __init__(self, request: GenerationRequest, ticket, index: int, deliver):
     self.request, self.ticket = request, ticket
     self.slots: list[int] = []
+    self.stops: StopStates | None = None
     self.outputs = [Output() for _ in range(request.config.results)]
     self._index, self._deliver = index, deliver
     self._submitted = time.perf_counter()

@@ -14,10 +14,25 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atm.inference import api
-from atm.messages import check_count, check_fields
+from atm.messages import check_count, check_fields, check_list, quote
 from atm.model.transformer import AlexaTM
 from atm.serve import slots as slots_lib
 from atm.serve.slots import Row, SlotState, Steps
+
+# Of a call's time that is not its steps', see `Programs.choose_steps`.
+CALL_SHARE = 0.1
+
+
+def check_banned_sizes(value) -> tuple[int, int]:
+  """Returns two counts; raises ValueError for anything else."""
+  sizes = check_list('BANNED_SIZES', value)
+  if len(sizes) != 2:
+    raise ValueError(
+      f'BANNED_SIZES = {quote(value)}: expected (sequences, ids of one)'
+    )
+  return tuple(
+    check_count(f'BANNED_SIZES[{i}]', n) for i, n in enumerate(sizes)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +51,7 @@ class EngineSizes:
     most_steps: decode steps of a call, at most.
     top: the most likeliest tokens that a request may ask to be told.
     stop_states: of the table that the stop strings of all requests share.
-    banned_count, banned_length: the most banned sequences of a request, and
-      their ids.
+    banned: the most banned sequences of a request, and the most ids of one.
   """
 
   slots: int = 16
@@ -50,26 +64,29 @@ class EngineSizes:
   most_steps: int = 32
   top: int = 20
   stop_states: int = 64
-  banned_count: int = 16
-  banned_length: int = 8
+  banned: tuple[int, int] = (16, 8)
 
-  checks: ClassVar[dict[str, Callable]] = {
-    name: partial(check_count, name.upper())
-    for name in (
-      'slots',
-      'beams',
-      'queue',
-      'admit_tokens',
-      'most_steps',
-      'top',
-      'stop_states',
-      'banned_count',
-      'banned_length',
-    )  # fmt: skip
-  } | {
-    name: partial(check_count, name.upper(), optional=True)
-    for name in ('max_input', 'max_output')
-  }
+  checks: ClassVar[dict[str, Callable]] = (
+    {
+      name: partial(check_count, name.upper())
+      for name in (
+        'slots',
+        'beams',
+        'queue',
+        'admit_tokens',
+        'most_steps',
+        'top',
+        'stop_states',
+        'banned_count',
+        'banned_length',
+      )  # fmt: skip
+    }
+    | {
+      name: partial(check_count, name.upper(), optional=True)
+      for name in ('max_input', 'max_output')
+    }
+    | {'banned': check_banned_sizes}
+  )
 
   def __post_init__(self):
     check_fields(self)
@@ -168,6 +185,11 @@ class Programs:
     """The parameters that programs read: the one place they come from."""
     return self.model._decode_params
 
+  @property
+  def whole(self) -> NamedSharding:
+    """The sharding of an array that every device has."""
+    return NamedSharding(self.model.mesh, PartitionSpec())
+
   def _shardings(self, state):
     """Returns shardings of a state: caches by the rules, the rest whole."""
     place = lambda *axes: NamedSharding(
@@ -182,10 +204,7 @@ class Programs:
   @functools.cached_property
   def _empty(self):
     """Returns a function of parameters that makes an empty state."""
-    s = self.sizes
-    return lambda params: slots_lib.empty_state(
-      self.net, params, s.slots, s.max_input, s.max_output
-    )
+    return lambda params: slots_lib.empty_state(self.net, params, self.sizes)
 
   @functools.cached_property
   def abstract_state(self) -> SlotState:
@@ -205,14 +224,12 @@ class Programs:
       return jax.jit(self._empty, out_shardings=placed)(self.params)
 
   def _array(self, *shape: int, kind=np.int32):
-    whole = NamedSharding(self.model.mesh, PartitionSpec())
-    return jax.ShapeDtypeStruct(shape, kind, sharding=whole)
+    return jax.ShapeDtypeStruct(shape, kind, sharding=self.whole)
 
   def _trace(self, function, *args) -> jax.stages.Traced:
     """Traces function(params, state, *args) -> (state, Steps or None)."""
     state = self.abstract_state
-    whole = NamedSharding(self.model.mesh, PartitionSpec())
-    out = self._shardings(state), whole
+    out = self._shardings(state), self.whole
     with self.model._use():
       jitted = jax.jit(function, donate_argnums=1, out_shardings=out)
       return jitted.trace(self.params, state, *args)
@@ -226,9 +243,8 @@ class Programs:
   def trace_admit(self, B: int, S: int) -> jax.stages.Traced:
     """Traces the program that admits a batch; `atm plan` compiles it, too."""
     R, array = self.sizes.slots, self._array
-    row = jax.tree.map(
-      lambda x: array(*x.shape, kind=x.dtype), self.abstract_state.row
-    )
+    row = self.abstract_state.row
+    row = row.replace(history=row.history.replace(written=None))
 
     def run(params, state, *args):
       return slots_lib.admit(self.net, params, state, *args), None
@@ -242,14 +258,14 @@ class Programs:
     s, array = self.sizes, self._array
 
     def run(params, state, *args):
-      sizes = s.most_steps, s.top, window
-      return slots_lib.take_steps(self.net, params, state, *args, *sizes)
+      return slots_lib.take_steps(self.net, params, state, *args, s, window)
 
+    stops = array(s.stop_states, self.model.config.vocab_size)
     return self._trace(
-      run, array(s.slots, kind=bool), array(), array(kind=bool)
+      run, stops, array(s.slots, kind=bool), array(), array(kind=bool)
     )
 
-  def compile(self, state: SlotState, say: Callable) -> SlotState:
+  def compile(self, state: SlotState, stops, say: Callable) -> SlotState:
     """Compiles all programs, and times each of the decoder's.
 
     Returns the state, for each program takes it.
@@ -267,47 +283,65 @@ class Programs:
       tell(i + 1)
     for i, window in enumerate(self.windows):
       self._decode[window] = self._compile(self.trace_decode(window))
-      state = self._time_steps(state, window)
+      state = self._time_steps(state, stops, window)
       tell(len(self.batches) + i + 1)
     return state
 
-  def _time_steps(self, state, window) -> SlotState:
+  def _time_steps(self, state, stops, window) -> SlotState:
     """Notes the seconds of a call by itself, and of each of its steps."""
-    seconds, none = {}, np.zeros(self.sizes.slots, bool)
-    for steps in (1, 1, min(5, self.sizes.most_steps)):
+    few, many = 1, min(5, self.sizes.most_steps)
+    seconds = {few: [], many: []}
+    none = np.zeros(self.sizes.slots, bool)
+    for steps in (few, many) * 3:
       start = time.perf_counter()
-      state, _ = self.decode(state, none, steps, False, window)
-      seconds[steps] = time.perf_counter() - start
-    few, many = min(seconds), max(seconds)
-    step = max(1e-6, (seconds[many] - seconds[few]) / max(1, many - few))
-    self.step_seconds[window] = step, max(0.0, seconds[few] - step)
+      state, _ = self.decode(state, stops, none, steps, False, window)
+      seconds[steps].append(time.perf_counter() - start)
+    call, calls = (min(seconds[n][1:]) for n in (few, many))
+    step = max(1e-6, (calls - call) / max(1, many - few))
+    self.step_seconds[window] = step, max(0.0, call - step)
     return state
+
+  def choose_steps(self, window: tuple[int, int, int]) -> int:
+    """Returns K, how many steps a call takes.
+
+    A call of K steps takes c + K s seconds: s of a step, c of all that a call
+    costs by itself (its start, copies of the window, bringing what it told).
+    The greater K, the smaller the share c / (K s) that is lost of the
+    throughput; but a row that ends, a client's next tokens and a request that
+    comes wait for half a call on average. K is the least with which no more
+    than CALL_SHARE is lost, and so within that of the best throughput at the
+    least latency. c and s are measured when the engine starts, of each window.
+    """
+    step, call = self.step_seconds[window]
+    return max(
+      1, min(math.ceil(call / (CALL_SHARE * step)), self.sizes.most_steps)
+    )
 
   # --- Calls
 
-  def admit(self, state, tokens, lengths, count, inputs, slots, row: Row):
-    """Runs `slots.admit`; the shape of tokens is one of `batches`."""
-    state, _ = self._admit[tokens.shape](
-      self.params, state, tokens, lengths, np.int32(count), inputs, slots, row
+  def admit(self, state, tokens, lengths, inputs, slots, rows: list[Row]):
+    """Runs `slots.admit`; the shape of tokens is one of `batches`.
+
+    `inputs` and `slots` are lists, an entry for each of `rows`.
+    """
+    R, count = self.sizes.slots, len(rows)
+    spread = lambda values, fill: np.array(
+      [*values, *[fill] * (R - count)], np.int32
     )
+    state, _ = self._admit[tokens.shape](
+      self.params, state, tokens, lengths, np.int32(count), spread(inputs, 0),
+      spread(slots, R), slots_lib.fill_rows(rows, R),
+    )  # fmt: skip
     return state
 
   def decode(
-    self, state, is_open, limit: int, stops_early: bool, window
+    self, state, stops, is_open, limit: int, stops_early: bool, window
   ) -> tuple[SlotState, Steps]:
     """Runs `slots.take_steps`, and brings what it tells to the host."""
     state, steps = self._decode[window](
-      self.params, state, is_open, np.int32(limit), np.bool_(stops_early)
+      self.params, state, stops, is_open, np.int32(limit), np.bool_(stops_early)
     )
     return state, jax.device_get(steps)
-
-  def blank_rows(self) -> Row:
-    """Returns rows to be filled on the host, all that an admission takes."""
-    c = self.model.config
-    fill = lambda x: np.zeros(x.shape, x.dtype)
-    row = jax.tree.map(fill, self.abstract_state.row)
-    row.ids.fill(c.pad_id)
-    return row
 
 
 def count_bytes(tree) -> int:

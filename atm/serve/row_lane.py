@@ -7,17 +7,20 @@ from collections import deque
 
 import numpy as np
 
+from atm.serve import row_sampling
 from atm.serve.generation_request import GenerationRequest
 from atm.serve.job import Job
 from atm.serve.observer import Observer
 from atm.serve.programs import Programs
-from atm.serve.slots import OPEN, REASONS
+from atm.serve.slots import OPEN, REASONS, make_row
+from atm.serve.stop_pool import StopPool
 
 
 class RowLane:
   """Requests that wait for slots or have them; each output takes one.
 
-  All methods but `push` and `list_jobs` are for the engine's thread.
+  The lock guards `waiting` and `taken`, which the engine's thread changes and
+  others read; but for submissions, which others append to `waiting`.
 
   Attributes:
     rows: how many slots there are.
@@ -26,25 +29,40 @@ class RowLane:
   """
 
   def __init__(
-    self, programs: Programs, observer: Observer, lock: threading.Condition
+    self,
+    programs: Programs,
+    stops: StopPool,
+    observer: Observer,
+    lock: threading.Condition,
   ):
     self.waiting: deque[Job] = deque()
     self.taken: dict[int, tuple[Job, int]] = {}
     self.rows = programs.sizes.slots
     self._programs, self._sizes = programs, programs.sizes
-    self._observer, self._lock = observer, lock
+    self._stops, self._observer, self._lock = stops, observer, lock
     self._free = list(range(self.rows))
 
   def start(self, say) -> None:
     """Allocates the slots and compiles every program."""
-    self._state = self._programs.allocate()
-    self._state = self._programs.compile(self._state, say)
+    state = self._programs.allocate()
+    self._state = self._programs.compile(state, self._stops.table, say)
 
   def check(self, request: GenerationRequest) -> None:
     """Raises ValueError for a request that it never has room for."""
-    s, results = self._sizes, request.config.results
-    if results > s.slots:
-      raise ValueError(f'results = {results}: expected at most {s.slots}')
+    s, config = self._sizes, request.config
+    if config.results > s.slots:
+      raise ValueError(
+        f'results = {config.results}: expected at most {s.slots}, the rows '
+        'that decode together'
+      )
+    if request.targets is None:
+      row_sampling.limit_tokens(request, s.max_output)
+      return
+    if not 1 <= len(request.targets) <= s.max_output + 1 - len(request.prefix):
+      raise ValueError(
+        f'targets of {len(request.targets):,} ids: expected 1 to '
+        f'{s.max_output + 1 - len(request.prefix):,}'
+      )
 
   def list_jobs(self) -> list[Job]:
     """Returns those that have slots, and then those that wait."""
@@ -72,8 +90,12 @@ class RowLane:
       self._decode()
 
   def _release(self, slot: int) -> None:
-    del self.taken[slot]
+    job, _ = self.taken.pop(slot)
     heapq.heappush(self._free, slot)
+    job.slots.remove(slot)
+    if job.stops and not job.slots:
+      self._stops.release(job.stops)
+      job.stops = None
 
   # --- Admission
 
@@ -84,79 +106,80 @@ class RowLane:
       while self.waiting:
         job = self.waiting[0]
         tokens += len(job.request.ids)
-        if len(job.outputs) > len(self._free):
-          break  # not the next one: it would wait forever behind small ones
-        if jobs and tokens > self._sizes.admit_tokens:
+        # Where there is no room, not the next one: requests of many rows would
+        # wait forever behind those of few.
+        if jobs and tokens > self._sizes.admit_tokens or not self._place(job):
           break
-        self.waiting.popleft()
-        jobs.append(job)
-        for i in range(len(job.outputs)):
-          slot = heapq.heappop(self._free)
-          self.taken[slot] = job, i
-          job.slots.append(slot)
+        jobs.append(self.waiting.popleft())
     jobs.sort(key=lambda job: len(job.request.ids))
     while jobs:
       B, S = self._programs.find_batch([len(x.request.ids) for x in jobs])
       self._admit_batch(jobs[-B:], B, S)
       del jobs[-B:]
 
+  def _place(self, job: Job) -> bool:
+    """Gives a request slots and its stop strings' states, or nothing."""
+    if len(job.outputs) > len(self._free):
+      return False
+    if job.request.stop_table is not None:
+      job.stops = self._stops.acquire(job.request.stop_table)
+      if job.stops is None:
+        return False
+    for i in range(len(job.outputs)):
+      slot = heapq.heappop(self._free)
+      self.taken[slot] = job, i
+      job.slots.append(slot)
+    return True
+
   def _admit_batch(self, jobs: list[Job], B: int, S: int) -> None:
     """Reads the inputs of some requests, and writes their rows."""
     start = time.perf_counter()
-    R, pad = self._sizes.slots, self._programs.model.config.pad_id
+    pad = self._programs.model.config.pad_id
     tokens, lengths = np.full((B, S), pad, np.int32), np.zeros(B, np.int32)
-    inputs, slots = np.zeros(R, np.int32), np.full(R, R, np.int32)
-    row, count = self._programs.blank_rows(), 0
+    inputs, slots, rows = [], [], []
     for i, job in enumerate(jobs):
       ids = job.request.ids
       tokens[i, : len(ids)], lengths[i] = ids, len(ids)
-      for slot in job.slots:
-        inputs[count], slots[count] = i, slot
-        self._write_row(row, count, job.request)
-        count += 1
+      for result, slot in enumerate(job.slots):
+        inputs.append(i)
+        slots.append(slot)
+        rows.append(make_row(job.request, result, self._sizes, pad, job.stops))
     self._state = self._programs.admit(
-      self._state, tokens, lengths, count, inputs, slots, row
+      self._state, tokens, lengths, inputs, slots, rows
     )
     now = time.perf_counter()
     for job in jobs:
       job.note_admission(self._observer, now)
-    self._observer.device_call('admit', now - start, count, 0)
-
-  def _write_row(self, row, at: int, request: GenerationRequest) -> None:
-    """Writes what a request brings to its slot into row `at` of arrays."""
-    given = [*request.prefix, *(request.targets or ())]
-    row.ids[at, : len(given)] = given
-    row.length[at], row.told[at] = len(given), len(request.prefix)
-    row.is_scored[at] = request.targets is not None
-    room = min(
-      request.config.max_tokens,
-      self._sizes.max_output - len(request.prefix) + request.forced,
-    )
-    row.limit[at] = len(request.prefix) - request.forced + room
+    self._observer.device_call('admit', now - start, len(rows), 0)
 
   # --- Decoding
 
   def _decode(self) -> None:
     """Takes steps of all rows, and tells what they brought."""
     start = time.perf_counter()
-    limit, stops_early = 4, bool(self.waiting)
     is_open = np.zeros(self._sizes.slots, bool)
     is_open[list(self.taken)] = True
-    position = max(job.outputs[i].position for job, i in self.taken.values())
-    longest = max(len(job.request.ids) for job, _ in self.taken.values())
-    window = self._programs.find_window(
-      max(self.taken) + 1,
-      min(position + limit, self._sizes.max_output),
-      longest,
-    )
+    limit, window = self._choose_program()
     self._state, steps = self._programs.decode(
-      self._state, is_open, limit, stops_early, window
-    )
+      self._state, self._stops.table, is_open, limit, bool(self.waiting),
+      window,
+    )  # fmt: skip
     now = time.perf_counter()
     self._observer.device_call(
       'decode', now - start, len(self.taken), int(steps.count)
     )
     self._tell(steps, now)
+
+  def _choose_program(self) -> tuple[int, tuple[int, int, int]]:
+    """Returns (how many steps, the window they fit in) for the rows taken."""
+    programs, most = self._programs, self._sizes.max_output
+    position = max(job.outputs[i].position for job, i in self.taken.values())
+    longest = max(len(job.request.ids) for job, _ in self.taken.values())
+    find = lambda steps: programs.find_window(
+      max(self.taken) + 1, min(position + steps, most), longest
+    )
+    limit = programs.choose_steps(find(1))
+    return limit, find(limit)
 
   def _tell(self, steps, now: float) -> None:
     """Gives the requests what a call brought, and frees rows that ended."""

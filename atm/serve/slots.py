@@ -16,10 +16,17 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from atm.inference import sampling
 from atm.inference.generate import encode
+from atm.inference.sampling import History
 from atm.model.transformer import AlexaTM
 from atm.parallel.sharding import constrain
+from atm.serve import row_sampling
+from atm.serve.generation_request import GenerationRequest
+from atm.serve.row_sampling import RowSettings
+from atm.serve.stop_pool import StopStates
 
 # Why a row ended; REASONS[code] as in `RequestOutput.reason`.
 OPEN, STOP, LENGTH = 0, 1, 2
@@ -31,18 +38,56 @@ class Row:
   """What a request brings to its slot; R rows.
 
   Attributes:
-    ids: [R, T + 1], given ids, padding behind.
-    length: [R], how many are given or, later, written.
+    ids: [R, T + 1], given ids, then those that were written, padding behind.
+    length: [R], how many these are.
     told: [R], ids before this one are a prefix, of which nothing is told.
     is_scored: [R] bool, ends with its given ids.
-    limit: [R], `length` at which it is full.
+    settings, history: see `row_sampling`.
   """
 
   ids: jax.Array
   length: jax.Array
   told: jax.Array
   is_scored: jax.Array
-  limit: jax.Array
+  settings: RowSettings
+  history: History
+
+
+def make_row(
+  request: GenerationRequest, result: int, sizes, pad_id: int,
+  stops: StopStates | None,
+) -> Row:  # fmt: skip
+  """Returns the row of one of a request's results, on the host.
+
+  Args:
+    request, result: what is asked, and which of its outputs.
+    sizes: of an engine.
+    pad_id: behind the given ids.
+    stops: where the request's stop strings are in the table.
+  """
+  given = [*request.prefix, *(request.targets or ())]
+  ids = np.full(sizes.max_output + 1, pad_id, np.int32)
+  ids[: len(given)] = given
+  room = 1
+  if request.targets is None:
+    room = row_sampling.limit_tokens(request, sizes.max_output)
+  start, end = (stops.start, stops.end) if stops else (0, -1)
+  return Row(
+    ids,
+    np.int32(len(given)),
+    np.int32(len(request.prefix)),
+    np.bool_(request.targets is not None),
+    row_sampling.make_settings(request, result, room, sizes.banned, end),
+    row_sampling.make_history(
+      request, sizes.max_output, sizes.max_input, start
+    ),
+  )
+
+
+def fill_rows(rows: list[Row], R: int) -> Row:
+  """Returns R rows, with the last of `rows` again behind them."""
+  rows = rows + rows[-1:] * (R - len(rows))
+  return row_sampling.stack_rows(rows)
 
 
 @flax.struct.dataclass
@@ -107,15 +152,22 @@ def empty_caches(model: AlexaTM, params, R: int, S: int, T: int) -> list:
   )
 
 
-def empty_state(model: AlexaTM, params, R: int, S: int, T: int) -> SlotState:
+def empty_state(model: AlexaTM, params, sizes) -> SlotState:
   """Returns slots that nothing was admitted to."""
-  caches = empty_caches(model, params, R, S, T)
-  none = lambda kind=jnp.int32: jnp.zeros(R, kind)
-  row = Row(
-    jnp.full((R, T + 1), model.config.pad_id, jnp.int32), none(), none(),
-    none(bool), none(),
-  )  # fmt: skip
-  return SlotState(caches, jnp.zeros((R, S), jnp.int32), none(), row)
+  R, S, T = sizes.slots, sizes.max_input, sizes.max_output
+  request = GenerationRequest((0,), (0,))
+  row = fill_rows([make_row(request, 0, sizes, model.config.pad_id, None)], R)
+  return SlotState(
+    empty_caches(model, params, R, S, T),
+    jnp.zeros((R, S), jnp.int32),
+    jnp.zeros(R, jnp.int32),
+    jax.tree.map(jnp.asarray, _begin_rows(model, row)),
+  )
+
+
+def _begin_rows(model: AlexaTM, row: Row) -> Row:
+  begin = row_sampling.begin_rows(row.history, model.config.vocab_size)
+  return row.replace(history=begin)
 
 
 def admit(
@@ -131,7 +183,7 @@ def admit(
     count: how many slots are filled, at most R.
     inputs, slots: [R], which of B goes to which slot; those behind `count`
       count for nothing, their slot is R.
-    row: what is written to `slots`, in order.
+    row: what is written to `slots`, in order, of `fill_rows`.
   """
   caches, source = read_inputs(
     model, params, state.caches, state.source, tokens, lengths, count, inputs,
@@ -142,7 +194,7 @@ def admit(
     caches=caches,
     source=source,
     position=state.position.at[slots].set(0, mode='drop'),
-    row=jax.tree.map(write, state.row, row),
+    row=jax.tree.map(write, state.row, _begin_rows(model, row)),
   )
 
 
@@ -180,22 +232,26 @@ def _place(cross, segments, inputs, slots, i, held):
 
 
 def take_steps(
-  model, params, state: SlotState, is_open, limit, stops_early, K: int,
-  top: int, window: tuple[int, int, int],
+  model, params, state: SlotState, stops, is_open, limit, stops_early, sizes,
+  window: tuple[int, int, int],
 ):  # fmt: skip
   """Takes up to `limit` steps of the open rows; returns (state, Steps).
 
   Args:
     model, params, state: see `admit`.
+    stops: [states, V], the table of a `StopPool`.
     is_open: bool [R], rows that decode.
-    limit: steps to take, at most K. It ends before when all rows have ended.
+    limit: steps to take, at most K = sizes.most_steps. It ends before when all
+      rows have ended.
     stops_early: whether it ends when any row has ended, for others wait.
-    K, top: sizes of `Steps`.
+    sizes: of an engine.
     window: (rows, T, S): open rows are among the first, and so is what they
       read and write; nothing else is computed.
   """
   R, T, S = window
+  K, top = sizes.most_steps, sizes.top
   part = _cut(state, R, T, S)
+  settings = _quiet(part.row.settings, is_open[:R], sizes.banned)
   steps = Steps(
     jnp.int32(0),
     jnp.full((K, R), -1, jnp.int32),
@@ -212,9 +268,18 @@ def take_steps(
     return (steps.count < limit) & ~finished
 
   carry = part, is_open[:R], jnp.bool_(False), steps
-  step = functools.partial(_step, model, params, top)
+  step = functools.partial(_step, model, params, stops, settings, top)
   part, _, _, steps = jax.lax.while_loop(goes_on, step, carry)
   return _paste(state, part), steps
+
+
+def _quiet(settings: RowSettings, is_open, banned) -> RowSettings:
+  """Returns settings with rows that are not open asking for nothing dear."""
+  none = row_sampling.empty_settings(1, banned)
+  shape = lambda x: (-1, *(1,) * (x.ndim - 1))
+  return jax.tree.map(
+    lambda x, y: jnp.where(is_open.reshape(shape(x)), x, y), settings, none
+  )
 
 
 def cut_caches(caches: list, R: int, T: int, S: int) -> list:
@@ -262,46 +327,57 @@ def _paste(state: SlotState, part: SlotState) -> SlotState:
   )
 
 
-def _step(model, params, top: int, carry):
+def _step(model, params, stops, settings, top: int, carry):
   """Reads one id of each row, and writes the next where none is given."""
   state, is_open, ended, steps = carry
-  row, number = state.row, jnp.arange(len(is_open))
+  row, number, end_id = state.row, jnp.arange(len(is_open)), model.config.end_id
   at = jnp.minimum(state.position, state.caches[0].self_values.shape[2] - 1)
   logits, caches = model.apply(
     {'params': params}, row.ids[number, at][:, None], at[:, None],
     state.caches, state.source, jnp.zeros_like(at),
     method=AlexaTM.decode_cached,
   )  # fmt: skip
-  given = row.ids[number, at + 1]
-  is_given = at + 1 < row.length
-  chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  token = jnp.where(is_given, given, chosen)
-  logs = jax.nn.log_softmax(logits)
-  top_logs, top_ids = jax.lax.top_k(logs, top)
-  picked = logs[number, token]
-  end = is_open & ~is_given & (token == model.config.end_id)
-  writes = is_open & ~is_given & ~end
-  ids = row.ids.at[number, at + 1].set(jnp.where(writes, token, given))
-  length = row.length + writes
-  full = writes & (length >= row.limit)
-  code = jnp.where(end, STOP, jnp.where(full, LENGTH, OPEN))
-  read = is_open & row.is_scored & (at + 2 >= row.length)
-  code = jnp.where(read, STOP, code)
-  tells = is_open & (at + 1 >= row.told)
+  given, chooses = row.ids[number, at + 1], at + 1 >= row.length
+  token, picked, logs = row_sampling.choose_row_tokens(
+    settings, row.history, logits, end_id, jnp.where(chooses, -1, given)
+  )
+  chooses &= is_open
+  history = row_sampling.append_row_token(stops, row.history, token, chooses)
+  writes = chooses & (token != end_id)
+  row = row.replace(
+    ids=row.ids.at[number, at + 1].set(jnp.where(writes, token, given)),
+    length=row.length + writes,
+    history=history,
+  )
+  code = _find_ends(settings, row, chooses, chooses & ~writes)
+  is_read = is_open & row.is_scored & (at + 2 >= row.length)
+  code = jnp.where(is_read, STOP, code)
+  steps = _note_step(
+    steps,
+    jnp.where(is_open & (at + 1 >= row.told), token, -1),
+    picked,
+    *row_sampling.find_top(settings, logs, top),
+    code,
+  )
+  state = state.replace(
+    caches=caches, position=state.position + is_open, row=row
+  )
+  return state, is_open & (code == OPEN), ended | (code != OPEN).any(), steps
+
+
+def _find_ends(settings, row: Row, chooses, ends):
+  """Returns codes [R] of rows that chose a token, `ends` where the end's."""
+  stopped = sampling.has_stopped(settings, row.history)
+  by_string = row.history.state == settings.stop_end
+  code = jnp.where(by_string, STOP, jnp.where(stopped, LENGTH, OPEN))
+  return jnp.where(ends, STOP, jnp.where(chooses, code, OPEN))
+
+
+def _note_step(steps: Steps, *columns) -> Steps:
+  """Returns `steps` with those of one more."""
+  fields = 'token', 'log_probability', 'top_ids', 'top_logs', 'ended'
   put = lambda x, new: jax.lax.dynamic_update_index_in_dim(
     x, new, steps.count, 0
   )
-  steps = Steps(
-    steps.count + 1,
-    put(steps.token, jnp.where(tells, token, -1)),
-    put(steps.log_probability, picked),
-    put(steps.top_ids, top_ids),
-    put(steps.top_logs, top_logs),
-    put(steps.ended, code),
-  )
-  state = state.replace(
-    caches=caches,
-    position=state.position + is_open,
-    row=row.replace(ids=ids, length=length),
-  )
-  return state, is_open & (code == OPEN), ended | (code != OPEN).any(), steps
+  new = {k: put(getattr(steps, k), x) for k, x in zip(fields, columns)}
+  return steps.replace(count=steps.count + 1, **new)

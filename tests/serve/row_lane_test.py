@@ -24,7 +24,7 @@ def make_job(results: int) -> Job:
 
 
 def test_a_request_of_many_rows_is_not_overtaken(monkeypatch):
-  lane = RowLane(Recorder(), Observer(), threading.Condition())
+  lane = RowLane(Recorder(), None, Observer(), threading.Condition())
   admitted = []
   monkeypatch.setattr(
     Recorder, 'find_batch', lambda self, lengths: (1, 32), raising=False
