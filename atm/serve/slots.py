@@ -185,7 +185,7 @@ def admit(
       count for nothing, their slot is R.
     row: what is written to `slots`, in order, of `fill_rows`.
   """
-  caches, source = read_inputs(
+  caches, source = read_sources(
     model, params, state.caches, state.source, tokens, lengths, count, inputs,
     slots,
   )  # fmt: skip
@@ -198,7 +198,7 @@ def admit(
   )
 
 
-def read_inputs(
+def read_sources(
   model, params, caches, source, tokens, lengths, count, inputs, slots
 ):
   """Reads encoder inputs once; returns caches and `source` with them.
