@@ -105,7 +105,7 @@ def token_log_probabilities(
 def compute_logits(states, head, bias) -> jax.Array:
   """Returns float32 logits [B, T, V] of states [B, T, D] and head [V, D]."""
   # Two-dimensional, see `matmul.affine`.
-  flat = matmul.dot_float32(states.reshape(-1, states.shape[-1]), head, (1, 1))
+  flat = matmul.rows_by_columns(states.reshape(-1, states.shape[-1]), head)
   if bias is not None:
     flat += jax.lax.stop_gradient(bias).astype(jnp.float32)
   return flat.reshape(*states.shape[:-1], -1)

@@ -18,6 +18,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from atm.model import remat
 from atm.parallel import sharding
 
+# Rows up to which one CPU computes the logits as `rows_by_columns` does.
+FEW_ROWS = 48
 # TPUs whose products sum rows and columns of their results in less than a pass
 # over memory takes, by the compiler's cycles; v5p's take no less.
 SUM_FUSING_KINDS = 'TPU v5 lite', 'TPU v5e', 'TPU v6 lite', 'TPU v6e'
@@ -124,6 +126,15 @@ def dot_float32(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
   return jax.lax.dot_general(
     a, b, contracted, preferred_element_type=jnp.float32
   )
+
+
+def rows_by_columns(x: jax.Array, w: jax.Array) -> jax.Array:
+  """Returns float32 x w' of x [N, A] and w [B, A], fast where N is small."""
+  if not on_one_cpu() or not 1 < len(x) <= FEW_ROWS:
+    return dot_float32(x, w, (1, 1))
+  # As x w' the backend writes w out anew for each product: up to five times the
+  # time. The barrier keeps XLA from swapping the operands back.
+  return jax.lax.optimization_barrier(dot_float32(w, x, (1, 1))).T
 
 
 def weight_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:

@@ -137,3 +137,14 @@ def test_several_devices_use_plain_products(rng, monkeypatch):
   assert 'custom_vjp' not in jaxpr and 'layout' not in jaxpr
   jaxpr = str(jax.make_jaxpr(matmul.transpose)(given[0]))
   assert 'layout' not in jaxpr
+
+
+@pytest.mark.parametrize('N', [1, 2, 48, 49])
+def test_few_rows_by_columns_are_the_plain_product(rng, N):
+  """Of few rows with the large matrix first, which is not written out anew."""
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  x, w = draw(N, 16), draw(40, 16)
+  compute = jax.jit(matmul.rows_by_columns)
+  np.testing.assert_allclose(compute(x, w), x @ w.T, rtol=1e-5, atol=2e-5)
+  jaxpr = str(jax.make_jaxpr(matmul.rows_by_columns)(x, w))
+  assert ('barrier' in jaxpr) == (1 < N <= matmul.FEW_ROWS)
