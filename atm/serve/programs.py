@@ -11,6 +11,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atm.inference import api
@@ -21,6 +22,8 @@ from atm.serve.slots import Row, SlotState, Steps
 
 # Of a call's time that is not its steps', see `Programs.choose_steps`.
 CALL_SHARE = 0.1
+# Of the caches, by a call on an accelerator.
+MOST_COPIED = 0.25
 
 
 def check_banned_sizes(value) -> tuple[int, int]:
@@ -123,6 +126,29 @@ def list_windows(most: int, factor: int, count: int, least: int) -> list[int]:
   return sorted(sizes)
 
 
+def share_of_copies(window: tuple[int, int, int], sizes: EngineSizes) -> float:
+  """Returns the share of the caches that a call in a window copies first."""
+  rows, T, S = window
+  few = rows < sizes.slots
+  parts = [(T, sizes.max_output), (S, sizes.max_input)]
+  copied = sum(rows * n for n, most in parts if few or n < most)
+  return copied / (sizes.slots * (sizes.max_output + sizes.max_input))
+
+
+def arrange_for_tpu(cache):
+  """Returns the places of a `layers.KVCache`, with layouts for steps on a TPU.
+
+  Each row writes at a position of its own: XLA lays positions next to rows for
+  that. An argument in another layout is copied into this one and back by every
+  call, which takes the memory of a second cache.
+  """
+  layout = lambda place, *axes: Format(Layout(axes), place)
+  return cache.replace(
+    self_keys=layout(cache.self_keys, 0, 3, 1, 2),
+    self_values=layout(cache.self_values, 0, 2, 1, 3),
+  )
+
+
 class Programs:
   """Compiled programs of a model, and the slots' state that they change.
 
@@ -141,6 +167,11 @@ class Programs:
     self.shards = math.prod(
       model.mesh.shape[a] for a in model.rules.mesh_axes('batch')
     )
+
+  @property
+  def platform(self) -> str:
+    """Of the devices: 'cpu', 'gpu' or 'tpu'."""
+    return self.model.mesh.devices.flat[0].platform
 
   # --- Shapes
 
@@ -161,7 +192,11 @@ class Programs:
     rows = list_windows(s.slots, 4, 2, 1) if self.shards == 1 else [s.slots]
     T = list_windows(s.max_output, 4, 2, 64)
     S = list_windows(s.max_input, 2, 3, 64)
-    return [(r, t, n) for r in rows for t in T for n in S]
+    found = [(r, t, n) for r in rows for t in T for n in S]
+    if self.platform == 'cpu':
+      return found
+    # Memory of accelerators is short: it is to hold slots.
+    return [w for w in found if share_of_copies(w, s) <= MOST_COPIED]
 
   def find_batch(self, lengths: list[int]) -> tuple[int, int]:
     """Returns the (B, S) for the first of inputs of these lengths.
@@ -199,6 +234,8 @@ class Programs:
     caches = jax.tree.map(
       lambda x: place('batch', 'heads', None, None), state.caches
     )
+    if self.platform == 'tpu':
+      caches = [arrange_for_tpu(cache) for cache in caches]
     return whole.replace(caches=caches)
 
   @functools.cached_property

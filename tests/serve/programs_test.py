@@ -1,6 +1,13 @@
 """Shapes of programs: few, and with room for every request."""
 
-from atm.serve.programs import list_lengths, list_windows
+import pytest
+
+from atm.serve.programs import (
+  EngineSizes,
+  list_lengths,
+  list_windows,
+  share_of_copies,
+)
 
 
 def test_lengths_are_padded_by_less_than_half():
@@ -15,3 +22,18 @@ def test_windows_end_with_all_there_is():
   assert list_windows(1024, 2, 3, 64) == [256, 512, 1024]
   assert list_windows(80, 4, 2, 64) == [64, 80]
   assert list_windows(1, 4, 2, 1) == [1]
+
+
+@pytest.mark.parametrize(
+  ('window', 'share'),
+  [
+    ((16, 100, 300), 0),  # all there is
+    ((4, 100, 300), 1 / 4),
+    ((16, 50, 300), 1 / 8),  # what the decoder wrote alone
+    ((16, 100, 100), 1 / 4),
+    ((4, 50, 100), 150 / 1600),
+  ],
+)
+def test_a_window_copies_what_it_cuts(window, share):
+  sizes = EngineSizes(slots=16, max_output=100, max_input=300)
+  assert share_of_copies(window, sizes) == share
