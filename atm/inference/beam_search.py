@@ -85,6 +85,11 @@ class BeamRules:
   k: int
 
   @property
+  def own(self):
+    """Beams of each input."""
+    return self.k
+
+  @property
   def length_penalty(self):
     """The power of a beam's tokens that its log-probability is divided by."""
     return self.sampler.length_penalty
@@ -104,6 +109,10 @@ class BeamRules:
     """Returns the history of B x m rows: beams [B, m] with a token more."""
     history = gather_beams(unflatten_beams(history, self.k), beam)
     history, token = flatten_beams(history), flatten_beams(token)
+    return self.append(history, token)
+
+  def append(self, history: History, token) -> History:
+    """Returns the history with token [B x m] written."""
     return sampling.append_token(self.sampler, history, token)
 
   def select(self, history: History, kept) -> History:
@@ -204,7 +213,7 @@ def _finish_beams(rules, beams: BeamState, candidates, hits, count) -> tuple:
   """Returns `finished` and `full` with the candidates that end."""
   # As in Hugging Face's `generate`, an end counts if it is among the k best.
   shut = ~beams.open | (beams.full.all(1) & rules.ends_early)
-  new = hits & (jnp.arange(hits.shape[1]) < rules.k)
+  new = hits & (jnp.arange(hits.shape[1]) < rules.own)
   count = count.astype(jnp.float32)
   ends = candidates['score'] / count**rules.length_penalty
   ends = jnp.where(new & ~shut[:, None], ends, NO_SCORE)

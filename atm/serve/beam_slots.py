@@ -1,0 +1,375 @@
+"""Groups of rows that search beams together on the device.
+
+As `slots`, but the rows of a group share one input's cross keys and values, and
+each request has as many beams of a group's as it asks for. Choices are those of
+`atm.inference.beam_search`, by rules that are arrays.
+
+Letters as in `atm.model.transformer`; G groups of k beams.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atm.inference import beam_search, sampling
+from atm.inference.beam_search import BeamRules, BeamState
+from atm.inference.sampling import History
+from atm.model.transformer import AlexaTM
+from atm.serve import row_sampling, slots
+from atm.serve.generation_request import GenerationRequest, RequestOutput
+from atm.serve.row_sampling import EARLY_STOPPING, RowSettings
+
+
+@flax.struct.dataclass
+class GroupRow:
+  """What a request brings to its group; G groups, or without the axis of one.
+
+  Attributes:
+    ids: [G, T], the prefix, padding behind.
+    length: [G], of the prefix.
+    beams: [G], how many the request has.
+    settings: of [G].
+    history: of [G], as before the first token; None on the device, where
+      each beam has its own.
+  """
+
+  ids: jax.Array
+  length: jax.Array
+  beams: jax.Array
+  settings: RowSettings
+  history: History | None
+
+
+@flax.struct.dataclass
+class GroupState:
+  """All that groups have on the device.
+
+  Attributes:
+    search: caches and beams of G inputs. What beam j read at position t is in
+      slot t x k + j; while a prefix is read, only beam 0's counts.
+    position: [G], of the id that is read next.
+    row: see GroupRow.
+  """
+
+  search: BeamState
+  position: jax.Array
+  row: GroupRow
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupRules(BeamRules):
+  """What decides over beams where each group has settings of its own.
+
+  Attributes:
+    sampler: RowSettings of [G].
+    end_id, k: see BeamRules; k is the most beams that a request may have.
+    beams: [G], how many it has.
+    stops: the table of a `StopPool`.
+  """
+
+  beams: jax.Array
+  stops: jax.Array
+
+  @property
+  def own(self):
+    """Beams of each input, [G, 1]."""
+    return self.beams[:, None]
+
+  @property
+  def length_penalty(self):
+    """See BeamRules; [G, 1]."""
+    return self.sampler.length_penalty[:, None]
+
+  @property
+  def ends_early(self):
+    """See BeamRules; [G]."""
+    return self.sampler.early_stopping == EARLY_STOPPING[True]
+
+  def limit(self, x, fill, times: int = 1):
+    """Returns x [G, times x k], `fill` past a request's own beams."""
+    return jnp.where(jnp.arange(x.shape[1]) < times * self.own, x, fill)
+
+  def _repeat_settings(self, rows: int) -> RowSettings:
+    """Returns the settings of so many rows for each group."""
+    return jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), self.sampler)
+
+  def process(self, history: History, log_probabilities):
+    """Applies penalties, bans and lengths to log-probabilities [G x k, V]."""
+    return row_sampling.process_row_logits(
+      self._repeat_settings(self.k), history, log_probabilities, self.end_id
+    )
+
+  def append(self, history: History, token) -> History:
+    """Returns the history with token [R] written."""
+    is_open = jnp.ones(len(token), bool)
+    return row_sampling.append_row_token(self.stops, history, token, is_open)
+
+  def has_stopped(self, history: History):
+    """Returns [G x 2 k], see `sampling.has_stopped`."""
+    return sampling.has_stopped(self._repeat_settings(2 * self.k), history)
+
+  def count(self, history: History):
+    """Returns how many tokens `branch`'s rows have written, [G, 1, 1]."""
+    return self._of_first(history.count)[..., None]
+
+  def counted(self, history: History, count):
+    """Returns that with the forced tokens, [G, 1]."""
+    del count
+    return self._of_first(history.counted)
+
+  def _of_first(self, x):
+    """Returns [G, 1] of x [G x 2 k], which is one number for all of a group."""
+    return beam_search.unflatten_beams(x, 2 * self.k)[:, :1]
+
+  def reach(self, count):
+    """Returns the tokens at which a running beam's score is looked at."""
+    never = self.sampler.early_stopping == EARLY_STOPPING['never']
+    return jnp.where(never[:, None], self.sampler.max_tokens[:, None], count)
+
+  def close_full(self, is_open, full):
+    """Returns is_open [G] without those that end early, as they are `full`."""
+    return is_open & ~(full.all(1) & self.ends_early)
+
+
+# --- On the host
+
+
+def make_row(
+  request: GenerationRequest, S: int, T: int, banned: tuple[int, int],
+  stop_start: int = 0, stop_end: int = -1,
+) -> GroupRow:  # fmt: skip
+  """Returns what a request brings to its group.
+
+  Args:
+    request: what is asked.
+    S, T: encoder and decoder ids that there is room for.
+    banned, stop_start, stop_end: see `row_sampling.make_settings` and
+      `row_sampling.make_history`.
+  """
+  ids, length = np.zeros(T, np.int32), len(request.prefix)
+  ids[:length] = request.prefix
+  room = row_sampling.limit_tokens(request, T)
+  return GroupRow(
+    ids,
+    np.int32(length),
+    np.int32(request.config.beams),
+    row_sampling.make_settings(request, 0, room, banned, stop_end),
+    row_sampling.make_history(request, T, S, stop_start),
+  )
+
+
+def collect_outputs(
+  request: GenerationRequest, search: dict, reason: str | None = None
+) -> list[RequestOutput]:
+  """Returns a request's outputs, the best first.
+
+  Args:
+    request: what was asked.
+    search: `finished`, `full` and `running` of its group, on the host.
+    reason: why the search ends before its time: running beams are outputs, too,
+      as they are.
+  """
+  config, outputs = request.config, []
+  pick = lambda beams, j: {name: x[j] for name, x in beams.items()}
+  for j in range(config.beams):
+    beam = pick(search['finished'], j)
+    if search['full'][j] or reason is None:
+      outputs.append(_collect_beam(request, beam, None))
+    beam = pick(search['running'], j)
+    if reason is not None and beam['score'] > beam_search.NO_SCORE / 2:
+      count = np.float32(max(1, beam['count'] + request.forced))
+      beam['score'] = beam['score'] / count ** np.float32(config.length_penalty)
+      outputs.append(_collect_beam(request, beam, reason))
+  outputs.sort(key=lambda x: x.score, reverse=True)  # stable
+  none = RequestOutput([], [], [], 0.0, reason or 'stop')
+  outputs += [none] * (config.results - len(outputs))
+  return outputs[: config.results]
+
+
+def _collect_beam(request, beam: dict, reason: str | None) -> RequestOutput:
+  """Returns an output; without a reason it ended by itself."""
+  ids = beam['ids'][: beam['length']].tolist()
+  if reason is None:
+    ended = beam['count'] > beam['length'] or _reads_stop(request, ids)
+    reason = 'stop' if ended else 'length'
+  logs = beam['log_probabilities'][: beam['count']].tolist()
+  return RequestOutput(ids, logs, [], float(beam['score']), reason)
+
+
+def _reads_stop(request: GenerationRequest, ids: list[int]) -> bool:
+  """Tells whether the ids behind a prefix have a stop string."""
+  table = request.stop_table
+  if table is None:
+    return False
+  state = int((table[0, list(request.prefix)] > 0).any())
+  for i in ids:
+    state = table[state, i]
+  return bool(state == len(table) - 1)
+
+
+# --- On the device
+
+
+def empty_groups(
+  model: AlexaTM, params, G: int, k: int, S: int, T: int,
+  banned: tuple[int, int],
+) -> GroupState:  # fmt: skip
+  """Returns groups that nothing was admitted to."""
+  c = model.config
+  request = GenerationRequest((c.end_id,), (c.start_id,), sampling.Config())
+  row = row_sampling.stack_rows([make_row(request, S, T, banned)] * G)
+  row = jax.tree.map(jnp.asarray, row)
+  blank = {
+    'ids': jnp.full((G, k, T), c.pad_id, jnp.int32),
+    'log_probabilities': jnp.zeros((G, k, T), jnp.float32),
+    'length': jnp.zeros((G, k), jnp.int32),
+    'count': jnp.zeros((G, k), jnp.int32),
+    'score': jnp.full((G, k), beam_search.NO_SCORE, jnp.float32),
+  }
+  search = BeamState(
+    caches=slots.empty_caches(model, params, G, S, T * k),
+    source=jnp.zeros((G, S), jnp.int32),
+    seen=jnp.zeros((G, k, T * k), bool),
+    token=jnp.zeros((G, k), jnp.int32),
+    history=_begin_beams(model, row.history, k),
+    running=blank,
+    finished=blank,
+    full=jnp.zeros((G, k), bool),
+    open=jnp.zeros(G, bool),
+  )
+  row = row.replace(history=None)
+  return GroupState(search, jnp.zeros(G, jnp.int32), row)
+
+
+def _begin_beams(model: AlexaTM, history: History, k: int) -> History:
+  """Returns the history of [G x k] beams that have written nothing."""
+  history = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), history)
+  return row_sampling.begin_rows(history, model.config.vocab_size)
+
+
+def admit_groups(
+  model, params, state: GroupState, tokens, lengths, count, inputs, groups,
+  row: GroupRow,
+) -> GroupState:  # fmt: skip
+  """Reads encoder inputs once and fills groups with them; see `slots.admit`.
+
+  `inputs` and `groups` are [G], and `row` is what is written to `groups`.
+  """
+  search = state.search
+  caches, source = slots.read_inputs(
+    model, params, search.caches, search.source, tokens, lengths, count, inputs,
+    groups,
+  )  # fmt: skip
+  G, k = search.token.shape
+  put = lambda x, new: x.at[groups].set(new, mode='drop')
+  # Beams that a request does not have are full, and never score.
+  missing = jnp.arange(k) >= row.beams[:, None]
+  limit = lambda x: jnp.where(missing, -jnp.inf, x)
+  # All beams are one as yet: only the first has continuations that count.
+  first = jnp.where(jnp.arange(k) == 0, 0.0, beam_search.NO_SCORE)
+  blank = dict(length=0, count=0, log_probabilities=0.0)
+  blank |= dict(ids=model.config.pad_id)
+  fill = lambda beams, score: {
+    **{name: put(beams[name], value) for name, value in blank.items()},
+    'score': put(beams['score'], limit(score)),
+  }
+  none = jnp.full((G, k), beam_search.NO_SCORE)
+  beam_rows = (groups[:, None] * k + jnp.arange(k)).reshape(-1)
+  search = search.replace(
+    caches=caches,
+    source=source,
+    seen=put(search.seen, False),
+    history=jax.tree.map(
+      lambda x, new: x.at[beam_rows].set(new, mode='drop'),
+      search.history,
+      _begin_beams(model, row.history, k),
+    ),
+    running=fill(search.running, first),
+    finished=fill(search.finished, none),
+    full=put(search.full, missing),
+    open=put(search.open, True),
+  )
+  row = jax.tree.map(put, state.row, row.replace(history=None))
+  return GroupState(search, put(state.position, 0), row)
+
+
+def take_group_steps(
+  model, params, stops, state: GroupState, is_open, limit, stops_early,
+  window: tuple[int, int],
+):  # fmt: skip
+  """Takes up to `limit` steps of open groups.
+
+  Args:
+    model, params, state: see `admit_groups`.
+    stops: the table of a `StopPool`.
+    is_open: bool [G], groups that search.
+    limit, stops_early: see `slots.take_steps`.
+    window: (T, S), see `slots.take_steps`.
+
+  Returns:
+    (state, steps taken, bool [G] which groups have not ended).
+  """
+  caches, k = state.search.caches, state.search.token.shape[1]
+  T, S = window
+  part = state.replace(search=state.search.replace(
+    caches=slots.cut_caches(caches, len(is_open), T * k, S),
+    source=state.search.source[:, :S],
+    seen=state.search.seen[..., : T * k],
+  ))  # fmt: skip
+
+  def goes_on(carry):
+    count, is_open, ended, _ = carry
+    # A call without open groups takes all steps: so they are timed.
+    return (count < limit) & ~(ended & (stops_early | ~is_open.any()))
+
+  def step(carry):
+    count, is_open, ended, part = carry
+    part = _step_groups(model, params, stops, part, is_open)
+    still = is_open & part.search.open
+    return count + 1, still, ended | (is_open & ~still).any(), part
+
+  carry = jnp.int32(0), is_open, jnp.bool_(False), part
+  count, is_open, _, part = jax.lax.while_loop(goes_on, step, carry)
+  search = part.search.replace(
+    caches=slots.paste_caches(caches, part.search.caches),
+    source=state.search.source,
+    seen=slots.paste(state.search.seen, part.search.seen),
+  )
+  return part.replace(search=search), count, is_open
+
+
+def _step_groups(model, params, stops, state: GroupState, is_open):
+  """Reads an id of every beam and, behind the prefix, writes one more."""
+  search, row = state.search, state.row
+  (G, k), room = search.token.shape, search.seen.shape[-1]
+  at = jnp.minimum(state.position, room // k - 1)[:, None]
+  in_prefix = at < row.length[:, None]
+  token = jnp.take_along_axis(row.ids, at, axis=1)
+  token = jnp.where(in_prefix, token, search.token)
+  written = at * k + jnp.arange(k)
+  # While the prefix is read, all beams are the first.
+  own = jnp.where(in_prefix, at * k, written)
+  seen = search.seen | (jnp.arange(room) == own[..., None])
+  logits, caches = model.apply(
+    {'params': params}, token, jnp.broadcast_to(at, (G, k)), search.caches,
+    search.source, slots=written, seen=seen, method=AlexaTM.decode_cached,
+  )  # fmt: skip
+  search = search.replace(caches=caches, seen=seen)
+  rules = GroupRules(row.settings, model.config.end_id, k, row.beams, stops)
+  writes = is_open & (at[:, 0] + 1 >= row.length)
+  extended = beam_search.extend_beams(rules, search, logits)
+
+  def choose(new, old):
+    """Returns groups or beams that write anew, and others as they are."""
+    chosen = jnp.repeat(writes, len(new) // G)
+    return jnp.where(chosen[(...,) + (None,) * (new.ndim - 1)], new, old)
+
+  fields = 'seen', 'token', 'history', 'running', 'finished', 'full', 'open'
+  search = search.replace(**{
+    name: jax.tree.map(choose, getattr(extended, name), getattr(search, name))
+    for name in fields
+  })  # fmt: skip
+  return state.replace(search=search, position=state.position + is_open)
