@@ -21,6 +21,7 @@ from atm.model.transformer import AlexaTM
 from atm.serve import row_sampling, slots
 from atm.serve.generation_request import GenerationRequest, RequestOutput
 from atm.serve.row_sampling import EARLY_STOPPING, RowSettings
+from atm.serve.stop_pool import StopStates
 
 
 @flax.struct.dataclass
@@ -137,31 +138,25 @@ class GroupRules(BeamRules):
 # --- On the host
 
 
-def make_row(
-  request: GenerationRequest, S: int, T: int, banned: tuple[int, int],
-  stop_start: int = 0, stop_end: int = -1,
-) -> GroupRow:  # fmt: skip
-  """Returns what a request brings to its group.
-
-  Args:
-    request: what is asked.
-    S, T: encoder and decoder ids that there is room for.
-    banned, stop_start, stop_end: see `row_sampling.make_settings` and
-      `row_sampling.make_history`.
-  """
-  ids, length = np.zeros(T, np.int32), len(request.prefix)
+def make_group_row(
+  request: GenerationRequest, sizes, pad_id: int, stops: StopStates | None
+) -> GroupRow:
+  """Returns what a request brings to its group; see `slots.make_row`."""
+  T, S, length = sizes.max_output, sizes.max_input, len(request.prefix)
+  ids = np.full(T, pad_id, np.int32)
   ids[:length] = request.prefix
   room = row_sampling.limit_tokens(request, T)
+  start, end = (stops.start, stops.end) if stops else (0, -1)
   return GroupRow(
     ids,
     np.int32(length),
     np.int32(request.config.beams),
-    row_sampling.make_settings(request, 0, room, banned, stop_end),
-    row_sampling.make_history(request, T, S, stop_start),
+    row_sampling.make_settings(request, 0, room, sizes.banned, end),
+    row_sampling.make_history(request, T, S, start),
   )
 
 
-def collect_outputs(
+def collect_beams(
   request: GenerationRequest, search: dict, reason: str | None = None
 ) -> list[RequestOutput]:
   """Returns a request's outputs, the best first.
@@ -213,17 +208,15 @@ def _reads_stop(request: GenerationRequest, ids: list[int]) -> bool:
 # --- On the device
 
 
-def empty_groups(
-  model: AlexaTM, params, G: int, k: int, S: int, T: int,
-  banned: tuple[int, int],
-) -> GroupState:  # fmt: skip
+def empty_groups(model: AlexaTM, params, sizes) -> GroupState:
   """Returns groups that nothing was admitted to."""
-  c = model.config
-  request = GenerationRequest((c.end_id,), (c.start_id,), sampling.Config())
-  row = row_sampling.stack_rows([make_row(request, S, T, banned)] * G)
-  row = jax.tree.map(jnp.asarray, row)
+  G, k, pad_id = sizes.beam_groups, sizes.beams, model.config.pad_id
+  S, T = sizes.max_input, sizes.max_output
+  request = GenerationRequest((0,), (0,), sampling.Config())
+  rows = [make_group_row(request, sizes, pad_id, None)] * G
+  row = jax.tree.map(jnp.asarray, row_sampling.stack_rows(rows))
   blank = {
-    'ids': jnp.full((G, k, T), c.pad_id, jnp.int32),
+    'ids': jnp.full((G, k, T), pad_id, jnp.int32),
     'log_probabilities': jnp.zeros((G, k, T), jnp.float32),
     'length': jnp.zeros((G, k), jnp.int32),
     'count': jnp.zeros((G, k), jnp.int32),
@@ -259,7 +252,7 @@ def admit_groups(
   `inputs` and `groups` are [G], and `row` is what is written to `groups`.
   """
   search = state.search
-  caches, source = slots.read_inputs(
+  caches, source = slots.read_sources(
     model, params, search.caches, search.source, tokens, lengths, count, inputs,
     groups,
   )  # fmt: skip

@@ -15,8 +15,13 @@ from atm.inference import beam_search
 from atm.inference.sampling import Config, Sampler
 from atm.serve import beam_slots, row_sampling, slots
 from atm.serve.generation_request import GenerationRequest
+from atm.serve.programs import EngineSizes
+from atm.serve.stop_pool import StopStates
 
-V, S, T, G, K, START, END, BANNED = 12, 6, 12, 3, 4, 1, 2, (2, 3)
+V, S, T, G, K, START, END = 12, 6, 12, 3, 4, 1, 2
+SIZES = EngineSizes(
+  beam_groups=G, beams=K, max_input=S, max_output=T, banned=(2, 3)
+)
 LOGITS = np.random.default_rng(0).normal(size=(T, V, V)).astype(np.float32) * 2
 MODEL = types.SimpleNamespace(
   config=types.SimpleNamespace(vocab_size=V, end_id=END, start_id=1, pad_id=0)
@@ -117,11 +122,11 @@ class Groups:
   def __init__(self, monkeypatch):
     monkeypatch.setattr(slots, 'empty_caches', lambda *_: [])
     monkeypatch.setattr(
-      slots, 'read_inputs', lambda model, params, *kept: kept[:2]
+      slots, 'read_sources', lambda model, params, *kept: kept[:2]
     )
     model = Tables()
     stops = jnp.concatenate([jnp.zeros((1, V), jnp.int32), 1 + stop_table()])
-    make = lambda: beam_slots.empty_groups(model, None, G, K, S, T, BANNED)
+    make = lambda: beam_slots.empty_groups(model, None, SIZES)
     self.state = jax.jit(make)()
     self.admit_groups = jax.jit(
       lambda *args: beam_slots.admit_groups(model, None, *args)
@@ -134,8 +139,9 @@ class Groups:
 
   def admit(self, group: int, request: GenerationRequest) -> None:
     """Fills a group."""
-    part = () if request.stop_table is None else (1, 4)
-    row = beam_slots.make_row(request, S, T, BANNED, *part)
+    table = request.stop_table
+    stops = None if table is None else StopStates(table, 1, 4)
+    row = beam_slots.make_group_row(request, SIZES, 0, stops)
     rows = row_sampling.stack_rows([row] * G)
     groups = np.array([group] + [G] * (G - 1), np.int32)
     self.state = self.admit_groups(
@@ -144,7 +150,7 @@ class Groups:
     )  # fmt: skip
 
   def read(self, group: int) -> dict:
-    """Returns what `collect_outputs` reads of a group."""
+    """Returns what `collect_beams` reads of a group."""
     search = self.state.search
     parts = {x: getattr(search, x) for x in ('finished', 'full', 'running')}
     return jax.tree.map(lambda x: np.asarray(x[group]), parts)
@@ -167,7 +173,7 @@ def test_groups_search_as_each_request_alone(monkeypatch):
     assert count <= limit
     for g in np.flatnonzero(is_open & ~np.asarray(still)).tolist():
       request = taken.pop(g)
-      outputs = beam_slots.collect_outputs(request, groups.read(g))
+      outputs = beam_slots.collect_beams(request, groups.read(g))
       assert len(outputs) == request.config.results
       want = expect(request, monkeypatch)
       for j, output in enumerate(outputs):
