@@ -213,7 +213,7 @@ function showError(error) {
       'This server asks for an API key.';
     showKeyForm(true);
   } else if (status === 429 && seconds) {
-    message += ` Wait ${count(+seconds, 'second')}.`;
+    message = message.replace(/\.?$/, `. Wait ${count(+seconds, 'second')}.`);
   }
   $('error').replaceChildren(make('p', {}, message));
   if (kind || status === 429) {
@@ -833,7 +833,8 @@ function start() {
   listenToForms();
   listenToTabs();
   listenToTokens($('answers'));
-  connect().catch(showError);
+  connect().catch((error) => error.status === 503 ?
+    reconnect('Server not ready, trying again …') : showError(error));
 }
 
 start();
