@@ -241,6 +241,7 @@ RUNS = {
   'infer': 'files.infer_file',
   'score': 'files.score_file',
   'chat': 'chat.chat',
+  'serve': 'serving.serve',
   'eval': run_evaluation,
   'compare': 'compare.compare',
   'lm_eval': 'harness.evaluate',
@@ -251,7 +252,7 @@ RUNS = {
 # Runs whose standard output is a log: their results are files.
 LOGGING = (
   'pretrain', 'finetune', 'vocab', 'cache', 'infer', 'score', 'eval', 'import',
-  'export', 'lm_eval',
+  'export', 'lm_eval', 'serve',
 )  # fmt: skip
 # Runs that need no device here, and start JAX themselves if at all.
 WITHOUT_DEVICES = ('plan',)

@@ -20,7 +20,9 @@ _TEXT = {
 }
 # run -> setting -> what has to be there.
 PATHS = {
-  **dict.fromkeys(('chat', 'eval', 'export', 'lm_eval'), {'MODEL_DIR': _MODEL}),
+  **dict.fromkeys(
+    ('chat', 'eval', 'export', 'lm_eval', 'serve'), {'MODEL_DIR': _MODEL}
+  ),
   **dict.fromkeys(
     ('infer', 'score'), {'MODEL_DIR': _MODEL, 'INPUT': 'a file to read'}
   ),

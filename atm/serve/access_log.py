@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from atm.messages import list_frames
+from atm.serve.api_error import ApiError
 from atm.serve.metrics import Metrics
 
 REQUEST_ID = b'x-request-id'
@@ -136,8 +137,7 @@ class _Exchange:
   async def send_fault(self) -> None:
     """Answers a request that the application failed at."""
     text = f'a fault of the server; its log has it under {self.id}'
-    error = {'message': text, 'type': 'server_error', 'param': None}
-    body = json.dumps({'error': {**error, 'code': None}}).encode()
+    body = json.dumps(ApiError(500, text).body()).encode()
     head = {'type': 'http.response.start', 'status': 500}
     content_type = (b'content-type', b'application/json')
     length = (b'content-length', str(len(body)).encode())

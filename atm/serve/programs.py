@@ -15,7 +15,13 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atm.inference import api
-from atm.messages import check_count, check_fields, check_list, quote
+from atm.messages import (
+  check_count,
+  check_fields,
+  check_index,
+  check_list,
+  quote,
+)
 from atm.model.transformer import AlexaTM
 from atm.serve import slots as slots_lib
 from atm.serve.slots import Row, SlotState, Steps
@@ -88,7 +94,10 @@ class EngineSizes:
       name: partial(check_count, name.upper(), optional=True)
       for name in ('max_input', 'max_output')
     }
-    | {'banned': check_banned_sizes}
+    | {
+      'beam_groups': partial(check_index, 'BEAM_GROUPS'),
+      'banned': check_banned_sizes,
+    }
   )
 
   def __post_init__(self):

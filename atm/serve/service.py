@@ -1,14 +1,12 @@
-"""What is served, and within which limits."""
+"""What is served, and whether requests are taken."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from atm.messages import check_count, check_fields, check_number
 from atm.serve.api_error import ApiError
 from atm.serve.output_text import TokenTexts
+from atm.serve.request_limits import RequestLimits
 
 if TYPE_CHECKING:  # they import JAX, which endpoints do not need
   from atm.inference import api
@@ -17,36 +15,6 @@ if TYPE_CHECKING:  # they import JAX, which endpoints do not need
 
 PHASES = 'starting', 'ready', 'draining'
 RETRY_SECONDS = {'queue': 1, 'starting': 10, 'draining': 10}
-
-
-@dataclasses.dataclass(frozen=True)
-class RequestLimits:
-  """What one request may ask for.
-
-  Attributes:
-    body_bytes: of its body.
-    prompts: in a list.
-    results: outputs of one prompt: n and best_of.
-    tokens: max_tokens; None: as many as the model has room for.
-    seconds: from its arrival on; what has not ended by then ends as it is.
-  """
-
-  body_bytes: int = 2**21
-  prompts: int = 128
-  results: int = 16
-  tokens: int | None = None
-  seconds: float = 600.0
-
-  checks: ClassVar[dict[str, Callable]] = {
-    'body_bytes': partial(check_count, 'BODY_BYTES'),
-    'prompts': partial(check_count, 'PROMPTS'),
-    'results': partial(check_count, 'RESULTS'),
-    'tokens': partial(check_count, 'TOKENS', optional=True),
-    'seconds': partial(check_number, 'SECONDS', above=0, whole=False),
-  }
-
-  def __post_init__(self):
-    check_fields(self)
 
 
 @dataclasses.dataclass(eq=False)
@@ -67,7 +35,7 @@ class Service:
   engine: 'engine.Engine | None'
   name: str
   limits: RequestLimits = RequestLimits()
-  api_key: str | None = None
+  api_key: str | None = dataclasses.field(default=None, repr=False)
   allowed_origins: tuple[str, ...] = ()
   metrics: 'Metrics | None' = None
   phase: str = 'starting'

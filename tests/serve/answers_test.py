@@ -4,7 +4,7 @@ import json
 
 from atm.serve.answers import encode_error
 from atm.serve.api_error import ApiError
-from atm.serve.service import RequestLimits
+from atm.serve.request_limits import RequestLimits
 
 BODY = dict(prompt='a', temperature=0, ignore_eos=True, max_tokens=40)
 

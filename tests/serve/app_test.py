@@ -5,7 +5,7 @@ import pytest
 import atm
 from atm.serve.app import create_app
 from atm.serve.metrics import Metrics
-from atm.serve.service import RequestLimits
+from atm.serve.request_limits import RequestLimits
 
 BODY = {'prompt': 'a', 'temperature': 0}
 PATH = '/v1/completions'

@@ -4,8 +4,8 @@ import pytest
 
 from atm.serve.api_error import ApiError
 from atm.serve.generation_settings import choose_settings
+from atm.serve.request_limits import RequestLimits
 from atm.serve.request_schema import CompletionRequest
-from atm.serve.service import RequestLimits
 
 
 @pytest.fixture

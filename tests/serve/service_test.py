@@ -3,7 +3,7 @@
 import pytest
 
 from atm.serve.api_error import ApiError
-from atm.serve.service import RequestLimits
+from atm.serve.service import Service
 
 
 def test_requests_are_taken_when_it_is_ready(service):
@@ -21,9 +21,5 @@ def test_requests_are_taken_when_it_is_ready(service):
     service.check_ready()
 
 
-@pytest.mark.parametrize(
-  'name', ['body_bytes', 'prompts', 'results', 'tokens', 'seconds']
-)
-def test_limits_are_positive(name):
-  with pytest.raises(ValueError, match=name.upper()):
-    RequestLimits(**{name: 0})
+def test_no_key_is_shown():
+  assert 'secret' not in repr(Service(None, None, 'tiny', api_key='secret'))
