@@ -1,0 +1,139 @@
+"""What a request gets does not depend on who is beside it.
+
+1,000 random requests, greedy, sampled and by beams, with random settings: they
+come at random moments, some are cancelled. Each gets the ids that
+`Model.complete` gives it alone, and nothing is compiled for any of them. Where
+ids differ, parameters that differ by 1e-6 of themselves have to change those of
+the model alone, too: rounding decides there.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from atm.inference import api
+from atm.model import parameters
+from atm.model.transformer import AlexaTM
+from atm.parallel import mesh as mesh_lib
+from atm.serve.engine import Engine, EngineSizes
+from serve import random_requests
+from serve.random_requests import Case, Profile
+
+from small_models import untrained
+
+SIZES = EngineSizes(slots=8, queue=1000)
+MOST_NEAR_TIES = 0.01  # of all requests
+
+
+@pytest.fixture(scope='module')
+def model(byte_words) -> api.Model:
+  """An untrained model that ends about half of its outputs."""
+  model = untrained(byte_words, positions=48, logits_bias=True)
+  bias = np.zeros(model.config.vocab_size, np.float32)
+  bias[model.config.end_id] = 1.5
+  return dataclasses.replace(
+    model, params={**model.params, 'logits_bias': jax.numpy.asarray(bias)}
+  )
+
+
+@pytest.fixture
+def compiled():
+  """A list that has an entry for each program that is traced or compiled."""
+  events = []
+
+  def listen(name, seconds, **others):
+    if name.startswith('/jax/core/compile'):
+      events.append(name)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield events
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def serve(model, cases: list[Case], compiled: list) -> list:
+  """Returns what an engine told of cases; it may compile nothing for them."""
+  engine = Engine(model, SIZES, say=lambda text: None)
+  engine.start()
+  requests = [case.build(model) for case in cases]
+  before = len(compiled)
+  assert before
+  try:
+    sent = random_requests.send_at_random(engine, requests, 0)
+  finally:
+    engine.close()
+  assert engine.failure is None and compiled[before:] == []
+  assert engine.stats().used_slots == engine.stats().waiting == 0
+  return sent
+
+
+def compare(model, cases, sent, alone) -> int:
+  """Compares what was told with what the model gives; returns near ties."""
+  near = 0
+  for case, mine, want in zip(cases, sent, alone, strict=True):
+    if mine.is_cancelled and mine.outputs[0].reason == 'cancelled':
+      random_requests.check_cancelled(mine, want)
+    elif random_requests.is_alike(mine.outputs, want):
+      random_requests.check_sent(mine, want, model.config.end_id)
+    else:
+      assert random_requests.is_near_tie(model, case, want), case
+      near += 1
+  assert near <= MOST_NEAR_TIES * len(cases)
+  return near
+
+
+# Few programs: each of a kind of choice, with all that may be asked of it.
+ALL = dict(no_repeat_ngram_size=2, encoder_no_repeat_ngram_size=2)
+FREE = dict(
+  max_tokens=(9, 16), min_tokens=(0, 5), repetition_penalty=(0.7, 1.6)
+)
+CUTS = dict(top_k=(5, 40), top_p=(0.5, 0.95), min_p=(0.01, 0.2))
+QUICK = [
+  Profile({}, dict(max_tokens=(9, 16)), (1, 16), None, (0, 0), ()),
+  Profile(
+    dict(results=2, **ALL),
+    dict(temperature=(0.3, 1.5), seed=(0, 3), **FREE, **CUTS),
+    (1, 16), 3, (4, 3), ('a', 'no'),
+  ),
+]  # fmt: skip
+
+
+def test_requests_get_what_they_would_alone(model, compiled):
+  """Few of few kinds; the 1,000 are below."""
+  rng = np.random.default_rng(0)
+  cases = [
+    random_requests.draw_case(rng, profile, model.config.vocab_size)
+    for profile in QUICK * (60 // len(QUICK))
+  ]
+  sent = serve(model, cases, compiled)
+  alone = [case.run_alone(model) for case in cases]
+  compare(model, cases, sent, alone)
+  assert random_requests.check_top(model, sent) > 50
+
+
+@pytest.fixture(scope='module')
+def thousand(model):
+  """1,000 random cases, and what the model gives each alone."""
+  cases = random_requests.draw_cases(0, 1000, 60, model.config.vocab_size)
+  return cases, [case.run_alone(model) for case in cases]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('axes', [None, dict(data=2, fsdp=2, tensor=2)])
+def test_a_thousand_requests_get_what_they_would_alone(
+  model, thousand, compiled, axes
+):
+  cases, alone = thousand
+  served = model
+  if axes:
+    mesh = mesh_lib.make_mesh(**axes)
+    shapes = parameters.abstract_params(
+      AlexaTM(model.config), mesh, model.rules
+    )
+    params = jax.tree.map(
+      lambda x, shape: jax.device_put(x, shape.sharding), model.params, shapes
+    )
+    served = dataclasses.replace(model, mesh=mesh, params=params)
+  sent = serve(served, cases, compiled)
+  compare(model, cases, sent, alone)
