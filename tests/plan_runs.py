@@ -150,7 +150,7 @@ def job_of(config, weights=None) -> decode_programs.DecodeJob:
   """Returns a job of decoding on two by four simulated devices."""
   target = hardware.Target(TENSOR(), None)
   return decode_programs.DecodeJob(
-    'decode', tiny(), weights, config, INPUTS, Rules(), target
+    tiny(), weights, Rules(), target, 'decode', config, INPUTS
   )
 
 

@@ -96,7 +96,7 @@ def plan_rows(
   target = hardware.find_target(topology, make_mesh, start)
   config = dataclasses.replace(config, max_tokens=sizes.targets)
   job = DecodeJob(
-    program, model_config, weights, config, sizes.inputs, rules, target
+    model_config, weights, rules, target, program, config, sizes.inputs
   )
   _check(job, sizes, batch_size)
   params = jax.tree.leaves(job.params)

@@ -31,14 +31,11 @@ from atm.plan import (
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeJob:
-  """A program that decodes or encodes, but for how many rows."""
+class ModelJob:
+  """A model that serves on devices that need not be here."""
 
-  kind: str  # 'decode' or 'encode'
   model_config: config_lib.ModelConfig  # as it is trained
   weights: str | None  # see `api.load`
-  config: sampling.Config  # max_tokens are those asked for
-  longest: int  # ids of an encoder input
   rules: Rules
   target: hardware.Target
 
@@ -72,6 +69,15 @@ class DecodeJob:
     """Data shards: rows come in multiples."""
     mesh = self.target.mesh
     return math.prod(mesh.shape[a] for a in self.rules.mesh_axes('batch'))
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeJob(ModelJob):
+  """A program that decodes or encodes, but for how many rows."""
+
+  kind: str  # 'decode' or 'encode'
+  config: sampling.Config  # max_tokens are those asked for
+  longest: int  # ids of an encoder input
 
   @property
   def room(self) -> tuple[int, int]:

@@ -30,6 +30,9 @@ _CALLED = re.compile(
   r'\b(calls|body|condition|to_apply|true_computation|false_computation|'
   r'branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)'
 )
+_OTHER_BRANCHES = re.compile(
+  r'\btrue_computation=%?[\w.\-]+|(branch_computations=\{[^,}]*)[^}]*'
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _FRAME = re.compile(r'stack_frame_id=(\d+)')
@@ -137,6 +140,17 @@ class Program:
     return dataclasses.replace(
       self, trip_counts={**self.trip_counts, loop.name: 0}
     )
+
+  def with_first_branches(self) -> Program:
+    """Returns a program whose conditionals take the branch of false or 0."""
+    take = lambda line: dataclasses.replace(
+      line, rest=_OTHER_BRANCHES.sub(r'\1', line.rest)
+    )
+    computations = {
+      name: [take(x) if x.opcode == 'conditional' else x for x in lines]
+      for name, lines in self.computations.items()
+    }
+    return dataclasses.replace(self, computations=computations)
 
   def callers_first(self) -> list[str]:
     """Returns the computations that the entry reaches, callers first."""

@@ -31,3 +31,21 @@ def test_arrays_of_a_shape():
   shape = '(f32[2,3]{1,0:T(8,128)}, bf16[], token[])'
   assert hlo.array_bytes(shape) == [24, 2]
   assert np.isclose(sum(hlo.array_bytes('s4[8]')), 4)
+
+
+@pytest.mark.parametrize(
+  'branches',
+  [
+    'branch_computations={%cheap, %dear}',
+    'true_computation=%dear, false_computation=%cheap',
+  ],
+)
+def test_a_conditional_may_take_its_first_branch(branches):
+  line = f'ROOT %x = f32[] conditional(%i, %a, %b), {branches}'
+  program = hlo.parse(
+    f'HloModule m\n\n%cheap (p: f32[]) -> f32[] {{\n  %y = f32[] add(%p)\n}}\n'
+    '\n%dear (p: f32[]) -> f32[] {\n  %z = f32[] sort(%p)\n}\n'
+    f'\nENTRY %main (p: f32[]) -> f32[] {{\n  {line}\n}}\n'
+  )
+  assert program.run_counts == {'cheap': 1, 'dear': 1, 'main': 1}
+  assert program.with_first_branches().run_counts == {'cheap': 1, 'main': 1}

@@ -70,7 +70,7 @@ def lower_decoding(config, search) -> str:
   """Returns the text of the program that decodes a batch of eight rows."""
   target = hardware.Target(plan_runs.TENSOR(), None)
   job = decode_programs.DecodeJob(
-    'decode', config, None, search, plan_runs.INPUTS, Rules(), target
+    config, None, Rules(), target, 'decode', search, plan_runs.INPUTS
   )
   return job.trace(job.batch(8)).lower().as_text()
 
