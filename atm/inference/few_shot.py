@@ -1,5 +1,6 @@
 """Few-shot prompts of the paper's formats as methods of a model."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -40,6 +41,112 @@ def check_shots(name: str, texts, shots) -> tuple[list, list]:
   return texts, pairs
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswerPlan:
+  """What a model reads, and how answers are cut out of what it writes.
+
+  Attributes:
+    texts: inputs.
+    mode, stop, source, target: of `Model.complete`.
+    template: that the texts are prompts of; None: outputs are the answers.
+    reads: the end of each prompt that has room; None where all of it has.
+  """
+
+  texts: list[str]
+  mode: str | None = None
+  stop: tuple[str, ...] = ()
+  source: str | None = None
+  target: str | None = None
+  template: prompts.Template | None = None
+  reads: tuple[str | None, ...] = ()
+
+  def extract(self, number: int, output: str) -> str:
+    """Returns the answer in the output of a text."""
+    if self.template is None:
+      return output
+    # In 'denoise' an output repeats the prompt, as far as that was read.
+    return prompts.extract_answer(
+      self.template, output, self.mode or 'clm', self.texts[number],
+      self.reads[number],
+    )  # fmt: skip
+
+
+def plan_translation(
+  model,
+  sentences: Sequence[str],
+  to: str,
+  shots: Sequence[tuple[str, str]] = (),
+  mode: str | None = None,
+  source: str | None = None,
+  **options,
+) -> AnswerPlan:
+  """Returns what `translate` generates from, for other means to generate."""
+  if isinstance(shots, str):
+    raise ValueError(
+      f'shots = {quote(shots)}: expected a list of pairs. Did you mean '
+      f'source={quote(shots)}?'
+    )
+  sentences, shots = check_shots('sentences', sentences, shots)
+  by_codes = model.languages and mode is None
+  known = model.languages if by_codes else languages.LANGUAGES
+  to = find_language('to', to, known)
+  if source is not None:
+    source = find_language('source', source, known)
+  if by_codes and shots:
+    raise ValueError(
+      f'{len(shots)} shots: this model translates by language codes, and '
+      'reads no examples: leave them out'
+    )
+  if by_codes:
+    return AnswerPlan(sentences, source=source, target=to)
+  example = lambda text: {'sentence': text, 'language': to}
+  shots = [{**example(x), 'translation': y} for x, y in shots]
+  queries = list(map(example, sentences))
+  return plan_answers(
+    model, prompts.TRANSLATION, queries, shots, mode, **options
+  )
+
+
+def plan_answers(
+  model,
+  template: prompts.Template,
+  queries: Sequence[Mapping[str, str]],
+  shots: Sequence[Mapping[str, str]] = (),
+  mode: str | None = None,
+  **options,
+) -> AnswerPlan:
+  """Returns what `answers` generates from, for other means to generate."""
+  if model.vocabulary is None:
+    raise ValueError('this model has no tokenizer: prompts are texts')
+  check_instance('template', template, prompts.Template)
+  if options.get('truncate') == 'end':
+    raise ValueError(
+      "truncate = 'end' would cut the cue that asks for the answer: expected "
+      "'refuse' or 'start'"
+    )
+  queries, shots = check_list('queries', queries), check_list('shots', shots)
+  for i, query in enumerate([*queries, *shots]):
+    check_instance(
+      f'queries[{i}]' if i < len(queries) else f'shots[{i - len(queries)}]',
+      query, Mapping,
+    )  # fmt: skip
+  texts = [prompts.build_prompt(template, query, shots) for query in queries]
+  named = any(options.get(x) is not None for x in SOURCE_AND_TARGET)
+  framed = model._framing.name_mode(mode, named)
+  # In 'denoise' shots are written, delimiters and all.
+  stop = () if framed == 'denoise' else (template.cut,)
+  mode = framed if framed in prompts.MODES else None
+  reads = tuple(_find_read(model, text, mode) for text in texts)
+  return AnswerPlan(texts, mode, stop, template=template, reads=reads)
+
+
+def _find_read(model, text: str, mode: str) -> str | None:
+  """Returns the end of a prompt that is read; None where all of it is."""
+  room = model._framing.count_room(mode)
+  ids = model.vocabulary.encode(text)
+  return None if len(ids) <= room else model.vocabulary.decode(ids[-room:])
+
+
 class FewShotMixin:
   """Adds translate, summarize and answers to a class with `generate`.
 
@@ -72,28 +179,8 @@ class FewShotMixin:
     Raises:
       ValueError: no such language, or shots for a model with languages.
     """
-    if isinstance(shots, str):
-      raise ValueError(
-        f'shots = {quote(shots)}: expected a list of pairs. Did you mean '
-        f'source={quote(shots)}?'
-      )
-    sentences, shots = check_shots('sentences', sentences, shots)
-    by_codes = self.languages and mode is None
-    known = self.languages if by_codes else languages.LANGUAGES
-    to = find_language('to', to, known)
-    if source is not None:
-      source = find_language('source', source, known)
-    if by_codes and shots:
-      raise ValueError(
-        f'{len(shots)} shots: this model translates by language codes, and '
-        'reads no examples: leave them out'
-      )
-    if by_codes:
-      return self.generate(sentences, source=source, target=to, **options)
-    example = lambda text: {'sentence': text, 'language': to}
-    shots = [{**example(x), 'translation': y} for x, y in shots]
-    queries = list(map(example, sentences))
-    return self.answers(prompts.TRANSLATION, queries, shots, mode, **options)
+    plan = plan_translation(self, sentences, to, shots, mode, source, **options)
+    return self._write_answers(plan, options)
 
   @_check_call
   def summarize(
@@ -138,37 +225,12 @@ class FewShotMixin:
       ValueError: the model has no tokenizer, truncate is 'end', or see
         `prompts.build_prompt`.
     """
-    if self.vocabulary is None:
-      raise ValueError('this model has no tokenizer: prompts are texts')
-    check_instance('template', template, prompts.Template)
-    if options.get('truncate') == 'end':
-      raise ValueError(
-        "truncate = 'end' would cut the cue that asks for the answer: expected "
-        "'refuse' or 'start'"
-      )
-    queries, shots = check_list('queries', queries), check_list('shots', shots)
-    for i, query in enumerate([*queries, *shots]):
-      check_instance(
-        f'queries[{i}]' if i < len(queries) else f'shots[{i - len(queries)}]',
-        query, Mapping,
-      )  # fmt: skip
-    texts = [prompts.build_prompt(template, query, shots) for query in queries]
-    named = any(options.get(x) is not None for x in SOURCE_AND_TARGET)
-    framed = self._framing.name_mode(mode, named)
-    if framed != 'denoise':  # there shots are written, delimiters and all
-      options = {'stop': [template.cut], **options}
-    mode = framed if framed in prompts.MODES else None
-    outputs = self.generate(texts, mode, **options)
-    # In 'denoise' an output repeats the prompt, as far as that was read.
-    return [
-      prompts.extract_answer(
-        template, output, mode or 'clm', text, self._find_read(text, mode)
-      )
-      for text, output in zip(texts, outputs)
-    ]
+    plan = plan_answers(self, template, queries, shots, mode, **options)
+    return self._write_answers(plan, options)
 
-  def _find_read(self, text: str, mode: str) -> str | None:
-    """Returns the end of a prompt that is read; None where all of it is."""
-    room = self._framing.count_room(mode)
-    ids = self.vocabulary.encode(text)
-    return None if len(ids) <= room else self.vocabulary.decode(ids[-room:])
+  def _write_answers(self, plan: AnswerPlan, options: Mapping) -> list[str]:
+    """Returns the answers of a plan; `options` are those of `generate`."""
+    own = {'stop': [*plan.stop], 'source': plan.source, 'target': plan.target}
+    own = {name: value for name, value in own.items() if value}
+    outputs = self.generate(plan.texts, plan.mode, **{**own, **options})
+    return [plan.extract(i, output) for i, output in enumerate(outputs)]

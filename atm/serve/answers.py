@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pydantic
 from starlette.requests import Request
@@ -69,13 +69,29 @@ async def answer_job(
   Raises:
     ApiError: see `EngineRun`.
   """
-  run = EngineRun(service, job.requests, client)
   if body.stream:
+    run = EngineRun(service, job.requests, client)
     return EventStream(_list_events(client, body, job, form, run), run)
+  return await collect_answer(service, client, job, form.whole)
+
+
+async def collect_answer(
+  service: Service, client: Request, job: GenerationJob, describe: Callable
+) -> Response:
+  """Returns the answer to a job, once all of it is there.
+
+  Args:
+    service, client, job: see `answer_job`.
+    describe: makes a pydantic model of `collect_outputs`'s outputs.
+
+  Raises:
+    ApiError: see `EngineRun`.
+  """
+  run = EngineRun(service, job.requests, client)
   try:
     outputs = await collect_outputs(job, run)
     _check_begun(outputs)
-    content = await asyncio.to_thread(lambda: encode_json(form.whole(outputs)))
+    content = await asyncio.to_thread(lambda: encode_json(describe(outputs)))
   finally:
     run.close()
   reasons = {output.reason for row in outputs for output in row}

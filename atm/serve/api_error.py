@@ -52,13 +52,15 @@ def refusing(params: Mapping[str, str]) -> Iterator[None]:
   """Turns a ValueError inside into a 400 that names the request's field.
 
   Args:
-    params: the first word of an error's text, without article -> the field.
+    params: the first word of an error's text, without article, and with ' #'
+      where a number may follow -> the field.
   """
   try:
     yield
   except ValueError as e:
     text = str(e)
-    param = params.get(re.match(r'(?:(?:a|the) )?(\w*)', text).group(1))
+    word, number = re.match(r'(?:(?:a|the) )?(\w*)( \d)?', text).groups()
+    param = params.get(f'{word} #' if number else word, params.get(word))
     long = ' tokens: expected ' in text
     code = 'context_length_exceeded' if long else None
     raise ApiError(400, text, param, code) from e
@@ -68,7 +70,10 @@ def describe_invalid(
   error: pydantic.ValidationError, kind: type[pydantic.BaseModel]
 ) -> ApiError:
   """Returns the 400 for a body that is no `kind`; names the first field."""
-  first, *others = error.errors(include_url=False)
+  every = error.errors(include_url=False)
+  same = [x for x in every if x['loc'][:1] == every[0]['loc'][:1]]
+  # A field of several types has errors for each: the innermost says most.
+  first = max(same, key=lambda x: len(_name_field(x['loc'])))
   param = str(first['loc'][0]) if first['loc'] else None
   name = _name_field(first['loc'])
   if first['type'] == 'extra_forbidden':
@@ -78,10 +83,9 @@ def describe_invalid(
     return ApiError(400, f'no field {quote(name)}.{near}', param)
   if first['type'] == 'missing':
     return ApiError(400, f'{name} is missing', param)
-  # A field of several types has an error for each.
   texts = [
     x['msg'].replace('Input should be', 'expected')
-    for x in (first, *others)
+    for x in same
     if _name_field(x['loc']) == name
   ]
   text = ' or '.join(dict.fromkeys(texts)).replace('or expected', 'or')

@@ -1,8 +1,6 @@
 """The HTTP application: paths, who may ask, and the form of errors."""
 
-import asyncio
 import contextlib
-import hmac
 import time
 
 import fastapi
@@ -18,11 +16,11 @@ import atm
 from atm.inference.prompts import MODES
 from atm.messages import did_you_mean, quote
 from atm.serve import request_schema, response_schema
-from atm.serve.answers import answer_job, encode_json
+from atm.serve.access import check_key, check_model
+from atm.serve.answers import encode_json
 from atm.serve.api_error import ApiError
-from atm.serve.completions import CompletionForm, plan_completion
 from atm.serve.engine_run import ClientGoneError
-from atm.serve.json_body import read_body
+from atm.serve.model_paths import add_model_paths, describe_path
 from atm.serve.page import page, page_policy
 from atm.serve.service import Service
 
@@ -48,7 +46,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
   _add_page(app)
   _add_probes(app, service)
   _add_models(app, service)
-  _add_completions(app, service)
+  add_model_paths(app, service)
   app.openapi = lambda: describe_paths(app)
   return app
 
@@ -80,49 +78,7 @@ async def _answer_nobody(request: Request, error: Exception) -> Response:
   return Response(status_code=_CLIENT_GONE)
 
 
-def check_key(service: Service, request: Request) -> None:
-  """Raises ApiError 401 unless a request bears the key, if there is one."""
-  if service.api_key is None:
-    return
-  given = b''
-  for name, value in request.scope['headers']:
-    if name == b'authorization':
-      scheme, _, given = value.partition(b' ')
-      given = given.strip() if scheme.lower() == b'bearer' else b''
-  if not hmac.compare_digest(given, service.api_key.encode()):
-    missing = 'a wrong API key' if given else 'no API key'
-    raise ApiError(
-      401, f'{missing}: expected the header Authorization: Bearer KEY',
-      code='invalid_api_key', headers={'www-authenticate': 'Bearer'},
-    )  # fmt: skip
-
-
-def check_model(service: Service, name: str | None) -> None:
-  """Raises ApiError 404 for the name of a model that is not served."""
-  if name is not None and name != service.name:
-    near = did_you_mean(name, [service.name], every=True)
-    raise ApiError(
-      404, f'no model {quote(name)}.{near}', 'model', 'model_not_found'
-    )
-
-
 # --- Paths
-
-
-def _respond(kind: type[pydantic.BaseModel], about: str = '') -> dict:
-  """Returns the arguments of a path that say what it answers."""
-  error = {'model': response_schema.ErrorResponse, 'description': 'An error.'}
-  return dict(
-    response_model=None,
-    responses={200: {'model': kind, 'description': about}, '4XX': error},
-  )
-
-
-def _read(kind: type[pydantic.BaseModel]) -> dict:
-  """Returns the description of a body for a path's `openapi_extra`."""
-  schema = {'$ref': f'#/components/schemas/{kind.__name__}'}
-  content = {'application/json': {'schema': schema}}
-  return {'requestBody': {'required': True, 'content': content}}
 
 
 def describe_paths(app: fastapi.FastAPI) -> dict:
@@ -201,7 +157,9 @@ def _add_models(app: fastapi.FastAPI, service: Service) -> None:
       defaults=dict(model.generation_defaults),
     )  # fmt: skip
 
-  @app.get('/v1/models', tags=['Models'], **_respond(response_schema.ModelList))
+  @app.get(
+    '/v1/models', tags=['Models'], **describe_path(response_schema.ModelList)
+  )
   async def models(request: Request) -> Response:
     """Lists the model that is served."""
     check_key(service, request)
@@ -210,7 +168,7 @@ def _add_models(app: fastapi.FastAPI, service: Service) -> None:
   @app.get(
     '/v1/models/{name:path}',
     tags=['Models'],
-    **_respond(response_schema.ModelCard),
+    **describe_path(response_schema.ModelCard),
   )
   async def model(request: Request, name: str) -> Response:
     """Describes a model."""
@@ -230,29 +188,3 @@ def list_modes(model) -> list[str]:
 
 def _json(answer: pydantic.BaseModel) -> Response:
   return Response(encode_json(answer), media_type='application/json')
-
-
-def _add_completions(app: fastapi.FastAPI, service: Service) -> None:
-  """Adds what generates."""
-
-  @app.post(
-    '/v1/completions',
-    tags=['Generation'],
-    openapi_extra=_read(request_schema.CompletionRequest),
-    **_respond(response_schema.Completion),
-  )
-  async def completions(request: Request) -> Response:
-    """Returns outputs of prompts: OpenAI's completions."""
-    body = await _accept(service, request, request_schema.CompletionRequest)
-    job = await asyncio.to_thread(plan_completion, service, body)
-    form = CompletionForm(service, body, job, service.token_texts)
-    return await answer_job(service, request, body, job, form)
-
-
-async def _accept(service: Service, request: Request, kind):
-  """Returns the body of a request that may ask, of a server that is ready."""
-  check_key(service, request)
-  service.check_ready()
-  body = await read_body(request, kind, service.limits.body_bytes)
-  check_model(service, body.model)
-  return body

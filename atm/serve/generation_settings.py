@@ -30,8 +30,17 @@ class OutputSettings:
   n: int
 
 
-def choose_settings(service: Service, body: SamplingBody) -> OutputSettings:
-  """Returns the settings of a request; raises ApiError 400 for wrong ones."""
+def choose_settings(
+  service: Service, body: SamplingBody, temperature: float = 1.0
+) -> OutputSettings:
+  """Returns the settings of a request; raises ApiError 400 for wrong ones.
+
+  Args:
+    service: whose model and limits count.
+    body: how outputs are to be chosen.
+    temperature: where neither the body nor the model has one; by default
+      OpenAI's, which is vLLM's, too.
+  """
   n = _check_results(service, 'n', body.n) or 1
   best_of = _check_results(service, 'best_of', body.best_of)
   if best_of is not None and best_of < n:
@@ -48,7 +57,7 @@ def choose_settings(service: Service, body: SamplingBody) -> OutputSettings:
   if body.seed is None:
     given['seed'] = secrets.randbelow(2**31)
   with refusing(PARAMS):
-    given |= _choose_method(service, body, n, best_of)
+    given |= _choose_method(service, body, n, best_of, temperature)
     config = sampling.Config(**given)
     if body.ignore_eos:
       config = _never_end(config, service)
@@ -84,7 +93,10 @@ def _find_max_tokens(service: Service, body: SamplingBody) -> int | None:
   return given
 
 
-def _choose_method(service: Service, body: SamplingBody, n: int, best_of):
+def _choose_method(
+  service: Service, body: SamplingBody, n: int, best_of: int | None,
+  default: float,
+) -> dict:  # fmt: skip
   """Returns beams, results and temperature: how, and of how many, to choose."""
   own = service.model.generation_defaults
   plain = sampling.Config(temperature=body.temperature)
@@ -104,7 +116,7 @@ def _choose_method(service: Service, body: SamplingBody, n: int, best_of):
     return dict(beams=beams, results=n, temperature=0.0)
   temperature = body.temperature
   if temperature is None and not own:
-    temperature = 1.0  # OpenAI's default, and vLLM's
+    temperature = default
   sampled = temperature if temperature is not None else own.get('temperature')
   results = best_of or n
   if results > 1 and not sampled:

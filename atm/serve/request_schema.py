@@ -228,3 +228,119 @@ class CompletionRequest(SamplingBody):
     f'{MOST_LOGPROBS}, by the model before penalties and temperature.',
     ge=0, le=MOST_LOGPROBS,
   )  # fmt: skip
+
+
+class TextPart(Body):
+  """A part of a message."""
+
+  type: Literal['text'] = Field(..., "Always 'text'.")
+  text: str = Field(..., 'The text.')
+
+
+class ChatMessage(Body):
+  """What one side of a conversation wrote."""
+
+  role: Literal['system', 'developer', 'user', 'assistant'] = Field(
+    ..., 'Who wrote it.'
+  )
+  content: str | list[TextPart] | None = Field(
+    None, 'A text, or parts that are joined.'
+  )
+  name: str | None = Field(None, 'Without effect.')
+  refusal: str | None = Field(None, 'Without effect, as answers have it.')
+  tool_calls: refused([], text='there are no tools')
+  function_call: refused(text='there are no tools')
+  audio: refused(text='texts only')
+  annotations: Any = Field(None, 'Without effect, as answers have it.')
+
+  @property
+  def text(self) -> str:
+    """The content."""
+    parts = self.content or ''
+    return parts if isinstance(parts, str) else ''.join(x.text for x in parts)
+
+
+class ChatRequest(SamplingBody):
+  """Asks for the next message of a conversation."""
+
+  messages: list[ChatMessage] = Field(
+    ..., 'The conversation; it is rendered to one text.', min_length=1
+  )
+  logprobs: bool | None = Field(
+    None, 'Log-probabilities of the tokens, before penalties and temperature.'
+  )
+  top_logprobs: int | None = Field(
+    None,
+    f'And of so many likeliest, 0 to {MOST_LOGPROBS}.',
+    ge=0, le=MOST_LOGPROBS,
+  )  # fmt: skip
+  tools: refused([], text='there are no tools')
+  tool_choice: refused('none', 'auto', text='there are no tools')
+  parallel_tool_calls: bool | None = Field(None, 'Without effect.')
+  functions: refused([], text='there are no tools')
+  function_call: refused('none', 'auto', text='there are no tools')
+  modalities: refused(['text'], text='texts only')
+  audio: refused(text='texts only')
+  prediction: Any = Field(None, 'Without effect.')
+  reasoning_effort: refused('none', text='the model does not reason')
+  verbosity: refused('medium', text='see max_tokens')
+  web_search_options: refused(text='there is no search')
+  add_generation_prompt: refused(True, text='the template has it')
+  continue_final_message: refused(False, text='see prefix')
+  chat_template: refused(text="the template is the server's")
+  chat_template_kwargs: refused({}, text='the template has none')
+  safety_identifier: str | None = Field(None, 'Without effect.')
+  prompt_cache_key: str | None = Field(None, 'Without effect.')
+  prompt_cache_retention: str | None = Field(None, 'Without effect.')
+
+
+class TranslationRequest(SamplingBody):
+  """Asks for translations."""
+
+  text: str | list[str] = Field(..., 'A text, or a list of texts.')
+  target: str = Field(
+    ..., "The language to translate to: 'de', 'deu_Latn', 'German'."
+  )
+  shots: list[list[str]] | None = Field(
+    None,
+    'Pairs of a text and its translation, to learn from, of a model without '
+    'languages of its own.',
+  )
+
+
+class ScoreRequest(FramedBody):
+  """Asks how likely the model would write targets for inputs."""
+
+  inputs: PromptField = Field(
+    ..., 'What the encoder reads: one for all targets, or one for each.'
+  )
+  targets: PromptField = Field(
+    ..., 'Texts, which are framed, end token and language; or ids, as they are.'
+  )
+  logprobs: int | None = Field(
+    None,
+    f'Tell the log-probability of each token, and of so many likeliest, 0 to '
+    f'{MOST_LOGPROBS}, in its place.',
+    ge=0, le=MOST_LOGPROBS,
+  )  # fmt: skip
+
+
+class TokenizeRequest(ModelBody):
+  """Asks for the ids of a text."""
+
+  prompt: str | None = Field(None, 'The text.')
+  messages: list[ChatMessage] | None = Field(
+    None, 'A conversation instead, see /v1/chat/completions.', min_length=1
+  )
+  add_special_tokens: bool | None = Field(
+    None, 'The ids as the encoder reads them (the default), or of text alone.'
+  )
+  return_token_strs: bool | None = Field(None, 'Name the tokens, too.')
+  mode: Literal[MODES] | None = Field(None, 'See /v1/completions.')
+  source: str | None = Field(None, 'See /v1/completions.')
+
+
+class DetokenizeRequest(ModelBody):
+  """Asks for the text of ids."""
+
+  tokens: list[int] = Field(..., 'The ids.')

@@ -71,6 +71,129 @@ class Completion(BaseModel):
   usage: TokenUsage | None = Field(None, 'Of a stream only where asked for.')
 
 
+class TopToken(BaseModel):
+  """A token that could have been chosen."""
+
+  token: str = Field(..., 'What it adds to a text.')
+  logprob: float = Field(..., 'Its log-probability.')
+  bytes: list[int] = Field(..., 'What it adds to a text, in UTF-8.')
+
+
+class ChosenTopToken(TopToken):
+  """A token that was chosen."""
+
+  top_logprobs: list[TopToken] = Field(..., 'The likeliest in its place.')
+
+
+class ChatLogprobs(BaseModel):
+  """Log-probabilities of a message's tokens."""
+
+  content: list[ChosenTopToken] = Field(..., 'The tokens.')
+  refusal: None = Field(None, 'Always null.')
+
+
+class AssistantMessage(BaseModel):
+  """An answer."""
+
+  role: Literal['assistant'] = Field('assistant', 'Who wrote it.')
+  content: str = Field(..., 'The text.')
+  refusal: None = Field(None, 'Always null.')
+
+
+class MessageDelta(BaseModel):
+  """What is new of an answer."""
+
+  role: Literal['assistant'] | None = Field(None, 'In the first event.')
+  content: str | None = Field(None, 'New text.')
+
+
+class _ChatChoice(BaseModel):
+  index: int = Field(..., 'The number of the answer.')
+  logprobs: ChatLogprobs | None = Field(None, 'Where asked for.')
+  finish_reason: Reason | None = Field(..., _REASON)
+  token_ids: list[int] | None = Field(None, 'Where asked for.')
+
+
+class ChatChoice(_ChatChoice):
+  """One answer."""
+
+  message: AssistantMessage = Field(..., 'The answer.')
+
+
+class ChatDelta(_ChatChoice):
+  """What is new of one answer."""
+
+  delta: MessageDelta = Field(..., 'What is new.')
+
+
+class ChatCompletion(BaseModel):
+  """What /v1/chat/completions answers."""
+
+  id: str = Field(..., 'Of the request.')
+  object: Literal['chat.completion'] = Field('chat.completion', 'The form.')
+  created: int = Field(..., 'Seconds since 1970.')
+  model: str = Field(..., "The model's name.")
+  choices: list[ChatChoice] = Field(..., 'The answers.')
+  usage: TokenUsage | None = Field(None, 'Counts of tokens.')
+  prompt_token_ids: list[int] | None = Field(None, 'Where asked for.')
+
+
+class ChatChunk(BaseModel):
+  """An event of a stream of /v1/chat/completions."""
+
+  id: str = Field(..., 'Of the request.')
+  object: Literal['chat.completion.chunk'] = Field(
+    'chat.completion.chunk', 'The form.'
+  )
+  created: int = Field(..., 'Seconds since 1970.')
+  model: str = Field(..., "The model's name.")
+  choices: list[ChatDelta] = Field(..., 'What is new.')
+  usage: TokenUsage | None = Field(None, 'Only where asked for.')
+
+
+class Translation(Completion):
+  """What /v1/translate answers, as /v1/completions does."""
+
+  object: Literal['translation'] = Field('translation', 'The form.')
+
+
+class TargetScore(BaseModel):
+  """How likely a target is."""
+
+  index: int = Field(..., 'The number of the target.')
+  object: Literal['score'] = Field('score', 'The form.')
+  score: float = Field(..., 'The sum of the log-probabilities of its tokens.')
+  token_count: int = Field(..., 'Tokens that were scored.')
+  token_ids: list[int] | None = Field(None, 'Where logprobs were asked for.')
+  logprobs: CompletionLogprobs | None = Field(None, 'Where asked for.')
+
+
+class ScoreList(BaseModel):
+  """What /v1/score answers."""
+
+  id: str = Field(..., 'Of the request.')
+  object: Literal['list'] = Field('list', 'The form.')
+  created: int = Field(..., 'Seconds since 1970.')
+  model: str = Field(..., "The model's name.")
+  data: list[TargetScore] = Field(..., 'One of each target.')
+  usage: TokenUsage = Field(..., 'Counts of tokens.')
+
+
+class TokenList(BaseModel):
+  """What /tokenize answers."""
+
+  count: int = Field(..., 'How many there are.')
+  max_model_len: int = Field(..., 'How many the encoder has room for.')
+  tokens: list[int] = Field(..., 'Their ids.')
+  token_strs: list[str] | None = Field(None, 'Their names, where asked for.')
+
+
+class DetokenizedText(BaseModel):
+  """What /detokenize answers."""
+
+  prompt: str = Field(..., 'The text; special tokens have none.')
+
+
 class ModelCard(BaseModel):
   """What is served."""
 

@@ -103,7 +103,7 @@ def test_the_best_by_mean_log_probability_are_returned(client):
     (dict(prompt=[]), 'prompt', 'expected a text'),
     (dict(prompt=[1.5]), 'prompt', 'expected a text'),
     (dict(prompt=[10**6]), 'prompt', '1000000'),
-    (dict(prompt=['a'] * 129), 'prompt', 'at most 128'),
+    (dict(prompt=['a'] * 129), 'prompt', '1 to 128'),
     (dict(prompt='plain ' * 99), 'prompt', 'tokens: expected 1 to'),
     (dict(prompt='\ud800'), 'prompt', 'surrogate'),
     (dict(prompt='a', n=0), 'n', 'from 1 to 16'),
