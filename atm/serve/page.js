@@ -94,7 +94,7 @@ const chosen = (name) => all(`[name="${name}"]:checked`)[0].value;
 const count = (n, what) => `${n} ${what}${n === 1 ? '' : 's'}`;
 const wait = (seconds) => new Promise((go) => setTimeout(go, 1000 * seconds));
 const percent = (p) => p >= 0.9995 ? '100%' :
-  `${(100 * p).toFixed(p < 0.1 ? 2 : 1)}%`;
+  `${(100 * p).toFixed(p < 0.01 ? 2 : 1)}%`;
 
 /** Makes an element; texts among its children stay texts. */
 function make(tag, attributes = {}, ...children) {
@@ -118,6 +118,7 @@ async function copy(button, text) {
   const done = await navigator.clipboard?.writeText(text).then(
     () => true, () => false);
   button.textContent = done ? 'Copied' : 'The browser forbids it';
+  $('spoken').textContent = button.textContent;
   await wait(1.5);
   button.textContent = 'Copy';
 }
@@ -254,28 +255,30 @@ function readSettings() {
   return choice === 'greedy' ? {temperature: 0, ...fields} : fields;
 }
 
+function readTranslation() {
+  const body = {text: $('sentence').value, target: $('target').value};
+  if (server.languages.length) return {...body, source: $('source').value};
+  const shots = [...$('shots').children].map((shot) =>
+    [...shot.querySelectorAll('textarea')].map((x) => x.value));
+  return {...body, shots: shots.filter((pair) => pair.some(Boolean))};
+}
+
+function readPrompt() {
+  const body = {prompt: $('prompt').value};
+  if (chosen('mode')) body.mode = chosen('mode');
+  if ($('tinted').checked) body.logprobs = ALTERNATIVES;
+  return body;
+}
+
 /** Returns {path, body} of what is to be asked. */
 function readRequest() {
-  const settings = readSettings(), body = {model: server.model};
-  if (translates()) {
-    Object.assign(body, {text: $('sentence').value, target: $('target').value});
-    if (server.languages.length) body.source = $('source').value;
-    else {
-      body.shots = [...$('shots').children].map((shot) =>
-        [...shot.querySelectorAll('textarea')].map((x) => x.value))
-        .filter((pair) => pair.some(Boolean));
-    }
-    return {path: 'v1/translate', body: {...body, ...settings}};
-  }
-  body.prompt = $('prompt').value;
-  if (chosen('mode')) body.mode = chosen('mode');
-  Object.assign(body, settings);
-  if ($('tinted').checked) body.logprobs = ALTERNATIVES;
+  const body = {model: server.model,
+    ...translates() ? readTranslation() : readPrompt(), ...readSettings()};
   if (!body.use_beam_search) body.stream = true;
-  if (body.stream && !body.logprobs) {
+  if (body.stream && !body.logprobs) {  // these tell how many tokens there are
     body.stream_options = {include_usage: true, continuous_usage_stats: true};
   }
-  return {path: 'v1/completions', body};
+  return {path: translates() ? 'v1/translate' : 'v1/completions', body};
 }
 
 // --- Running it
@@ -355,6 +358,7 @@ class Answers {
     $('legend').hidden = Boolean(target);
     $('spoken').textContent = 'Running';
     $('answers').replaceChildren();
+    $('results-title').scrollIntoView({block: 'nearest'});
     this.list = Array.from({length: n}, (_, i) =>
       new Answer(n > 1 ? `${kind} ${i + 1}` : kind, target));
     this.showFacts();
@@ -411,8 +415,9 @@ class Answer {
         make('thead', {}, make('tr', {}, ...head)), this.rows)));
     this.card = make('article', {class: 'running', 'aria-label': title},
       make('div', {}, make('h3', {}, title), this.facts,
-        make('button', {type: 'button', class: 'quiet', 'aria-label': 'Copy',
-          onclick: (event) => copy(event.currentTarget, this.text)}, 'Copy')),
+        make('button', {type: 'button', class: 'quiet',
+          'aria-label': `Copy ${title}`, onclick: (event) =>
+            copy(event.currentTarget, this.text)}, 'Copy')),
       this.body, this.table);
     this.card.answer = this;
     $('answers').append(this.card);
@@ -504,16 +509,21 @@ function showTip(span) {
       make('bdi', {}, name.trim() || '␣'), bar,
       make('span', {}, percent(share)));
   });
+  $('tip').replaceChildren(
+    make('strong', {}, make('bdi', {}, token.name.trim() || '␣')),
+    ` ${percent(token.p)}`, ...rows.length ? [make('ol', {}, ...rows)] : []);
+  $('tip').hidden = false;
+  placeTip();
+  return token;
+}
+
+/** Puts what is shown below its token, or above where there is no room. */
+function placeTip() {
   const box = $('tip'), edge = document.documentElement.clientWidth - 8;
-  box.replaceChildren(make('strong', {}, make('bdi', {},
-    token.name.trim() || '␣')), ` ${percent(token.p)}`,
-  ...rows.length ? [make('ol', {}, ...rows)] : []);
-  box.hidden = false;
-  const {top, bottom, left} = span.getClientRects()[0];
+  const {top, bottom, left} = tip.current.getClientRects()[0];
   const below = bottom + 6 + box.offsetHeight < innerHeight;
   box.style.top = `${below ? bottom + 6 : top - box.offsetHeight - 6}px`;
   box.style.left = `${Math.max(8, Math.min(left, edge - box.offsetWidth))}px`;
-  return token;
 }
 
 /** Goes to a token near the current one, or to the first. */
@@ -533,10 +543,13 @@ function listenToTokens(place) {
   place.addEventListener('pointerover', show);
   place.addEventListener('click', show);
   place.addEventListener('pointerout', hideTipSoon);
+  place.addEventListener('focusin', ({target}) => {
+    if (target.matches('.text:focus-visible')) moveTip(target, 0);
+  });
   place.addEventListener('focusout', hideTip);
   place.addEventListener('keydown', (event) => {
     const body = event.target;
-    if (!body.matches('.text[tabindex]')) return;
+    if (!body.matches('.text')) return;
     const on = getComputedStyle(body).direction === 'rtl' ? -1 : 1;
     const step = {ArrowRight: on, ArrowLeft: -on, Home: -Infinity,
       End: Infinity}[event.key];
@@ -546,7 +559,8 @@ function listenToTokens(place) {
   });
   $('tip').addEventListener('pointerenter', () => clearTimeout(tip.leaving));
   $('tip').addEventListener('pointerleave', hideTip);
-  addEventListener('scroll', hideTip, {passive: true, capture: true});
+  addEventListener('scroll', () => tip.current && placeTip(),
+    {passive: true, capture: true});
 }
 
 // --- The request as code
@@ -581,10 +595,13 @@ const OPENAI = ['model', 'prompt', 'n', 'best_of', 'temperature', 'top_p',
 function writePython({path, body}) {
   const key = findKey() ? 'os.environ["API_KEY"]' : '"none"';
   const head = (findKey() ? 'import os\n\n' : '') +
-    'from openai import OpenAI\n\n' + `client = OpenAI(base_url=${python(address('v1'))}, api_key=${key})\n`;
+    'from openai import OpenAI\n\nclient = OpenAI(' +
+    `base_url=${python(address('v1'))}, api_key=${key})\n`;
   if (path !== 'v1/completions') {
+    const {stream, stream_options: options, ...whole} = body;
     return `${head}answer = client.post(\n  "/${path.slice(3)}",\n` +
-      `  cast_to=object,\n  body=${python(body, '  ')},\n)\nprint(answer)`;
+      `  cast_to=dict,\n  body=${python(whole, '  ')},\n)\n` +
+      'for choice in answer["choices"]:\n  print(choice["text"])';
   }
   const split = Object.groupBy(Object.entries(body), ([name]) =>
     OPENAI.includes(name) ? 'own' : 'extra');
