@@ -156,6 +156,12 @@ def make_group_row(
   )
 
 
+def empty_row(pad_id: int, sizes) -> GroupRow:
+  """Returns the row of a group that nothing was admitted to."""
+  request = GenerationRequest((0,), (0,))
+  return make_group_row(request, sizes, pad_id, None)
+
+
 def collect_beams(
   request: GenerationRequest, search: dict, reason: str | None = None
 ) -> list[RequestOutput]:
@@ -212,9 +218,8 @@ def empty_groups(model: AlexaTM, params, sizes) -> GroupState:
   """Returns groups that nothing was admitted to."""
   G, k, pad_id = sizes.beam_groups, sizes.beams, model.config.pad_id
   S, T = sizes.max_input, sizes.max_output
-  request = GenerationRequest((0,), (0,), sampling.Config())
-  rows = [make_group_row(request, sizes, pad_id, None)] * G
-  row = jax.tree.map(jnp.asarray, row_sampling.stack_rows(rows))
+  row = slots.fill_rows([empty_row(pad_id, sizes)], G)
+  row = jax.tree.map(jnp.asarray, row)
   blank = {
     'ids': jnp.full((G, k, T), pad_id, jnp.int32),
     'log_probabilities': jnp.zeros((G, k, T), jnp.float32),
@@ -289,24 +294,34 @@ def admit_groups(
   return GroupState(search, put(state.position, 0), row)
 
 
+@flax.struct.dataclass
+class GroupSteps:
+  """What a call of `take_group_steps` tells.
+
+  Attributes:
+    count: how many steps were taken.
+    is_open: bool [G], which groups have not ended.
+  """
+
+  count: jax.Array
+  is_open: jax.Array
+
+
 def take_group_steps(
-  model, params, stops, state: GroupState, is_open, limit, stops_early,
-  window: tuple[int, int],
+  model, params, state: GroupState, stops, is_open, limit, stops_early, sizes,
+  window: tuple[int, int, int],
 ):  # fmt: skip
-  """Takes up to `limit` steps of open groups.
+  """Takes up to `limit` steps of open groups; returns (state, GroupSteps).
 
   Args:
     model, params, state: see `admit_groups`.
     stops: the table of a `StopPool`.
     is_open: bool [G], groups that search.
-    limit, stops_early: see `slots.take_steps`.
-    window: (T, S), see `slots.take_steps`.
-
-  Returns:
-    (state, steps taken, bool [G] which groups have not ended).
+    limit, stops_early, sizes, window: see `slots.take_steps`.
   """
+  del sizes
   caches, k = state.search.caches, state.search.token.shape[1]
-  T, S = window
+  _, T, S = window
   part = state.replace(search=state.search.replace(
     caches=slots.cut_caches(caches, len(is_open), T * k, S),
     source=state.search.source[:, :S],
@@ -331,7 +346,7 @@ def take_group_steps(
     source=state.search.source,
     seen=slots.paste(state.search.seen, part.search.seen),
   )
-  return part.replace(search=search), count, is_open
+  return part.replace(search=search), GroupSteps(count, is_open)
 
 
 def _step_groups(model, params, stops, state: GroupState, is_open):

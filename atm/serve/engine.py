@@ -12,6 +12,8 @@ from atm.inference.framed_inputs import frame_inputs
 from atm.inference.outputs import Generation, spell_output
 from atm.messages import one_line
 from atm.serve import row_sampling
+from atm.serve.beam_lane import BeamLane
+from atm.serve.beam_programs import BeamPrograms
 from atm.serve.generation_request import GenerationRequest, RequestUpdate
 from atm.serve.job import Job
 from atm.serve.observer import Observer
@@ -103,7 +105,11 @@ class Engine:
     self._stops = StopPool(
       self.sizes.stop_states, model.config.vocab_size, programs.whole
     )
-    self._lanes = [RowLane(programs, self._stops, observer, self._changed)]
+    shared = self._stops, observer, self._changed
+    self._lanes = [RowLane(programs, *shared)]
+    if self.sizes.beam_groups:
+      beams = BeamPrograms(model, self.sizes)
+      self._lanes.append(BeamLane(beams, *shared))
     self._is_taking = self._is_closed = False
     self._thread: threading.Thread | None = None
 
@@ -121,7 +127,14 @@ class Engine:
     self._thread.start()
 
   def _find_lane(self, request: GenerationRequest) -> RowLane:
-    return self._lanes[0]
+    """Returns the lane that serves a request; raises ValueError for none."""
+    searches = request.config.beams > 1 and request.targets is None
+    if searches and len(self._lanes) == 1:
+      raise ValueError(
+        f'beams = {request.config.beams}: expected 1, for this engine has no '
+        'groups of beams (BEAM_GROUPS = 0)'
+      )
+    return self._lanes[searches]
 
   def check(self, request: GenerationRequest) -> None:
     """Raises ValueError for a request that can never be served."""
@@ -220,7 +233,7 @@ class Engine:
         running,
         waiting,
         sum(lane.rows for lane in self._lanes),
-        sum(len(lane.taken) for lane in self._lanes),
+        sum(lane.count_taken() for lane in self._lanes),
         sum(used) / sum(room),
       )
 
@@ -300,6 +313,8 @@ class Engine:
     if not reasons:
       return
     for lane in self._lanes:
+      if error is None:
+        lane.end_early(reasons)
       lane.remove(reasons)
     for job, reason in reasons.items():
       job.end(reason, error)

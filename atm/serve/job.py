@@ -23,6 +23,7 @@ class Output:
     position: decoder ids that were read.
     reason: why it ended; None before.
     told_at: when its last tokens came, or its admission.
+    score: of beam search; None: the sum of `logs`.
   """
 
   ids: list = dataclasses.field(default_factory=list)
@@ -31,13 +32,13 @@ class Output:
   position: int = 0
   reason: str | None = None
   told_at: float = 0.0
+  score: float | None = None
 
   def collect(self) -> RequestOutput:
     """Returns the output as a caller gets it."""
     logs = np.array(self.logs, np.float32)
-    return RequestOutput(
-      self.ids, logs.tolist(), self.top, float(logs.sum()), self.reason
-    )
+    score = float(logs.sum()) if self.score is None else self.score
+    return RequestOutput(self.ids, logs.tolist(), self.top, score, self.reason)
 
 
 class Job:
@@ -100,13 +101,21 @@ class Job:
 
   def note_tokens(self, observer, now: float) -> None:
     """Tells an observer of tokens that a call of the device brought."""
-    if self._tokens and not self._has_begun:
+    if any(self._new) and not self._has_begun:
       self._has_begun = True
       observer.first_token(now - self._submitted)
     for output, (i, count) in zip(self.outputs, enumerate(self._new)):
       if count:
         observer.tokens(count, now - output.told_at)
         output.told_at, self._new[i] = now, 0
+
+  def end_search(self, outputs: list[RequestOutput]) -> None:
+    """Ends all outputs, which a search of beams brought at once."""
+    for result, (output, x) in enumerate(zip(self.outputs, outputs)):
+      output.ids, output.logs, output.top = x.ids, x.log_probabilities, x.top
+      output.score = x.score
+      self._new[result] = len(x.log_probabilities)
+      self.end_output(result, x.reason)
 
   def end_output(self, result: int, reason: str) -> None:
     """Ends one output."""

@@ -50,7 +50,7 @@ class EngineSizes:
 
   Attributes:
     slots: greedy and sampled outputs that decode at a time.
-    beam_groups: inputs that beam search decodes at a time.
+    beam_groups: inputs that beam search decodes at a time; 0: none.
     beams: the most beams that a request may have.
     queue: the most requests that wait.
     max_input: the most encoder ids; None: Config.positions.
@@ -110,6 +110,7 @@ class EngineSizes:
     return dataclasses.replace(
       self,
       slots=-(-self.slots // shards) * shards,
+      beam_groups=-(-self.beam_groups // shards) * shards,
       max_input=at_most(self.max_input),
       max_output=at_most(self.max_output),
       top=min(self.top, config.vocab_size),
@@ -166,6 +167,10 @@ class Programs:
     count: programs that were compiled; no more are after `compile`.
   """
 
+  # What is compiled; groups of beams have functions of their own.
+  admit_function = staticmethod(slots_lib.admit)
+  step_function = staticmethod(slots_lib.take_steps)
+
   def __init__(self, model: api.Model, sizes: EngineSizes):
     self.model, self.sizes = model, sizes
     self.net = AlexaTM(model.config)
@@ -176,6 +181,11 @@ class Programs:
     self.shards = math.prod(
       model.mesh.shape[a] for a in model.rules.mesh_axes('batch')
     )
+
+  @property
+  def rows(self) -> int:
+    """How many slots there are."""
+    return self.sizes.slots
 
   @property
   def platform(self) -> str:
@@ -236,16 +246,17 @@ class Programs:
 
   def _shardings(self, state):
     """Returns shardings of a state: caches by the rules, the rest whole."""
-    place = lambda *axes: NamedSharding(
-      self.model.mesh, self.model.rules.spec(*axes)
-    )
-    whole = jax.tree.map(lambda x: place(), state)
-    caches = jax.tree.map(
-      lambda x: place('batch', 'heads', None, None), state.caches
-    )
+    whole = jax.tree.map(lambda x: self.whole, state)
+    return whole.replace(caches=self.place_caches(state.caches))
+
+  def place_caches(self, caches: list) -> list:
+    """Returns where caches are, by the rules."""
+    rules = self.model.rules.spec('batch', 'heads', None, None)
+    place = NamedSharding(self.model.mesh, rules)
+    placed = [jax.tree.map(lambda x: place, cache) for cache in caches]
     if self.platform == 'tpu':
-      caches = [arrange_for_tpu(cache) for cache in caches]
-    return whole.replace(caches=caches)
+      return [arrange_for_tpu(cache) for cache in placed]
+    return placed
 
   @functools.cached_property
   def _empty(self):
@@ -269,6 +280,12 @@ class Programs:
     with self.model._use():
       return jax.jit(self._empty, out_shardings=placed)(self.params)
 
+  @property
+  def _abstract_row(self):
+    """What an admission writes, as shapes."""
+    row = self.abstract_state.row
+    return row.replace(history=row.history.replace(written=None))
+
   def _array(self, *shape: int, kind=np.int32):
     return jax.ShapeDtypeStruct(shape, kind, sharding=self.whole)
 
@@ -288,12 +305,10 @@ class Programs:
 
   def trace_admit(self, B: int, S: int) -> jax.stages.Traced:
     """Traces the program that admits a batch; `atm plan` compiles it, too."""
-    R, array = self.sizes.slots, self._array
-    row = self.abstract_state.row
-    row = row.replace(history=row.history.replace(written=None))
+    R, array, row = self.rows, self._array, self._abstract_row
 
     def run(params, state, *args):
-      return slots_lib.admit(self.net, params, state, *args), None
+      return self.admit_function(self.net, params, state, *args), None
 
     return self._trace(
       run, array(B, S), array(B), array(), array(R), array(R), row
@@ -304,11 +319,11 @@ class Programs:
     s, array = self.sizes, self._array
 
     def run(params, state, *args):
-      return slots_lib.take_steps(self.net, params, state, *args, s, window)
+      return self.step_function(self.net, params, state, *args, s, window)
 
     stops = array(s.stop_states, self.model.config.vocab_size)
     return self._trace(
-      run, stops, array(s.slots, kind=bool), array(), array(kind=bool)
+      run, stops, array(self.rows, kind=bool), array(), array(kind=bool)
     )
 
   def compile(self, state: SlotState, stops, say: Callable) -> SlotState:
@@ -337,7 +352,7 @@ class Programs:
     """Notes the seconds of a call by itself, and of each of its steps."""
     few, many = 1, min(5, self.sizes.most_steps)
     seconds = {few: [], many: []}
-    none = np.zeros(self.sizes.slots, bool)
+    none = np.zeros(self.rows, bool)
     for steps in (few, many) * 3:
       start = time.perf_counter()
       state, _ = self.decode(state, stops, none, steps, False, window)
@@ -370,7 +385,7 @@ class Programs:
 
     `inputs` and `slots` are lists, an entry for each of `rows`.
     """
-    R, count = self.sizes.slots, len(rows)
+    R, count = self.rows, len(rows)
     spread = lambda values, fill: np.array(
       [*values, *[fill] * (R - count)], np.int32
     )

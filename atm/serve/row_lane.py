@@ -28,6 +28,8 @@ class RowLane:
     taken: slot -> (request, which of its outputs).
   """
 
+  kind = 'decode'  # of its calls, see `Observer.device_call`
+
   def __init__(
     self,
     programs: Programs,
@@ -37,7 +39,7 @@ class RowLane:
   ):
     self.waiting: deque[Job] = deque()
     self.taken: dict[int, tuple[Job, int]] = {}
-    self.rows = programs.sizes.slots
+    self.rows = programs.rows
     self._programs, self._sizes = programs, programs.sizes
     self._stops, self._observer, self._lock = stops, observer, lock
     self._free = list(range(self.rows))
@@ -64,10 +66,17 @@ class RowLane:
         f'{s.max_output + 1 - len(request.prefix):,}'
       )
 
+  def count_taken(self) -> int:
+    """Returns how many rows decode."""
+    return len(self.taken)
+
   def list_jobs(self) -> list[Job]:
     """Returns those that have slots, and then those that wait."""
     running = dict.fromkeys(job for job, _ in self.taken.values())
     return [*running, *self.waiting]
+
+  def end_early(self, reasons: dict[Job, str]) -> None:
+    """Collects what requests have that are to be removed, see `remove`."""
 
   def count_positions(self) -> tuple[int, int]:
     """Returns how many positions of the caches hold something, and all."""
@@ -117,15 +126,25 @@ class RowLane:
       self._admit_batch(jobs[-B:], B, S)
       del jobs[-B:]
 
+  def _count_rows(self, job: Job) -> int:
+    """Returns how many slots a request takes."""
+    return len(job.outputs)
+
+  def _make_row(self, job: Job, result: int):
+    """Returns what a request brings to one of its slots."""
+    pad = self._programs.model.config.pad_id
+    return make_row(job.request, result, self._sizes, pad, job.stops)
+
   def _place(self, job: Job) -> bool:
     """Gives a request slots and its stop strings' states, or nothing."""
-    if len(job.outputs) > len(self._free):
+    rows = self._count_rows(job)
+    if rows > len(self._free):
       return False
     if job.request.stop_table is not None:
       job.stops = self._stops.acquire(job.request.stop_table)
       if job.stops is None:
         return False
-    for i in range(len(job.outputs)):
+    for i in range(rows):
       slot = heapq.heappop(self._free)
       self.taken[slot] = job, i
       job.slots.append(slot)
@@ -143,7 +162,7 @@ class RowLane:
       for result, slot in enumerate(job.slots):
         inputs.append(i)
         slots.append(slot)
-        rows.append(make_row(job.request, result, self._sizes, pad, job.stops))
+        rows.append(self._make_row(job, result))
     self._state = self._programs.admit(
       self._state, tokens, lengths, inputs, slots, rows
     )
@@ -157,7 +176,7 @@ class RowLane:
   def _decode(self) -> None:
     """Takes steps of all rows, and tells what they brought."""
     start = time.perf_counter()
-    is_open = np.zeros(self._sizes.slots, bool)
+    is_open = np.zeros(self._programs.rows, bool)
     is_open[list(self.taken)] = True
     limit, window = self._choose_program()
     self._state, steps = self._programs.decode(
@@ -166,7 +185,7 @@ class RowLane:
     )  # fmt: skip
     now = time.perf_counter()
     self._observer.device_call(
-      'decode', now - start, len(self.taken), int(steps.count)
+      self.kind, now - start, self.count_taken(), int(steps.count)
     )
     self._tell(steps, now)
 

@@ -133,7 +133,7 @@ class Groups:
     )
     self.take_steps = jax.jit(
       lambda *args: beam_slots.take_group_steps(
-        model, None, stops, *args, (T, S)
+        model, None, args[0], stops, *args[1:], SIZES, (G, T, S)
       )
     )
 
@@ -167,11 +167,9 @@ def test_groups_search_as_each_request_alone(monkeypatch):
       groups.admit(free[0], taken[free[0]])
     is_open = np.isin(np.arange(G), list(taken))
     limit = int(rng.integers(1, 5))
-    groups.state, count, still = groups.take_steps(
-      groups.state, is_open, limit, True
-    )
-    assert count <= limit
-    for g in np.flatnonzero(is_open & ~np.asarray(still)).tolist():
+    groups.state, steps = groups.take_steps(groups.state, is_open, limit, True)
+    assert steps.count <= limit
+    for g in np.flatnonzero(is_open & ~np.asarray(steps.is_open)).tolist():
       request = taken.pop(g)
       outputs = beam_slots.collect_beams(request, groups.read(g))
       assert len(outputs) == request.config.results
