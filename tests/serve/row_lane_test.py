@@ -15,6 +15,7 @@ class Recorder:
   """Programs that compute nothing."""
 
   sizes = EngineSizes(slots=4, max_input=64, max_output=64)
+  rows = 4
 
 
 def make_job(results: int) -> Job:
