@@ -66,6 +66,10 @@ class CompletionForm:
       for i, row in enumerate(outputs)
       for j, output in enumerate(row)
     ]
+    scores = [output.score for row in outputs for output in row]
+    if self._job.requests[0].config.beams > 1:
+      for choice, score in zip(choices, scores, strict=True):
+        choice.score = finite(score)
     return self.kind(**self._head, choices=choices, usage=self._job.usage())
 
   def start(self) -> list:

@@ -56,6 +56,9 @@ class CompletionChoice(BaseModel):
   text: str = Field(..., 'The output; of a stream what is new of it.')
   logprobs: CompletionLogprobs | None = Field(None, 'Where asked for.')
   finish_reason: Reason | None = Field(..., _REASON)
+  score: float | None = Field(
+    None, "A beam's, where the answer is no stream; see length_penalty."
+  )
   token_ids: list[int] | None = Field(None, 'Where asked for.')
   prompt_token_ids: list[int] | None = Field(None, 'Where asked for.')
 

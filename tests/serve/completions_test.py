@@ -68,6 +68,14 @@ def test_a_stream_is_what_the_whole_answer_is(client, body):
       assert len(tops) == (len(out['ids']) if body['logprobs'] else 0)
 
 
+def test_beams_have_scores(client):
+  body = dict(prompt='a', use_beam_search=True, n=2, best_of=3)
+  beams = client.post(PATH, json=body).json()['choices']
+  assert all(isinstance(x['score'], float) for x in beams)
+  (plain,) = client.post(PATH, json=dict(prompt='a')).json()['choices']
+  assert plain['score'] is None
+
+
 def test_texts_are_cut_at_stop_strings_and_begin_with_prefix_and_prompt(client):
   body = dict(prompt=[5, 6], temperature=0, max_tokens=30)
   text = client.post(PATH, json=body).json()['choices'][0]['text']

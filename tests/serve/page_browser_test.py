@@ -307,3 +307,19 @@ def test_the_request_as_python_asks_the_same(tab, server):
   with contextlib.redirect_stdout(printed):
     exec(tab.locator('#code-text').text_content(), {})
   assert printed.getvalue() == text + '\n'
+
+
+def test_it_translates_by_examples(tab):
+  tab.get_by_role('tab', name='Prompt').press('ArrowRight')
+  tab.select_option('#target', 'ar')
+  assert tab.locator('.shot textarea').last.input_value().startswith('لكل')
+  tab.get_by_role('button', name='Add an example').click()
+  tab.keyboard.type('Peace.')
+  tab.get_by_role('button', name='Remove').last.click()
+  assert tab.locator('.shot').count() == 1
+  for area, text in zip(tab.locator('.shot textarea').all(), ('All.', 'كل.')):
+    area.fill(text)
+  tab.fill('#sentence', 'All.')
+  tab.fill('#set-max_tokens', '4')
+  run(tab)
+  assert tab.locator('.text').get_attribute('lang') == 'ar'
