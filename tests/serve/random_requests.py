@@ -19,6 +19,7 @@ from atm.serve.generation_request import (
 from atm.serve.request_builder import build_requests
 
 WORDS = 'a plain text; no more and another one.'.split()
+KINDS = 'greedy', 'sampled', 'beams'
 STOPS = (('e',), ('a', 'no'), ('t t', 'ore', 'xx'))
 # Rounding may change a choice between two that are so near: parameters that
 # differ by so much of themselves, in some of so many draws, then do, too.
@@ -32,13 +33,14 @@ class Case:
   Attributes:
     text: the input, a text or ids.
     number: of the input.
-    top: see GenerationRequest.
+    top, seconds: see GenerationRequest.
     options: keyword arguments of `Model.complete`.
   """
 
   text: str | list[int]
   number: int
   top: int
+  seconds: float | None
   options: dict
 
   def build(self, model: api.Model) -> GenerationRequest:
@@ -46,7 +48,7 @@ class Case:
     (request,) = build_requests(
       model, [self.text], numbers=[self.number], **self.options
     )
-    return dataclasses.replace(request, top=self.top)
+    return dataclasses.replace(request, top=self.top, seconds=self.seconds)
 
   def run_alone(self, model: api.Model) -> list[Generation]:
     """Returns what the model gives it alone."""
@@ -67,6 +69,7 @@ class Profile:
     prefix: ids of prefixes; None: there are none.
     banned: how many sequences, and of how many ids.
     stop: stop strings.
+    languages: codes of which inputs and outputs have one each.
   """
 
   config: dict
@@ -75,10 +78,13 @@ class Profile:
   prefix: int | None
   banned: tuple[int, int]
   stop: tuple[str, ...]
+  languages: tuple[str, ...] = ()
 
 
-def draw_profile(rng, kinds=('greedy', 'sampled', 'beams')) -> Profile:
-  """Returns a random profile."""
+def draw_profile(
+  rng, positions: int, languages: tuple[str, ...] = (), kinds=KINDS
+) -> Profile:
+  """Returns a random profile, for a model of so many positions."""
   pick = lambda *values: values[rng.integers(len(values))]
   kind = pick(*kinds)
   tokens = pick((5, 8), (9, 16), (17, 30))
@@ -101,10 +107,11 @@ def draw_profile(rng, kinds=('greedy', 'sampled', 'beams')) -> Profile:
   return Profile(
     config,
     free,
-    pick((1, 16), (17, 32), (33, 48), None),
+    pick((1, 16), (17, 32), (33, positions), None),
     pick(None, None, 1, 3, 6),
     pick((0, 0), (0, 0), (2, 1), (4, 3)),
     pick((), (), *STOPS),
+    languages,
   )
 
 
@@ -127,17 +134,25 @@ def draw_case(rng, profile: Profile, vocab_size: int) -> Case:
     options['banned'] = banned.tolist()
   if profile.stop:
     options['stop'] = profile.stop
+  if profile.languages:
+    source, target = rng.choice(profile.languages, 2).tolist()
+    options |= dict(source=source, target=target)
   top = int(rng.choice([0, 0, 1, 5]))
-  return Case(text, int(rng.choice([0, 3, 2**33 + 1])), top, options)
+  seconds = 0.1 if rng.random() < 0.02 else None
+  number = int(rng.choice([0, 3, 2**33 + 1]))
+  return Case(text, number, top, seconds, options)
 
 
 def draw_cases(
-  seed: int, count: int, profiles: int, vocab_size: int, **kinds
+  model: api.Model, seed: int, count: int, profiles: int, **choices
 ) -> list[Case]:
   """Returns random cases; `Model.complete` compiles `profiles` programs."""
-  rng = np.random.default_rng(seed)
-  known = [draw_profile(rng, **kinds) for _ in range(profiles)]
-  return [draw_case(rng, known[i % profiles], vocab_size) for i in range(count)]
+  rng, config = np.random.default_rng(seed), model.config
+  draw = lambda: draw_profile(rng, config.positions, **choices)
+  known = [draw() for _ in range(profiles)]
+  return [
+    draw_case(rng, known[i % profiles], config.vocab_size) for i in range(count)
+  ]
 
 
 # --- Sending
@@ -202,6 +217,12 @@ def draw_size(rng) -> int:
 # --- Comparing
 
 
+def is_cut(sent: Sent) -> bool:
+  """Tells whether a request was cancelled or late before its end."""
+  reasons = {x.reason for x in sent.outputs}
+  return not reasons.isdisjoint(('cancelled', 'timeout'))
+
+
 def is_alike(outputs, alone: list[Generation]) -> bool:
   """Tells whether outputs have the ids of what a model gave."""
   return [x.ids for x in outputs] == [x.ids for x in alone]
@@ -259,12 +280,12 @@ def check_told(sent: Sent, end_id: int) -> None:
       assert [x.top for x in mine] == output.top
 
 
-def check_cancelled(sent: Sent, alone: list[Generation]) -> None:
-  """Checks that a request was cancelled on its way to what it gets alone."""
+def check_cut(sent: Sent, alone: list[Generation]) -> None:
+  """Checks that a request that was cut had what it gets alone, so far."""
   for output, want in zip(sent.outputs, alone):
     if sent.request.config.beams == 1:
       assert output.ids == want.ids[: len(output.ids)]
-    if output.reason != 'cancelled':
+    if output.reason in ('stop', 'length'):
       assert output.ids == want.ids
 
 
@@ -277,7 +298,8 @@ def check_top(model: api.Model, sent: list[Sent]) -> int:
   read = jax.jit(lambda *ids: jax.nn.log_softmax(net.apply(
     {'params': model.params}, *ids, enable_dropout=False
   )))  # fmt: skip
-  pad = lambda ids: np.pad(ids, (0, size - len(ids)))[None].astype(np.int32)
+  fill = model.config.pad_id
+  pad = lambda ids: np.array([[*ids, *[fill] * (size - len(ids))]], np.int32)
   count = 0
   for x in sent:
     if not x.request.top:
