@@ -135,6 +135,14 @@ class BeamRules:
     # Rows may differ in how many these are.
     return unflatten_beams(history.counted, 2 * self.k)[:, :1]
 
+  def note(self, candidates: dict, beam, at) -> dict:
+    """Returns what else is noted of candidates, beams [B, m] with a token more.
+
+    `at` is the place of that token, [1 or B, 1, T].
+    """
+    del candidates, beam, at
+    return {}
+
   def reach(self, count):
     """Returns the tokens at which a running beam's score is looked at."""
     never = self.sampler.early_stopping == 'never'
@@ -172,6 +180,7 @@ def extend_beams(rules: BeamRules, beams: BeamState, logits) -> BeamState:
     'log_probabilities': write('log_probabilities', picked, at),
     'length': candidates['length'] + ~ended,
     'count': candidates['count'] + 1,
+    **rules.note(candidates, beam, at),
   }
   going = jnp.where(hits, candidates['score'] + NO_SCORE, candidates['score'])
   going, kept = jax.lax.top_k(going, k)

@@ -30,11 +30,6 @@ class BeamLane(RowLane):
       raise ValueError(
         f'beams = {config.beams}: expected at most {s.beams} (BEAMS)'
       )
-    if request.top:
-      raise ValueError(
-        f'top = {request.top}: expected 0 with beams, of which other tokens '
-        'are not told'
-      )
     row_sampling.limit_tokens(request, s.max_output)
 
   def count_taken(self) -> int:
@@ -67,7 +62,8 @@ class BeamLane(RowLane):
 
   def _collect(self, groups: list[int], reasons: dict[Job, str]) -> None:
     """Gives requests their outputs; `reasons` of those that end early."""
-    search = self._programs.read_beams(self._state)
+    with_top = any(self.taken[group][0].request.top for group in groups)
+    search = self._programs.read_beams(self._state, with_top)
     for group in groups:
       job, _ = self.taken[group]
       beams = jax.tree.map(lambda x: x[group], search)  # noqa: B023

@@ -58,7 +58,10 @@ class BeamPrograms(Programs):
       slots.fill_rows([row], self.rows),
     )
 
-  def read_beams(self, state: beam_slots.GroupState) -> dict:
+  def read_beams(self, state: beam_slots.GroupState, with_top: bool) -> dict:
     """Brings what `beam_slots.collect_beams` reads of all groups."""
     names = 'finished', 'full', 'running'
-    return jax.device_get({x: getattr(state.search, x) for x in names})
+    parts = {x: getattr(state.search, x) for x in names}
+    if with_top:
+      parts |= dict(top_ids=state.top_ids, top_logs=state.top_logs)
+    return jax.device_get(parts)

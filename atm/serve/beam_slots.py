@@ -50,14 +50,19 @@ class GroupState:
 
   Attributes:
     search: caches and beams of G inputs. What beam j read at position t is in
-      slot t x k + j; while a prefix is read, only beam 0's counts.
+      slot t x k + j; while a prefix is read, only beam 0's counts. Beams have
+      an `origin` [G, k, T], too: of which beam each token was chosen.
     position: [G], of the id that is read next.
     row: see GroupRow.
+    top_ids, top_logs: [G, T, k, TOP], the likeliest ids behind what each beam
+      read at a position, where a request asks for them.
   """
 
   search: BeamState
   position: jax.Array
   row: GroupRow
+  top_ids: jax.Array
+  top_logs: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +130,10 @@ class GroupRules(BeamRules):
     """Returns [G, 1] of x [G x 2 k], which is one number for all of a group."""
     return beam_search.unflatten_beams(x, 2 * self.k)[:, :1]
 
+  def note(self, candidates: dict, beam, at) -> dict:
+    """Returns the beams that each token of candidates was chosen of."""
+    return {'origin': jnp.where(at, beam[..., None], candidates['origin'])}
+
   def reach(self, count):
     """Returns the tokens at which a running beam's score is looked at."""
     never = self.sampler.early_stopping == EARLY_STOPPING['never']
@@ -169,7 +178,8 @@ def collect_beams(
 
   Args:
     request: what was asked.
-    search: `finished`, `full` and `running` of its group, on the host.
+    search: `finished`, `full`, `running`, `top_ids` and `top_logs` of its
+      group, on the host.
     reason: why the search ends before its time: running beams are outputs, too,
       as they are.
   """
@@ -178,26 +188,41 @@ def collect_beams(
   for j in range(config.beams):
     beam = pick(search['finished'], j)
     if search['full'][j] or reason is None:
-      outputs.append(_collect_beam(request, beam, None))
+      outputs.append(_collect_beam(request, search, beam, None))
     beam = pick(search['running'], j)
     if reason is not None and beam['score'] > beam_search.NO_SCORE / 2:
       count = np.float32(max(1, beam['count'] + request.forced))
       beam['score'] = beam['score'] / count ** np.float32(config.length_penalty)
-      outputs.append(_collect_beam(request, beam, reason))
+      outputs.append(_collect_beam(request, search, beam, reason))
   outputs.sort(key=lambda x: x.score, reverse=True)  # stable
   none = RequestOutput([], [], [], 0.0, reason or 'stop')
   outputs += [none] * (config.results - len(outputs))
   return outputs[: config.results]
 
 
-def _collect_beam(request, beam: dict, reason: str | None) -> RequestOutput:
+def _collect_beam(request, search, beam, reason: str | None) -> RequestOutput:
   """Returns an output; without a reason it ended by itself."""
   ids = beam['ids'][: beam['length']].tolist()
   if reason is None:
     ended = beam['count'] > beam['length'] or _reads_stop(request, ids)
     reason = 'stop' if ended else 'length'
   logs = beam['log_probabilities'][: beam['count']].tolist()
-  return RequestOutput(ids, logs, [], float(beam['score']), reason)
+  top = _collect_top(request, search, beam) if request.top else []
+  return RequestOutput(ids, logs, top, float(beam['score']), reason)
+
+
+def _collect_top(request, search, beam) -> list[tuple]:
+  """Returns the likeliest ids at each of a beam's tokens."""
+  top, first = request.top, len(request.prefix) - 1
+  return [
+    tuple(
+      zip(
+        search['top_ids'][first + i, j, :top].tolist(),
+        search['top_logs'][first + i, j, :top].tolist(),
+      )
+    )
+    for i, j in enumerate(beam['origin'][: beam['count']])
+  ]
 
 
 def _reads_stop(request: GenerationRequest, ids: list[int]) -> bool:
@@ -223,6 +248,7 @@ def empty_groups(model: AlexaTM, params, sizes) -> GroupState:
   blank = {
     'ids': jnp.full((G, k, T), pad_id, jnp.int32),
     'log_probabilities': jnp.zeros((G, k, T), jnp.float32),
+    'origin': jnp.zeros((G, k, T), jnp.int32),
     'length': jnp.zeros((G, k), jnp.int32),
     'count': jnp.zeros((G, k), jnp.int32),
     'score': jnp.full((G, k), beam_search.NO_SCORE, jnp.float32),
@@ -239,7 +265,9 @@ def empty_groups(model: AlexaTM, params, sizes) -> GroupState:
     open=jnp.zeros(G, bool),
   )
   row = row.replace(history=None)
-  return GroupState(search, jnp.zeros(G, jnp.int32), row)
+  top = jnp.zeros((G, T, k, sizes.top), jnp.int32)
+  position = jnp.zeros(G, jnp.int32)
+  return GroupState(search, position, row, top, top.astype(jnp.float32))
 
 
 def _begin_beams(model: AlexaTM, history: History, k: int) -> History:
@@ -268,7 +296,7 @@ def admit_groups(
   limit = lambda x: jnp.where(missing, -jnp.inf, x)
   # All beams are one as yet: only the first has continuations that count.
   first = jnp.where(jnp.arange(k) == 0, 0.0, beam_search.NO_SCORE)
-  blank = dict(length=0, count=0, log_probabilities=0.0)
+  blank = dict(length=0, count=0, log_probabilities=0.0, origin=0)
   blank |= dict(ids=model.config.pad_id)
   fill = lambda beams, score: {
     **{name: put(beams[name], value) for name, value in blank.items()},
@@ -291,7 +319,7 @@ def admit_groups(
     open=put(search.open, True),
   )
   row = jax.tree.map(put, state.row, row.replace(history=None))
-  return GroupState(search, put(state.position, 0), row)
+  return state.replace(search=search, position=put(state.position, 0), row=row)
 
 
 @flax.struct.dataclass
@@ -319,7 +347,6 @@ def take_group_steps(
     is_open: bool [G], groups that search.
     limit, stops_early, sizes, window: see `slots.take_steps`.
   """
-  del sizes
   caches, k = state.search.caches, state.search.token.shape[1]
   _, T, S = window
   part = state.replace(search=state.search.replace(
@@ -328,6 +355,9 @@ def take_group_steps(
     seen=state.search.seen[..., : T * k],
   ))  # fmt: skip
 
+  settings = slots.quiet_settings(state.row.settings, is_open, sizes.banned)
+  rules = GroupRules(settings, model.config.end_id, k, state.row.beams, stops)
+
   def goes_on(carry):
     count, is_open, ended, _ = carry
     # A call without open groups takes all steps: so they are timed.
@@ -335,7 +365,7 @@ def take_group_steps(
 
   def step(carry):
     count, is_open, ended, part = carry
-    part = _step_groups(model, params, stops, part, is_open)
+    part = _step_groups(model, params, rules, part, is_open)
     still = is_open & part.search.open
     return count + 1, still, ended | (is_open & ~still).any(), part
 
@@ -349,7 +379,7 @@ def take_group_steps(
   return part.replace(search=search), GroupSteps(count, is_open)
 
 
-def _step_groups(model, params, stops, state: GroupState, is_open):
+def _step_groups(model, params, rules, state: GroupState, is_open):
   """Reads an id of every beam and, behind the prefix, writes one more."""
   search, row = state.search, state.row
   (G, k), room = search.token.shape, search.seen.shape[-1]
@@ -366,7 +396,6 @@ def _step_groups(model, params, stops, state: GroupState, is_open):
     search.source, slots=written, seen=seen, method=AlexaTM.decode_cached,
   )  # fmt: skip
   search = search.replace(caches=caches, seen=seen)
-  rules = GroupRules(row.settings, model.config.end_id, k, row.beams, stops)
   writes = is_open & (at[:, 0] + 1 >= row.length)
   extended = beam_search.extend_beams(rules, search, logits)
 
@@ -380,4 +409,14 @@ def _step_groups(model, params, stops, state: GroupState, is_open):
     name: jax.tree.map(choose, getattr(extended, name), getattr(search, name))
     for name in fields
   })  # fmt: skip
-  return state.replace(search=search, position=state.position + is_open)
+  tops = row_sampling.find_top(
+    rules.sampler, jax.nn.log_softmax(logits), state.top_ids.shape[-1]
+  )
+  top_ids, top_logs = (
+    x.at[jnp.arange(G), at[:, 0]].set(new)
+    for x, new in zip((state.top_ids, state.top_logs), tops)
+  )
+  return state.replace(
+    search=search, position=state.position + is_open, top_ids=top_ids,
+    top_logs=top_logs,
+  )  # fmt: skip

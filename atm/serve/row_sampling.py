@@ -293,12 +293,12 @@ def _sample_row(settings: RowSettings, count, logits, best):
 
 
 def find_top(settings: RowSettings, log_probabilities, top: int):
-  """Returns the likeliest ids [R, top] and their log-probabilities.
+  """Returns the likeliest ids [..., top] of [..., V], and how likely they are.
 
   Zeros where no row asks for any.
   """
-  R = len(log_probabilities)
-  none = jnp.zeros((R, top), jnp.int32), jnp.zeros((R, top), jnp.float32)
+  shape = *log_probabilities.shape[:-1], top
+  none = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
   find = lambda x: tuple(jax.lax.top_k(x, top)[::-1])
   return jax.lax.cond(
     (settings.top > 0).any(), find, lambda x: none, log_probabilities

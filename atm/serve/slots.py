@@ -251,7 +251,7 @@ def take_steps(
   R, T, S = window
   K, top = sizes.most_steps, sizes.top
   part = _cut(state, R, T, S)
-  settings = _quiet(part.row.settings, is_open[:R], sizes.banned)
+  settings = quiet_settings(part.row.settings, is_open[:R], sizes.banned)
   steps = Steps(
     jnp.int32(0),
     jnp.full((K, R), -1, jnp.int32),
@@ -273,7 +273,7 @@ def take_steps(
   return _paste(state, part), steps
 
 
-def _quiet(settings: RowSettings, is_open, banned) -> RowSettings:
+def quiet_settings(settings: RowSettings, is_open, banned) -> RowSettings:
   """Returns settings with rows that are not open asking for nothing dear."""
   none = row_sampling.empty_settings(1, banned)
   shape = lambda x: (-1, *(1,) * (x.ndim - 1))

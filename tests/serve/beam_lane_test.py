@@ -23,7 +23,7 @@ class Recorder:
   sizes = EngineSizes(beam_groups=G, beams=K, max_input=16, max_output=T)
   rows = G
 
-  def read_beams(self, state):
+  def read_beams(self, state, with_top):
     beams = lambda scores: {
       'ids': np.tile(np.arange(5, 5 + T, dtype=np.int32), (G, K, 1)),
       'log_probabilities': np.full((G, K, T), -0.5, np.float32),
@@ -95,12 +95,8 @@ def test_nothing_is_told_before_the_end(lane):
 
 
 def test_what_there_is_no_room_for_is_refused(lane):
-  request = lambda top=0, **x: GenerationRequest(
-    (5,), (1,) * 8, sampling.Config(**x), top=top
-  )
+  request = lambda **x: GenerationRequest((5,), (1,) * 8, sampling.Config(**x))
   with pytest.raises(ValueError, match='beams = 4: expected at most 3'):
     lane.check(request(beams=4))
-  with pytest.raises(ValueError, match='top = 2: expected 0 with beams'):
-    lane.check(request(beams=2, top=2))
   with pytest.raises(ValueError, match='a prefix of 7 tokens'):
     lane.check(request(beams=2))

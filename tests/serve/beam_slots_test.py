@@ -20,7 +20,7 @@ from atm.serve.stop_pool import StopStates
 
 V, S, T, G, K, START, END = 12, 6, 12, 3, 4, 1, 2
 SIZES = EngineSizes(
-  beam_groups=G, beams=K, max_input=S, max_output=T, banned=(2, 3)
+  beam_groups=G, beams=K, max_input=S, max_output=T, banned=(2, 3), top=4
 )
 LOGITS = np.random.default_rng(0).normal(size=(T, V, V)).astype(np.float32) * 2
 MODEL = types.SimpleNamespace(
@@ -75,6 +75,7 @@ def draw_request(rng, kind: dict) -> GenerationRequest:
     forced=int(rng.integers(len(prefix))),
     stop_table=None if config.forced_eos else stop_table(),
     banned=(ids(1), ids(rng.integers(1, 4))),
+    top=int(rng.choice([0, 3])),
   )
 
 
@@ -153,7 +154,23 @@ class Groups:
     """Returns what `collect_beams` reads of a group."""
     search = self.state.search
     parts = {x: getattr(search, x) for x in ('finished', 'full', 'running')}
+    parts |= dict(top_ids=self.state.top_ids, top_logs=self.state.top_logs)
     return jax.tree.map(lambda x: np.asarray(x[group]), parts)
+
+
+def check_top(request: GenerationRequest, output) -> None:
+  """Checks the likeliest tokens by the tables of logits."""
+  if not request.top:
+    assert not output.top
+    return
+  assert len(output.top) == len(output.log_probabilities)
+  read = [*request.prefix, *output.ids][len(request.prefix) - 1 :]
+  for i, (token, pairs) in enumerate(zip(read, output.top)):
+    logits = LOGITS[len(request.prefix) - 1 + i, token]
+    logs = logits - np.log(np.exp(logits).sum())
+    ids, values = zip(*pairs)
+    assert list(ids) == np.argsort(-logs)[: request.top].tolist()
+    np.testing.assert_allclose(values, logs[list(ids)], rtol=1e-5)
 
 
 def test_groups_search_as_each_request_alone(monkeypatch):
@@ -183,4 +200,5 @@ def test_groups_search_as_each_request_alone(monkeypatch):
           alone['log_probabilities'][: alone['count']],
           rtol=1e-5,
         )
+        check_top(request, output)
   assert groups.take_steps._cache_size() == 1
