@@ -70,7 +70,7 @@ async def answer_job(
     ApiError: see `EngineRun`.
   """
   if body.stream:
-    run = EngineRun(service, job.requests, client)
+    run = _begin_run(service, client, job)
     return EventStream(_list_events(client, body, job, form, run), run)
   return await collect_answer(service, client, job, form.whole)
 
@@ -87,7 +87,7 @@ async def collect_answer(
   Raises:
     ApiError: see `EngineRun`.
   """
-  run = EngineRun(service, job.requests, client)
+  run = _begin_run(service, client, job)
   try:
     outputs = await collect_outputs(job, run)
     _check_begun(outputs)
@@ -97,6 +97,14 @@ async def collect_answer(
   reasons = {output.reason for row in outputs for output in row}
   _add_counts(client, job, reasons)
   return Response(content, media_type='application/json')
+
+
+def _begin_run(
+  service: Service, client: Request, job: GenerationJob
+) -> EngineRun:
+  """Submits a job, which is called by the request's id from then on."""
+  job.name = client.scope.get('state', {}).get('request_id', job.name)
+  return EngineRun(service, job.requests, client)
 
 
 def _check_begun(outputs) -> None:

@@ -19,11 +19,17 @@ from atm.serve import request_schema, response_schema
 from atm.serve.access import check_key, check_model
 from atm.serve.answers import encode_json
 from atm.serve.api_error import ApiError
+from atm.serve.api_page import API_POLICY, render_schema
 from atm.serve.engine_run import ClientGoneError
 from atm.serve.model_paths import add_model_paths, describe_path
 from atm.serve.page import page, page_policy
 from atm.serve.service import Service
 
+# Declared here, not by FastAPI, which would answer 422 to a wrong one.
+_NAME = {
+  'name': 'name', 'in': 'path', 'required': True, 'schema': {'type': 'string'},
+  'description': 'Of the model.',
+}  # fmt: skip
 _CLIENT_GONE = 499  # as nginx calls it; nobody reads it
 
 
@@ -43,7 +49,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
       allow_methods=['GET', 'POST'], allow_headers=['*'],
       expose_headers=['retry-after', 'x-request-id'],
     )  # fmt: skip
-  _add_page(app)
+  _add_pages(app)
   _add_probes(app, service)
   _add_models(app, service)
   add_model_paths(app, service)
@@ -102,13 +108,19 @@ def describe_paths(app: fastapi.FastAPI) -> dict:
   return app.openapi_schema
 
 
-def _add_page(app: fastapi.FastAPI) -> None:
-  """Adds the page to try a model on."""
+def _add_pages(app: fastapi.FastAPI) -> None:
+  """Adds the page to try a model on, and that of all paths."""
 
   @app.get('/', include_in_schema=False)
   async def index() -> Response:
     policy = {'content-security-policy': page_policy()}
     return Response(page(), media_type='text/html', headers=policy)
+
+  @app.get('/docs', include_in_schema=False)
+  async def docs() -> Response:
+    policy = {'content-security-policy': API_POLICY}
+    text = render_schema(app.openapi())
+    return Response(text, media_type='text/html', headers=policy)
 
 
 def _add_probes(app: fastapi.FastAPI, service: Service) -> None:
@@ -168,12 +180,13 @@ def _add_models(app: fastapi.FastAPI, service: Service) -> None:
   @app.get(
     '/v1/models/{name:path}',
     tags=['Models'],
+    openapi_extra={'parameters': [_NAME]},
     **describe_path(response_schema.ModelCard),
   )
-  async def model(request: Request, name: str) -> Response:
+  async def model(request: Request) -> Response:
     """Describes a model."""
     check_key(service, request)
-    check_model(service, name)
+    check_model(service, request.path_params['name'])
     return _json(card())
 
 

@@ -47,9 +47,11 @@ class ChatForm:
   ):  # fmt: skip
     """Prepares the answers to one request."""
     self._body, self._job, self._texts = body, job, texts
-    self._head = dict(
-      id=f'chatcmpl-{job.name}', created=job.created, model=service.name
-    )
+    self._service = service
+
+  def _head(self) -> dict:
+    name, created = f'chatcmpl-{self._job.name}', self._job.created
+    return dict(id=name, created=created, model=self._service.name)
 
   def whole(self, outputs: Sequence[Sequence[RequestOutput]]):
     """Returns the answer of all outputs."""
@@ -63,7 +65,7 @@ class ChatForm:
     if self._body.return_token_ids:
       ids = list(self._job.requests[0].ids)
     return schema.ChatCompletion(
-      **self._head, choices=choices, usage=self._job.usage(),
+      **self._head(), choices=choices, usage=self._job.usage(),
       prompt_token_ids=ids,
     )  # fmt: skip
 
@@ -86,7 +88,7 @@ class ChatForm:
 
   def bare(self, choices: list, usage: schema.TokenUsage | None = None):
     """Returns an event of choices, or of usage without choices."""
-    return schema.ChatChunk(**self._head, choices=choices, usage=usage)
+    return schema.ChatChunk(**self._head(), choices=choices, usage=usage)
 
   def _describe(self, index: int, part: OutputPart, reason) -> dict:
     """Returns what whole choices and those of events have in common."""

@@ -55,9 +55,11 @@ class CompletionForm:
   ):  # fmt: skip
     """Prepares the answers to a job; for `top` see `describe_logprobs`."""
     self._body, self._job, self._texts, self._top = body, job, texts, top
-    self._head = dict(
-      id=f'cmpl-{job.name}', created=job.created, model=service.name
-    )
+    self._service = service
+
+  def _head(self) -> dict:
+    name, created = f'cmpl-{self._job.name}', self._job.created
+    return dict(id=name, created=created, model=self._service.name)
 
   def whole(self, outputs: Sequence[Sequence[RequestOutput]]):
     """Returns the answer of all outputs."""
@@ -70,7 +72,7 @@ class CompletionForm:
     if self._job.requests[0].config.beams > 1:
       for choice, score in zip(choices, scores, strict=True):
         choice.score = finite(score)
-    return self.kind(**self._head, choices=choices, usage=self._job.usage())
+    return self.kind(**self._head(), choices=choices, usage=self._job.usage())
 
   def start(self) -> list:
     """Returns the events in front of all text."""
@@ -88,7 +90,7 @@ class CompletionForm:
 
   def bare(self, choices: list, usage: schema.TokenUsage | None = None):
     """Returns an event of choices, or of usage without choices."""
-    return self.kind(**self._head, choices=choices, usage=usage)
+    return self.kind(**self._head(), choices=choices, usage=usage)
 
   def _choice(
     self, number: int, result: int, part: OutputPart, reason, is_first: bool

@@ -31,6 +31,8 @@ def plan_job(
   check_count_of(service, field, plan.texts)
   if body.stream_options is not None and not body.stream:
     raise ApiError(400, 'stream_options without stream', 'stream_options')
+  if top is not None:
+    service.token_texts.name(0)  # names take a moment, the first time
   settings = choose_settings(service, body, temperature)
   if body.stream and settings.config.results > settings.n:
     raise ApiError(

@@ -1,6 +1,7 @@
 """Texts and log-probabilities of one output, told in pieces or at once."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from atm.data.vocabulary_base import BaseVocabulary
@@ -14,9 +15,9 @@ class TokenTexts:
 
   vocabulary: BaseVocabulary | None
 
-  def __post_init__(self):
-    words = self.vocabulary
-    self._spelling = words.spelling() if words else []
+  @functools.cached_property
+  def _spelling(self) -> list[str]:
+    return self.vocabulary.spelling() if self.vocabulary else []
 
   def name(self, i: int) -> str:
     """Returns what a token adds to a running text; a special one's name.

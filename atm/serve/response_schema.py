@@ -179,7 +179,7 @@ class ScoreList(BaseModel):
   created: int = Field(..., 'Seconds since 1970.')
   model: str = Field(..., "The model's name.")
   data: list[TargetScore] = Field(..., 'One of each target.')
-  usage: TokenUsage = Field(..., 'Counts of tokens.')
+  usage: TokenUsage = Field(..., 'How many tokens there are.')
 
 
 class TokenList(BaseModel):

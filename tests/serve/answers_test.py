@@ -2,8 +2,13 @@
 
 import json
 
+from starlette.testclient import TestClient
+
+from atm.serve.access_log import AccessLog
 from atm.serve.answers import encode_error
 from atm.serve.api_error import ApiError
+from atm.serve.app import create_app
+from atm.serve.metrics import Metrics
 from atm.serve.request_limits import RequestLimits
 
 BODY = dict(prompt='a', temperature=0, ignore_eos=True, max_tokens=40)
@@ -62,3 +67,24 @@ def test_the_event_of_an_error_has_its_form():
   event, done, end = encode_error(ApiError(500, 'x')).decode().split('\n\n')
   assert json.loads(event.removeprefix('data: '))['error']['message'] == 'x'
   assert (done, end) == ('data: [DONE]', '')
+
+
+def test_an_answer_is_called_by_its_requests_id(service):
+  log = AccessLog(create_app(service), Metrics('tiny'), lambda event: None)
+  answer = TestClient(log).post(
+    '/v1/completions', json=BODY, headers={'x-request-id': 'mine-1'}
+  )
+  assert answer.json()['id'] == 'cmpl-mine-1'
+  assert answer.headers['x-request-id'] == 'mine-1'
+
+
+def test_the_access_log_is_told_what_was_done(service):
+  events = []
+  client = TestClient(
+    AccessLog(create_app(service), Metrics('tiny'), events.append)
+  )
+  for stream in (False, True):
+    post(client, stream=stream)
+    assert events[-1]['completion_tokens'] == 40
+    assert events[-1]['finish_reason'] == 'length'
+    assert events[-1]['prompt_tokens'] > 0
