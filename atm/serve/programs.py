@@ -293,8 +293,11 @@ class Programs:
     """Traces function(params, state, *args) -> (state, Steps or None)."""
     state = self.abstract_state
     out = self._shardings(state), self.whole
+    # Parameters that it does not read are in memory, too.
+    jitted = jax.jit(
+      function, donate_argnums=1, out_shardings=out, keep_unused=True
+    )
     with self.model._use():
-      jitted = jax.jit(function, donate_argnums=1, out_shardings=out)
       return jitted.trace(self.params, state, *args)
 
   def _compile(self, traced: jax.stages.Traced) -> jax.stages.Compiled:

@@ -189,11 +189,17 @@ def admit(
     model, params, state.caches, state.source, tokens, lengths, count, inputs,
     slots,
   )  # fmt: skip
-  write = lambda x, new: x.at[slots].set(new, mode='drop')
+  # Which of `row` each slot takes, -1 of none: a TPU scatters rows one by one,
+  # with a copy of all for each.
+  R = len(state.position)
+  taken = jnp.full(R, -1).at[slots].set(jnp.arange(R), mode='drop')
+  write = lambda x, new: jnp.where(
+    (taken >= 0)[(...,) + (None,) * (x.ndim - 1)], new[taken], x
+  )
   return state.replace(
     caches=caches,
     source=source,
-    position=state.position.at[slots].set(0, mode='drop'),
+    position=jnp.where(taken >= 0, 0, state.position),
     row=jax.tree.map(write, state.row, _begin_rows(model, row)),
   )
 
