@@ -222,9 +222,11 @@ function showError(error) {
       make('button', {type: 'button', onclick: run}, 'Try again')));
   }
   $('error').dataset.kind = kind;
-  $('error').hidden = false;
   const name = /^\w*/.exec(error.field || '')[0];
   const [field] = name ? all(`[data-field~="${name}"]`) : [];
+  if (field) field.parentElement.append($('error'));
+  else $('results').prepend($('error'));
+  $('error').hidden = false;
   if (!field) return;
   field.setAttribute('aria-invalid', true);
   field.setAttribute('aria-errormessage', 'error');
@@ -328,7 +330,9 @@ async function run() {
     answers.end('ended');
   } catch (error) {
     answers.end(control.signal.aborted ? 'stopped by you' : 'broken off');
-    if (!control.signal.aborted) showError(error);
+    if (control.signal.aborted) return;
+    if (!answers.parts) $('answers').replaceChildren();
+    showError(error);
   } finally {
     running = null;
     clearInterval(clock);
@@ -360,7 +364,7 @@ class Answers {
     $('answers').replaceChildren();
     $('results-title').scrollIntoView({block: 'nearest'});
     this.list = Array.from({length: n}, (_, i) =>
-      new Answer(n > 1 ? `${kind} ${i + 1}` : kind, target));
+      new Answer(n > 1 ? `${kind} ${i + 1}` : kind, findTag(target || '')));
     this.showFacts();
   }
 
@@ -404,7 +408,8 @@ class Answer {
     Object.assign(this, {text: '', tokens: [], drawn: 0, begin: 0, reason: ''});
     this.facts = make('span', {class: 'facts'});
     this.last = make('span', {class: 'read'});  // a prefix; or all, in the end
-    this.body = make('p', {class: 'text', dir: 'auto', lang}, this.last);
+    this.body = make('p', {class: 'text', dir: 'auto', lang: lang || null},
+      this.last);
     this.rows = make('tbody');
     const head = ['token', 'probability', 'instead'].map((x) =>
       make('th', {scope: 'col'}, x));
@@ -643,16 +648,25 @@ function makeExample(lang, mode) {
   return words.join('');
 }
 
+/** Returns 'de' for 'de_DE', 'zh-Hant' for 'zho_Hant'; '' for what is none. */
+function findTag(code) {
+  const tag = code.replace(/_[A-Z]{2}$/, '').replaceAll('_', '-');
+  try {
+    return Intl.getCanonicalLocales(tag)[0];
+  } catch {
+    return '';
+  }
+}
+
+const isLanguage = (code, lang) => findTag(code).split('-')[0] === lang;
+
 /** Returns a language's name, in English or in itself. */
 function nameLanguage(code, own = false) {
-  const tag = code.replaceAll('_', '-');
-  try {
-    const name = new Intl.DisplayNames([own ? tag : 'en'],
-      {type: 'language'}).of(tag);
-    return name[0].toLocaleUpperCase(tag) + name.slice(1);
-  } catch {
-    return code;
-  }
+  const tag = findTag(code);
+  if (!tag) return code;
+  const name = new Intl.DisplayNames([own ? tag : 'en'],
+    {type: 'language'}).of(tag);
+  return name[0].toLocaleUpperCase(tag) + name.slice(1);
 }
 
 function fillChips(place, act) {
@@ -714,10 +728,13 @@ function showModel() {
   }
   if (defaults.beams > 1) all('[name=choice][value=beams]')[0].click();
   const codes = languages.length ? languages : Object.keys(TEXTS);
-  for (const [id, common] of [['source', /^en/], ['target', /^de/]]) {
+  for (const [id, lang] of [['source', 'en'], ['target', 'de']]) {
     $(id).replaceChildren(...codes.map((value) => make('option', {value},
       [...new Set([nameLanguage(value), value])].join(' · '))));
-    $(id).value = codes.find((x) => common.test(x)) || codes[0];
+    $(id).value = codes.find((x) => isLanguage(x, lang)) || codes[0];
+  }
+  for (const chip of $('sentences').children) {
+    chip.hidden = !codes.some((x) => isLanguage(x, chip.lang));
   }
   const byCode = languages.length > 0;
   $('source-part').hidden = $('swap').hidden = !byCode;
@@ -836,7 +853,11 @@ function start() {
   fillSegments($('modes'), 'mode', MODES, showMode);
   for (const [chips, id, write] of [
     ['examples', 'prompt', (lang) => makeExample(lang, chosen('mode'))],
-    ['sentences', 'sentence', (lang) => TEXTS[lang][0]],
+    ['sentences', 'sentence', (lang) => {
+      const code = server.languages.find((x) => isLanguage(x, lang));
+      if (code) $('source').value = code;
+      return TEXTS[lang][0];
+    }],
   ]) {
     $(id).value ||= write('en');
     fillChips($(chips), (lang) => {

@@ -177,6 +177,18 @@ def test_samples_stand_side_by_side(tab, server):
   assert len(tops) == 1
 
 
+def test_beams_have_scores(tab, server):
+  tab.fill('#prompt', PROMPT)
+  tab.check('[name=mode][value=denoise]', force=True)
+  tab.check('[name=choice][value=beams]', force=True)
+  tab.fill('#set-beams', '2')
+  tab.fill('#set-max_tokens', '6')
+  expected = complete(server, beams=2, results=2, max_tokens=6)
+  assert run(tab, 2) == [x.text for x in expected]
+  for card, beam in zip(tab.locator('article').all(), expected):
+    assert f'score {beam.score:.3f}' in card.text_content()
+
+
 def test_escape_stops_and_frees_the_row(tab, server, monkeypatch):
   monkeypatch.setattr(server.observer, 'seconds', 0.1)
   tab.fill('#set-max_tokens', '60')
