@@ -30,7 +30,7 @@ CONFIGURABLES = {
   'atm.plan_decode.program': 'atm.plan.decode_plan:program',
   'atm.planner.run': 'atm.plan.command:run',
   'atm.run_page.write': 'atm.pages.train_page:write_train_page',
-  'atm.serving.EngineSizes': 'atm.serve.programs:EngineSizes',
+  'atm.serving.EngineSizes': 'atm.serve.engine_sizes:EngineSizes',
   'atm.serving.RequestLimits': 'atm.serve.request_limits:RequestLimits',
   'atm.serving.serve': 'atm.cli.serve_command:ServeCommand',
   'atm.sharding.Rules': 'atm.parallel.sharding:Rules',

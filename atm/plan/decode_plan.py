@@ -19,12 +19,12 @@ from atm.messages import check_arguments, check_choice, check_count, check_path
 from atm.model import config as config_lib
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding
+from atm.parallel.device_memory import device_bytes
 from atm.parallel.sharding import Rules
 from atm.plan import (
   decode_programs,
   hardware,
   largest,
-  memory,
   plan_warnings,
   report,
   suggestions,
@@ -168,7 +168,7 @@ def find_largest(job: DecodeJob, say: Callable) -> tuple[list[dict], dict]:
   search = largest.LargestSearch(
     plan=lambda n: decode_programs.plan_batch(job, n * job.unit),
     place=lambda n: place_batch(job, n * job.unit),
-    base=memory.device_bytes(job.params),
+    base=device_bytes(job.params),
     usable=job.target.pod.chip.usable,
     say=say,
     unit=job.unit,
@@ -190,7 +190,7 @@ def place_batch(job: DecodeJob, rows: int) -> dict:
     'tokens_per_second_range': None,
     'compile_seconds': result['seconds'],
     'memory': {
-      'peak': peak, 'cache': memory.device_bytes(job.caches(batch))
+      'peak': peak, 'cache': device_bytes(job.caches(batch))
     },
     'whole': False,
   }  # fmt: skip
@@ -198,9 +198,9 @@ def place_batch(job: DecodeJob, rows: int) -> dict:
 
 def first_guess(job: DecodeJob) -> int:
   """Returns a power of two that the shapes say fills half of what is left."""
-  usable = job.target.pod.chip.usable - memory.device_bytes(job.params)
+  usable = job.target.pod.chip.usable - device_bytes(job.params)
   batch = job.batch(job.unit)
-  row = memory.device_bytes(job.caches(batch))
+  row = device_bytes(job.caches(batch))
   c, S = job.net.config, batch['tokens'].shape[1]
   states = 8 * S * c.d_model * jnp.dtype(c.dtype).itemsize
   most = max(2, usable / max(row, states if job.kind == 'encode' else 1))

@@ -18,6 +18,7 @@ from atm.model import config as config_lib
 from atm.model import flops as flops_lib
 from atm.model import parameters, transformer
 from atm.parallel import sharding
+from atm.parallel.device_memory import device_bytes
 from atm.parallel.sharding import NamedSharding, Rules
 from atm.plan import (
   compilation,
@@ -166,9 +167,9 @@ def plan_batch(job: DecodeJob, rows: int) -> dict:
   compiled, overflow = compilation.compile_or_overflow(traced, job.target, None)
   caches, B = job.caches(batch), batch['tokens'].shape[0]
   arguments = {
-    'parameters': memory.device_bytes(job.params),
-    'batch': memory.device_bytes(batch),
-    'cache': memory.device_bytes(caches),
+    'parameters': device_bytes(job.params),
+    'batch': device_bytes(batch),
+    'cache': device_bytes(caches),
   }
   result = {
     'batch_size': B,

@@ -9,7 +9,8 @@ import re
 
 import jax
 
-from atm.plan import hardware, hlo, memory, program_costs, step_time
+from atm.parallel.device_memory import device_bytes
+from atm.plan import hardware, hlo, program_costs, step_time
 
 # Seconds from a chip to its neighbour, however little is sent: "How to Scale
 # Your Model", part 3 (jax-ml.github.io/scaling-book).
@@ -112,8 +113,8 @@ def read_bytes(params, caches: list, config) -> dict[str, int]:
     layers = {k: v for k, v in layers.items() if k.isdigit()}
   weights = [layers, decoder['norm'], params[head]]
   return {
-    'weights': memory.device_bytes(weights),
-    'cache': memory.device_bytes(caches),
+    'weights': device_bytes(weights),
+    'cache': device_bytes(caches),
   }
 
 

@@ -5,7 +5,6 @@ compiler; where a program does not fit, from its message.
 """
 
 import glob
-import math
 import os
 import re
 
@@ -24,14 +23,6 @@ _USED = (
 _LARGEST = re.compile(
   rf'^ *\d+\. Size: {_SIZE}\n(.*?)(?=^ *=====|^ *\d+\. Size|\Z)', re.M | re.S
 )
-
-
-def device_bytes(tree) -> int:
-  """Returns bytes of the shards that one device has of (abstract) arrays."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(tree)
-  )
 
 
 def total_bytes(tree) -> int:

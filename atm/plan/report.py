@@ -3,9 +3,9 @@
 import os
 
 from atm import fileio
+from atm.parallel.device_memory import format_bytes
 from atm.plan.decode_step_time import HBM_SHARE, HOP
 from atm.plan.kernels import WAIT
-from atm.plan.memory import UNITS
 
 PLAN_FILE = 'plan.json'
 NOT_KNOWN = 'not known'
@@ -39,12 +39,6 @@ def format_list(title: str, lines) -> str:
 def format_range(pair, form: str = '.2f') -> str:
   """Formats (least, most); None is not known."""
   return f'{pair[0]:{form}} to {pair[1]:{form}}' if pair else NOT_KNOWN
-
-
-def format_bytes(n: float) -> str:
-  """Formats bytes as 3.51 GiB; smaller ones in MiB or KiB."""
-  unit = next((u for u in 'GM' if n >= UNITS[u] / 10), 'K')
-  return f'{n / UNITS[unit]:.2f} {unit}iB'
 
 
 # --- Training

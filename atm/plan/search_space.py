@@ -15,6 +15,7 @@ import jax
 from atm.data import task_registry
 from atm.model import remat as remat_lib
 from atm.parallel import mesh as mesh_lib
+from atm.parallel.device_memory import device_bytes
 from atm.parallel.sharding import NamedSharding
 from atm.plan import hardware, memory, step_time, workers
 from atm.plan.train_program import TrainStep, hardware_flops, remove_dead_code
@@ -172,7 +173,7 @@ class CostModel:
     placed = lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)
     )
-    return memory.device_bytes(jax.tree.map(placed, self._step.state))
+    return device_bytes(jax.tree.map(placed, self._step.state))
 
   def keeps_no_less(self, candidate: Candidate, other: Candidate) -> bool:
     """Tells whether it keeps no less than another on the same mesh."""

@@ -23,6 +23,7 @@ from atm.messages import (
 from atm.model import config as config_lib
 from atm.model import flops as flops_lib
 from atm.parallel import mesh as mesh_lib
+from atm.parallel.device_memory import device_bytes
 from atm.parallel.sharding import Rules
 from atm.parallel.xla_options import check_options
 from atm.plan import (
@@ -144,9 +145,9 @@ def _account(job: TrainStep, compiled, overflow, pod) -> dict:
   """Returns `memory.account` of the step, and sizes of its state."""
   state = job.state
   arguments = {
-    'parameters': memory.device_bytes(state.params),
-    'optimizer': memory.device_bytes((state.step, state.opt_state)),
-    'batch': memory.device_bytes(job.batch),
+    'parameters': device_bytes(state.params),
+    'optimizer': device_bytes((state.step, state.opt_state)),
+    'batch': device_bytes(job.batch),
   }
   return {
     'params': job.params,

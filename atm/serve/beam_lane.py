@@ -43,7 +43,7 @@ class BeamLane(RowLane):
       len(job.request.ids) + job.outputs[0].position * beams
       for job, _ in self.taken.values()
     )
-    return used, self._programs.rows * (s.max_input + s.max_output * beams)
+    return used, self.programs.rows * (s.max_input + s.max_output * beams)
 
   def end_early(self, reasons: dict[Job, str]) -> None:
     """Collects the beams of requests that are to be removed, as they are."""
@@ -57,13 +57,13 @@ class BeamLane(RowLane):
 
   def _make_row(self, job: Job, result: int):
     """Returns what a request brings to its group."""
-    pad = self._programs.model.config.pad_id
+    pad = self.programs.model.config.pad_id
     return make_group_row(job.request, self._sizes, pad, job.stops)
 
   def _collect(self, groups: list[int], reasons: dict[Job, str]) -> None:
     """Gives requests their outputs; `reasons` of those that end early."""
     with_top = any(self.taken[group][0].request.top for group in groups)
-    search = self._programs.read_beams(self._state, with_top)
+    search = self.programs.read_beams(self._state, with_top)
     for group in groups:
       job, _ = self.taken[group]
       beams = jax.tree.map(lambda x: x[group], search)  # noqa: B023

@@ -1,24 +1,23 @@
 """The serving engine: one thread that owns the device and decodes for all."""
 
-import contextlib
 import dataclasses
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from atm.inference import api
-from atm.inference.framed_inputs import frame_inputs
-from atm.inference.outputs import Generation, spell_output
+from atm.inference.outputs import Generation
 from atm.messages import one_line
-from atm.serve import row_sampling
+from atm.serve import blocking_call, row_sampling
 from atm.serve.beam_lane import BeamLane
 from atm.serve.beam_programs import BeamPrograms
+from atm.serve.engine_errors import EngineClosedError, QueueFullError
+from atm.serve.engine_memory import EngineMemory
+from atm.serve.engine_sizes import EngineSizes
 from atm.serve.generation_request import GenerationRequest, RequestUpdate
 from atm.serve.job import Job
 from atm.serve.observer import Observer
-from atm.serve.programs import EngineSizes, Programs
-from atm.serve.request_builder import list_requests
+from atm.serve.programs import Programs
 from atm.serve.row_lane import RowLane
 from atm.serve.stop_pool import StopPool
 
@@ -26,23 +25,6 @@ from atm.serve.stop_pool import StopPool
 LAST_CALL_SECONDS = 60
 
 DeliverIndexed = Callable[[int, RequestUpdate], None]
-
-
-class EngineClosedError(RuntimeError):
-  """The engine takes no requests: it starts, drains, is closed or failed."""
-
-
-class QueueFullError(RuntimeError):
-  """More requests wait than EngineSizes.queue.
-
-  Attributes:
-    waiting: requests that wait.
-    limit: how many may.
-  """
-
-  def __init__(self, waiting: int, limit: int):
-    super().__init__(f'{waiting} requests wait: at most {limit} may')
-    self.waiting, self.limit = waiting, limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +98,21 @@ class Engine:
   # --- For all threads
 
   def start(self) -> None:
-    """Allocates the slots, compiles every program and starts the loop."""
+    """Compiles every program, allocates the slots and starts the loop.
+
+    Raises:
+      ValueError: they do not fit in the memory there is.
+    """
+    sets = [lane.programs for lane in self._lanes]
+    memory = EngineMemory(self.sizes, sets)
+    memory.check()
+    for programs in sets:
+      programs.compile(self._say)
+    self._say(memory.describe())
+    memory.check()
     self._stops.compile()
     for lane in self._lanes:
-      lane.start(self._say)
+      lane.start()
     self._is_taking = True
     self._thread = threading.Thread(
       target=self._run, name='atm engine', daemon=True
@@ -169,7 +162,7 @@ class Engine:
     ticket = Ticket(self._wake)
     with self._changed:
       if not self._is_taking:
-        raise EngineClosedError('the engine takes no requests')
+        raise EngineClosedError(self._explain_closed())
       waiting = sum(len(lane.waiting) for lane in self._lanes)
       if waiting + len(requests) > self.sizes.queue:
         raise QueueFullError(waiting, self.sizes.queue)
@@ -180,48 +173,8 @@ class Engine:
     return ticket
 
   def complete(self, inputs, mode=None, **options) -> list[list[Generation]]:
-    """Returns what `Model.complete` returns of the same arguments.
-
-    Other callers' requests are served at the same time. `batch_size` counts for
-    nothing.
-
-    Raises:
-      ValueError: see there, and `check`.
-      RuntimeError: the engine failed.
-    """
-    options.pop('batch_size', None)
-    framed = frame_inputs(self.model, inputs, mode, **options)
-    requests = list_requests(framed)
-    for request in requests:
-      self.check(request)
-    outputs: queue.SimpleQueue = queue.SimpleQueue()
-    done, sent = {}, 0
-    while len(done) < len(requests):
-      with contextlib.suppress(QueueFullError):  # of other callers' requests
-        while sent < len(requests) and sent - len(done) < self.sizes.slots:
-          deliver = lambda _, update, i=sent: outputs.put((i, update))
-          self.submit([requests[sent]], deliver)
-          sent += 1
-      if sent == len(done):
-        time.sleep(0.01)  # the queue is full of others' requests
-        continue
-      i, update = outputs.get()
-      if update.error:
-        raise RuntimeError(f'the engine failed: {update.error}')
-      if update.outputs is not None:
-        done[i] = update.outputs
-    return [self._collect(framed, i, done[i]) for i in range(len(requests))]
-
-  def _collect(self, framed, i: int, outputs) -> list[Generation]:
-    spell = lambda ids: spell_output(
-      framed.prefixes[i], ids, self.model.vocabulary, framed.stop
-    )
-    return [
-      Generation(
-        spell(x.ids), x.ids, x.log_probabilities, x.score, framed.cuts[i]
-      )
-      for x in outputs
-    ]
+    """Returns what `Model.complete` returns, see `blocking_call.complete`."""
+    return blocking_call.complete(self, inputs, mode, **options)
 
   def stats(self) -> EngineStats:
     """Returns what the engine does at the moment."""
@@ -260,6 +213,11 @@ class Engine:
       self._is_closed = True
       self._changed.notify_all()
     self._thread.join()
+
+  def _explain_closed(self) -> str:
+    if self.failure is not None:
+      return f'the engine failed: {one_line(self.failure)}'
+    return 'the engine takes no requests: it starts, or ends'
 
   def _list_jobs(self) -> list[Job]:
     return [job for lane in self._lanes for job in lane.list_jobs()]

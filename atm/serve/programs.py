@@ -1,120 +1,24 @@
 """The programs of an engine: shapes, compilation, memory and step times."""
 
-import dataclasses
 import functools
 import math
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atm.inference import api
-from atm.messages import (
-  check_count,
-  check_fields,
-  check_index,
-  check_list,
-  quote,
-)
 from atm.model.transformer import AlexaTM
 from atm.serve import slots as slots_lib
+from atm.serve.engine_sizes import EngineSizes
 from atm.serve.slots import Row, SlotState, Steps
+from atm.serve.step_times import StepTimes
 
-# Of a call's time that is not its steps', see `Programs.choose_steps`.
-CALL_SHARE = 0.1
 # Of the caches, by a call on an accelerator.
 MOST_COPIED = 0.25
-
-
-def check_banned_sizes(value) -> tuple[int, int]:
-  """Returns two counts; raises ValueError for anything else."""
-  sizes = check_list('BANNED_SIZES', value)
-  if len(sizes) != 2:
-    raise ValueError(
-      f'BANNED_SIZES = {quote(value)}: expected (sequences, ids of one)'
-    )
-  return tuple(
-    check_count(f'BANNED_SIZES[{i}]', n) for i, n in enumerate(sizes)
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineSizes:
-  """What an engine has room for; its memory is allocated once, at its start.
-
-  Attributes:
-    slots: greedy and sampled outputs that decode at a time.
-    beam_groups: inputs that beam search decodes at a time; 0: none.
-    beams: the most beams that a request may have.
-    queue: the most requests that wait.
-    max_input: the most encoder ids; None: Config.positions.
-    max_output: the most decoder ids, with the prefix; None: Config.positions.
-    admit_tokens: encoder positions that are read between two calls of the
-      decoder, while rows decode: longer pauses for them, fewer for others.
-    most_steps: decode steps of a call, at most.
-    top: the most likeliest tokens that a request may ask to be told.
-    stop_states: of the table that the stop strings of all requests share.
-    banned: the most banned sequences of a request, and the most ids of one.
-  """
-
-  slots: int = 16
-  beam_groups: int = 2
-  beams: int = 4
-  queue: int = 256
-  max_input: int | None = None
-  max_output: int | None = None
-  admit_tokens: int = 512
-  most_steps: int = 32
-  top: int = 20
-  stop_states: int = 64
-  banned: tuple[int, int] = (16, 8)
-
-  checks: ClassVar[dict[str, Callable]] = (
-    {
-      name: partial(check_count, name.upper())
-      for name in (
-        'slots',
-        'beams',
-        'queue',
-        'admit_tokens',
-        'most_steps',
-        'top',
-        'stop_states',
-        'banned_count',
-        'banned_length',
-      )  # fmt: skip
-    }
-    | {
-      name: partial(check_count, name.upper(), optional=True)
-      for name in ('max_input', 'max_output')
-    }
-    | {
-      'beam_groups': partial(check_index, 'BEAM_GROUPS'),
-      'banned': check_banned_sizes,
-    }
-  )
-
-  def __post_init__(self):
-    check_fields(self)
-
-  def fit(self, config, mesh, rules) -> 'EngineSizes':
-    """Returns sizes with nothing left open, as a model and a mesh have room."""
-    at_most = lambda n: min(n or config.positions, config.positions)
-    shards = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
-    return dataclasses.replace(
-      self,
-      slots=-(-self.slots // shards) * shards,
-      beam_groups=-(-self.beam_groups // shards) * shards,
-      max_input=at_most(self.max_input),
-      max_output=at_most(self.max_output),
-      top=min(self.top, config.vocab_size),
-    )
 
 
 def list_lengths(most: int, least: int = 32) -> list[int]:
@@ -131,9 +35,12 @@ def list_lengths(most: int, least: int = 32) -> list[int]:
 
 
 def list_windows(most: int, factor: int, count: int, least: int) -> list[int]:
-  """Returns up to `count` sizes up to `most`, each `factor` times another."""
-  sizes = {max(min(most, least), -(-most // factor**i)) for i in range(count)}
-  return sorted(sizes)
+  """Returns up to `count` sizes up to `most`, each `factor` times another.
+
+  None is below `least`, but for `most` itself.
+  """
+  sizes = {-(-most // factor**i) for i in range(count)}
+  return sorted(n for n in sizes if n >= least or n == most)
 
 
 def share_of_copies(window: tuple[int, int, int], sizes: EngineSizes) -> float:
@@ -165,6 +72,7 @@ class Programs:
   Attributes:
     sizes: of `EngineSizes.fit`.
     count: programs that were compiled; no more are after `compile`.
+    times: of steps, in each window.
   """
 
   # What is compiled; groups of beams have functions of their own.
@@ -177,7 +85,7 @@ class Programs:
     self.count = 0
     self._admit: dict[tuple[int, int], jax.stages.Compiled] = {}
     self._decode: dict[tuple[int, int, int], jax.stages.Compiled] = {}
-    self.step_seconds: dict[tuple[int, int, int], tuple[float, float]] = {}
+    self.times = StepTimes(sizes.most_steps)
     self.shards = math.prod(
       model.mesh.shape[a] for a in model.rules.mesh_axes('batch')
     )
@@ -230,7 +138,7 @@ class Programs:
   def find_window(self, rows: int, T: int, S: int) -> tuple[int, int, int]:
     """Returns the fastest window with room for rows, T and S."""
     fits = lambda w: w[0] >= rows and w[1] >= T and w[2] >= S
-    return min(filter(fits, self.windows), key=self.step_seconds.get)
+    return min(filter(fits, self.windows), key=self.times.estimate)
 
   # --- Compilation
 
@@ -329,11 +237,8 @@ class Programs:
       run, stops, array(self.rows, kind=bool), array(), array(kind=bool)
     )
 
-  def compile(self, state: SlotState, stops, say: Callable) -> SlotState:
-    """Compiles all programs, and times each of the decoder's.
-
-    Returns the state, for each program takes it.
-    """
+  def compile(self, say: Callable) -> None:
+    """Compiles all programs."""
     total = len(self.batches) + len(self.windows)
     start = time.perf_counter()
 
@@ -347,39 +252,26 @@ class Programs:
       tell(i + 1)
     for i, window in enumerate(self.windows):
       self._decode[window] = self._compile(self.trace_decode(window))
-      state = self._time_steps(state, stops, window)
       tell(len(self.batches) + i + 1)
-    return state
 
-  def _time_steps(self, state, stops, window) -> SlotState:
-    """Notes the seconds of a call by itself, and of each of its steps."""
-    few, many = 1, min(5, self.sizes.most_steps)
-    seconds = {few: [], many: []}
+  @property
+  def temporary_bytes(self) -> int:
+    """The most that a program takes of a device beside its arguments."""
+    programs = [*self._admit.values(), *self._decode.values()]
+    sizes = [x.memory_analysis().temp_size_in_bytes for x in programs]
+    return max(sizes, default=0)
+
+  def time_steps(self, state, stops):
+    """Times each window's steps; returns the state, which calls take."""
     none = np.zeros(self.rows, bool)
-    for steps in (few, many) * 3:
-      start = time.perf_counter()
+
+    def take(steps: int, window) -> None:
+      nonlocal state
       state, _ = self.decode(state, stops, none, steps, False, window)
-      seconds[steps].append(time.perf_counter() - start)
-    call, calls = (min(seconds[n][1:]) for n in (few, many))
-    step = max(1e-6, (calls - call) / max(1, many - few))
-    self.step_seconds[window] = step, max(0.0, call - step)
+
+    for window in self.windows:
+      self.times.measure(take, window)
     return state
-
-  def choose_steps(self, window: tuple[int, int, int]) -> int:
-    """Returns K, how many steps a call takes.
-
-    A call of K steps takes c + K s seconds: s of a step, c of all that a call
-    costs by itself (its start, copies of the window, bringing what it told).
-    The greater K, the smaller the share c / (K s) that is lost of the
-    throughput; but a row that ends, a client's next tokens and a request that
-    comes wait for half a call on average. K is the least with which no more
-    than CALL_SHARE is lost, and so within that of the best throughput at the
-    least latency. c and s are measured when the engine starts, of each window.
-    """
-    step, call = self.step_seconds[window]
-    return max(
-      1, min(math.ceil(call / (CALL_SHARE * step)), self.sizes.most_steps)
-    )
 
   # --- Calls
 
@@ -406,10 +298,3 @@ class Programs:
       self.params, state, stops, is_open, np.int32(limit), np.bool_(stops_early)
     )
     return state, jax.device_get(steps)
-
-
-def count_bytes(tree) -> int:
-  """Returns the bytes of arrays, or of shapes, over all devices."""
-  return sum(
-    x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
-  )

@@ -23,6 +23,7 @@ class RowLane:
   others read; but for submissions, which others append to `waiting`.
 
   Attributes:
+    programs: what it runs.
     rows: how many slots there are.
     waiting: requests without slots, the first to come first.
     taken: slot -> (request, which of its outputs).
@@ -40,14 +41,14 @@ class RowLane:
     self.waiting: deque[Job] = deque()
     self.taken: dict[int, tuple[Job, int]] = {}
     self.rows = programs.rows
-    self._programs, self._sizes = programs, programs.sizes
+    self.programs, self._sizes = programs, programs.sizes
     self._stops, self._observer, self._lock = stops, observer, lock
     self._free = list(range(self.rows))
 
-  def start(self, say) -> None:
-    """Allocates the slots and compiles every program."""
-    state = self._programs.allocate()
-    self._state = self._programs.compile(state, self._stops.table, say)
+  def start(self) -> None:
+    """Allocates the slots and times the programs, which are compiled."""
+    state = self.programs.allocate()
+    self._state = self.programs.time_steps(state, self._stops.table)
 
   def check(self, request: GenerationRequest) -> None:
     """Raises ValueError for a request that it never has room for."""
@@ -122,7 +123,7 @@ class RowLane:
         jobs.append(self.waiting.popleft())
     jobs.sort(key=lambda job: len(job.request.ids))
     while jobs:
-      B, S = self._programs.find_batch([len(x.request.ids) for x in jobs])
+      B, S = self.programs.find_batch([len(x.request.ids) for x in jobs])
       self._admit_batch(jobs[-B:], B, S)
       del jobs[-B:]
 
@@ -132,7 +133,7 @@ class RowLane:
 
   def _make_row(self, job: Job, result: int):
     """Returns what a request brings to one of its slots."""
-    pad = self._programs.model.config.pad_id
+    pad = self.programs.model.config.pad_id
     return make_row(job.request, result, self._sizes, pad, job.stops)
 
   def _place(self, job: Job) -> bool:
@@ -153,7 +154,7 @@ class RowLane:
   def _admit_batch(self, jobs: list[Job], B: int, S: int) -> None:
     """Reads the inputs of some requests, and writes their rows."""
     start = time.perf_counter()
-    pad = self._programs.model.config.pad_id
+    pad = self.programs.model.config.pad_id
     tokens, lengths = np.full((B, S), pad, np.int32), np.zeros(B, np.int32)
     inputs, slots, rows = [], [], []
     for i, job in enumerate(jobs):
@@ -163,7 +164,7 @@ class RowLane:
         inputs.append(i)
         slots.append(slot)
         rows.append(self._make_row(job, result))
-    self._state = self._programs.admit(
+    self._state = self.programs.admit(
       self._state, tokens, lengths, inputs, slots, rows
     )
     now = time.perf_counter()
@@ -176,10 +177,10 @@ class RowLane:
   def _decode(self) -> None:
     """Takes steps of all rows, and tells what they brought."""
     start = time.perf_counter()
-    is_open = np.zeros(self._programs.rows, bool)
+    is_open = np.zeros(self.programs.rows, bool)
     is_open[list(self.taken)] = True
     limit, window = self._choose_program()
-    self._state, steps = self._programs.decode(
+    self._state, steps = self.programs.decode(
       self._state, self._stops.table, is_open, limit, bool(self.waiting),
       window,
     )  # fmt: skip
@@ -191,13 +192,13 @@ class RowLane:
 
   def _choose_program(self) -> tuple[int, tuple[int, int, int]]:
     """Returns (how many steps, the window they fit in) for the rows taken."""
-    programs, most = self._programs, self._sizes.max_output
+    programs, most = self.programs, self._sizes.max_output
     position = max(job.outputs[i].position for job, i in self.taken.values())
     longest = max(len(job.request.ids) for job, _ in self.taken.values())
     find = lambda steps: programs.find_window(
       max(self.taken) + 1, min(position + steps, most), longest
     )
-    limit = programs.choose_steps(find(1))
+    limit = programs.times.choose_steps(find(1))
     return limit, find(limit)
 
   def _tell(self, steps, now: float) -> None:
@@ -214,7 +215,7 @@ class RowLane:
 
   def _tell_row(self, steps, slot: int, job: Job, result: int) -> bool:
     """Gives one output what a call brought it; returns whether it ended."""
-    output, end_id = job.outputs[result], self._programs.model.config.end_id
+    output, end_id = job.outputs[result], self.programs.model.config.end_id
     for k in range(int(steps.count)):
       output.position += 1
       if steps.token[k, slot] >= 0:

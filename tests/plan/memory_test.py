@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from atm.parallel.device_memory import device_bytes
 from atm.plan import compilation, hardware, memory
 
 from plan_runs import FSDP, REFUSED
@@ -25,7 +26,7 @@ def test_a_device_has_its_shards_a_checkpoint_all():
     (8, 3), jnp.bfloat16, sharding=NamedSharding(mesh, P(*axes))
   )
   tree = {'split': like('fsdp'), 'whole': like()}
-  assert memory.device_bytes(tree) == 2 * (2 * 3 + 8 * 3)
+  assert device_bytes(tree) == 2 * (2 * 3 + 8 * 3)
   assert memory.total_bytes(tree) == 2 * 2 * 8 * 3
 
 

@@ -5,12 +5,6 @@ import json
 from atm.plan import report
 
 
-def test_bytes_have_a_unit_that_suits_them():
-  """Fault seen: a tenth of a GiB as MiB, which is five digits in a table."""
-  shown = [report.format_bytes(n) for n in (2**33, 2**29, 3 * 2**20, 1024)]
-  assert shown == ['8.00 GiB', '0.50 GiB', '3.00 MiB', '1.00 KiB']
-
-
 def test_columns_are_as_wide_as_their_widest_cell():
   """Faults seen: widths of the head alone; notes between the rows."""
   rows = [('a', 'b'), ('long', '1'), ('x', '22')]

@@ -9,10 +9,10 @@ import pytest
 from atm.inference import sampling
 from atm.serve.beam_lane import BeamLane
 from atm.serve.engine import Ticket
+from atm.serve.engine_sizes import EngineSizes
 from atm.serve.generation_request import GenerationRequest
 from atm.serve.job import Job
 from atm.serve.observer import Observer
-from atm.serve.programs import EngineSizes
 
 K, G, T = 3, 2, 8
 

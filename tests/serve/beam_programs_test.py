@@ -5,17 +5,17 @@ import types
 import pytest
 
 from atm.serve.beam_programs import BeamPrograms
-from atm.serve.programs import EngineSizes
+from atm.serve.engine_sizes import EngineSizes
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 def test_few_programs_have_room_for_every_request(platform):
-  sizes = EngineSizes(beam_groups=3, max_input=200, max_output=90)
+  sizes = EngineSizes(beam_groups=3, max_input=400, max_output=90)
   programs = types.SimpleNamespace(
     sizes=sizes, platform=platform, shards=1, rows=3
   )
   batches = BeamPrograms.batches.func(programs)
   windows = BeamPrograms.windows.func(programs)
-  assert max(batches) == (1, 200) and max(windows) == (3, 90, 200)
+  assert max(batches) == (1, 400) and max(windows) == (3, 90, 400)
   assert len(batches) <= 3
-  assert len(windows) == (4 if platform == 'cpu' else 1)
+  assert len(windows) == (2 if platform == 'cpu' else 1)

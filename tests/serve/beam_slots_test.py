@@ -14,8 +14,8 @@ import numpy as np
 from atm.inference import beam_search
 from atm.inference.sampling import Config, Sampler
 from atm.serve import beam_slots, row_sampling, slots
+from atm.serve.engine_sizes import EngineSizes
 from atm.serve.generation_request import GenerationRequest
-from atm.serve.programs import EngineSizes
 from atm.serve.stop_pool import StopStates
 
 V, S, T, G, K, START, END = 12, 6, 12, 3, 4, 1, 2

@@ -9,12 +9,12 @@ import time
 import types
 
 from atm.serve.engine import EngineClosedError, QueueFullError
+from atm.serve.engine_sizes import EngineSizes
 from atm.serve.generation_request import (
   ChosenToken,
   RequestOutput,
   RequestUpdate,
 )
-from atm.serve.programs import EngineSizes
 
 
 def write(request, result: int, end_id: int, size: int) -> list[ChosenToken]:

@@ -4,10 +4,10 @@ import threading
 
 from atm.inference import sampling
 from atm.serve.engine import Ticket
+from atm.serve.engine_sizes import EngineSizes
 from atm.serve.generation_request import GenerationRequest
 from atm.serve.job import Job
 from atm.serve.observer import Observer
-from atm.serve.programs import EngineSizes
 from atm.serve.row_lane import RowLane
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from atm.inference import sampling
 from atm.serve.engine import Engine
-from atm.serve.programs import EngineSizes
+from atm.serve.engine_sizes import EngineSizes
 from atm.serve.service import Service
 from serve.loopback import serve
 

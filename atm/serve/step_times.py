@@ -1,0 +1,57 @@
+"""How long steps of a decoder take, and how many a call of it takes."""
+
+import math
+import time
+from collections.abc import Callable
+
+MEASURE_SECONDS = 0.2  # of each window, when an engine starts
+# Of a call's time that is not its steps'.
+CALL_SHARE = 0.1
+
+
+class StepTimes:
+  """Times of the steps in each window, measured once.
+
+  A call of K steps takes c + K s seconds: s of a step, c of all that a call
+  costs by itself (its start, copies of the window, bringing what it told).
+
+  Attributes:
+    most_steps: K at most.
+    seconds: window -> (s, c).
+  """
+
+  def __init__(self, most_steps: int):
+    self.most_steps = most_steps
+    self.seconds: dict[tuple, tuple[float, float]] = {}
+
+  def measure(self, take: Callable[[int, tuple], None], window: tuple) -> None:
+    """Notes s and c of a window; take(steps, window) runs a call."""
+    few, many = 1, min(5, self.most_steps)
+    seconds = {few: [], many: []}
+    end = time.perf_counter() + MEASURE_SECONDS
+    while len(seconds[many]) < 3 or time.perf_counter() < end:
+      for steps in seconds:
+        start = time.perf_counter()
+        take(steps, window)
+        seconds[steps].append(time.perf_counter() - start)
+    # The fastest, for others may use the machine, too.
+    call, calls = (min(seconds[n][1:]) for n in (few, many))
+    step = max(1e-6, (calls - call) / max(1, many - few))
+    self.seconds[window] = step, max(0.0, call - step)
+
+  def choose_steps(self, window: tuple) -> int:
+    """Returns K, how many steps a call takes.
+
+    The greater K, the smaller the share c / (K s) that is lost of the
+    throughput; but a row that ends, a client's next tokens and a request that
+    comes wait for half a call on average. K is the least with which no more
+    than CALL_SHARE is lost: within that of the best throughput, at the least
+    latency.
+    """
+    step, call = self.seconds[window]
+    return max(1, min(math.ceil(call / (CALL_SHARE * step)), self.most_steps))
+
+  def estimate(self, window: tuple) -> float:
+    """Returns the seconds of a step, its share of a call's own among them."""
+    step, call = self.seconds[window]
+    return step + call / self.choose_steps(window)

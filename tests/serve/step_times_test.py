@@ -1,0 +1,25 @@
+"""Calls have as few steps as cost little."""
+
+import time
+
+import pytest
+
+from atm.serve.step_times import StepTimes
+
+
+@pytest.mark.parametrize(
+  ('step', 'call', 'steps'),
+  [(0.02, 0.002, 1), (0.01, 0.004, 4), (0.001, 0.05, 32)],
+)
+def test_a_call_has_as_few_steps_as_cost_little(step, call, steps):
+  times = StepTimes(32)
+  times.seconds = {'window': (step, call)}
+  assert times.choose_steps('window') == steps
+  assert times.estimate('window') == pytest.approx(step + call / steps)
+
+
+def test_a_step_and_a_call_are_timed_apart():
+  times = StepTimes(32)
+  times.measure(lambda steps, window: time.sleep(0.02 + 0.01 * steps), 'window')
+  step, call = times.seconds['window']
+  assert 0.008 < step < 0.02 and 0.01 < call < 0.04
