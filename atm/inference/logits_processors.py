@@ -66,3 +66,44 @@ def force_end(logits, count, max_tokens, end_id: int):
   only = jnp.where(jnp.arange(logits.shape[-1]) == end_id, 0.0, NEG_INF)
   last = count + 1 >= max_tokens
   return jnp.where(last[:, None], only, logits)
+
+
+def truncate(logits, top_k, top_p, min_p):
+  """Sets logits to -inf where top_k, top_p and min_p, in turn, cut.
+
+  Values at a limit are all kept. Limits are searched for, as sorting takes 15
+  times as long on a CPU.
+  """
+  V, top = logits.shape[-1], logits.max(-1, keepdims=True)
+  k = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)
+  above = lambda x: (logits > x).sum(-1, keepdims=True)
+  least = _find_least(lambda x: above(x) < k, top)
+  kept = jnp.where(logits < least, NEG_INF, logits)
+  share = jax.nn.softmax(kept, axis=-1)
+  below = lambda x: jnp.where(kept <= x, share, 0).sum(-1, keepdims=True)
+  of_p = _find_least(lambda x: (top_p >= 1) | (below(x) > 1 - top_p), top)
+  least = jnp.maximum(jnp.maximum(least, of_p), top + jnp.log(min_p))
+  return jnp.where(logits < least, NEG_INF, logits)
+
+
+def _find_least(holds, most):
+  """Returns the least float32 [R, 1] that something holds for; at most `most`.
+
+  Halves the range from -inf to `most`, as whole numbers of the same order.
+  """
+  number = lambda x: _flip_negative(jax.lax.bitcast_convert_type(x, jnp.int32))
+  value = lambda n: jax.lax.bitcast_convert_type(_flip_negative(n), jnp.float32)
+
+  def halve(_, limits):
+    low, high = limits
+    middle = (low & high) + ((low ^ high) >> 1)  # their sum may be too great
+    found = holds(value(middle))
+    return jnp.where(found, low, middle + 1), jnp.where(found, middle, high)
+
+  limits = number(jnp.full_like(most, NEG_INF)), number(most)
+  return value(jax.lax.fori_loop(0, 32, halve, limits)[1])
+
+
+def _flip_negative(bits):
+  """Turns a float's bits into an int32 of the same order, and back."""
+  return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

@@ -19,7 +19,6 @@ import numpy as np
 
 from atm.data import counter_rng
 from atm.inference import logits_processors
-from atm.inference.logits_processors import NEG_INF
 from atm.messages import (
   MOST_INT32,
   check_choice,
@@ -377,18 +376,9 @@ def process_logits(sampler: Sampler, history: History, logits, end_id: int):
 
 def truncate_logits(sampler: Sampler, logits):
   """Sets logits [R, V] to -inf where top_k, top_p and min_p, in turn, cut."""
-  V = logits.shape[-1]
-  ascending = jnp.sort(logits, axis=-1)
-  k = jnp.where(sampler.top_k > 0, jnp.minimum(sampler.top_k, V), V)
-  least = jnp.take(ascending, V - k, axis=-1)[:, None]
-  ascending = jnp.where(ascending < least, NEG_INF, ascending)
-  share = jax.nn.softmax(ascending, axis=-1)
-  inside = jnp.cumsum(share, axis=-1) > 1 - sampler.top_p
-  inside = (inside | (sampler.top_p >= 1)).at[:, -1].set(True)
-  of_p = jnp.where(inside, ascending, jnp.inf).min(-1, keepdims=True)
-  top = ascending[:, -1:]
-  least = jnp.maximum(jnp.maximum(least, of_p), top + jnp.log(sampler.min_p))
-  return jnp.where(logits < least, NEG_INF, logits)
+  return logits_processors.truncate(
+    logits, sampler.top_k, sampler.top_p, sampler.min_p
+  )
 
 
 def adjust_logits(sampler: Sampler, history: History, logits, end_id: int):
