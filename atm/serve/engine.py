@@ -79,7 +79,10 @@ class Engine:
     say: Callable[[str], None] = print,
   ):
     self.model, self.observer = model, observer
-    self.sizes = sizes.fit(model.config, model.mesh, model.rules)
+    self.sizes = sizes.fit(
+      model.config, model.mesh, model.rules,
+      model.generation_defaults.get('beams') or 1,
+    )  # fmt: skip
     self.failure: BaseException | None = None
     self._say = say
     self._changed = threading.Condition()

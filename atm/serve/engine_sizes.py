@@ -14,6 +14,8 @@ from atm.messages import (
   quote,
 )
 
+LEAST_BEAMS = 4  # of a request, where nobody says how many there may be
+
 
 def check_banned_sizes(value) -> tuple[int, int]:
   """Returns two counts; raises ValueError for anything else."""
@@ -34,7 +36,8 @@ class EngineSizes:
   Attributes:
     slots: greedy and sampled outputs that decode at a time.
     beam_groups: inputs that beam search decodes at a time; 0: none.
-    beams: the most beams that a request may have.
+    beams: the most beams that a request may have; None: 4, or as many as the
+      model's own generation settings ask for.
     queue: the most requests that wait.
     max_input: the most encoder ids; None: Config.positions.
     max_output: the most decoder ids, with the prefix; None: Config.positions.
@@ -48,7 +51,7 @@ class EngineSizes:
 
   slots: int = 16
   beam_groups: int = 2
-  beams: int = 4
+  beams: int | None = None
   queue: int = 256
   max_input: int | None = None
   max_output: int | None = None
@@ -63,7 +66,6 @@ class EngineSizes:
       name: partial(check_count, name.upper())
       for name in (
         'slots',
-        'beams',
         'queue',
         'admit_tokens',
         'most_steps',
@@ -75,7 +77,7 @@ class EngineSizes:
     }
     | {
       name: partial(check_count, name.upper(), optional=True)
-      for name in ('max_input', 'max_output')
+      for name in ('beams', 'max_input', 'max_output')
     }
     | {
       'beam_groups': partial(check_index, 'BEAM_GROUPS'),
@@ -86,14 +88,18 @@ class EngineSizes:
   def __post_init__(self):
     check_fields(self)
 
-  def fit(self, config, mesh, rules) -> 'EngineSizes':
-    """Returns sizes with nothing left open, as a model and a mesh have room."""
+  def fit(self, config, mesh, rules, own_beams: int = 1) -> 'EngineSizes':
+    """Returns sizes with nothing left open, as a model and a mesh have room.
+
+    `own_beams` are those of the model's generation settings.
+    """
     at_most = lambda n: min(n or config.positions, config.positions)
     shards = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
     return dataclasses.replace(
       self,
       slots=-(-self.slots // shards) * shards,
       beam_groups=-(-self.beam_groups // shards) * shards,
+      beams=self.beams or max(LEAST_BEAMS, own_beams),
       max_input=at_most(self.max_input),
       max_output=at_most(self.max_output),
       top=min(self.top, config.vocab_size),
