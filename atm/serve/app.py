@@ -37,7 +37,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
   """Returns the ASGI application that answers for a service."""
   app = fastapi.FastAPI(
     title='atm serve', version=atm.__version__, docs_url=None, redoc_url=None,
-    openapi_url=None, description=__doc__,
+    openapi_url=None, description=__doc__, redirect_slashes=False,
   )  # fmt: skip
   app.add_exception_handler(ApiError, _answer_error)
   app.add_exception_handler(HTTPException, _answer_http_error)
@@ -124,13 +124,15 @@ def _add_pages(app: fastapi.FastAPI) -> None:
 
 
 def _add_probes(app: fastapi.FastAPI, service: Service) -> None:
-  """Adds what watches the server."""
+  """Adds what watches the server; balancers probe by HEAD, too."""
 
+  @app.head('/live', include_in_schema=False)
   @app.get('/live', tags=['Server'])
   async def live() -> Response:
     """Answers 200 as long as the process runs."""
     return Response(b'ok\n', media_type='text/plain')
 
+  @app.head('/health', include_in_schema=False)
   @app.get('/health', tags=['Server'])
   async def health() -> Response:
     """Answers 200 where requests are taken, else 503."""

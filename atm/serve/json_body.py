@@ -39,11 +39,16 @@ async def read_body(request: Request, kind: type[_Body], most: int) -> _Body:
 
 
 def check_content_type(request: Request) -> None:
-  """Raises ApiError 415 unless a body claims to be JSON, or nothing.
+  """Raises ApiError 415 unless a body claims to be plain JSON, or nothing.
 
   What `curl -d` claims is taken, too, but not from a page of another site: its
   browser asks for no permission before it sends a form.
   """
+  coding = request.headers.get('content-encoding', 'identity')
+  if coding.lower() != 'identity':
+    raise ApiError(
+      415, f'Content-Encoding = {quote(coding)}: expected none, or identity'
+    )
   given = request.headers.get('content-type', '')
   media = given.partition(';')[0].strip().lower()
   if media == 'application/json' or media.endswith('+json'):

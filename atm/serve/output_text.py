@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from atm.data.vocabulary_base import BaseVocabulary
 from atm.inference.stop_strings import TextStream
@@ -83,14 +83,7 @@ class OutputText:
       begin: a text in front of all.
       with_offsets: tell where tokens begin.
     """
-    prefix = list(prefix[1:])
-    decode = lambda ids: (begin, '')
-    if vocabulary is not None:
-
-      def decode(ids):
-        before, text = vocabulary.decode_parts(prefix, ids)
-        return begin + before, text
-
+    decode = _make_decode(vocabulary, list(prefix[1:]), begin)
     revised = vocabulary.revised if vocabulary else ()
     self.count = 0
     self._stream = TextStream(decode, stop, revised)
@@ -118,6 +111,24 @@ class OutputText:
     self.count += len(tokens)
     text, self._told = stream.shown[self._told :], len(stream.shown)
     return OutputPart(text, list(tokens), offsets)
+
+
+def _make_decode(
+  vocabulary: BaseVocabulary | None, prefix: list[int], begin: str
+) -> Callable[[list[int]], tuple[str, str]]:
+  """Returns a function of ids for TextStream, whose first text is `begin`'s."""
+  if vocabulary is None:
+    return lambda ids: (begin, '')
+  size = vocabulary.size
+  if all(i < size and vocabulary.is_special(i) for i in prefix):
+    # The same text, without the parts of each token: a third of the time.
+    return lambda ids: (begin, vocabulary.decode([i for i in ids if i < size]))
+
+  def decode(ids: list[int]) -> tuple[str, str]:
+    before, text = vocabulary.decode_parts(prefix, ids)
+    return begin + before, text
+
+  return decode
 
 
 def list_tokens(output: RequestOutput, end_id: int) -> list[ChosenToken]:

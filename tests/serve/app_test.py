@@ -14,6 +14,7 @@ PATH = '/v1/completions'
 def test_probes_tell_the_phase(client, service):
   assert client.get('/live').status_code == 200
   assert client.get('/health').status_code == 200
+  assert client.head('/health').status_code == 200
   assert client.get('/version').json() == {'version': atm.__version__}
   for phase in ('starting', 'draining'):
     service.phase = phase
@@ -74,6 +75,7 @@ def test_unknown_paths_and_methods_are_told(client):
   answer = client.get('/v1/completion')
   assert answer.status_code == 404
   assert "Did you mean '/v1/completions'?" in answer.json()['error']['message']
+  assert client.get('/health/').status_code == 404  # no redirection
   answer = client.get(PATH)
   assert answer.status_code == 405 and answer.headers['allow'] == 'POST'
   assert answer.json()['error']['message'].endswith('expected POST')
@@ -90,6 +92,7 @@ def test_bodies_have_a_type_and_a_size(client, service):
   for headers in (
     {**form, 'origin': 'http://elsewhere'},
     {'content-type': 'text/plain'},
+    {'content-encoding': 'gzip'},
     {'content-type': 'multipart/form-data; boundary=x'},
   ):
     assert send(body, **headers).status_code == 415

@@ -20,7 +20,10 @@ def test_parts_are_the_whole_however_tokens_are_divided(byte_words, stop):
   for _ in range(40):
     text = ''.join(draws.choice(list('a text.よ😀'), 12))
     ids = byte_words.encode(text) + draws.integers(4, 290, 4).tolist()
-    prefix = [byte_words.bos_id, *byte_words.encode('plain')]
+    prefix = [
+      byte_words.bos_id,
+      *byte_words.encode(draws.choice(['plain', ''])),
+    ]
     tokens = [ChosenToken(0, i, -1.0) for i in (*ids, end_id)]
     before, behind = byte_words.decode_parts(prefix[1:], ids)
     expected = before + stop_strings.cut_at_stop(behind, stop)

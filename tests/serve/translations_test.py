@@ -36,9 +36,7 @@ def test_examples_stand_in_the_prompt(client, service, mode):
 
 def test_answers_are_cut_out_of_outputs(client, service, monkeypatch):
   words = service.model.vocabulary
-  monkeypatch.setattr(
-    type(words), 'decode_parts', lambda *x: ('', ' another; one')
-  )
+  monkeypatch.setattr(type(words), 'decode', lambda *x: ' another; one')
   body = dict(text='one', target='de', truncate='start')
   (choice,) = client.post(PATH, json=body).json()['choices']
   assert choice['text'] == 'another'
