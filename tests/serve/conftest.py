@@ -1,7 +1,11 @@
-"""A service whose engine is a fake, and a client of it."""
+"""An engine; a service whose engine is a fake, and a client of it."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import pytest
 
+from atm.serve.engine import Engine, EngineSizes
 from atm.serve.service import Service
 from serve.fake_engine import FakeEngine
 
@@ -12,6 +16,25 @@ from small_models import untrained
 def byte_model(byte_words):
   """An untrained model whose tokens can be bytes of characters."""
   return untrained(byte_words)
+
+
+@pytest.fixture(scope='session')
+def ending_model(byte_words):
+  """An untrained model that ends about half of its outputs."""
+  model = untrained(byte_words, positions=48, logits_bias=True)
+  bias = jnp.zeros(model.config.vocab_size).at[model.config.end_id].set(1.5)
+  return dataclasses.replace(
+    model, params={**model.params, 'logits_bias': bias}
+  )
+
+
+@pytest.fixture(scope='session')
+def engine(ending_model):
+  """An engine of few slots; tests leave it without requests."""
+  engine = Engine(ending_model, EngineSizes(slots=4), say=lambda text: None)
+  engine.start()
+  yield engine
+  engine.close()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ ids differ, parameters that differ by 1e-6 of themselves have to change those of
 the model alone, too: rounding decides there.
 """
 
+import contextlib
 import dataclasses
 import os
 
@@ -24,21 +25,7 @@ from atm.serve.engine import Engine, EngineSizes
 from serve import random_requests
 from serve.random_requests import Case, Profile
 
-from small_models import untrained
-
-SIZES = EngineSizes(slots=8, queue=1000)
 MOST_NEAR_TIES = 0.01  # of all requests
-
-
-@pytest.fixture(scope='module')
-def model(byte_words) -> api.Model:
-  """An untrained model that ends about half of its outputs."""
-  model = untrained(byte_words, positions=48, logits_bias=True)
-  bias = np.zeros(model.config.vocab_size, np.float32)
-  bias[model.config.end_id] = 1.5
-  return dataclasses.replace(
-    model, params={**model.params, 'logits_bias': jax.numpy.asarray(bias)}
-  )
 
 
 @pytest.fixture
@@ -55,20 +42,27 @@ def compiled():
   jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def serve(model, cases: list[Case], compiled: list) -> list:
+def serve(engine, cases: list[Case], compiled: list) -> list:
   """Returns what an engine told of cases; it may compile nothing for them."""
-  engine = Engine(model, SIZES, say=lambda text: None)
-  engine.start()
-  requests = [case.build(model) for case in cases]
-  before = len(compiled)
-  assert before
-  try:
-    sent = random_requests.send_at_random(engine, requests, 0)
-  finally:
-    engine.close()
-  assert engine.failure is None and compiled[before:] == []
+  requests = [case.build(engine.model) for case in cases]
+  jax.jit(lambda x: x + 1)(1)
+  assert compiled  # by the function above, which is new
+  del compiled[:]
+  sent = random_requests.send_at_random(engine, requests, 0)
+  assert engine.failure is None and compiled == []
   assert engine.stats().used_slots == engine.stats().waiting == 0
   return sent
+
+
+@contextlib.contextmanager
+def start_engine(model: api.Model):
+  """Yields an engine with more room than that of quick tests."""
+  engine = Engine(
+    model, EngineSizes(slots=8, queue=1000), say=lambda text: None
+  )
+  engine.start()
+  yield engine
+  engine.close()
 
 
 def compare(model, cases, sent, alone) -> int:
@@ -100,35 +94,40 @@ QUICK = [
     dict(temperature=(0.3, 1.5), seed=(0, 3), **FREE, **CUTS),
     (1, 16), 3, (4, 3), ('a', 'no'),
   ),
+  Profile(
+    dict(beams=3, results=2, forced_eos=True, **ALL),
+    dict(length_penalty=(-0.5, 1.5), **FREE),
+    (1, 16), None, (4, 3), ('a', 'no'),
+  ),
 ]  # fmt: skip
 
 
-def test_requests_get_what_they_would_alone(model, compiled):
+def test_requests_get_what_they_would_alone(ending_model, engine, compiled):
   """Few of few kinds; the 1,000 are below."""
-  rng = np.random.default_rng(0)
+  model, rng = ending_model, np.random.default_rng(0)
   cases = [
     random_requests.draw_case(rng, profile, model.config.vocab_size)
     for profile in QUICK * (60 // len(QUICK))
   ]
-  sent = serve(model, cases, compiled)
+  sent = serve(engine, cases, compiled)
   alone = [case.run_alone(model) for case in cases]
   compare(model, cases, sent, alone)
   assert random_requests.check_top(model, sent) > 50
 
 
 @pytest.fixture(scope='module')
-def thousand(model):
+def thousand(ending_model):
   """1,000 random cases, and what the model gives each alone."""
-  cases = random_requests.draw_cases(model, 0, 1000, 60)
-  return cases, [case.run_alone(model) for case in cases]
+  cases = random_requests.draw_cases(ending_model, 0, 1000, 60)
+  return cases, [case.run_alone(ending_model) for case in cases]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('axes', [None, dict(data=2, fsdp=2, tensor=2)])
 def test_a_thousand_requests_get_what_they_would_alone(
-  model, thousand, compiled, axes
+  ending_model, thousand, compiled, axes
 ):
-  cases, alone = thousand
+  model, (cases, alone) = ending_model, thousand
   served = model
   if axes:
     mesh = mesh_lib.make_mesh(**axes)
@@ -139,7 +138,8 @@ def test_a_thousand_requests_get_what_they_would_alone(
       lambda x, shape: jax.device_put(x, shape.sharding), model.params, shapes
     )
     served = dataclasses.replace(model, mesh=mesh, params=params)
-  sent = serve(served, cases, compiled)
+  with start_engine(served) as engine:
+    sent = serve(engine, cases, compiled)
   compare(model, cases, sent, alone)
 
 
@@ -150,5 +150,6 @@ def test_languages_of_a_translation_model(compiled, one_device):
   cases = random_requests.draw_cases(
     model, 1, 200, 20, languages=('eng_Latn', 'deu_Latn', 'arb_Arab')
   )
-  sent = serve(model, cases, compiled)
+  with start_engine(model) as engine:
+    sent = serve(engine, cases, compiled)
   compare(model, cases, sent, [case.run_alone(model) for case in cases])
