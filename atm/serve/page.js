@@ -141,12 +141,19 @@ class ServerError extends Error {
   }
 }
 
-/** Asks the server; raises TypeError where there is none. */
+/** There is no server, or it broke off. */
+class GoneError extends Error {}
+
+const orGone = (promise) => promise.catch(() => {
+  throw new GoneError();
+});
+
+/** Asks the server; raises GoneError or ServerError. */
 async function ask(path, body, signal) {
   const headers = findKey() ? {Authorization: `Bearer ${findKey()}`} : {};
   if (body) headers['Content-Type'] = 'application/json';
-  const response = await fetch(path, {method: body ? 'POST' : 'GET', headers,
-    signal, body: body && JSON.stringify(body)});
+  const response = await orGone(fetch(path, {method: body ? 'POST' : 'GET',
+    headers, signal, body: body && JSON.stringify(body)}));
   if (response.ok) return response;
   const {error = {}} = await response.json().catch(() => ({}));
   throw new ServerError(response.status,
@@ -200,7 +207,7 @@ function hideError() {
 }
 
 function showError(error) {
-  const {status, seconds} = error, gone = error instanceof TypeError;
+  const {status, seconds} = error, gone = error instanceof GoneError;
   const kind = gone || status === 503 ? 'gone' : '';
   let {message} = error;
   if (gone) {
@@ -289,14 +296,15 @@ let running = null;  // an AbortController
 
 /** Yields an answer, or the parts in which it comes. */
 async function* readAnswer(response) {
-  if (!response.headers.get('Content-Type').startsWith('text/event-stream')) {
-    yield await response.json();
+  const type = response.headers.get('Content-Type') || '';
+  if (!type.startsWith('text/event-stream')) {
+    yield await orGone(response.json());
     return;
   }
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ''; ;) {
-    const {value, done} = await reader.read();
-    if (done) throw new TypeError('the answer broke off');
+    const {value, done} = await orGone(reader.read());
+    if (done) throw new GoneError();
     const events = (rest + value).split(/\r?\n\r?\n/);
     rest = events.pop();
     for (const event of events) {
@@ -355,24 +363,35 @@ function showRunning(is) {
 class Answers {
   constructor({n = 1, use_beam_search: beams, target}) {
     this.began = performance.now();
-    const kind = beams ? 'Beam' : n > 1 ? 'Sample' :
+    this.list = [];
+    this.lang = findTag(target || '');
+    this.kind = beams ? 'Beam' : n > 1 ? 'Sample' :
       target ? 'Translation' : 'Answer';
-    $('results-title').textContent = n > 1 ? `${kind}s` : kind;
+    $('results-title').textContent = n > 1 ? `${this.kind}s` : this.kind;
     $('nothing').hidden = true;
     $('legend').hidden = Boolean(target);
     $('spoken').textContent = 'Running';
     $('answers').replaceChildren();
     $('results-title').scrollIntoView({block: 'nearest'});
-    this.list = Array.from({length: n}, (_, i) =>
-      new Answer(n > 1 ? `${kind} ${i + 1}` : kind, findTag(target || '')));
+    this.several = n > 1;
+    this.find(Math.min(n, 16) - 1);  // the server says if it is no number
     this.showFacts();
+  }
+
+  /** Returns the answer of a number; all up to it have their places. */
+  find(index) {
+    while (this.list.length <= index) {
+      const number = this.several ? ` ${this.list.length + 1}` : '';
+      this.list.push(new Answer(this.kind + number, this.lang));
+    }
+    return this.list[index];
   }
 
   add(part) {
     this.used = part.usage?.completion_tokens ?? this.used;
     for (const choice of part.choices) {
       this.first ??= performance.now();
-      this.list[choice.index].add(choice);
+      this.find(choice.index).add(choice);
     }
     this.parts = (this.parts || 0) + 1;
     this.showFacts();
@@ -535,6 +554,7 @@ function placeTip() {
 function moveTip(body, step) {
   const spans = [...body.querySelectorAll('[data-at]')].filter((x) =>
     x.textContent);
+  if (!spans.length) return;
   const at = Math.max(spans.indexOf(tip.current), 0) + step;
   const {name, p, others} = showTip(
     spans[Math.min(Math.max(at, 0), spans.length - 1)]);
@@ -799,11 +819,12 @@ function listenToForms() {
     showKeyForm($('key-form').hidden));
   $('stop').addEventListener('click', () => running?.abort());
   addEventListener('keydown', (event) => {
+    if (event.isComposing) return;  // keys of an input method
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       run();
     } else if (event.key === 'Escape') {
-      if ($('tip').hidden) running?.abort();
+      running?.abort();
       hideTip();
     }
   });

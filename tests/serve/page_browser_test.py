@@ -154,6 +154,7 @@ def test_it_streams_an_answer_with_the_probabilities_of_its_tokens(tab, server):
   tab.locator('.text [data-at]').last.hover()
   assert tip(tab)
   tab.click('article summary')
+  tab.locator('tbody tr').nth(7).wait_for()
   assert tab.locator('tbody tr').count() == 8
 
 
@@ -224,6 +225,10 @@ def test_errors_name_the_setting_and_say_what_to_do(tab, server, monkeypatch):
   assert tab.get_attribute('#set-top_p', 'aria-invalid') == 'true'
   assert tab.evaluate('() => document.activeElement.id') == 'set-top_p'
   tab.fill('#set-top_p', '')
+  tab.fill('#set-n', '1000000000')
+  tab.click('#run')
+  tab.locator('#set-n[aria-invalid]').wait_for()
+  tab.fill('#set-n', '1')
   tab.fill('#prompt', 'word ' * 500)
   tab.click('#run')
   tab.locator('#prompt[aria-invalid]').wait_for()
