@@ -762,7 +762,8 @@ function showModel() {
   $('translate-hint').textContent = byCode ?
     'This model was trained to translate between these languages.' :
     'This model learns from examples how to translate: one is enough.';
-  if (!byCode) showFirstShot();
+  if (byCode) selectTab($('tab-translate'));
+  else showFirstShot();
 }
 
 function selectTab(tab) {

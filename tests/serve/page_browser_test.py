@@ -86,7 +86,8 @@ def tab(browser, server):
 
 
 @contextlib.contextmanager
-def open_tab(browser, server, **options):
+def open_tab(browser, server, answer=None, **options):
+  """Opens the page; `answer` answers what models there are."""
   context = browser.new_context(
     viewport={'width': 1600, 'height': 900}, locale='en-US', **options
   )
@@ -98,6 +99,8 @@ def open_tab(browser, server, **options):
     'console',
     lambda message: page.complaints.append(f'{message.type}: {message.text}'),
   )
+  if answer is not None:
+    page.route('**/v1/models', answer)
   asked = []
   page.on('request', lambda request: asked.append(request.url))
   page.goto(server.address)
@@ -340,3 +343,35 @@ def test_it_translates_by_examples(tab):
   tab.fill('#set-max_tokens', '4')
   run(tab)
   assert tab.locator('.text').get_attribute('lang') == 'ar'
+
+
+def test_a_model_of_languages_is_asked_by_their_codes(browser, server):
+  """The card of NLLB's kind; what it would answer is not asked for."""
+  languages = ['arb_Arab', 'deu_Latn', 'eng_Latn', 'zho_Hant', 'xx_odd']
+  defaults = {'beams': 5, 'max_tokens': 200}
+
+  def answer(route):
+    card = dict(id='n', modes=[], languages=languages, defaults=defaults)
+    route.fulfill(json={'data': [card]})
+
+  with open_tab(browser, server, answer=answer) as tab:
+    assert tab.locator('#translate').is_visible()
+    names = tab.locator('#target option').all_text_contents()
+    assert names[0].startswith('Arabic') and names[4].endswith('xx_odd')
+    read = lambda: [
+      tab.locator(x).input_value() for x in ('#source', '#target')
+    ]
+    assert read() == ['eng_Latn', 'deu_Latn']
+    tab.get_by_role('button', name='Swap').click()
+    assert read() == ['deu_Latn', 'eng_Latn']
+    chips = tab.locator('#sentences button:visible')
+    assert chips.count() == 3
+    chips.last.click()
+    assert read() == ['arb_Arab', 'eng_Latn']
+    tab.click('#code summary')
+    code = tab.locator('#code-text').text_content()
+    for part in ('"source": "arb_Arab"', '"target": "eng_Latn"', '"n": 5'):
+      assert part in code
+    assert tab.get_attribute('#set-max_tokens', 'placeholder') == '200'
+    tab.get_by_role('tab', name='Prompt').click()
+    assert tab.locator('[name=mode]:checked').input_value() == ''
