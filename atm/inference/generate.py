@@ -72,6 +72,16 @@ def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   return {**params, 'decoder': {**decoder, 'layers': layers}}
 
 
+def unstack_encoder(model: AlexaTM, params) -> dict:
+  """Returns parameters that encode few tokens fastest, see `prepare_params`."""
+  # Copies out of the stack take as long as 70 tokens of gin/models/small.gin.
+  if sharding.current_target()[0] != 'cpu':
+    return params
+  encoder = dict(params['encoder'])
+  layers = unstack_layers(encoder['layers'], model.config.encoder_layers)
+  return {**params, 'encoder': {**encoder, 'layers': layers}}
+
+
 def encode(model: AlexaTM, params, tokens, segments):
   """Returns encoder states [B, S, D] of ids [B, S], segments 0 on padding."""
   apply = functools.partial(model.apply, {'params': params})

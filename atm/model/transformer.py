@@ -30,7 +30,11 @@ from atm.parallel.sharding import constrain, map_batch_shards
 
 
 class Stack(nn.Module):
-  """Stack of layers and a norm, from embeddings to states, both [B, T, D]."""
+  """Stack of layers and a norm, from embeddings to states, both [B, T, D].
+
+  Its parameters `layers` are those of all layers, stacked, or, where nothing is
+  trained, those of `split_layer_params`.
+  """
 
   config: ModelConfig
   layer_class: type[nn.Module]
@@ -43,8 +47,13 @@ class Stack(nn.Module):
     if c.embedding_norm:
       x = LayerNorm(c, name='embedding_norm')(x)
     x = nn.Dropout(c.dropout)(x, deterministic=inputs[-1])
-    layers = scan_layers(self.layer_class, c, self.length, len(inputs))
-    carry, _ = layers((x, norm_moments(x, c)), *inputs)
+    carry = x, norm_moments(x, c)
+    if '0' in self.variables.get('params', {}).get('layers', {}):
+      for layer in self.each_layer():
+        carry, _ = layer(carry, *inputs)
+    else:
+      layers = scan_layers(self.layer_class, c, self.length, len(inputs))
+      carry, _ = layers(carry, *inputs)
     return LayerNorm(c, name='norm')(*carry)
 
   def each_layer(self):

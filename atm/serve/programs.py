@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
-from atm.inference import api
+from atm.inference import api, generate
 from atm.model.transformer import AlexaTM
 from atm.serve import slots as slots_lib
 from atm.serve.engine_sizes import EngineSizes
@@ -145,7 +145,9 @@ class Programs:
   @functools.cached_property
   def params(self) -> dict:
     """The parameters that programs read: the one place they come from."""
-    return self.model._decode_params
+    params = self.model._decode_params
+    with self.model._use():
+      return generate.unstack_encoder(self.net, params)
 
   @property
   def whole(self) -> NamedSharding:
