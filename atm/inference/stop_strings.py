@@ -43,6 +43,15 @@ def build_table(
   return out
 
 
+def count_states(stops: Sequence[str]) -> int:
+  """Returns how many states of `build_table`'s are reached, before it is built.
+
+  The beginning, one of each different beginning of a stop, and the end.
+  """
+  texts = [stop.encode() for stop in stops]
+  return 2 + len({text[:n] for text in texts for n in range(len(text))})
+
+
 def _automaton(stops: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
   """Returns ([states, letters] transitions, [256] the letter of each byte).
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from atm.inference.few_shot import AnswerPlan
+from atm.inference.stop_strings import count_states
 from atm.serve.api_error import ApiError, refusing
 from atm.serve.generation_job import GenerationJob
 from atm.serve.generation_settings import PARAMS, choose_settings
@@ -43,6 +44,8 @@ def plan_job(
   given = [*given, *plan.stop]
   prefixes = None if body.prefix is None else [body.prefix] * len(plan.texts)
   with refusing({**PARAMS, 'input': field, 'inputs': field}):
+    stops = model._framing.stops(given)
+    _check_stops(service, stops)
     requests = build_requests(
       model, plan.texts, plan.mode, settings.config, prefixes, given,
       body.bad_words or (), None, body.truncate or 'refuse', plan.source,
@@ -55,9 +58,22 @@ def plan_job(
     for request in requests:
       service.engine.check(request)
     return GenerationJob(
-      requests, settings.n, model._framing.stops(given), model.vocabulary,
-      model.config.end_id, begins, top is not None,
+      requests, settings.n, stops, model.vocabulary, model.config.end_id,
+      begins, top is not None,
     )  # fmt: skip
+
+
+def _check_stops(service: Service, stops: tuple[str, ...]) -> None:
+  """Raises ValueError for more stop strings than the engine has room for.
+
+  The engine looks at their table, which may take minutes and a GB to build.
+  """
+  need, room = count_states(stops), service.engine.sizes.stop_states - 1
+  if stops and need > room:
+    raise ValueError(
+      f'stop needs {need:,} states, 2 and one for each byte of its strings: '
+      f'expected at most {room:,}'
+    )
 
 
 def check_count_of(service: Service, field: str, elements) -> None:

@@ -172,3 +172,18 @@ def test_pieces_of_a_stream_are_the_text_up_to_a_stop(stops):
 def test_a_table_is_no_larger_than_it_must_be(letters, states):
   table = stop_strings.build_table(list('abcdef'), ['abcdef'[:letters]])
   assert table.shape == (states, 6)
+
+
+@pytest.mark.parametrize(
+  'stops', [['ab'], ['ab', 'abc'], ['User:', '<br>'], ['é'], ['a', 'ba', 'bb']]
+)
+def test_states_are_counted_before_the_table_is_built(stops):
+  letters = sorted(set(''.join(stops)))
+  bytes_of = lambda x: [chr(0xDC00 + b) if b > 127 else chr(b) for b in x]
+  pieces = [b for x in letters for b in bytes_of(x.encode())]
+  table = stop_strings.build_table(pieces, stops)
+  reached = len({*table.flatten()} | {0})
+  most = stop_strings.count_states(stops)
+  assert reached <= most <= len(table)
+  raw = [x.encode() for x in stops]
+  assert most == 2 + len({x[:n] for x in raw for n in range(len(x))})

@@ -128,6 +128,7 @@ def test_the_best_by_mean_log_probability_are_returned(client):
     (dict(prompt='a', seed=-1), 'seed', '-1'),
     (dict(prompt='a', seed=2**64), 'seed', 'from 0 to'),
     (dict(prompt='a', stop=['']), 'stop', 'not empty'),
+    (dict(prompt='a', stop='x' * 400), 'stop', 'at most 63'),
     (dict(prompt='a', mode='chat'), 'mode', 'clm'),
     (dict(prompt='a', source='de'), 'source', 'no language codes'),
     (dict(prompt='a', bad_words=[[-1]]), 'bad_words', '-1'),

@@ -1,5 +1,7 @@
 """What HTTP answers is what `Model.complete` and `score` give."""
 
+import time
+
 import openai
 import pytest
 
@@ -13,14 +15,19 @@ pytestmark = pytest.mark.processes  # the engine's programs take a while
 
 
 @pytest.fixture(scope='module')
-def client(byte_model):
+def engine(byte_model):
   engine = Engine(
     byte_model, EngineSizes(slots=4, beam_groups=1), say=lambda text: None
   )
   engine.start()
+  yield engine
+  engine.close()
+
+
+@pytest.fixture(scope='module')
+def client(byte_model, engine):
   with serve(Service(byte_model, engine, 'tiny', phase='ready')) as url:
     yield openai.OpenAI(base_url=f'{url}/v1', api_key='none', max_retries=0)
-  engine.close()
 
 
 def test_completions_are_those_of_the_model(client, byte_model):
@@ -76,3 +83,63 @@ def test_translations_by_examples_are_those_of_the_model(client, byte_model):
   body = dict(text=['one', 'a text'], target='de', shots=shots, **options)
   answer = client.post('/translate', body=body, cast_to=object)
   assert [x['text'] for x in answer['choices']] == alone
+
+
+def test_beams_are_those_of_the_model_whole_and_streamed(client, byte_model):
+  config = sampling.Config(max_tokens=12, beams=3, results=2)
+  (alone,) = byte_model.complete(['a plain text'], config=config)
+  body = dict(
+    model='tiny', prompt='a plain text', max_tokens=12, n=2, best_of=3,
+    extra_body={'use_beam_search': True},
+  )  # fmt: skip
+  answer = client.completions.create(**body)
+  assert [x.text for x in answer.choices] == [x.text for x in alone]
+  texts = ['', '']
+  for event in client.completions.create(**body, stream=True):
+    texts[event.choices[0].index] += event.choices[0].text
+  assert texts == [x.text for x in alone]
+
+
+@pytest.mark.parametrize(
+  'field, body',
+  [
+    ('best_of', dict(best_of=9, extra_body={'use_beam_search': True})),
+    ('n', dict(n=5, temperature=1)),
+    ('bad_words', dict(extra_body={'bad_words': ['a'] * 99})),
+    ('bad_words', dict(extra_body={'bad_words': [[5] * 60]})),
+    ('prefix', dict(extra_body={'prefix': [5] * 63})),
+    ('prompt', dict(prompt=[5] * 65)),
+  ],
+)
+def test_what_the_engine_has_no_room_for_names_the_field(client, field, body):
+  with pytest.raises(openai.BadRequestError) as caught:
+    client.completions.create(**{'model': 'tiny', 'prompt': 'a', **body})
+  assert caught.value.param == field, caught.value
+
+
+@pytest.mark.parametrize('stream', [True, False])
+def test_rows_of_a_client_that_left_are_free_within_a_call(
+  client, engine, monkeypatch, stream
+):
+  """The engine's calls are made slow, so that an output takes seconds."""
+  calls, lane = [], engine._lanes[0]
+  turn = lane.take_turn
+
+  def take_turn():
+    calls.append(len(lane.taken))
+    time.sleep(0.1)
+    return turn()
+
+  monkeypatch.setattr(lane, 'take_turn', take_turn)
+  body = dict(model='tiny', prompt=['a'] * 9, extra_body={'ignore_eos': True})
+  if stream:
+    events = client.completions.create(**body, stream=True)
+    next(iter(events))
+    events.close()
+  else:
+    with pytest.raises(openai.APITimeoutError):
+      client.with_options(timeout=0.3).completions.create(**body)
+  start = time.perf_counter()
+  while engine.stats().used_slots or engine.stats().waiting:
+    assert time.perf_counter() - start < 1.0
+    time.sleep(0.01)
