@@ -2,13 +2,36 @@
 
 from collections.abc import Sequence
 
+from atm.model.config import ModelConfig
+from atm.model.parameters import abstract_params
+from atm.model.transformer import AlexaTM
 from atm.parallel.device_memory import (
   count_free_bytes,
   device_bytes,
   format_bytes,
 )
+from atm.parallel.sharding import Rules
 from atm.serve.engine_sizes import EngineSizes
 from atm.serve.programs import Programs
+
+
+def check_weights(config: ModelConfig, mesh, rules: Rules, width: int) -> None:
+  """Raises ValueError where a model's parameters alone do not fit.
+
+  Args:
+    config: the model's.
+    mesh, rules: where they are to be.
+    width: bytes of a number, as it was saved.
+  """
+  params = abstract_params(AlexaTM(config), mesh, rules)
+  need, free = device_bytes(params) * width // 4, count_free_bytes(mesh)
+  if free is None or need <= free:
+    return
+  raise ValueError(
+    f'the parameters take {format_bytes(need)} of each device, which have '
+    f'{format_bytes(free)} free: {-(-need // max(1, free))} times as many '
+    'devices would hold them, split by mesh.tensor, or devices with more memory'
+  )
 
 
 class EngineMemory:

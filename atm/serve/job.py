@@ -1,6 +1,7 @@
 """A request while it is served: what it has been given so far."""
 
 import dataclasses
+import logging
 import time
 
 import numpy as np
@@ -12,6 +13,8 @@ from atm.serve.generation_request import (
   RequestUpdate,
 )
 from atm.serve.stop_pool import StopStates
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(eq=False)
@@ -152,4 +155,8 @@ class Job:
         self.prompt_tokens,
         sum(len(x.logs) for x in self.outputs),
       )
-    self._deliver(self._index, update)
+    try:
+      self._deliver(self._index, update)
+    except Exception:  # a caller's fault: others are served on
+      _logger.exception('what a request brought could not be delivered')
+      self.ticket.cancel()

@@ -17,6 +17,8 @@ from atm.serve.engine_sizes import EngineSizes
 from atm.serve.slots import Row, SlotState, Steps
 from atm.serve.step_times import StepTimes
 
+# A call of the encoder reads all weights: as long as so many positions take.
+CALL_POSITIONS = 32
 # Of the caches, by a call on an accelerator.
 MOST_COPIED = 0.25
 
@@ -126,14 +128,17 @@ class Programs:
     return [w for w in found if share_of_copies(w, s) <= MOST_COPIED]
 
   def find_batch(self, lengths: list[int]) -> tuple[int, int]:
-    """Returns the (B, S) for the first of inputs of these lengths.
+    """Returns (B, S) in which the last of these lengths are read together.
 
-    As many of them are read as B, padded to S.
+    Args:
+      lengths: of inputs, ascending; the last B of them go into the batch.
     """
-    S = next(n for _, n in self.batches if n >= max(lengths))
-    B = [b for b, n in self.batches if n == S]
-    # A batch that is less than half full takes longer than one input.
-    return (B[-1] if len(lengths) * 2 > B[-1] else B[0]), S
+    bucket = lambda n: next(S for _, S in self.batches if S >= n)
+    S = bucket(lengths[-1])
+    few, most = (f(B for B, n in self.batches if n == S) for f in (min, max))
+    apart = sum(bucket(n) + CALL_POSITIONS for n in lengths[-most:])
+    together = most * S + CALL_POSITIONS
+    return (most if together <= apart else few), S
 
   def find_window(self, rows: int, T: int, S: int) -> tuple[int, int, int]:
     """Returns the fastest window with room for rows, T and S."""

@@ -5,9 +5,13 @@ import types
 import jax
 import pytest
 
+from atm.parallel import mesh as mesh_lib
+from atm.parallel.sharding import Rules
 from atm.serve import engine_memory
 from atm.serve.engine_memory import EngineMemory
 from atm.serve.engine_sizes import EngineSizes
+
+from conftest import tiny
 
 SIZES = EngineSizes(slots=16, max_input=1024, max_output=1024)
 
@@ -49,3 +53,12 @@ def test_what_does_not_fit_is_refused_with_what_would(monkeypatch, mib, advice):
   with pytest.raises(ValueError, match='which leave') as error:
     memory.check()
   assert advice in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_model_that_is_too_large_is_refused(monkeypatch):
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  config = tiny(vocab_size=2**20)  # 384 MiB of embeddings, 4 bytes each
+  monkeypatch.setattr(engine_memory, 'count_free_bytes', lambda mesh: 2**28)
+  engine_memory.check_weights(config, mesh, Rules(), width=2)
+  with pytest.raises(ValueError, match='2 times as many devices'):
+    engine_memory.check_weights(config, mesh, Rules(), width=4)

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from atm.inference import sampling
+from atm.serve.engine import (
+  Engine,
+  EngineClosedError,
+  EngineSizes,
+  QueueFullError,
+)
 from atm.serve.generation_request import GenerationRequest
+from atm.serve.observer import Observer
+from atm.serve.row_lane import RowLane
 
 
 @pytest.fixture
@@ -69,3 +77,108 @@ def test_a_cancelled_request_frees_its_rows(engine, model):
     == 'timeout'
   )
   assert engine.stats().used_slots == 0
+
+
+class HeldPrograms:
+  """Compiled programs of another engine, whose steps wait for `go`."""
+
+  def __init__(self, programs):
+    self._programs, self.go = programs, threading.Event()
+    self.error = None
+
+  def __getattr__(self, name):
+    return getattr(self._programs, name)
+
+  def compile(self, say) -> None:
+    pass
+
+  def time_steps(self, state, stops):
+    return state
+
+  def decode(self, *args):
+    assert self.go.wait(60)
+    if self.error:
+      raise self.error
+    return self._programs.decode(*args)
+
+
+@pytest.fixture
+def held(engine, model):
+  """An engine with a queue of 3 whose steps wait."""
+  sizes = EngineSizes(slots=4, queue=3)
+  held = Engine(model, sizes, say=lambda text: None)
+  held.programs = HeldPrograms(engine._lanes[0].programs)
+  lane = RowLane(held.programs, held._stops, Observer(), held._changed)
+  held._lanes = [lane]
+  held.start()
+  yield held
+  held.programs.go.set()
+  held.close()
+
+
+@pytest.fixture
+def requests(model):
+  """Requests that fill four slots, and one that waits."""
+  config = sampling.Config(max_tokens=4, min_tokens=4)
+  request = GenerationRequest((5,), (model.config.start_id,), config)
+  return [request] * 5
+
+
+def fill(engine, requests) -> tuple[list, threading.Event]:
+  """Submits requests; returns their last updates, and when all have ended."""
+  updates, ended = [], threading.Event()
+
+  def deliver(i, update):
+    if update.outputs is not None:
+      updates.append(update)
+      if len(updates) == len(requests):
+        ended.set()
+
+  for request in requests:
+    engine.submit([request], deliver)
+  return updates, ended
+
+
+def test_a_queue_that_is_full_refuses_all_of_a_call(held, requests):
+  with pytest.raises(QueueFullError, match='at most 3'):
+    held.submit(requests[:4], print)
+  assert held.stats().waiting == 0
+
+
+def test_draining_ends_what_runs_and_takes_nothing_else(held, requests):
+  updates, ended = fill(held, requests[:2])
+  threading.Timer(0.2, held.programs.go.set).start()
+  assert held.drain(60)
+  assert ended.wait(60)
+  assert [x.outputs[0].reason for x in updates] == ['length'] * 2
+  with pytest.raises(EngineClosedError):
+    held.submit(requests, print)
+
+
+def test_draining_cancels_what_takes_too_long(held, requests):
+  updates, ended = fill(held, requests[:2])
+  threading.Timer(0.2, held.programs.go.set).start()
+  assert not held.drain(0.0)
+  assert ended.wait(60)
+  assert {x.outputs[0].reason for x in updates} <= {'cancelled', 'length'}
+
+
+def test_a_failure_ends_every_request_and_is_told(held, requests):
+  held.programs.error = RuntimeError('the device is lost')
+  updates, ended = fill(held, requests[:3])
+  held.programs.go.set()
+  assert ended.wait(60)
+  assert [x.error for x in updates] == ['the device is lost'] * 3
+  assert held.failure is held.programs.error
+  with pytest.raises(EngineClosedError, match='the device is lost'):
+    held.submit(requests, print)
+  assert held.stats().used_slots == 0
+
+
+def test_closing_cancels_all(held, requests):
+  updates, ended = fill(held, requests[:2])
+  closing = threading.Thread(target=held.close)
+  closing.start()
+  held.programs.go.set()
+  closing.join(60)
+  assert ended.wait(60) and held.failure is None

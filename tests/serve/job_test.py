@@ -52,3 +52,15 @@ def test_a_request_ends_when_it_is_late(seconds, reason):
   assert job.find_end(now=1e9) == reason
   job.ticket.cancel()
   assert job.find_end(now=1e9) == 'cancelled'
+
+
+def test_a_caller_that_raises_ends_its_own_request_alone(caplog):
+  def deliver(index, update):
+    raise ZeroDivisionError
+
+  request = GenerationRequest((5,), (1,))
+  job = Job(request, Ticket(lambda: None), 0, deliver)
+  job.add_token(0, 7, -0.5, None, None, end_id=2)
+  job.deliver(Observer())
+  assert job.find_end(0.0) == 'cancelled'
+  assert 'could not be delivered' in caplog.text

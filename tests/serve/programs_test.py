@@ -1,9 +1,12 @@
 """What a window of the slots copies."""
 
+import types
+
 import pytest
 
 from atm.serve.engine_sizes import EngineSizes
 from atm.serve.programs import (
+  Programs,
   list_lengths,
   list_windows,
   share_of_copies,
@@ -37,3 +40,21 @@ def test_windows_end_with_all_there_is():
   assert list_windows(1024, 2, 3, 64) == [256, 512, 1024]
   assert list_windows(80, 4, 2, 64) == [80]
   assert list_windows(1, 4, 2, 1) == [1]
+
+
+@pytest.mark.parametrize(
+  ('lengths', 'batch'),
+  [
+    ([30], (1, 32)),  # alone
+    ([30] * 15, (16, 32)),
+    ([20, 40, 50], (1, 64)),  # a batch of 8 would be padding for the most part
+    ([50] * 6, (8, 64)),
+    ([20] * 7 + [60], (8, 64)),
+    ([20] * 3 + [200], (1, 256)),
+  ],
+)
+def test_inputs_are_read_together_where_padding_costs_less(lengths, batch):
+  sizes = EngineSizes(slots=16, max_input=256, max_output=64)
+  programs = types.SimpleNamespace(sizes=sizes, shards=1)
+  programs.batches = Programs.batches.func(programs)
+  assert Programs.find_batch(programs, lengths) == batch
