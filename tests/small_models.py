@@ -1,5 +1,7 @@
 """Untrained models small enough for tests."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -56,3 +58,12 @@ def untrained(vocabulary, **sizes) -> api.Model:
   })  # fmt: skip
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return api.Model(config, init(config), vocabulary, mesh, Rules(), 7)
+
+
+def make_ending_model(vocabulary, **sizes) -> api.Model:
+  """Returns `untrained`, but for a bias that ends about half of its outputs."""
+  model = untrained(vocabulary, logits_bias=True, **sizes)
+  bias = jnp.zeros(model.config.vocab_size).at[model.config.end_id].set(1.5)
+  return dataclasses.replace(
+    model, params={**model.params, 'logits_bias': bias}
+  )

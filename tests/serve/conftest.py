@@ -1,15 +1,12 @@
 """An engine; a service whose engine is a fake, and a client of it."""
 
-import dataclasses
-
-import jax.numpy as jnp
 import pytest
 
 from atm.serve.engine import Engine, EngineSizes
 from atm.serve.service import Service
 from serve.fake_engine import FakeEngine
 
-from small_models import untrained
+from small_models import make_ending_model, untrained
 
 
 @pytest.fixture(scope='session')
@@ -21,11 +18,7 @@ def byte_model(byte_words):
 @pytest.fixture(scope='session')
 def ending_model(byte_words):
   """An untrained model that ends about half of its outputs."""
-  model = untrained(byte_words, positions=48, logits_bias=True)
-  bias = jnp.zeros(model.config.vocab_size).at[model.config.end_id].set(1.5)
-  return dataclasses.replace(
-    model, params={**model.params, 'logits_bias': bias}
-  )
+  return make_ending_model(byte_words, positions=48)
 
 
 @pytest.fixture(scope='session')

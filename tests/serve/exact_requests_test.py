@@ -25,6 +25,8 @@ from atm.serve.engine import Engine, EngineSizes
 from serve import random_requests
 from serve.random_requests import Case, Profile
 
+from small_models import make_ending_model
+
 MOST_NEAR_TIES = 0.01  # of all requests
 
 
@@ -116,18 +118,19 @@ def test_requests_get_what_they_would_alone(ending_model, engine, compiled):
 
 
 @pytest.fixture(scope='module')
-def thousand(ending_model):
-  """1,000 random cases, and what the model gives each alone."""
-  cases = random_requests.draw_cases(ending_model, 0, 1000, 60)
-  return cases, [case.run_alone(ending_model) for case in cases]
+def thousand(byte_words):
+  """A model, 1,000 random cases, and what it gives each alone."""
+  model = make_ending_model(byte_words, positions=160)
+  cases = random_requests.draw_cases(model, 0, 1000, 60)
+  return model, cases, [case.run_alone(model) for case in cases]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('axes', [None, dict(data=2, fsdp=2, tensor=2)])
 def test_a_thousand_requests_get_what_they_would_alone(
-  ending_model, thousand, compiled, axes
+  thousand, compiled, axes
 ):
-  model, (cases, alone) = ending_model, thousand
+  model, cases, alone = thousand
   served = model
   if axes:
     mesh = mesh_lib.make_mesh(**axes)

@@ -87,8 +87,12 @@ def draw_profile(
   """Returns a random profile, for a model of so many positions."""
   pick = lambda *values: values[rng.integers(len(values))]
   kind = pick(*kinds)
-  tokens = pick((5, 8), (9, 16), (17, 30))
-  config, free = {}, {'max_tokens': tokens, 'min_tokens': (0, 5)}
+  tokens, inputs = [(5, 8), (9, 16), (17, 30)], [(1, 16), (17, 32)]
+  inputs.append((33, min(64, positions)))
+  if positions >= 128:  # an engine has programs for few positions, too
+    tokens.append((65, 100))
+    inputs.append((65, 128))
+  config, free = {}, {'max_tokens': pick(*tokens), 'min_tokens': (0, 5)}
   free |= pick({}, {'repetition_penalty': (0.7, 1.6)})
   if kind == 'sampled':
     free |= {'temperature': (0.3, 1.5), 'seed': (0, 3)}
@@ -107,7 +111,7 @@ def draw_profile(
   return Profile(
     config,
     free,
-    pick((1, 16), (17, 32), (33, positions), None),
+    pick(*inputs, None),
     pick(None, None, 1, 3, 6),
     pick((0, 0), (0, 0), (2, 1), (4, 3)),
     pick((), (), *STOPS),
