@@ -52,9 +52,9 @@ def _render_path(method: str, path: str, about: dict) -> str:
   text = html.escape(about.get('description', ''))
   read = about.get('requestBody', {})
   answers = [
-    f'{html.escape(status)}: {_name_types(answer)}'
+    f'{html.escape(status)}: {types}'
     for status, answer in about.get('responses', {}).items()
-    if 'content' in answer
+    if (types := _name_types(answer))
   ]
   return (
     f'<section><h2><code>{method.upper()} {html.escape(path)}</code></h2>'
@@ -67,8 +67,10 @@ def _render_path(method: str, path: str, about: dict) -> str:
 
 def _name_types(holder: dict) -> str:
   """Returns the types of a body, with links to them."""
-  return ', '.join(
-    _name_type(x.get('schema', {})) for x in holder['content'].values()
+  return ' or '.join(
+    f'{_name_type(x["schema"])} ({html.escape(media)})'
+    for media, x in holder.get('content', {}).items()
+    if x.get('schema')
   )
 
 

@@ -99,11 +99,16 @@ def describe_paths(app: fastapi.FastAPI) -> dict:
       for kind in vars(request_schema).values()
       if isinstance(kind, type) and issubclass(kind, request_schema.Body)
     ]
+    kinds.append((response_schema.ChatChunk, 'serialization'))
     _, bodies = models_json_schema(
       kinds, ref_template='#/components/schemas/{model}'
     )
-    components = schema.setdefault('components', {}).setdefault('schemas', {})
-    components |= bodies['$defs']
+    components = schema.setdefault('components', {})
+    components['schemas'] = {**components.get('schemas', {}), **bodies['$defs']}
+    components['securitySchemes'] = {
+      'ApiKey': {'type': 'http', 'scheme': 'bearer'}
+    }
+    schema['security'] = [{}, {'ApiKey': []}]
     app.openapi_schema = schema
   return app.openapi_schema
 

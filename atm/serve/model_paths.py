@@ -19,17 +19,29 @@ from atm.serve.translations import TranslationForm, plan_translations
 
 
 def describe_path(
-  answer: type[pydantic.BaseModel], body: type[pydantic.BaseModel] | None = None
+  answer: type[pydantic.BaseModel],
+  body: type[pydantic.BaseModel] | None = None,
+  event: type[pydantic.BaseModel] | None = None,
 ) -> dict:
-  """Returns the arguments of a path that say what it reads and answers."""
+  """Returns the arguments of a path that say what it reads and answers.
+
+  Args:
+    answer: whole, as JSON.
+    body: of the request; None: it has none.
+    event: of a stream; None: there are no streams.
+  """
   error = {'model': response_schema.ErrorResponse, 'description': 'An error.'}
+  name = lambda kind: {
+    'schema': {'$ref': f'#/components/schemas/{kind.__name__}'}
+  }
+  whole = {'model': answer, 'description': 'The answer.'}
+  if event is not None:
+    whole['content'] = {'text/event-stream': name(event)}
   about = dict(
-    response_model=None,
-    responses={200: {'model': answer}, '4XX': error, '5XX': error},
+    response_model=None, responses={200: whole, '4XX': error, '5XX': error}
   )
   if body is not None:
-    schema = {'$ref': f'#/components/schemas/{body.__name__}'}
-    content = {'application/json': {'schema': schema}}
+    content = {'application/json': name(body)}
     about['openapi_extra'] = {
       'requestBody': {'required': True, 'content': content}
     }
@@ -53,6 +65,7 @@ def _add_generation(app: fastapi.FastAPI, service: Service) -> None:
     '/v1/completions',
     response_schema.Completion,
     request_schema.CompletionRequest,
+    response_schema.Completion,
   )
   async def completions(request: Request) -> Response:
     """Returns outputs of prompts, as OpenAI's completions."""
@@ -67,6 +80,7 @@ def _add_generation(app: fastapi.FastAPI, service: Service) -> None:
     '/v1/chat/completions',
     response_schema.ChatCompletion,
     request_schema.ChatRequest,
+    response_schema.ChatChunk,
   )
   async def chat_completions(request: Request) -> Response:
     """Returns the next message of a conversation, as OpenAI's chat.
@@ -83,6 +97,7 @@ def _add_generation(app: fastapi.FastAPI, service: Service) -> None:
     '/v1/translate',
     response_schema.Translation,
     request_schema.TranslationRequest,
+    response_schema.Translation,
   )
   async def translate(request: Request) -> Response:
     """Translates texts, by language codes or by examples in a prompt.
