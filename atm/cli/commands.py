@@ -165,13 +165,14 @@ def adopt_vocabulary_size() -> None:
 
 
 def run_plan() -> None:
-  """Plans a training run, or decoding, for devices that need not be here."""
+  """Plans training, decoding or serving, for devices that need not be here."""
   start = get_configurable('sharding.start')
   if (program := get_configurable('plan_decode.program')()) != 'train':
     for name in ('SEARCH', 'PODS'):
       if get_setting(name):
         raise UserError(f"{name} is for PROGRAM = 'train', not {program!r}")
-    get_configurable('plan_decode.plan_rows')(start=start)
+    name = 'serve.plan_engine' if program == 'serve' else 'decode.plan_rows'
+    get_configurable(f'plan_{name}')(start=start)
     return
   get_configurable('planner.run')(
     functools.partial(get_configurable('plan.plan'), start=start),

@@ -28,6 +28,7 @@ CONFIGURABLES = {
   'atm.plan.plan': 'atm.plan.train_plan:plan',
   'atm.plan_decode.plan_rows': 'atm.plan.decode_plan:plan_rows',
   'atm.plan_decode.program': 'atm.plan.decode_plan:program',
+  'atm.plan_serve.plan_engine': 'atm.plan.serve_plan:plan_engine',
   'atm.planner.run': 'atm.plan.command:run',
   'atm.run_page.write': 'atm.pages.train_page:write_train_page',
   'atm.serving.EngineSizes': 'atm.serve.engine_sizes:EngineSizes',

@@ -16,10 +16,12 @@ from atm.cli.source_text import Parameter, list_parameters
 
 # Every run prepares JAX by it.
 START = 'atm.sharding.start'
-# What `atm plan` does not call, by whether PROGRAM is 'train'.
-NOT_CALLED = {
-  True: {'atm.plan_decode.plan_rows'},
-  False: {'atm.planner.run', 'atm.plan.plan'},
+# What `atm plan` calls by PROGRAM, beside what tells PROGRAM.
+PLANNERS = {
+  'train': {'atm.planner.run', 'atm.plan.plan'},
+  'decode': {'atm.plan_decode.plan_rows'},
+  'encode': {'atm.plan_decode.plan_rows'},
+  'serve': {'atm.plan_serve.plan_engine'},
 }
 # Parameters that a run sets by itself, but where its own file binds them.
 GIVEN = {
@@ -27,6 +29,7 @@ GIVEN = {
   'atm.data.vocab': {'mixture', 'directory', 'size', 'make_model'},
   'atm.plan.plan': {'start', 'tried', 'instead'},
   'atm.plan_decode.plan_rows': {'start'},
+  'atm.plan_serve.plan_engine': {'start'},
   'atm.planner.run': {'run_plan', 'of_pod'},
   'atm.sharding.mesh': {'devices'},
   'atm.suite.Asker': {'config', 'vocabulary', 'mesh', 'rules', 'say'},
@@ -130,7 +133,8 @@ def _list_roots(run: str, macros: dict[str, Binding]) -> set[str]:
     while (names := list_macros(value)) and names[0] not in seen:
       seen.add(names[0])
       value = macros[names[0]].value if names[0] in macros else None
-    roots -= NOT_CALLED[value == 'train']
+    called = PLANNERS.get(value, PLANNERS['decode'])
+    roots -= set().union(*PLANNERS.values()) - called
   return roots
 
 
@@ -138,9 +142,10 @@ def list_reached(run: str) -> set[str]:
   """Returns all configurables that a run may call, whatever its settings."""
   found = Usage(run, read_run(run)).configurables
   if run == 'plan':
-    decode = ["PROGRAM = 'decode'"]
-    other = gin_reader.read_configuration([gin_files.run_file(run)], decode)
-    found |= Usage(run, other).configurables
+    for program in ('decode', 'serve'):
+      given = [gin_files.run_file(run)], [f'PROGRAM = {program!r}']
+      other = gin_reader.read_configuration(*given)
+      found |= Usage(run, other).configurables
   return found
 
 
@@ -149,6 +154,8 @@ def is_given(run: str, target: str, parameter: str) -> bool:
   given = GIVEN.get(target, ())
   if run == 'plan' and target == 'atm.choosing.Config':
     given = ('max_tokens',)  # as TASK_FEATURE_LENGTHS says
+  if run == 'plan' and target == 'atm.serving.EngineSizes':
+    given = 'slots', 'queue'  # as SLOTS says; no request is there to wait
   return parameter in given and (target, parameter) not in list_bound(run)
 
 

@@ -33,7 +33,7 @@ from atm.plan import (
 from atm.plan.decode_programs import DecodeJob
 from atm.train import config_checks
 
-PROGRAMS = ('train', 'decode', 'encode')
+PROGRAMS = ('train', 'decode', 'encode', 'serve')
 
 
 @check_arguments(name=partial(check_choice, 'PROGRAM', known=PROGRAMS))
@@ -135,21 +135,10 @@ def plan_rows(
 
 def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
   """Raises ValueError for what cannot be served, or not sensibly."""
-  check_choice('PROGRAM', job.kind, PROGRAMS[1:])
+  check_choice('PROGRAM', job.kind, PROGRAMS[1:3])
   mesh, config, rules = job.target.mesh, job.model_config, job.rules
-  fsdp = mesh.shape['fsdp']
-  if job.kind == 'decode' and fsdp > 1:
-    # NLLB's vocabulary divides by 2 alone.
-    tensor = math.gcd(
-      mesh.size, config.encoder_heads, config.decoder_heads, config.encoder_ff,
-      config.decoder_ff, config.vocab_size,
-    )  # fmt: skip
-    raise ValueError(
-      f'mesh.fsdp = {fsdp}: decoding would gather all parameters for every '
-      'token. Serve with a mesh of tensor (and data): add '
-      f'--gin.sharding.mesh.fsdp=1 --gin.sharding.mesh.tensor={tensor} '
-      f'--gin.sharding.mesh.data={mesh.size // tensor}'
-    )
+  if job.kind == 'decode':
+    check_serving_mesh(mesh, config)
   if batch_size is None and job.target.pod is None:
     raise ValueError(
       'DECODE_BATCH_SIZE = None, the most that fit: what fits on the devices '
@@ -158,6 +147,23 @@ def _check(job: DecodeJob, lengths, batch_size: int | None) -> None:
   rows = job.unit if batch_size is None else batch_size
   sharding.check_divides(mesh, rules, {'batch': ('DECODE_BATCH_SIZE', rows)})
   config_checks.check_sizes(mesh, rules, config, lengths, job.unit)
+
+
+def check_serving_mesh(mesh, config: config_lib.ModelConfig) -> None:
+  """Raises ValueError for a mesh that decodes slowly."""
+  if (fsdp := mesh.shape['fsdp']) == 1:
+    return
+  # NLLB's vocabulary divides by 2 alone.
+  tensor = math.gcd(
+    mesh.size, config.encoder_heads, config.decoder_heads, config.encoder_ff,
+    config.decoder_ff, config.vocab_size,
+  )  # fmt: skip
+  raise ValueError(
+    f'mesh.fsdp = {fsdp}: decoding would gather all parameters for every '
+    'token. Serve with a mesh of tensor (and data): add '
+    f'--gin.sharding.mesh.fsdp=1 --gin.sharding.mesh.tensor={tensor} '
+    f'--gin.sharding.mesh.data={mesh.size // tensor}'
+  )
 
 
 # --- The largest batch

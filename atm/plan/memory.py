@@ -31,13 +31,16 @@ def total_bytes(tree) -> int:
 
 
 def account(
-  arguments: dict[str, int], compiled, overflow: dict | None, pod
-) -> dict:
+  arguments: dict[str, int], compiled, overflow: dict | None, pod,
+  beside: int = 0,
+) -> dict:  # fmt: skip
   """Returns what a device holds, and whether it fits; None: not known."""
   # Of `arguments` a device's bytes by name; where nothing was compiled,
   # `overflow` (`parse_overflow`) says why. A pod of None has no known limit.
+  # `beside` are those of `arguments` that the program does not take.
   analysis = compiled and compiled.memory_analysis()
   peak = analysis.peak_memory_in_bytes if analysis else overflow['used']
+  peak += beside
   usable = overflow['usable'] if overflow else pod and pod.chip.usable
   return {
     'memory': {

@@ -9,6 +9,7 @@ from atm.model import attention
 from atm.model import config as config_lib
 from atm.plan import hardware
 from atm.plan.decode_programs import DecodeJob
+from atm.plan.serve_programs import ServeJob
 from atm.plan.train_program import TrainStep
 
 LARGE = 64 * 2**20  # bytes worth a warning
@@ -33,11 +34,7 @@ def decode_warnings(plan: dict, job: DecodeJob, above: float) -> list[str]:
   """Returns the warnings of a plan of decoding or encoding."""
   # `above` is the next batch that a search would have tried.
   lines = cache_warnings(plan['token'], plan['memory']) if plan['token'] else []
-  if plan['weights'] == 'float32' and job.net.config.dtype == 'bfloat16':
-    lines.append(
-      'parameters are float32, and what reads them is bfloat16: programs may '
-      "keep both. WEIGHTS = 'bfloat16' keeps one, half the size"
-    )
+  lines += weight_warnings(plan, job.net.config)
   too_large = [r['batch_size'] for r in plan['batches'] if not r['fits']]
   refused = min(too_large, default=math.inf)
   if plan['searched'] and plan['fits'] and refused > above:
@@ -45,6 +42,42 @@ def decode_warnings(plan: dict, job: DecodeJob, above: float) -> list[str]:
   parts = plan['token'], plan['prefill']
   loops = sum(len(part['unknown_loops']) for part in parts if part)
   return lines + _common_warnings(loops, job.target)
+
+
+def serve_warnings(plan: dict, job: ServeJob) -> list[str]:
+  """Returns the warnings of a plan of serving."""
+  lines = weight_warnings(plan, job.net.config)
+  step = plan['step']['estimate']
+  for rows, when in (
+    ((step or {}).get('cache_copies'), 'step'),
+    ((step or {}).get('copies_once'), 'call'),
+  ):
+    if (size := sum(row['bytes'] for row in rows or ())) > LARGE:
+      lines.append(
+        f'{size / 2**30:.2f} GiB of caches are copied for every {when}'
+      )
+  beams, memory = plan['memory']['beams'], plan['memory']
+  if beams > max(LARGE, (memory['self cache'] + memory['cross cache']) / 2):
+    lines.append(
+      f'beams take {beams / 2**30:.2f} GiB a chip: BEAM_GROUPS = 0 leaves '
+      'this to slots, where no request has beams'
+    )
+  loops = sum(
+    len(part['estimate']['unknown_loops'])
+    for part in (plan['step'], plan.get('alone'), plan.get('beam_step'))
+    if part and part['estimate']
+  )
+  return lines + _common_warnings(loops, job.target)
+
+
+def weight_warnings(plan: dict, config: config_lib.ModelConfig) -> list[str]:
+  """Returns the warning of weights that are read in another dtype."""
+  if plan['weights'] == 'float32' and config.dtype == 'bfloat16':
+    return [
+      'parameters are float32, and what reads them is bfloat16: programs may '
+      "keep both. WEIGHTS = 'bfloat16' keeps one, half the size"
+    ]
+  return []
 
 
 def _common_warnings(unknown_loops: int, target: hardware.Target) -> list[str]:

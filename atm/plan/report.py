@@ -9,7 +9,11 @@ from atm.plan.kernels import WAIT
 
 PLAN_FILE = 'plan.json'
 NOT_KNOWN = 'not known'
-_LARGEST = 'largest arrays that {} makes, not all at one time'
+ENCODER_TIME = (
+  'the encoder: compiler cycles, kernels by their schedules to '
+  f'{WAIT:.1f} times that, collectives along all sides to along one'
+)
+LARGEST = 'largest arrays that {} makes, not all at one time'
 
 
 def write(plan: dict, model_dir: str | None, name: str = PLAN_FILE) -> None:
@@ -47,30 +51,31 @@ def format_range(pair, form: str = '.2f') -> str:
 def train_page(plan: dict, pod) -> str:
   """Formats what `train_plan.plan` returns, for a hardware.Pod or None."""
   residuals = plan['largest_buffers']
-  return _join(
-    _verdict(plan, 'changes that fit, each tried, cheapest first:'),
-    _memory(
+  return join_parts(
+    format_verdict(plan, 'changes that fit, each tried, cheapest first:'),
+    format_memory(
       f'{plan["params"]:,} parameters; a checkpoint has '
       f'{format_bytes(plan["checkpoint_bytes"])}',
       plan['memory'],
       [],
     ),
-    _arrays('largest arrays that loops over layers keep', residuals)
-    or _arrays(_LARGEST.format('the step'), plan['largest_arrays']),
+    format_arrays('largest arrays that loops over layers keep', residuals)
+    or format_arrays(LARGEST.format('the step'), plan['largest_arrays']),
     _train_flops(plan),
-    _collectives('a chip and step', plan),
-    _cycles(plan),
+    format_collectives('a chip and step', plan),
+    format_cycles(plan),
     _train_speed(plan),
     format_list('warnings', plan['warnings'] or ['none']),
     format_list('assumptions', _train_assumptions(plan, pod)),
   )
 
 
-def _join(*parts: str) -> str:
+def join_parts(*parts: str) -> str:
+  """Joins the parts of a page that are not empty."""
   return '\n\n'.join(part for part in parts if part)
 
 
-def _verdict(plan: dict, title: str) -> str:
+def format_verdict(plan: dict, title: str) -> str:
   """Tells whether a program fits, and how much it needs; else what may help."""
   fits, peak = plan['fits'], plan['peak_hbm_gib']
   if fits is None:
@@ -97,16 +102,21 @@ def _change(row: dict) -> str:
   return f'{row["change"]}: {result}; {row["costs"]}'
 
 
-def _memory(title: str, memory: dict, notes: list[str]) -> str:
-  names = 'parameters', 'optimizer', 'batch', 'cache', 'temporaries', 'peak'
-  rows = [(n, format_bytes(memory[n])) for n in names if n in memory]
+def format_memory(title: str, memory: dict, notes: list[str]) -> str:
+  """Formats bytes by what has them, with notes."""
+  rows = [
+    (name, format_bytes(n))
+    for name, n in memory.items()
+    if name not in ('heap', 'host')
+  ]
   if memory.get('host'):
     rows.append(("in its host's memory", format_bytes(memory['host'])))
   notes = [*notes, 'temporaries: all else at the peak']
   return format_table(title, [('memory', 'a chip'), *rows], notes)
 
 
-def _arrays(title: str, arrays: list[dict] | None) -> str:
+def format_arrays(title: str, arrays: list[dict] | None) -> str:
+  """Formats the largest of some arrays, with their lines."""
   rows = [('size', 'shape', 'where', 'of')]
   for r in (arrays or [])[:8]:
     size, source = format_bytes(r['bytes']), r['source'] or '-'
@@ -128,7 +138,8 @@ def _train_flops(plan: dict) -> str:
   return format_table('a step', rows)
 
 
-def _collectives(each: str, plan: dict) -> str:
+def format_collectives(each: str, plan: dict) -> str:
+  """Formats the collectives of a plan."""
   rows = [('kind', 'mesh axes', 'of', 'count', 'sent', '', 'most at')]
   for r in plan.get('collectives') or ():
     rows.append((
@@ -140,7 +151,8 @@ def _collectives(each: str, plan: dict) -> str:
   return format_table(f'collectives, {each}', rows)
 
 
-def _cycles(plan: dict) -> str:
+def format_cycles(plan: dict) -> str:
+  """Formats the compiler's cycles by kind of operation."""
   groups = dict(plan.get('cycles') or {})
   unknown = groups.pop('unknown', 0)
   total = sum(groups.values())
@@ -153,7 +165,9 @@ def _cycles(plan: dict) -> str:
   return format_table("the compiler's estimated cycles", rows, notes)
 
 
-def _times(head: tuple, split: dict, total, form: str, scale=1) -> list[tuple]:
+def list_times(
+  head: tuple, split: dict, total, form: str, scale=1
+) -> list[tuple]:
   """Returns rows of a program's parts, and of all of them together."""
   shown = lambda pair: format_range([scale * s for s in pair], form)
   parts = {**split, 'together': total}
@@ -164,7 +178,7 @@ def _train_speed(plan: dict) -> str:
   if plan['step_time_range_s'] is None:
     return 'step time: ' + NOT_KNOWN
   split, total = plan['time_split_s'], plan['step_time_range_s']
-  rows = _times(('a step', 'seconds'), split, total, '.2f')
+  rows = list_times(('a step', 'seconds'), split, total, '.2f')
   return format_table('time', rows, [
     f'MFU {format_range(plan["mfu_range"], ".1%")}; '
     f'at most {plan["mfu_ceiling"]:.1%} for what is computed again',
@@ -176,7 +190,8 @@ def _train_speed(plan: dict) -> str:
   ])  # fmt: skip
 
 
-def _compiled(plan: dict) -> str:
+def describe_compilation(plan: dict) -> str:
+  """Tells how long compilations took, and by what."""
   versions = plan['versions']
   return (
     f'compiled in {plan["compile_seconds"]:.0f} s by jax {versions["jax"]}, '
@@ -184,7 +199,8 @@ def _compiled(plan: dict) -> str:
   )
 
 
-def _chip_assumptions(chip) -> list[str]:
+def list_chip_assumptions(chip) -> list[str]:
+  """Lists a chip's figures that plans are made of."""
   return [
     'nothing here was measured on a chip; sources: atm/plan/hardware.py',
     f'peak {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.clock / 1e9:.2f} GHz',
@@ -195,7 +211,7 @@ def _chip_assumptions(chip) -> list[str]:
 def _train_assumptions(plan: dict, pod) -> list[str]:
   rows = 'several documents' if plan['packed'] else 'one document'
   lines = [
-    _compiled(plan),
+    describe_compilation(plan),
     f'rows of {rows} each, all positions taken for real ones',
   ]
   if pod is None:
@@ -204,7 +220,7 @@ def _train_assumptions(plan: dict, pod) -> list[str]:
   wraps = ', '.join(
     f'{n} {"wraps" if w else "is a line"}' for n, w in zip(pod.shape, pod.wraps)
   )
-  lines += _chip_assumptions(chip)
+  lines += list_chip_assumptions(chip)
   lines[-1] += f'; sides: {wraps}'
   kernels = 'by the schedules compiled for them'
   if plan['kernel_flops'] and 'kernels' not in (plan['cycles'] or ()):
@@ -233,13 +249,13 @@ def decode_page(plan: dict, pod) -> str:
   """Formats what `decode_plan.plan_rows` returns, for a Pod or None."""
   each = 'token' if plan['token'] else 'batch'
   main = plan['token'] or plan['prefill'] or {}
-  return _join(
+  return join_parts(
     _decode_verdict(plan),
     _batches(plan),
     _decode_memory(plan),
-    _arrays(_LARGEST.format(f'a {each}'), main.get('largest_arrays')),
-    _collectives(f'a chip and {each}', main),
-    _cycles(main),
+    format_arrays(LARGEST.format(f'a {each}'), main.get('largest_arrays')),
+    format_collectives(f'a chip and {each}', main),
+    format_cycles(main),
     _decode_speed(plan),
     format_list('warnings', plan['warnings'] or ['none']),
     format_list('assumptions', _decode_assumptions(plan, pod)),
@@ -247,7 +263,7 @@ def decode_page(plan: dict, pod) -> str:
 
 
 def _decode_verdict(plan: dict) -> str:
-  B, verdict = plan['batch_size'], _verdict(plan, '')
+  B, verdict = plan['batch_size'], format_verdict(plan, '')
   if plan['searched'] and plan['fits']:
     return f'largest batch that fits: {B}\n{verdict}'
   return f'a batch of {B}: {verdict}'
@@ -274,7 +290,7 @@ def _decode_memory(plan: dict) -> str:
     f'{format_bytes(a_chip)} on each chip that has it'
   ]
   title = f'{plan["params"]:,} parameters, {plan["weights"]}'
-  return _memory(title, plan['memory'], notes if row else [])
+  return format_memory(title, plan['memory'], notes if row else [])
 
 
 def _decode_speed(plan: dict) -> str:
@@ -284,7 +300,7 @@ def _decode_speed(plan: dict) -> str:
   each = token or once
   head = 'a token of every row' if token else 'a batch', 'ms'
   split, total = each['time_split_s'], each['time_range_s']
-  rows = _times(head, split, total, ',.4g', scale=1000)
+  rows = list_times(head, split, total, ',.4g', scale=1000)
   rate = format_range(plan['tokens_per_second_range'], ',.0f')
   if not token:
     mfu = format_range(plan['mfu_range'], '.1%')
@@ -301,9 +317,22 @@ def _decode_speed(plan: dict) -> str:
   ])  # fmt: skip
 
 
+def list_token_assumptions(chip) -> list[str]:
+  """Lists what the time of a token was taken from, on chips of a kind."""
+  low, high = HBM_SHARE
+  return [
+    f'HBM {chip.hbm / 1e9:,.0f} GB/s, of which reading has {low:.0%} to '
+    f'{high:.0%}; all positions of the cache are read for each token',
+    f'{1e6 * HOP:.0f} us from chip to chip: straight to the farthest, to '
+    'twice around a ring of the group',
+    "least: reading or the compiler's cycles, whichever is longer, and "
+    'collectives; most: one after the other',
+  ]
+
+
 def _decode_assumptions(plan: dict, pod) -> list[str]:
   lines = [
-    _compiled(plan) + ', without options, as `atm infer` does',
+    describe_compilation(plan) + ', without options, as `atm infer` does',
     f'inputs of {plan["lengths"]["inputs"]:,} tokens, all of them real',
   ]
   if plan['token']:
@@ -313,20 +342,11 @@ def _decode_assumptions(plan: dict, pod) -> list[str]:
     )
   if pod is None:
     return [*lines, "this machine's devices: no memory limit, no time"]
-  low, high = HBM_SHARE
-  lines += _chip_assumptions(pod.chip)
+  lines += list_chip_assumptions(pod.chip)
   if plan['token']:
-    lines += [
-      f'HBM {pod.chip.hbm / 1e9:,.0f} GB/s, of which reading has {low:.0%} to '
-      f'{high:.0%}; all positions of the cache are read for each token',
-      f'{1e6 * HOP:.0f} us from chip to chip: straight to the farthest, to '
-      'twice around a ring of the group',
-      "least: reading or the compiler's cycles, whichever is longer, and "
-      'collectives; most: one after the other',
-    ]
+    lines += list_token_assumptions(pod.chip)
   return [
     *lines,
-    'the encoder: compiler cycles, kernels by their schedules to '
-    f'{WAIT:.1f} times that, collectives along all sides to along one',
+    ENCODER_TIME,
     'not counted: hosts, tokenising, batches that are not full',
   ]

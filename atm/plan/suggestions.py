@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from atm.plan import workers
-from atm.plan.decode_programs import DecodeJob
+from atm.plan.decode_programs import DecodeJob, ModelJob
 from atm.plan.search_space import Candidate, CostModel
+from atm.plan.serve_programs import ServeJob
 from atm.train import optimizer
 
 MOST_PLANS = 8  # partial ones
@@ -65,18 +66,7 @@ def _may_round_moments(given: dict) -> bool:
 
 def estimate_decode_changes(plan: dict, job: DecodeJob) -> list[dict]:
   """Returns three changes of decoding or encoding, the cheapest first."""
-  memory, mesh = plan['memory'], job.target.mesh
-  half, changes = memory['parameters'] // 2, []
-  if plan['weights'] == 'float32':
-    changes.append(
-      _change("WEIGHTS = 'bfloat16'", 'parameters are rounded', half)
-    )
-  tensor = 2 * mesh.shape['tensor']
-  divides = job.net.config.decoder_heads % tensor == 0
-  if mesh.shape['data'] % 2 == 0 and divides:
-    wider = f'mesh.data = {mesh.shape["data"] // 2}, mesh.tensor = {tensor}'
-    costs = 'twice the chips wait for each other'
-    changes.append(_change(wider, costs, half))
+  memory, changes = plan['memory'], _estimate_weight_changes(plan, job)
   if plan['batch_size'] > job.unit:
     rows = plan['batch_size'] // job.unit // 2 * job.unit
     saved = (memory['cache'] + memory['temporaries']) // 2
@@ -91,6 +81,41 @@ def estimate_decode_changes(plan: dict, job: DecodeJob) -> list[dict]:
     shorter = f"TASK_FEATURE_LENGTHS['targets'] = {targets}"
     changes.append(_change(shorter, 'shorter outputs', memory['cache'] // 4))
   return changes[:WANTED]
+
+
+def estimate_serve_changes(plan: dict, job: ServeJob) -> list[dict]:
+  """Returns three changes of an engine, the cheapest first."""
+  memory, sizes = plan['memory'], plan['sizes']
+  changes = _estimate_weight_changes(plan, job)
+  if sizes['beam_groups']:
+    none = 'no request may have beams'
+    changes.append(_change('BEAM_GROUPS = 0', none, memory['beams']))
+  if plan['slots'] > job.unit:
+    fewer = plan['slots'] // job.unit // 2 * job.unit
+    saved = (memory['self cache'] + memory['cross cache']) // 2
+    changes.append(_change(f'SLOTS = {fewer}', 'fewer tokens/s', saved))
+  for name, part in (('max_output', 'self'), ('max_input', 'cross')):
+    shorter = f'{name.upper()} = {sizes[name] // 2}'
+    saved = memory[f'{part} cache'] // 2
+    changes.append(_change(shorter, 'shorter requests', saved))
+  return changes[:WANTED]
+
+
+def _estimate_weight_changes(plan: dict, job: ModelJob) -> list[dict]:
+  """Returns the changes by which a chip has less of the parameters."""
+  half, changes = plan['memory']['parameters'] // 2, []
+  mesh = job.target.mesh
+  if plan['weights'] == 'float32':
+    changes.append(
+      _change("WEIGHTS = 'bfloat16'", 'parameters are rounded', half)
+    )
+  tensor = 2 * mesh.shape['tensor']
+  divides = job.net.config.decoder_heads % tensor == 0
+  if mesh.shape['data'] % 2 == 0 and divides:
+    wider = f'mesh.data = {mesh.shape["data"] // 2}, mesh.tensor = {tensor}'
+    costs = 'twice the chips wait for each other'
+    changes.append(_change(wider, costs, half))
+  return changes
 
 
 # --- Changes that were tried

@@ -15,7 +15,8 @@ from atm.cli import (
 @pytest.mark.parametrize('run', commands.RUNS)
 def test_a_run_uses_all_that_its_file_sets(run):
   """Else a setting would be accepted and do nothing."""
-  programs = ('train', 'decode', 'encode') if run == 'plan' else ('',)
+  plans = 'train', 'decode', 'encode', 'serve'
+  programs = plans if run == 'plan' else ('',)
   unused = {b.name for b in run_settings.read_run(run).bindings}
   for program in programs:
     made = gin_reader.read_configuration(
