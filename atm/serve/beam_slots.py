@@ -336,7 +336,7 @@ class GroupSteps:
 
 
 def take_group_steps(
-  model, params, state: GroupState, stops, is_open, limit, stops_early, sizes,
+  model, params, state: GroupState, stops, is_open, limit, sizes,
   window: tuple[int, int, int],
 ):  # fmt: skip
   """Takes up to `limit` steps of open groups; returns (state, GroupSteps).
@@ -345,7 +345,7 @@ def take_group_steps(
     model, params, state: see `admit_groups`.
     stops: the table of a `StopPool`.
     is_open: bool [G], groups that search.
-    limit, stops_early, sizes, window: see `slots.take_steps`.
+    limit, sizes, window: see `slots.take_steps`.
   """
   caches, k = state.search.caches, state.search.token.shape[1]
   _, T, S = window
@@ -361,7 +361,7 @@ def take_group_steps(
   def goes_on(carry):
     count, is_open, ended, _ = carry
     # A call without open groups takes all steps: so they are timed.
-    return (count < limit) & ~(ended & (stops_early | ~is_open.any()))
+    return (count < limit) & ~(ended & ~is_open.any())
 
   def step(carry):
     count, is_open, ended, part = carry

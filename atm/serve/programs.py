@@ -240,9 +240,7 @@ class Programs:
       return self.step_function(self.net, params, state, *args, s, window)
 
     stops = array(s.stop_states, self.model.config.vocab_size)
-    return self._trace(
-      run, stops, array(self.rows, kind=bool), array(), array(kind=bool)
-    )
+    return self._trace(run, stops, array(self.rows, kind=bool), array())
 
   def compile(self, say: Callable) -> None:
     """Compiles all programs."""
@@ -274,7 +272,7 @@ class Programs:
 
     def take(steps: int, window) -> None:
       nonlocal state
-      state, _ = self.decode(state, stops, none, steps, False, window)
+      state, _ = self.decode(state, stops, none, steps, window)
 
     for window in self.windows:
       self.times.measure(take, window)
@@ -298,10 +296,10 @@ class Programs:
     return state
 
   def decode(
-    self, state, stops, is_open, limit: int, stops_early: bool, window
+    self, state, stops, is_open, limit: int, window
   ) -> tuple[SlotState, Steps]:
     """Runs `slots.take_steps`, and brings what it tells to the host."""
     state, steps = self._decode[window](
-      self.params, state, stops, is_open, np.int32(limit), np.bool_(stops_early)
+      self.params, state, stops, is_open, np.int32(limit)
     )
     return state, jax.device_get(steps)

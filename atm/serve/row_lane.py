@@ -181,7 +181,7 @@ class RowLane:
     is_open[list(self.taken)] = True
     limit, window = self._choose_program()
     self._state, steps = self.programs.decode(
-      self._state, self._stops.table, is_open, limit, bool(self.waiting),
+      self._state, self._stops.table, is_open, limit,
       window,
     )  # fmt: skip
     now = time.perf_counter()

@@ -238,7 +238,7 @@ def _place(cross, segments, inputs, slots, i, held):
 
 
 def take_steps(
-  model, params, state: SlotState, stops, is_open, limit, stops_early, sizes,
+  model, params, state: SlotState, stops, is_open, limit, sizes,
   window: tuple[int, int, int],
 ):  # fmt: skip
   """Takes up to `limit` steps of the open rows; returns (state, Steps).
@@ -249,7 +249,6 @@ def take_steps(
     is_open: bool [R], rows that decode.
     limit: steps to take, at most K = sizes.most_steps. It ends before when all
       rows have ended.
-    stops_early: whether it ends when any row has ended, for others wait.
     sizes: of an engine.
     window: (rows, T, S): open rows are among the first, and so is what they
       read and write; nothing else is computed.
@@ -270,8 +269,7 @@ def take_steps(
   def goes_on(carry):
     _, is_open, ended, steps = carry
     # A call without open rows takes all steps: so they are timed.
-    finished = ended & (stops_early | ~is_open.any())
-    return (steps.count < limit) & ~finished
+    return (steps.count < limit) & ~(ended & ~is_open.any())
 
   carry = part, is_open[:R], jnp.bool_(False), steps
   step = functools.partial(_step, model, params, stops, settings, top)

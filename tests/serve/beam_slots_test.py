@@ -184,7 +184,7 @@ def test_groups_search_as_each_request_alone(monkeypatch):
       groups.admit(free[0], taken[free[0]])
     is_open = np.isin(np.arange(G), list(taken))
     limit = int(rng.integers(1, 5))
-    groups.state, steps = groups.take_steps(groups.state, is_open, limit, True)
+    groups.state, steps = groups.take_steps(groups.state, is_open, limit)
     assert steps.count <= limit
     for g in np.flatnonzero(is_open & ~np.asarray(steps.is_open)).tolist():
       request = taken.pop(g)
