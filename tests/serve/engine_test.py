@@ -14,6 +14,7 @@ from atm.serve.engine import (
 )
 from atm.serve.generation_request import GenerationRequest
 from atm.serve.observer import Observer
+from atm.serve.request_builder import build_requests
 from atm.serve.row_lane import RowLane
 
 
@@ -182,3 +183,19 @@ def test_closing_cancels_all(held, requests):
   held.programs.go.set()
   closing.join(60)
   assert ended.wait(60) and held.failure is None
+
+
+def test_stop_strings_wait_for_room(engine, model):
+  """Two of these do not fit in the table at once; longer ones never do."""
+  stops = [(letter * 40,) for letter in 'abcab']
+  inputs, config = [[5, 6, 7]], sampling.Config(max_tokens=20)
+  requests = [
+    request
+    for stop in [(), *stops]
+    for request in build_requests(model, inputs, config=config, stop=stop)
+  ]
+  outputs = run(engine, requests)
+  assert {tuple(x.ids) for (x,) in outputs} == {tuple(outputs[0][0].ids)}
+  (request,) = build_requests(model, inputs, stop=['a' * 70])
+  with pytest.raises(ValueError, match='stop needs 72 states'):
+    engine.check(request)
