@@ -71,8 +71,6 @@ class EngineSizes:
         'most_steps',
         'top',
         'stop_states',
-        'banned_count',
-        'banned_length',
       )  # fmt: skip
     }
     | {
@@ -95,12 +93,15 @@ class EngineSizes:
     """
     at_most = lambda n: min(n or config.positions, config.positions)
     shards = math.prod(mesh.shape[a] for a in rules.mesh_axes('batch'))
+    (most, longest), max_output = self.banned, at_most(self.max_output)
     return dataclasses.replace(
       self,
       slots=-(-self.slots // shards) * shards,
       beam_groups=-(-self.beam_groups // shards) * shards,
       beams=self.beams or max(LEAST_BEAMS, own_beams),
       max_input=at_most(self.max_input),
-      max_output=at_most(self.max_output),
+      max_output=max_output,
+      # No output has a longer sequence.
+      banned=(most, min(longest, max_output)),
       top=min(self.top, config.vocab_size),
     )
