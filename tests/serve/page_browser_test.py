@@ -129,9 +129,9 @@ def wait_for_answers(page, count: int = 1) -> list[str]:
 
 
 def complete(server, **settings) -> list:
-  """Returns what the model says alone."""
+  """Returns what the engine gives callers in Python."""
   config = sampling.Config(**settings)
-  return server.engine.model.complete([PROMPT], 'denoise', config)[0]
+  return server.engine.complete([PROMPT], 'denoise', config=config)[0]
 
 
 def test_it_streams_an_answer_with_the_probabilities_of_its_tokens(tab, server):
