@@ -70,7 +70,7 @@ async def answer_job(
     ApiError: see `EngineRun`.
   """
   if body.stream:
-    run = _begin_run(service, client, job)
+    run = await _begin_run(service, client, job)
     return EventStream(_list_events(client, body, job, form, run), run)
   return await collect_answer(service, client, job, form.whole)
 
@@ -87,7 +87,7 @@ async def collect_answer(
   Raises:
     ApiError: see `EngineRun`.
   """
-  run = _begin_run(service, client, job)
+  run = await _begin_run(service, client, job)
   try:
     outputs = await collect_outputs(job, run)
     _check_begun(outputs)
@@ -99,12 +99,14 @@ async def collect_answer(
   return Response(content, media_type='application/json')
 
 
-def _begin_run(
+async def _begin_run(
   service: Service, client: Request, job: GenerationJob
 ) -> EngineRun:
   """Submits a job, which is called by the request's id from then on."""
   job.name = client.scope.get('state', {}).get('request_id', job.name)
-  return EngineRun(service, job.requests, client)
+  run = EngineRun(service, job.requests)
+  await run.start(client)
+  return run
 
 
 def _check_begun(outputs) -> None:
@@ -137,6 +139,9 @@ async def _list_events(
     for event in form.start():
       yield encode_event(event)
     async for news in stream_outputs(job, run):
+      if news is None:
+        yield b': waiting\n\n'
+        continue
       reasons |= {news.reason} - {None}
       if (event := form.event(news)) is not None:
         event.usage = job.usage() if each else None

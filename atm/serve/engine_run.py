@@ -12,6 +12,9 @@ from atm.serve.generation_request import GenerationRequest, RequestUpdate
 from atm.serve.generation_settings import PARAMS
 from atm.serve.service import RETRY_SECONDS, Service
 
+WAIT_SECONDS = 15
+WAITING = -1, RequestUpdate()  # nothing is new
+
 
 class ClientGoneError(Exception):
   """Nobody waits for the answer."""
@@ -23,30 +26,42 @@ class EngineRun:
   Whoever makes one must `close` it, which frees all rows that still run.
   """
 
-  def __init__(
-    self, service: Service, requests: Sequence[GenerationRequest],
-    client: Request,
-  ):  # fmt: skip
-    """Submits requests; call it in the event loop.
+  def __init__(self, service: Service, requests: Sequence[GenerationRequest]):
+    """Prepares a run; see `start`."""
+    self._service, self._requests = service, requests
+    self._news = asyncio.Queue()
+    self._ticket = self._watcher = self._timer = None
+
+  async def start(self, client: Request) -> None:
+    """Submits the requests: all are taken, or none.
 
     Args:
-      service: whose engine is asked.
-      requests: all are taken, or none.
       client: its body was read.
 
     Raises:
       ApiError: 400, 429 or 503.
     """
-    self._count = len(requests)
-    self._news = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     def deliver(index: int, update: RequestUpdate) -> None:
       with contextlib.suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(self._news.put_nowait, (index, update))
 
-    self._ticket = _submit(service, requests, deliver)
+    # In a thread, for the engine may have to look at large tables.
+    self._ticket = await asyncio.to_thread(
+      _submit, self._service, self._requests, deliver
+    )
     self._watcher = asyncio.create_task(self._watch(client))
+    self._wait()
+
+  def _wait(self) -> None:
+    """Adds, every while, news that there are none."""
+    loop = asyncio.get_running_loop()
+    self._timer = loop.call_later(WAIT_SECONDS, self._tell_waiting)
+
+  def _tell_waiting(self) -> None:
+    self._news.put_nowait(WAITING)
+    self._wait()
 
   async def _watch(self, client: Request) -> None:
     """Notes when the client leaves."""
@@ -58,15 +73,21 @@ class EngineRun:
   async def updates(self) -> AsyncIterator[tuple[int, RequestUpdate]]:
     """Yields (number of the request, what is new), until all have ended.
 
+    And WAITING every WAIT_SECONDS, for connections on which nothing is sent for
+    long are cut by balancers.
+
     Raises:
       ApiError: 500 where the engine failed, 503 where it was stopped.
       ClientGoneError: the client left.
     """
-    left = self._count
+    left = len(self._requests)
     while left:
       news = await self._news.get()
       if news is None:
         raise ClientGoneError
+      if news is WAITING:
+        yield news
+        continue
       update = news[1]
       if update.error is not None:
         raise ApiError(500, f'the engine failed: {one_line(update.error)}')
@@ -77,8 +98,9 @@ class EngineRun:
 
   def close(self) -> None:
     """Frees what still runs."""
-    self._watcher.cancel()
-    self._ticket.cancel()
+    for part in (self._timer, self._watcher, self._ticket):
+      if part is not None:
+        part.cancel()
 
 
 def _submit(service: Service, requests, deliver):

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 
-from atm.serve.engine_run import EngineRun
+from atm.serve.engine_run import WAITING, EngineRun
 from atm.serve.generation_request import GenerationRequest, RequestOutput
 from atm.serve.output_text import OutputPart, OutputText, list_tokens
 from atm.serve.response_schema import TokenUsage
@@ -108,8 +108,8 @@ class StreamedPart:
 
 async def stream_outputs(
   job: GenerationJob, run: EngineRun
-) -> AsyncIterator[StreamedPart]:
-  """Yields what updates bring, output by output."""
+) -> AsyncIterator[StreamedPart | None]:
+  """Yields what updates bring, output by output; None: nothing, for long."""
   texts: dict[tuple[int, int], OutputText] = {}
   ended = set()
 
@@ -123,7 +123,10 @@ async def stream_outputs(
     ended.update([key] if reason else [])
     return StreamedPart(number, result, part, reason, is_first)
 
-  async for number, update in run.updates():
+  async for news in run.updates():
+    if news is WAITING:
+      yield None
+    number, update = news
     reasons = dict(update.ended)
     for result in dict.fromkeys([x.result for x in update.tokens] + [*reasons]):
       tokens = [x for x in update.tokens if x.result == result]

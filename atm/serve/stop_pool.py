@@ -69,9 +69,10 @@ class StopPool:
 
   def check(self, table: np.ndarray | None) -> None:
     """Raises ValueError for stop strings that an empty pool has no room for."""
-    if table is None:
+    room = self.states - 1
+    if table is None or len(table) <= room:  # packing takes a while
       return
-    need, room = len(pack_states(table)), self.states - 1
+    need = len(pack_states(table))
     if need > room:
       raise ValueError(
         f'stop needs {need:,} states, 2 and one for each byte of its strings: '

@@ -4,6 +4,7 @@ import json
 
 from starlette.testclient import TestClient
 
+from atm.serve import engine_run
 from atm.serve.access_log import AccessLog
 from atm.serve.answers import encode_error
 from atm.serve.api_error import ApiError
@@ -88,3 +89,12 @@ def test_the_access_log_is_told_what_was_done(service):
     assert events[-1]['completion_tokens'] == 40
     assert events[-1]['finish_reason'] == 'length'
     assert events[-1]['prompt_tokens'] > 0
+
+
+def test_a_stream_that_waits_long_sends_comments(client, service, monkeypatch):
+  """Which clients of server-sent events pass over."""
+  monkeypatch.setattr(engine_run, 'WAIT_SECONDS', 0.02)
+  service.engine.seconds = 0.1
+  text = post(client, stream=True, max_tokens=2).text
+  assert text.startswith(': waiting\n\n') and text.endswith('[DONE]\n\n')
+  assert post(client, max_tokens=2).status_code == 200

@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from atm.serve import engine_run
 from atm.serve.api_error import ApiError
 from atm.serve.engine_run import ClientGoneError, EngineRun
 from atm.serve.generation_request import GenerationRequest
@@ -26,7 +27,8 @@ class Client:
 
 
 async def read(service, client, requests=REQUESTS) -> list:
-  run = EngineRun(service, requests, client)
+  run = EngineRun(service, requests)
+  await run.start(client)
   try:
     return [news async for news in run.updates()]
   finally:
@@ -92,3 +94,14 @@ def test_what_the_engine_cancels_by_itself_is_a_503(service):
       await read(other, Client())
 
   asyncio.run(go())
+
+
+def test_news_come_even_where_there_are_none(service, monkeypatch):
+  monkeypatch.setattr(engine_run, 'WAIT_SECONDS', 0.02)
+  service.engine.seconds = 0.1
+
+  async def go():
+    return await read(service, Client())
+
+  news = asyncio.run(go())
+  assert news[0] is engine_run.WAITING and news[-1][1].outputs is not None
