@@ -12,7 +12,7 @@ from atm.serve.generation_request import GenerationRequest, RequestUpdate
 from atm.serve.generation_settings import PARAMS
 from atm.serve.service import RETRY_SECONDS, Service
 
-WAIT_SECONDS = 15
+QUIET_SECONDS = 15
 WAITING = -1, RequestUpdate()  # nothing is new
 
 
@@ -57,7 +57,7 @@ class EngineRun:
   def _wait(self) -> None:
     """Adds, every while, news that there are none."""
     loop = asyncio.get_running_loop()
-    self._timer = loop.call_later(WAIT_SECONDS, self._tell_waiting)
+    self._timer = loop.call_later(QUIET_SECONDS, self._tell_waiting)
 
   def _tell_waiting(self) -> None:
     self._news.put_nowait(WAITING)
@@ -73,7 +73,7 @@ class EngineRun:
   async def updates(self) -> AsyncIterator[tuple[int, RequestUpdate]]:
     """Yields (number of the request, what is new), until all have ended.
 
-    And WAITING every WAIT_SECONDS, for connections on which nothing is sent for
+    And WAITING every QUIET_SECONDS, for connections on which nothing is sent for
     long are cut by balancers.
 
     Raises:

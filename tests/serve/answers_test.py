@@ -93,7 +93,7 @@ def test_the_access_log_is_told_what_was_done(service):
 
 def test_a_stream_that_waits_long_sends_comments(client, service, monkeypatch):
   """Which clients of server-sent events pass over."""
-  monkeypatch.setattr(engine_run, 'WAIT_SECONDS', 0.02)
+  monkeypatch.setattr(engine_run, 'QUIET_SECONDS', 0.02)
   service.engine.seconds = 0.1
   text = post(client, stream=True, max_tokens=2).text
   assert text.startswith(': waiting\n\n') and text.endswith('[DONE]\n\n')

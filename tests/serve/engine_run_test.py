@@ -97,7 +97,7 @@ def test_what_the_engine_cancels_by_itself_is_a_503(service):
 
 
 def test_news_come_even_where_there_are_none(service, monkeypatch):
-  monkeypatch.setattr(engine_run, 'WAIT_SECONDS', 0.02)
+  monkeypatch.setattr(engine_run, 'QUIET_SECONDS', 0.02)
   service.engine.seconds = 0.1
 
   async def go():
