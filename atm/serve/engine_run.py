@@ -73,8 +73,8 @@ class EngineRun:
   async def updates(self) -> AsyncIterator[tuple[int, RequestUpdate]]:
     """Yields (number of the request, what is new), until all have ended.
 
-    And WAITING every QUIET_SECONDS, for connections on which nothing is sent for
-    long are cut by balancers.
+    And WAITING every QUIET_SECONDS, for balancers cut connections on which
+    nothing is sent for long.
 
     Raises:
       ApiError: 500 where the engine failed, 503 where it was stopped.
