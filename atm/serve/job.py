@@ -37,10 +37,12 @@ class Output:
   told_at: float = 0.0
   score: float | None = None
 
-  def collect(self) -> RequestOutput:
-    """Returns the output as a caller gets it."""
+  def collect(self, is_scored: bool = False) -> RequestOutput:
+    """Returns the output as a caller gets it; `is_scored`: of targets."""
     logs = np.array(self.logs, np.float32)
-    score = float(logs.sum()) if self.score is None else self.score
+    # Sums are as exact as those of Model.complete and Model.score.
+    total = logs.sum(dtype=np.float64 if is_scored else np.float32)
+    score = float(total) if self.score is None else self.score
     return RequestOutput(self.ids, logs.tolist(), self.top, score, self.reason)
 
 
@@ -142,7 +144,8 @@ class Job:
     outputs = None
     if over:
       self._is_over = True
-      outputs = tuple(x.collect() for x in self.outputs)
+      is_scored = self.request.targets is not None
+      outputs = tuple(x.collect(is_scored) for x in self.outputs)
       outputs = () if self._error else outputs
     update = RequestUpdate(
       tuple(self._tokens), tuple(self._ended), outputs, self._error

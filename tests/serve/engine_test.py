@@ -14,7 +14,7 @@ from atm.serve.engine import (
 )
 from atm.serve.generation_request import GenerationRequest
 from atm.serve.observer import Observer
-from atm.serve.request_builder import build_requests
+from atm.serve.request_builder import build_requests, build_score_requests
 from atm.serve.row_lane import RowLane
 
 
@@ -49,13 +49,17 @@ def test_complete_gives_what_the_model_does(model, engine):
 
 
 def test_targets_are_scored(model, engine):
-  ids, target = (5, 6, 7), (8, 9, 10, model.config.end_id)
-  request = GenerationRequest(ids, (model.config.start_id,), targets=target)
-  ((output,),) = run(engine, [request])
-  (total,), (count,) = model.score([list(ids)], [list(target)])
-  assert output.ids == list(target) and output.reason == 'stop'
-  assert len(output.log_probabilities) == count == 4
-  np.testing.assert_allclose(output.score, total, atol=1e-4)
+  rng, size = np.random.default_rng(0), model.config.vocab_size
+  draw = lambda: rng.integers(3, size, rng.integers(1, 48)).tolist()
+  inputs, targets = ([draw() for _ in range(20)] for _ in range(2))
+  targets[0] = [8, 9, 10, model.config.end_id]
+  totals, counts = model.score(inputs, targets)
+  requests = build_score_requests(model, inputs, targets)
+  outputs = [x for (x,) in run(engine, requests)]
+  for output, target, count in zip(outputs, targets, counts):
+    assert output.ids == target and output.reason == 'stop'
+    assert len(output.log_probabilities) == count == len(target)
+  np.testing.assert_allclose([x.score for x in outputs], totals, atol=1e-5)
 
 
 def test_a_cancelled_request_frees_its_rows(engine, model):

@@ -17,8 +17,7 @@ from atm.serve.request_builder import build_score_requests
 from serve.engine_test import run
 from tests.public_folders import NAMES, PUBLIC
 
-# It has both a first and a last id that are forced, and beams of its own.
-QUICK = 'mbart50'
+pytestmark = pytest.mark.slow
 TEXTS = ['All are born free.', 'Alle sind frei.', 'free', '自由、平等。']
 TARGETS = ['Alle sind frei.', 'All are born free.', 'equal', 'free and alive']
 LANGUAGES = {
@@ -29,12 +28,7 @@ LANGUAGES = {
 }
 
 
-@pytest.fixture(
-  scope='module',
-  params=[
-    pytest.param(x, marks=[pytest.mark.slow] * (x != QUICK)) for x in NAMES
-  ],
-)
+@pytest.fixture(scope='module', params=NAMES)
 def served(request):
   """Returns (a model, its engine, source and target of its languages)."""
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
@@ -72,4 +66,4 @@ def test_scores_are_those_of_the_model(served):
     outputs = [x for (x,) in run(engine, requests)]
     assert [len(x.log_probabilities) for x in outputs] == count.tolist()
     mine = [x.score for x in outputs]
-    np.testing.assert_allclose(mine, total, atol=1e-5 * max(count))
+    np.testing.assert_allclose(mine, total, atol=1e-5)
