@@ -52,14 +52,14 @@ def refusing(params: Mapping[str, str]) -> Iterator[None]:
   """Turns a ValueError inside into a 400 that names the request's field.
 
   Args:
-    params: the first word of an error's text, without article, and with ' #'
+    params: the first noun of an error's text, with ' #'
       where a number may follow -> the field.
   """
   try:
     yield
   except ValueError as e:
     text = str(e)
-    word, number = re.match(r'(?:(?:a|the) )?(\w*)( \d)?', text).groups()
+    word, number = re.match(r'(?:(?:a|the|\d+) )?(\w*)( \d)?', text).groups()
     param = params.get(f'{word} #' if number else word, params.get(word))
     long = ' tokens: expected ' in text
     code = 'context_length_exceeded' if long else None

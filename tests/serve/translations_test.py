@@ -1,9 +1,20 @@
 """Translations by examples, and by languages."""
 
-import pytest
+import os
 
-from atm.inference import few_shot
+import jax
+import pytest
+from starlette.testclient import TestClient
+
+from atm.checkpoint import pretrained
+from atm.inference import api, few_shot
+from atm.parallel import mesh as mesh_lib
+from atm.parallel.sharding import Rules
+from atm.serve.app import create_app
+from atm.serve.service import Service
 from serve.completions_test import read_events
+from serve.fake_engine import FakeEngine
+from tests.public_folders import PUBLIC
 
 PATH = '/v1/translate'
 
@@ -65,3 +76,81 @@ def test_a_wrong_field_is_named(client, body, param, text):
   assert answer.status_code == 400 and error['param'] == param, error
   assert text in error['message'], error
   assert '\n' not in error['message']
+
+
+@pytest.fixture(scope='module')
+def translator():
+  """A client of a model that knows languages; its engine is a fake."""
+  source = pretrained.open_pretrained(os.path.join(PUBLIC, 'nllb'))
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  model = api.Model(source.config, {}, source.vocabulary, mesh, Rules(), 0)
+  engine = FakeEngine(model)
+  service = Service(model, engine, 'nllb', phase='ready')
+  return TestClient(create_app(service)), model, engine
+
+
+def test_models_of_languages_translate_by_their_codes(translator):
+  client, model, engine = translator
+  body = dict(text=['One.', 'Two'], source='en', target='German')
+  answer = client.post(PATH, json=body).json()
+  one, two = engine.checked[-2:]
+  expected = model.ids(body['text'], source='eng_Latn')
+  assert [list(one.ids), list(two.ids)] == expected
+  german = model.vocabulary.languages['deu_Latn']
+  assert one.prefix[-1] == german and one.config.temperature == 0
+  texts = [x['text'] for x in answer['choices']]
+  assert len(texts) == 2 and all(texts)
+  events = read_events(client.post(PATH, json={**body, 'stream': True}))
+  assert len(events) > 2  # as they come
+  for i, text in enumerate(texts):
+    assert text == ''.join(
+      x['text'] for event in events for x in event['choices'] if x['index'] == i
+    )
+  (card,) = client.get('/v1/models').json()['data']
+  assert 'deu_Latn' in card['languages'] and card['modes'] == []
+  ids = client.post('/tokenize', json=dict(prompt='One.', source='en')).json()
+  assert ids['tokens'] == expected[0]
+
+
+@pytest.mark.parametrize(
+  'path, body, param, text',
+  [
+    (PATH, dict(text='a', target='deu'), 'source', 'None'),
+    (PATH, dict(text='a', source='en', target='deu_Ltn'), 'target', 'deu_Latn'),
+    (
+      PATH,
+      dict(text='a', source='en', target='de', shots=[['a', 'b']]),
+      'shots',
+      'reads no examples',
+    ),
+    ('/v1/completions', dict(prompt='a', source='en'), 'target', 'None'),
+    ('/v1/completions', dict(prompt='a', mode='clm'), 'mode', 'no [CLM]'),
+    ('/tokenize', dict(prompt='a'), 'source', 'None'),
+    (
+      '/v1/score',
+      dict(inputs='a', targets='b', source='en'),
+      'target',
+      'None',
+    ),
+    (
+      '/v1/chat/completions',
+      dict(
+        messages=[
+          {'role': 'system', 'content': 'a'},
+          {'role': 'user', 'content': 'b'},
+        ],
+        source='en',
+        target='de',
+      ),
+      'messages',
+      '2 elements',
+    ),
+  ],
+)
+def test_a_missing_or_wrong_language_is_named(
+  translator, path, body, param, text
+):
+  answer = translator[0].post(path, json=body)
+  error = answer.json()['error']
+  assert answer.status_code == 400 and error['param'] == param, error
+  assert text in error['message'], error
