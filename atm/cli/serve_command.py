@@ -18,6 +18,7 @@ from atm.messages import (
   missing_extra,
 )
 from atm.serve import engine as engine_lib
+from atm.serve import engine_memory
 from atm.serve.request_limits import RequestLimits
 
 KEY_VARIABLE = 'ATM_API_KEY'
@@ -116,6 +117,17 @@ class ServeCommand(api.ModelSource):
         self._serve(served, server, log, url)
       finally:
         server.stop()
+
+  def load(self, at_step: int | None = None) -> api.Model:
+    """Reads the model; raises ValueError where memory has no room for it."""
+    source = self.open()
+    folder = os.path.join(source.directory, 'checkpoints')
+    # Training saves float32; other folders may have half as much.
+    width = 4 if os.path.isdir(folder) else 2
+    engine_memory.check_weights(
+      source.config, self.make_mesh(), self.rules, width
+    )
+    return super().load(at_step)
 
   def _serve(self, service, server, log, url: str) -> None:
     """Loads the model, answers until a signal comes, and drains."""

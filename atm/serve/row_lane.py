@@ -189,6 +189,7 @@ class RowLane:
       self.kind, now - start, self.count_taken(), int(steps.count)
     )
     self._tell(steps, now)
+    self.programs.times.note_host(time.perf_counter() - now)
 
   def _choose_program(self) -> tuple[int, tuple[int, int, int]]:
     """Returns (how many steps, the window they fit in) for the rows taken."""

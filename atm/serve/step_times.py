@@ -7,22 +7,26 @@ from collections.abc import Callable
 MEASURE_SECONDS = 0.2  # of each window, when an engine starts
 # Of a call's time that is not its steps'.
 CALL_SHARE = 0.1
+HOST_SHARE = 0.05  # of a new time in the average of the host's
 
 
 class StepTimes:
   """Times of the steps in each window, measured once.
 
   A call of K steps takes c + K s seconds: s of a step, c of all that a call
-  costs by itself (its start, copies of the window, bringing what it told).
+  costs by itself (its start, copies of the window, bringing what it told), and
+  h of the host between two calls, while requests are told what they brought.
 
   Attributes:
     most_steps: K at most.
     seconds: window -> (s, c).
+    host_seconds: h, a running average.
   """
 
   def __init__(self, most_steps: int):
     self.most_steps = most_steps
     self.seconds: dict[tuple, tuple[float, float]] = {}
+    self.host_seconds = 0.0
 
   def measure(self, take: Callable[[int, tuple], None], window: tuple) -> None:
     """Notes s and c of a window; take(steps, window) runs a call."""
@@ -39,17 +43,22 @@ class StepTimes:
     step = max(1e-6, (calls - call) / max(1, many - few))
     self.seconds[window] = step, max(0.0, call - step)
 
+  def note_host(self, seconds: float) -> None:
+    """Notes what the host took between two calls."""
+    self.host_seconds += HOST_SHARE * (seconds - self.host_seconds)
+
   def choose_steps(self, window: tuple) -> int:
     """Returns K, how many steps a call takes.
 
-    The greater K, the smaller the share c / (K s) that is lost of the
+    The greater K, the smaller the share (c + h) / (K s) that is lost of the
     throughput; but a row that ends, a client's next tokens and a request that
     comes wait for half a call on average. K is the least with which no more
     than CALL_SHARE is lost: within that of the best throughput, at the least
     latency.
     """
     step, call = self.seconds[window]
-    return max(1, min(math.ceil(call / (CALL_SHARE * step)), self.most_steps))
+    lost = call + self.host_seconds
+    return max(1, min(math.ceil(lost / (CALL_SHARE * step)), self.most_steps))
 
   def estimate(self, window: tuple) -> float:
     """Returns the seconds of a step, its share of a call's own among them."""

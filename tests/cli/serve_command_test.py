@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 import threading
+import types
 
 import jax
 import pytest
@@ -16,7 +17,7 @@ from serve.fake_engine import FakeEngine
 
 from atm.cli import interrupts, serve_command
 from atm.inference import api
-from atm.serve import http_server
+from atm.serve import engine_memory, http_server
 
 import small_models
 
@@ -71,6 +72,8 @@ def engines(monkeypatch, untrained):
 
   monkeypatch.setattr(serve_command.engine_lib, 'Engine', make)
   monkeypatch.setattr(api, 'load', lambda *args, **named: untrained)
+  source = types.SimpleNamespace(directory='x', config=untrained.config)
+  monkeypatch.setattr(api.ModelSource, 'open', lambda self: source)
   monkeypatch.delenv(serve_command.KEY_VARIABLE, raising=False)
   return made
 
@@ -210,6 +213,13 @@ def test_a_model_without_tokenizer_is_refused(engines, monkeypatch):
   model = api.Model(None, {}, None, None, None, 0)
   monkeypatch.setattr(api, 'load', lambda *args, **named: model)
   with pytest.raises(ValueError, match="'x' has no tokenizer: expected one"):
+    serve_command.ServeCommand('x', port=0, say=lambda text: None).run()
+
+
+def test_a_model_that_memory_has_no_room_for_is_not_read(engines, monkeypatch):
+  monkeypatch.setattr(engine_memory, 'count_free_bytes', lambda mesh: 1000)
+  monkeypatch.setattr(api, 'load', None)
+  with pytest.raises(ValueError, match='the parameters take .* 0.98 KiB free'):
     serve_command.ServeCommand('x', port=0, say=lambda text: None).run()
 
 

@@ -23,3 +23,12 @@ def test_a_step_and_a_call_are_timed_apart():
   times.measure(lambda steps, window: time.sleep(0.02 + 0.01 * steps), 'window')
   step, call = times.seconds['window']
   assert 0.008 < step < 0.02 and 0.01 < call < 0.04
+
+
+def test_a_slow_host_has_calls_of_more_steps():
+  times = StepTimes(32)
+  times.seconds = {'window': (0.01, 0.0)}
+  assert times.choose_steps('window') == 1
+  for _ in range(200):
+    times.note_host(0.008)
+  assert times.choose_steps('window') == 8
