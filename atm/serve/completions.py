@@ -86,6 +86,7 @@ class CompletionForm:
     choice = self._choice(
       news.number, news.result, news.part, news.reason, news.is_first
     )
+    choice.score = None if news.score is None else finite(news.score)
     return self.bare([choice])
 
   def bare(self, choices: list, usage: schema.TokenUsage | None = None):

@@ -97,6 +97,7 @@ class StreamedPart:
     part: what came.
     reason: why it ended; None: it has not.
     is_first: whether nothing of the output was told before.
+    score: of a beam, where it ended; else None.
   """
 
   number: int
@@ -104,6 +105,7 @@ class StreamedPart:
   part: OutputPart
   reason: str | None
   is_first: bool
+  score: float | None = None
 
 
 async def stream_outputs(
@@ -113,7 +115,7 @@ async def stream_outputs(
   texts: dict[tuple[int, int], OutputText] = {}
   ended = set()
 
-  def tell(number, result, tokens, reason) -> StreamedPart:
+  def tell(number, result, tokens, reason, score=None) -> StreamedPart:
     key = number, result
     is_first = key not in texts
     if is_first:
@@ -121,7 +123,7 @@ async def stream_outputs(
     part = texts[key].add(tokens, is_last=reason is not None)
     job.counts[key] = texts[key].count
     ended.update([key] if reason else [])
-    return StreamedPart(number, result, part, reason, is_first)
+    return StreamedPart(number, result, part, reason, is_first, score)
 
   async for news in run.updates():
     if news is WAITING:
@@ -137,4 +139,6 @@ async def stream_outputs(
       if (number, result) not in ended:
         told = job.counts.get((number, result), 0)
         tokens = list_tokens(output, job.end_id)[told:]
-        yield tell(number, result, tokens, output.reason)
+        has_score = job.requests[number].config.beams > 1
+        score = output.score if has_score else None
+        yield tell(number, result, tokens, output.reason, score)

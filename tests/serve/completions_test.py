@@ -25,7 +25,7 @@ def join_events(events) -> dict[int, dict]:
       )
       assert out['reason'] is None  # nothing comes behind the end
       out['text'] += choice['text']
-      out['reason'] = choice['finish_reason']
+      out['reason'], out['score'] = choice['finish_reason'], choice['score']
       out['ids'] += choice['token_ids'] or []
       if logprobs := choice['logprobs']:
         out['logs'] += logprobs['token_logprobs']
@@ -59,6 +59,8 @@ def test_a_stream_is_what_the_whole_answer_is(client, body):
   for choice in whole['choices']:
     out = joined[choice['index']]
     assert out['text'] == choice['text']
+    assert out['score'] == choice['score']
+    assert (choice['score'] is None) == ('use_beam_search' not in body)
     assert out['reason'] == choice['finish_reason'] in ('stop', 'length')
     assert out['ids'] == choice['token_ids']
     if 'logprobs' in body:
