@@ -113,7 +113,7 @@ class ServeCommand(api.ModelSource):
       server = http_server.HttpServer(log, sock)
       server.start()
       url = http_server.format_url(sock)
-      self._tell(f'{url} answers probes while {self.model_dir} is read')
+      self.say(f'{url} answers probes while {self.model_dir} is read')
       try:
         self._serve(served, server, log, url)
       finally:
@@ -142,7 +142,7 @@ class ServeCommand(api.ModelSource):
       raise ValueError(
         f'{self.model_dir!r} has no tokenizer: expected one to serve texts'
       )
-    engine = engine_lib.Engine(model, self.sizes, service.metrics, self._tell)
+    engine = engine_lib.Engine(model, self.sizes, service.metrics, self.say)
     try:
       engine.start()
       gc.collect()
@@ -151,7 +151,7 @@ class ServeCommand(api.ModelSource):
         service.model, service.engine = model, engine
         service.metrics.stats = engine.stats
         service.phase = 'ready'
-        self._tell(
+        self.say(
           f'{url} serves {service.name!r}, step {model.step:,}, '
           f'{engine.sizes.slots} slots, ready in '
           f'{time.monotonic() - start:.1f} s'
@@ -169,7 +169,7 @@ class ServeCommand(api.ModelSource):
   def _drain(self, engine: engine_lib.Engine, log) -> None:
     """Lets requests end, those that still run after a while at once."""
     stats = engine.stats()
-    self._tell(
+    self.say(
       f'draining: {stats.running} requests run and {stats.waiting} wait, for '
       f'at most {self.drain_seconds:g} s; a second signal ends them at once'
     )
@@ -178,11 +178,7 @@ class ServeCommand(api.ModelSource):
     deadline = time.monotonic() + 5
     while log.open_requests and time.monotonic() < deadline:
       time.sleep(_TICK / 10)
-    self._tell('stopped' if whole else 'stopped; some requests were cut')
-
-  def _tell(self, text: str) -> None:
-    """Says a line at once, wherever standard output goes."""
-    self.say(f'atm: {text}')
+    self.say('stopped' if whole else 'stopped; some requests were cut')
 
 
 def _check_http() -> None:

@@ -78,6 +78,7 @@ NEEDS = (
     f"set {MIXTURE} = 'pairs'",
   ),
   Need(('TASKS', 'DATA_DIR', 'LIMIT'), 'ASK_EVERY', _is_set, 'set ASK_EVERY'),
+  Need(('BEAMS',), 'BEAM_GROUPS', bool, 'set BEAM_GROUPS above 0'),
   Need(('SPLIT', 'TASK_FEATURE_LENGTHS'), 'TASK', _is_set, 'name a TASK'),
   Need(
     tuple(f'choosing.Config.{k}' for k in ('top_k', 'top_p', 'min_p')),

@@ -132,8 +132,8 @@ def test_from_the_first_probe_to_the_end(engines, signals):
   run.end()
   assert run.error is None
   assert engines[0].events == ['start', ('drain', 7), 'close']
-  assert run.lines[2].startswith('atm: draining: 1 requests run and 1 wait')
-  assert run.lines[3] == 'atm: stopped'
+  assert run.lines[2].startswith('draining: 1 requests run and 1 wait')
+  assert run.lines[3] == 'stopped'
 
 
 def test_while_it_drains_probes_are_answered(engines, signals, monkeypatch):
@@ -154,7 +154,7 @@ def test_while_it_drains_probes_are_answered(engines, signals, monkeypatch):
   assert status == 503 and b'the server is draining' in content
   held.set()
   run.end()
-  assert run.lines[-1] == 'atm: stopped; some requests were cut'
+  assert run.lines[-1] == 'stopped; some requests were cut'
 
 
 def test_an_engine_that_fails_ends_the_command(engines, signals):

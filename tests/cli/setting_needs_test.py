@@ -37,6 +37,7 @@ def own(tmp_path, monkeypatch):
     ('infer', ['MODEL_DIR="x"', 'choosing.Config.top_p=0.5'], 'leave out'),
     ('infer', ['TEMPERATURE=0', 'MODEL_DIR="own"', 'choosing.Config.top_k=4'],
      'temperature = 0: leave out'),
+    ('serve', ['BEAM_GROUPS=0', 'BEAMS=2'], 'BEAM_GROUPS = 0: leave out BEAMS'),
   ],
 )  # fmt: skip
 def test_what_does_nothing_alone(own, run, argument, message):
@@ -55,6 +56,8 @@ def test_what_does_nothing_alone(own, run, argument, message):
     ('pretrain', ['LIMIT=4', 'ASK_EVERY=100']),
     ('eval', ['LIMIT=4', 'SPLIT="test"']),
     ('infer', ['SPLIT="train"', 'TASK="x"']),
+    ('serve', ['BEAMS=2']),
+    ('serve', ['BEAM_GROUPS=0']),
     ('infer', ['TEMPERATURE=0.5', 'choosing.Config.top_k=4']),
     ('infer', ['T=0.5', 'TEMPERATURE=%T', 'choosing.Config.min_p=0.1']),
     ('infer', ['choosing.Config.temperature=0.5', 'choosing.Config.top_k=4']),

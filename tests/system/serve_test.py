@@ -67,7 +67,7 @@ def test_a_signal_lets_a_stream_end(folder):
     lines = client.stdout.read().split('\n')
     assert client.wait(30) == 0 and 'data: [DONE]' in lines
     assert server.wait() == 0
-    assert server.lines[-1] == 'atm: stopped'
+    assert server.lines[-1] == 'stopped'
     events = list_events(server)
     assert 'human' not in json.dumps(events)
     stream = next(e for e in events if e.get('completion_tokens'))
