@@ -1,13 +1,17 @@
 """Any bytes are JSON, or are refused by a reason."""
 
+import asyncio
 import json
 
 import hypothesis
 import pytest
 from hypothesis import strategies
+from starlette.requests import ClientDisconnect, Request
 
+from atm.serve import json_body
 from atm.serve.api_error import ApiError
 from atm.serve.json_body import parse_body
+from atm.serve.request_schema import TokenizeRequest
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,53 @@ def test_no_bytes_raise_anything_else(content):
       assert isinstance(parse_body(text), dict)
     except ApiError as e:
       assert e.status == 400
+
+
+def read(receive, most=99):
+  """Returns what `read_body` makes of messages of ASGI."""
+  scope = {'type': 'http', 'headers': [], 'method': 'POST', 'path': '/'}
+  request = Request(scope, receive)
+  return asyncio.run(json_body.read_body(request, TokenizeRequest, most))
+
+
+def test_a_body_may_come_in_parts():
+  parts = [b'{"prom', b'pt": "a"', b'}']
+
+  async def receive():
+    body = parts.pop(0)
+    return {'type': 'http.request', 'body': body, 'more_body': bool(parts)}
+
+  assert read(receive).prompt == 'a'
+
+
+def test_a_body_that_does_not_come_is_given_up(monkeypatch):
+  monkeypatch.setattr(json_body, '_READ_SECONDS', 0.02)
+
+  async def receive():
+    await asyncio.sleep(9)
+
+  with pytest.raises(ApiError, match='0.02 seconds') as caught:
+    read(receive)
+  assert caught.value.status == 408
+  assert caught.value.headers == {'connection': 'close'}
+
+
+def test_a_body_without_end_is_not_kept():
+  count = 0
+
+  async def receive():
+    nonlocal count
+    count += 1
+    return {'type': 'http.request', 'body': b' ' * 50, 'more_body': True}
+
+  with pytest.raises(ApiError) as caught:
+    read(receive)
+  assert caught.value.status == 413 and count == 2
+
+
+def test_a_client_may_leave_before_its_body_has_come():
+  async def receive():
+    return {'type': 'http.disconnect'}
+
+  with pytest.raises(ClientDisconnect):
+    read(receive)
