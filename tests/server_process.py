@@ -128,7 +128,11 @@ class Server:
     return status
 
   def __enter__(self) -> Server:
-    return self if self.process else self.start()
+    try:
+      return self if self.process else self.start()
+    except BaseException:
+      self.process.kill()
+      raise
 
   def __exit__(self, *error) -> None:
     if self.process.poll() is None:

@@ -1,6 +1,7 @@
 """Sockets that are refused, and an application in a thread of its own."""
 
 import http.client
+import json
 import socket
 import time
 
@@ -78,3 +79,18 @@ def test_an_application_answers_until_it_is_stopped():
   assert not server.is_alive() and server.failure is None
   with pytest.raises(OSError):
     socket.create_connection(('127.0.0.1', port), timeout=1)
+
+
+def test_what_is_no_http_is_refused_and_logged_as_json(capsys):
+  async def app(scope, receive, send):
+    raise AssertionError('never asked')
+
+  sock = http_server.listen('127.0.0.1', 0)
+  server = http_server.HttpServer(app, sock)
+  server.start()
+  with socket.create_connection(sock.getsockname(), timeout=10) as client:
+    client.sendall(b'\x16\x03\x01 no HTTP\r\n\r\n')
+    assert client.makefile('rb').readline().startswith(b'HTTP/1.1 400')
+  server.stop()
+  event = json.loads(capsys.readouterr().err)
+  assert event['message'] == 'Invalid HTTP request received.'
