@@ -72,13 +72,13 @@ def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   return {**params, 'decoder': {**decoder, 'layers': layers}}
 
 
-def unstack_encoder(model: AlexaTM, params) -> dict:
+def unstack_encoder(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   """Returns parameters that encode few tokens fastest, see `prepare_params`."""
   # Copies out of the stack take as long as 70 tokens of gin/models/small.gin.
   if sharding.current_target()[0] != 'cpu':
     return params
   encoder = dict(params['encoder'])
-  layers = unstack_layers(encoder['layers'], model.config.encoder_layers)
+  layers = unstack(encoder['layers'], model.config.encoder_layers)
   return {**params, 'encoder': {**encoder, 'layers': layers}}
 
 

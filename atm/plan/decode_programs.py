@@ -63,7 +63,7 @@ class ModelJob:
       halved = lambda x: _place(x, x.sharding, jnp.bfloat16)
       params = jax.tree.map(halved, params)
     with sharding.use_mesh(mesh, rules):
-      return generate.prepare_params(self.net, params, _unstack_layers)
+      return generate.prepare_params(self.net, params, unstack_abstract)
 
   @property
   def unit(self) -> int:
@@ -150,7 +150,7 @@ def _place(x, sharding, dtype=None) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
 
 
-def _unstack_layers(layers: dict, count: int) -> dict:
+def unstack_abstract(layers: dict, count: int) -> dict:
   """Unstacks abstract layers, with the shardings that JAX chooses."""
   lowered = generate.unstack_layers.lower(layers, count)
   shardings = lowered.compile().output_shardings

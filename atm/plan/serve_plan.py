@@ -28,7 +28,8 @@ from atm.plan import (
   workers,
 )
 from atm.plan.serve_programs import ServeJob, place_program, plan_program
-from atm.serve.programs import EngineSizes, share_of_copies
+from atm.serve.engine_sizes import EngineSizes
+from atm.serve.programs import share_of_copies
 from atm.train import config_checks
 
 

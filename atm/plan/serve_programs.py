@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import jax
 
-from atm.inference import api
+from atm.inference import api, generate
+from atm.parallel.device_memory import device_bytes
 from atm.plan import (
   compilation,
   decode_step_time,
@@ -19,9 +20,10 @@ from atm.plan import (
   step_time,
   train_program,
 )
-from atm.plan.decode_programs import ModelJob
+from atm.plan.decode_programs import ModelJob, unstack_abstract
 from atm.serve.beam_programs import BeamPrograms
-from atm.serve.programs import EngineSizes, Programs, share_of_copies
+from atm.serve.engine_sizes import EngineSizes
+from atm.serve.programs import Programs, share_of_copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +37,13 @@ class ServeJob(ModelJob):
     """The engine's programs by 'rows' and 'beams', of shapes, not arrays."""
     config, mesh = self.net.config, self.target.mesh
     model = api.Model(config, self.params, None, mesh, self.rules, 0)
-    model._decode_params = self.params
+    params = self.params
+    with model._use():
+      params = generate.unstack_encoder(self.net, params, unstack_abstract)
     sizes = self.sizes.fit(config, mesh, self.rules)
-    lanes = {'rows': Programs(model, sizes)}
+    lanes = {'rows': Programs(model, sizes, params)}
     if sizes.beam_groups:
-      lanes['beams'] = BeamPrograms(model, sizes)
+      lanes['beams'] = BeamPrograms(model, sizes, params)
     return lanes
 
   @property
@@ -76,14 +80,14 @@ class ServeJob(ModelJob):
   def arguments(self) -> dict[str, int]:
     """Returns bytes that a device always holds, by what has them."""
     slots = self.lanes['rows'].abstract_state
-    keep = lambda *names: memory.device_bytes(
+    keep = lambda *names: device_bytes(
       [getattr(x, name) for x in slots.caches for name in names]
     )
     return {
-      'parameters': memory.device_bytes(self.params),
+      'parameters': device_bytes(self.lanes['rows'].params),
       'self cache': keep('self_keys', 'self_values'),
       'cross cache': keep('cross_keys', 'cross_values'),
-      'settings of rows': memory.device_bytes(slots.replace(caches=[])),
+      'settings of rows': device_bytes(slots.replace(caches=[])),
       'beams': self.lane_bytes('beams'),
     }
 
@@ -95,7 +99,7 @@ class ServeJob(ModelJob):
   def lane_bytes(self, lane: str) -> int:
     """Returns bytes of a device for the state of a lane, if there is one."""
     programs = self.lanes.get(lane)
-    return memory.device_bytes(programs.abstract_state) if programs else 0
+    return device_bytes(programs.abstract_state) if programs else 0
 
   def beside(self, lane: str) -> int:
     """Returns bytes that a device holds while a program of a lane runs."""

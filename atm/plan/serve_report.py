@@ -1,7 +1,8 @@
 """Plans of serving as text, as `atm plan` prints them."""
 
+from atm.parallel.device_memory import format_bytes
 from atm.plan import report
-from atm.plan.report import format_bytes, format_range
+from atm.plan.report import format_range
 
 
 def serve_page(plan: dict, pod) -> str:

@@ -17,7 +17,7 @@ from atm.serve.engine_sizes import EngineSizes
 from atm.serve.generation_request import GenerationRequest, RequestUpdate
 from atm.serve.job import Job
 from atm.serve.observer import Observer
-from atm.serve.programs import Programs
+from atm.serve.programs import Programs, prepare_engine_params
 from atm.serve.row_lane import RowLane
 from atm.serve.stop_pool import StopPool
 
@@ -86,14 +86,15 @@ class Engine:
     self.failure: BaseException | None = None
     self._say = say
     self._changed = threading.Condition()
-    programs = Programs(model, self.sizes)
+    params = prepare_engine_params(model)
+    programs = Programs(model, self.sizes, params)
     self._stops = StopPool(
       self.sizes.stop_states, model.config.vocab_size, programs.whole
     )
     shared = self._stops, observer, self._changed
     self._lanes = [RowLane(programs, *shared)]
     if self.sizes.beam_groups:
-      beams = BeamPrograms(model, self.sizes)
+      beams = BeamPrograms(model, self.sizes, params)
       self._lanes.append(BeamLane(beams, *shared))
     self._is_taking = self._is_closed = False
     self._thread: threading.Thread | None = None

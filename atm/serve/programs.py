@@ -68,11 +68,18 @@ def arrange_for_tpu(cache):
   )
 
 
+def prepare_engine_params(model: api.Model) -> dict:
+  """Returns the parameters that all programs read: where they come from."""
+  with model._use():
+    return generate.unstack_encoder(AlexaTM(model.config), model._decode_params)
+
+
 class Programs:
   """Compiled programs of a model, and the slots' state that they change.
 
   Attributes:
     sizes: of `EngineSizes.fit`.
+    params: of `prepare_engine_params`.
     count: programs that were compiled; no more are after `compile`.
     times: of steps, in each window.
   """
@@ -81,8 +88,8 @@ class Programs:
   admit_function = staticmethod(slots_lib.admit)
   step_function = staticmethod(slots_lib.take_steps)
 
-  def __init__(self, model: api.Model, sizes: EngineSizes):
-    self.model, self.sizes = model, sizes
+  def __init__(self, model: api.Model, sizes: EngineSizes, params: dict):
+    self.model, self.sizes, self.params = model, sizes, params
     self.net = AlexaTM(model.config)
     self.count = 0
     self._admit: dict[tuple[int, int], jax.stages.Compiled] = {}
@@ -146,13 +153,6 @@ class Programs:
     return min(filter(fits, self.windows), key=self.times.estimate)
 
   # --- Compilation
-
-  @functools.cached_property
-  def params(self) -> dict:
-    """The parameters that programs read: the one place they come from."""
-    params = self.model._decode_params
-    with self.model._use():
-      return generate.unstack_encoder(self.net, params)
 
   @property
   def whole(self) -> NamedSharding:

@@ -7,7 +7,7 @@ import pytest
 
 from atm.parallel import mesh as mesh_lib
 from atm.plan import hardware, report, serve_plan, serve_programs
-from atm.serve.programs import EngineSizes
+from atm.serve.engine_sizes import EngineSizes
 
 from plan_runs import TENSOR, Line, silent, tiny
 

@@ -1,8 +1,10 @@
 """An engine's programs: what they hold, and which needs the most."""
 
+from atm.parallel.device_memory import device_bytes
 from atm.parallel.sharding import Rules
-from atm.plan import hardware, memory, serve_programs
-from atm.serve.programs import EngineSizes
+from atm.plan import hardware, serve_programs
+from atm.serve.engine_sizes import EngineSizes
+from atm.serve.programs import prepare_engine_params
 
 from plan_runs import TENSOR, on_device, tiny, zeros_model
 
@@ -20,12 +22,13 @@ def job_of(**changes) -> serve_programs.ServeJob:
 
 def test_what_an_engine_holds_is_what_it_allocates():
   job, model = job_of(), zeros_model()
+  params = prepare_engine_params(model)
   for name, programs in job.lanes.items():
-    real = type(programs)(model, programs.sizes)
+    real = type(programs)(model, programs.sizes, params)
     assert job.lane_bytes(name) == on_device(real.allocate())
     assert job.slots == 6
   parts = job.arguments()
-  assert parts['parameters'] == memory.device_bytes(model._decode_params)
+  assert parts['parameters'] == device_bytes(params)
   kept = job.lane_bytes('rows')
   assert sum(parts.values()) - parts['parameters'] - parts['beams'] == kept
   assert job.beside('rows') == parts['beams'] > 0
