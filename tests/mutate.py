@@ -56,6 +56,7 @@ MODULES = {
   'data/cache_shards': (),
   'inference/stop_strings': (),
   'inference/sampling': (),
+  'inference/logits_processors': ('inference/sampling',),
   'inference/beam_search': ('inference/generate',),
   'inference/loglikelihood': (),
   'evals/scoring': (),
@@ -68,6 +69,8 @@ MODULES = {
   'train/step': (),
   'train/optimizer': (),
   'model/loss': (),
+  'serve/row_sampling': (),
+  'serve/stop_pool': (),
 }
 # All that tests import and that holds none of ours.
 LIBRARIES = (
