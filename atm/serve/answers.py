@@ -72,7 +72,7 @@ async def answer_job(
   if body.stream:
     run = await _begin_run(service, client, job)
     return EventStream(_list_events(client, body, job, form, run), run)
-  return await collect_answer(service, client, job, form.whole)
+  return await collect_answer(service, client, job, form.write_answer)
 
 
 async def collect_answer(
@@ -120,7 +120,7 @@ def _check_begun(outputs) -> None:
 
 def _add_counts(client: Request, job: GenerationJob, reasons: set[str]) -> None:
   """Tells the access log what was done."""
-  usage = job.usage()
+  usage = job.count_tokens()
   add_facts(
     client.scope, prompt_tokens=usage.prompt_tokens,
     completion_tokens=usage.completion_tokens,
@@ -136,18 +136,18 @@ async def _list_events(
   each = bool(options and options.continuous_usage_stats)
   reasons = set()
   try:
-    for event in form.start():
+    for event in form.list_openings():
       yield encode_event(event)
     async for news in stream_outputs(job, run):
       if news is None:
         yield b': waiting\n\n'
         continue
       reasons |= {news.reason} - {None}
-      if (event := form.event(news)) is not None:
-        event.usage = job.usage() if each else None
+      if (event := form.write_event(news)) is not None:
+        event.usage = job.count_tokens() if each else None
         yield encode_event(event)
     if options and options.include_usage:
-      yield encode_event(form.bare([], job.usage()))
+      yield encode_event(form.make_event([], job.count_tokens()))
     yield DONE
   except ApiError as e:
     yield encode_error(e)

@@ -48,7 +48,7 @@ _FIELD = re.compile(r'(?!(str|bool|int|float|any|none)$)\w+')
 
 
 @contextlib.contextmanager
-def refusing(params: Mapping[str, str]) -> Iterator[None]:
+def convert_errors(params: Mapping[str, str]) -> Iterator[None]:
   """Turns a ValueError inside into a 400 that names the request's field.
 
   Args:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from atm.inference.few_shot import AnswerPlan
 from atm.serve import response_schema as schema
-from atm.serve.api_error import ApiError, refusing
+from atm.serve.api_error import ApiError, convert_errors
 from atm.serve.chat_template import render_messages
-from atm.serve.completions import finite
+from atm.serve.completions import clip_log_probability
 from atm.serve.generation_job import GenerationJob, StreamedPart
 from atm.serve.generation_request import ChosenToken, RequestOutput
 from atm.serve.generation_settings import PARAMS
@@ -33,7 +33,7 @@ def render_chat(
   service: Service, messages: Sequence[ChatMessage], mode: str | None
 ) -> tuple[str, tuple[str, ...]]:
   """Returns the text of a conversation, and strings that end the answer."""
-  with refusing(PARAMS):
+  with convert_errors(PARAMS):
     continues = service.model._framing.name_mode(mode) == 'clm'
   return render_messages(messages, continues)
 
@@ -53,11 +53,11 @@ class ChatForm:
     name, created = f'chatcmpl-{self._job.name}', self._job.created
     return dict(id=name, created=created, model=self._service.name)
 
-  def whole(self, outputs: Sequence[Sequence[RequestOutput]]):
+  def write_answer(self, outputs: Sequence[Sequence[RequestOutput]]):
     """Returns the answer of all outputs."""
     choices = []
     for j, output in enumerate(outputs[0]):
-      part = self._job.whole(0, output)
+      part = self._job.assemble_output(0, output)
       message = schema.AssistantMessage(content=part.text)
       common = self._describe(j, part, output.reason)
       choices.append(schema.ChatChoice(message=message, **common))
@@ -65,28 +65,30 @@ class ChatForm:
     if self._body.return_token_ids:
       ids = list(self._job.requests[0].ids)
     return schema.ChatCompletion(
-      **self._head(), choices=choices, usage=self._job.usage(),
+      **self._head(), choices=choices, usage=self._job.count_tokens(),
       prompt_token_ids=ids,
     )  # fmt: skip
 
-  def start(self) -> list:
+  def list_openings(self) -> list:
     """Returns the events in front of all text: who writes."""
     delta = schema.MessageDelta(role='assistant', content='')
     return [
-      self.bare([schema.ChatDelta(index=j, delta=delta, finish_reason=None)])
+      self.make_event(
+        [schema.ChatDelta(index=j, delta=delta, finish_reason=None)]
+      )
       for j in range(self._job.n)
     ]
 
-  def event(self, news: StreamedPart):
+  def write_event(self, news: StreamedPart):
     """Returns the event of what is new; None where nobody would see it."""
     wanted = self._body.logprobs or self._body.return_token_ids
     if not (news.part.text or news.reason or (wanted and news.part.tokens)):
       return None
     delta = schema.MessageDelta(content=news.part.text or None)
     common = self._describe(news.result, news.part, news.reason)
-    return self.bare([schema.ChatDelta(delta=delta, **common)])
+    return self.make_event([schema.ChatDelta(delta=delta, **common)])
 
-  def bare(self, choices: list, usage: schema.TokenUsage | None = None):
+  def make_event(self, choices: list, usage: schema.TokenUsage | None = None):
     """Returns an event of choices, or of usage without choices."""
     return schema.ChatChunk(**self._head(), choices=choices, usage=usage)
 
@@ -104,7 +106,9 @@ class ChatForm:
 
   def _describe_token(self, token: ChosenToken) -> schema.ChosenTopToken:
     describe = lambda i, x: dict(
-      token=self._texts.name(i), logprob=finite(x), bytes=self._texts.bytes(i)
+      token=self._texts.name_token(i),
+      logprob=clip_log_probability(x),
+      bytes=self._texts.list_bytes(i),
     )
     top = [schema.TopToken(**describe(*pair)) for pair in token.top]
     return schema.ChosenTopToken(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from atm.inference.few_shot import AnswerPlan
 from atm.serve import response_schema as schema
-from atm.serve.api_error import ApiError, refusing
+from atm.serve.api_error import ApiError, convert_errors
 from atm.serve.generation_job import GenerationJob, StreamedPart
 from atm.serve.generation_request import RequestOutput
 from atm.serve.job_planning import plan_job
@@ -40,7 +40,7 @@ def find_text(service: Service, prompt) -> str:
   words = service.model.vocabulary
   if isinstance(prompt, str):
     return prompt
-  with refusing({'ids': 'prompt'}):
+  with convert_errors({'ids': 'prompt'}):
     return words.decode(prompt) if words else ''
 
 
@@ -61,24 +61,28 @@ class CompletionForm:
     name, created = f'cmpl-{self._job.name}', self._job.created
     return dict(id=name, created=created, model=self._service.name)
 
-  def whole(self, outputs: Sequence[Sequence[RequestOutput]]):
+  def write_answer(self, outputs: Sequence[Sequence[RequestOutput]]):
     """Returns the answer of all outputs."""
     choices = [
-      self._choice(i, j, self._job.whole(i, output), output.reason, True)
+      self._choice(
+        i, j, self._job.assemble_output(i, output), output.reason, True
+      )
       for i, row in enumerate(outputs)
       for j, output in enumerate(row)
     ]
     scores = [output.score for row in outputs for output in row]
     if self._job.requests[0].config.beams > 1:
       for choice, score in zip(choices, scores, strict=True):
-        choice.score = finite(score)
-    return self.kind(**self._head(), choices=choices, usage=self._job.usage())
+        choice.score = clip_log_probability(score)
+    return self.kind(
+      **self._head(), choices=choices, usage=self._job.count_tokens()
+    )
 
-  def start(self) -> list:
+  def list_openings(self) -> list:
     """Returns the events in front of all text."""
     return []
 
-  def event(self, news: StreamedPart):
+  def write_event(self, news: StreamedPart):
     """Returns the event of what is new; None where nobody would see it."""
     wanted = self._top is not None or self._body.return_token_ids
     if not (news.part.text or news.reason or (wanted and news.part.tokens)):
@@ -86,10 +90,12 @@ class CompletionForm:
     choice = self._choice(
       news.number, news.result, news.part, news.reason, news.is_first
     )
-    choice.score = None if news.score is None else finite(news.score)
-    return self.bare([choice])
+    choice.score = (
+      None if news.score is None else clip_log_probability(news.score)
+    )
+    return self.make_event([choice])
 
-  def bare(self, choices: list, usage: schema.TokenUsage | None = None):
+  def make_event(self, choices: list, usage: schema.TokenUsage | None = None):
     """Returns an event of choices, or of usage without choices."""
     return self.kind(**self._head(), choices=choices, usage=usage)
 
@@ -119,23 +125,25 @@ def describe_logprobs(
   """
   if top is None:
     return None
-  name, likeliest = texts.name, None
+  name, likeliest = texts.name_token, None
   if top:
     likeliest = [
       {
-        name(i): finite(x)
+        name(i): clip_log_probability(x)
         for i, x in (*token.top, (token.id, token.log_probability))
       }
       for token in part.tokens
     ]
   return schema.CompletionLogprobs(
     tokens=[name(x.id) for x in part.tokens],
-    token_logprobs=[finite(x.log_probability) for x in part.tokens],
+    token_logprobs=[
+      clip_log_probability(x.log_probability) for x in part.tokens
+    ],
     top_logprobs=likeliest,
     text_offset=part.offsets,
   )
 
 
-def finite(log_probability: float) -> float:
+def clip_log_probability(log_probability: float) -> float:
   """Returns a log-probability that JSON has a number for."""
   return max(log_probability, _LEAST_LOG)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from starlette.requests import Request
 
 from atm.messages import one_line
-from atm.serve.api_error import ApiError, refusing
+from atm.serve.api_error import ApiError, convert_errors
 from atm.serve.generation_request import GenerationRequest, RequestUpdate
 from atm.serve.generation_settings import PARAMS
 from atm.serve.service import RETRY_SECONDS, Service
@@ -108,7 +108,7 @@ def _submit(service: Service, requests, deliver):
   from atm.serve.engine import EngineClosedError, QueueFullError
 
   try:
-    with refusing(PARAMS):
+    with convert_errors(PARAMS):
       return service.engine.submit(requests, deliver)
   except QueueFullError as e:
     raise ApiError(

@@ -40,19 +40,19 @@ class GenerationJob:
   created: int = dataclasses.field(default_factory=lambda: int(time.time()))
   counts: dict = dataclasses.field(default_factory=dict)
 
-  def begin(self, number: int) -> OutputText:
+  def begin_output(self, number: int) -> OutputText:
     """Returns an output of a prompt, of which nothing came yet."""
     return OutputText(
       self.vocabulary, self.requests[number].prefix, self.end_id, self.stop,
       self.begins[number] if self.begins else '', self.with_offsets,
     )  # fmt: skip
 
-  def whole(self, number: int, output: RequestOutput) -> OutputPart:
+  def assemble_output(self, number: int, output: RequestOutput) -> OutputPart:
     """Returns all of one output."""
     tokens = list_tokens(output, self.end_id)
-    return self.begin(number).add(tokens, is_last=True)
+    return self.begin_output(number).add(tokens, is_last=True)
 
-  def usage(self) -> TokenUsage:
+  def count_tokens(self) -> TokenUsage:
     """Counts the tokens that came until now."""
     read = sum(len(x.ids) for x in self.requests)
     written = sum(self.counts.values())
@@ -119,7 +119,7 @@ async def stream_outputs(
     key = number, result
     is_first = key not in texts
     if is_first:
-      texts[key] = job.begin(number)
+      texts[key] = job.begin_output(number)
     part = texts[key].add(tokens, is_last=reason is not None)
     job.counts[key] = texts[key].count
     ended.update([key] if reason else [])

@@ -4,7 +4,7 @@ import dataclasses
 import secrets
 
 from atm.inference import sampling
-from atm.serve.api_error import ApiError, refusing
+from atm.serve.api_error import ApiError, convert_errors
 from atm.serve.request_schema import SamplingBody
 from atm.serve.service import Service
 
@@ -56,7 +56,7 @@ def choose_settings(
     given['top_k'] = 0
   if body.seed is None:
     given['seed'] = secrets.randbelow(2**31)
-  with refusing(PARAMS):
+  with convert_errors(PARAMS):
     given |= _choose_method(service, body, n, best_of, temperature)
     config = sampling.Config(**given)
     if body.ignore_eos:

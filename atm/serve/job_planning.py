@@ -4,7 +4,7 @@ import dataclasses
 
 from atm.inference.few_shot import AnswerPlan
 from atm.inference.stop_strings import count_states
-from atm.serve.api_error import ApiError, refusing
+from atm.serve.api_error import ApiError, convert_errors
 from atm.serve.generation_job import GenerationJob
 from atm.serve.generation_settings import PARAMS, choose_settings
 from atm.serve.request_builder import build_requests
@@ -33,7 +33,7 @@ def plan_job(
   if body.stream_options is not None and not body.stream:
     raise ApiError(400, 'stream_options without stream', 'stream_options')
   if top is not None:
-    service.token_texts.name(0)  # names take a moment, the first time
+    service.token_texts.name_token(0)  # names take a moment, the first time
   settings = choose_settings(service, body, temperature)
   if body.stream and settings.config.results > settings.n:
     raise ApiError(
@@ -43,7 +43,7 @@ def plan_job(
   given = [body.stop] if isinstance(body.stop, str) else body.stop or []
   given = [*given, *plan.stop]
   prefixes = None if body.prefix is None else [body.prefix] * len(plan.texts)
-  with refusing({**PARAMS, 'input': field, 'inputs': field}):
+  with convert_errors({**PARAMS, 'input': field, 'inputs': field}):
     stops = model._framing.stops(given)
     _check_stops(service, stops)
     requests = build_requests(

@@ -94,7 +94,7 @@ def parse_body(content: bytes) -> dict:
   try:
     parsed = json.loads(
       content.decode('utf-8-sig'),
-      object_pairs_hook=_unique,
+      object_pairs_hook=_build_object,
       parse_constant=_refuse_constant,
     )
   except UnicodeDecodeError as e:
@@ -112,7 +112,7 @@ def parse_body(content: bytes) -> dict:
   return parsed
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict:
+def _build_object(pairs: list[tuple[str, object]]) -> dict:
   """Returns an object's fields; raises ValueError where one is twice."""
   fields = dict(pairs)
   if len(fields) < len(pairs):

@@ -19,7 +19,7 @@ class TokenTexts:
   def _spelling(self) -> list[str]:
     return self.vocabulary.spelling() if self.vocabulary else []
 
-  def name(self, i: int) -> str:
+  def name_token(self, i: int) -> str:
     """Returns what a token adds to a running text; a special one's name.
 
     A byte of a longer character is 'bytes:\\\\xe2', as OpenAI writes it.
@@ -30,7 +30,7 @@ class TokenTexts:
       return self.vocabulary.pieces([i])[0]
     return name_bytes(self._spelling[i])
 
-  def bytes(self, i: int) -> list[int]:
+  def list_bytes(self, i: int) -> list[int]:
     """Returns the bytes that a token adds to a running text."""
     if not i < len(self._spelling) or self.vocabulary.is_special(i):
       return []

@@ -52,7 +52,7 @@ PromptField = Annotated[
 ]  # fmt: skip
 
 
-def refused(*neutral, text: str):
+def make_unsupported(*neutral, text: str):
   """Returns a type of fields that change nothing, or are refused by name."""
 
   def check(value):
@@ -194,24 +194,30 @@ class SamplingBody(FramedBody):
   return_token_ids: bool | None = Field(
     None, 'Choices have token_ids, and the first of them prompt_token_ids.'
   )
-  frequency_penalty: refused(0, 0.0, text='see repetition_penalty')
-  presence_penalty: refused(0, 0.0, text='see repetition_penalty')
-  logit_bias: refused({}, text='see bad_words')
-  logits_processors: refused([], text='see bad_words')
-  response_format: refused({'type': 'text'}, text='outputs are texts')
-  stop_token_ids: refused([], text='see stop')
-  include_stop_str_in_output: refused(False, text='texts end before stops')
-  skip_special_tokens: refused(True, text='texts have none')
-  spaces_between_special_tokens: refused(True, text='texts have none')
-  add_special_tokens: refused(True, text='see mode; ids are taken as they are')
-  detokenize: refused(True, text='see return_token_ids')
-  return_tokens_as_token_ids: refused(False, text='see return_token_ids')
-  prompt_logprobs: refused(0, False, text='see /v1/score')
-  truncate_prompt_tokens: refused(text='see truncate')
-  store: refused(False, text='nothing is stored')
+  frequency_penalty: make_unsupported(0, 0.0, text='see repetition_penalty')
+  presence_penalty: make_unsupported(0, 0.0, text='see repetition_penalty')
+  logit_bias: make_unsupported({}, text='see bad_words')
+  logits_processors: make_unsupported([], text='see bad_words')
+  response_format: make_unsupported({'type': 'text'}, text='outputs are texts')
+  stop_token_ids: make_unsupported([], text='see stop')
+  include_stop_str_in_output: make_unsupported(
+    False, text='texts end before stops'
+  )
+  skip_special_tokens: make_unsupported(True, text='texts have none')
+  spaces_between_special_tokens: make_unsupported(True, text='texts have none')
+  add_special_tokens: make_unsupported(
+    True, text='see mode; ids are taken as they are'
+  )
+  detokenize: make_unsupported(True, text='see return_token_ids')
+  return_tokens_as_token_ids: make_unsupported(
+    False, text='see return_token_ids'
+  )
+  prompt_logprobs: make_unsupported(0, False, text='see /v1/score')
+  truncate_prompt_tokens: make_unsupported(text='see truncate')
+  store: make_unsupported(False, text='nothing is stored')
   metadata: Any = Field(None, 'Without effect.')
   service_tier: Any = Field(None, 'Without effect.')
-  priority: refused(0, text='requests are answered in order')
+  priority: make_unsupported(0, text='requests are answered in order')
   request_id: str | None = Field(None, 'Without effect.')
 
 
@@ -221,7 +227,7 @@ class CompletionRequest(SamplingBody):
   prompt: PromptField = Field(
     ..., 'A text, a list of texts, ids, or a list of lists of ids.'
   )
-  suffix: refused('', text="see mode 'denoise', which fills gaps")
+  suffix: make_unsupported('', text="see mode 'denoise', which fills gaps")
   echo: bool | None = Field(
     None, 'Texts begin with the prompt; not together with logprobs.'
   )
@@ -251,9 +257,9 @@ class ChatMessage(Body):
   )
   name: str | None = Field(None, 'Without effect.')
   refusal: str | None = Field(None, 'Without effect, as answers have it.')
-  tool_calls: refused([], text='there are no tools')
-  function_call: refused(text='there are no tools')
-  audio: refused(text='texts only')
+  tool_calls: make_unsupported([], text='there are no tools')
+  function_call: make_unsupported(text='there are no tools')
+  audio: make_unsupported(text='texts only')
   annotations: Any = Field(None, 'Without effect, as answers have it.')
 
   @property
@@ -277,21 +283,21 @@ class ChatRequest(SamplingBody):
     f'And of so many likeliest, 0 to {MOST_LOGPROBS}.',
     ge=0, le=MOST_LOGPROBS,
   )  # fmt: skip
-  tools: refused([], text='there are no tools')
-  tool_choice: refused('none', 'auto', text='there are no tools')
+  tools: make_unsupported([], text='there are no tools')
+  tool_choice: make_unsupported('none', 'auto', text='there are no tools')
   parallel_tool_calls: bool | None = Field(None, 'Without effect.')
-  functions: refused([], text='there are no tools')
-  function_call: refused('none', 'auto', text='there are no tools')
-  modalities: refused(['text'], text='texts only')
-  audio: refused(text='texts only')
+  functions: make_unsupported([], text='there are no tools')
+  function_call: make_unsupported('none', 'auto', text='there are no tools')
+  modalities: make_unsupported(['text'], text='texts only')
+  audio: make_unsupported(text='texts only')
   prediction: Any = Field(None, 'Without effect.')
-  reasoning_effort: refused('none', text='the model does not reason')
-  verbosity: refused('medium', text='see max_tokens')
-  web_search_options: refused(text='there is no search')
-  add_generation_prompt: refused(True, text='the template has it')
-  continue_final_message: refused(False, text='see prefix')
-  chat_template: refused(text="the template is the server's")
-  chat_template_kwargs: refused({}, text='the template has none')
+  reasoning_effort: make_unsupported('none', text='the model does not reason')
+  verbosity: make_unsupported('medium', text='see max_tokens')
+  web_search_options: make_unsupported(text='there is no search')
+  add_generation_prompt: make_unsupported(True, text='the template has it')
+  continue_final_message: make_unsupported(False, text='see prefix')
+  chat_template: make_unsupported(text="the template is the server's")
+  chat_template_kwargs: make_unsupported({}, text='the template has none')
   safety_identifier: str | None = Field(None, 'Without effect.')
   prompt_cache_key: str | None = Field(None, 'Without effect.')
   prompt_cache_retention: str | None = Field(None, 'Without effect.')

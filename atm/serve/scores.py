@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from atm.serve import response_schema as schema
-from atm.serve.api_error import ApiError, refusing
+from atm.serve.api_error import ApiError, convert_errors
 from atm.serve.completions import describe_logprobs, split_prompts
 from atm.serve.generation_job import GenerationJob
 from atm.serve.generation_request import RequestOutput
@@ -33,7 +33,7 @@ def plan_scores(service: Service, body: ScoreRequest) -> GenerationJob:
       'many, or one input', 'inputs',
     )  # fmt: skip
   model, top = service.model, body.logprobs
-  with refusing(_PARAMS):
+  with convert_errors(_PARAMS):
     requests = build_score_requests(
       model, inputs, targets, None, body.mode, body.truncate or 'refuse',
       body.source, body.target,
@@ -62,7 +62,9 @@ def describe_scores(
     logprobs = ids = None
     if body.logprobs is not None:
       ids = list(request.targets)
-      logprobs = describe_logprobs(texts, job.whole(i, output), body.logprobs)
+      logprobs = describe_logprobs(
+        texts, job.assemble_output(i, output), body.logprobs
+      )
     score, count = sum(output.log_probabilities), len(request.targets)
     scores.append(
       schema.TargetScore(
@@ -72,5 +74,5 @@ def describe_scores(
     )  # fmt: skip
   return schema.ScoreList(
     id=f'score-{job.name}', created=job.created, model=service.name,
-    data=scores, usage=job.usage(),
+    data=scores, usage=job.count_tokens(),
   )  # fmt: skip

@@ -1,7 +1,7 @@
 """POST /tokenize and /detokenize: ids of texts, and texts of ids."""
 
 from atm.serve import response_schema as schema
-from atm.serve.api_error import ApiError, refusing
+from atm.serve.api_error import ApiError, convert_errors
 from atm.serve.chat_completions import render_chat
 from atm.serve.generation_settings import PARAMS
 from atm.serve.request_schema import DetokenizeRequest, TokenizeRequest
@@ -18,14 +18,14 @@ def tokenize_text(service: Service, body: TokenizeRequest) -> schema.TokenList:
     field = 'messages'
   model = service.model
   words = _find_vocabulary(service)
-  with refusing({**PARAMS, 'text': field}):
+  with convert_errors({**PARAMS, 'text': field}):
     if body.add_special_tokens is False:
       ids = words.encode(text)
     else:
       ids = model.encode(text, body.mode, body.source)
   names = None
   if body.return_token_strs:
-    names = list(map(service.token_texts.name, ids))
+    names = list(map(service.token_texts.name_token, ids))
   return schema.TokenList(
     count=len(ids), max_model_len=model.config.positions, tokens=ids,
     token_strs=names,
@@ -36,7 +36,7 @@ def detokenize_ids(
   service: Service, body: DetokenizeRequest
 ) -> schema.DetokenizedText:
   """Returns the text of ids."""
-  with refusing({'ids': 'tokens'}):
+  with convert_errors({'ids': 'tokens'}):
     text = _find_vocabulary(service).decode(body.tokens)
   return schema.DetokenizedText(prompt=text)
 

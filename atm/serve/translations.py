@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from atm.inference.few_shot import AnswerPlan, plan_translation
 from atm.serve import response_schema as schema
-from atm.serve.api_error import refusing
+from atm.serve.api_error import convert_errors
 from atm.serve.completions import CompletionForm
 from atm.serve.generation_job import GenerationJob, StreamedPart
 from atm.serve.generation_request import RequestOutput
@@ -29,7 +29,7 @@ def plan_translations(
   # Errors of a template name its fields.
   params |= {'field': 'text'}
   options = {'truncate': body.truncate} if body.truncate else {}
-  with refusing(params):
+  with convert_errors(params):
     plan = plan_translation(
       service.model, texts, body.target, body.shots or (), body.mode,
       body.source, **options,
@@ -54,15 +54,15 @@ class TranslationForm(CompletionForm):
     self._plan = plan
     self._held: dict[tuple[int, int], str] = {}
 
-  def whole(self, outputs: Sequence[Sequence[RequestOutput]]):
+  def write_answer(self, outputs: Sequence[Sequence[RequestOutput]]):
     """Returns the answer of all outputs."""
-    answer = super().whole(outputs)
+    answer = super().write_answer(outputs)
     for choice in answer.choices:
       number = choice.index // self._job.n
       choice.text = self._plan.extract(number, choice.text)
     return answer
 
-  def event(self, news: StreamedPart):
+  def write_event(self, news: StreamedPart):
     """Returns the event of what is new; None where nobody would see it."""
     if self._plan.template is not None:
       key, text = (news.number, news.result), news.part.text
@@ -71,4 +71,4 @@ class TranslationForm(CompletionForm):
       text = self._plan.extract(news.number, text) if news.reason else ''
       part = dataclasses.replace(news.part, text=text)
       news = dataclasses.replace(news, part=part)
-    return super().event(news)
+    return super().write_event(news)

@@ -3,7 +3,7 @@
 import pydantic
 import pytest
 
-from atm.serve.api_error import ApiError, describe_invalid, refusing
+from atm.serve.api_error import ApiError, convert_errors, describe_invalid
 
 
 class Inner(pydantic.BaseModel, extra='forbid'):
@@ -45,7 +45,7 @@ def test_the_first_wrong_field_is_named(body, param, message):
 )
 def test_a_value_error_becomes_a_400_of_its_field(text, param, code):
   with pytest.raises(ApiError) as caught:
-    with refusing({'input': 'prompt', 'top_p': 'top_p'}):
+    with convert_errors({'input': 'prompt', 'top_p': 'top_p'}):
       raise ValueError(text)
   assert caught.value.body()['error'] == {
     'message': text, 'type': 'invalid_request_error', 'param': param,

@@ -18,9 +18,9 @@ def test_the_best_have_the_greatest_mean():
 def test_usage_counts_what_came():
   requests = [GenerationRequest((5, 6), (2,)), GenerationRequest((7,), (2,))]
   job = GenerationJob(requests, 1, (), None, 1)
-  assert job.usage().total_tokens == 3
+  assert job.count_tokens().total_tokens == 3
   job.counts[0, 0] = 4
-  usage = job.usage()
+  usage = job.count_tokens()
   assert (usage.prompt_tokens, usage.completion_tokens) == (3, 4)
   assert usage.total_tokens == 7
-  assert job.whole(0, output(-1)).text == ''
+  assert job.assemble_output(0, output(-1)).text == ''

@@ -46,14 +46,14 @@ def test_parts_are_the_whole_however_tokens_are_divided(byte_words, stop):
 
 def test_tokens_have_names_and_bytes(byte_words):
   texts, spelling = TokenTexts(byte_words), byte_words.spelling()
-  assert texts.name(byte_words.eos_id) == '</s>'
-  assert texts.bytes(byte_words.eos_id) == []
+  assert texts.name_token(byte_words.eos_id) == '</s>'
+  assert texts.list_bytes(byte_words.eos_id) == []
   for i, text in enumerate(spelling):
     if not byte_words.is_special(i):
-      assert texts.name(i) == name_bytes(text)
+      assert texts.name_token(i) == name_bytes(text)
       raw = text.encode('utf-8', 'surrogateescape')
-      assert bytes(texts.bytes(i)) == raw
-  assert texts.name(byte_words.size) == f'token:{byte_words.size}'
+      assert bytes(texts.list_bytes(i)) == raw
+  assert texts.name_token(byte_words.size) == f'token:{byte_words.size}'
   assert name_bytes('\udce2') == 'bytes:\\xe2' and name_bytes(' é') == ' é'
 
 
@@ -61,7 +61,7 @@ def test_without_a_tokenizer_there_is_no_text():
   out = OutputText(None, [2], 1)
   part = out.add([ChosenToken(0, 5, -1.0)], True)
   assert part.text == '' and [x.id for x in part.tokens] == [5]
-  assert TokenTexts(None).name(5) == 'token:5'
+  assert TokenTexts(None).name_token(5) == 'token:5'
 
 
 def test_a_whole_output_has_the_tokens_that_updates_tell():
