@@ -188,6 +188,7 @@ class RowLane:
     self._observer.device_call(
       self.kind, now - start, self.count_taken(), int(steps.count)
     )
+    self.programs.times.note_call(window, int(steps.count), now - start)
     self._tell(steps, now)
     self.programs.times.note_host(time.perf_counter() - now)
 

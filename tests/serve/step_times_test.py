@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 
 from atm.serve.step_times import StepTimes
@@ -32,3 +33,15 @@ def test_a_slow_host_has_calls_of_more_steps():
   for _ in range(200):
     times.note_host(0.008)
   assert times.choose_steps('window') == 8
+
+
+def test_times_follow_those_of_calls():
+  times = StepTimes(32)
+  times.seconds = {'window': (1e-6, 0.05)}  # measured beside other load
+  draws = np.random.default_rng(0)
+  for _ in range(2000):
+    steps = times.choose_steps('window')
+    noise = draws.uniform(0.9, 1.1)
+    times.note_call('window', steps, (0.004 + 0.02 * steps) * noise)
+  assert 0.01 < times.seconds['window'][0] < 0.03
+  assert times.choose_steps('window') < 10  # it was 32
