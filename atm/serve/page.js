@@ -264,17 +264,22 @@ function readSettings() {
   return choice === 'greedy' ? {temperature: 0, ...fields} : fields;
 }
 
+const readLanguages = () => (
+  {source: $('source').value, target: $('target').value});
+
 function readTranslation() {
-  const body = {text: $('sentence').value, target: $('target').value};
-  if (server.languages.length) return {...body, source: $('source').value};
+  const text = $('sentence').value;
+  if (server.languages.length) return {text, ...readLanguages()};
   const shots = [...$('shots').children].map((shot) =>
     [...shot.querySelectorAll('textarea')].map((x) => x.value));
-  return {...body, shots: shots.filter((pair) => pair.some(Boolean))};
+  return {text, target: $('target').value,
+    shots: shots.filter((pair) => pair.some(Boolean))};
 }
 
 function readPrompt() {
   const body = {prompt: $('prompt').value};
   if (chosen('mode')) body.mode = chosen('mode');
+  else if (server.languages.length) Object.assign(body, readLanguages());
   if ($('tinted').checked) body.logprobs = ALTERNATIVES;
   return body;
 }
@@ -361,7 +366,7 @@ function showRunning(is) {
 
 /** The answers to one request, side by side. */
 class Answers {
-  constructor({n = 1, use_beam_search: beams, target}) {
+  constructor({n = 1, use_beam_search: beams, target, text}) {
     this.began = performance.now();
     this.list = [];
     this.lang = findTag(target || '');
@@ -369,7 +374,7 @@ class Answers {
       target ? 'Translation' : 'Answer';
     $('results-title').textContent = n > 1 ? `${this.kind}s` : this.kind;
     $('nothing').hidden = true;
-    $('legend').hidden = Boolean(target);
+    $('legend').hidden = text != null;  // translations have no probabilities
     $('spoken').textContent = 'Running';
     $('answers').replaceChildren();
     $('results-title').scrollIntoView({block: 'nearest'});
@@ -668,11 +673,13 @@ function makeExample(lang, mode) {
   return words.join('');
 }
 
-/** Returns 'de' for 'de_DE', 'zh-Hant' for 'zho_Hant'; '' for what is none. */
+/** Returns 'de' for 'deu_Latn' and 'de_DE', 'zh-Hant' for 'zho_Hant', or ''. */
 function findTag(code) {
   const tag = code.replace(/_[A-Z]{2}$/, '').replaceAll('_', '-');
   try {
-    return Intl.getCanonicalLocales(tag)[0];
+    const {language, script} = new Intl.Locale(tag);
+    const usual = new Intl.Locale(language).maximize().script;
+    return script && script !== usual ? `${language}-${script}` : language;
   } catch {
     return '';
   }
@@ -680,13 +687,12 @@ function findTag(code) {
 
 const isLanguage = (code, lang) => findTag(code).split('-')[0] === lang;
 
-/** Returns a language's name, in English or in itself. */
+/** Returns a language's name, in English or in itself; or its code. */
 function nameLanguage(code, own = false) {
   const tag = findTag(code);
-  if (!tag) return code;
-  const name = new Intl.DisplayNames([own ? tag : 'en'],
-    {type: 'language'}).of(tag);
-  return name[0].toLocaleUpperCase(tag) + name.slice(1);
+  const name = tag && new Intl.DisplayNames([own ? tag : 'en'], {
+    type: 'language', languageDisplay: 'standard', fallback: 'none'}).of(tag);
+  return name ? name[0].toLocaleUpperCase(tag) + name.slice(1) : code;
 }
 
 function fillChips(place, act) {
@@ -747,7 +753,8 @@ function showModel() {
     $(`set-${name}`)[value == null ? 'placeholder' : 'value'] = defaults[name];
   }
   if (defaults.beams > 1) all('[name=choice][value=beams]')[0].click();
-  const codes = languages.length ? languages : Object.keys(TEXTS);
+  const codes = languages.length ? [...languages] : Object.keys(TEXTS);
+  codes.sort((a, b) => nameLanguage(a).localeCompare(nameLanguage(b)));
   for (const [id, lang] of [['source', 'en'], ['target', 'de']]) {
     $(id).replaceChildren(...codes.map((value) => make('option', {value},
       [...new Set([nameLanguage(value), value])].join(' · '))));
@@ -772,6 +779,9 @@ function selectTab(tab) {
     other.setAttribute('aria-selected', other === tab);
     other.tabIndex = other === tab ? 0 : -1;
     $(other.getAttribute('aria-controls')).hidden = other !== tab;
+  }
+  if (server.languages.length) {
+    $(tab.getAttribute('aria-controls')).prepend($('languages'));
   }
   $('run').textContent = translates() ? 'Translate' : 'Run';
   showCode();

@@ -357,7 +357,10 @@ def test_a_model_of_languages_is_asked_by_their_codes(browser, server):
   with open_tab(browser, server, answer=answer) as tab:
     assert tab.locator('#translate').is_visible()
     names = tab.locator('#target option').all_text_contents()
-    assert names[0].startswith('Arabic') and names[4].endswith('xx_odd')
+    assert names == [
+      'Arabic · arb_Arab', 'Chinese (Traditional) · zho_Hant',
+      'English · eng_Latn', 'German · deu_Latn', 'xx_odd',
+    ]  # fmt: skip
     read = lambda: [
       tab.locator(x).input_value() for x in ('#source', '#target')
     ]
@@ -375,3 +378,5 @@ def test_a_model_of_languages_is_asked_by_their_codes(browser, server):
     assert tab.get_attribute('#set-max_tokens', 'placeholder') == '200'
     tab.get_by_role('tab', name='Prompt').click()
     assert tab.locator('[name=mode]:checked').input_value() == ''
+    assert tab.locator('#source').is_visible()
+    assert '"target": "eng_Latn"' in tab.locator('#code-text').text_content()
