@@ -47,7 +47,7 @@ def find_text(service: Service, prompt) -> str:
 class CompletionForm:
   """Writes answers in the form of /v1/completions."""
 
-  kind = schema.Completion
+  kind, prefix = schema.Completion, 'cmpl'
 
   def __init__(
     self, service: Service, body: SamplingBody, job: GenerationJob,
@@ -58,7 +58,7 @@ class CompletionForm:
     self._service = service
 
   def _head(self) -> dict:
-    name, created = f'cmpl-{self._job.name}', self._job.created
+    name, created = f'{self.prefix}-{self._job.name}', self._job.created
     return dict(id=name, created=created, model=self._service.name)
 
   def write_answer(self, outputs: Sequence[Sequence[RequestOutput]]):

@@ -43,7 +43,7 @@ class TranslationForm(CompletionForm):
   In a stream, a translation that is cut out of an output comes at its end.
   """
 
-  kind = schema.Translation
+  kind, prefix = schema.Translation, 'translation'
 
   def __init__(
     self, service: Service, body: TranslationRequest, job: GenerationJob,
