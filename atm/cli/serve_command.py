@@ -135,6 +135,7 @@ class ServeCommand(api.ModelSource):
     start = time.monotonic()
     # Tracing programs makes so many objects that looking for garbage among
     # them, and among those of JAX, is a tenth of a start.
+    usual = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(50_000)
     model = self.load()
@@ -147,6 +148,7 @@ class ServeCommand(api.ModelSource):
       engine.start()
       gc.collect()
       gc.freeze()  # nor are requests to wait for that
+      gc.set_threshold(*usual)
       with interrupts.note_signals() as signals:
         service.model, service.engine = model, engine
         service.metrics.stats = engine.stats
