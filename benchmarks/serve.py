@@ -9,7 +9,8 @@ output has its exact length. Contestants:
 - static: `Model.complete` of all that waits, up to 32, as `atm infer` has it.
 - ctranslate2: translate_batch of all that waits; a row that has its tokens
   leaves its batch. `:2x1x32` are two translators of one thread each, batches of
-  up to 32; several settings may be named.
+  up to 32; with an `s` behind, a batch is the oldest request and those nearest
+  to its length. Several settings may be named; the best counts.
 
 Every contestant is a process of its own, on the same cores. At each rate all
 of them get the same requests at the same moments, in turn; one whose p95
@@ -40,7 +41,10 @@ import serve_load
 from serve_load import CONTESTANTS
 
 RATES = (2, 3, 4, 5, 6.5, 8, 10, 12.5, 16, 20)  # requests a second
-NAMES = ('engine', 'static', 'ctranslate2:1x2x32', 'ctranslate2:2x1x32')
+NAMES = (
+  'engine', 'static', 'ctranslate2:1x2x32', 'ctranslate2:2x1x32',
+  'ctranslate2:2x1x16s',
+)  # fmt: skip
 
 
 class Worker:

@@ -80,10 +80,13 @@ def make_params(seed: int = 0) -> dict:
 
 
 class Batcher:
-  """Threads that each take what waits, as much as a batch holds."""
+  """Threads that each take what waits, as much as a batch holds.
 
-  def __init__(self, threads: int, batch: int):
-    self.batch, self.waiting = batch, []
+  With `by_length` that is the oldest request, and those nearest to its length.
+  """
+
+  def __init__(self, threads: int, batch: int, by_length: bool = False):
+    self.batch, self.by_length, self.waiting = batch, by_length, []
     self.changed = threading.Condition()
     for _ in range(threads):
       threading.Thread(target=self.work, daemon=True).start()
@@ -98,14 +101,26 @@ class Batcher:
       while True:
         with self.changed:
           self.changed.wait_for(lambda: self.waiting)
-          taken = self.waiting[: self.batch]
-          del self.waiting[: self.batch]
+          taken = self.take()
         self.run(taken)
     except BaseException:
       import traceback
 
       traceback.print_exc()
       os._exit(1)
+
+  def take(self) -> list[Request]:
+    oldest = self.waiting[0]
+    if self.by_length:
+      self.waiting.sort(
+        key=lambda x: (x is not oldest, abs(len(x.ids) - len(oldest.ids)))
+      )
+    taken, self.waiting = (
+      self.waiting[: self.batch],
+      self.waiting[self.batch :],
+    )
+    self.waiting.sort(key=lambda x: x.due)
+    return taken
 
 
 def load_model():
@@ -185,13 +200,16 @@ class Engine:
 
 
 class CTranslate2(Batcher):
-  """translate_batch; settings: translators x threads of each x batch."""
+  """translate_batch; settings: translators x threads of each x batch.
+
+  An `s` behind them batches requests of like lengths.
+  """
 
   def __init__(self, settings: str):
     import ctranslate2
     import numpy as np
 
-    inter, intra, batch = map(int, settings.split('x'))
+    inter, intra, batch = map(int, settings.rstrip('s').split('x'))
     folder = os.path.join(os.environ['SERVE_FOLDER'], 'ctranslate2')
     if not os.path.exists(folder):
       convert(folder)
@@ -199,7 +217,7 @@ class CTranslate2(Batcher):
       folder, compute_type='float32', inter_threads=inter, intra_threads=intra
     )
     self.words = np.array([str(i) for i in range(V)], object)
-    super().__init__(inter, batch)
+    super().__init__(inter, batch, settings.endswith('s'))
 
   def run(self, taken: list[Request]) -> None:
     most = max(x.wanted for x in taken)
