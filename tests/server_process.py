@@ -47,7 +47,8 @@ class Server:
     process: its process.
     lines: of its standard output.
     log: events of its standard error; other lines as texts.
-    started: seconds from its start until it was ready.
+    started: seconds of a processor until it was ready; those of a clock would
+      be of the machine's other work, too.
   """
 
   def __init__(self, folder, *settings: str, port: int = 0):
@@ -61,7 +62,6 @@ class Server:
       sys.executable, '-m', 'atm', 'serve', f'--gin.MODEL_DIR={str(folder)!r}',
       f'--gin.PORT={self.port}', *settings,
     ]  # fmt: skip
-    start = time.monotonic()
     self.process = subprocess.Popen(
       command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
       env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1'},
@@ -73,7 +73,7 @@ class Server:
     ]
     self.wait_for(lambda: ' serves ' in ''.join(self.lines), seconds)
     self.port = int(re.search(r'http://127\.0\.0\.1:(\d+)/', self.lines[0])[1])
-    self.started = time.monotonic() - start
+    self.started = read_cpu_seconds(self.process.pid)
     return self
 
   def _read(self, stream, take) -> threading.Thread:
@@ -147,10 +147,11 @@ def parse(line: str) -> dict | str:
   return line
 
 
-def read_memory(pid: int) -> int:
-  """Returns the resident bytes of a process."""
-  with open(f'/proc/{pid}/statm') as f:
-    return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+def read_cpu_seconds(pid: int) -> float:
+  """Returns the time that all processors worked for a process."""
+  with open(f'/proc/{pid}/stat') as f:
+    fields = f.read().rpartition(')')[2].split()
+  return sum(map(int, fields[11:13])) / os.sysconf('SC_CLK_TCK')
 
 
 def kill(process: subprocess.Popen) -> None:

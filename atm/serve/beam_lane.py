@@ -1,6 +1,7 @@
 """The requests of an engine that search beams, and the groups they take."""
 
 import jax
+import numpy as np
 
 from atm.serve import row_sampling
 from atm.serve.beam_programs import BeamPrograms
@@ -36,14 +37,14 @@ class BeamLane(RowLane):
     """Returns how many rows decode: all of a group, whatever its beams."""
     return len(self.taken) * self._sizes.beams
 
-  def count_positions(self) -> tuple[int, int]:
-    """Returns how many positions of the caches hold something, and all."""
-    s, beams = self._sizes, self._sizes.beams
-    used = sum(
-      len(job.request.ids) + job.outputs[0].position * beams
-      for job, _ in self.taken.values()
+  def count_positions(self) -> np.ndarray:
+    """Returns [[used, all], [used, all]] positions: own and cross caches'."""
+    s, groups, jobs = self._sizes, self.programs.rows, self.taken.values()
+    own = sum(job.outputs[0].position for job, _ in jobs) * s.beams
+    cross = sum(len(job.request.ids) for job, _ in jobs)
+    return np.array(
+      [[own, groups * s.beams * s.max_output], [cross, groups * s.max_input]]
     )
-    return used, self.programs.rows * (s.max_input + s.max_output * beams)
 
   def end_early(self, reasons: dict[Job, str]) -> None:
     """Collects the beams of requests that are to be removed, as they are."""

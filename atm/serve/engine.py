@@ -36,7 +36,8 @@ class EngineStats:
     waiting: requests that wait for slots.
     slots: rows there are, those of beams among them.
     used_slots: rows that are taken.
-    cache_usage: the share of the caches' positions that hold something.
+    cache_usage: the share of the decoder's own caches that holds something.
+    cross_usage: that of the cross caches, of encoded inputs.
   """
 
   running: int
@@ -44,6 +45,7 @@ class EngineStats:
   slots: int
   used_slots: int
   cache_usage: float
+  cross_usage: float
 
 
 class Ticket:
@@ -185,13 +187,14 @@ class Engine:
     with self._changed:
       waiting = sum(len(lane.waiting) for lane in self._lanes)
       running = len(self._list_jobs()) - waiting
-      used, room = zip(*(lane.count_positions() for lane in self._lanes))
+      own, cross = sum(lane.count_positions() for lane in self._lanes)
       return EngineStats(
         running,
         waiting,
         sum(lane.rows for lane in self._lanes),
         sum(lane.count_taken() for lane in self._lanes),
-        sum(used) / sum(room),
+        float(own[0] / own[1]),
+        float(cross[0] / cross[1]),
       )
 
   def drain(self, seconds: float) -> bool:

@@ -74,7 +74,10 @@ GAUGES = {
   'num_requests_running': ('Requests that have rows.', 'running'),
   'num_requests_waiting': ('Requests that wait for rows.', 'waiting'),
   'kv_cache_usage_perc': (
-    'Share of the cache of self-attention in use, 1 is all.', 'cache_usage',
+    "Share of the decoder's own caches in use, 1 is all.", 'cache_usage',
+  ),
+  'cross_kv_cache_usage_perc': (
+    'Share of the caches of encoded inputs in use, 1 is all.', 'cross_usage',
   ),
   'slots': ('Rows that can decode together.', 'slots'),
   'slots_used': ('Rows in use.', 'used_slots'),

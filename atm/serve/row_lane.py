@@ -79,11 +79,14 @@ class RowLane:
   def end_early(self, reasons: dict[Job, str]) -> None:
     """Collects what requests have that are to be removed, see `remove`."""
 
-  def count_positions(self) -> tuple[int, int]:
-    """Returns how many positions of the caches hold something, and all."""
-    rows = list(self.taken.values())
-    used = sum(len(j.request.ids) + j.outputs[i].position for j, i in rows)
-    return used, self.rows * (self._sizes.max_input + self._sizes.max_output)
+  def count_positions(self) -> np.ndarray:
+    """Returns [[used, all], [used, all]] positions: own and cross caches'."""
+    rows, s = list(self.taken.values()), self._sizes
+    own = sum(j.outputs[i].position for j, i in rows)
+    cross = sum(len(j.request.ids) for j, _ in rows)
+    return np.array(
+      [[own, self.rows * s.max_output], [cross, self.rows * s.max_input]]
+    )
 
   def remove(self, jobs) -> None:
     """Takes requests out, and frees their slots."""

@@ -4,6 +4,7 @@ tests/system/serve_test.py runs it in processes of its own.
 """
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import signal
@@ -18,6 +19,7 @@ from serve.fake_engine import FakeEngine
 from atm.cli import interrupts, serve_command
 from atm.inference import api
 from atm.serve import engine_memory, http_server
+from atm.serve.engine import EngineStats
 
 import small_models
 
@@ -33,9 +35,7 @@ class Engine(FakeEngine):
     self.events.append('start')
 
   def stats(self):
-    return type('Stats', (), dict.fromkeys(
-      ('running', 'waiting', 'slots', 'used_slots', 'cache_usage'), 1
-    ))  # fmt: skip
+    return EngineStats(*[1] * len(dataclasses.fields(EngineStats)))
 
   def drain(self, seconds):
     self.events.append(('drain', seconds))

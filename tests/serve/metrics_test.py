@@ -30,6 +30,7 @@ class Stats:
   slots: int = 16
   used_slots: int = 5
   cache_usage: float = 0.25
+  cross_usage: float = 0.5
 
 
 def test_each_name_of_a_dashboard_is_there_from_the_start():
@@ -65,6 +66,7 @@ def test_a_request_is_counted():
   assert found['atm:num_requests_running',] == 3
   assert found['atm:num_requests_waiting',] == 2
   assert found['atm:kv_cache_usage_perc',] == 0.25
+  assert found['atm:cross_kv_cache_usage_perc',] == 0.5
   assert found['atm:slots_used',] == 5 and found['atm:slots',] == 16
   assert found['atm:prompt_tokens_total',] == 7
   assert found['atm:generation_tokens_total',] == 5
