@@ -71,6 +71,8 @@ MODULES = {
   'model/loss': (),
   'serve/row_sampling': (),
   'serve/stop_pool': (),
+  'serve/output_text': ('serve/completions',),
+  'serve/generation_settings': (),
 }
 # All that tests import and that holds none of ours.
 LIBRARIES = (

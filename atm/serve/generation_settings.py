@@ -64,6 +64,12 @@ def choose_settings(
   return OutputSettings(config, n)
 
 
+def _find_own(service: Service) -> dict:
+  """Returns the model's own settings that are of `sampling.Config`."""
+  own = service.model.generation_defaults
+  return {name: value for name, value in own.items() if name != 'banned'}
+
+
 def _check_results(service: Service, name: str, value) -> int | None:
   """Returns a number of outputs that the limits allow, or None."""
   most = service.limits.results
@@ -88,8 +94,7 @@ def _find_max_tokens(service: Service, body: SamplingBody) -> int | None:
     raise ApiError(400, f'{name} = {given}: expected at most {most}', name)
   if most is not None and given is None:
     default = sampling.Config().max_tokens
-    own = service.model.generation_defaults.get('max_tokens', default)
-    return min(most, own)
+    return min(most, _find_own(service).get('max_tokens', default))
   return given
 
 
@@ -98,7 +103,7 @@ def _choose_method(
   default: float,
 ) -> dict:  # fmt: skip
   """Returns beams, results and temperature: how, and of how many, to choose."""
-  own = service.model.generation_defaults
+  own = _find_own(service)
   plain = sampling.Config(temperature=body.temperature)
   beams = own.get('beams', 1)
   search = body.use_beam_search
@@ -130,7 +135,5 @@ def _choose_method(
 
 def _never_end(config: sampling.Config, service: Service) -> sampling.Config:
   """Returns settings with which no output ends before max_tokens."""
-  own = dict(service.model.generation_defaults)
-  own.pop('banned', None)
-  most = config.with_defaults(own).max_tokens
+  most = config.with_defaults(_find_own(service)).max_tokens
   return sampling.Config(**{**config.list_given(), 'min_tokens': most})

@@ -91,11 +91,6 @@ class OutputText:
     self._end_id, self._with_offsets = end_id, with_offsets
     self._told = 0
 
-  @property
-  def text(self) -> str:
-    """All that parts have told."""
-    return self._stream.shown[: self._told]
-
   def add(self, tokens: Sequence[ChosenToken], is_last: bool) -> OutputPart:
     """Returns what more tokens bring; `is_last`: none follow."""
     stream, offsets = self._stream, []

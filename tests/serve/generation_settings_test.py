@@ -1,5 +1,7 @@
 """Which settings a request's fields, and the absence of others, become."""
 
+import dataclasses
+
 import pytest
 
 from atm.serve.api_error import ApiError
@@ -18,7 +20,8 @@ def choose(service):
     try:
       body = CompletionRequest.model_validate({'prompt': 'a', **body})
       settings = choose_settings(service, body)
-      return settings.config.with_defaults(defaults), settings.n
+      own = {k: v for k, v in defaults.items() if k != 'banned'}
+      return settings.config.with_defaults(own), settings.n
     finally:
       defaults.clear()
 
@@ -73,3 +76,30 @@ def test_max_tokens_has_two_names_and_a_limit(choose, service):
   assert choose({'max_tokens': 5})[0].max_tokens == 5
   with pytest.raises(ApiError, match='max_tokens = 11: expected at most 10'):
     choose(max_tokens=11)
+
+
+def test_bans_of_the_models_own_are_no_setting(choose):
+  own = {'banned': [[5]], 'beams': 3, 'max_tokens': 6}
+  assert choose(own)[0].beams == 3
+  assert choose(own, ignore_eos=True)[0].min_tokens == 6
+  # With no setting of its own the model is sampled as OpenAI's are.
+  assert choose({'banned': [[5]]})[0].temperature == 1
+
+
+def test_outputs_are_as_many_as_the_limits_allow(choose):
+  assert choose(n=1, best_of=1)[1] == 1
+  assert choose(n=16)[1] == 16
+  for wrong in (dict(n=0), dict(n=17), dict(best_of=17), dict(best_of=0)):
+    with pytest.raises(ApiError, match='from 1 to 16'):
+      choose(**wrong)
+
+
+def test_beams_are_not_sampled(choose, service):
+  with pytest.raises(ApiError, match='expected 0') as caught:
+    choose(use_beam_search=True, temperature=0.5)
+  assert caught.value.param == 'temperature'
+  assert choose(use_beam_search=True, temperature=0)[0].beams == 4
+  sizes = service.engine.sizes
+  for most, beams in ((2, 2), (9, 4)):
+    service.engine.sizes = dataclasses.replace(sizes, beams=most)
+    assert choose(use_beam_search=True)[0].beams == beams
