@@ -141,7 +141,7 @@ def make_settings(
 
 
 def make_history(
-  request: GenerationRequest, T: int, S: int, stop_start: int = 0
+  request: GenerationRequest, T: int, S: int, stop_start: int
 ) -> History:
   """Returns one row's history, but for `written`, see `begin_rows`.
 

@@ -136,6 +136,35 @@ def test_each_row_is_chosen_as_by_its_own_settings():
   assert step._cache_size() == 1
 
 
+@pytest.mark.parametrize(
+  'settings',
+  [
+    dict(temperature=1.0, top_k=1),
+    dict(temperature=1.0, top_p=0.2),
+    dict(temperature=1.0, min_p=0.9),
+    dict(repetition_penalty=0.1),
+  ],
+)
+def test_one_row_asks_for_one_thing(settings):
+  """And another for a ban of the first id."""
+  rng = np.random.default_rng(2)
+  plain = GenerationRequest((3, 4), (1,))
+  one = dataclasses.replace(plain, config=Config(**settings))
+  other = dataclasses.replace(plain, banned=((0,),))
+  requests = [plain] * (R - 2) + [other, one]
+  settings, history, stops = make_rows(requests, [0] * R)
+  logits = rng.standard_normal((3, R, V)).astype(np.float32)
+  logits[:, R - 2, 0] = 9
+  given = np.where(np.arange(R) == 1, 0, -1).astype(np.int32)
+  got = write(settings, stops, history, logits, given)
+  for ours, row in zip(got, write_alone(one, 0, logits[:, -1])):
+    for a, b in zip(ours, row):
+      np.testing.assert_allclose(a[-1], b, rtol=1e-6)
+  for token, chosen, processed, _ in got:
+    assert token[1] == 0 and np.isneginf(processed[R - 2, 0])
+    assert token[R - 2] > 0 and chosen[R - 2] < -1
+
+
 def test_rows_that_ask_for_nothing_have_their_logits():
   """Whatever others ask for: to the bit, as greedy choice has them."""
   rng = np.random.default_rng(1)
@@ -210,3 +239,26 @@ def test_an_output_has_the_room_that_is_left():
     row_sampling.limit_tokens(request(), 3)
   with pytest.raises(ValueError, match='max_tokens = 6: expected 7'):
     row_sampling.limit_tokens(request(forced=6), 8)
+
+
+def test_a_text_has_begun_where_a_prefix_has_text():
+  """As `sampling.initial_history` has it, from the pool's state on."""
+  stops = np.array([[0, 0, 1, 3], [1, 1, 1, 3], [1, 1, 1, 3], [3, 3, 3, 3]])
+  state = lambda *prefix: int(
+    row_sampling.make_history(
+      GenerationRequest((0,), prefix, stop_table=stops), T, S, 5
+    ).state
+  )
+  assert [state(0), state(0, 1), state(0, 2), state(0, 3)] == [5, 5, 6, 6]
+
+
+def test_each_way_to_stop_early_is_a_number_of_its_own():
+  numbers = {
+    int(
+      row_sampling.make_settings(
+        GenerationRequest((0,), (0,), Config(early_stopping=x)), 0, 1, BANNED
+      ).early_stopping
+    )
+    for x in (False, True, 'never')
+  }
+  assert len(numbers) == 3
