@@ -141,8 +141,7 @@ def draw_case(rng, profile: Profile, vocab_size: int) -> Case:
   if profile.languages:
     source, target = rng.choice(profile.languages, 2).tolist()
     options |= dict(source=source, target=target)
-  is_search = 'beams' in profile.config  # of which no others are told
-  top = 0 if is_search else int(rng.choice([0, 0, 1, 5]))
+  top = int(rng.choice([0, 0, 1, 5]))
   seconds = 0.1 if rng.random() < 0.02 else None
   number = int(rng.choice([0, 3, 2**33 + 1]))
   return Case(text, number, top, seconds, options)
