@@ -1,8 +1,14 @@
 """Outputs of prompts by HTTP are those of the engine."""
 
+import dataclasses
 import json
 
 import pytest
+from starlette.testclient import TestClient
+
+from atm.serve.app import create_app
+from atm.serve.service import Service
+from serve.fake_engine import FakeEngine
 
 PATH = '/v1/completions'
 
@@ -168,3 +174,27 @@ def test_fields_without_effect_are_accepted(client):
     stop=None, response_format={'type': 'text'}, store=False, max_tokens=None,
   )  # fmt: skip
   assert client.post(PATH, json=body).status_code == 200
+
+
+def test_a_model_without_tokenizer_reads_and_writes_ids(byte_model):
+  model = dataclasses.replace(byte_model, vocabulary=None)
+  service = Service(model, FakeEngine(model), 'ids', phase='ready')
+  client = TestClient(create_app(service))
+  body = dict(prompt=[5, 6], temperature=0, return_token_ids=True, logprobs=1)
+  (choice,) = client.post(PATH, json=body).json()['choices']
+  assert choice['text'] == '' and choice['prompt_token_ids'] == [5, 6]
+  assert choice['logprobs']['tokens'][0] == f'token:{choice["token_ids"][0]}'
+  events = read_events(client.post(PATH, json={**body, 'stream': True}))
+  assert join_events(events)[0]['ids'] == choice['token_ids']
+  assert client.get('/v1/models').status_code == 200
+  for path, body in (
+    (PATH, dict(prompt='a')),
+    (PATH, dict(prompt=[5], stop='a')),
+    ('/v1/chat/completions', dict(messages=[{'role': 'user'}])),
+    ('/v1/translate', dict(text='a', target='de')),
+    ('/v1/score', dict(inputs='a', targets='b')),
+    ('/tokenize', dict(prompt='a')),
+    ('/detokenize', dict(tokens=[5])),
+  ):
+    error = client.post(path, json=body).json()['error']
+    assert 'no tokenizer' in error['message'], path
