@@ -14,7 +14,9 @@ from atm.inference import api, sampling
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 # docs/from-mbart.md is a recipe, and names no other library's settings.
-PAGES = [f'from-{library}.md' for library in ('fairseq', 'huggingface', 't5x')]
+PAGES = [
+  f'from-{name}.md' for name in ('fairseq', 'huggingface', 't5x', 'vllm')
+]
 
 
 def settings() -> set[str]:
@@ -53,8 +55,24 @@ def has_method(path: str, arguments: list[str]) -> bool:
   return set(arguments) <= known
 
 
+def is_served(span: str) -> bool:
+  """Tells whether a span is a path, a field or a metric of the server."""
+  found = ''
+  for name in ('access', 'app', 'model_paths', 'metrics', 'request_schema'):
+    with open(f'{ROOT}/atm/serve/{name}.py', encoding='utf-8') as f:
+      found += f.read()
+  if span.startswith('/'):
+    return f"'{span}'" in found
+  if span.startswith('atm:'):
+    name = span.removeprefix('atm:').removesuffix('_total')
+    return f"'{name}'" in found
+  return bool(re.search(rf'^  {span}: ', found, flags=re.M))
+
+
 def exists(span: str) -> bool:
   """Tells whether a code span names what atm has."""
+  if re.fullmatch(r'/[\w/.]*|atm:\w+|[a-z]\w*', span):
+    return is_served(span)
   macro = re.fullmatch(r'([A-Z][A-Z0-9_]+)( = .*|=.*)?', span)
   parameter = re.fullmatch(r'((?:\w+\.){1,2}\w+)(?: = .*)?', span)
   method = re.fullmatch(r'((?:atm|model)\.\w+)(\(.*\))?', span)
