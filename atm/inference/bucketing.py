@@ -42,12 +42,17 @@ def decoder_shape(
   return next_power_of_two(longest), next_power_of_two(room), room
 
 
-def count_room(positions: int, prefix: int) -> int:
-  """Returns the tokens that fit behind a prefix of so many ids, at least 1."""
+def count_room(
+  positions: int, prefix: int, name: str = 'Config.positions'
+) -> int:
+  """Returns the tokens that fit behind a prefix of so many ids, at least 1.
+
+  `name` is what a user calls `positions`.
+  """
   if positions <= prefix:
     raise ValueError(
       f'a prefix of {prefix - 1} tokens: expected at most {positions - 2}, for '
-      f'Config.positions = {positions}'
+      f'{name} = {positions}'
     )
   return positions - prefix
 

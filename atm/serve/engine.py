@@ -143,6 +143,7 @@ class Engine:
         f'the input has {len(request.ids):,} tokens: expected 1 to '
         f'{s.max_input:,}'
       )
+    row_sampling.check_ids_of(request, self.model.config.vocab_size)
     row_sampling.check_limits(request, s.banned, s.top)
     self._stops.check(request.stop_table)
     self._find_lane(request).check(request)

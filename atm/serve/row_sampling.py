@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atm.data.token_ids import check_ids
 from atm.inference import bucketing, sampling
 from atm.inference import logits_processors as processors
 from atm.inference.sampling import Config, History
@@ -68,6 +69,16 @@ class RowSettings:
 # --- What a request asks for, as arrays of the host
 
 
+def check_ids_of(request: GenerationRequest, vocab_size: int) -> None:
+  """Raises ValueError for ids that the model does not have, or no prefix."""
+  rows = {'ids': request.ids, 'prefix': request.prefix}
+  rows |= {f'banned[{i}]': row for i, row in enumerate(request.banned)}
+  for name, row in rows.items():
+    if not check_ids(name, row, vocab_size):
+      raise ValueError(f'{name} has 0 tokens: expected 1 or more')
+  check_ids('targets', request.targets or (), vocab_size)
+
+
 def check_limits(
   request: GenerationRequest, banned: tuple[int, int], top: int
 ) -> None:
@@ -102,7 +113,7 @@ def limit_tokens(request: GenerationRequest, positions: int) -> int:
   """
   most, prefix = request.config.max_tokens, len(request.prefix)
   bucketing.check_forced(most, request.forced)
-  bucketing.count_room(positions, prefix)
+  bucketing.count_room(positions, prefix, 'MAX_OUTPUT')
   return min(most, positions - prefix + request.forced)
 
 

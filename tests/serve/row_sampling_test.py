@@ -262,3 +262,17 @@ def test_each_way_to_stop_early_is_a_number_of_its_own():
     for x in (False, True, 'never')
   }
   assert len(numbers) == 3
+
+
+@pytest.mark.parametrize(
+  ('request_', 'says'),
+  [
+    (GenerationRequest((1, 23), (1,)), 'ids has the id 23: expected 0 to 22'),
+    (GenerationRequest((1,), ()), 'prefix has 0 tokens'),
+    (GenerationRequest((1,), (1,), targets=(-1,)), 'targets'),
+    (GenerationRequest((1,), (1,), banned=((2,), (99,))), r'banned\[1\]'),
+  ],
+)
+def test_ids_that_a_model_does_not_have_are_refused(request_, says):
+  with pytest.raises(ValueError, match=says):
+    row_sampling.check_ids_of(request_, V)
