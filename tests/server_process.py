@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -32,12 +31,6 @@ def body(**fields) -> str:
   return json.dumps(
     {'prompt': 'All human beings', 'mode': 'clm', 'stream': True, **fields}
   )
-
-
-def find_free_port() -> int:
-  """Returns a port that nobody listens at."""
-  with socket.create_server(('127.0.0.1', 0)) as sock:
-    return sock.getsockname()[1]
 
 
 class Server:
