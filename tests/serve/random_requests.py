@@ -286,9 +286,10 @@ def check_told(sent: Sent, end_id: int) -> None:
 
 def check_cut(sent: Sent, alone: list[Generation]) -> None:
   """Checks that a request that was cut had what it gets alone, so far."""
+  if sent.request.config.beams > 1:
+    return  # what has finished by then may be no longer among the best later
   for output, want in zip(sent.outputs, alone):
-    if sent.request.config.beams == 1:
-      assert output.ids == want.ids[: len(output.ids)]
+    assert output.ids == want.ids[: len(output.ids)]
     if output.reason in ('stop', 'length'):
       assert output.ids == want.ids
 
