@@ -17,7 +17,7 @@ import pytest
 from public_folders import PUBLIC
 
 import atm
-from atm.inference import api
+from atm.inference import api, sampling
 from atm.model import parameters
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
@@ -156,3 +156,18 @@ def test_languages_of_a_translation_model(compiled, one_device):
   with start_engine(model) as engine:
     sent = serve(engine, cases, compiled)
   compare(model, cases, sent, [case.run_alone(model) for case in cases])
+
+
+@pytest.mark.slow
+def test_only_near_ties_are_left_out(ending_model):
+  """Two tokens of the same logits are one, and most requests are none."""
+  case = Case([5, 6, 7], 0, 0, None, dict(config=sampling.Config(max_tokens=4)))
+  alone = case.run_alone(ending_model)
+  assert not random_requests.is_near_tie(ending_model, case, alone)
+  (first, *_), other = alone[0].ids, 20
+  head = ending_model.params['lm_head']
+  params = {**ending_model.params, 'lm_head': head.at[other].set(head[first])}
+  tied = dataclasses.replace(ending_model, params=params)
+  alone = case.run_alone(tied)
+  assert alone[0].ids[0] in (first, other)
+  assert random_requests.is_near_tie(tied, case, alone)
