@@ -170,12 +170,13 @@ class Engine:
 
   def __init__(self, settings: str):
     from atm.inference import sampling
-    from atm.serve import engine, programs
+    from atm.serve import engine
+    from atm.serve.engine_sizes import EngineSizes
 
     self.config, self.requests = sampling.Config, {}
     fields = dict(pair.split('=') for pair in settings.split(',') if pair)
-    sizes = programs.EngineSizes(
-      **{'slots': 32, 'queue': 10_000, 'max_output': 256, 'beam_groups': 1}
+    sizes = EngineSizes(
+      **{'slots': 32, 'queue': 10_000, 'max_output': 256, 'beam_groups': 0}
       | {name: int(value) for name, value in fields.items()}
     )
     tell = lambda line: print(line, file=sys.stderr)
