@@ -73,6 +73,8 @@ MODULES = {
   'serve/stop_pool': (),
   'serve/output_text': ('serve/completions',),
   'serve/generation_settings': (),
+  'serve/generation_job': ('serve/completions',),
+  'serve/json_body': ('serve/app',),
 }
 # All that tests import and that holds none of ours.
 LIBRARIES = (

@@ -69,7 +69,27 @@ def test_a_body_may_come_in_parts():
     body = parts.pop(0)
     return {'type': 'http.request', 'body': body, 'more_body': bool(parts)}
 
-  assert read(receive).prompt == 'a'
+  assert read(receive, most=15).prompt == 'a'  # exactly as many bytes
+  parts = [b'{"prompt": 5}']
+  with pytest.raises(ApiError, match='prompt = 5'):
+    read(receive)
+
+
+@pytest.mark.parametrize(
+  'media, taken',
+  [
+    ('application/json', True), ('Application/JSON; charset=utf-8', True),
+    ('application/a+json', True), ('text/json', False), ('+json/x', False),
+  ],
+)  # fmt: skip
+def test_what_claims_to_be_json_is_taken(media, taken):
+  headers = [(b'content-type', media.encode())]
+  request = Request({'type': 'http', 'headers': headers})
+  if taken:
+    json_body.check_content_type(request)
+  else:
+    with pytest.raises(ApiError, match='application/json'):
+      json_body.check_content_type(request)
 
 
 def test_a_body_that_does_not_come_is_given_up(monkeypatch):
