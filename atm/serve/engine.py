@@ -66,7 +66,8 @@ class Engine:
 
   A turn of its loop, in a thread of its own: requests that were cancelled or
   are late end; waiting ones are admitted, first come, first served, as many as
-  `EngineSizes.admit_tokens` lets; all rows take some steps in one call.
+  `EngineSizes.admit_tokens` lets; all rows take some steps in one call, see
+  `StepTimes.choose_steps`. The slot of a row that ended is free in the next.
 
   Attributes:
     model, sizes: what is served, and room for how much.
