@@ -8,8 +8,7 @@ from atm.data import task_registry
 from atm.model import attention
 from atm.model import config as config_lib
 from atm.plan import hardware
-from atm.plan.decode_programs import DecodeJob
-from atm.plan.serve_programs import ServeJob
+from atm.plan.decode_programs import DecodeJob, ModelJob
 from atm.plan.train_program import TrainStep
 
 LARGE = 64 * 2**20  # bytes worth a warning
@@ -44,7 +43,7 @@ def decode_warnings(plan: dict, job: DecodeJob, above: float) -> list[str]:
   return lines + _common_warnings(loops, job.target)
 
 
-def serve_warnings(plan: dict, job: ServeJob) -> list[str]:
+def serve_warnings(plan: dict, job: ModelJob) -> list[str]:
   """Returns the warnings of a plan of serving."""
   lines = weight_warnings(plan, job.net.config)
   step = plan['step']['estimate']

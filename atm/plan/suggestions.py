@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from atm.plan import workers
 from atm.plan.decode_programs import DecodeJob, ModelJob
 from atm.plan.search_space import Candidate, CostModel
-from atm.plan.serve_programs import ServeJob
 from atm.train import optimizer
 
 MOST_PLANS = 8  # partial ones
@@ -83,7 +82,7 @@ def estimate_decode_changes(plan: dict, job: DecodeJob) -> list[dict]:
   return changes[:WANTED]
 
 
-def estimate_serve_changes(plan: dict, job: ServeJob) -> list[dict]:
+def estimate_serve_changes(plan: dict, job: ModelJob) -> list[dict]:
   """Returns three changes of an engine, the cheapest first."""
   memory, sizes = plan['memory'], plan['sizes']
   changes = _estimate_weight_changes(plan, job)
