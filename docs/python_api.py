@@ -30,6 +30,10 @@ An argument that a method does not have is a `TypeError`, an option of
 value is a `ValueError` that names the argument. Prompts that are too long:
 [decoding.md](decoding.md#long-inputs).
 """
+ENGINE = """\
+`atm.serve.engine` serves many callers at once, without HTTP: see
+[serving.md](serving.md#call).
+"""
 SECTION = re.compile(r'(Args|Attributes|Returns|Yields|Raises):\s*(.*)')
 
 
@@ -42,9 +46,11 @@ def format_signature(name: str, function) -> list[str]:
       continue
     text = str(parameter)
     default = parameter.default
-    if dataclasses.is_dataclass(default):  # not the whole repr
-      annotation = inspect.formatannotation(parameter.annotation)
+    annotation = inspect.formatannotation(parameter.annotation)
+    if dataclasses.is_dataclass(default) or ' object at 0x' in repr(default):
       text = f'{parameter.name}: {annotation} = {type(default).__name__}()'
+    elif inspect.isbuiltin(default):
+      text = f'{parameter.name}: {annotation} = {default.__name__}'
     parameters.append(f'  {text},')
   result = inspect.formatannotation(signature.return_annotation)
   end = ')' if isinstance(function, type) else f') -> {result}'
@@ -88,6 +94,7 @@ def public_methods(kind: type) -> dict:
 def format_document() -> str:
   """Returns the text of docs/python.md."""
   from atm.inference import api, outputs, sampling
+  from atm.serve import engine, engine_sizes
 
   lines = [HEAD, '## atm.load', '']
   lines += format_signature('atm.load', api.load) + format_docstring(api.load)
@@ -100,6 +107,16 @@ def format_document() -> str:
   ):  # fmt: skip
     lines += [f'## {name}', '']
     lines += format_signature(name, kind) + format_docstring(kind)
+  lines += ['## Engine', '', ENGINE, '']
+  lines += format_signature('Engine', engine.Engine.__init__)
+  lines += format_docstring(engine.Engine)
+  for name, method in public_methods(engine.Engine).items():
+    lines += [f'### Engine.{name}', '']
+    lines += format_signature(f'engine.{name}', method)
+    lines += format_docstring(method)
+  lines += ['## EngineSizes', '']
+  lines += format_signature('EngineSizes', engine_sizes.EngineSizes)
+  lines += format_docstring(engine_sizes.EngineSizes)
   text = '\n'.join(lines)
   return re.sub(r'\n{3,}', '\n\n', text).rstrip() + '\n'
 
