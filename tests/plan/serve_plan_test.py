@@ -112,13 +112,13 @@ def test_mistakes_are_one_line(changes, message):
 
 @pytest.mark.libtpu
 def test_serving_is_planned_for_a_tpu():
-  """No cache is copied for a step, nor for a call of all slots."""
+  """No cache of heads as wide as a tile is copied, for a step or a call."""
   plan = planned(
     model_config=tiny(
-      d_model=128, vocab_size=256, dtype='bfloat16', positions=128,
-      encoder_layers=1, decoder_layers=1,
+      d_model=2048, vocab_size=256, dtype='bfloat16', positions=256,
+      encoder_layers=1, decoder_layers=1, encoder_heads=16, decoder_heads=16,
     ),
-    sizes=EngineSizes(beam_groups=2, beams=2), topology='v5e:2x4',
+    sizes=EngineSizes(beam_groups=2, beams=2), topology='v5e:2x4', slots=64,
   )  # fmt: skip
   assert plan['fits'] and plan['usable_hbm_gib'] == 15.75
   step = plan['step']['estimate']
@@ -126,5 +126,5 @@ def test_serving_is_planned_for_a_tpu():
   least, most = step['time_range_s']
   assert 0 < least < most <= plan['step']['asked']['time_range_s'][1]
   low, high = plan['tokens_per_second_range']
-  assert low == pytest.approx(4 / most)
+  assert low == pytest.approx(64 / most)
   assert plan['beam_step']['estimate']['time_range_s'][0] > 0
