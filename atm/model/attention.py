@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from atm.model import remat
+from atm.model import cache_blocks, remat
 from atm.model.matmul import on_tpu, transpose
 from atm.parallel import sharding
 
@@ -126,8 +126,9 @@ def attend_to_cache(query, keys, values, mask, scores_float32=True):
 
   Args:
     query: [R, n, H, K].
-    keys: [B, H, K, S]; R a multiple of B.
-    values: [B, H, S, K].
+    keys: [B, H, K, S]; R a multiple of B. Or in blocks, see `cache_blocks`,
+      and R is B.
+    values: [B, H, S, K], or in blocks.
     mask: [B, n or 1, S] bool; where R is not B, 1.
     scores_float32: see `dot_product_attention`.
 
@@ -135,6 +136,15 @@ def attend_to_cache(query, keys, values, mask, scores_float32=True):
     [R, n, H, K].
   """
   R, n, H, K = query.shape
+  if isinstance(keys, tuple):
+    out = cache_blocks.attend_to_blocks(
+      query, keys, values, mask,
+      lambda query, keys: _scores(
+        'bthk,bhks->bhts', query, keys, scores_float32
+      ),
+      lambda mask, scores: _softmax(mask, scores * K**-0.5, query.dtype),
+    )  # fmt: skip
+    return out.swapaxes(1, 2)
   query = query.reshape(len(keys), -1, H, K)
   t = query.shape[1]
   if t == 1 and on_tpu():

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from atm.model import attention, matmul, remat
+from atm.model import attention, cache_blocks, matmul, remat
 from atm.model.config import ModelConfig
 from atm.parallel.sharding import constrain
 
@@ -288,7 +288,8 @@ class KVCache:
   Attributes:
     self_keys, cross_keys: [R, H, K, T] and [B, H, K, S]: the product of one
       query with them reads memory in order.
-    self_values, cross_values: [R, H, T, K] and [B, H, S, K].
+    self_values, cross_values: [R, H, T, K] and [B, H, S, K]. Each of the four
+      may be in blocks instead, see `cache_blocks`.
   """
 
   self_keys: jax.Array
@@ -298,6 +299,12 @@ class KVCache:
 
   def write(self, keys, values, slots) -> 'KVCache':
     """Returns the cache with [R, n, H, K] keys, values at slots [R, n] of T."""
+    if isinstance(self.self_keys, tuple):
+      write = cache_blocks.write_blocks
+      return self.replace(
+        self_keys=write(self.self_keys, keys, slots, 3),
+        self_values=write(self.self_values, values, slots, 2),
+      )
     row = jnp.arange(len(slots))[:, None]
     return self.replace(
       self_keys=self.self_keys.at[row, :, :, slots].set(keys),

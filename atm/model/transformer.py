@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from atm.model import cache_blocks
 from atm.model import loss as loss_lib
 from atm.model.attention import AttentionMask
 from atm.model.config import ModelConfig
@@ -280,7 +281,7 @@ class AlexaTM(Embeddings):
     Returns:
       (float32 logits [R, n, V], or [R, V] of `last`; the caches).
     """
-    T = caches[0].self_values.shape[2]
+    T = cache_blocks.count_positions(caches[0].self_values)
     slots = positions if slots is None else slots
     seen = jnp.arange(T) <= slots[..., None] if seen is None else seen
     source = (source > 0)[:, None]

@@ -62,11 +62,12 @@ class ServeJob(ModelJob):
     """Returns abstract `layers.KVCache`s of what a window has of the slots."""
     R, T, S = window
     cut = lambda x, *sides: jax.ShapeDtypeStruct(
-      sides, x.dtype, sharding=x.sharding
-    )
+      sides, jax.tree.leaves(x)[0].dtype,
+      sharding=jax.tree.leaves(x)[0].sharding,
+    )  # fmt: skip
     caches = []
     for x in self.lanes['rows'].abstract_state.caches:
-      _, H, K, _ = x.self_keys.shape
+      _, H, K, _ = jax.tree.leaves(x.self_keys)[0].shape
       caches.append(
         x.replace(
           self_keys=cut(x.self_keys, R, H, K, T),

@@ -1,6 +1,7 @@
 """The programs of an engine: shapes, compilation, memory and step times."""
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atm.inference import api, generate
+from atm.model import cache_blocks
 from atm.model.transformer import AlexaTM
 from atm.serve import slots as slots_lib
 from atm.serve.engine_sizes import EngineSizes
@@ -109,6 +111,11 @@ class Programs:
     """Of the devices: 'cpu', 'gpu' or 'tpu'."""
     return self.model.mesh.devices.flat[0].platform
 
+  @property
+  def in_blocks(self) -> bool:
+    """Whether caches are in blocks: on one CPU."""
+    return self.platform == 'cpu' and self.model.mesh.size == 1
+
   # --- Shapes
 
   @functools.cached_property
@@ -125,6 +132,10 @@ class Programs:
   def windows(self) -> list[tuple[int, int, int]]:
     """(rows, T, S) that `slots.take_steps` is compiled for."""
     s = self.sizes
+    if self.in_blocks:
+      sums = list(itertools.accumulate(cache_blocks.split_evenly(s.slots)))
+      rows = {sums[0], sums[(len(sums) - 1) // 2], sums[-1]}
+      return [(r, s.max_output, s.max_input) for r in sorted(rows)]
     rows = list_windows(s.slots, 4, 2, 1) if self.shards == 1 else [s.slots]
     T = list_windows(s.max_output, 4, 2, 64)
     S = list_windows(s.max_input, 2, 3, 64)
@@ -176,7 +187,9 @@ class Programs:
   @functools.cached_property
   def _empty(self):
     """Returns a function of parameters that makes an empty state."""
-    return lambda params: slots_lib.empty_state(self.net, params, self.sizes)
+    return lambda params: slots_lib.empty_state(
+      self.net, params, self.sizes, self.in_blocks
+    )
 
   @functools.cached_property
   def abstract_state(self) -> SlotState:

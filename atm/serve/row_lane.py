@@ -1,12 +1,13 @@
 """The greedy and sampled requests of an engine, and the slots they take."""
 
-import heapq
+import bisect
 import threading
 import time
 from collections import deque
 
 import numpy as np
 
+from atm.model import cache_blocks
 from atm.serve import row_sampling
 from atm.serve.generation_request import GenerationRequest
 from atm.serve.job import Job
@@ -43,7 +44,7 @@ class RowLane:
     self.rows = programs.rows
     self.programs, self._sizes = programs, programs.sizes
     self._stops, self._observer, self._lock = stops, observer, lock
-    self._free = list(range(self.rows))
+    self._free = list(range(self.rows))  # ascending
 
   def start(self) -> None:
     """Allocates the slots and times the programs, which are compiled."""
@@ -104,7 +105,7 @@ class RowLane:
 
   def _release(self, slot: int) -> None:
     job, _ = self.taken.pop(slot)
-    heapq.heappush(self._free, slot)
+    bisect.insort(self._free, slot)
     job.slots.remove(slot)
     if job.stops and not job.slots:
       self._stops.release(job.stops)
@@ -148,11 +149,25 @@ class RowLane:
       job.stops = self._stops.acquire(job.request.stop_table)
       if job.stops is None:
         return False
-    for i in range(rows):
-      slot = heapq.heappop(self._free)
+    for i, slot in enumerate(self._choose_slots(rows, len(job.request.ids))):
+      self._free.remove(slot)
       self.taken[slot] = job, i
       job.slots.append(slot)
     return True
+
+  def _choose_slots(self, count: int, length: int) -> list[int]:
+    """Returns free slots for an input of some length.
+
+    In the fewest rows that a program has, for the others are not computed. Long
+    inputs take the last of these and short ones the first: rows of a group that
+    are short are read in part.
+    """
+    for bound in sorted({rows for rows, _, _ in self.programs.windows}):
+      free = [slot for slot in self._free if slot < bound]
+      if len(free) >= count:
+        break
+    is_long = length * cache_blocks.PARTS > self._sizes.max_input
+    return free[-count:] if is_long else free[:count]
 
   def _admit_batch(self, jobs: list[Job], B: int, S: int) -> None:
     """Reads the inputs of some requests, and writes their rows."""

@@ -21,6 +21,7 @@ import numpy as np
 from atm.inference import sampling
 from atm.inference.generate import encode
 from atm.inference.sampling import History
+from atm.model import cache_blocks
 from atm.model.transformer import AlexaTM
 from atm.parallel.sharding import constrain
 from atm.serve import row_sampling
@@ -136,7 +137,9 @@ def compute_cross(model: AlexaTM, params, tokens, segments) -> list:
   return [(x.cross_keys, x.cross_values) for x in caches]
 
 
-def empty_caches(model: AlexaTM, params, R: int, S: int, T: int) -> list:
+def empty_caches(
+  model: AlexaTM, params, R: int, S: int, T: int, in_blocks: bool = False
+) -> list:
   """Returns a `layers.KVCache` of R rows for each layer, all of zeros."""
   c = model.config
   encoded = jnp.zeros((R, S, c.d_model), c.dtype)
@@ -144,21 +147,35 @@ def empty_caches(model: AlexaTM, params, R: int, S: int, T: int) -> list:
     {'params': params}, encoded, T, method=AlexaTM.empty_cache
   )
   # Of the right shapes and shardings; no product of zeros by parameters.
-  return jax.tree.map(
+  caches = jax.tree.map(
     lambda x: constrain(
       jnp.zeros(x.shape, x.dtype), 'batch', 'heads', None, None
     ),
     caches,
   )
+  return [split_caches(x) for x in caches] if in_blocks else caches
 
 
-def empty_state(model: AlexaTM, params, sizes) -> SlotState:
+def split_caches(cache):
+  """Returns a `layers.KVCache` in blocks."""
+  split = cache_blocks.split_cache
+  return cache.replace(
+    self_keys=split(cache.self_keys, 3),
+    self_values=split(cache.self_values, 2),
+    cross_keys=split(cache.cross_keys, 3),
+    cross_values=split(cache.cross_values, 2),
+  )
+
+
+def empty_state(
+  model: AlexaTM, params, sizes, in_blocks: bool = False
+) -> SlotState:
   """Returns slots that nothing was admitted to."""
   R, S, T = sizes.slots, sizes.max_input, sizes.max_output
   request = GenerationRequest((0,), (0,))
   row = fill_rows([make_row(request, 0, sizes, model.config.pad_id, None)], R)
   return SlotState(
-    empty_caches(model, params, R, S, T),
+    empty_caches(model, params, R, S, T, in_blocks),
     jnp.zeros((R, S), jnp.int32),
     jnp.zeros(R, jnp.int32),
     jax.tree.map(jnp.asarray, _begin_rows(model, row)),
@@ -227,14 +244,21 @@ def read_sources(
 def _place(cross, segments, inputs, slots, i, held):
   """Copies the keys and values of input inputs[i] to slot slots[i]."""
   layers, source = held
-  put = lambda x, new: jax.lax.dynamic_update_slice(
-    x,
-    jax.lax.dynamic_slice_in_dim(new, inputs[i], 1),
-    (slots[i], *(0,) * (x.ndim - 1)),
-  )
+  number, slot = inputs[i], slots[i]
+
+  def put(x, new, axis):
+    new = jax.lax.dynamic_slice_in_dim(new, number, 1)
+    if isinstance(x, tuple):
+      return cache_blocks.place_row(x, new, slot, axis)
+    return jax.lax.dynamic_update_slice(x, new, (slot, *(0,) * (x.ndim - 1)))
+
+  layers = [
+    (put(keys, new[0], 3), put(values, new[1], 2))
+    for (keys, values), new in zip(layers, cross, strict=True)
+  ]
   # A longer input may have been here before.
   new = jnp.pad(segments, ((0, 0), (0, source.shape[1] - segments.shape[1])))
-  return jax.tree.map(put, layers, cross), put(source, new)
+  return layers, put(source, new, 1)
 
 
 def take_steps(
@@ -251,11 +275,14 @@ def take_steps(
       rows have ended.
     sizes: of an engine.
     window: (rows, T, S): open rows are among the first, and so is what they
-      read and write; nothing else is computed.
+      read and write; nothing else is computed. Caches in blocks are cut by rows
+      alone.
   """
   R, T, S = window
   K, top = sizes.most_steps, sizes.top
   part = _cut(state, R, T, S)
+  first = jnp.arange(S) == 0
+  part = part.replace(source=jnp.where(is_open[:R, None], part.source, first))
   settings = quiet_settings(part.row.settings, is_open[:R], sizes.banned)
   steps = Steps(
     jnp.int32(0),
@@ -287,13 +314,22 @@ def quiet_settings(settings: RowSettings, is_open, banned) -> RowSettings:
 
 
 def cut_caches(caches: list, R: int, T: int, S: int) -> list:
-  """Returns the first R rows, T decoder and S encoder positions of caches."""
+  """Returns the first R rows, T decoder and S encoder positions of caches.
+
+  Of caches in blocks, which are read as far as they are filled, the first rows.
+  """
+
+  def cut(x, axis: int, length: int):
+    if isinstance(x, tuple):
+      return cache_blocks.keep_rows(x, R)
+    return jax.lax.slice_in_dim(x[:R], 0, length, axis=axis)
+
   return [
     x.replace(
-      self_keys=x.self_keys[:R, :, :, :T],
-      self_values=x.self_values[:R, :, :T],
-      cross_keys=x.cross_keys[:R, :, :, :S],
-      cross_values=x.cross_values[:R, :, :S],
+      self_keys=cut(x.self_keys, 3, T),
+      self_values=cut(x.self_values, 2, T),
+      cross_keys=cut(x.cross_keys, 3, S),
+      cross_values=cut(x.cross_values, 2, S),
     )
     for x in caches
   ]
@@ -312,6 +348,8 @@ def paste_caches(caches: list, part: list) -> list:
 
 def paste(x, new):
   """Returns x with its first rows and positions those of `new`."""
+  if isinstance(x, tuple):
+    return (*new, *x[len(new) :])
   return jax.lax.dynamic_update_slice(x, new, (0,) * x.ndim)
 
 
@@ -335,7 +373,9 @@ def _step(model, params, stops, settings, top: int, carry):
   """Reads one id of each row, and writes the next where none is given."""
   state, is_open, ended, steps = carry
   row, number, end_id = state.row, jnp.arange(len(is_open)), model.config.end_id
-  at = jnp.minimum(state.position, state.caches[0].self_values.shape[2] - 1)
+  room = cache_blocks.count_positions(state.caches[0].self_values)
+  # A row without a request reads and writes at its beginning alone.
+  at = jnp.where(is_open, jnp.minimum(state.position, room - 1), 0)
   logits, caches = model.apply(
     {'params': params}, row.ids[number, at][:, None], at[:, None],
     state.caches, state.source, jnp.zeros_like(at),
