@@ -93,9 +93,17 @@ def _list_fields(module: str, node, meanings: dict) -> dict[str, Parameter]:
     if 'ClassVar' in kind or 'KW_ONLY' in kind:
       continue
     meaning = meanings.get(name) or _read_comment(lines, field)
-    default = _format_default(module, field.value)
+    default = _format_default(module, _find_default(field.value))
     found[name] = Parameter(name, default, kind, meaning)
   return found
+
+
+def _find_default(node):
+  """Returns the `default` of dataclasses.field, else the node itself."""
+  if isinstance(node, ast.Call) and ast.unparse(node.func).endswith('field'):
+    values = {x.arg: x.value for x in node.keywords}
+    return values.get('default', node)
+  return node
 
 
 def _list_arguments(module: str, node, meanings: dict) -> dict[str, Parameter]:
