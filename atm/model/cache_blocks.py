@@ -11,10 +11,10 @@ block, H heads, K head dimension.
 import jax
 import jax.numpy as jnp
 
-PARTS = 4  # groups of rows, and blocks of positions, at most
+MOST_PARTS = 4  # groups of rows, and blocks of positions, at most
 
 
-def split_evenly(count: int, parts: int = PARTS) -> list[int]:
+def split_evenly(count: int, parts: int = MOST_PARTS) -> list[int]:
   """Returns sizes of up to `parts` parts, all but the last of one size."""
   size = -(-count // parts)
   return [min(size, count - at) for at in range(0, count, size)]

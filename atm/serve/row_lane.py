@@ -166,7 +166,7 @@ class RowLane:
       free = [slot for slot in self._free if slot < bound]
       if len(free) >= count:
         break
-    is_long = length * cache_blocks.PARTS > self._sizes.max_input
+    is_long = length * cache_blocks.MOST_PARTS > self._sizes.max_input
     return free[-count:] if is_long else free[:count]
 
   def _admit_batch(self, jobs: list[Job], B: int, S: int) -> None:

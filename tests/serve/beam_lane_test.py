@@ -22,6 +22,7 @@ class Recorder:
 
   sizes = EngineSizes(beam_groups=G, beams=K, max_input=16, max_output=T)
   rows = G
+  windows = ((G, T, 16),)
 
   def read_beams(self, state, with_top):
     beams = lambda scores: {

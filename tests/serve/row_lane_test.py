@@ -16,6 +16,7 @@ class Recorder:
 
   sizes = EngineSizes(slots=4, max_input=64, max_output=64)
   rows = 4
+  windows = ((2, 64, 64), (4, 64, 64))
 
 
 def make_job(results: int) -> Job:
@@ -43,3 +44,12 @@ def test_a_request_of_many_rows_is_not_overtaken(monkeypatch):
   lane.remove({many})
   lane._admit()
   assert one.slots == [0]
+
+
+def test_inputs_are_in_the_fewest_rows_short_ones_first():
+  lane = RowLane(Recorder(), None, Observer(), threading.Condition())
+  assert lane._choose_slots(1, 16) == [0]
+  assert lane._choose_slots(1, 17) == [1]  # more than a quarter of 64
+  assert lane._choose_slots(3, 16) == [0, 1, 2]
+  lane._free = [1, 2, 3]
+  assert lane._choose_slots(2, 64) == [2, 3]
