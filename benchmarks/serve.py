@@ -25,8 +25,8 @@ load of each rate is rehearsed by static, whose programs compile as it goes.
 
   python benchmarks/serve.py [--peer_python PYTHON]
 
-PYTHON has ctranslate2; by default it is the one that runs this. It takes eight
-minutes on two quiet cores once programs are in the compile cache.
+PYTHON has ctranslate2; by default it is the one that runs this. `--only`,
+`--rates` and `--rounds` shorten it.
 """
 
 import argparse
