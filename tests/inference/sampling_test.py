@@ -5,6 +5,7 @@ import os
 import pickle
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -413,3 +414,14 @@ def test_all_of_the_probability_leaves_nothing_out():
   sampler = Sampler.from_config(Config(temperature=1.0, top_k=3))
   out = np.asarray(sampling.truncate_logits(sampler, logits))
   assert out.tolist() == [[0, -300, -400, -np.inf]]
+
+
+def test_the_best_is_the_first_of_several():
+  """Fault seen: the last of equal values, or none where all are -inf."""
+  rng = np.random.default_rng(0)
+  ties = rng.integers(0, 9, (40, 3000)).astype(np.float32)
+  ties[0], ties[1], ties[2] = -np.inf, 2.0, np.nan
+  ties[3, 50:], ties[4, -1], ties[5, 700] = -np.inf, 99, np.nan
+  best = jax.jit(sampling.find_best)(ties)
+  assert best.dtype == jnp.int32
+  np.testing.assert_array_equal(best, np.argmax(ties, -1))
