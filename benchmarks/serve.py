@@ -39,6 +39,7 @@ import sys
 import tempfile
 
 import serve_load
+import train_step
 from serve_load import CONTESTANTS
 
 RATES = (2, 3, 4, 5, 6.5, 8, 10, 12.5, 16, 20)  # requests a second
@@ -179,22 +180,6 @@ def summarise(at_once: dict, curves: dict, bound: float) -> None:
     )
 
 
-def has_peer(python: str) -> bool:
-  code = 'import ctranslate2; print(ctranslate2.__version__)'
-  done = subprocess.run([python, '-c', code], capture_output=True, text=True)
-  if done.returncode:
-    print(f'{python} lacks ctranslate2: no peer. Set --peer_python.')
-    return False
-  print(f'ctranslate2 {done.stdout.strip()}')
-  return True
-
-
-def find_processor() -> str:
-  with open('/proc/cpuinfo') as f:
-    names = [x.split(':')[1].strip() for x in f if x.startswith('model name')]
-  return names[0] if names else 'unknown processor'
-
-
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--peer_python', default=sys.executable)
@@ -211,9 +196,10 @@ def main():
   if args.worker:
     return serve_load.work(args)
   names = [x for x in args.only if x.partition(':')[0] in CONTESTANTS]
-  if not has_peer(args.peer_python):
+  if not train_step.has_peers(args.peer_python, 'ctranslate2'):
     names = [x for x in names if not x.startswith('ctranslate2')]
-  print(f'{find_processor()}, {args.threads} threads, {args.lengths} lengths')
+  found = train_step.find_processor()
+  print(f'{found}, {args.threads} threads, {args.lengths} lengths')
   with tempfile.TemporaryDirectory() as folder:
     workers = [Worker(name, args, folder) for name in names]
     compare_ids(workers)

@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 
+import small_model
 import train_step
-from train_step import D, F, H, L, V
+from small_model import START, V
 
-START, END, POSITIONS = 1, 2, 512
 INPUTS, OUTPUTS = (16, 512), (8, 128)  # tokens of a request, least and most
 BATCH = 32  # of the two that batch: `atm infer`'s
 
@@ -50,30 +50,6 @@ def draw_requests(seed: int, count: int, lengths: str) -> list[Request]:
 
   sizes = zip(many(*INPUTS), many(*OUTPUTS))
   return [Request(draw.integers(3, V, s).tolist(), int(t)) for s, t in sizes]
-
-
-def make_params(seed: int = 0) -> dict:
-  """Returns random parameters of the model, as numpy arrays by name."""
-  import numpy as np
-
-  draw = np.random.default_rng(seed)
-  normal = lambda *shape: (0.02 * draw.standard_normal(shape)).astype('f')
-  dense = lambda a, b: {'kernel': normal(L, a, b), 'bias': normal(L, b)}
-  norm = lambda *n: {'scale': 1 + normal(*n, D), 'bias': normal(*n, D)}
-  attention = lambda: {x: dense(D, D) for x in ('query', 'key', 'value', 'out')}
-  feed = lambda: {'up': dense(D, F), 'down': dense(F, D)}
-  encoder = dict(attention_norm=norm(L), attention=attention())
-  decoder = dict(self_attention_norm=norm(L), self_attention=attention())
-  decoder |= dict(cross_attention_norm=norm(L), cross_attention=attention())
-  for layers in encoder, decoder:
-    layers |= dict(feed_forward_norm=norm(L), feed_forward=feed())
-  return dict(
-    encoder_embedding=normal(V, D),
-    encoder_positions=normal(POSITIONS, D),
-    decoder_positions=normal(POSITIONS, D),
-    encoder=dict(layers=encoder, norm=norm()),
-    decoder=dict(layers=decoder, norm=norm()),
-  )
 
 
 # --- Contestants
@@ -123,36 +99,13 @@ class Batcher:
     return taken
 
 
-def load_model():
-  """Returns our `Model` with the parameters of `make_params`."""
-  import jax
-
-  from atm.inference import api
-  from atm.model import config as config_lib
-  from atm.parallel import distributed, sharding, xla_options
-  from atm.parallel import mesh as mesh_lib
-
-  xla_options.set_flags()
-  xla_options.set_compilation_cache()
-  distributed.start_jax(cpu_devices=1)
-  config = config_lib.ModelConfig(
-    vocab_size=V, d_model=D, encoder_layers=L, decoder_layers=L,
-    encoder_heads=H, decoder_heads=H, encoder_ff=F, decoder_ff=F,
-    positions=POSITIONS, dtype='float32', ties='all', unroll=L,
-    pad_id=0, start_id=START, end_id=END,
-  )  # fmt: skip
-  mesh = mesh_lib.make_mesh()
-  params = jax.tree.map(jax.numpy.asarray, make_params())
-  return api.Model(config, params, None, mesh, sharding.Rules(), 0)
-
-
 class Static(Batcher):
   """`Model.complete` of what waits, all of it as long as the longest."""
 
   def __init__(self, _):
     from atm.inference import sampling
 
-    self.model, self.config = load_model(), sampling.Config
+    self.model, self.config = small_model.load_model(), sampling.Config
     super().__init__(1, BATCH)
 
   def run(self, taken: list[Request]) -> None:
@@ -180,7 +133,7 @@ class Engine:
       | {name: int(value) for name, value in fields.items()}
     )
     tell = lambda line: print(line, file=sys.stderr)
-    self.engine = engine.Engine(load_model(), sizes, say=tell)
+    self.engine = engine.Engine(small_model.load_model(), sizes, say=tell)
     self.engine.start()
 
   def submit(self, request: Request) -> None:
@@ -207,17 +160,11 @@ class CTranslate2(Batcher):
   """
 
   def __init__(self, settings: str):
-    import ctranslate2
-    import numpy as np
-
     inter, intra, batch = map(int, settings.rstrip('s').split('x'))
-    folder = os.path.join(os.environ['SERVE_FOLDER'], 'ctranslate2')
-    if not os.path.exists(folder):
-      convert(folder)
-    self.translator = ctranslate2.Translator(
-      folder, compute_type='float32', inter_threads=inter, intra_threads=intra
+    self.translator = small_model.open_translator(
+      os.environ['SERVE_FOLDER'], inter, intra
     )
-    self.words = np.array([str(i) for i in range(V)], object)
+    self.words = small_model.list_words()
     super().__init__(inter, batch, settings.endswith('s'))
 
   def run(self, taken: list[Request]) -> None:
@@ -241,64 +188,6 @@ class CTranslate2(Batcher):
       ended = request.ended
       request.end(map(int, result.hypotheses[0]))
       request.ended = ended or request.ended  # told by a stream
-
-
-def convert(folder: str) -> None:
-  """Writes the parameters in CTranslate2's format of this architecture."""
-  from ctranslate2.specs import common_spec, transformer_spec
-
-  params = make_params()
-  spec = transformer_spec.TransformerSpec.from_config(
-    (L, L), H, pre_norm=True, activation=common_spec.Activation.GELU
-  )
-  import numpy as np
-
-  def set_norm(to, norm, *i):
-    to.gamma, to.beta = norm['scale'][i], norm['bias'][i]
-
-  def set_linear(to, i, *parts):
-    to.weight = np.concatenate([x['kernel'][i].T for x in parts])
-    to.bias = np.concatenate([x['bias'][i] for x in parts])
-
-  def set_attention(to, x, i, crosses=False):
-    inward = [x[name] for name in ('query', 'key', 'value')]
-    for at, parts in enumerate(
-      (inward[:1], inward[1:]) if crosses else (inward,)
-    ):
-      set_linear(to.linear[at], i, *parts)
-    set_linear(to.linear[-1], i, x['out'])
-
-  for name in ('encoder', 'decoder'):
-    to, stack = getattr(spec, name), params[name]
-    embeddings = to.embeddings
-    for one in embeddings if isinstance(embeddings, list) else [embeddings]:
-      one.weight = params['encoder_embedding']
-    to.position_encodings.encodings = params[f'{name}_positions']
-    to.scale_embeddings = False
-    set_norm(to.layer_norm, stack['norm'])
-    layers = stack['layers']
-    own = 'attention' if name == 'encoder' else 'self_attention'
-    for i, layer in enumerate(to.layer):
-      set_attention(layer.self_attention, layers[own], i)
-      set_norm(layer.self_attention.layer_norm, layers[f'{own}_norm'], i)
-      if name == 'decoder':
-        set_attention(layer.attention, layers['cross_attention'], i, True)
-        norm = layers['cross_attention_norm']
-        set_norm(layer.attention.layer_norm, norm, i)
-      set_linear(layer.ffn.linear_0, i, layers['feed_forward']['up'])
-      set_linear(layer.ffn.linear_1, i, layers['feed_forward']['down'])
-      set_norm(layer.ffn.layer_norm, layers['feed_forward_norm'], i)
-  spec.decoder.projection.weight = params['encoder_embedding']
-  words = [str(i) for i in range(V)]
-  spec.register_source_vocabulary(words)
-  spec.register_target_vocabulary(words)
-  config = spec.config
-  config.bos_token = config.decoder_start_token = str(START)
-  config.eos_token, config.unk_token = str(END), '0'
-  spec.validate()
-  spec.optimize()
-  os.makedirs(folder)
-  spec.save(folder)
 
 
 CONTESTANTS = {'engine': Engine, 'static': Static, 'ctranslate2': CTranslate2}

@@ -260,17 +260,29 @@ def run(name: str, huge: bool, args) -> dict:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def has_peers(python: str) -> bool:
-  code = (
-    'import torch, transformers; '
-    'print(torch.__version__, transformers.__version__)'
-  )
+def has_peers(python: str, *names: str) -> bool:
+  """Returns whether an interpreter has packages; prints their versions."""
+  code = f'import {", ".join(names)}; print(' + ', '.join(
+    f'"{name}", {name}.__version__' for name in names
+  ) + ')'  # fmt: skip
   done = subprocess.run([python, '-c', code], capture_output=True, text=True)
   if done.returncode:
-    print(f'{python} lacks torch or transformers: no peers. Set --peer_python.')
+    print(f'{python} lacks {" or ".join(names)}: no such peers. '
+          'Set --peer_python.')  # fmt: skip
     return False
-  print('peers: torch {}, transformers {}'.format(*done.stdout.split()))
+  print(f'peers: {done.stdout.strip()}')
   return True
+
+
+def find_processor() -> str:
+  """Returns the processor's name, and the widest vectors that it has."""
+  with open('/proc/cpuinfo') as f:
+    lines = dict(
+      [part.strip() for part in line.split(':', 1)] for line in f if ':' in line
+    )
+  flags = lines.get('flags', '').split()
+  widest = [x for x in ('avx2', 'avx512f', 'amx_tile') if x in flags]
+  return f'{lines.get("model name", "unknown processor")} ({", ".join(widest)})'
 
 
 def show(rows: dict[str, list[dict]], tokens: int) -> None:
@@ -328,7 +340,9 @@ def main():
   if args.worker:
     return work(args)
   names = list(args.only)
-  if set(names) & set(PEERS) and not has_peers(args.peer_python):
+  if set(names) & set(PEERS) and not has_peers(
+    args.peer_python, 'torch', 'transformers'
+  ):
     names = [name for name in names if name in OURS]
   tokens = int(sum(x.sum() for x in lengths(args.full)))
   print(
