@@ -409,9 +409,7 @@ def _step_groups(model, params, rules, state: GroupState, is_open):
     name: jax.tree.map(choose, getattr(extended, name), getattr(search, name))
     for name in fields
   })  # fmt: skip
-  tops = row_sampling.find_top(
-    rules.sampler, jax.nn.log_softmax(logits), state.top_ids.shape[-1]
-  )
+  tops = row_sampling.find_top(rules.sampler, logits, state.top_ids.shape[-1])
   top_ids, top_logs = (
     x.at[jnp.arange(G), at[:, 0]].set(new)
     for x, new in zip((state.top_ids, state.top_logs), tops)

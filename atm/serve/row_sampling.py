@@ -259,25 +259,60 @@ def choose_row_tokens(
     given: [R], tokens that are not chosen, and -1 of rows that choose.
 
   Returns:
-    (tokens [R], their log-probabilities [R], all of them [R, V]).
+    (tokens [R], their log-probabilities [R]).
   """
-  log_probabilities = jax.nn.log_softmax(logits)
-  logits = process_row_logits(settings, history, logits, end_id)
   token = jax.lax.cond(
-    (settings.temperature > 0).any(),
-    lambda x: _sample(settings, history, x),
-    lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32),
-    logits,
+    _asks_for_any(settings),
+    # The products of few rows on a CPU are [V, R], see `rows_by_columns`: so
+    # that no branch transposes them.
+    lambda x: _choose_processed(settings, history, x.T, end_id),
+    lambda x: _choose_best(settings, history, x, end_id),
+    logits.T,
   )
   if given is not None:
     token = jnp.where(given >= 0, given, token)
-  picked = jnp.take_along_axis(log_probabilities, token[:, None], axis=-1)
-  return token, picked[:, 0], log_probabilities
+  return token, sampling.pick_log_probability(logits, token)
+
+
+def _asks_for_any(settings: RowSettings):
+  """Tells whether a row asks for more than the likeliest token."""
+  asked = (settings.temperature > 0) | settings.forced_eos
+  asked |= settings.repetition_penalty != 1
+  asked |= settings.no_repeat_ngram_size > 0
+  asked |= settings.encoder_no_repeat_ngram_size > 0
+  return asked.any() | (settings.banned >= 0).any()
+
+
+def _choose_best(settings: RowSettings, history: History, logits, end_id: int):
+  """Returns tokens [R] by logits [V, R] of rows that ask for the likeliest."""
+  best = sampling.find_best(logits, axis=0)
+  count, least = history.counted, settings.min_tokens
+  ban = lambda x: processors.ban_early_end(x, count, least, end_id, axis=0)
+  # Few outputs would end too early: the others' logits are not written again.
+  return jax.lax.cond(
+    ((best == end_id) & (count < least)).any(),
+    lambda x: sampling.find_best(ban(x), axis=0),
+    lambda x: best,
+    logits,
+  )
+
+
+def _choose_processed(
+  settings: RowSettings, history: History, logits, end_id: int
+):
+  """Returns tokens [R], with all that rows may ask for."""
+  logits = process_row_logits(settings, history, logits, end_id)
+  return jax.lax.cond(
+    (settings.temperature > 0).any(),
+    lambda x: _sample(settings, history, x),
+    sampling.find_best,
+    logits,
+  )
 
 
 def _sample(settings: RowSettings, history: History, logits):
   """Returns sampled tokens [R], and of rows without temperature the best."""
-  best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  best = sampling.find_best(logits)
 
   def choose(row):
     sampled = row[0].temperature > 0
@@ -303,14 +338,18 @@ def _sample_row(settings: RowSettings, count, logits, best):
   return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def find_top(settings: RowSettings, log_probabilities, top: int):
-  """Returns the likeliest ids [..., top] of [..., V], and how likely they are.
+def find_top(settings: RowSettings, logits, top: int):
+  """Returns the likeliest ids [..., top] of logits [..., V], and how likely.
 
   Zeros where no row asks for any.
   """
-  shape = *log_probabilities.shape[:-1], top
+  shape = *logits.shape[:-1], top
   none = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
-  find = lambda x: tuple(jax.lax.top_k(x, top)[::-1])
+  find = lambda x: tuple(jax.lax.top_k(jax.nn.log_softmax(x), top)[::-1])
+  # Transposed as in `choose_row_tokens`.
   return jax.lax.cond(
-    (settings.top > 0).any(), find, lambda x: none, log_probabilities
+    (settings.top > 0).any(),
+    lambda x: find(jnp.moveaxis(x, 0, -1)),
+    lambda x: none,
+    jnp.moveaxis(logits, -1, 0),
   )

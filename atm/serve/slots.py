@@ -382,7 +382,7 @@ def _step(model, params, stops, settings, top: int, carry):
     method=AlexaTM.decode_cached,
   )  # fmt: skip
   given, chooses = row.ids[number, at + 1], at + 1 >= row.length
-  token, picked, logs = row_sampling.choose_row_tokens(
+  token, picked = row_sampling.choose_row_tokens(
     settings, row.history, logits, end_id, jnp.where(chooses, -1, given)
   )
   chooses &= is_open
@@ -400,7 +400,7 @@ def _step(model, params, stops, settings, top: int, carry):
     steps,
     jnp.where(is_open & (at + 1 >= row.told), token, -1),
     picked,
-    *row_sampling.find_top(settings, logs, top),
+    *row_sampling.find_top(settings, logits, top),
     code,
   )
   state = state.replace(

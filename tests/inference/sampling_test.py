@@ -425,3 +425,15 @@ def test_the_best_is_the_first_of_several():
   best = jax.jit(sampling.find_best)(ties)
   assert best.dtype == jnp.int32
   np.testing.assert_array_equal(best, np.argmax(ties, -1))
+  by_rows = jax.jit(lambda x: sampling.find_best(x, axis=0))
+  np.testing.assert_array_equal(by_rows(ties.T), np.argmax(ties, -1))
+  prime = jax.jit(sampling.find_best)(ties[:, :2999])
+  np.testing.assert_array_equal(prime, np.argmax(ties[:, :2999], -1))
+
+
+def test_the_log_probability_of_a_token_is_log_softmaxs():
+  logits = jax.random.normal(jax.random.key(0), (5, 300)) * 9
+  token = jnp.array([0, 299, 7, 150, 3])
+  want = jax.nn.log_softmax(logits)[jnp.arange(5), token]
+  picked = jax.jit(sampling.pick_log_probability)(logits, token)
+  np.testing.assert_allclose(picked, want, rtol=1e-6)

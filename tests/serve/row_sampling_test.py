@@ -51,7 +51,7 @@ def draw_request(rng) -> GenerationRequest:
 @jax.jit
 def step(settings, stops, history, logits, given):
   """Writes a token to every row; returns its history, and what it chose by."""
-  token, chosen, _ = row_sampling.choose_row_tokens(
+  token, chosen = row_sampling.choose_row_tokens(
     settings, history, logits, END, given
   )
   processed = row_sampling.process_row_logits(settings, history, logits, END)
