@@ -80,7 +80,7 @@ CHIPS = {
 }  # fmt: skip
 # Shapes that are sold, by dimensions; libtpu takes some more.
 SHAPES = {
-  3: '2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16',
+  3: '2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x4x12 4x8x8 8x8x8 8x8x16 8x16x16',
   2: '2x2 2x4 4x4 4x8 8x8 8x16 16x16',
 }
 # Without these libtpu asks the cloud what this machine is, and complains.

@@ -9,7 +9,8 @@
 # A kernel's bundles are those of one cell of its grid, with every branch and
 # the loops that Mosaic unrolled; loops that it did not are counted once. Cores
 # of a chip share the grid where a dimension of it is parallel and the chip's
-# cores are one device. Waiting for memory is in none of it.
+# cores are one device. Cells that a causal mask hides whole run no branch, and
+# are left out. Waiting for memory is in none of it.
 
 import base64
 import glob
@@ -61,7 +62,8 @@ def kernel_cycles(program: hlo.Program, pod: hardware.Pod) -> dict[str, float]:
   each = {}
   for config, count in zip(distinct, bundles):
     body = json.loads(config)['custom_call_config']['body']
-    each[config] = count * count_cells(body, pod.chip.cores)
+    cells = count_cells(body, pod.chip.cores, is_causal(distinct[config]))
+    each[config] = count * cells
   return {name: each[c['config']] for name, c in calls.items() if each}
 
 
@@ -151,8 +153,17 @@ def _rebuild_call(given: dict):
   return lambda *operands: primitive.bind(*operands)
 
 
-def count_cells(body: str, cores: int) -> float:
-  """Returns cells of the grid of a Mosaic module that one core computes."""
+def is_causal(call: dict) -> bool:
+  """Tells whether a call is of splash attention with a causal mask."""
+  # Only such a kernel takes the positions of queries. They are the same in all
+  # batch rows, and have no side for these.
+  return any(
+    dtype == 'int32' and len(sides) == 2 for dtype, sides in call['takes']
+  )
+
+
+def count_cells(body: str, cores: int, causal: bool = False) -> float:
+  """Returns cells of a Mosaic module's grid that one core computes."""
   context = mlir.JaxIrContext()
   context.append_dialect_registry(mlir.upstream_dialects)
   context.load_all_available_dialects()
@@ -161,8 +172,10 @@ def count_cells(body: str, cores: int) -> float:
   with context:
     module = str(ir.Module.parse(base64.b64decode(body)))
   grid = _GRID.search(module)
-  total = math.prod(map(int, grid[1].split(','))) if grid else 1
-  return total / (cores if _PARALLEL in module else 1)
+  sides = [int(n) for n in grid[1].split(',')] if grid else [1]
+  # Queries and keys have as many blocks, of which the last side counts one.
+  run = (sides[-1] + 1) / (2 * sides[-1]) if causal else 1
+  return run * math.prod(sides) / (cores if _PARALLEL in module else 1)
 
 
 if __name__ == '__main__':
