@@ -19,7 +19,7 @@ import numpy as np
 
 from atm.model import config, transformer
 from atm.parallel import mesh as mesh_lib
-from atm.parallel import sharding
+from atm.parallel import sharding, xla_options
 from atm.train import optimizer, step
 
 NUMBERS, LENGTH = (1, 4, 8), 512
@@ -55,7 +55,8 @@ def random_batch(rows: int) -> dict:
 
 def compiled(net, tx, state, batch, number: int):
   update = functools.partial(step.train_step, net, tx, micro_batches=number)
-  return jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+  lowered = jax.jit(update, donate_argnums=0).lower(state, batch)
+  return xla_options.compile_program(lowered, jax.devices()[0])
 
 
 def main():
@@ -63,6 +64,7 @@ def main():
   parser.add_argument('--batch', type=int, default=16)
   parser.add_argument('--rounds', type=int, default=3)
   given = parser.parse_args()
+  xla_options.set_flags()
   mesh, rules = mesh_lib.make_mesh(devices=jax.devices()[:1]), sharding.Rules()
   net, tx = (
     transformer.AlexaTM(CONFIG),

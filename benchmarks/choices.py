@@ -22,6 +22,10 @@ from unittest import mock
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 QUESTIONS, CHOICES, V = 64, 3, 32_000
+SIZES = dict(
+  d_model=512, encoder_layers=6, decoder_layers=6, encoder_heads=8,
+  decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
+)  # fmt: skip
 
 
 def questions(rng, denoise: bool) -> tuple[list, list]:
@@ -60,13 +64,12 @@ def main():
   from atm.parallel import distributed, sharding, xla_options
   from atm.parallel import mesh as mesh_lib
 
+  xla_options.set_flags()
   xla_options.set_compilation_cache()
   distributed.start_jax(cpu_devices=1)
   config = config_lib.ModelConfig(
-    vocab_size=V, d_model=512, encoder_layers=6, decoder_layers=6,
-    encoder_heads=8, decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
-    positions=1024, dtype='float32',
-  )  # fmt: skip
+    vocab_size=V, positions=1024, dtype='float32', **SIZES
+  )
   mesh, rules = mesh_lib.make_mesh(), sharding.Rules()
   net, ids = transformer.AlexaTM(config), jax.numpy.ones((1, 1), int)
   shapes = parameters.abstract_params(net, mesh, rules)

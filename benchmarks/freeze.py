@@ -17,7 +17,7 @@ import numpy as np
 from atm.model import config, transformer
 from atm.model import flops as flops_lib
 from atm.parallel import mesh as mesh_lib
-from atm.parallel import sharding
+from atm.parallel import sharding, xla_options
 from atm.train import optimizer, step
 
 PAIRS, B, S, T = 24, 8, 128, 128
@@ -63,7 +63,8 @@ class Steps:
     self.batch = sharding.shard_batch(random_batch(), mesh, sharding.Rules())
     update = functools.partial(step.train_step, net, tx, frozen=frozen)
     update = jax.jit(update, donate_argnums=0)
-    self.update = update.lower(self.state, self.batch).compile()
+    lowered = update.lower(self.state, self.batch)
+    self.update = xla_options.compile_program(lowered, jax.devices()[0])
 
   def seconds(self) -> float:
     """Does a step; its time."""
@@ -74,6 +75,7 @@ class Steps:
 
 
 def main():
+  xla_options.set_flags()
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   flops = [
     flops_lib.train_flops(CONFIG, B, S, T, frozen=frozen)

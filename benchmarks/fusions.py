@@ -45,6 +45,9 @@ def work(args) -> None:
   import numpy as np
   import train_step
 
+  from atm.parallel import xla_options
+
+  xla_options.set_flags = lambda: None  # the environment has them
   sizes, (encoder, new, batch) = SIZES[args.size]
   vars(train_step).update(sizes)
   import decode  # takes its sizes from train_step

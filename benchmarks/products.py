@@ -35,8 +35,9 @@ def main():
   import jax.numpy as jnp
 
   from atm.model import matmul
-  from atm.parallel import distributed
+  from atm.parallel import distributed, xla_options
 
+  xla_options.set_flags()
   distributed.start_jax(cpu_devices=1)
   dot, heads = (
     matmul.dot_float32,

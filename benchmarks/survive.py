@@ -44,6 +44,11 @@ from damage import damage_file, list_files
 
 KILLS, FLIPS, SEED = 50, 300, 0
 AT_POINTS = 25  # of the kills, inside a save
+SIZES = dict(  # models/small.gin's
+  vocab_size=32000, d_model=512, encoder_layers=6, decoder_layers=6,
+  encoder_heads=8, decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
+  dtype='float32',
+)  # fmt: skip
 quiet = lambda text: None
 
 
@@ -149,11 +154,7 @@ def seconds(work, times: int = 3) -> float:
 
 
 def cost(folder: str) -> None:
-  config = config_lib.ModelConfig(
-    vocab_size=32000, d_model=512, encoder_layers=6, decoder_layers=6,
-    encoder_heads=8, decoder_heads=8, encoder_ff=2048, decoder_ff=2048,
-    dtype='float32',
-  )  # fmt: skip
+  config = config_lib.ModelConfig(**SIZES)
   tx = optimizer.make_optimizer(optimizer.OptimizerConfig())
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   net = transformer.AlexaTM(config)

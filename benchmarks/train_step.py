@@ -4,9 +4,9 @@ d512, 6 + 6 layers, ff 2048, 8 heads, vocabulary 32,000, batch 8 x (512 + 256):
 forward, loss, backward and AdamW, no dropout. Ours is `step.train_step`, jitted
 with a donated state as the trainer does it, clipping and metrics included. The
 peers are transformers' Blenderbot (the same architecture), BART and T5 with
-SDPA and torch's fused AdamW, without clipping; `_bf16` is under bf16 autocast,
-ours with Config.dtype = 'bfloat16'. Embeddings and LM head are tied, in
-`atm_untied` they are not. Sizes, remat and unroll are
+SDPA and torch's fused AdamW, without clipping; `_compiled` by torch.compile;
+`_bf16` is under bf16 autocast, ours with Config.dtype = 'bfloat16'. Embeddings
+and LM head are tied, in `atm_untied` they are not. Sizes, remat and unroll are
 gin/models/small.gin's.
 
 Lengths are ragged (3/4 to all of 512 and 256): all read the same ids and the
@@ -40,7 +40,10 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 V, D, L, F, H, B, S, T = 32000, 512, 6, 2048, 8, 8, 512, 256
 OURS = ('atm', 'atm_untied', 'atm_bf16')
-PEERS = ('blenderbot', 'bart', 't5', 'bart_bf16', 'blenderbot_bf16')
+PEERS = (
+  'blenderbot', 'bart', 't5', 'blenderbot_compiled', 'bart_compiled',
+  'bart_bf16', 'blenderbot_bf16',
+)  # fmt: skip
 HUGE = 'glibc.malloc.hugetlb=1'
 
 
@@ -80,6 +83,7 @@ class Ours:
     from atm.train import optimizer
     from atm.train import step as step_lib
 
+    xla_options.set_flags()
     xla_options.set_compilation_cache()
     distributed.start_jax(cpu_devices=1)
     ties = 'none' if args.worker == 'atm_untied' else 'all'
@@ -134,7 +138,7 @@ class Ours:
 
 
 class Peer:
-  """A model of transformers in eager mode."""
+  """A model of transformers, in eager mode or compiled."""
 
   def __init__(self, args):
     import torch
@@ -143,11 +147,14 @@ class Peer:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
-    name, _, self.half = args.worker.partition('_')
+    name, _, kind = args.worker.partition('_')
+    self.half = kind == 'bf16'
     make = {'blenderbot': self.blenderbot, 'bart': self.bart, 't5': self.t5}
     self.model = make[name](transformers)
     self.model.train()
     self.attention = self.model.config._attn_implementation
+    if kind == 'compiled':
+      self.model.compile()
     self.tx = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
     source, target, source_mask, _ = map(torch.tensor, ids(args.full))
     target = target.long()
@@ -185,9 +192,7 @@ class Peer:
     return hf.T5ForConditionalGeneration(config)
 
   def step(self) -> float:
-    with self.torch.autocast(
-      'cpu', self.torch.bfloat16, enabled=bool(self.half)
-    ):
+    with self.torch.autocast('cpu', self.torch.bfloat16, enabled=self.half):
       loss = self.model(**self.batch).loss
     loss.backward()
     self.tx.step()
@@ -325,7 +330,8 @@ def show(rows: dict[str, list[dict]], tokens: int) -> None:
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--peer_python', default=sys.executable)
-  parser.add_argument('--only', nargs='*', default=OURS + PEERS)
+  names = OURS + PEERS
+  parser.add_argument('--only', nargs='*', choices=names, default=names)
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--steps', type=int, default=4)
   parser.add_argument('--warm_up', type=int, default=2)
@@ -335,7 +341,7 @@ def main():
                       default='on')  # fmt: skip
   parser.add_argument('--set', action='append', default=[])
   parser.add_argument('--hlo', help='(with --worker) a file for the program')
-  parser.add_argument('--worker', choices=OURS + PEERS)
+  parser.add_argument('--worker', choices=names)
   args = parser.parse_args()
   if args.worker:
     return work(args)
@@ -346,8 +352,8 @@ def main():
     names = [name for name in names if name in OURS]
   tokens = int(sum(x.sum() for x in lengths(args.full)))
   print(
-    f'{tokens:,} real tokens of {B * (S + T):,} a step, {args.threads} '
-    f'threads, {args.rounds} rounds of {args.steps} steps'
+    f'{find_processor()}: {tokens:,} real tokens of {B * (S + T):,} a step, '
+    f'{args.threads} threads, {args.rounds} rounds of {args.steps} steps'
   )
   for huge in {'on': [True], 'off': [False], 'both': [True, False]}[
     args.huge_pages
