@@ -86,7 +86,7 @@ def norm_moments(x, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
   x = jax.lax.stop_gradient(x)
   y = x.astype(jnp.float32 if config.norm_float32 else x.dtype)
   # E[x^2] - E[x]^2: both sums in one pass over x; about the mean it takes two.
-  mean, second = y.mean(-1), jnp.square(y).mean(-1)
+  mean, second = matmul.mean_rows(y), matmul.mean_rows(jnp.square(y))
   if config.norm == 'standard':
     second = jnp.maximum(second - jnp.square(mean), 0)  # rounding: below 0
   spread = jax.lax.rsqrt(second + config.norm_eps)
@@ -126,11 +126,12 @@ def _normalize_backward(norm, residuals, cotangent):
   wide = mean.dtype
   y, mean, spread = x.astype(wide), mean[..., None], spread[..., None]
   unit = (y - mean) * spread
-  cotangent, rows = cotangent.astype(wide), tuple(range(x.ndim - 1))
-  bias_grad, scale_grad = cotangent.sum(rows), (cotangent * unit).sum(rows)
+  cotangent = cotangent.astype(wide)
+  bias_grad = matmul.sum_columns(cotangent)
+  scale_grad = matmul.sum_columns(cotangent * unit)
   cotangent *= scale.astype(wide)
-  average = cotangent.mean(-1, keepdims=True)
-  along = (cotangent * unit).mean(-1, keepdims=True)
+  average = matmul.mean_rows(cotangent, keepdims=True)
+  along = matmul.mean_rows(cotangent * unit, keepdims=True)
   # d spread / d x: of the variance it is about the mean, of E[x^2] about 0.
   spread_grad = unit if norm == 'standard' else y * spread
   x_grad = (cotangent - average - spread_grad * along) * spread

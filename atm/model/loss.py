@@ -116,10 +116,55 @@ def _chunk_statistics(chunk, constrain, head, bias, *rows):
 
   def one(part):
     states, targets = part[:2]
+    if matmul.on_one_cpu():
+      return _column_statistics(states, targets, head, bias)[1]
     logits = constrain(compute_logits(states, head, bias))
     return _token_statistics(logits, targets)
 
   return map(_join_chunks, jax.lax.map(one, _split_chunks(chunk, rows)))
+
+
+# --- With the vocabulary first, for one CPU: the products of few positions with
+# the head, and of both gradients, are in forms that its backend is fast in, see
+# `matmul.rows_by_columns`.
+
+
+def _column_statistics(states, targets, head, bias):
+  """Computes logits [V, N] of the N = B T positions, and what they tell.
+
+  Returns:
+    (powers e^(logits - the greatest) [V, N] and their sums [N], and
+    `_token_statistics` [B, T]).
+  """
+  flat = states.reshape(-1, states.shape[-1])
+  logits = matmul.dot_float32(head, flat, (1, 1))
+  if bias is not None:
+    logits += jax.lax.stop_gradient(bias).astype(jnp.float32)[:, None]
+  top = logits.max(0)
+  picked = jnp.take_along_axis(logits, targets.reshape(1, -1), 0)[0]
+  powers = jnp.exp(logits - top)
+  total = matmul.sum_columns(powers)
+  statistics = top + jnp.log(total), picked, picked >= top
+  return (powers, total), [x.reshape(targets.shape) for x in statistics]
+
+
+def _column_gradients(z_loss, head, bias, states, targets, weights):
+  """Returns `_token_statistics`, and the gradients of head and states."""
+  (powers, total), statistics = _column_statistics(states, targets, head, bias)
+  flat = states.reshape(-1, states.shape[-1])
+  # As in `_chunked_forward`.
+  log_z_grad = (weights * (1 + 2 * z_loss * statistics[0])).reshape(-1)
+  chosen = jnp.arange(len(head))[:, None] == targets.reshape(-1)
+  grad = powers * (log_z_grad / total)
+  grad = (grad - jnp.where(chosen, weights.reshape(-1), 0)).astype(flat.dtype)
+  head_grad = matmul.dot_float32(grad, flat, (1, 0))
+  if grad.dtype == jnp.float32:
+    # Written out, as `weight_gradient` has it, grad' would be one more array of
+    # the logits' size.
+    states_grad = matmul.dot_float32(grad, head, (0, 0))
+  else:
+    states_grad = matmul.weight_gradient(grad, head)
+  return *statistics, (head_grad, states_grad.reshape(states.shape))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -130,7 +175,12 @@ def _chunked_loss(chunk, constrain, z_loss, head, bias, *rows):
 
 
 def _chunked_forward(chunk, constrain, z_loss, head, bias, *rows):
-  def one(head_grad, part):
+  def by_columns(head_grad, part):
+    *given, grads = _column_gradients(z_loss, head, bias, *part)
+    head_grad += grads[0]
+    return head_grad, (*given, grads[1])
+
+  def by_rows(head_grad, part):
     states, targets, weights = part
     logits = constrain(compute_logits(states, head, bias))
     log_z, picked, correct = _token_statistics(logits, targets)
@@ -143,16 +193,12 @@ def _chunked_forward(chunk, constrain, z_loss, head, bias, *rows):
     grad = constrain(grad).astype(states.dtype)
     grad, flat = (x.reshape(-1, x.shape[-1]) for x in (grad, states))
     states_grad = matmul.dot_float32(grad, head, (1, 0)).reshape(states.shape)
-    pair = (flat, grad) if transposed else (grad, flat)
-    head_grad += matmul.weight_gradient(*pair)
+    head_grad += matmul.weight_gradient(grad, flat)
     return head_grad, (log_z, picked, correct, states_grad)
 
-  # [D, V] on one CPU device: [V, D] would be transposed in every turn.
-  transposed = matmul.on_one_cpu()
-  shape = head.shape[::-1] if transposed else head.shape
-  zeros = jnp.zeros(shape, jnp.float32)  # bfloat16 would lose small chunks
+  zeros = jnp.zeros(head.shape, jnp.float32)  # bfloat16 would lose small chunks
+  one = by_columns if matmul.on_one_cpu() else by_rows
   head_grad, found = jax.lax.scan(one, zeros, _split_chunks(chunk, rows))
-  head_grad = head_grad.T if transposed else head_grad
   *statistics, states_grad = map(_join_chunks, found)
   log_z, picked, _ = statistics
   each = log_z - picked + z_loss * jnp.square(log_z)

@@ -159,6 +159,14 @@ def test_rows_in_bfloat16_are_as_near_as_einsum(rng, kind):
       assert error < 0.01 * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize('S', [1, 16, 100, 128, 384, 1024])
+def test_the_greatest_of_a_row_is_found_by_columns(rng, S):
+  """Rows of several blocks, of one, and those that no block divides."""
+  x = jnp.asarray(rng.standard_normal((2, 3, S)), jnp.float32)
+  found = jax.jit(attention._max_rows)(x)
+  np.testing.assert_array_equal(found, x.max(-1, keepdims=True))
+
+
 def test_rows_hold_no_scores_of_all_rows(rng, monkeypatch):
   given = inputs(rng, 'cross')
   some = 2 * 2 * 9 * 13  # of two rows of the four

@@ -1,5 +1,6 @@
 """Products as the CPU is fast in them: the same values, other kernels."""
 
+import functools
 import re
 
 import jax
@@ -148,3 +149,21 @@ def test_few_rows_by_columns_are_the_plain_product(rng, N):
   np.testing.assert_allclose(compute(x, w), x @ w.T, rtol=1e-5, atol=2e-5)
   jaxpr = str(jax.make_jaxpr(matmul.rows_by_columns)(x, w))
   assert ('barrier' in jaxpr) == (1 < N <= matmul.FEW_ROWS)
+
+
+@pytest.mark.parametrize('shape', [(3, 8), (2, 9, 8), (3, 5, 1)])
+def test_sums_of_many_rows_are_products_with_ones(rng, shape):
+  """Of few rows and of many; of one column.
+
+  Faults seen: a mean of all rows; sums of a row of ones for each row of ones.
+  """
+  x = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  flat = np.asarray(x, np.float64).reshape(-1, shape[-1])
+  close(jax.jit(matmul.sum_columns)(x), flat.sum(0))
+  means = np.asarray(x, np.float64).mean(-1)
+  close(jax.jit(matmul.mean_rows)(x), means)
+  close(matmul.mean_rows(x, keepdims=True), means[..., None])
+  for compute in matmul.sum_columns, matmul.mean_rows:
+    is_product = 'dot_general' in str(jax.make_jaxpr(compute)(x))
+    assert is_product == (len(flat) >= shape[-1])
