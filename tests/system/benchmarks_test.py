@@ -100,6 +100,12 @@ def test_every_script_has_a_test():
     assert re.search(rf"scripts\.main\(\s*'{name}'", text), name
 
 
+@pytest.mark.parametrize('name', sorted({*list_scripts()} - {'data'}))
+def test_a_script_is_imported(scripts, name):
+  """Also those that are run by `make test-slow` alone; `data` is run below."""
+  assert callable(scripts.load(name).main)
+
+
 def test_training_step(scripts):
   out = scripts.main('train_step', '--rounds=1', '--steps=1', '--only', 'atm')
   assert re.search(r'^atm +\d', out, re.M), out
@@ -154,7 +160,7 @@ def test_micro_batches(scripts):
   assert re.search(r'^ +2 +\d', out, re.M), out
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_fusions(scripts):
   sizes = {'tiny': ({}, (8, 2, 2))}
   scripts.load('decode')
@@ -162,14 +168,16 @@ def test_fusions(scripts):
   assert out.count('ratio') == 4, out
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_cost_of_checksums(scripts):
   out = scripts.main('survive', 'cost', SIZES=CONFIG)
   assert 'restore' in out, out
 
 
 @pytest.mark.processes
-def test_data(scripts):
+def test_data(scripts, words):
   """Called a function of the data without one of its arguments."""
-  out = scripts.main('data', '--length=64', '--megabytes=0.001', ROUNDS=1)
+  out = scripts.main(
+    'data', '--length=32', f'--vocabulary={words.path}', ROUNDS=1, AHEAD=1
+  )
   assert 'one core of one host makes' in out, out
