@@ -46,7 +46,7 @@ class BeamLane(RowLane):
       [[own, groups * s.beams * s.max_output], [cross, groups * s.max_input]]
     )
 
-  def end_early(self, reasons: dict[Job, str]) -> None:
+  def collect_early(self, reasons: dict[Job, str]) -> None:
     """Collects the beams of requests that are to be removed, as they are."""
     ended = [g for g, (job, _) in self.taken.items() if job in reasons]
     if ended:

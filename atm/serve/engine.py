@@ -1,4 +1,4 @@
-"""The serving engine: one thread that owns the device and decodes for all."""
+"""The serving engine: threads that own the device and decode for all."""
 
 import dataclasses
 import threading
@@ -17,12 +17,17 @@ from atm.serve.engine_sizes import EngineSizes
 from atm.serve.generation_request import GenerationRequest, RequestUpdate
 from atm.serve.job import Job
 from atm.serve.observer import Observer
-from atm.serve.programs import Programs, prepare_engine_params
+from atm.serve.programs import (
+  Programs,
+  count_lanes,
+  prepare_engine_params,
+)
 from atm.serve.row_lane import RowLane
 from atm.serve.stop_pool import StopPool
 
 # A call of the device that nothing interrupts takes no longer.
 LAST_CALL_SECONDS = 60
+STUCK_SECONDS = 0.05
 
 DeliverIndexed = Callable[[int, RequestUpdate], None]
 
@@ -54,6 +59,7 @@ class Ticket:
   def __init__(self, wake: Callable[[], None]):
     self._wake = wake
     self.is_cancelled = False
+    self.delivering = threading.Lock()  # lanes bring news at the same time
 
   def cancel(self) -> None:
     """Ends its requests and frees their rows, within one call of the device."""
@@ -64,10 +70,11 @@ class Ticket:
 class Engine:
   """Serves the requests of many callers with one model; see `submit`.
 
-  A turn of its loop, in a thread of its own: requests that were cancelled or
-  are late end; waiting ones are admitted, first come, first served, as many as
+  A turn of a lane's loop: requests that were cancelled or are late end; waiting
+  ones are admitted, first come, first served, as many as
   `EngineSizes.admit_tokens` lets; all rows take some steps in one call, see
   `StepTimes.choose_steps`. The slot of a row that ended is free in the next.
+  Lanes take turns in one thread; on one CPU each has a thread of its own.
 
   Attributes:
     model, sizes: what is served, and room for how much.
@@ -90,17 +97,23 @@ class Engine:
     self._say = say
     self._changed = threading.Condition()
     params = prepare_engine_params(model)
-    programs = Programs(model, self.sizes, params)
+    count = count_lanes(model.mesh, self.sizes.slots)
+    slots = -(-self.sizes.slots // count)
+    self.sizes = dataclasses.replace(self.sizes, slots=count * slots)
+    sizes = dataclasses.replace(self.sizes, slots=slots)
+    programs = Programs(model, sizes, params)
     self._stops = StopPool(
       self.sizes.stop_states, model.config.vocab_size, programs.whole
     )
     shared = self._stops, observer, self._changed
-    self._lanes = [RowLane(programs, *shared)]
+    self._lanes: list[RowLane] = []
+    for _ in range(count):
+      RowLane(programs, *shared, self._lanes)
     if self.sizes.beam_groups:
       beams = BeamPrograms(model, self.sizes, params)
-      self._lanes.append(BeamLane(beams, *shared))
+      self._lanes = [*self._lanes, BeamLane(beams, *shared)]
     self._is_taking = self._is_closed = False
-    self._thread: threading.Thread | None = None
+    self._threads: list[threading.Thread] = []
 
   # --- For all threads
 
@@ -113,28 +126,32 @@ class Engine:
     sets = [lane.programs for lane in self._lanes]
     memory = EngineMemory(self.sizes, sets)
     memory.check()
-    for programs in sets:
+    for programs in dict.fromkeys(sets):
       programs.compile(self._say)
     self._say(memory.describe())
     memory.check()
-    self._stops.compile()
     for lane in self._lanes:
       lane.start()
     self._is_taking = True
-    self._thread = threading.Thread(
-      target=self._run, name='atm engine', daemon=True
-    )
-    self._thread.start()
+    # Threads may call one CPU at the same time; programs of several devices
+    # would wait for each other, and an accelerator computes one at a time.
+    at_once = sets[0].in_blocks
+    for lanes in [[x] for x in self._lanes] if at_once else [self._lanes]:
+      thread = threading.Thread(
+        target=self._run, args=(lanes,), name='atm engine', daemon=True
+      )
+      self._threads.append(thread)
+      thread.start()
 
   def _find_lane(self, request: GenerationRequest) -> RowLane:
     """Returns the lane that serves a request; raises ValueError for none."""
     searches = request.config.beams > 1 and request.targets is None
-    if searches and len(self._lanes) == 1:
+    if searches and not self.sizes.beam_groups:
       raise ValueError(
         f'beams = {request.config.beams}: expected 1, for this engine has no '
         'groups of beams (BEAM_GROUPS = 0)'
       )
-    return self._lanes[searches]
+    return self._lanes[-1 if searches else 0]
 
   def check(self, request: GenerationRequest) -> None:
     """Raises ValueError for a request that can never be served."""
@@ -157,8 +174,8 @@ class Engine:
     Args:
       requests: what is asked.
       deliver: called with the number of a request and its news, once for each
-        call of the device that brought any; in the engine's thread, so it must
-        not block, nor raise.
+        call of the device that brought any, never twice at a time; in a thread
+        of the engine, so it must not block, nor raise.
 
     Raises:
       ValueError: see `check`.
@@ -171,7 +188,7 @@ class Engine:
     with self._changed:
       if not self._is_taking:
         raise EngineClosedError(self._explain_closed())
-      waiting = sum(len(lane.waiting) for lane in self._lanes)
+      waiting = self._count_waiting()
       if waiting + len(requests) > self.sizes.queue:
         raise QueueFullError(waiting, self.sizes.queue)
       for i, request in enumerate(requests):
@@ -187,7 +204,7 @@ class Engine:
   def stats(self) -> EngineStats:
     """Returns what the engine does at the moment."""
     with self._changed:
-      waiting = sum(len(lane.waiting) for lane in self._lanes)
+      waiting = self._count_waiting()
       running = len(self._list_jobs()) - waiting
       own, cross = sum(lane.count_positions() for lane in self._lanes)
       return EngineStats(
@@ -214,14 +231,13 @@ class Engine:
     return ended
 
   def close(self) -> None:
-    """Ends all requests, and the loop."""
-    if self._thread is None:
-      return
+    """Ends all requests, and the loops."""
     with self._changed:
       self._is_taking = False
       self._is_closed = True
       self._changed.notify_all()
-    self._thread.join()
+    for thread in self._threads:
+      thread.join()
 
   def _explain_closed(self) -> str:
     if self.failure is not None:
@@ -229,7 +245,11 @@ class Engine:
     return 'the engine takes no requests: it starts, or ends'
 
   def _list_jobs(self) -> list[Job]:
-    return [job for lane in self._lanes for job in lane.list_jobs()]
+    jobs = [job for lane in self._lanes for job in lane.list_jobs()]
+    return list(dict.fromkeys(jobs))  # lanes share those that wait
+
+  def _count_waiting(self) -> int:
+    return sum(not job.slots for job in self._list_jobs())
 
   def _is_idle(self) -> bool:
     return not self._list_jobs()
@@ -238,51 +258,53 @@ class Engine:
     with self._changed:
       self._changed.notify_all()
 
-  # --- The loop
+  # --- The loops
 
-  def _run(self) -> None:
-    """Takes turns until the engine is closed, or fails."""
+  def _run(self, lanes: list[RowLane]) -> None:
+    """Takes turns of lanes until the engine is closed, or fails."""
     try:
-      while self._wait():
-        self._take_turn()
+      while self._wait(lanes):
+        if not self._take_turn(lanes):
+          # What waits needs stop strings' states that another lane has.
+          with self._changed:
+            self._changed.wait(STUCK_SECONDS)
     except BaseException as e:  # whatever it is, nobody may wait forever
-      self.failure = e
+      self.failure = self.failure or e
       self._say(f'the engine failed: {one_line(e)}')
-    self._end_all()
+    self._end_all(lanes)
 
-  def _wait(self) -> bool:
+  def _wait(self, lanes: list[RowLane]) -> bool:
     """Returns, once there is something to do, whether to go on."""
+    is_over = lambda: self._is_closed or self.failure is not None
     with self._changed:
-      self._changed.wait_for(lambda: self._is_closed or not self._is_idle())
-      return not self._is_closed
+      self._changed.wait_for(
+        lambda: is_over() or any(lane.has_work() for lane in lanes)
+      )
+      return not is_over()
 
-  def _take_turn(self) -> None:
+  def _take_turn(self, lanes: list[RowLane]) -> bool:
     """Ends some requests, and lets each lane admit and decode."""
     now = time.perf_counter()
-    with self._changed:
-      jobs = {job: job.find_end(now) for job in self._list_jobs()}
-    self._end({job: reason for job, reason in jobs.items() if reason})
-    for lane in self._lanes:
-      lane.take_turn()
+    for lane in lanes:
+      self._end(lane, lambda job: job.find_end(now))
+    busy = [lane.take_turn() for lane in lanes]
     self._wake()  # drain waits for the end of all
+    return any(busy)
 
-  def _end_all(self) -> None:
-    """Ends every request: cancelled, or by the engine's failure."""
+  def _end_all(self, lanes: list[RowLane]) -> None:
+    """Ends every request of lanes: cancelled, or by the engine's failure."""
     with self._changed:
       self._is_taking = False
-      jobs = self._list_jobs()
     error = self.failure and one_line(self.failure)
-    self._end(dict.fromkeys(jobs, 'cancelled'), error)
+    for lane in lanes:
+      self._end(lane, lambda job: 'cancelled', error)
     self._wake()
 
-  def _end(self, reasons: dict[Job, str], error: str | None = None) -> None:
-    """Ends requests, each for its reason."""
-    if not reasons:
-      return
-    for lane in self._lanes:
-      if error is None:
-        lane.end_early(reasons)
-      lane.remove(reasons)
-    for job, reason in reasons.items():
+  def _end(
+    self, lane: RowLane, find_reason: Callable, error: str | None = None
+  ) -> None:
+    """Ends requests of a lane, each for the reason that is found."""
+    ended = lane.take_out(find_reason, collects=error is None)
+    for job, reason in ended.items():
       job.end(reason, error)
       job.deliver(self.observer)

@@ -51,8 +51,10 @@ class EngineMemory:
 
   @property
   def temporaries(self) -> int:
-    """What the greatest program takes beside; 0 before it is compiled."""
-    return max(x.temporary_bytes for x in self._sets)
+    """What programs take beside; 0 before they are compiled."""
+    sizes = [x.temporary_bytes for x in self._sets]
+    # Lanes in threads of their own run at the same time.
+    return sum(sizes) if self._sets[0].in_blocks else max(sizes)
 
   @property
   def needed(self) -> int:

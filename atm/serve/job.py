@@ -159,7 +159,8 @@ class Job:
         sum(len(x.logs) for x in self.outputs),
       )
     try:
-      self._deliver(self._index, update)
+      with self.ticket.delivering:
+        self._deliver(self._index, update)
     except Exception:  # a caller's fault: others are served on
       _logger.exception('what a request brought could not be delivered')
       self.ticket.cancel()

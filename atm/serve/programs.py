@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from atm.serve.step_times import StepTimes
 CALL_POSITIONS = 32
 # Of the caches, by a call on an accelerator.
 MOST_COPIED = 0.25
+LANE_ROWS = 16  # with fewer, two lanes are no faster than one
 
 
 def list_lengths(most: int, least: int = 32) -> list[int]:
@@ -54,6 +56,17 @@ def share_of_copies(window: tuple[int, int, int], sizes: EngineSizes) -> float:
   parts = [(T, sizes.max_output), (S, sizes.max_input)]
   copied = sum(rows * n for n, most in parts if few or n < most)
   return copied / (sizes.slots * (sizes.max_output + sizes.max_input))
+
+
+def count_lanes(mesh, slots: int) -> int:
+  """Returns how many lanes share so many slots: on one CPU its cores have one.
+
+  A program of few rows keeps two threads busy for three quarters of the time;
+  two programs, each of half of the rows, all of it.
+  """
+  if mesh.size > 1 or mesh.devices.flat[0].platform != 'cpu':
+    return 1
+  return max(1, min(len(os.sched_getaffinity(0)), slots // LANE_ROWS))
 
 
 def arrange_for_tpu(cache):
@@ -134,8 +147,7 @@ class Programs:
     s = self.sizes
     if self.in_blocks:
       sums = list(itertools.accumulate(cache_blocks.split_evenly(s.slots)))
-      rows = {sums[0], sums[(len(sums) - 1) // 2], sums[-1]}
-      return [(r, s.max_output, s.max_input) for r in sorted(rows)]
+      return [(rows, s.max_output, s.max_input) for rows in sums]
     rows = list_windows(s.slots, 4, 2, 1) if self.shards == 1 else [s.slots]
     T = list_windows(s.max_output, 4, 2, 64)
     S = list_windows(s.max_input, 2, 3, 64)

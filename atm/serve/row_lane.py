@@ -4,6 +4,7 @@ import bisect
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,15 +19,15 @@ from atm.serve.stop_pool import StopPool
 
 
 class RowLane:
-  """Requests that wait for slots or have them; each output takes one.
+  """Slots that decode together, and the requests that have or wait for them.
 
-  The lock guards `waiting` and `taken`, which the engine's thread changes and
-  others read; but for submissions, which others append to `waiting`.
+  Each output takes a slot. The lock guards `waiting` and `taken`: one thread
+  takes the lane's turns, others read and submit.
 
   Attributes:
     programs: what it runs.
     rows: how many slots there are.
-    waiting: requests without slots, the first to come first.
+    waiting: requests without slots, the first to come first; of all siblings.
     taken: slot -> (request, which of its outputs).
   """
 
@@ -38,8 +39,14 @@ class RowLane:
     stops: StopPool,
     observer: Observer,
     lock: threading.Condition,
+    siblings: list | None = None,
   ):
-    self.waiting: deque[Job] = deque()
+    """Joins `siblings`, lanes with the same programs and requests."""
+    self._siblings: list[RowLane] = [] if siblings is None else siblings
+    self.waiting: deque[Job] = (
+      self._siblings[0].waiting if siblings else deque()
+    )
+    self._siblings.append(self)
     self.taken: dict[int, tuple[Job, int]] = {}
     self.rows = programs.rows
     self.programs, self._sizes = programs, programs.sizes
@@ -48,8 +55,10 @@ class RowLane:
 
   def start(self) -> None:
     """Allocates the slots and times the programs, which are compiled."""
-    state = self.programs.allocate()
-    self._state = self.programs.time_steps(state, self._stops.table)
+    self._state = self.programs.allocate()
+    if self is self._siblings[0]:
+      table = self._stops.table
+      self._state = self.programs.time_steps(self._state, table)
 
   def check(self, request: GenerationRequest) -> None:
     """Raises ValueError for a request that it never has room for."""
@@ -77,8 +86,12 @@ class RowLane:
     running = dict.fromkeys(job for job, _ in self.taken.values())
     return [*running, *self.waiting]
 
-  def end_early(self, reasons: dict[Job, str]) -> None:
-    """Collects what requests have that are to be removed, see `remove`."""
+  def has_work(self) -> bool:
+    """Tells whether a turn may do something."""
+    return bool(self.taken or self.waiting)
+
+  def collect_early(self, reasons: dict[Job, str]) -> None:
+    """Collects what requests have that `take_out` is to remove."""
 
   def count_positions(self) -> np.ndarray:
     """Returns [[used, all], [used, all]] positions: own and cross caches'."""
@@ -89,19 +102,37 @@ class RowLane:
       [[own, self.rows * s.max_output], [cross, self.rows * s.max_input]]
     )
 
-  def remove(self, jobs) -> None:
-    """Takes requests out, and frees their slots."""
-    with self._lock:
-      self.waiting = deque(x for x in self.waiting if x not in jobs)
-      for slot, (job, _) in list(self.taken.items()):
-        if job in jobs:
-          self._release(slot)
+  def take_out(self, find_reason: Callable, collects: bool = True) -> dict:
+    """Takes out requests that are to end, and frees their slots.
 
-  def take_turn(self) -> None:
-    """Admits requests, and decodes."""
+    Args:
+      find_reason: request -> why it ends, or None.
+      collects: they keep what they have.
+
+    Returns:
+      Request -> why.
+    """
+    with self._lock:
+      jobs = {job: find_reason(job) for job in self.list_jobs()}
+      reasons = {job: reason for job, reason in jobs.items() if reason}
+      for job in reasons:
+        if not job.slots:
+          self.waiting.remove(job)
+    if collects:
+      self.collect_early(reasons)
+    with self._lock:
+      for slot, (job, _) in list(self.taken.items()):
+        if job in reasons:
+          self._release(slot)
+    return reasons
+
+  def take_turn(self) -> bool:
+    """Admits requests, and decodes; returns whether there was any to do."""
     self._admit()
     if self.taken:
       self._decode()
+      return True
+    return False
 
   def _release(self, slot: int) -> None:
     job, _ = self.taken.pop(slot)
@@ -117,7 +148,7 @@ class RowLane:
     """Fills free slots with those who wait, the first first."""
     jobs, tokens = [], 0
     with self._lock:
-      while self.waiting:
+      while self.waiting and not self._leaves_to_sibling():
         job = self.waiting[0]
         tokens += len(job.request.ids)
         # Where there is no room, not the next one: requests of many rows would
@@ -130,6 +161,10 @@ class RowLane:
       B, S = self.programs.find_batch([len(x.request.ids) for x in jobs])
       self._admit_batch(jobs[-B:], B, S)
       del jobs[-B:]
+
+  def _leaves_to_sibling(self) -> bool:
+    """Tells whether another lane, which is idle, is to take what waits."""
+    return bool(self.taken) and not all(x.taken for x in self._siblings)
 
   def _count_rows(self, job: Job) -> int:
     """Returns how many slots a request takes."""

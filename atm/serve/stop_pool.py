@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import OrderedDict
 
 import jax
@@ -40,11 +39,6 @@ def pack_states(table: np.ndarray) -> np.ndarray:
   return np.where(packed == end, used, packed)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _write_state(table, at, state):
-  return jax.lax.dynamic_update_slice_in_dim(table, state[None], at, axis=0)
-
-
 class StopPool:
   """Gives requests parts of a table int32 [states, V] on the device.
 
@@ -58,14 +52,12 @@ class StopPool:
   def __init__(self, states: int, vocab_size: int, sharding=None):
     """Allocates the table, on the devices of `sharding`."""
     self.states = states
-    self.table = jax.device_put(
-      np.zeros((states, vocab_size), np.int32), sharding
+    self._host, self._sharding = (
+      np.zeros((states, vocab_size), np.int32),
+      sharding,
     )
+    self._put()
     self._parts: OrderedDict[int, StopStates] = OrderedDict()
-
-  def compile(self) -> None:
-    """Compiles what `acquire` runs."""
-    self._write(0, np.zeros(self.table.shape[1], np.int32))
 
   def check(self, table: np.ndarray | None) -> None:
     """Raises ValueError for stop strings that an empty pool has no room for."""
@@ -91,8 +83,8 @@ class StopPool:
       if start is None:
         return None
       part = StopStates(table, start, len(packed))
-      for i, state in enumerate(packed):
-        self._write(start + i, start + state)
+      self._host[start : start + len(packed)] = start + packed
+      self._put()
       self._parts[id(table)] = part
     part.users += 1
     self._parts.move_to_end(id(table))
@@ -102,8 +94,10 @@ class StopPool:
     """Gives a request's states back."""
     part.users -= 1
 
-  def _write(self, at: int, state: np.ndarray) -> None:
-    self.table = _write_state(self.table, np.int32(at), state)
+  def _put(self) -> None:
+    # Whole, and nothing is donated: a call of the device may be reading what
+    # was there. A copy, since a CPU's arrays may share the host's memory.
+    self.table = jax.device_put(self._host.copy(), self._sharding)
 
   def _find_room(self, count: int) -> int | None:
     """Returns where `count` states are free, without the oldest unused parts.

@@ -65,14 +65,14 @@ def test_a_request_takes_one_group_whatever_its_beams(lane):
   assert lane.rows == G * K == lane.count_taken()
   third = Job(jobs[0].request, Ticket(lambda: None), 0, None)
   assert not lane._place(third)
-  lane.remove({jobs[0]: 'cancelled'})
+  lane.take_out(lambda job: job is jobs[0], collects=False)
   assert lane._place(third) and third.slots == [0]
 
 
 def test_what_ends_early_has_its_running_beams(lane):
   """By their score for each token, behind what has finished by itself."""
   job, news = submit(lane)
-  lane.end_early({job: 'timeout'})
+  lane.collect_early({job: 'timeout'})
   job.deliver(Observer())
   (update,) = news
   assert [x.reason for x in update.outputs] == ['timeout', 'timeout', 'length']

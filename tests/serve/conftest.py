@@ -2,6 +2,7 @@
 
 import pytest
 
+from atm.serve import engine as engine_module
 from atm.serve.engine import Engine, EngineSizes
 from atm.serve.service import Service
 from serve.fake_engine import FakeEngine
@@ -23,11 +24,15 @@ def ending_model(byte_words):
 
 @pytest.fixture(scope='session')
 def engine(ending_model):
-  """An engine of few slots; tests leave it without requests."""
-  engine = Engine(ending_model, EngineSizes(slots=4), say=lambda text: None)
-  engine.start()
-  yield engine
-  engine.close()
+  """An engine of two lanes of few slots; tests leave it without requests."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      engine_module, 'count_lanes', lambda mesh, slots: max(1, slots // 4)
+    )
+    engine = Engine(ending_model, EngineSizes(slots=8), say=lambda text: None)
+    engine.start()
+    yield engine
+    engine.close()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def make_memory(monkeypatch, free: int | None) -> EngineMemory:
     abstract_state=array(16 * 2**20),
     temporary_bytes=int(3.75 * 2**20),
     shards=1,
+    in_blocks=False,
   )
   monkeypatch.setattr(engine_memory, 'count_free_bytes', lambda mesh: free)
   return EngineMemory(SIZES, [programs])

@@ -36,7 +36,7 @@ class HandDriven(Engine):
   def take_turn(self) -> None:
     """Takes a turn of the loop, of one second."""
     self.now += 1
-    self._take_turn()
+    self._take_turn(self._lanes)
 
   def check_rows(self) -> None:
     """Checks that each row is free or taken by who runs, and stop strings."""

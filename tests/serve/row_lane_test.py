@@ -38,10 +38,10 @@ def test_a_request_of_many_rows_is_not_overtaken(monkeypatch):
   lane.waiting.extend(jobs)
   lane._admit()
   assert admitted == [three] and list(lane.waiting) == [many, one]
-  lane.remove({three})
+  lane.take_out(lambda job: job is three)
   lane._admit()
   assert admitted == [three, many] and sorted(lane.taken) == [0, 1, 2, 3]
-  lane.remove({many})
+  lane.take_out(lambda job: job is many)
   lane._admit()
   assert one.slots == [0]
 
