@@ -54,14 +54,11 @@ def ban_sequences(logits, tail, banned):
   return logits.at[:, last].add(jnp.where(bans, NEG_INF, 0.0))
 
 
-def ban_early_end(logits, count, min_tokens, end_id: int, axis: int = -1):
-  """Bans the end token in rows of less than min_tokens; `count` is [R].
-
-  With axis 0 logits are [V, R].
-  """
-  end = (end_id,) if axis == 0 else (slice(None), end_id)
-  ends = jnp.where(count < min_tokens, NEG_INF, logits[end])
-  return logits.at[end].set(ends)
+def ban_early_end(logits, count, min_tokens, end_id: int):
+  """Bans the end token in rows of less than min_tokens; `count` is [R]."""
+  early = count < min_tokens
+  ends = jnp.where(early, NEG_INF, logits[:, end_id])
+  return logits.at[:, end_id].set(ends)
 
 
 def force_end(logits, count, max_tokens, end_id: int):

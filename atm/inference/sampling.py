@@ -391,33 +391,28 @@ def adjust_logits(sampler: Sampler, history: History, logits, end_id: int):
   return logits
 
 
-def find_best(x, axis: int = -1) -> jax.Array:
+def find_best(x) -> jax.Array:
   """Returns int32 [R], the place of each row's greatest value in x [R, V].
 
   As `jnp.argmax` it is the first of several, and the first NaN where one is.
-  With axis 0 x is [V, R].
   """
   if not on_one_cpu():
-    return jnp.argmax(x, axis=axis).astype(jnp.int32)
+    return jnp.argmax(x, axis=-1).astype(jnp.int32)
   # XLA's CPU backend computes argmax value by value. Here x is read once, for
   # the greatest of each part; then parts are searched, and the first of them.
-  axis, V = axis % 2, x.shape[axis]
+  R, V = x.shape
   size = max(n for n in range(1, 257) if V % n == 0)
-  split = (*x.shape[:axis], V // size, size, *x.shape[axis + 1 :])
-  part = jnp.expand_dims(
-    _find_first(x.reshape(split).max(axis + 1), axis), axis
-  )
-  inside = jnp.arange(size, dtype=jnp.int32)
-  places = part * size + (inside[:, None] if axis == 0 else inside)
-  found = _find_first(jnp.take_along_axis(x, places, axis=axis), axis)
-  return part.squeeze(axis) * size + found
+  part = _find_first(x.reshape(R, V // size, size).max(-1))[:, None]
+  places = part * size + jnp.arange(size, dtype=jnp.int32)
+  found = _find_first(jnp.take_along_axis(x, places, axis=-1))
+  return part[:, 0] * size + found
 
 
-def _find_first(x, axis: int) -> jax.Array:
-  """Returns where the greatest values along an axis are, the first of each."""
-  is_best = (x == x.max(axis=axis, keepdims=True)) | (x != x)
-  places = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
-  return jnp.where(is_best, places, x.shape[axis]).min(axis=axis)
+def _find_first(x) -> jax.Array:
+  """Returns where the greatest value of each row is, the first of several."""
+  is_best = (x == x.max(axis=-1, keepdims=True)) | (x != x)
+  places = jnp.arange(x.shape[-1], dtype=jnp.int32)
+  return jnp.where(is_best, places, x.shape[-1]).min(axis=-1)
 
 
 def pick_log_probability(logits, token) -> jax.Array:
@@ -425,10 +420,9 @@ def pick_log_probability(logits, token) -> jax.Array:
 
   Those of other tokens are not written out.
   """
+  top = logits.max(-1)
   picked = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-  x = logits.T  # reduced as it lies behind `matmul.rows_by_columns`
-  top = x.max(0)
-  return picked - top - jnp.log(jnp.exp(x - top).sum(0))
+  return picked - top - jnp.log(jnp.exp(logits - top[:, None]).sum(-1))
 
 
 def choose_tokens(

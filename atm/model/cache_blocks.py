@@ -11,7 +11,9 @@ block, H heads, K head dimension.
 import jax
 import jax.numpy as jnp
 
-MOST_PARTS = 4  # groups of rows, and blocks of positions, at most
+MOST_PARTS = (
+  4  # blocks of positions at most, and of the greatest groups of rows
+)
 
 
 def split_evenly(count: int, parts: int = MOST_PARTS) -> list[int]:
@@ -20,10 +22,21 @@ def split_evenly(count: int, parts: int = MOST_PARTS) -> list[int]:
   return [min(size, count - at) for at in range(0, count, size)]
 
 
+def split_rows(count: int) -> list[int]:
+  """Returns sizes of groups of rows: 1, 1, 2, 4 ..., up to a part of all.
+
+  The first groups are what a program of few rows computes.
+  """
+  most, groups = max(1, -(-count // MOST_PARTS)), []
+  while (left := count - sum(groups)) > 0:
+    groups.append(min(left, most, max(1, sum(groups))))
+  return groups
+
+
 def split_cache(x: jax.Array, axis: int) -> tuple:
   """Returns an array [R, H, ...] in blocks; `axis` has the positions."""
   groups, at = [], 0
-  for rows in split_evenly(len(x)):
+  for rows in split_rows(len(x)):
     group, start, blocks = x[at : at + rows], 0, []
     for size in split_evenly(x.shape[axis]):
       blocks.append(jax.lax.slice_in_dim(group, start, start + size, axis=axis))
@@ -98,6 +111,21 @@ def place_row(blocks: tuple, new, slot, axis: int) -> tuple:
     groups.append(tuple(written))
     at += rows
   return tuple(groups)
+
+
+def move_row(blocks: tuple, source, target, axis: int) -> tuple:
+  """Returns a blocked cache with a copy of the row `source` as `target`."""
+  parts = []
+  for number in range(len(blocks[0])):
+    row, at = None, 0
+    for group in blocks:
+      rows, block = len(group[0]), group[number]
+      i = jnp.clip(source - at, 0, rows - 1)
+      found = jax.lax.dynamic_slice_in_dim(block, i, 1)
+      row = found if row is None else jnp.where(source >= at, found, row)
+      at += rows
+    parts.append(row)
+  return place_row(blocks, jnp.concatenate(parts, axis), target, axis)
 
 
 def attend_to_blocks(query, keys, values, mask, score, weigh):

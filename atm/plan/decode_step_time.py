@@ -9,6 +9,7 @@ import re
 
 import jax
 
+from atm.model.embeddings import name_head
 from atm.parallel.device_memory import device_bytes
 from atm.plan import hardware, hlo, program_costs, step_time
 
@@ -103,15 +104,10 @@ def read_bytes(params, caches: list, config) -> dict[str, int]:
   """Returns bytes that a device reads for one token: weights, caches whole."""
   # The decoder's layers and the LM head; of embeddings a row, which is nothing.
   # The cache is read to its end, masked where nothing has been written.
-  head = {
-    'decoder_head': 'decoder_embedding',
-    'encoder_head': 'encoder_embedding',
-    'all': 'encoder_embedding',
-  }.get(config.ties, 'lm_head')
   decoder, layers = params['decoder'], params['decoder']['layers']
   if '0' in layers:  # taken apart: the stack beside them is not read
     layers = {k: v for k, v in layers.items() if k.isdigit()}
-  weights = [layers, decoder['norm'], params[head]]
+  weights = [layers, decoder['norm'], params[name_head(config)]]
   return {
     'weights': device_bytes(weights),
     'cache': device_bytes(caches),

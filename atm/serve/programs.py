@@ -129,6 +129,11 @@ class Programs:
     """Whether caches are in blocks: on one CPU."""
     return self.platform == 'cpu' and self.model.mesh.size == 1
 
+  @property
+  def moves_rows(self) -> bool:
+    """Whether rows may move, so that a program of fewer has room for them."""
+    return self.in_blocks and len(self.windows) > 1
+
   # --- Shapes
 
   @functools.cached_property
@@ -146,8 +151,10 @@ class Programs:
     """(rows, T, S) that `slots.take_steps` is compiled for."""
     s = self.sizes
     if self.in_blocks:
-      sums = list(itertools.accumulate(cache_blocks.split_evenly(s.slots)))
-      return [(rows, s.max_output, s.max_input) for rows in sums]
+      sums = itertools.accumulate(cache_blocks.split_rows(s.slots))
+      # Each twice as many rows as the one before, for each is compiled.
+      rows = [n for n in sums if n & (n - 1) == 0 or n == s.slots]
+      return [(n, s.max_output, s.max_input) for n in rows]
     rows = list_windows(s.slots, 4, 2, 1) if self.shards == 1 else [s.slots]
     T = list_windows(s.max_output, 4, 2, 64)
     S = list_windows(s.max_input, 2, 3, 64)
@@ -267,6 +274,12 @@ class Programs:
     stops = array(s.stop_states, self.model.config.vocab_size)
     return self._trace(run, stops, array(self.rows, kind=bool), array())
 
+  def _trace_move(self) -> jax.stages.Traced:
+    """Traces the program that moves a row."""
+    jitted = jax.jit(slots_lib.move_row, donate_argnums=0)
+    with self.model._use():
+      return jitted.trace(self.abstract_state, self._array(), self._array())
+
   def compile(self, say: Callable) -> None:
     """Compiles all programs."""
     total = len(self.batches) + len(self.windows)
@@ -280,6 +293,8 @@ class Programs:
     for i, shape in enumerate(self.batches):
       self._admit[shape] = self._compile(self.trace_admit(*shape))
       tell(i + 1)
+    if self.moves_rows:
+      self._move = self._compile(self._trace_move())
     for i, window in enumerate(self.windows):
       self._decode[window] = self._compile(self.trace_decode(window))
       tell(len(self.batches) + i + 1)
@@ -319,6 +334,10 @@ class Programs:
       spread(slots, R), slots_lib.fill_rows(rows, R),
     )  # fmt: skip
     return state
+
+  def move(self, state, source: int, target: int) -> SlotState:
+    """Runs `slots.move_row`."""
+    return self._move(state, np.int32(source), np.int32(target))
 
   def decode(
     self, state, stops, is_open, limit: int, window

@@ -129,10 +129,11 @@ class RowLane:
   def take_turn(self) -> bool:
     """Admits requests, and decodes; returns whether there was any to do."""
     self._admit()
-    if self.taken:
-      self._decode()
-      return True
-    return False
+    if not self.taken:
+      return False
+    self._compact()
+    self._decode()
+    return True
 
   def _release(self, slot: int) -> None:
     job, _ = self.taken.pop(slot)
@@ -163,8 +164,8 @@ class RowLane:
       del jobs[-B:]
 
   def _leaves_to_sibling(self) -> bool:
-    """Tells whether another lane, which is idle, is to take what waits."""
-    return bool(self.taken) and not all(x.taken for x in self._siblings)
+    """Tells whether a lane with less than half of the rows takes what waits."""
+    return any(2 * len(x.taken) < len(self.taken) for x in self._siblings)
 
   def _count_rows(self, job: Job) -> int:
     """Returns how many slots a request takes."""
@@ -224,6 +225,20 @@ class RowLane:
     for job in jobs:
       job.note_admission(self._observer, now)
     self._observer.device_call('admit', now - start, len(rows), 0)
+
+  def _compact(self) -> None:
+    """Moves rows to lower slots where a program of fewer rows then has room."""
+    if not self.programs.moves_rows:
+      return
+    bounds = sorted({rows for rows, _, _ in self.programs.windows})
+    bound = next(n for n in bounds if n >= len(self.taken))
+    while (slot := max(self.taken)) >= bound:
+      with self._lock:
+        target = self._free.pop(0)
+        job, result = self.taken[target] = self.taken.pop(slot)
+        job.slots[job.slots.index(slot)] = target
+        bisect.insort(self._free, slot)
+      self._state = self.programs.move(self._state, slot, target)
 
   # --- Decoding
 

@@ -263,11 +263,9 @@ def choose_row_tokens(
   """
   token = jax.lax.cond(
     _asks_for_any(settings),
-    # The products of few rows on a CPU are [V, R], see `rows_by_columns`: so
-    # that no branch transposes them.
-    lambda x: _choose_processed(settings, history, x.T, end_id),
+    lambda x: _choose_processed(settings, history, x, end_id),
     lambda x: _choose_best(settings, history, x, end_id),
-    logits.T,
+    logits,
   )
   if given is not None:
     token = jnp.where(given >= 0, given, token)
@@ -284,14 +282,14 @@ def _asks_for_any(settings: RowSettings):
 
 
 def _choose_best(settings: RowSettings, history: History, logits, end_id: int):
-  """Returns tokens [R] by logits [V, R] of rows that ask for the likeliest."""
-  best = sampling.find_best(logits, axis=0)
+  """Returns the likeliest tokens [R], of rows that ask for no others."""
+  best = sampling.find_best(logits)
   count, least = history.counted, settings.min_tokens
-  ban = lambda x: processors.ban_early_end(x, count, least, end_id, axis=0)
+  ban = lambda x: processors.ban_early_end(x, count, least, end_id)
   # Few outputs would end too early: the others' logits are not written again.
   return jax.lax.cond(
     ((best == end_id) & (count < least)).any(),
-    lambda x: sampling.find_best(ban(x), axis=0),
+    lambda x: sampling.find_best(ban(x)),
     lambda x: best,
     logits,
   )
@@ -346,10 +344,4 @@ def find_top(settings: RowSettings, logits, top: int):
   shape = *logits.shape[:-1], top
   none = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
   find = lambda x: tuple(jax.lax.top_k(jax.nn.log_softmax(x), top)[::-1])
-  # Transposed as in `choose_row_tokens`.
-  return jax.lax.cond(
-    (settings.top > 0).any(),
-    lambda x: find(jnp.moveaxis(x, 0, -1)),
-    lambda x: none,
-    jnp.moveaxis(logits, -1, 0),
-  )
+  return jax.lax.cond((settings.top > 0).any(), find, lambda x: none, logits)

@@ -24,17 +24,36 @@ def test_parts_are_of_one_size_but_the_last():
   assert cache_blocks.split_evenly(3) == [1, 1, 1]
 
 
+def test_groups_of_rows_grow_up_to_a_quarter_of_all():
+  assert cache_blocks.split_rows(16) == [1, 1, 2, 4, 4, 4]
+  assert cache_blocks.split_rows(10) == [1, 1, 2, 3, 3]
+  assert cache_blocks.split_rows(4) == [1, 1, 1, 1]
+  assert cache_blocks.split_rows(1) == [1]
+
+
 def test_blocks_have_all_of_an_array(arrays):
   _, keys, values = arrays
   blocks = cache_blocks.split_cache(values, 2)
-  assert [len(group) for group in blocks] == [4, 4, 4, 4]
+  assert [len(group) for group in blocks] == [4] * 5
   whole = np.concatenate([np.concatenate(x, axis=2) for x in blocks])
   np.testing.assert_array_equal(whole, values)
   assert cache_blocks.count_positions(blocks) == T
   assert cache_blocks.count_positions(values) == T
-  assert len(cache_blocks.keep_rows(blocks, 6)) == 2
+  assert len(cache_blocks.keep_rows(blocks, 4)) == 3
   with pytest.raises(ValueError, match='2 rows of the last group'):
-    cache_blocks.keep_rows(blocks, 4)
+    cache_blocks.keep_rows(blocks, 5)
+
+
+@pytest.mark.parametrize(('source', 'target'), [(9, 0), (6, 3), (2, 8)])
+def test_a_row_moves_alone(arrays, source, target):
+  _, keys, values = arrays
+  for cache, axis in ((keys, 3), (values, 2)):
+    blocks = cache_blocks.split_cache(jnp.asarray(cache), axis)
+    moved = cache_blocks.move_row(blocks, source, target, axis)
+    expected = cache.copy()
+    expected[target] = cache[source]
+    whole = np.concatenate([np.concatenate(x, axis=axis) for x in moved])
+    np.testing.assert_array_equal(whole, expected)
 
 
 @pytest.mark.parametrize('axis', [2, 3])
@@ -74,7 +93,7 @@ def test_attention_is_that_to_one_array_and_reads_no_more(arrays):
   lengths = np.array([1, 2, 3, 9, 8, 7, 13, 13, 4, 1])
   mask = (np.arange(T) < lengths[:, None])[:, None]
   expected = attention.attend_to_cache(query, keys, values, mask)
-  ends = np.repeat([4, 12, T, 4], [3, 3, 3, 1])  # blocks of 4, 4, 4, 1
+  ends = np.repeat([4, 4, 12, T, T], [1, 1, 2, 3, 3])  # blocks of 4, 4, 4, 1
   unread = np.arange(T) >= ends[:, None]
   keys = np.where(unread[:, None, None], np.nan, keys)
   values = np.where(unread[:, None, :, None], np.nan, values)
