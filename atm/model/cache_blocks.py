@@ -113,21 +113,6 @@ def place_row(blocks: tuple, new, slot, axis: int) -> tuple:
   return tuple(groups)
 
 
-def move_row(blocks: tuple, source, target, axis: int) -> tuple:
-  """Returns a blocked cache with a copy of the row `source` as `target`."""
-  parts = []
-  for number in range(len(blocks[0])):
-    row, at = None, 0
-    for group in blocks:
-      rows, block = len(group[0]), group[number]
-      i = jnp.clip(source - at, 0, rows - 1)
-      found = jax.lax.dynamic_slice_in_dim(block, i, 1)
-      row = found if row is None else jnp.where(source >= at, found, row)
-      at += rows
-    parts.append(row)
-  return place_row(blocks, jnp.concatenate(parts, axis), target, axis)
-
-
 def attend_to_blocks(query, keys, values, mask, score, weigh):
   """Computes attention of queries [R, n, H, K] to a cache in blocks.
 

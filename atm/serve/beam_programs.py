@@ -23,11 +23,6 @@ class BeamPrograms(Programs):
     """How many groups there are."""
     return self.sizes.beam_groups
 
-  @property
-  def moves_rows(self) -> bool:
-    """See Programs; a step computes all groups."""
-    return False
-
   @functools.cached_property
   def batches(self) -> list[tuple[int, int]]:
     """(B, S) of encoder batches: one input."""

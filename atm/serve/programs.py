@@ -129,11 +129,6 @@ class Programs:
     """Whether caches are in blocks: on one CPU."""
     return self.platform == 'cpu' and self.model.mesh.size == 1
 
-  @property
-  def moves_rows(self) -> bool:
-    """Whether rows may move, so that a program of fewer has room for them."""
-    return self.in_blocks and len(self.windows) > 1
-
   # --- Shapes
 
   @functools.cached_property
@@ -274,12 +269,6 @@ class Programs:
     stops = array(s.stop_states, self.model.config.vocab_size)
     return self._trace(run, stops, array(self.rows, kind=bool), array())
 
-  def _trace_move(self) -> jax.stages.Traced:
-    """Traces the program that moves a row."""
-    jitted = jax.jit(slots_lib.move_row, donate_argnums=0)
-    with self.model._use():
-      return jitted.trace(self.abstract_state, self._array(), self._array())
-
   def compile(self, say: Callable) -> None:
     """Compiles all programs."""
     total = len(self.batches) + len(self.windows)
@@ -293,8 +282,6 @@ class Programs:
     for i, shape in enumerate(self.batches):
       self._admit[shape] = self._compile(self.trace_admit(*shape))
       tell(i + 1)
-    if self.moves_rows:
-      self._move = self._compile(self._trace_move())
     for i, window in enumerate(self.windows):
       self._decode[window] = self._compile(self.trace_decode(window))
       tell(len(self.batches) + i + 1)
@@ -334,10 +321,6 @@ class Programs:
       spread(slots, R), slots_lib.fill_rows(rows, R),
     )  # fmt: skip
     return state
-
-  def move(self, state, source: int, target: int) -> SlotState:
-    """Runs `slots.move_row`."""
-    return self._move(state, np.int32(source), np.int32(target))
 
   def decode(
     self, state, stops, is_open, limit: int, window

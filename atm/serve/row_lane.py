@@ -131,7 +131,6 @@ class RowLane:
     self._admit()
     if not self.taken:
       return False
-    self._compact()
     self._decode()
     return True
 
@@ -225,20 +224,6 @@ class RowLane:
     for job in jobs:
       job.note_admission(self._observer, now)
     self._observer.device_call('admit', now - start, len(rows), 0)
-
-  def _compact(self) -> None:
-    """Moves rows to lower slots where a program of fewer rows then has room."""
-    if not self.programs.moves_rows:
-      return
-    bounds = sorted({rows for rows, _, _ in self.programs.windows})
-    bound = next(n for n in bounds if n >= len(self.taken))
-    while (slot := max(self.taken)) >= bound:
-      with self._lock:
-        target = self._free.pop(0)
-        job, result = self.taken[target] = self.taken.pop(slot)
-        job.slots[job.slots.index(slot)] = target
-        bisect.insort(self._free, slot)
-      self._state = self.programs.move(self._state, slot, target)
 
   # --- Decoding
 

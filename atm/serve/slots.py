@@ -261,24 +261,6 @@ def _place(cross, segments, inputs, slots, i, held):
   return layers, put(source, new, 1)
 
 
-def move_row(state: SlotState, source, target) -> SlotState:
-  """Copies what the slot `source` has to the slot `target`; on one CPU."""
-  move = functools.partial(cache_blocks.move_row, source=source, target=target)
-  caches = [
-    x.replace(
-      self_keys=move(x.self_keys, axis=3),
-      self_values=move(x.self_values, axis=2),
-      cross_keys=move(x.cross_keys, axis=3),
-      cross_values=move(x.cross_values, axis=2),
-    )
-    for x in state.caches
-  ]
-  rest = jax.tree.map(
-    lambda x: x.at[target].set(x[source]), state.replace(caches=[])
-  )
-  return rest.replace(caches=caches)
-
-
 def take_steps(
   model, params, state: SlotState, stops, is_open, limit, sizes,
   window: tuple[int, int, int],

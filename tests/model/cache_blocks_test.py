@@ -44,18 +44,6 @@ def test_blocks_have_all_of_an_array(arrays):
     cache_blocks.keep_rows(blocks, 5)
 
 
-@pytest.mark.parametrize(('source', 'target'), [(9, 0), (6, 3), (2, 8)])
-def test_a_row_moves_alone(arrays, source, target):
-  _, keys, values = arrays
-  for cache, axis in ((keys, 3), (values, 2)):
-    blocks = cache_blocks.split_cache(jnp.asarray(cache), axis)
-    moved = cache_blocks.move_row(blocks, source, target, axis)
-    expected = cache.copy()
-    expected[target] = cache[source]
-    whole = np.concatenate([np.concatenate(x, axis=axis) for x in moved])
-    np.testing.assert_array_equal(whole, expected)
-
-
 @pytest.mark.parametrize('axis', [2, 3])
 def test_what_is_written_is_where_an_array_has_it(arrays, axis):
   query, keys, values = arrays

@@ -16,7 +16,6 @@ class Recorder:
 
   sizes = EngineSizes(slots=4, max_input=64, max_output=64)
   rows = 4
-  moves_rows = True
   windows = ((2, 64, 64), (4, 64, 64))
 
 
@@ -54,24 +53,6 @@ def test_inputs_are_in_the_fewest_rows_short_ones_first():
   assert lane._choose_slots(3, 16) == [0, 1, 2]
   lane._free = [1, 2, 3]
   assert lane._choose_slots(2, 64) == [2, 3]
-
-
-def test_rows_move_where_fewer_are_computed_then():
-  """Fault seen: one row in the last slot, for which all are computed."""
-  programs = Recorder()
-  moves = []
-  programs.move = lambda state, *slots: moves.append(slots)
-  lane = RowLane(programs, None, Observer(), threading.Condition())
-  lane._state = None
-  jobs = [make_job(1) for _ in range(4)]
-  assert all(lane._place(job) for job in jobs)
-  for ended in jobs[0], jobs[2]:
-    lane.take_out(lambda job, ended=ended: job is ended and 'cancelled')
-  lane._compact()
-  assert moves == [(3, 0)] and jobs[3].slots == [0] and jobs[1].slots == [1]
-  assert sorted(lane.taken) == [0, 1] and lane._free == [2, 3]
-  lane._compact()
-  assert len(moves) == 1
 
 
 def test_an_idle_lane_takes_what_waits():
