@@ -4,6 +4,8 @@ import math
 
 import jax
 
+from atm.model import matmul
+
 
 def train_flops(
   config, batch: int, S: int, T: int, frozen: bool = False
@@ -51,8 +53,9 @@ def jaxpr_flops(jaxpr, kernels: bool = True) -> float:
 
   2 M N P a product, as `train_flops` has it, but of all that is computed: what
   remat computes again counts again. Masked blocks of a Pallas kernel's grid
-  count like the others. A loop whose length the jaxpr does not say (`while`)
-  counts once, and of a `cond` the branch that has most.
+  count like the others. Sums that `matmul` computes as products do not count. A
+  loop whose length the jaxpr does not say (`while`) counts once, and of a `cond`
+  the branch that has most.
 
   Args:
     jaxpr: a traced function's, its shapes those of the whole arrays.
@@ -69,6 +72,8 @@ def _equation_flops(eqn, kernels: bool) -> float:
     inner = math.prod(left[i] for i in contract)
     return 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
   if name == 'pallas_call' and not kernels:
+    return 0.0
+  if params.get('name') == matmul.sum_by_product.__name__:
     return 0.0
   inside = [jaxpr_flops(inner, kernels) for inner in inner_jaxprs(params)]
   if name == 'cond':

@@ -258,27 +258,28 @@ class RowLane:
 
   def _tell(self, steps, now: float) -> None:
     """Gives the requests what a call brought, and frees rows that ended."""
-    jobs = {}
+    jobs, end_id = {}, self.programs.model.config.end_id
     for slot, (job, result) in sorted(self.taken.items()):
       jobs[job] = None
-      if self._tell_row(steps, slot, job, result):
+      if _tell_row(steps, slot, job, result, end_id):
         with self._lock:
           self._release(slot)
     for job in jobs:
       job.note_tokens(self._observer, now)
       job.deliver(self._observer)
 
-  def _tell_row(self, steps, slot: int, job: Job, result: int) -> bool:
-    """Gives one output what a call brought it; returns whether it ended."""
-    output, end_id = job.outputs[result], self.programs.model.config.end_id
-    for k in range(int(steps.count)):
-      output.position += 1
-      if steps.token[k, slot] >= 0:
-        job.add_token(
-          result, steps.token[k, slot], steps.log_probability[k, slot],
-          steps.top_ids[k, slot], steps.top_logs[k, slot], end_id,
-        )  # fmt: skip
-      if (code := steps.ended[k, slot]) != OPEN:
-        job.end_output(result, REASONS[code])
-        return True
-    return False
+
+def _tell_row(steps, slot: int, job: Job, result: int, end_id: int) -> bool:
+  """Gives one output what a call brought it; returns whether it ended."""
+  output = job.outputs[result]
+  for k in range(int(steps.count)):
+    output.position += 1
+    if steps.token[k, slot] >= 0:
+      job.add_token(
+        result, steps.token[k, slot], steps.log_probability[k, slot],
+        steps.top_ids[k, slot], steps.top_logs[k, slot], end_id,
+      )  # fmt: skip
+    if (code := steps.ended[k, slot]) != OPEN:
+      job.end_output(result, REASONS[code])
+      return True
+  return False

@@ -44,7 +44,7 @@ class Scripts:
 
   def load(self, name: str, **sizes):
     """Returns a script as a module of small sizes."""
-    if name in sys.modules or name in ('train_step', 'small_model', 'decode'):
+    if name in ('train_step', 'small_model', 'decode'):
       module = importlib.import_module(name)
     else:
       path = FOLDER / f'{name}.py'
