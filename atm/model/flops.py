@@ -53,9 +53,9 @@ def jaxpr_flops(jaxpr, kernels: bool = True) -> float:
 
   2 M N P a product, as `train_flops` has it, but of all that is computed: what
   remat computes again counts again. Masked blocks of a Pallas kernel's grid
-  count like the others. Sums that `matmul` computes as products do not count. A
-  loop whose length the jaxpr does not say (`while`) counts once, and of a `cond`
-  the branch that has most.
+  count like the others. Sums that `matmul` computes as products do not count.
+  A loop whose length the jaxpr does not say (`while`) counts once, and of a
+  `cond` the branch that has most.
 
   Args:
     jaxpr: a traced function's, its shapes those of the whole arrays.
