@@ -147,8 +147,9 @@ class Programs:
     s = self.sizes
     if self.in_blocks:
       sums = itertools.accumulate(cache_blocks.split_rows(s.slots))
-      # Each twice as many rows as the one before, for each is compiled.
-      rows = [n for n in sums if n & (n - 1) == 0 or n == s.slots]
+      # Each twice as many rows as the one before, for each is compiled; two
+      # rows take nearly as long as four.
+      rows = [n for n in sums if n == s.slots or (n != 2 and n & (n - 1) == 0)]
       return [(n, s.max_output, s.max_input) for n in rows]
     rows = list_windows(s.slots, 4, 2, 1) if self.shards == 1 else [s.slots]
     T = list_windows(s.max_output, 4, 2, 64)
