@@ -429,12 +429,10 @@ def choose_tokens(
   sampler: Sampler, history: History, keys, logits, end_id: int
 ):
   """Returns a token [R] a row, and its log-probability [R] by the model."""
-  log_probabilities = jax.nn.log_softmax(logits)
-  logits = adjust_logits(sampler, history, logits, end_id)
+  adjusted = adjust_logits(sampler, history, logits, end_id)
   if sampler.sampled:
     keys = jax.vmap(jax.random.fold_in)(keys, history.count)
-    token = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    token = jax.vmap(jax.random.categorical)(keys, adjusted).astype(jnp.int32)
   else:
-    token = find_best(logits)
-  picked = jnp.take_along_axis(log_probabilities, token[:, None], axis=-1)
-  return token, picked[:, 0]
+    token = find_best(adjusted)
+  return token, pick_log_probability(logits, token)

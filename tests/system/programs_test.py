@@ -1,7 +1,7 @@
 """Programs of models that exist are those they were, to the letter.
 
 A change that is meant to change them writes their hashes anew:
-`python tests/system/programs_test.py`.
+`PYTHONPATH=tests python tests/system/programs_test.py`.
 """
 
 import functools
