@@ -54,6 +54,13 @@ class OtherProcessError(ValueError):
 # --- Meeting
 
 
+def count_cores() -> int:
+  """Returns how many cores this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # macOS has none
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def detect_launcher() -> tuple[str, int]:
   """Returns (launcher, processes) by the environment; ('', 1) if none."""
   for name, (count, needed) in LAUNCHERS.items():

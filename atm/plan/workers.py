@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from atm.parallel.distributed import count_cores
 from atm.plan import compilation
 
 TIME_LIMIT = 1800  # seconds, of one plan
@@ -54,7 +55,7 @@ def run_plans(
 
 def default_processes() -> int:
   """Returns the number of cores, up to four: a whole plan takes 3 GiB."""
-  return min(4, len(os.sched_getaffinity(0)))
+  return min(4, count_cores())
 
 
 class _Worker:

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from atm.inference import api, generate
 from atm.model import cache_blocks
 from atm.model.transformer import AlexaTM
+from atm.parallel.distributed import count_cores
 from atm.serve import slots as slots_lib
 from atm.serve.engine_sizes import EngineSizes
 from atm.serve.slots import Row, SlotState, Steps
@@ -66,7 +66,7 @@ def count_lanes(mesh, slots: int) -> int:
   """
   if mesh.size > 1 or mesh.devices.flat[0].platform != 'cpu':
     return 1
-  return max(1, min(len(os.sched_getaffinity(0)), slots // LANE_ROWS))
+  return max(1, min(count_cores(), slots // LANE_ROWS))
 
 
 def arrange_for_tpu(cache):

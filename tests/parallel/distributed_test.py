@@ -1,5 +1,7 @@
 """Starting JAX, and settings that do not fit; several processes: hosts_test."""
 
+import os
+
 import jax
 import pytest
 
@@ -83,3 +85,9 @@ def test_a_run_of_one_process_waits_for_nobody():
   distributed.check_processes_agree(seed=1)
   distributed.exit_process(3)
   assert distributed.process_share() == (0, 1) and distributed.is_main_process()
+
+
+def test_cores_are_those_of_the_process(monkeypatch):
+  assert 1 <= distributed.count_cores() <= (os.cpu_count() or 1)
+  monkeypatch.delattr(os, 'sched_getaffinity')  # as on macOS
+  assert distributed.count_cores() == (os.cpu_count() or 1)
