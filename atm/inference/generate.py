@@ -73,6 +73,7 @@ def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   layers = unstack(decoder['layers'], model.config.decoder_layers)
   params = {**params, 'decoder': {**decoder, 'layers': layers}}
   head = params[embeddings.name_head(model.config)]
+  # Plans have shapes in place of arrays.
   if matmul.on_one_cpu() and isinstance(head, jax.Array):
     # For few rows the product by columns takes two fifths of the time.
     params[embeddings.HEAD_COLUMNS] = jax.jit(jnp.transpose)(head)

@@ -236,6 +236,7 @@ def _forward_rows(query, key, value, mask):
   scores = jnp.where(mask.mask(), scores, MASKED)
   top = _max_rows(scores)
   powers = jnp.exp(scores - top)
+  # Their sum; rows are added up fastest by `mean_rows`.
   total = matmul.mean_rows(powers, keepdims=True) * powers.shape[-1]
   out = jnp.einsum('bhts,bhsk->bhtk', powers, value) / total
   return out.transpose(0, 2, 1, 3).astype(dtype), top, total

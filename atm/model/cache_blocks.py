@@ -11,9 +11,7 @@ block, H heads, K head dimension.
 import jax
 import jax.numpy as jnp
 
-MOST_PARTS = (
-  4  # blocks of positions at most, and of the greatest groups of rows
-)
+MOST_PARTS = 4  # blocks of positions at most, and of the largest groups
 
 
 def split_evenly(count: int, parts: int = MOST_PARTS) -> list[int]:

@@ -10,10 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atm.model import loss, matmul
+from atm.model import loss
 from atm.model.config import ModelConfig
 from atm.model.layers import normal_init, zeros_init
 from atm.parallel.sharding import constrain, constrain_columns
+
+# A parameter beside a model's own: the LM head once more, [D, V], see
+# `generate.prepare_params`.
+HEAD_COLUMNS = 'head_columns'
 
 
 def sinusoids(rows: jax.Array, width: int, fairseq: bool) -> jax.Array:
@@ -48,15 +52,13 @@ def sinusoids(rows: jax.Array, width: int, fairseq: bool) -> jax.Array:
   return jnp.concatenate([jnp.sin(angles), cosines], -1)
 
 
-HEAD_COLUMNS = 'head_columns'  # the LM head again, [D, V]
-
-
 def name_head(config) -> str:
   """Returns the name of the parameter that is the LM head."""
-  tied = {'encoder_head': 'encoder_embedding', 'all': 'encoder_embedding'}
-  if config.ties == 'decoder_head':
-    return 'decoder_embedding'
-  return tied.get(config.ties, 'lm_head')
+  return {
+    'decoder_head': 'decoder_embedding',
+    'encoder_head': 'encoder_embedding',
+    'all': 'encoder_embedding',
+  }.get(config.ties, 'lm_head')
 
 
 class Embeddings(nn.Module):
@@ -171,15 +173,9 @@ class Embeddings(nn.Module):
 
   def logits(self, states):
     """Returns float32 logits [B, T, V] of decoder states [B, T, D]."""
-    columns = self.variables['params'].get(HEAD_COLUMNS)
-    if columns is None:
-      logits = loss.compute_logits(states, *self.head_and_bias(states.dtype))
-    else:
-      columns = nn.unbox(columns).astype(states.dtype)
-      flat = matmul.dot_float32(
-        states.reshape(-1, len(columns)), columns, (1, 0)
-      )
-      logits = flat.reshape(*states.shape[:-1], -1)
-      if self.config.logits_bias:
-        logits += self.logits_bias.astype(jnp.float32)
+    logits = loss.compute_logits(
+      states,
+      *self.head_and_bias(states.dtype),
+      self.variables['params'].get(HEAD_COLUMNS),
+    )
     return constrain(logits, 'batch', 'length', 'vocab')

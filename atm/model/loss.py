@@ -102,10 +102,17 @@ def token_log_probabilities(
   return picked - log_z, correct
 
 
-def compute_logits(states, head, bias) -> jax.Array:
-  """Returns float32 logits [B, T, V] of states [B, T, D] and head [V, D]."""
+def compute_logits(states, head, bias, columns=None) -> jax.Array:
+  """Returns float32 logits [B, T, V] of states [B, T, D] and head [V, D].
+
+  `columns` is the head as [D, V], which is read in its place.
+  """
   # Two-dimensional, see `matmul.affine`.
-  flat = matmul.rows_by_columns(states.reshape(-1, states.shape[-1]), head)
+  flat = states.reshape(-1, states.shape[-1])
+  if columns is None:
+    flat = matmul.rows_by_columns(flat, head)
+  else:
+    flat = matmul.dot_float32(flat, columns.astype(flat.dtype), (1, 0))
   if bias is not None:
     flat += jax.lax.stop_gradient(bias).astype(jnp.float32)
   return flat.reshape(*states.shape[:-1], -1)

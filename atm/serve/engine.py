@@ -106,12 +106,13 @@ class Engine:
       self.sizes.stop_states, model.config.vocab_size, programs.whole
     )
     shared = self._stops, observer, self._changed
-    self._lanes: list[RowLane] = []
+    rows: list[RowLane] = []
     for _ in range(count):
-      RowLane(programs, *shared, self._lanes)
+      rows.append(RowLane(programs, *shared, rows))
+    self._lanes = [*rows]
     if self.sizes.beam_groups:
       beams = BeamPrograms(model, self.sizes, params)
-      self._lanes = [*self._lanes, BeamLane(beams, *shared)]
+      self._lanes.append(BeamLane(beams, *shared))
     self._is_taking = self._is_closed = False
     self._threads: list[threading.Thread] = []
 

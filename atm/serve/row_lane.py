@@ -41,12 +41,9 @@ class RowLane:
     lock: threading.Condition,
     siblings: list | None = None,
   ):
-    """Joins `siblings`, lanes with the same programs and requests."""
-    self._siblings: list[RowLane] = [] if siblings is None else siblings
-    self.waiting: deque[Job] = (
-      self._siblings[0].waiting if siblings else deque()
-    )
-    self._siblings.append(self)
+    """Makes a lane of `siblings` with the same programs and requests."""
+    self._siblings: list[RowLane] = [self] if siblings is None else siblings
+    self.waiting: deque[Job] = siblings[0].waiting if siblings else deque()
     self.taken: dict[int, tuple[Job, int]] = {}
     self.rows = programs.rows
     self.programs, self._sizes = programs, programs.sizes
@@ -163,7 +160,7 @@ class RowLane:
       del jobs[-B:]
 
   def _leaves_to_sibling(self) -> bool:
-    """Tells whether a lane with less than half of the rows takes what waits."""
+    """Tells whether a lane with less than half as many rows takes what waits."""
     return any(2 * len(x.taken) < len(self.taken) for x in self._siblings)
 
   def _count_rows(self, job: Job) -> int:

@@ -52,10 +52,8 @@ class StopPool:
   def __init__(self, states: int, vocab_size: int, sharding=None):
     """Allocates the table, on the devices of `sharding`."""
     self.states = states
-    self._host, self._sharding = (
-      np.zeros((states, vocab_size), np.int32),
-      sharding,
-    )
+    self._host = np.zeros((states, vocab_size), np.int32)
+    self._sharding = sharding
     self._put()
     self._parts: OrderedDict[int, StopStates] = OrderedDict()
 

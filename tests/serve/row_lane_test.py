@@ -57,10 +57,10 @@ def test_inputs_are_in_the_fewest_rows_short_ones_first():
 
 def test_an_idle_lane_takes_what_waits():
   siblings = []
-  make = lambda: RowLane(
-    Recorder(), None, Observer(), threading.Condition(), siblings
-  )
-  busy, idle = make(), make()
+  for _ in range(2):
+    lock = threading.Condition()
+    siblings.append(RowLane(Recorder(), None, Observer(), lock, siblings))
+  busy, idle = siblings
   assert busy._place(make_job(1))
   busy.waiting.append(make_job(1))
   assert idle.waiting is busy.waiting and busy.list_jobs() != idle.list_jobs()

@@ -37,7 +37,7 @@ def test_parts_are_shared_kept_and_freed():
     stop_strings.build_table(PIECES, [stop]) for stop in ('abc', 'ca', 'aba')
   )
   first, second = pool.acquire(a), pool.acquire(b)
-  before, start = pool.table, np.asarray(pool.table)
+  before, start = pool.table, np.array(pool.table)
   assert pool.acquire(a) is first and first.users == 2
   assert pool.acquire(c) is None  # no room
   pool.release(first)
