@@ -160,7 +160,7 @@ class RowLane:
       del jobs[-B:]
 
   def _leaves_to_sibling(self) -> bool:
-    """Tells whether a lane with less than half as many rows takes what waits."""
+    """Tells whether a lane of less than half as many rows takes what waits."""
     return any(2 * len(x.taken) < len(self.taken) for x in self._siblings)
 
   def _count_rows(self, job: Job) -> int:
