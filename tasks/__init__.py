@@ -1,4 +1,4 @@
-"""seqio tasks and mixtures of atm; importing this package registers them.
+"""Tasks and mixtures of atm; importing this package registers them.
 
   udhr   the shipped text: the Declaration of Human Rights, 12 languages
   paper  Wikipedia and mC4 in 12 languages, written and spoken form, from TFDS
@@ -17,10 +17,7 @@ The folder is tasks/, the import name `atm_tasks`.
 import functools
 from functools import partial
 
-import seqio
-import tensorflow as tf
-
-from atm.data import token_store
+from atm.data import task_table, token_store
 from atm.data.languages import LANGUAGE_CODES
 from atm.inference import prompts
 from atm.messages import (
@@ -34,7 +31,7 @@ from atm.messages import (
 from atm_tasks.evaluation.data_check import data_table
 from atm_tasks.evaluation.registry import suite
 from atm_tasks.pretraining import decontaminate as decontaminate_lib
-from atm_tasks.pretraining import tasks
+from atm_tasks.pretraining import seqio_import, tasks
 from atm_tasks.pretraining.pair_tasks import know_languages, register_pairs
 from atm_tasks.pretraining.pair_text import PairReader
 from atm_tasks.pretraining.tasks import Mixing
@@ -143,7 +140,7 @@ def configure(
     ValueError: no text there, or an argument out of range.
   """
   if vocabulary is not None:
-    tasks.VOCABULARY.use(vocabulary)
+    tasks.WORDS.use(vocabulary)
   index = load_index_lazily(tuple(sorted((decontaminate or {}).items())))
   register = partial(
     tasks.register_mixture, paper_packing=paper_packing, index=index
@@ -160,7 +157,7 @@ def configure(
     register('text', text, mixing)
   reader = PairReader(source_language, target_language)
   if pairs is not None and vocabulary is not None:
-    frame = tasks.VOCABULARY.words.input_format
+    frame = tasks.WORDS.words.input_format
     reader = know_languages(reader, frame, pairs_mode)
   register_pairs(
     pairs, pairs_mode, skip_bad, cache_dir, pairs_temperature, reader
@@ -169,8 +166,8 @@ def configure(
     load_counts(cache_dir)
 
 
-def configured(**named) -> tasks.LateVocabulary:
-  """Calls `configure(**named)`; returns the vocabulary of all tasks.
+def configured(**named):
+  """Calls `configure(**named)`; returns the `seqio.Vocabulary` of all tasks.
 
   For t5x's gin files.
   """
@@ -188,11 +185,11 @@ def load_index_lazily(sets: tuple[tuple[str, str], ...]):
 
 def load_counts(cache_dir: str) -> None:
   """Gives every task that has rows in `cache_dir` their counts."""
-  for name in seqio.TaskRegistry.names():
+  for name, task in task_table.get_registries()[1].items():
     folder = f'{cache_dir.rstrip("/")}/{name}-train'
-    if tf.io.gfile.exists(f'{folder}/{token_store.MANIFEST}'):
+    if token_store.has_manifest(folder):
       manifest = token_store.read_manifest(folder)
-      apply = seqio.TaskRegistry.get(name).preprocessors[-1]
+      apply = task.preprocessors[-1]
       apply.measured = {**manifest['counts'], 'rows': manifest['rows']}
 
 
@@ -200,3 +197,4 @@ def load_counts(cache_dir: str) -> None:
 GIN = (Mixing, configure, data_table, spoken, suite)
 
 configure()
+seqio_import.watch_for_seqio()

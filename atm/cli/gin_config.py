@@ -13,7 +13,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from absl import logging
 
@@ -33,17 +33,26 @@ from atm.messages import did_you_mean, list_checks, quote
 
 def configurables() -> dict[str, Callable]:
   """Returns gin name -> what gin may bind, besides atm_tasks' GIN list."""
-  found = {}
-  for name, target in gin_names.CONFIGURABLES.items():
-    module, _, attribute = target.partition(':')
-    found[name] = getattr(importlib.import_module(module), attribute)
-  return found
+  return {name: import_target(name) for name in gin_names.CONFIGURABLES}
 
 
-# From a name, what gin binds under it, with its parameters bound.
-get_configurable = gin.get_configurable
-# From a configurable, its bound parameters -> their values.
-get_bindings = gin.get_bindings
+def import_target(name: str) -> Callable:
+  """Imports what gin may bind under a full name of CONFIGURABLES."""
+  module, _, attribute = gin_names.CONFIGURABLES[name].partition(':')
+  return getattr(importlib.import_module(module), attribute)
+
+
+def get_configurable(selector: str) -> Callable:
+  """Returns what gin binds under a name, with its parameters bound."""
+  register_named([selector])
+  return gin.get_configurable(selector)
+
+
+def get_bindings(configurable: str | Callable) -> dict:
+  """Returns the bound parameters of a configurable, or of a name -> values."""
+  if isinstance(configurable, str):
+    register_named([configurable])
+  return gin.get_bindings(configurable)
 
 
 def get_setting(name: str):
@@ -63,6 +72,7 @@ def config_text() -> str:
   """Returns all that is bound, but for a process's place in this launch."""
   # So the text starts the same run on other hosts, and all processes of a run
   # have the same.
+  register_named(gin_names.CONFIGURABLES)  # gin shortens names among all
   place = r'^(sharding\.)?start\.(coordinator|processes|process) = .*\n'
   return re.sub(place, '', gin.config_str(), flags=re.M)
 
@@ -124,13 +134,26 @@ def register_configurable(function: Callable, name: str) -> None:
   """Lets gin bind a function under a name, 'atm.model.Config' say."""
   if name not in _registered:
     module, _, short = name.rpartition('.')
-    gin.external_configurable(function, name=short, module=module)
+    with gin.unlock_config():
+      gin.external_configurable(function, name=short, module=module)
     _registered[name] = function
+
+
+def register_named(selectors: Iterable[str]) -> None:
+  """Imports and registers what selectors name, which a run needs, no more."""
+  for name in filter(None, map(find_configurable, selectors)):
+    if name not in _registered:
+      register_configurable(import_target(name), name)
+
+
+def known_names() -> Mapping[str, object]:
+  """Returns all that gin may bind by full name, imported or not."""
+  return gin_names.CONFIGURABLES | _registered
 
 
 def find_configurable(selector: str) -> str | None:
   """Returns the full name of what gin finds under a selector, if it is ours."""
-  return gin_names.find_name(selector, _registered)
+  return gin_names.find_name(selector, known_names())
 
 
 # XLA runs the assembler of a folder that it is given, and writes where it is
@@ -186,7 +209,7 @@ def check_parameters(
     if not binding.parameter:
       found.append(((binding.name, 'gin.macro', 'value'), binding.value))
       continue
-    name = gin_names.check_name(binding.selector, binding.where, _registered)
+    name = gin_names.check_name(binding.selector, binding.where, known_names())
     known = inspect.signature(_registered[name]).parameters
     if binding.parameter not in known:
       raise UserError(
@@ -208,7 +231,7 @@ def check_parameters(
 def _shipped_references() -> dict[tuple[str, str], set[tuple[str, bool]]]:
   """Returns (name, parameter) -> what it refers to in shipped files.
 
-  That is (full name, whether it is called); of registered names only.
+  That is (full name, whether it is called); of names that are known only.
   """
   found: dict = {}
   for binding in gin_reader.shipped_bindings():
@@ -235,7 +258,7 @@ def _check_reference(
   value = binding.value
   parameter = inspect.signature(_registered[name]).parameters[binding.parameter]
   if isinstance(value, Reference) and not value.is_macro:
-    target = gin_names.check_name(value.selector, binding.where, _registered)
+    target = gin_names.check_name(value.selector, binding.where, known_names())
     pure = {r for rs in allowed.values() for r in rs if r[1]}
     fits = (
       (target, value.evaluate) in expected
@@ -334,8 +357,7 @@ def check_configuration(
   gin_reader.check_imports(configuration, modules)
   gin_reader.check_macros(configuration)
   import_modules(configuration, modules)
-  for name, function in configurables().items():
-    register_configurable(function, name)
+  register_named(configuration.list_selectors())
   return check_parameters(configuration, modules)
 
 

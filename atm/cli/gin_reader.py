@@ -6,7 +6,7 @@ macros come to when they are written out. See `gin_text` for those of a text.
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from atm.cli import gin_files
 from atm.cli.gin_text import (
@@ -48,6 +48,15 @@ class Configuration:
   def macros(self) -> dict[str, Binding]:
     """Returns name -> the last binding of a macro."""
     return {b.name: b for b in self.bindings if not b.parameter}
+
+  def list_selectors(self) -> Iterator[str]:
+    """Yields the selectors that are bound or referred to."""
+    for binding in self.bindings:
+      if binding.parameter:
+        yield binding.selector
+      for reference in find_references(binding.value):
+        if not reference.is_macro:
+          yield reference.selector
 
   def add_file(self, path: str) -> None:
     """Reads a gin file, and those that it includes."""

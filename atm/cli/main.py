@@ -7,6 +7,7 @@ gin/runs/; its bindings come first, then each --gin_file, then each
 """
 
 import contextlib
+import gc
 import os
 import sys
 import traceback
@@ -87,7 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
 
   A process of several that fails ends in `distributed.exit_process` instead.
   """
-  arguments = sys.argv[1:] if arguments is None else arguments
+  own = arguments is None
+  if own:
+    # What is imported stays: to look for garbage in it is a tenth of a start.
+    gc.disable()
+  arguments = sys.argv[1:] if own else arguments
   log_output.open_standard_streams()
   try:
     status = run_command(arguments)
@@ -103,6 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
     status = 130
   except BaseException as e:  # a library in Rust has panics of its own
     status = report_error(e, arguments)
+  if own:
+    gc.freeze()  # the process ends: nothing needs to be collected
   # Where it was not imported, no process was joined.
   if status and (distributed := sys.modules.get('atm.parallel.distributed')):
     distributed.exit_process(status)
@@ -133,6 +140,9 @@ def run_command(arguments: list[str]) -> int:
   run, files, bindings, modules = parse_arguments(arguments)
   tell = lambda note: print(f'atm: {note}', file=sys.stderr)
   gin_config.apply_config(files, bindings, modules, run, tell)
+  if not gc.isenabled():
+    gc.freeze()
+    gc.enable()
   from atm.parallel import xla_options
 
   xla_options.set_flags()

@@ -18,7 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from atm.data import counter_rng, objectives, packing, task_registry
+from atm.data import (
+  counter_rng,
+  objectives,
+  packing,
+  task_registry,
+  task_table,
+)
 from atm.data.token_store import TokenRows, read_manifest
 from atm.data.vocabulary import Vocabulary
 
@@ -68,8 +74,6 @@ def load_parts(
     FileNotFoundError: there are no finished rows of a task.
     ValueError: an unknown name, rows made otherwise or damaged, or no rows.
   """
-  import seqio
-
   mixture = task_registry.find_task(name)
   tasks, opened = task_registry.list_tasks(name, split), []
   for task in tasks:
@@ -88,7 +92,7 @@ def load_parts(
   parts = []
   # All are opened first: a rate depends on the counts of every task.
   for task, rows in zip(tasks, opened):
-    weighed = split == 'train' and not isinstance(mixture, seqio.Task)
+    weighed = split == 'train' and not task_table.is_task(mixture)
     rate = mixture.get_rate(task) if weighed else 1.0
     if rate > 0 and len(rows):
       labels = task_registry.get_labels(task)

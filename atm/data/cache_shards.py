@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
-from atm.data import task_registry, token_store
+from atm.data import task_registry, task_table, token_store
 from atm.data.task_registry import Lengths
 
 
@@ -75,9 +75,7 @@ class CacheUnit:
 
   def is_done(self, job: CacheJob) -> bool:
     """Tells whether all files are there; raises as `read_facts`."""
-    import seqio
-
-    tasks = map(seqio.TaskRegistry.get, self.tasks)
+    tasks = [task_table.get_task(name) for name in self.tasks]
     # A list: each file is checked, also behind one that is missing.
     return all([self.read_facts(task, job) for task in tasks])
 
@@ -114,11 +112,9 @@ def _get_text_key(task) -> tuple[int, ...]:
 
 def get_precache_steps(task) -> list:
   """Returns the preprocessors before a task's CacheDatasetPlaceholder."""
-  import seqio
-
   steps = list(task.preprocessors)
   for number, step in enumerate(steps):
-    if isinstance(step, seqio.CacheDatasetPlaceholder):
+    if task_table.is_placeholder(step):
       return steps[:number]
   raise ValueError(f'task {task.name!r} has no seqio.CacheDatasetPlaceholder')
 
@@ -140,14 +136,12 @@ def get_facts_path(path: str) -> str:
 
 def group_by_task(units: list[CacheUnit]) -> Iterator[tuple]:
   """Yields (task, split, its units, in order)."""
-  import seqio
-
   groups = collections.defaultdict(list)
   for unit in units:
     for name in unit.tasks:
       groups[name, unit.split].append(unit)
   for (name, split), of_task in groups.items():
-    yield seqio.TaskRegistry.get(name), split, of_task
+    yield task_table.get_task(name), split, of_task
 
 
 def check_finished_rows(units: list[CacheUnit], job: CacheJob) -> None:

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from atm.data import cache_shards, counter_rng, task_registry, token_store
+from atm.data import (
+  cache_shards,
+  counter_rng,
+  task_registry,
+  task_table,
+  token_store,
+)
 from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.packing import SpecialIds
 from atm.data.vocabulary import open_vocabulary
@@ -20,11 +26,9 @@ TEXTS_AT_ONCE = 256  # that are tokenised in one call
 
 def make_unit(unit: CacheUnit, job: CacheJob) -> int:
   """Writes the files of one unit, one for each task; returns its tokens."""
-  import seqio
-
   vocabulary = open_vocabulary(job.vocabulary)
   ids = SpecialIds.of(vocabulary)
-  tasks = [seqio.TaskRegistry.get(name) for name in unit.tasks]
+  tasks = [task_table.get_task(name) for name in unit.tasks]
   read = share_pairs if task_registry.frames_pairs(tasks[0]) else share_text
   with task_registry.shorten_tf_errors(tasks[0].name):
     shared = read(tasks, unit, job, vocabulary.unk_id)

@@ -32,6 +32,9 @@ class Stream:
     start_id: int | None = None,
   ):
     """Takes the model's `start_id`; None: the vocabulary's `<s>`."""
+    import seqio  # its tasks from here on, see `task_registry`
+
+    del seqio
     self.provider, self.split = task_registry.find_task(name), split
     self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
     self.ids = packing.SpecialIds.of(vocabulary, start_id)

@@ -1,14 +1,18 @@
-"""Looks up seqio tasks and mixtures, and what rows of theirs depend on."""
+"""Looks up tasks and mixtures, and what rows of theirs depend on.
+
+They are seqio's where seqio is imported, and `task_table`'s, the same, else.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 
 from atm import messages
-from atm.data import objectives
+from atm.data import objectives, task_table
 
 # Tasks that are registered only where a setting names their files.
 SETTINGS_OF_TASKS = {
@@ -18,13 +22,12 @@ SETTINGS_OF_TASKS = {
 
 
 def find_task(name: str):
-  """Returns a seqio task or mixture by name; a ValueError names the nearest."""
-  import seqio  # takes seconds: TensorFlow
-
-  known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-  if name in known:
-    return seqio.get_mixture_or_task(name)
-  hint = messages.did_you_mean(name, known)
+  """Returns a task or mixture by name; a ValueError names the nearest."""
+  registries = task_table.get_registries()
+  for registry in registries:
+    if name in registry:
+      return registry[name]
+  hint = messages.did_you_mean(name, [*itertools.chain(*registries)])
   if name in SETTINGS_OF_TASKS:
     hint = f' Set {SETTINGS_OF_TASKS[name]} to register it.'
   raise ValueError(
@@ -34,13 +37,12 @@ def find_task(name: str):
 
 def list_tasks(name: str, split: str) -> list:
   """Returns the tasks of a task or mixture that have the split."""
-  import seqio
-
-  return [t for t in seqio.get_subtasks(find_task(name)) if split in t.splits]
+  tasks = task_table.list_subtasks(find_task(name))
+  return [task for task in tasks if split in task.splits]
 
 
 def get_apply(task):
-  """Returns the `ApplyObjective` preprocessor of a seqio task, or None."""
+  """Returns the `ApplyObjective` preprocessor of a task, or None."""
   applies = (step for step in task.preprocessors if hasattr(step, 'objective'))
   return next(applies, None)
 
@@ -62,9 +64,7 @@ def frames_pairs(task) -> bool:
 
 def needs_markers(name: str) -> bool:
   """Tells whether a task or mixture has denoising or CLM: they need markers."""
-  import seqio
-
-  return any(map(get_apply, seqio.get_subtasks(find_task(name))))
+  return any(map(get_apply, task_table.list_subtasks(find_task(name))))
 
 
 def get_objective(task):

@@ -144,6 +144,11 @@ def _damaged(path: str, error: Exception) -> ValueError:
   )
 
 
+def has_manifest(directory: str) -> bool:
+  """Tells whether a folder of rows, of an object store too, has a manifest."""
+  return (epath.Path(directory) / MANIFEST).exists()
+
+
 def is_finished(directory: str) -> bool:
   """Tells whether a local folder has a manifest."""
   return os.path.exists(os.path.join(directory, MANIFEST))

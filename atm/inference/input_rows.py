@@ -75,6 +75,9 @@ def read_task(name: str, split: str, lengths: dict | None) -> list[dict]:
   Each has `input` and `target`, texts for the output, and `input_ids` and
   `target_ids`, what the model reads and is scored on.
   """
+  import seqio  # its tasks from here on, see `task_registry`
+
+  del seqio
   task = task_registry.find_task(name)
   rows = []
   with task_registry.shorten_tf_errors(name):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import time
 
 from atm import fileio
 
@@ -34,18 +36,52 @@ class MetricWriter:
         f.writelines(json.dumps(row) + '\n' for row in dropped)
     with fileio.replacing(self.path) as f:
       f.writelines(json.dumps(row) + '\n' for row in rows)
-    from clu.metric_writers.summary_writer import SummaryWriter  # TensorFlow
-
-    self.tensorboard = SummaryWriter(os.path.join(directory, 'tensorboard'))
+    self.tensorboard = TensorBoardLog(os.path.join(directory, 'tensorboard'))
 
   def write(self, step: int, values: dict[str, float]) -> None:
     with open(self.path, 'a') as f:
       f.write(json.dumps({'step': step, **values}) + '\n')
-    self.tensorboard.write_scalars(step, values)
+    self.tensorboard.write(step, values)
 
   def close(self) -> None:
-    self.tensorboard.flush()
     self.tensorboard.close()
+
+
+class TensorBoardLog:
+  """An event file of scalars, a new one each time that a run starts.
+
+  TensorFlow's writer would take seconds to import; TensorBoard's own package
+  has the protocol buffers and the records.
+  """
+
+  def __init__(self, directory: str):
+    """Opens a new event file in a folder, which is made if needed."""
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+    os.makedirs(directory, exist_ok=True)
+    # TensorBoard reads files in the order of their names.
+    name = f'{time.time():.6f}.{socket.gethostname()}.{os.getpid()}'
+    path = os.path.join(directory, f'events.out.tfevents.{name}.v2')
+    self._records = RecordWriter(open(path, 'xb'))
+    self._put(file_version='brain.Event:2')
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Writes the scalars of a step."""
+    scalar = self._summary.Value
+    summary = self._summary(
+      value=[scalar(tag=tag, simple_value=x) for tag, x in values.items()]
+    )
+    self._put(step=step, summary=summary)
+
+  def close(self) -> None:
+    self._records.close()
+
+  def _put(self, **fields) -> None:
+    event = self._event(wall_time=time.time(), **fields)
+    self._records.write(event.SerializeToString())
+    self._records.flush()
 
 
 def read_metrics(directory: str) -> list[dict]:

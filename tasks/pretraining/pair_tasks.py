@@ -11,10 +11,9 @@ import json
 import re
 
 import numpy as np
-import seqio
-import tensorflow as tf
+from etils import epath
 
-from atm.data import token_store
+from atm.data import task_table, token_store
 from atm.data.input_format import MODES, InputFormat
 from atm.messages import check_choice
 from atm_tasks.pretraining import tasks
@@ -70,7 +69,7 @@ class FramePairs:
 
   def get_mode(self) -> str:
     """Returns the mode that is set, or the name of the model's own frame."""
-    frame = tasks.VOCABULARY.words.input_format
+    frame = tasks.WORDS.words.input_format
     if self.mode is None and frame.name != 'alexatm':
       return frame.name
     return self.mode or ('denoise' if frame.clm_id is None else 'clm')
@@ -81,7 +80,7 @@ class FramePairs:
 
   def pair(self, text: str, S: int, T: int) -> tuple[np.ndarray, np.ndarray]:
     """Encodes a text of `pair_to_text`: int32 ids, at most S and T."""
-    words = tasks.VOCABULARY.words
+    words = tasks.WORDS.words
     frame, mode = words.input_format, self.mode
     source, target, *codes = json.loads(text)
     source, target = map(words.encode, (source, target))
@@ -98,7 +97,10 @@ class FramePairs:
       labels = frame.labels(target[: max(0, room)], target_code)
     return np.array(source, np.int32), np.array(labels, np.int32)
 
-  def __call__(self, dataset: tf.data.Dataset, sequence_length=None):
+  def __call__(self, dataset, sequence_length=None):
+    """Returns a tf.data.Dataset of framed pairs, for seqio's own readers."""
+    import tensorflow as tf
+
     sizes = sequence_length or {}
     S, T = (sizes.get(side) or 1 << 30 for side in ('inputs', 'targets'))
 
@@ -135,7 +137,7 @@ class PairRates:
   temperature: float
   counts: dict[Direction, int]
 
-  def __call__(self, task: seqio.Task) -> float:
+  def __call__(self, task: task_table.TextTask) -> float:
     frame = task.preprocessors[-1]
     count, rows = self.counts.get(frame.direction, 0), None
     if frame.measured is not None:
@@ -206,8 +208,7 @@ def _register(
   counts: dict[Direction, int],
 ) -> None:
   """Registers the task `pairs`, or the mixture of a task for each direction."""
-  for registry in (seqio.MixtureRegistry, seqio.TaskRegistry):
-    tasks.unregister(registry, NAME)
+  tasks.unregister(NAME)
   if None in found:
     tasks.register_task(NAME, found[None], [FramePairs(mode)])
     return
@@ -217,7 +218,7 @@ def _register(
     # 'zh-CN' and 'zh_CN' of a model without codes are two directions.
     names.append(name + '_' * sum(n.rstrip('_') == name for n in names))
     tasks.register_task(names[-1], source, [FramePairs(mode, direction)])
-  seqio.MixtureRegistry.add(NAME, [(name, rate) for name in names])
+  tasks.add_mixture(NAME, dict.fromkeys(names, rate))
 
 
 def name_task(direction: Direction) -> str:
@@ -228,16 +229,12 @@ def name_task(direction: Direction) -> str:
 def list_cached_pairs(cache_dir: str) -> list[str]:
   """Lists the folders of finished rows of pairs in a cache."""
   cache_dir = cache_dir.rstrip('/')
-  if not tf.io.gfile.exists(cache_dir):
+  if not epath.Path(cache_dir).exists():
     return []
-  names = (name.rstrip('/') for name in tf.io.gfile.listdir(cache_dir))
+  names = sorted(path.name for path in epath.Path(cache_dir).iterdir())
   folders = [
     f'{cache_dir}/{name}'
-    for name in sorted(names)
+    for name in names
     if re.fullmatch(rf'{NAME}(_\w+)?-train', name)
   ]
-  return [
-    folder
-    for folder in folders
-    if tf.io.gfile.exists(f'{folder}/{token_store.MANIFEST}')
-  ]
+  return list(filter(token_store.has_manifest, folders))

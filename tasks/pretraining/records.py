@@ -12,8 +12,6 @@ import os
 import re
 from collections.abc import Iterator
 
-import tensorflow as tf
-
 from atm.data import text_lines, text_reader
 from atm.data.text_lines import BadRecord
 
@@ -129,6 +127,8 @@ def decode_utf8(raw: bytes) -> str:
 
 def parse_example(raw: bytes, field: str) -> str:
   """Returns the text of a serialized tf.train.Example, or raises BadRecord."""
+  import tensorflow as tf
+
   expected = f'a tf.train.Example with a bytes feature `{field}`'
   try:
     features = tf.train.Example.FromString(raw).features.feature
@@ -158,6 +158,8 @@ def _count_before(unit: FilePart, kind: str) -> int:
 
 def read_tfrecord(path: str, packing: str = '') -> Iterator[bytes]:
   """Yields the records of a TFRecord file; raises BadRecord where it breaks."""
+  import tensorflow as tf
+
   options = {'compression_type': 'GZIP' if packing else ''}
   done = 0
   # A batch is lost with its first bad record, so those are read one by one.

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 
-import tensorflow as tf
+from etils import epath
 
 from atm.data import text_lines
 from atm.messages import check_choice, check_number
@@ -260,7 +260,10 @@ def find_prepared(name: str, data_dir: str | None) -> tuple[str | None, str]:
   data_dir = os.path.expanduser(data_dir or '~/tensorflow_datasets')
   name, _, version = name.partition(':')
   pattern = os.path.join(data_dir, name, version or '*.*.*', 'features.json')
-  folders = [os.path.dirname(path) for path in tf.io.gfile.glob(pattern)]
+  found = epath.Path(data_dir).glob(
+    f'{name}/{version or "*.*.*"}/features.json'
+  )
+  folders = [os.path.dirname(path) for path in found]
   numbers = lambda path: [int(n) for n in re.findall(r'\d+', path)[-3:]]
   folders = [f for f in folders if re.search(r'\d+\.\d+\.\d+$', f)]
   hint = (

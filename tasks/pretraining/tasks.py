@@ -14,18 +14,22 @@ import collections
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
-import seqio
-import tensorflow as tf
+from etils import epath
 
-from atm.data import counter_rng, packing, text_reader
+from atm.data import counter_rng, packing, task_table, text_reader
 from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
 from atm.data.sentences import count_sentences
-from atm.data.vocabulary import Vocabulary, open_vocabulary
-from atm_tasks.pretraining import sources, text_folders, text_forms
+from atm_tasks.pretraining import (
+  seqio_import,
+  sources,
+  text_folders,
+  text_forms,
+)
+from atm_tasks.pretraining.late_vocabulary import LateVocabulary
 from atm_tasks.pretraining.mixing import Mixing
 from atm_tasks.pretraining.text_source import RowsOnly, TextSource
 
@@ -33,85 +37,16 @@ from atm_tasks.pretraining.text_source import RowsOnly, TextSource
 UDHR = Mixing(language_power=0.0)
 
 
-class LateVocabulary(seqio.SentencePieceVocabulary):
-  """A vocabulary, of any tokenizer, whose file is named after registration.
-
-  What seqio itself asks of it is answered by `words`. The TensorFlow ops of a
-  SentencePiece model, and what else seqio has for one, stay.
-  """
-
-  def __init__(self):
-    super().__init__('')
-    self._words = None
-
-  def use(self, path: str) -> None:
-    """Names the file or folder, which is opened when it is first needed."""
-    self._sentencepiece_model_file = path
-    self._model = self._words = None
-
-  @property
-  def words(self) -> Vocabulary:
-    """The vocabulary; raises ValueError where none is named yet."""
-    if self._words is None:
-      self._words = open_vocabulary(self._get_path())
-    return self._words
-
-  def _get_path(self) -> str:
-    if not self._sentencepiece_model_file:
-      raise ValueError(
-        'no vocabulary is named yet: call atm_tasks.configure(vocabulary=...)'
-      )
-    return self._sentencepiece_model_file
-
-  def _model_context(self):
-    self._get_path()
-    return super()._model_context()
-
-  def __getstate__(self) -> dict:
-    return {**super().__getstate__(), '_words': None}  # gin copies it
-
-  pad_id = property(lambda self: self.words.pad_id)
-  bos_id = property(lambda self: self.words.bos_id)
-  eos_id = property(lambda self: self.words.eos_id)
-  unk_id = property(lambda self: self.words.unk_id)
-  _base_vocab_size = property(lambda self: self.words.size)
-
-  def _encode(self, s: str) -> list[int]:
-    return self.words.encode_batch([s])[0].tolist()
-
-  def _decode(self, ids) -> str:
-    return self.words.decode_any([int(i) for i in ids])
-
-  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    if isinstance(self.words, Vocabulary):
-      return super()._encode_tf(s)
-
-    def encode(raw):  # bytes, or an array of them outside of a graph
-      raw = raw.item() if isinstance(raw, np.ndarray) else raw
-      return self.words.encode_batch([raw.decode()])[0]
-
-    s = tf.convert_to_tensor(s, tf.string)
-    ids = tf.numpy_function(encode, (s,), tf.int32, stateful=False)
-    ids.set_shape([None])
-    return ids
-
-  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    if isinstance(self.words, Vocabulary):
-      return super()._decode_tf(ids)
-
-    def decode(ids):
-      texts = [self._decode(row).encode() for row in np.atleast_2d(ids)]
-      return np.array(texts if ids.ndim > 1 else texts[0], object)
-
-    text = tf.numpy_function(decode, (ids,), tf.string, stateful=False)
-    text.set_shape(ids.shape[:-1])
-    return text
-
-  def __str__(self) -> str:
-    return f'LateVocabulary({self._sentencepiece_model_file!r})'
+WORDS = LateVocabulary()  # of all tasks
 
 
-VOCABULARY = LateVocabulary()
+def __getattr__(name: str):
+  """Returns VOCABULARY, which tasks of others name: it imports TensorFlow."""
+  if name != 'VOCABULARY':
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from atm_tasks.pretraining import seqio_tasks
+
+  return seqio_tasks.VOCABULARY
 
 
 # --- Preprocessors
@@ -153,9 +88,11 @@ class PrepareText:
       counts[f'dropped/{name}'] += count
     return kept
 
-  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+  def __call__(self, dataset):
+    """Returns a tf.data.Dataset of prepared texts, for seqio's own readers."""
     if self.form == 'written' and self.index is None:
       return dataset
+    import tensorflow as tf
 
     def prepare(raw):
       return self.direct([raw.decode()], collections.Counter())[0].encode()
@@ -178,11 +115,17 @@ class Tokenize:
   def direct(self, texts: list[str], counts) -> list[np.ndarray]:
     """Encodes each text: int32 ids."""
     del counts
-    return VOCABULARY.words.encode_batch(texts)
+    return WORDS.words.encode_batch(texts)
 
-  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+  def __call__(self, dataset):
+    """Returns a tf.data.Dataset of ids, for seqio's own readers."""
+    import tensorflow as tf
+
+    from atm_tasks.pretraining.seqio_tasks import VOCABULARY
+
+    encode = VOCABULARY.encode_tf
     return dataset.map(
-      lambda e: {'text': e['text'], 'targets': VOCABULARY.encode_tf(e['text'])},
+      lambda e: {'text': e['text'], 'targets': encode(e['text'])},
       num_parallel_calls=tf.data.AUTOTUNE,
     )
 
@@ -205,8 +148,12 @@ class ApplyObjective:
     self.measured: dict | None = None
 
   def __call__(self, dataset, sequence_length):
+    """Returns a tf.data.Dataset of examples, for seqio's own readers."""
+    import seqio
+    import tensorflow as tf
+
     S, T = sequence_length['inputs'], sequence_length['targets']
-    ids = packing.SpecialIds.of(VOCABULARY.words)
+    ids = packing.SpecialIds.of(WORDS.words)
     length = self.objective.row_length(S, T)
 
     def rows():
@@ -335,7 +282,6 @@ def register_mixture(
     paper_packing: one document a CLM row; else several, see `objectives.CLM`.
     index: see `PrepareText`.
   """
-  unregister(seqio.MixtureRegistry, name)
   rate = MixtureRates(name, mixing.language_power)
   for (source, language), texts in found.items():
     kind = source if hasattr(mixing, f'{source}_written') else 'text'
@@ -345,28 +291,34 @@ def register_mixture(
         middle = '_' if form == 'written' else f'_{form}_'
         task = f'{source}_{language}{middle}{objective.name}'
         apply = ApplyObjective(objective, language, source, form)
-        steps = [*before, seqio.CacheDatasetPlaceholder(), apply]
+        steps = [*before, task_table.CachePlaceholder(), apply]
         register_task(task, texts, steps)
         rate.add(task, apply, share, repeat)
-  seqio.MixtureRegistry.add(name, [(task, rate) for task in rate.tasks])
+  add_mixture(name, dict.fromkeys(rate.tasks, rate))
 
 
 def register_task(name: str, source: TextSource, preprocessors: list) -> None:
-  """Registers a seqio task of this vocabulary in place of any of its name."""
-  unregister(seqio.TaskRegistry, name)
-  feature = seqio.Feature(VOCABULARY, add_eos=False)
-  seqio.TaskRegistry.add(
-    name,
-    source=source,
-    preprocessors=preprocessors,
-    output_features={'inputs': feature, 'targets': feature},
+  """Registers a task of this vocabulary in place of any of its name."""
+  task = task_table.TASKS[name] = task_table.TextTask(
+    name, source, preprocessors
   )
+  if seqio_tasks := seqio_import.get_seqio_tasks():
+    seqio_tasks.register_seqio_task(task)
 
 
-def unregister(registry, name: str) -> None:
-  """Makes a name of a seqio registry free."""
-  if name in registry.names():
-    registry.remove(name)
+def add_mixture(name: str, rates: dict[str, Callable]) -> None:
+  """Registers a mixture of tasks in place of any of its name."""
+  mixture = task_table.MIXTURES[name] = task_table.TextMixture(name, rates)
+  if seqio_tasks := seqio_import.get_seqio_tasks():
+    seqio_tasks.register_seqio_mixture(mixture)
+
+
+def unregister(name: str) -> None:
+  """Makes the name of a task or mixture free."""
+  task_table.TASKS.pop(name, None)
+  task_table.MIXTURES.pop(name, None)
+  if seqio_tasks := seqio_import.get_seqio_tasks():
+    seqio_tasks.unregister_seqio_name(name)
 
 
 def is_held_out(article: str) -> bool:
@@ -422,9 +374,10 @@ def find_sources(
 
 def list_cached_languages(cache_dir: str | None, source: str) -> list[str]:
   """Lists the languages of a source that a cache has rows of."""
-  if cache_dir is None or not tf.io.gfile.exists(cache_dir):
+  if cache_dir is None or not epath.Path(cache_dir).exists():
     return []
   names = '|'.join(objectives_lib.OBJECTIVE_NAMES)
-  pattern = re.compile(rf'{source}_(.+?)(?:_spoken)?_(?:{names})-train/?')
-  found = map(pattern.fullmatch, tf.io.gfile.listdir(cache_dir))
+  pattern = re.compile(rf'{source}_(.+?)(?:_spoken)?_(?:{names})-train')
+  names = (path.name for path in epath.Path(cache_dir).iterdir())
+  found = map(pattern.fullmatch, names)
   return sorted({match[1] for match in found if match})

@@ -13,8 +13,6 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
 from atm_tasks.pretraining import records
 
@@ -25,7 +23,7 @@ SHUFFLE = 1 << 14  # texts of the shuffle buffer
 LEAST_HELD_OUT = 4
 
 
-class TextSource(seqio.DataSource):
+class TextSource:
   """Base class of sources: splits by content, and the tf.data side.
 
   Args:
@@ -37,6 +35,10 @@ class TextSource(seqio.DataSource):
     ValueError: `held_out` is no share.
   """
 
+  # What seqio asks of a source, besides `list_shards` and `get_dataset`.
+  splits = SPLITS
+  caching_permitted = True
+  performs_internal_shuffling = False
   supports_arbitrary_sharding = False
   by_content = True  # False where `validation` is stored apart
 
@@ -44,7 +46,9 @@ class TextSource(seqio.DataSource):
     if not 0 <= held_out < 1:
       raise ValueError(f'held_out = {held_out}: expected a share in [0, 1)')
     self.held_out = held_out
-    super().__init__(splits=SPLITS)
+
+  def num_input_examples(self, split: str) -> None:
+    """Tells seqio that nobody has counted the examples."""
 
   @property
   def made_from(self) -> dict:
@@ -133,18 +137,27 @@ class TextSource(seqio.DataSource):
     split: str = 'train',
     shuffle: bool = False,
     seed: int | None = None,
-    shard_info: seqio.ShardInfo | None = None,
+    shard_info=None,
     *,
     sequence_length=None,
     use_cached: bool = False,
     num_epochs: int | None = 1,
-  ) -> tf.data.Dataset:
-    """Builds a dataset of {'text': scalar string}, of this host's units.
+  ):
+    """Builds a tf.data.Dataset of {'text': scalar string}, of a host's units.
+
+    Args:
+      split: 'train' or 'validation'.
+      shuffle, seed: whether and how units and texts are shuffled.
+      shard_info: a seqio.ShardInfo: which host of how many.
+      sequence_length, use_cached: seqio passes them to every provider.
+      num_epochs: None: without end.
 
     Raises:
       ValueError: there are fewer units than shards asked for.
     """
-    del sequence_length, use_cached  # seqio passes them to every provider
+    import tensorflow as tf
+
+    del sequence_length, use_cached
     count = len(self.list_shards(split))
     units = tf.data.Dataset.range(count)
     if shard_info:

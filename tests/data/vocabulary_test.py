@@ -193,9 +193,9 @@ def test_xlmr_text_never_encodes_to_a_marker(xlmr_words):
 
 def test_xlmr_in_seqio(xlmr, xlmr_words):
   """Both of seqio's readers give the same ids."""
-  from atm_tasks.pretraining.tasks import LateVocabulary
+  from atm_tasks.pretraining.seqio_tasks import SeqioVocabulary
 
-  late = LateVocabulary()
+  late = SeqioVocabulary()
   late.use(xlmr_words.path)
   for text, ids in zip(xlmr['texts'], xlmr['ids']):
     assert list(late.encode(text)) == ids[1:-1]

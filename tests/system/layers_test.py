@@ -42,7 +42,7 @@ TASKS_MAY = {
   'atm.data.vocabulary', 'atm.data.counter_rng', 'atm.data.span_corruption',
   'atm.data.objectives', 'atm.data.packing', 'atm.data.languages',
   'atm.data.sentences', 'atm.data.token_store', 'atm.data.input_format',
-  'atm.data.language_codes',
+  'atm.data.language_codes', 'atm.data.task_table',
   'atm.data.text_lines', 'atm.data.text_reader',
   'atm.inference.prompts', 'atm.evals.task', 'atm.messages', 'atm.fileio',
 }  # fmt: skip

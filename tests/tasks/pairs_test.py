@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import seqio
 
 import atm_tasks
 from atm.data import (
@@ -193,7 +192,7 @@ def test_too_few_to_hold_some_out(words, tmp_path):
 def test_a_host_needs_the_rows_alone(words, tmp_path, file):
   atm_tasks.configure(words.path, pairs=file)
   (made,), _ = build(words, tmp_path / 'rows')
-  tasks.unregister(seqio.TaskRegistry, 'pairs')
+  tasks.unregister('pairs')
   with pytest.raises(ValueError, match='Set PAIRS, or CACHE_DIR of rows'):
     task_registry.find_task('pairs')
   atm_tasks.configure(words.path, cache_dir=str(tmp_path / 'rows'))

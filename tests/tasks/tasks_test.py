@@ -4,14 +4,11 @@ import os
 
 import pytest
 import seqio
-import tensorflow as tf
 
 import atm_tasks
 from atm.data import objectives
 from atm_tasks.pretraining import tasks
 from atm_tasks.pretraining.tasks import MixtureRates, compute_rates
-
-from goldens import HERE
 
 
 @pytest.mark.parametrize(
@@ -65,23 +62,3 @@ def test_languages_of_a_cache(tmp_path):
   find = tasks.list_cached_languages
   assert find(str(tmp_path), 'mc4') == ['en', 'pt_BR', 'te']
   assert find(None, 'mc4') == [] == find(f'{tmp_path}/none', 'mc4')
-
-
-def test_a_vocabulary_is_named_before_tokens_are_read():
-  with pytest.raises(ValueError, match='no vocabulary is named yet'):
-    tasks.LateVocabulary().encode('a')
-
-
-@pytest.mark.parametrize('name', ['nllb', 'm2m_100'])
-def test_seqio_reads_public_tokenizers(name):
-  """Its two readers give the ids that rows are made of."""
-  late = tasks.LateVocabulary()
-  late.use(os.path.join(HERE, 'public', name))
-  text = 'All human beings are born'
-  ids = late.words.encode(text)
-  assert list(late.encode(text)) == ids == late.encode_tf(text).numpy().tolist()
-  decode = lambda ids: late.decode_tf(tf.constant(ids)).numpy()
-  assert late.decode(ids) == decode(ids).decode() == text
-  assert decode([ids, ids]).tolist() == [text.encode()] * 2
-  special = late.pad_id, late.bos_id, late.eos_id, late.unk_id
-  assert special == (1, 0, 2, 3) and late.vocab_size == late.words.size

@@ -7,6 +7,22 @@ import pytest
 from atm.train import metric_writer
 
 
+def test_tensorboard_reads_the_scalars(tmp_path):
+  """Those of a resumed run stand behind the others."""
+  from tensorboard.backend.event_processing import event_accumulator
+
+  for step in (1, 2):
+    log = metric_writer.TensorBoardLog(str(tmp_path / 'log'))
+    log.write(step, {'loss': step / 2, 'eval/loss/de': 3})
+    log.close()
+  read = event_accumulator.EventAccumulator(str(tmp_path / 'log'))
+  read.Reload()
+  for tag, values in {'loss': [0.5, 1.0], 'eval/loss/de': [3.0, 3.0]}.items():
+    scalars = read.Scalars(tag)
+    assert [x.step for x in scalars] == [1, 2]
+    assert [x.value for x in scalars] == values
+
+
 def test_a_torn_metrics_line_is_dropped(tmp_path):
   path = tmp_path / metric_writer.METRICS_FILE
   path.write_text(json.dumps({'step': 1, 'loss': 2.0}) + '\n{"step": 2, "lo')
