@@ -81,7 +81,6 @@ LIBRARIES = (
   'jax', 'jax.numpy', 'optax', 'orbax.checkpoint', 'flax', 'seqio', 'gin',
   'hypothesis', 'pytest', 'sentencepiece', 'safetensors.numpy', 'sacrebleu',
   'array_record.python.array_record_module', 'rich', 'jinja2',
-  'clu.metric_writers.summary_writer',
 )  # fmt: skip
 GIBIBYTE = 1 << 30
 NO_TESTS = 5  # an exit code of pytest

@@ -160,7 +160,6 @@ def train(directory: str, rows: str, d_model: int = 32, **changes):
 
 def nursery() -> None:
   """Imports all, then forks a child for every line of JSON that it reads."""
-  import clu.metric_writers.summary_writer  # noqa: F401
   import seqio  # noqa: F401
   from array_record.python import array_record_module  # noqa: F401
 

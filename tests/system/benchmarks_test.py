@@ -123,6 +123,28 @@ def test_startup(scripts, monkeypatch):
   assert out.count('processor') == 2, out
 
 
+def test_startup_of_a_run(scripts, tmp_path, monkeypatch):
+  """The clock of `pretrain` stops at its first step, not at its end."""
+  for name in ('rows', 'vocabulary'):
+    (tmp_path / name).mkdir()
+  code = (
+    'import sys, time; open(sys.argv[1], "w").write(\'{"step": 1, "loss"\'); '
+    'time.sleep(0.5)'
+  )
+  popen = subprocess.Popen
+
+  def stand_in(command, **options):
+    (folder,) = (x[16:-1] for x in command if x.startswith('--gin.MODEL_DIR='))
+    file = f'{folder}/metrics.jsonl'
+    return popen([sys.executable, '-S', '-c', code, file], **options)
+
+  monkeypatch.setattr(subprocess, 'run', lambda *_, **__: None)
+  monkeypatch.setattr(subprocess, 'Popen', stand_in)
+  out = scripts.main('startup', str(tmp_path), ROUNDS=1, COMMANDS=())
+  (seconds,) = re.findall(r'first step +(\S+) s', out)
+  assert 0 < float(seconds) < 0.5, out
+
+
 @pytest.mark.processes
 def test_decoding(scripts):
   out = scripts.main(
