@@ -17,8 +17,8 @@ prompt's time; `a token` what each of the other 63 takes, for the whole batch;
 `ratio` the median over the rounds of tokens a second, relative to atm in that
 round. `compile` is what the first call takes longer than the others, with an
 empty compilation cache and in the next process, which finds it filled.
-`atm_bf16` has its weights in bfloat16. Where contestants share our parameters,
-`same ids` is the share of ids that are atm's.
+`atm_bf16` has its weights in bfloat16, `atm_int8` in int8. Where contestants
+share our parameters, `same ids` is the share of ids that are atm's.
 
   python benchmarks/decode.py [--peer_python PYTHON] [--only NAME ...]
 
@@ -41,7 +41,7 @@ import train_step
 from train_step import V
 
 S, NEW, BATCHES = 512, 64, (1, 8, 32)
-OURS = ('atm', 'atm_bf16')
+OURS = ('atm', 'atm_bf16', 'atm_int8')
 CTRANSLATE2 = (
   'ctranslate2', 'ctranslate2_split',
   'ctranslate2_int8', 'ctranslate2_int8_split',
@@ -61,6 +61,8 @@ class Ours:
     self.model = small_model.load_model()
     if args.worker == 'atm_bf16':
       self.model = api.cast_to_bfloat16(self.model)
+    elif args.worker == 'atm_int8':
+      self.model = api.quantize(self.model)
     jax.block_until_ready(self.model.params)
     self.config, self.beams = sampling.Config, args.beams
 

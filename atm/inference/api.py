@@ -41,8 +41,8 @@ from atm.messages import (
   did_you_mean,
   quote,
 )
-from atm.model import compiler_check
-from atm.model.config import CONFIG_CHOICES, ModelConfig
+from atm.model import compiler_check, quantized
+from atm.model.config import CONFIG_CHOICES, WEIGHTS, ModelConfig
 from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel import sharding, xla_options
@@ -297,9 +297,7 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
   dtype=partial(
     check_choice, 'dtype', known=CONFIG_CHOICES['dtype'], optional=True
   ),
-  weights=partial(
-    check_choice, 'WEIGHTS', known=CONFIG_CHOICES['dtype'], optional=True
-  ),
+  weights=partial(check_choice, 'WEIGHTS', known=WEIGHTS, optional=True),
 )
 def load(
   directory: str,
@@ -318,7 +316,10 @@ def load(
     rules: logical to mesh axes.
     dtype: of activations: 'float32' or 'bfloat16'; None takes the model's own.
     weights: 'bfloat16' keeps parameters and activations in it: half the memory,
-      and half to read for a token. None and 'float32' change nothing.
+      and half to read for a token. 'int8' keeps matrices and tables in it: a
+      quarter. Products are int8 x int8 -> int32 then, of activations that are
+      scaled anew for each row (dynamic, no calibration). None and 'float32'
+      change nothing.
 
   Raises:
     FileNotFoundError: there is no model, or no checkpoint of that step.
@@ -331,8 +332,11 @@ def load(
   dtype = dtype or source.config.dtype
   config = dataclasses.replace(source.config, dtype=dtype)
   compiler_check.check_compiler(
-    dataclasses.replace(config, dtype=weights) if weights else config,
+    dataclasses.replace(config, dtype='bfloat16')
+    if weights == 'bfloat16'
+    else config,
     trains=False,
+    int8=weights == 'int8',
   )
   defaults = generation_defaults.read_defaults(source)
   params = source.read_params(mesh, rules)
@@ -340,6 +344,8 @@ def load(
     config, params, source.vocabulary, mesh, rules, source.step, defaults,
     source.generation_path, generation_defaults.read_forced_bos(source),
   )  # fmt: skip
+  if weights == 'int8':
+    return quantize(model)
   return cast_to_bfloat16(model) if weights == 'bfloat16' else model
 
 
@@ -352,7 +358,8 @@ class ModelSource:
   Attributes:
     model_dir: the folder of a training run, or one that `atm import` wrote.
     at_step: the step of a checkpoint; None: the newest.
-    weights: 'bfloat16' halves the memory; None: as they were saved.
+    weights: 'bfloat16' halves the memory, 'int8' is a quarter; None: as they
+      were saved.
     make_mesh: called when the command runs, for it asks for devices.
     rules: logical to mesh axes.
   """
@@ -367,9 +374,7 @@ class ModelSource:
   checks: ClassVar[dict[str, Callable]] = {
     'model_dir': partial(check_path, 'MODEL_DIR'),
     'at_step': partial(check_index, 'STEP', optional=True),
-    'weights': partial(
-      check_choice, 'WEIGHTS', known=CONFIG_CHOICES['dtype'], optional=True
-    ),
+    'weights': partial(check_choice, 'WEIGHTS', known=WEIGHTS, optional=True),
   }
 
   def __post_init__(self):
@@ -384,6 +389,22 @@ class ModelSource:
     at_step = self.at_step if at_step is None else at_step
     place = self.make_mesh(), self.rules
     return load(self.model_dir, at_step, *place, weights=self.weights)
+
+
+def quantize(model: Model) -> Model:
+  """Returns the model with matrices in int8, and deletes those it had."""
+
+  def convert(path, x):
+    if not quantized.is_quantized(path):
+      return x
+    convert = functools.partial(quantized.quantize_parameter, path)
+    place = quantized.place_quantized(path, x)
+    out = jax.block_until_ready(jax.jit(convert, out_shardings=place)(x))
+    x.delete()  # one at a time, see cast_to_bfloat16
+    return out
+
+  params = jax.tree_util.tree_map_with_path(convert, model.params)
+  return dataclasses.replace(model, params=params)
 
 
 def cast_to_bfloat16(model: Model) -> Model:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from atm.inference import sampling
 from atm.inference.generate import prefill
 from atm.inference.sampling import History
+from atm.model.quantized import JittedByWeights
 from atm.model.transformer import AlexaTM
 
 NO_SCORE = -1e9  # of what is no candidate
@@ -247,7 +248,10 @@ def _is_open(rules, beams: BeamState, running, finished, full, hits, count):
   return rules.close_full(is_open, full)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'T', 'k', 'results'))
+@functools.partial(
+  JittedByWeights,
+  static_argnames=('model', 'T', 'k', 'results'),
+)
 def beam_search(
   model, params, sampler, tokens, segments, prefix, lengths, T, k, results=1,
   forced=None,

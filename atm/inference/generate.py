@@ -21,6 +21,7 @@ from atm.inference import sampling
 from atm.inference.outputs import fetch
 from atm.inference.sampling import History, Sampler
 from atm.model import embeddings, matmul
+from atm.model.quantized import JittedByWeights
 from atm.model.transformer import AlexaTM, split_layer_params
 from atm.parallel import sharding
 
@@ -63,8 +64,8 @@ unstack_layers = jax.jit(split_layer_params, static_argnames='count')
 def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   """Returns parameters as they decode fastest: on a CPU with layers unstacked.
 
-  The decoder's layers are in memory twice then, and on one CPU the LM head, by
-  its columns; elsewhere they stay as they are.
+  The decoder's layers are in memory twice then, and on one CPU a float LM head,
+  by its columns; elsewhere they stay as they are.
   """
   # XLA's CPU backend copies a layer out of the stack for each token.
   if sharding.current_target()[0] != 'cpu':
@@ -73,7 +74,7 @@ def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   layers = unstack(decoder['layers'], model.config.decoder_layers)
   params = {**params, 'decoder': {**decoder, 'layers': layers}}
   head = params[embeddings.name_head(model.config)]
-  # Plans have shapes in place of arrays.
+  # Plans have shapes in place of arrays; int8 is as fast by rows.
   if matmul.on_one_cpu() and isinstance(head, jax.Array):
     # For few rows the product by columns takes two fifths of the time.
     params[embeddings.HEAD_COLUMNS] = jax.jit(jnp.transpose)(head)
@@ -120,7 +121,7 @@ def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
 # --- Writing
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'T', 'results'))
+@functools.partial(JittedByWeights, static_argnames=('model', 'T', 'results'))
 def start_decoding(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
   results=1, forced=None,
@@ -203,7 +204,9 @@ def insert_row(state: DecodeState, row: DecodeState, at) -> DecodeState:
   return jax.tree.map(lambda x, new: x.at[at].set(new[0]), state, row)
 
 
-decode_step = jax.jit(advance, static_argnames='model', donate_argnames='state')
+decode_step = JittedByWeights(
+  advance, static_argnames='model', donate_argnames='state'
+)
 
 
 def stream_tokens(model, params, sampler, batch, seed: int, T: int, use):
@@ -224,7 +227,7 @@ def stream_tokens(model, params, sampler, batch, seed: int, T: int, use):
       state = decode_step(model, params, sampler, state)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'T', 'results'))
+@functools.partial(JittedByWeights, static_argnames=('model', 'T', 'results'))
 def generate(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
   results=1, forced=None,

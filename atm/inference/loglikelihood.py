@@ -10,13 +10,13 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from atm.inference import bucketing
 from atm.inference.outputs import fetch
 from atm.model.config import ModelConfig
+from atm.model.quantized import JittedByWeights
 from atm.model.transformer import AlexaTM
 from atm.parallel import sharding
 
@@ -143,7 +143,7 @@ def score_pairs(
   return totals, np.array(counts, np.int64), greedy
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(JittedByWeights, static_argnums=0)
 def score_tokens(model: AlexaTM, params, batch: dict):
   """Compiles `AlexaTM.log_probabilities`."""
   return model.apply(
@@ -151,7 +151,7 @@ def score_tokens(model: AlexaTM, params, batch: dict):
   )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(JittedByWeights, static_argnums=0)
 def next_token_logits(model: AlexaTM, params, tokens, decoder_tokens, segments):
   """Returns float32 logits [B, T, V] of the token after each decoder token."""
   logits = model.apply(

@@ -19,7 +19,7 @@ import jaxlib
 import numpy as np
 
 from atm import fileio
-from atm.model import parameters
+from atm.model import parameters, quantized
 from atm.model.attention import KERNELS
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
@@ -63,7 +63,10 @@ class CheckedProgram:
 
 
 def check_compiler(
-  config: ModelConfig, trains: bool = True, options: Mapping | None = None
+  config: ModelConfig,
+  trains: bool = True,
+  options: Mapping | None = None,
+  int8: bool = False,
 ) -> None:
   """Compares small programs with their plain forms, once for a compiler.
 
@@ -73,30 +76,39 @@ def check_compiler(
     config: of the run's model; the small one has its dtype, ties, norm, ...
     trains: compare the loss and its gradients; False: the loss.
     options: the run's own, see `xla_options.compile_program`.
+    int8: the model's matrices are in it, and so are the small one's.
 
   Raises:
     ValueError: they differ; names the release and what to do.
     distributed.OtherProcessError: in another process.
   """
-  check = functools.partial(_check_once, config, trains, dict(options or {}))
+  check = functools.partial(
+    _check_once, config, trains, dict(options or {}), int8
+  )
   distributed.run_main_process_first(check)
 
 
-def _check_once(config: ModelConfig, trains: bool, options: dict) -> None:
+def _check_once(
+  config: ModelConfig, trains: bool, options: dict, int8: bool
+) -> None:
   device = jax.local_devices()[0]
+  if int8:
+    options |= xla_options.list_int8_options(device.platform)
   small = shrink_config(config)
   facts = {
     **describe_compiler(device),
     'options': {name: str(value) for name, value in options.items()},
     'model': dataclasses.asdict(small),
     'trains': trains,
+    **({'int8': True} if int8 else {}),
   }
   key = fileio.hash_json(facts)
   path = verdict_path(key)
   if key in _passed or os.path.exists(path):
     return
-  for program in make_programs(small, trains, device):
-    check_program(program, device, options, small.dtype)
+  dtype = 'int8' if int8 else small.dtype
+  for program in make_programs(small, trains, device, int8):
+    check_program(program, device, options, dtype)
   _passed.add(key)
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -142,12 +154,14 @@ def shrink_config(config: ModelConfig) -> ModelConfig:
 
 
 def make_programs(
-  small: ModelConfig, trains: bool, device
+  small: ModelConfig, trains: bool, device, int8: bool = False
 ) -> list[CheckedProgram]:
   """Returns the programs: a model's step, and products with a small matrix."""
   plain = dataclasses.replace(small, dtype='float32', attention='einsum')
   draws = np.random.default_rng(0)
   params = draw_params(small, draws)
+  if int8:
+    params = jax.device_get(quantized.quantize_params(params))
   matrix = draws.standard_normal((3, 3), np.float32)
   vectors = draws.standard_normal((SMALL_ROWS, 3), np.float32)
   # Each was computed wrongly by a release that computed the other rightly.

@@ -16,6 +16,8 @@ from atm.messages import (
 from atm.model.attention import IMPLEMENTATIONS
 from atm.model.remat import REMAT
 
+# What parameters are held in while nothing is trained.
+WEIGHTS = ('float32', 'bfloat16', 'int8')
 CONFIG_CHOICES = {
   'dtype': ('float32', 'bfloat16'),
   'remat': tuple(REMAT),

@@ -3,6 +3,7 @@
 Letters as in transformer.py.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atm.model import loss
+from atm.model import loss, quantized
 from atm.model.config import ModelConfig
 from atm.model.layers import normal_init, zeros_init
 from atm.parallel.sharding import constrain, constrain_columns
@@ -73,7 +74,8 @@ class Embeddings(nn.Module):
     c = self.config
     table = normal_init(c, 'vocab', 'embed')
     shape = (c.vocab_size, c.d_model)
-    self.encoder_embedding = self.param('encoder_embedding', table, shape)
+    read = functools.partial(quantized.read_parameter, self)
+    self.encoder_embedding = read('encoder_embedding', table, shape)
     # The paper starts all three V x D matrices from one, and ties none.
     copied = nn.with_logical_partitioning(
       lambda key: self.encoder_embedding + 0, ('vocab', 'embed')
@@ -81,14 +83,14 @@ class Embeddings(nn.Module):
     self.decoder_embedding = (
       self.encoder_embedding
       if c.ties in ('embeddings', 'all')
-      else self.param('decoder_embedding', copied)
+      else read('decoder_embedding', copied)
     )
     if c.ties in ('encoder_head', 'all'):
       self.head = self.encoder_embedding
     elif c.ties == 'decoder_head':
       self.head = self.decoder_embedding
     else:
-      self.head = self.param('lm_head', copied)
+      self.head = read('lm_head', copied)
     rows = normal_init(c, 'position', 'embed')
     if c.position_embedding == 'learned':
       shape = (c.positions + c.encoder_position_offset, c.d_model)
@@ -126,7 +128,7 @@ class Embeddings(nn.Module):
       at = self._learned_positions(stack, length, positions)
     else:
       at = self._sinusoidal_positions(stack, tokens, positions)
-    x = table[tokens].astype(c.dtype)
+    x = quantized.look_up_rows(table, tokens, c.dtype)
     if c.embed_scale:
       x *= c.d_model**0.5
     x = constrain(constrain_columns(x), 'batch', 'length', 'hidden')
@@ -167,9 +169,9 @@ class Embeddings(nn.Module):
     return at
 
   def head_and_bias(self, dtype):
-    """Returns the LM head [V, D] in `dtype`, and the bias [V] or None."""
+    """Returns the LM head [V, D] in `dtype` or int8, and bias [V] or None."""
     bias = self.logits_bias if self.config.logits_bias else None
-    return self.head.astype(dtype), bias
+    return quantized.cast(self.head, dtype), bias
 
   def logits(self, states):
     """Returns float32 logits [B, T, V] of decoder states [B, T, D]."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from atm.model import attention, cache_blocks, matmul, remat
+from atm.model import attention, cache_blocks, matmul, quantized, remat
 from atm.model.config import ModelConfig
 from atm.parallel.sharding import constrain
 
@@ -43,15 +43,16 @@ class Dense(nn.Module):
   def setup(self):
     c = self.config
     shape = (self.inputs, self.features)
-    self.kernel = self.param('kernel', normal_init(c, *self.axes), shape)
+    initializer = normal_init(c, *self.axes)
+    self.kernel = quantized.read_parameter(self, 'kernel', initializer, shape)
     # Biases over d_model are split as norms are: by the mesh's rule `vector`.
     axis = 'vector' if self.axes[1] == 'embed' else self.axes[1]
     self.bias = self.param('bias', zeros_init((axis,)), (self.features,))
 
   def weights(self) -> tuple[jax.Array, jax.Array]:
-    """Returns (W, b) in the dtype of activations."""
+    """Returns (W, b) in the dtype of activations, W as it is held in int8."""
     dtype = self.config.dtype
-    return self.kernel.astype(dtype), self.bias.astype(dtype)
+    return quantized.cast(self.kernel, dtype), self.bias.astype(dtype)
 
   def __call__(self, x, axes: int = 1):
     """Maps [..., inputs] to [..., features]; inputs may be several `axes`."""
@@ -270,7 +271,8 @@ class FeedForward(nn.Module):
       x = relu(x)
     else:
       x = checkpoint_name(x, remat.UP)
-      if matmul.on_tpu() and not drops:
+      fuses = matmul.on_tpu() and not drops
+      if fuses and isinstance(down.kernel, jax.Array):
         return gelu_matmul(x, *down.weights())
       x = checkpoint_name(gelu(x), remat.ACTIVATION)
     x = nn.Dropout(c.activation_dropout)(x, deterministic=deterministic)

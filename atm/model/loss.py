@@ -123,7 +123,8 @@ def _chunk_statistics(chunk, constrain, head, bias, *rows):
 
   def one(part):
     states, targets = part[:2]
-    if matmul.on_one_cpu():
+    # A head in int8 has columns only of few rows, see `matmul.product_int8`.
+    if matmul.on_one_cpu() and isinstance(head, jax.Array):
       return _column_statistics(states, targets, head, bias)[1]
     logits = constrain(compute_logits(states, head, bias))
     return _token_statistics(logits, targets)

@@ -15,9 +15,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from atm.model import remat
+from atm.model import quantized, remat
 from atm.parallel import sharding
 
+# Rows up to which int8 weights are the left operand on one CPU.
+FEW_INT8_ROWS = 64
 # Rows up to which one CPU computes the logits as `rows_by_columns` does.
 FEW_ROWS = 48
 # TPUs whose products sum rows and columns of their results in less than a pass
@@ -57,7 +59,11 @@ def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
     A list of [..., B].
   """
   rows, inner = x.shape[:-axes], x.shape[-axes:]
-  if on_one_cpu():
+  if isinstance(weights[0][0], quantized.QuantizedMatrix):
+    flat = x.reshape(-1, math.prod(inner))
+    out = [affine_int8(flat, w, b).astype(x.dtype) for w, b in weights]
+    out = [y.reshape(*rows, *_split_heads(y.shape[-1:], heads)) for y in out]
+  elif on_one_cpu():
     # Two-dimensional: with three axes the backend transposes the operand that
     # the gradient of W reads.
     out = _affine_each(x.reshape(-1, math.prod(inner)), weights)
@@ -128,13 +134,36 @@ def dot_float32(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
   )
 
 
-def rows_by_columns(x: jax.Array, w: jax.Array) -> jax.Array:
+def rows_by_columns(x: jax.Array, w) -> jax.Array:
   """Returns float32 x w' of x [N, A] and w [B, A], fast where N is small."""
+  if isinstance(w, quantized.QuantizedMatrix):
+    return affine_int8(x, w, 0)
   if not on_one_cpu() or not 1 < len(x) <= FEW_ROWS:
     return dot_float32(x, w, (1, 1))
   # As x w' the backend writes w out anew for each product: up to five times the
   # time. The barrier keeps XLA from swapping the operands back.
   return jax.lax.optimization_barrier(dot_float32(w, x, (1, 1))).T
+
+
+def affine_int8(x: jax.Array, w: quantized.QuantizedMatrix, b) -> jax.Array:
+  """Returns float32 x w' + b of x [N, A] and w [B, A], multiplied in int8."""
+  rows = quantized.quantize_rows(x)
+  sums = product_int8(rows.values, w.values).astype(jnp.float32)
+  return sums * rows.scale[:, None] * w.scale + b
+
+
+def product_int8(x: jax.Array, w: jax.Array) -> jax.Array:
+  """Returns int32 x w' of int8 x [N, A] and w [B, A]."""
+  product = lambda a, b: jax.lax.dot_general(
+    a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
+  )
+  count = len(x)
+  if not on_one_cpu() or count > FEW_INT8_ROWS:
+    return product(x, w)
+  if count == 1:
+    # XLA multiplies one row in float or int32, and writes out w in it.
+    x = jnp.pad(x, ((0, 1), (0, 0)))
+  return jax.lax.optimization_barrier(product(w, x)).T[:count]
 
 
 def weight_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:

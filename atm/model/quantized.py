@@ -5,19 +5,24 @@ Activations have one for each row, computed anew for each product (dynamic: no
 calibration). Products are int8 x int8 -> int32; norms, softmax, biases and what
 is between products stay in float.
 
-qwix and AQT do not fit: both quantise operands in the layout that a product
-has them in, and this module's products are as fast as they are by the layout,
-see `matmul.int8_product`. qwix replaces `jax.lax.dot_general` while a module
-runs, and knows a parameter by its identity, which casts and reshapes end; AQT
-is put in place of a layer's product, but not of a table's rows.
+qwix and AQT do not fit: on a CPU products are fast where the matrix is the left
+operand, see `matmul.product_int8`, and tables are in int8, too. qwix's provider
+for trained models takes such a matrix as the right operand alone, and like AQT
+replaces products, not the lookup of a table's rows.
 
 Letters: N rows, A inputs and B outputs of a matrix, L layers.
 """
 
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+
+from atm.parallel import sharding, xla_options
 
 # Names of parameters that become `QuantizedMatrix`: kernels [..., A, B] of
 # affine layers, and tables [B, A], whose rows are looked up or give logits.
@@ -45,11 +50,6 @@ class QuantizedMatrix:
     """The dtype that a row has once it is scaled."""
     return self.scale.dtype
 
-  def look_up(self, ids: jax.Array, dtype) -> jax.Array:
-    """Returns rows [..., A] of a table [B, A] for ids [...]."""
-    rows = self.values[ids].astype(jnp.float32) * self.scale[ids][..., None]
-    return rows.astype(dtype)
-
 
 def quantize_rows(x: jax.Array) -> QuantizedMatrix:
   """Quantises [..., A], each row by its greatest magnitude; zeros stay zeros.
@@ -61,6 +61,91 @@ def quantize_rows(x: jax.Array) -> QuantizedMatrix:
   # Of zeros, and of numbers so small that a scale is none: divided by 1.
   divisor = jnp.where(scale > 0, scale, 1)[..., None]
   return QuantizedMatrix(jnp.round(x / divisor).astype(jnp.int8), scale)
+
+
+# --- What modules read
+
+
+def read_parameter(module: nn.Module, name: str, *initializer):
+  """Returns a module's parameter, a `QuantizedMatrix` where it is held as one.
+
+  `initializer`: what `module.param` takes behind the name.
+  """
+  # linen compares shapes with those of the initialiser.
+  held = module.get_variable('params', name)
+  if isinstance(held, QuantizedMatrix):
+    return held
+  return module.param(name, *initializer)
+
+
+def cast(matrix, dtype):
+  """Returns a matrix in a dtype, or as it is where it is held in int8."""
+  if isinstance(matrix, QuantizedMatrix):
+    return matrix
+  return matrix.astype(dtype)
+
+
+def look_up_rows(table, ids: jax.Array, dtype) -> jax.Array:
+  """Returns rows [..., A] in `dtype` of a table [B, A], for ids [...]."""
+  if not isinstance(table, QuantizedMatrix):
+    return table[ids].astype(dtype)
+  rows = table.values[ids].astype(jnp.float32) * table.scale[ids][..., None]
+  return rows.astype(dtype)
+
+
+def has_int8(*trees) -> bool:
+  """Tells whether a `QuantizedMatrix` is in any of trees."""
+  is_matrix = lambda x: isinstance(x, QuantizedMatrix)
+  return any(map(is_matrix, jax.tree.leaves(trees, is_leaf=is_matrix)))
+
+
+def list_options(*trees) -> dict:
+  """Returns compiler options of a program that reads trees, for its target."""
+  if not has_int8(*trees):
+    return {}
+  return xla_options.list_int8_options(sharding.current_target()[0])
+
+
+class JittedByWeights:
+  """A jitted function, with options for int8 where an argument is in it.
+
+  Takes what `jax.jit` takes, and is called, traced and lowered as its result.
+  """
+
+  def __init__(self, function: Callable, **options):
+    functools.update_wrapper(self, function)
+    self._jit = functools.partial(jax.jit, function, **options)
+    self._plain = self._jit()
+
+  @functools.cached_property
+  def _with_options(self):
+    options = xla_options.list_int8_options('cpu')
+    return self._jit(compiler_options=options)
+
+  def _select(self, args, named):
+    # Options are those of the outermost program.
+    inside = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+    if inside or not list_options(args, named):
+      return self._plain
+    return self._with_options
+
+  def __call__(self, *args, **named):
+    return self._select(args, named)(*args, **named)
+
+  def trace(self, *args, **named) -> jax.stages.Traced:
+    """Traces the function, see `jax.stages.Wrapped`."""
+    return self._select(args, named).trace(*args, **named)
+
+  def lower(self, *args, **named) -> jax.stages.Lowered:
+    """Lowers the function, see `jax.stages.Wrapped`."""
+    return self._select(args, named).lower(*args, **named)
+
+  def _cache_size(self) -> int:
+    """Returns how many programs there are, as a jitted function does."""
+    return self._plain._cache_size() + self._with_options._cache_size()
+
+
+# --- How parameters become so
 
 
 def is_quantized(path: tuple) -> bool:
@@ -94,8 +179,10 @@ def place_quantized(path: tuple, x: jax.Array) -> QuantizedMatrix:
 
   Args:
     path: of a parameter that `is_quantized`.
-    x: it as it is in float: an array, or a shape with a NamedSharding.
+    x: it as it is in float: an array, or a shape with a sharding.
   """
+  if not isinstance(x.sharding, NamedSharding):  # of one device
+    return QuantizedMatrix(x.sharding, x.sharding)
   spec = [*x.sharding.spec, *[None] * (x.ndim - len(x.sharding.spec))]
   if is_transposed(path):
     spec[-2:] = spec[:-3:-1]

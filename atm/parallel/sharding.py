@@ -176,7 +176,8 @@ def map_batch_shards(
     compute: returns a pytree of arrays [B, ...]. It may `constrain`, by axes
       that are not the batch's.
     rows: pytrees of arrays [B, ...].
-    table: [V, D], axes 'vocab' and 'embed'; every row reads all of it.
+    table: [V, D], axes 'vocab' and 'embed'; every row reads all of it. Or a
+      pytree of arrays, which has no gradient.
     bias: [V] or None; has no gradient.
   """
   # The table's gradient is summed over devices once, however often `compute`
@@ -193,7 +194,8 @@ def map_batch_shards(
   parts = math.prod(mesh.shape[axis] for axis in over)
   # Over an axis that is not the batch's, GSPMD would gather the table here.
   alone = math.prod(mesh.shape[axis] for axis in axes) == mesh.size
-  if not (alone and parts > 1 and len(table) % parts == 0):
+  is_array = isinstance(table, jax.Array)
+  if not (is_array and alone and parts > 1 and len(table) % parts == 0):
     over = ()
 
   def on_device(table, bias, *rows):
@@ -206,7 +208,11 @@ def map_batch_shards(
   split, whole = rules.spec('batch'), PartitionSpec()
   return jax.shard_map(
     on_device,
-    in_specs=(PartitionSpec(None, over or None), whole, *(split,) * len(rows)),
+    in_specs=(
+      PartitionSpec(None, over or None) if is_array else whole,
+      whole,
+      *(split,) * len(rows),
+    ),
     out_specs=split,
     axis_names=set(axes),
     check_vma=False,

@@ -37,6 +37,10 @@ PLATFORM_OPTIONS = {
 # wrongly; 0.10.2 and 0.11.0 crash in others, too, and setup.py excludes them.
 YNN_FUSIONS = 'xla_cpu_experimental_ynn_fusion_type'
 BROKEN_FUSIONS = ('0.10.0', '0.10.1', '0.10.2', '0.11.0')
+# Of programs with int8 products. On a CPU YNNPACK alone has kernels for them:
+# else XLA writes the weights out in int32, and takes up to twelve times as
+# long. A product by itself is none of the fusions that are broken.
+INT8_OPTIONS = {YNN_FUSIONS: 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
 CACHE_FOLDER = '~/.cache/atm/xla'
 VMEM_LIMIT = 'xla_tpu_scoped_vmem_limit_kib'
 _UNKNOWN = re.compile(r"No such compile option: '(\w+)'")
@@ -151,6 +155,13 @@ def compile_known(
       if not unknown or unknown[1] in needed or unknown[1] not in options:
         raise
       del options[unknown[1]]
+
+
+def list_int8_options(platform: str) -> dict:
+  """Returns compiler options for programs with int8 products."""
+  # Other releases use YNNPACK's kernels as they are.
+  broken = jaxlib.__version__ in BROKEN_FUSIONS
+  return dict(INT8_OPTIONS) if platform == 'cpu' and broken else {}
 
 
 def set_flags() -> None:

@@ -104,6 +104,6 @@ class EngineMemory:
         f'{self._sizes.max_output // part} would fit'
       )
     return (
-      "no sizes fit; WEIGHTS = 'bfloat16' halves the parameters, and more "
-      'devices by mesh.tensor split them'
+      "no sizes fit; WEIGHTS = 'bfloat16' has half of float32's parameters, "
+      "'int8' a quarter, and more devices by mesh.tensor split them"
     )

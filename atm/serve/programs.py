@@ -12,7 +12,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atm.inference import api, generate
-from atm.model import cache_blocks
+from atm.model import cache_blocks, quantized
 from atm.model.transformer import AlexaTM
 from atm.parallel.distributed import count_cores
 from atm.serve import slots as slots_lib
@@ -245,7 +245,8 @@ class Programs:
 
   def _compile(self, traced: jax.stages.Traced) -> jax.stages.Compiled:
     with self.model._use():
-      compiled = traced.lower().compile()
+      options = quantized.list_options(self.params)
+      compiled = traced.lower().compile(compiler_options=options or None)
     self.count += 1
     return compiled
 

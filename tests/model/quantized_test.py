@@ -1,11 +1,19 @@
 """Matrices in int8."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from atm.model import quantized
+from atm.inference import api
+from atm.model import embeddings, matmul, parameters, quantized
+from atm.model.transformer import AlexaTM
+from atm.parallel import mesh as mesh_lib
+from atm.parallel.sharding import Rules
+
+import plan_runs
 
 
 def test_rows_are_rounded_to_a_127th_of_their_greatest_magnitude():
@@ -33,7 +41,9 @@ def test_kernels_are_transposed_tables_are_not_and_vectors_stay():
   assert out['norm']['scale'] is params['norm']['scale']
   ids = jnp.array([[3, 1]])
   np.testing.assert_allclose(
-    out['lm_head'].look_up(ids, jnp.float32), np.ones((1, 2, 4)), rtol=1e-6
+    quantized.look_up_rows(out['lm_head'], ids, jnp.float32),
+    np.ones((1, 2, 4)),
+    rtol=1e-6,
   )
 
 
@@ -49,3 +59,47 @@ def test_shardings_follow_the_axes():
     out = quantized.place_quantized(path, x)
     assert tuple(out.values.spec) == want
     assert tuple(out.scale.spec) == want[:-1]
+
+
+@pytest.mark.parametrize('rows', [1, 2, 70])
+def test_products_are_those_of_the_rounded_operands(rows):
+  draws = np.random.default_rng(rows)
+  x = draws.standard_normal((rows, 24)).astype(np.float32)
+  w = draws.standard_normal((24, 16)).astype(np.float32)
+  b = draws.standard_normal(16).astype(np.float32)
+  matrix = quantized.quantize_rows(jnp.asarray(w.T))
+  (got,) = quantized.JittedByWeights(matmul.affine)(x, (matrix, b))
+  rounded = quantized.quantize_rows(jnp.asarray(x))
+  float_rows = [
+    np.asarray(m.values, np.float32) * np.asarray(m.scale)[:, None]
+    for m in (rounded, matrix)
+  ]
+  want = float_rows[0] @ float_rows[1].T + b
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+  assert np.abs(got - (x @ w + b)).max() < 0.2  # int8 was near float
+
+
+@pytest.mark.parametrize('ties', ['none', 'all'])
+def test_a_model_in_int8_scores_nearly_as_in_float(ties):
+  config = plan_runs.tiny(ties=ties, dtype='float32')
+  params = nn.unbox(parameters.init_params(AlexaTM(config), 0))
+  model = api.Model(
+    config,
+    params,
+    None,
+    mesh_lib.make_mesh(devices=jax.devices()[:1]),
+    Rules(),
+    0,
+  )
+  inputs, targets = [[5, 6, 7], [9]], [[8, 9], [4, 5, 6]]
+  want, _ = model.score(inputs, targets)
+  sizes = {x.dtype for x in jax.tree.leaves(params)}
+  model = api.quantize(model)
+  got, _ = model.score(inputs, targets)
+  assert sizes == {jnp.dtype('float32')} and quantized.has_int8(model.params)
+  np.testing.assert_allclose(got, want, rtol=2e-2)
+  assert (got != want).any()
+  (ids,) = model.generate([[5, 6, 7]], max_tokens=3, min_tokens=3)
+  assert len(ids) == 3
+  # A head by columns would be four times the bytes of the one in int8.
+  assert embeddings.HEAD_COLUMNS not in model._decode_params

@@ -152,6 +152,7 @@ def test_decoding(scripts):
   )
   assert re.search(r'^atm .* 100.0%', out, re.M), out
   assert re.search(r'^atm_bf16 ', out, re.M), out
+  assert re.search(r'^atm_int8 ', out, re.M), out
 
 
 @pytest.mark.processes
