@@ -29,6 +29,7 @@ from jax._src.lib import tpu
 from jax.extend.core import Primitive
 from jaxlib.mlir import ir
 
+from atm.parallel import xla_options
 from atm.plan import hardware, hlo
 
 CALL = 'custom_call_target="tpu_custom_call"'
@@ -114,7 +115,11 @@ def compile_alone(given: dict, kind: str, folder: str) -> int:
     jax.ShapeDtypeStruct(sides, dtype, sharding=placed)
     for dtype, sides in given['takes']
   ]
-  compiled = jax.jit(_rebuild_call(given)).lower(*takes).compile()
+  lowered = jax.jit(_rebuild_call(given)).lower(*takes)
+  # As much vector memory as kernels have in a program, or they are refused.
+  known = xla_options.KIND_OPTIONS.get(devices[0].device_kind, {})
+  limit = {k: v for k, v in known.items() if k == xla_options.VMEM_LIMIT}
+  compiled = xla_options.compile_known(lowered, limit)
   program = hlo.parse(compiled.as_text())
   (name,) = (
     line.name for line, _, _ in program.executed() if is_kernel_call(line)

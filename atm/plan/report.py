@@ -6,6 +6,7 @@ from atm import fileio
 from atm.parallel.device_memory import format_bytes
 from atm.plan.decode_step_time import HBM_SHARE, HOP
 from atm.plan.kernels import WAIT
+from atm.plan.step_time import PRODUCTS, are_kernels_known
 
 PLAN_FILE = 'plan.json'
 NOT_KNOWN = 'not known'
@@ -223,10 +224,12 @@ def _train_assumptions(plan: dict, pod) -> list[str]:
   lines += list_chip_assumptions(chip)
   lines[-1] += f'; sides: {wraps}'
   kernels = 'by the schedules compiled for them'
-  if plan['kernel_flops'] and 'kernels' not in (plan['cycles'] or ()):
+  flops = plan['kernel_flops'] / plan['devices']
+  if not are_kernels_known(plan['cycles'] or {}, flops, chip):
     kernels = f'at {chip.kernels:.0%} of peak (their schedules are not known)'
   lines += [
-    f'time: compiler cycles, plus kernels {kernels} to {WAIT:.1f} times that, '
+    f'time: compiler cycles, of products {PRODUCTS:.0%} to all, plus kernels '
+    f'{kernels} to {WAIT:.1f} times that, '
     'plus collectives along all sides that they span to along a single one; '
     'asynchronous ones hidden whole, to not at all',
     'not counted: waiting for data, hosts, checkpoints, evaluations, restarts',

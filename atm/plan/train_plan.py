@@ -161,8 +161,9 @@ def _estimate(result: dict, compiled, traced, target, options: dict) -> dict:
   estimate = dict.fromkeys(step_time.ESTIMATES)
   if compiled:
     text = compilation.program_text(compiled, traced, target, options)
-    flops = result['kernel_flops']
-    estimate = step_time.estimate(hlo.parse(text), target, flops)
+    kernels = result['kernel_flops']
+    products = result['hardware_flops'] - kernels
+    estimate = step_time.estimate(hlo.parse(text), target, kernels, products)
   estimate['step_time_range_s'] = estimate.pop('time_range_s')
   return estimate
 

@@ -30,6 +30,34 @@ def test_a_step_takes_from_all_hidden_to_none_hidden():
   assert step_time.step_time(offloaded) == (4.875, 15.0)
 
 
+def test_products_may_take_less_than_their_cycles_but_not_less_than_at_peak():
+  """Fault seen: a product of v5e that is known to take less."""
+  cycles = {'matrix products': 3e9, 'elementwise': 1.5e9, 'unknown': 7}
+  chip = hardware.CHIPS['v5e']
+  seconds = lambda share: step_time.compute_time(
+    cycles, share * 2 * chip.peak, chip
+  )
+  assert seconds(0.8) == pytest.approx((1 + 2 * 0.949, 3))
+  assert seconds(0.96) == pytest.approx((1 + 2 * 0.96, 3))
+  assert seconds(0.0) == seconds(1.1) == (3, 3)
+  kernels = {**cycles, 'kernels': 6e9}
+  assert step_time.compute_time(kernels, 0.0, chip) == (3, 3)
+
+
+def test_kernels_with_too_few_cycles_are_timed_by_their_flops():
+  """Fault seen: cycles of another call, where no kernel had a schedule."""
+  chip, target = POD.chip, hardware.Target(FSDP(), POD)
+  flops = 2 * chip.peak * target.mesh.size  # of 2 s at peak
+  for cycles, seconds in (
+    ({'kernels': 1.1 * chip.clock}, 1.1),
+    ({'kernels': 0.9 * chip.clock}, 2 / chip.kernels),
+    ({}, 2 / chip.kernels),
+  ):
+    found = step_time.split_time([], cycles, flops, target)['kernels']
+    assert found == pytest.approx((seconds, 1.3 * seconds))
+  assert step_time.split_time([], {}, 0.0, target)['kernels'] == (0, 0)
+
+
 def test_kernels_of_a_partial_plan_are_not_scheduled(monkeypatch):
   """Fault seen: ten seconds of each partial plan went into schedules."""
   asked = []
