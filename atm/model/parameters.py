@@ -1,5 +1,6 @@
 """The model's parameters: made, described without arrays, fitted to a mesh."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -12,9 +13,16 @@ from atm.parallel.sharding import Rules, check_divides
 
 def init_params(model, seed: int) -> dict:
   """Initialises an AlexaTM: float32 arrays in `nn.Partitioned` boxes."""
+  return _init_params(model, jax.random.key(seed))
+
+
+# Under `jax.jit` a model is traced once for all who ask for its parameters or
+# their shapes; `inline` leaves the programs of those who call as they were.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _init_params(model, key: jax.Array) -> dict:
+  """Initialises an AlexaTM by a random key."""
   ids = jnp.ones((1, 1), jnp.int32)  # shapes of inputs change no parameter
-  variables = model.init(jax.random.key(seed), ids, ids, enable_dropout=False)
-  return variables['params']
+  return model.init(key, ids, ids, enable_dropout=False)['params']
 
 
 def abstract_params(model, mesh, rules: Rules) -> dict:
