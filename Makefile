@@ -31,7 +31,8 @@ run: $(VENV)/run  ## pre-train models/tiny on the shipped text; run again to res
 	$(VENV)/bin/atm pretrain --gin_file=models/tiny.gin --gin.MODEL_DIR="'$(RUN_DIR)'"
 
 test: $(VENV)/test  ## all tests but those that take minutes
-	$(VENV)/bin/python -m pytest -n 2 -m 'not slow and not documents and not processes'
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal \
+	  -m 'not slow and not documents and not processes'
 
 test-processes: $(VENV)/test  ## whole runs, killed, resumed and joined
 	$(VENV)/bin/python -m pytest -n 2 --maxschedchunk=1 -m 'processes and not slow'

@@ -1,6 +1,7 @@
 """Untrained models small enough for tests."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,11 @@ EVERY = {**PUBLIC['mbart'], **PUBLIC['m2m_100']}
 
 def init(config: ModelConfig, seed: int = 0) -> dict:
   """Returns random parameters, with biases and norms that tests can see."""
+  return jax.tree.map(lambda x: x, _init(config, seed))  # dicts of the caller's
+
+
+@functools.lru_cache(maxsize=32)
+def _init(config: ModelConfig, seed: int) -> dict:
   ids = jnp.ones((1, 1), jnp.int32)
   make = jax.jit(
     lambda key: AlexaTM(config).init(key, ids, ids, enable_dropout=False)

@@ -91,8 +91,9 @@ class Trainer:
 
     made = self.folder / f'{steps}-{make_mesh().size}'
     if not made.exists():
-      self(f'{made}.begun', steps, make_mesh)
-      os.rename(f'{made}.begun', made)
+      begun = f'{made}.begun'
+      self(begun, steps, make_mesh, config_text='# the config\n')
+      os.rename(begun, made)
       # Not the vocabulary of its rows.
       atm_tasks.configure(vocabulary=self.vocabulary.path)
     return made

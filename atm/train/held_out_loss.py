@@ -63,6 +63,17 @@ def evaluation_batches(
     yield owner[part], {name: value[part] for name, value in whole.items()}
 
 
+# A second run of a process, as of a model that is tuned further, has it traced
+# and compiled. The rules are those that `eval_step` reads of its surroundings.
+@functools.lru_cache(maxsize=4)
+def _jit_eval_step(model, mesh, rules: sharding.Rules):
+  """Returns jitted `eval_step` of a model: (parameters, batch) -> sums."""
+  # Sums of every row on every device: each process can read them all.
+  everywhere = sharding.NamedSharding(mesh, sharding.PartitionSpec())
+  step = functools.partial(eval_step, model)
+  return jax.jit(step, out_shardings=everywhere)
+
+
 class HeldOutLoss:
   """Teacher-forced loss over the first rows of a split's parts.
 
@@ -78,11 +89,7 @@ class HeldOutLoss:
         config.seed, config.eval_rows, config.model_config.start_id,
       )
     )  # fmt: skip
-    # Sums of every row on every device: each process can read them all.
-    self.step = jax.jit(
-      functools.partial(eval_step, model),
-      out_shardings=sharding.NamedSharding(mesh, sharding.PartitionSpec()),
-    )
+    self.step = _jit_eval_step(model, mesh, config.rules)
 
   def __call__(self, params) -> dict[str, float]:
     """Returns `eval/loss/OBJECTIVE[/LANG]` and `eval/accuracy/...`."""

@@ -34,9 +34,12 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def load(root):
+  """Returns a function: name -> the model of a folder, read once."""
   one = mesh_lib.make_mesh(devices=jax.devices()[:1])
-  return lambda name, **more: atm.load(
-    folder_of(name, root), **{'mesh': one, **more}
+  return functools.cache(
+    lambda name, mesh=one, **more: atm.load(
+      folder_of(name, root), mesh=mesh, **more
+    )
   )
 
 
@@ -49,8 +52,13 @@ def applied(config, **fixed):
   return jax.jit(functools.partial(AlexaTM(config).apply, **fixed))
 
 
+@functools.cache
+def encoder(config):
+  return applied(config, enable_dropout=False, method=AlexaTM.encode)
+
+
 def encode(model, ids, mask, **more):
-  run = applied(model.config, enable_dropout=False, method=AlexaTM.encode)
+  run = encoder(model.config)
   return run({'params': model.params}, ids, mask, **more)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import shutil
@@ -47,6 +48,13 @@ def abstract(config, **sizes):
   return step.abstract_state(AlexaTM(config), TX, mesh, Rules())
 
 
+@functools.cache
+def fresh_trees():
+  """Returns the trees of a fresh state of `tiny`, which nobody changes."""
+  config = tiny()
+  return step.init_state(AlexaTM(config), TX, 0, abstract(config)).to_trees()
+
+
 def test_a_state_survives_a_change_of_mesh(tmp_path):
   config = tiny()
   before = abstract(config, data=2, fsdp=2, tensor=2)
@@ -67,14 +75,10 @@ def test_a_state_survives_a_change_of_mesh(tmp_path):
 
 @pytest.mark.parametrize('change', [dict(d_model=64), dict(encoder_layers=3)])
 def test_another_model_is_refused_by_name(tmp_path, change):
-  config = tiny()
-  plan = abstract(config)
   checkpoints = manager.CheckpointManager(str(tmp_path))
-  checkpoints.save(
-    1, step.init_state(AlexaTM(config), TX, 0, plan).to_trees(), {}
-  )
+  checkpoints.save(1, fresh_trees(), {})
   checkpoints.wait_until_finished()
-  other = abstract(dataclasses.replace(config, **change))
+  other = abstract(dataclasses.replace(tiny(), **change))
   with pytest.raises(ValueError, match='is of another model: .* there and'):
     checkpoints.restore(1, other.to_trees())
 
@@ -82,10 +86,8 @@ def test_another_model_is_refused_by_name(tmp_path, change):
 @pytest.mark.parametrize('keep', [0, -1, 1.5, True, '3'])
 def test_to_keep_none_is_refused_and_all_are_kept(tmp_path, keep):
   """Fault seen: 0 removed every checkpoint, those of an earlier run too."""
-  config = tiny()
-  state = step.init_state(AlexaTM(config), TX, 0, abstract(config))
   checkpoints = manager.CheckpointManager(str(tmp_path), keep=None)
-  checkpoints.save(1, state.to_trees(), {})
+  checkpoints.save(1, fresh_trees(), {})
   checkpoints.close()
   with pytest.raises(
     ValueError,

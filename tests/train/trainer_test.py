@@ -60,9 +60,10 @@ def test_another_seed_is_another_run(train, tmp_path):
   assert a['step'] == b['step'] == 1 and a['loss'] != b['loss']
 
 
-def test_what_a_run_writes(train, tmp_path):
-  run = train(tmp_path, 4, config_text='# the config\n')
-  rows = [r for r in run.history if 'loss' in r]
+def test_what_a_run_writes(train):
+  folder = train.whole(4)
+  history = metric_writer.read_metrics(str(folder))
+  rows = [r for r in history if 'loss' in r]
   assert [r['step'] for r in rows] == [1, 2, 3, 4]
   for name in (
     'loss/denoise', 'loss/clm', 'accuracy', 'grad_norm', 'param_norm',
@@ -74,13 +75,13 @@ def test_what_a_run_writes(train, tmp_path):
   assert rows[0]['padding/target'] == pytest.approx(
     1 - rows[0]['tokens/target'] / (16 * 32)
   )
-  first = run.history[0]
+  first = history[0]
   assert first['step'] == 0
   for name in ('loss/denoise', 'loss/clm/te', 'unigram/denoise'):
     assert f'eval/{name}' in first
-  assert (tmp_path / 'config.gin').read_text() == '# the config\n'
-  assert list((tmp_path / 'tensorboard').iterdir())
-  meta = manager.CheckpointManager(str(tmp_path)).meta(4)
+  assert (folder / 'config.gin').read_text() == '# the config\n'
+  assert list((folder / 'tensorboard').iterdir())
+  meta = manager.CheckpointManager(str(folder)).meta(4)
   assert len(meta['data'].pop('rows')) == 64
   assert meta['data'] == {
     'mixture': 'udhr', 'seed': 0, 'batch_size': 16, 'step': 4
@@ -90,11 +91,11 @@ def test_what_a_run_writes(train, tmp_path):
 
 def test_all_of_the_time_is_of_some_kind(train, tmp_path):
   """Two processes of one run; the second repeats nothing."""
-  train(tmp_path, 3)
-  run = train(tmp_path, 6)
-  first, second = goodput.read_goodput(str(tmp_path))
-  assert (first['first'], first['step']) == (0, 3)
-  assert (second['first'], second['step']) == (3, 6)
+  folder = shutil.copytree(train.whole(4), tmp_path / 'run')
+  run = train(folder, 6)
+  first, second = goodput.read_goodput(str(folder))
+  assert (first['first'], first['step']) == (0, 4)
+  assert (second['first'], second['step']) == (4, 6)
   spent = goodput.sum_by_kind([first, second])
   assert sum(spent.values()) == pytest.approx(second['now'] - first['began'])
   assert min(spent.values()) >= 0 and spent['repeated'] == 0
@@ -134,10 +135,10 @@ def test_an_empty_name_is_not_taken_for_none(train, tmp_path, monkeypatch):
 
 
 def test_a_finished_run_only_reports(train, tmp_path):
-  train(tmp_path, 2)
-  before = comparable(tmp_path)
-  assert train(tmp_path, 2).step == 2
-  assert comparable(tmp_path) == before
+  folder = shutil.copytree(train.whole(4), tmp_path / 'run')
+  before = comparable(folder)
+  assert train(folder, 4).step == 4
+  assert comparable(folder) == before
 
 
 @pytest.mark.parametrize(
