@@ -65,7 +65,7 @@ def evaluation_batches(
 
 # A second run of a process, as of a model that is tuned further, has it traced
 # and compiled. The rules are those that `eval_step` reads of its surroundings.
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _jit_eval_step(model, mesh, rules: sharding.Rules):
   """Returns jitted `eval_step` of a model: (parameters, batch) -> sums."""
   # Sums of every row on every device: each process can read them all.

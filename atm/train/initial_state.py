@@ -1,6 +1,7 @@
 """The state that a run goes on from: restored, of another model, or fresh."""
 
 import dataclasses
+import functools
 
 import jax
 import optax
@@ -18,6 +19,8 @@ from atm.train.config import TrainConfig
 from atm.train.metric_logger import MetricLogger
 from atm.train.step import State
 
+# One object for equal settings: JAX keeps what it compiled by functions.
+_make_optimizer = functools.lru_cache(maxsize=4)(optimizer.make_optimizer)
 # Where a run begins: after so many steps, updated by this, in this state.
 Start = tuple[int, optax.GradientTransformation, State]
 # Of a checkpoint's meta, what a run needs that goes on; see `check_json`.
@@ -124,5 +127,5 @@ class StateOpener:
     self.meta['encoder_apart'] = apart
     if 'hf_config' in then:
       self.meta['hf_config'] = then['hf_config']
-    tx = optimizer.make_optimizer(config.optimizer_config, apart)
+    tx = _make_optimizer(config.optimizer_config, apart)
     return tx, step_lib.abstract_state(self.model, tx, self.mesh, config.rules)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
 
@@ -30,8 +29,9 @@ class Loop:
   config: TrainConfig
   folder: RunFolder
   mesh: jax.sharding.Mesh
-  # Called with (state, batch, frozen=...), see `step.train_step`.
-  update: Callable
+  # Called with frozen=...; returns a function of (state, batch), see
+  # `step.train_step`.
+  bind_update: Callable[..., Callable]
   inputs: Inputs
   held_out: HeldOutLoss
   # Called with (parameters, step) in evaluations, see `ask_every`; returns more
@@ -123,7 +123,7 @@ class Loop:
 
   def _compile(self, batch) -> None:
     clock = time.perf_counter()
-    update = functools.partial(self.update, frozen=self.frozen)
+    update = self.bind_update(frozen=self.frozen)
     lowered = xla_options_lib.jit_update(update, self.state).lower(
       self.state, batch
     )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 
@@ -99,8 +100,8 @@ def train(config: TrainConfig) -> TrainingResult:
     )
     Loop(
       config, folder, mesh,
-      update=functools.partial(
-        step_lib.train_step, model, tx, seed=config.seed,
+      bind_update=functools.partial(
+        bind_train_step, model, tx, rules, seed=config.seed,
         z_loss=config.z_loss, micro_batches=config.micro_batches,
       ),
       inputs=inputs, held_out=held_out, ask=ask, checkpoints=checkpoints,
@@ -109,6 +110,16 @@ def train(config: TrainConfig) -> TrainingResult:
     return TrainingResult(
       folder.path, config.train_steps, folder.metrics(), words, held_out
     )
+
+
+# JAX keeps what it compiled of a function: a second run of the process with the
+# same settings, as one that is resumed, gets the same. `constrain` reads rules.
+@functools.lru_cache(maxsize=2)
+def bind_train_step(
+  model: AlexaTM, tx, rules: sharding.Rules, **settings
+) -> Callable:
+  """Returns `step.train_step` as a function: (state, batch) -> its result."""
+  return functools.partial(step_lib.train_step, model, tx, **settings)
 
 
 def find_source(
