@@ -243,6 +243,17 @@ def pytest_collection_finish():
   collect_rarely()
 
 
+def pytest_ignore_collect(collection_path, config):
+  """Modules without the mark that `-m` begins with are not imported.
+
+  `make test-docs` read all modules, for those of one folder, in 11 seconds.
+  """
+  mark = config.option.markexpr.partition(' ')[0]
+  if mark in ('', 'not') or not collection_path.name.endswith('_test.py'):
+    return None
+  return f'mark.{mark}' not in collection_path.read_text('utf-8') or None
+
+
 def pytest_collection_modifyitems(items):
   """Tests that compile for TPUs run wherever libtpu is."""
   if importlib.util.find_spec('libtpu') is None:
