@@ -91,29 +91,46 @@ MODELS = {
 }
 
 
+def list_shapes(fields_of_config: dict) -> dict:
+  """Returns the parameters of a model with this config.json, without arrays."""
+  from atm.checkpoint import config_json, pretrained
+
+  config = config_json.config_from_hf(fields_of_config)
+  return pretrained.shapes_on_one_device(config)
+
+
 def count_parameters(fields_of_config: dict) -> int:
   """Counts the parameters of a model with this config.json."""
   import jax
 
-  from atm.checkpoint import config_json, pretrained
+  shapes = jax.tree.leaves(list_shapes(fields_of_config))
+  return sum(math.prod(x.shape) for x in shapes)
 
-  config = config_json.config_from_hf(fields_of_config)
-  shapes = pretrained.shapes_on_one_device(config)
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+def count_int8_bytes(fields_of_config: dict) -> int:
+  """Returns the bytes of such a model with int8 weights."""
+  from atm.model import quantized
+  from atm.parallel.device_memory import device_bytes
+
+  shapes = list_shapes(fields_of_config)
+  return device_bytes(quantized.abstract_quantized(shapes))
 
 
 def format_table() -> str:
   """Returns the table of all models, with memory for parameters alone."""
   lines = [
-    '| model | parameters | layers | d_model | entries | float32 | bfloat16 |',
-    '| --- | --- | --- | --- | --- | --- | --- |',
+    '| model | parameters | layers | d_model | entries | float32 | bfloat16 '
+    '| int8 |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- |',
   ]
   for family, models in MODELS.items():
-    lines.append(f'| **{family}** | | | | | | |')
+    lines.append(f'| **{family}** | | | | | | | |')
     for name, config in models.items():
-      count = count_parameters(config)
+      count, int8_bytes = count_parameters(config), count_int8_bytes(config)
       layers = f'{config["encoder_layers"]} + {config["decoder_layers"]}'
-      sizes = ' | '.join(f'{count * n / 1e9:.1f} GB' for n in (4, 2))
+      sizes = ' | '.join(
+        f'{n / 1e9:.1f} GB' for n in (4 * count, 2 * count, int8_bytes)
+      )
       lines.append(
         f'| {name} | {count:,} | {layers} | {config["d_model"]:,} | '
         f'{config["vocab_size"]:,} | {sizes} |'

@@ -7,17 +7,14 @@ import filecmp
 import functools
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from atm import fileio, messages
 from atm.checkpoint import (
-  checksums,
   config_json,
   generation_config,
   hf_folder,
@@ -25,16 +22,21 @@ from atm.checkpoint import (
   pretrained,
   reader,
 )
+from atm.checkpoint.parameter_writer import (
+  GIB,
+  split_arrays,
+  write_checkpoint,
+)
 from atm.checkpoint.paths import CHECKPOINTS
 from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
 from atm.data.vocabulary_base import BaseVocabulary
 from atm.messages import (
   check_arguments,
+  check_choice,
   check_index,
   check_number,
   check_path,
-  clock_text,
 )
 from atm.model import embeddings, parameters
 from atm.model.config import ModelConfig
@@ -42,33 +44,33 @@ from atm.model.transformer import AlexaTM
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 
-GIB = 2**30
 # What loads a folder, besides `atm.load`, by its model_type.
 READERS = {'alexatm': 'the released AlexaTM code'} | {
   kind: f"transformers 5's {each.architecture}"
   for kind, each in config_json.BART_CLASSES.items()
 }
 STAGING_FILE = 'atm-writes-here'  # marks a folder that may be removed
-TOGETHER = 2**24  # bytes; parameters below this are written several at a time
 
 
 @check_arguments(
   source=partial(check_path, 'SOURCE'),
   model_dir=partial(check_path, 'MODEL_DIR'),
+  weights=partial(check_choice, 'WEIGHTS', known=('int8',), optional=True),
 )
 def import_weights(
   source: str,
   model_dir: str,
   make_mesh: Callable = mesh_lib.make_mesh,
   rules: Rules = Rules(),
+  weights: str | None = None,
   say: Callable[[str], None] = print,
 ) -> None:
   """Writes a Hugging Face folder's weights as a checkpoint of step 0.
 
-  The parameters keep the folder's dtype (float32, bfloat16 or float16). Memory
-  stays below twice the largest stacked parameter, for they are made, written
-  and dropped one at a time, small ones a few. The checkpoint appears whole or
-  not at all.
+  The parameters keep the folder's dtype (float32, bfloat16 or float16), or
+  matrices become int8. Memory stays below twice the largest stacked parameter,
+  for they are made, written and dropped one at a time, small ones a few. The
+  checkpoint appears whole or not at all.
 
   Args:
     source: holds config.json, weights, and perhaps a SentencePiece model.
@@ -76,6 +78,7 @@ def import_weights(
       generation_config.json and vocabulary/.
     make_mesh: called without arguments; how the arrays are sharded on disk.
     rules: logical to mesh axes.
+    weights: 'int8' writes int8 weights, for inference alone; None: as they are.
     say: prints a line.
 
   Raises:
@@ -95,23 +98,37 @@ def import_weights(
   hf_config, config = pretrained.read_hf_model(source)
   words = pretrained.read_tokenizer(source, hf_config, config)
   abstract = parameters.abstract_params(AlexaTM(config), make_mesh(), rules)
-  weights = hf_folder.WeightReader(source, hf_config, abstract)
-  if {*weights.dtypes.values()} != {np.dtype('float32')}:
+  opened = hf_folder.WeightReader(source, hf_config, abstract)
+  if {*opened.dtypes.values()} != {np.dtype('float32')}:
     config = dataclasses.replace(config, dtype='bfloat16')
-  say(describe_import(weights.sizes))
+  say(describe_import(opened.sizes))
 
   with staging_folder(model_dir, '.importing') as folder:
     write_config_and_tokenizer(folder, source, config, hf_config, words)
     check_nothing_replaced(folder, model_dir)
-    meta = {'model': dataclasses.asdict(config), 'hf_config': hf_config}
-    if words is not None:
-      meta['vocabulary'] = words.sha256
-    sums = write_parameters(folder, weights, say)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-      sealed = ocp.args.JsonSave(checksums.seal_meta(meta, sums))
-      writer.save(os.path.join(folder, CHECKPOINTS, '0/meta'), sealed)
+    write_checkpoint(
+      folder, 0, split_arrays(opened.arrays(), weights), opened.sizes,
+      describe_model(config, hf_config, words, weights), say,
+    )  # fmt: skip
     move_into(folder, model_dir)
   say(f'wrote {final}/0')
+
+
+def describe_model(
+  config: ModelConfig,
+  hf_config: dict | None,
+  words: BaseVocabulary | None,
+  weights: str | None,
+) -> dict:
+  """Returns the metadata of a checkpoint that is written of another model."""
+  meta = {'model': dataclasses.asdict(config)}
+  if hf_config is not None:
+    meta['hf_config'] = hf_config
+  if words is not None:
+    meta['vocabulary'] = words.sha256
+  if weights is not None:
+    meta['weights'] = weights
+  return meta
 
 
 @contextlib.contextmanager
@@ -185,49 +202,11 @@ def describe_import(sizes: Mapping[tuple, int]) -> str:
   )
 
 
-def write_parameters(
-  directory: str, weights: hf_folder.WeightReader, say
-) -> dict:
-  """Writes checkpoints/0/params in parts; returns the checksums."""
-  from orbax.checkpoint.experimental import v1 as orbax
-
-  sizes = weights.sizes
-  total = sum(sizes.values())
-  path = os.path.join(directory, 'parameters')
-  start = logged = time.perf_counter()
-  done, sums, group = 0, {}, {}
-  for name, array in weights.arrays():
-    alone = array.sharding.num_devices == 1
-    whole = np.asarray(array) if alone else array  # on a CPU without a copy
-    sums |= checksums.compute_checksums({'/'.join(('params', *name)): whole})
-    group[name] = array
-    del whole, array
-    done += sizes[name]
-    if done == total or sum(map(sizes.get, group)) >= TOGETHER:
-      orbax.partial.save(path, traverse_util.unflatten_dict(group))
-      group.clear()
-    now = time.perf_counter()
-    if now - logged > 2 or done == total:
-      rate = done / (now - start)
-      say(
-        f'{done / GIB:.2f}/{total / GIB:.2f} GiB  {rate / 2**20:,.0f} MiB/s  '
-        f'{clock_text((total - done) / rate)} left'
-      )
-      logged = now
-  orbax.partial.finalize(path)
-  place = os.path.join(directory, CHECKPOINTS, '0')
-  os.makedirs(place)
-  for old, new in ('state', 'params'), ('_CHECKPOINT_METADATA',) * 2:
-    os.rename(os.path.join(path, old), os.path.join(place, new))
-  shutil.rmtree(path)
-  return sums
-
-
 def write_config_and_tokenizer(
   directory: str,
   source: str,
   config: ModelConfig,
-  hf_config: dict,
+  hf_config: dict | None,
   words: BaseVocabulary | None,
 ) -> None:
   """Writes what of a folder stands beside its weights, but checkpoints/.
@@ -239,9 +218,10 @@ def write_config_and_tokenizer(
     f'model.Config.{name} = {value!r}\n'
     for name, value in dataclasses.asdict(config).items()
   )
-  gin = f'# The model imported from {source}.\n{gin}'
+  gin = f'# The model of {source}.\n{gin}'
   fileio.write_atomically(os.path.join(directory, 'config.gin'), gin)
-  fileio.write_json(os.path.join(directory, 'hf_config.json'), hf_config)
+  if hf_config is not None:
+    fileio.write_json(os.path.join(directory, 'hf_config.json'), hf_config)
   generation_config.write_generation_config(source, directory, hf_config)
   if words is not None:
     vocabulary.copy_vocabulary(words, os.path.join(directory, 'vocabulary'))
@@ -255,29 +235,34 @@ def write_config_and_tokenizer(
   output=partial(check_path, 'OUTPUT'),
   at_step=partial(check_index, 'STEP', optional=True),
   shard_gib=partial(check_number, 'SHARD_GIB', above=0, whole=False),
+  weights=partial(check_choice, 'WEIGHTS', known=('int8',), optional=True),
 )
 def export_weights(
   model_dir: str,
   output: str,
   at_step: int | None = None,
   shard_gib: float = 5.0,
+  weights: str | None = None,
   say: Callable[[str], None] = print,
 ) -> None:
   """Writes a checkpoint as a Hugging Face folder that PyTorch loads.
 
   A model with standard norms is written as a Blenderbot, which transformers 5
   loads; with uncentred norms, in the format of the released AlexaTM. An
-  imported one is written as what it was.
+  imported one is written as what it was. With int8 weights, which no such
+  folder has, a MODEL_DIR is written instead.
 
   Args:
     model_dir: holds the checkpoint.
     output: the folder; must not exist. Written whole or not at all.
     at_step: which checkpoint; None takes the newest.
-    shard_gib: greatest size of a file, in GiB.
+    shard_gib: greatest size of a file, in GiB; of a Hugging Face folder.
+    weights: 'int8' writes a MODEL_DIR, see `import_weights`.
     say: prints a line.
 
   Raises:
-    ValueError: the output exists, or the model has no Hugging Face format.
+    ValueError: the output exists, or the model has no Hugging Face format, or
+      its weights are int8 already.
     checksums.DamageError: a parameter differs from what was saved.
   """
   if os.path.lexists(output):
@@ -285,19 +270,53 @@ def export_weights(
   fileio.check_output_folder('OUTPUT', output)
   with reader.open_step(model_dir, at_step) as (checkpoints, step):
     meta = checkpoints.meta(step)
+    pretrained.check_float(meta, f'MODEL_DIR = {model_dir!r}')
     config = pretrained.read_model_config(checkpoints, step)
-    hf_config = meta.get('hf_config') or config_json.config_to_hf(config)
-    hf_config = config_json.update_sizes(hf_config, config)
-    tensors = plan_export(checkpoints, step, config, hf_config)
+    hf_config = meta.get('hf_config')
+    if weights is None:
+      hf_config = hf_config or config_json.config_to_hf(config)
+      hf_config = config_json.update_sizes(hf_config, config)
+      tensors = plan_export(checkpoints, step, config, hf_config)
     words = pretrained.read_own_vocabulary(model_dir, config, meta)
     with staging_folder(output, '.exporting') as folder:
-      fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
-      generation_config.write_generation_config(model_dir, folder)
-      write_tokenizer(folder, words)
-      hf_folder.write_shards(folder, tensors, int(shard_gib * GIB))
+      if weights is None:
+        fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
+        generation_config.write_generation_config(model_dir, folder)
+        write_tokenizer(folder, words)
+        hf_folder.write_shards(folder, tensors, int(shard_gib * GIB))
+        use = READERS[hf_keys.get_model_type(hf_config)]
+      else:
+        write_run(folder, model_dir, checkpoints, step, config, words, say)
+        use = f'a MODEL_DIR with {weights} weights'
       os.rename(folder, output)
-  reader_of = READERS[hf_keys.get_model_type(hf_config)]
-  say(f'wrote step {step} of {model_dir} to {output}, for {reader_of}')
+  say(f'wrote step {step} of {model_dir} to {output}, for {use}')
+
+
+def write_run(
+  folder: str,
+  model_dir: str,
+  checkpoints: reader.CheckpointReader,
+  step: int,
+  config: ModelConfig,
+  words: BaseVocabulary | None,
+  say: Callable[[str], None],
+) -> None:
+  """Writes a step as a MODEL_DIR with int8 weights, a parameter at a time."""
+  meta = checkpoints.meta(step)
+  hf_config = meta.get('hf_config')
+  write_config_and_tokenizer(folder, model_dir, config, hf_config, words)
+  abstract = traverse_util.flatten_dict(pretrained.shapes_on_one_device(config))
+  dtypes = checkpoints.dtypes(step)
+  sizes = {k: x.size * dtypes[k].itemsize for k, x in abstract.items()}
+  put = hf_folder.put_sharded
+  arrays = (
+    (path, put(checkpoints.read_parameter(step, path), like.sharding))
+    for path, like in abstract.items()
+  )
+  write_checkpoint(
+    folder, step, split_arrays(arrays, 'int8'), sizes,
+    describe_model(config, hf_config, words, 'int8'), say,
+  )  # fmt: skip
 
 
 def write_tokenizer(folder: str, words: BaseVocabulary | None) -> None:

@@ -14,8 +14,8 @@ from atm.checkpoint import config_json, generation_config, hf_folder, reader
 from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import open_vocabulary
 from atm.data.vocabulary_base import BaseVocabulary
-from atm.messages import check_index, check_path, one_line
-from atm.model import parameters
+from atm.messages import check_index, check_path, one_line, quote
+from atm.model import parameters, quantized
 from atm.model.attention import KERNELS
 from atm.model.config import ModelConfig
 from atm.model.transformer import AlexaTM
@@ -46,16 +46,38 @@ class PretrainedModel:
   generation_path: str = ''
   generation_config: dict = dataclasses.field(default_factory=dict)
 
+  @property
+  def weights(self) -> str | None:
+    """'int8' of parameters that were quantised when they were written."""
+    return self.meta.get('weights')
+
+  def choose_weights(self, weights: str | None) -> str | None:
+    """Returns WEIGHTS, or 'int8' where the parameters are in it already.
+
+    Raises ValueError where they are, and other weights were asked for.
+    """
+    if self.weights is None:
+      return weights
+    if weights not in (None, self.weights):
+      raise ValueError(
+        f'WEIGHTS = {weights!r}, but {self.directory!r} has {self.weights!r} '
+        'weights: leave out WEIGHTS, or name the model that they were made of'
+      )
+    return self.weights
+
   def read_params(
     self, mesh, rules: Rules = Rules(), as_saved: bool = True
   ) -> dict:
     """Returns the parameters, nested, sharded over a mesh.
+
+    Those of int8 weights have `quantized.QuantizedMatrix` among them.
 
     Args:
       mesh, rules: where they are to be.
       as_saved: in the dtypes of the folder, else in the model's.
 
     Raises:
+      ValueError: int8 weights are wanted in another dtype.
       checksums.DamageError: names the steps that are intact.
       hf_keys.WeightsError: a Hugging Face folder that is not sound.
     """
@@ -65,12 +87,20 @@ class PretrainedModel:
       params = traverse_util.unflatten_dict(dict(weights.arrays()))
       cast = lambda x, like: x.astype(like.dtype)
       return params if as_saved else jax.tree.map(cast, params, abstract)
+    if self.weights == 'int8' and as_saved:
+      abstract = quantized.abstract_quantized(abstract)
+    else:
+      check_float(self.meta, repr(self.directory))
     with reader.open_step(self.directory, self.step) as (checkpoints, step):
       abstract = {'params': abstract}
       return checkpoints.restore(step, abstract, as_saved)['params']
 
   def parameter_reader(self) -> Callable[[tuple[str, ...]], np.ndarray]:
-    """Returns a function: path of a parameter -> the whole array, as saved."""
+    """Returns a function: path of a parameter -> the whole array, as saved.
+
+    Raises ValueError for int8 weights.
+    """
+    check_float(self.meta, repr(self.directory))
     if _is_hf(self.directory):
       return self._open_hf(shapes_on_one_device(self.config)).read
     checkpoints = reader.CheckpointReader(self.directory)
@@ -230,6 +260,21 @@ def shapes_on_one_device(config: ModelConfig) -> dict:
   """Returns a model's parameters, nested, as jax.ShapeDtypeStruct."""
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return parameters.abstract_params(AlexaTM(config), mesh, Rules())
+
+
+def check_float(meta: dict, name: str) -> None:
+  """Raises ValueError where a checkpoint's metadata tell of int8 weights.
+
+  Args:
+    meta: see `PretrainedModel.meta`.
+    name: the folder as a user named it: "INIT_FROM = 'runs/x'".
+  """
+  if meta.get('weights') is not None:
+    raise ValueError(
+      f'{name} has {quote(meta["weights"])} weights, which can be neither '
+      'trained nor exported: infer, chat, score, eval, lm_eval and serve read '
+      'them. Name the model that they were made of'
+    )
 
 
 def _is_hf(directory: str) -> bool:

@@ -74,6 +74,7 @@ def open_source(directory: str) -> EncoderSource:
     model = pretrained.open_pretrained(directory)
   except FileNotFoundError as e:
     raise FileNotFoundError(f'INIT_ENCODER = {directory!r}: {e}') from e
+  pretrained.check_float(model.meta, f'INIT_ENCODER = {directory!r}')
   config, vocabulary = model.config, model.vocabulary
   read = model.parameter_reader()
   if vocabulary is None:

@@ -125,6 +125,7 @@ class ServeCommand(api.ModelSource):
     folder = os.path.join(source.directory, 'checkpoints')
     # Training saves float32; other folders may have half as much.
     width = 4 if os.path.isdir(folder) else 2
+    width = 1 if source.weights == 'int8' else width
     engine_memory.check_weights(
       source.config, self.make_mesh(), self.rules, width
     )

@@ -57,6 +57,11 @@ def _is_set(value) -> bool:
   return value is not None
 
 
+def _is_none(value) -> bool:
+  """Tells whether a setting has no value."""
+  return value is None
+
+
 # Files with settings that a model was published with.
 OWN_SETTINGS = ('generation_config.json', 'config.json')
 MIXTURE = 'MIXTURE_OR_TASK_NAME'
@@ -78,6 +83,7 @@ NEEDS = (
     f"set {MIXTURE} = 'pairs'",
   ),
   Need(('TASKS', 'DATA_DIR', 'LIMIT'), 'ASK_EVERY', _is_set, 'set ASK_EVERY'),
+  Need(('SHARD_GIB',), 'WEIGHTS', _is_none, 'leave out WEIGHTS'),
   Need(('BEAMS',), 'BEAM_GROUPS', bool, 'set BEAM_GROUPS above 0'),
   Need(('SPLIT', 'TASK_FEATURE_LENGTHS'), 'TASK', _is_set, 'name a TASK'),
   Need(

@@ -329,6 +329,7 @@ def load(
   xla_options.set_flags()  # in vain where JAX has started; checked below
   mesh = mesh_lib.make_mesh() if mesh is None else mesh
   source = pretrained.open_pretrained(directory, at_step)
+  weights = source.choose_weights(weights)
   dtype = dtype or source.config.dtype
   config = dataclasses.replace(source.config, dtype=dtype)
   compiler_check.check_compiler(

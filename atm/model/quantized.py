@@ -188,3 +188,21 @@ def place_quantized(path: tuple, x: jax.Array) -> QuantizedMatrix:
     spec[-2:] = spec[:-3:-1]
   place = lambda axes: NamedSharding(x.sharding.mesh, PartitionSpec(*axes))
   return QuantizedMatrix(place(spec), place(spec[:-1]))
+
+
+def abstract_quantized(params: dict) -> dict:
+  """Returns what `quantize_params` makes, of shapes that have NamedShardings.
+
+  Leaves are jax.ShapeDtypeStruct with shardings, see `place_quantized`.
+  """
+  put = lambda x, sharding: jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=sharding
+  )
+
+  def leaf(path, x):
+    if not is_quantized(path):
+      return x
+    made = jax.eval_shape(functools.partial(quantize_parameter, path), x)
+    return jax.tree.map(put, made, place_quantized(path, x))
+
+  return jax.tree_util.tree_map_with_path(leaf, params)

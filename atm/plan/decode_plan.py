@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 
 from atm import fileio
@@ -48,8 +47,7 @@ def program(name: str = 'train') -> str:
   ),
   program=partial(check_choice, 'PROGRAM', known=PROGRAMS),
   weights=partial(
-    check_choice, 'WEIGHTS', known=config_lib.CONFIG_CHOICES['dtype'],
-    optional=True,
+    check_choice, 'WEIGHTS', known=config_lib.WEIGHTS, optional=True
   ),
   batch_size=partial(check_count, 'DECODE_BATCH_SIZE', optional=True),
   model_dir=partial(check_path, 'MODEL_DIR', optional=True),
@@ -99,7 +97,6 @@ def plan_rows(
     model_config, weights, rules, target, program, config, sizes.inputs
   )
   _check(job, sizes, batch_size)
-  params = jax.tree.leaves(job.params)
   say(f'compiling {program} for {target}')
   if batch_size is None:
     batches, best = find_largest(job, say)
@@ -114,8 +111,7 @@ def plan_rows(
     'devices': target.mesh.size,
     'lengths': dataclasses.asdict(sizes),
     'tokens_written': job.room[1],
-    'weights': str(params[0].dtype),
-    'params': sum(x.size for x in params),
+    **job.describe_params(),
     'choosing': dataclasses.asdict(config),
     'versions': hardware.installed_versions(),
     'searched': batch_size is None,

@@ -16,7 +16,7 @@ import numpy as np
 from atm.inference import beam_search, bucketing, generate, sampling
 from atm.model import config as config_lib
 from atm.model import flops as flops_lib
-from atm.model import parameters, transformer
+from atm.model import parameters, quantized, transformer
 from atm.parallel import sharding
 from atm.parallel.device_memory import device_bytes
 from atm.parallel.sharding import NamedSharding, Rules
@@ -54,16 +54,28 @@ class ModelJob:
     return transformer.AlexaTM(config)
 
   @functools.cached_property
+  def float_params(self) -> dict:
+    """Abstract parameters as they are trained, with shardings."""
+    net = transformer.AlexaTM(self.model_config)
+    return parameters.abstract_params(net, self.target.mesh, self.rules)
+
+  @functools.cached_property
   def params(self) -> dict:
     """Abstract parameters as `api.load` has them, with shardings."""
-    mesh, rules = self.target.mesh, self.rules
-    net = transformer.AlexaTM(self.model_config)
-    params = parameters.abstract_params(net, mesh, rules)
-    if self.weights == 'bfloat16':
+    mesh, rules, params = self.target.mesh, self.rules, self.float_params
+    if self.weights == 'int8':
+      params = quantized.abstract_quantized(params)
+    elif self.weights == 'bfloat16':
       halved = lambda x: _place(x, x.sharding, jnp.bfloat16)
       params = jax.tree.map(halved, params)
     with sharding.use_mesh(mesh, rules):
       return generate.prepare_params(self.net, params, unstack_abstract)
+
+  def describe_params(self) -> dict:
+    """Returns how many parameters there are, and what they are held in."""
+    floats = jax.tree.leaves(self.float_params)
+    held = self.weights or str(floats[0].dtype)
+    return {'weights': held, 'params': sum(x.size for x in floats)}
 
   @property
   def unit(self) -> int:

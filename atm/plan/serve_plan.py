@@ -8,8 +8,6 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
-import jax
-
 from atm import fileio
 from atm.data import task_registry
 from atm.messages import check_arguments, check_choice, check_count, check_path
@@ -36,8 +34,7 @@ from atm.train import config_checks
 @check_arguments(
   slots=partial(check_count, 'SLOTS', optional=True),
   weights=partial(
-    check_choice, 'WEIGHTS', known=config_lib.CONFIG_CHOICES['dtype'],
-    optional=True,
+    check_choice, 'WEIGHTS', known=config_lib.WEIGHTS, optional=True
   ),
   model_dir=partial(check_path, 'MODEL_DIR', optional=True),
 )  # fmt: skip
@@ -86,7 +83,6 @@ def plan_engine(
     best = planner.plan(slots)
     rows = [best]
   job = job_of(best['slots'])
-  params = jax.tree.leaves(job.params)
   result = {
     **best,
     'program': 'serve',
@@ -95,8 +91,7 @@ def plan_engine(
     'devices': target.mesh.size,
     'sizes': dataclasses.asdict(job.lanes['rows'].sizes),
     'vocab_size': model_config.vocab_size,
-    'weights': str(params[0].dtype),
-    'params': sum(x.size for x in params),
+    **job.describe_params(),
     'versions': hardware.installed_versions(),
     'searched': slots is None,
     'tried': [_summarize(row) for row in rows],

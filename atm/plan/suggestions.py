@@ -102,12 +102,15 @@ def estimate_serve_changes(plan: dict, job: ModelJob) -> list[dict]:
 
 def _estimate_weight_changes(plan: dict, job: ModelJob) -> list[dict]:
   """Returns the changes by which a chip has less of the parameters."""
-  half, changes = plan['memory']['parameters'] // 2, []
-  mesh = job.target.mesh
+  held, changes = plan['memory']['parameters'], []
+  half, mesh = held // 2, job.target.mesh
   if plan['weights'] == 'float32':
     changes.append(
       _change("WEIGHTS = 'bfloat16'", 'parameters are rounded', half)
     )
+  if plan['weights'] != 'int8':
+    saved = held * 3 // 4 if plan['weights'] == 'float32' else half
+    changes.append(_change("WEIGHTS = 'int8'", 'products are in int8', saved))
   tensor = 2 * mesh.shape['tensor']
   divides = job.net.config.decoder_heads % tensor == 0
   if mesh.shape['data'] % 2 == 0 and divides:

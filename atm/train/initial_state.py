@@ -9,7 +9,7 @@ import optax
 from atm import fileio
 from atm.checkpoint import new_rows, recovery, warm_start
 from atm.checkpoint.manager import CheckpointManager
-from atm.checkpoint.pretrained import PretrainedModel
+from atm.checkpoint.pretrained import PretrainedModel, check_float
 from atm.data.vocabulary import Vocabulary
 from atm.data.vocabulary_extension import find_begins_as
 from atm.model.transformer import AlexaTM
@@ -101,6 +101,7 @@ class StateOpener:
   def _restore(self, number: int) -> Start:
     """Returns the state in a checkpoint, or a fresh one from its weights."""
     config, then = self.config, self.checkpoints.meta(number)
+    check_float(then, f'MODEL_DIR = {config.model_dir!r}')
     if self.checkpoints.has_optimizer(number):
       where = f'the meta of step {number:,} in {self.checkpoints.directory}'
       fileio.check_json(then, META, where)

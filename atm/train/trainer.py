@@ -140,6 +140,7 @@ def find_source(
   if config.init_from is None:
     return None
   source = pretrained.open_pretrained(config.init_from)
+  pretrained.check_float(source.meta, f'INIT_FROM = {config.init_from!r}')
   config_checks.check_same_model(config.model_config, source)
   return source
 
