@@ -105,6 +105,7 @@ bench: $(VENV)/test  ## measurements, see benchmarks/
 	$(VENV)/bin/python benchmarks/choices.py
 	$(VENV)/bin/python benchmarks/train_step.py
 	$(VENV)/bin/python benchmarks/decode.py
+	$(VENV)/bin/python benchmarks/prompt_lookup.py
 	$(VENV)/bin/python benchmarks/fusions.py
 
 lock:  ## write the lock file of this Python version from the newest releases

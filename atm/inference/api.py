@@ -16,6 +16,7 @@ from atm.data.vocabulary import Vocabulary
 from atm.inference import (
   bucketing,
   generation_defaults,
+  prompt_lookup,
   prompts,
   sampling,
   stop_strings,
@@ -283,6 +284,7 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     tokens = generate_lib.stream_tokens(
       AlexaTM(self.config), self._decode_params, sampler, batch,
       config.program_seed, T, self._use,
+      **prompt_lookup.select_steps(config),
     )  # fmt: skip
     words = self.vocabulary
     return stop_strings.stream_text(

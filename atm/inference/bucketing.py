@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from atm.inference import beam_search, generate
+from atm.inference import beam_search, generate, prompt_lookup
 
 
 def next_power_of_two(n: int) -> int:
@@ -130,4 +130,7 @@ def select_program(net, params, sampler, batch: dict, config, T: int) -> tuple:
     named |= dict(k=config.beams)
     return beam_search.beam_search, (net, params, sampler), named
   named |= dict(numbers=numbers, seed=config.program_seed)
+  if K := config.prompt_lookup_num_tokens:
+    named |= dict(K=K)
+    return prompt_lookup.generate_by_lookup, (net, params, sampler), named
   return generate.generate, (net, params, sampler), named

@@ -11,7 +11,6 @@ R / B; n the length of the decoder's prefix, its start token included.
 """
 
 import functools
-import itertools
 
 import flax.struct
 import jax
@@ -121,16 +120,21 @@ def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
 # --- Writing
 
 
-@functools.partial(JittedByWeights, static_argnames=('model', 'T', 'results'))
+@functools.partial(
+  JittedByWeights, static_argnames=('model', 'T', 'results', 'spare')
+)
 def start_decoding(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
-  results=1, forced=None,
+  results=1, forced=None, spare=0,
 ) -> DecodeState:  # fmt: skip
-  """Returns rows with their first token, see `generate`."""
+  """Returns rows with their first token, see `generate`.
+
+  `spare` is how many positions more than it needs the cache has.
+  """
   B, n = prefix.shape
   room = n + T - 1  # the last token is written, but never read
   logits, caches = prefill(
-    model, params, tokens, segments, prefix, lengths, room
+    model, params, tokens, segments, prefix, lengths, room + spare
   )
   repeat = lambda x: jnp.repeat(x, results, axis=0)
   fold = jax.random.fold_in
@@ -157,7 +161,7 @@ def start_decoding(
     ),
     keys=keys,
   )
-  return _write_next(model, sampler, state, logits)
+  return write_next(model, sampler, state, logits)
 
 
 def advance(model, params, sampler: Sampler, state: DecodeState) -> DecodeState:
@@ -167,10 +171,10 @@ def advance(model, params, sampler: Sampler, state: DecodeState) -> DecodeState:
     {'params': params}, state.token[:, None], at[:, None], state.caches,
     state.source, jnp.zeros_like(at), method=AlexaTM.decode_cached,
   )  # fmt: skip
-  return _write_next(model, sampler, state.replace(caches=caches), logits)
+  return write_next(model, sampler, state.replace(caches=caches), logits)
 
 
-def _write_next(model, sampler, state: DecodeState, logits) -> DecodeState:
+def write_next(model, sampler, state: DecodeState, logits) -> DecodeState:
   """Writes each row's next token, chosen of logits [R, V]."""
   end_id = model.config.end_id
   token, log_probability = sampling.choose_tokens(
@@ -209,22 +213,29 @@ decode_step = JittedByWeights(
 )
 
 
-def stream_tokens(model, params, sampler, batch, seed: int, T: int, use):
+def stream_tokens(
+  model, params, sampler, batch, seed: int, T: int, use,
+  start=start_decoding, step=decode_step,
+):  # fmt: skip
   """Yields the ids of the first row of a batch, each as soon as it is chosen.
 
-  `use` returns the context of mesh and rules that a program needs; for the rest
-  see `generate` and `bucketing.pad_batch`.
+  `use` returns the context of mesh and rules that a program needs; `start` and
+  `step` begin a state and write a token or more; for the rest see `generate`
+  and `bucketing.pad_batch`.
   """
   # The context is not open while the caller runs, who may need another.
   with use():
-    state = start_decoding(model, params, sampler, **batch, seed=seed, T=T)
-  for length in itertools.count():
-    if fetch(state.length)[0] > length:  # not where the end token was chosen
-      yield int(fetch(state.ids)[0, length])
+    state = start(model, params, sampler, **batch, seed=seed, T=T)
+  told = 0
+  while True:
+    length = fetch(state.length)[0]  # the end token is not counted
+    ids = fetch(state.ids)[0, told:length] if length > told else ()
+    yield from map(int, ids)
+    told = length
     if fetch(state.done)[0]:
       return
     with use():
-      state = decode_step(model, params, sampler, state)
+      state = step(model, params, sampler, state)
 
 
 @functools.partial(JittedByWeights, static_argnames=('model', 'T', 'results'))

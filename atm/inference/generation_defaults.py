@@ -26,7 +26,7 @@ _FIELDS = {
     for name in (
       'length_penalty', 'early_stopping', 'top_k', 'top_p', 'min_p',
       'repetition_penalty', 'no_repeat_ngram_size',
-      'encoder_no_repeat_ngram_size',
+      'encoder_no_repeat_ngram_size', 'prompt_lookup_num_tokens',
     )
   },
 }  # fmt: skip

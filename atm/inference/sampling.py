@@ -6,8 +6,6 @@ R rows, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar
@@ -19,6 +17,7 @@ import numpy as np
 
 from atm.data import counter_rng
 from atm.inference import logits_processors
+from atm.inference.given_fields import note_given
 from atm.messages import (
   MOST_INT32,
   check_choice,
@@ -43,6 +42,7 @@ def check_forced_eos(value) -> bool | None:
   return None if value is None else check_flag('forced_eos', value)
 
 
+MOST_DRAFT = 255  # ids; from some tens on a pass takes longer than it spares
 _NUMBERS = {
   'max_tokens': dict(least=1, most=MOST_INT32),
   'min_tokens': dict(least=0, most=MOST_INT32),
@@ -56,6 +56,7 @@ _NUMBERS = {
   'repetition_penalty': dict(above=0, whole=False),
   'no_repeat_ngram_size': dict(least=0, most=MOST_INT32),
   'encoder_no_repeat_ngram_size': dict(least=0, most=MOST_INT32),
+  'prompt_lookup_num_tokens': dict(least=0, most=MOST_DRAFT),
 }
 
 
@@ -67,22 +68,7 @@ LATER = {
 }
 
 
-def _note_given(cls):
-  """Decorates Config: instances keep in `given` what they were made with."""
-  init, signature = cls.__init__, inspect.signature(cls.__init__)
-
-  @functools.wraps(init)
-  def note_given(self, *args, **fields):
-    init(self, *args, **fields)
-    values = signature.bind(self, *args, **fields).arguments.items()
-    given = frozenset(k for k, v in values if k != 'self' and v is not None)
-    object.__setattr__(self, 'given', given)
-
-  cls.__init__ = note_given
-  return cls
-
-
-@_note_given
+@note_given
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Settings of generation, greedy by default, as in the paper.
@@ -117,6 +103,9 @@ class Config:
       decoder's first ids included; 0: any may be.
     encoder_no_repeat_ngram_size: nor so many in a row that the encoder read.
     forced_eos: the last token that max_tokens allow is the end token.
+    prompt_lookup_num_tokens: speculative decoding: up to so many tokens are
+      looked up in the input and verified at once, see `prompt_lookup`; 0: none.
+      Outputs are the same; not for beams.
 
   Raises:
     ValueError: a value out of its range, or results that cannot be.
@@ -137,6 +126,8 @@ class Config:
   no_repeat_ngram_size: int = 0
   encoder_no_repeat_ngram_size: int = 0
   forced_eos: bool = False
+  # Not in `repr`: outputs do not depend on it.
+  prompt_lookup_num_tokens: int = dataclasses.field(default=0, repr=False)
 
   given: ClassVar[frozenset[str]] = frozenset()
   checks: ClassVar[dict[str, Callable]] = {
@@ -161,6 +152,12 @@ class Config:
         f'beams = {self.beams} and temperature = {self.temperature}: expected '
         'beam search (temperature = 0) or sampling (beams = 1)'
       )
+    if self.beams > 1 and self.prompt_lookup_num_tokens:
+      raise ValueError(
+        f'beams = {self.beams} and prompt_lookup_num_tokens = '
+        f'{self.prompt_lookup_num_tokens}: expected beam search '
+        '(prompt_lookup_num_tokens = 0) or speculative decoding (beams = 1)'
+      )
     most = self.results if self.temperature else self.beams
     if self.results > most:
       raise ValueError(
@@ -169,7 +166,8 @@ class Config:
       )
 
   def __repr__(self) -> str:
-    fields = {x.name: getattr(self, x.name) for x in dataclasses.fields(self)}
+    fields = dataclasses.fields(self)
+    fields = {x.name: getattr(self, x.name) for x in fields if x.repr}
     shown = {k: v for k, v in fields.items() if v != LATER.get(k, ...)}
     return f'Config({", ".join(f"{k}={v!r}" for k, v in shown.items())})'
 
@@ -182,7 +180,8 @@ class Config:
 
     Args:
       defaults: fields, as a model has them. Its beams do not count where a
-        temperature was given, nor its temperature where beams were.
+        temperature was given, nor its temperature or its
+        prompt_lookup_num_tokens where beams were.
     """
     given = self.list_given()
     others = {k: v for k, v in defaults.items() if k not in given}
@@ -190,6 +189,7 @@ class Config:
       others.pop('beams', None)
     elif given.get('beams', 1) > 1:
       others.pop('temperature', None)
+      others.pop('prompt_lookup_num_tokens', None)
     return Config(**given, **others)
 
   @property

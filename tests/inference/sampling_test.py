@@ -180,6 +180,7 @@ def test_a_row_stops_at_a_stop_string_or_without_room():
     ('no_repeat_ngram_size', [0, 2**31 - 1], [-1, 2**31, 0.5]),
     ('encoder_no_repeat_ngram_size', [0, 3], [-1, True]),
     ('forced_eos', [True, False], [1, 'x']),
+    ('prompt_lookup_num_tokens', [0, 255], [-1, 256, 0.5]),
   ],
 )
 def test_the_bounds_of_settings(name, allowed, refused):
@@ -205,6 +206,14 @@ def test_a_model_s_own_settings_count_where_none_were_given():
   assert (sampled.beams, sampled.max_tokens) == (1, 199)
   searched = Config(beams=2).with_defaults(dict(temperature=1.0, top_k=50))
   assert (searched.temperature, searched.top_k) == (0, 50)
+  # Nor are there drafts for beams.
+  assert (
+    not Config(beams=2)
+    .with_defaults(dict(prompt_lookup_num_tokens=9))
+    .prompt_lookup_num_tokens
+  )
+  with pytest.raises(ValueError, match='prompt_lookup_num_tokens = 9'):
+    Config(prompt_lookup_num_tokens=9).with_defaults(own)
   twice = sampled.with_defaults(own)
   assert twice == sampled and twice.given == sampled.given
   assert Config(8, 2).list_given() == {'max_tokens': 8, 'min_tokens': 2}
@@ -218,6 +227,8 @@ def test_text_of_settings_is_that_of_earlier_versions():
     'length_penalty=1.0, early_stopping=False, temperature=0.0, top_k=0, '
     'top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0)'
   )
+  # Drafts change no output.
+  assert str(Config(prompt_lookup_num_tokens=15)) == str(Config())
   later = Config(no_repeat_ngram_size=3, forced_eos=True)
   assert str(later) == str(Config())[:-1] + (
     ', no_repeat_ngram_size=3, forced_eos=True)'

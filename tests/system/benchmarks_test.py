@@ -183,6 +183,16 @@ def test_micro_batches(scripts):
   assert re.search(r'^ +2 +\d', out, re.M), out
 
 
+@pytest.mark.processes
+def test_prompt_lookup(scripts):
+  out = scripts.main(
+    'prompt_lookup', '--cases', 'denoise', '--drafts', '0', '3',
+    '--repeats=1', '--tokens=12', '--inputs=64', '--width=128', '--layers=1',
+    '--vocabulary=96',
+  )  # fmt: skip
+  assert re.search(r'^denoise +3 +-?\d', out, re.M), out
+
+
 @pytest.mark.slow
 def test_fusions(scripts):
   sizes = {'tiny': ({}, (8, 2, 2))}
