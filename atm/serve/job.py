@@ -66,7 +66,11 @@ class Job:
     self._tokens: list[ChosenToken] = []  # not yet delivered
     self._ended: list[tuple[int, str]] = []
     self._new = [0] * len(self.outputs)
-    self._has_begun = self._is_over = False
+    # When it was admitted, had its first token, and its newest.
+    self._admitted: float | None = None
+    self._first: float | None = None
+    self._newest = 0.0
+    self._is_over = False
     self._error: str | None = None
 
   @property
@@ -82,11 +86,12 @@ class Job:
     late = limit is not None and now - self._submitted >= limit
     return 'timeout' if late else None
 
-  def note_admission(self, observer, now: float) -> None:
-    """Notes that its input was read."""
+  def note_admission(self, observer, start: float, now: float) -> None:
+    """Notes that its input was read, from `start` to `now`."""
     for output in self.outputs:
       output.told_at = now
-    observer.request_admitted(now - self._submitted, self.prompt_tokens)
+    self._admitted = start
+    observer.request_admitted(start - self._submitted, self.prompt_tokens)
 
   def add_token(
     self, result: int, token: int, log_probability, top_ids, top_logs, end_id
@@ -106,9 +111,11 @@ class Job:
 
   def note_tokens(self, observer, now: float) -> None:
     """Tells an observer of tokens that a call of the device brought."""
-    if any(self._new) and not self._has_begun:
-      self._has_begun = True
-      observer.first_token(now - self._submitted)
+    if any(self._new):
+      self._newest = now
+      if self._first is None:
+        self._first = now
+        observer.first_token(now - self._submitted)
     for output, (i, count) in zip(self.outputs, enumerate(self._new)):
       if count:
         observer.tokens(count, now - output.told_at)
@@ -134,6 +141,12 @@ class Job:
       if output.reason is None and not error:
         self.end_output(i, reason)
 
+  def _measure_phases(self) -> tuple[float, float] | tuple[None, None]:
+    """Returns seconds from admission to first and from first to last token."""
+    if self._first is None:
+      return None, None
+    return self._first - self._admitted, self._newest - self._first
+
   def deliver(self, observer) -> None:
     """Gives the caller its news, if there are any."""
     if self._is_over:
@@ -157,6 +170,7 @@ class Job:
         time.perf_counter() - self._submitted,
         self.prompt_tokens,
         sum(len(x.logs) for x in self.outputs),
+        *self._measure_phases(),
       )
     try:
       with self.ticket.delivering:

@@ -7,6 +7,7 @@ a client chose: neither a prompt nor a path.
 import bisect
 import collections
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import prometheus_client
@@ -49,6 +50,15 @@ HISTOGRAMS = {
   ),
   'request_queue_time_seconds': (
     "From a request's submission to its admission.", REQUEST_SECONDS,
+  ),
+  'request_prefill_time_seconds': (
+    "From a request's admission to its first token.", REQUEST_SECONDS,
+  ),
+  'request_decode_time_seconds': (
+    "From a request's first token to its last.", REQUEST_SECONDS,
+  ),
+  'request_inference_time_seconds': (
+    "From a request's admission to its last token.", REQUEST_SECONDS,
   ),
   'request_prompt_tokens': (
     'Encoder ids of a request, with its prefix.', TOKENS,
@@ -102,7 +112,7 @@ class Histogram:
     self.total = 0.0
 
   def observe(self, value: float, times: int = 1) -> None:
-    """Adds a value, so many times; in one thread only."""
+    """Adds a value, so many times; one thread at a time."""
     self.counts[bisect.bisect_left(self.ends, value)] += times
     self.total += value * times
 
@@ -115,8 +125,7 @@ class Histogram:
 class Metrics(Observer):
   """What a server has done and what it does now, for Prometheus.
 
-  Each value is written by one thread, the engine's or that of HTTP, and read by
-  whichever asks.
+  Threads of the engine and that of HTTP write, and any may read.
 
   Attributes:
     model_name: label of all that is not the process's.
@@ -138,7 +147,9 @@ class Metrics(Observer):
       self._counts[name][()] = 0
     for reason in FINISHED_REASONS.values():  # a rate needs its first value
       self._counts['request_success'][reason,] = 0
-    self._iteration = 0  # tokens since the last call of the device
+    self._lock = threading.Lock()  # `+=` of two threads may lose one
+    # Tokens of each thread since its last call of the device.
+    self._iterations = number()
     self.registry.register(self)
     for collector in (
       prometheus_client.ProcessCollector,
@@ -148,18 +159,21 @@ class Metrics(Observer):
       collector(registry=self.registry)
 
   def request_admitted(self, queue_seconds: float, prompt_tokens: int) -> None:
-    self._histograms['request_queue_time_seconds'].observe(queue_seconds)
-    self._counts['prompt_tokens'][()] += prompt_tokens
-    self._iteration += prompt_tokens
+    with self._lock:
+      self._histograms['request_queue_time_seconds'].observe(queue_seconds)
+      self._counts['prompt_tokens'][()] += prompt_tokens
+      self._iterations[threading.get_ident()] += prompt_tokens
 
   def first_token(self, seconds: float) -> None:
-    self._histograms['time_to_first_token_seconds'].observe(seconds)
+    with self._lock:
+      self._histograms['time_to_first_token_seconds'].observe(seconds)
 
   def tokens(self, count: int, seconds: float) -> None:
     latency = self._histograms['inter_token_latency_seconds']
-    latency.observe(seconds / count, count)
-    self._counts['generation_tokens'][()] += count
-    self._iteration += count
+    with self._lock:
+      latency.observe(seconds / count, count)
+      self._counts['generation_tokens'][()] += count
+      self._iterations[threading.get_ident()] += count
 
   def request_ended(
     self,
@@ -167,23 +181,34 @@ class Metrics(Observer):
     seconds: float,
     prompt_tokens: int,
     generated_tokens: int,
+    prefill_seconds: float | None = None,
+    decode_seconds: float | None = None,
   ) -> None:
+    values = {
+      'e2e_request_latency_seconds': seconds,
+      'request_prompt_tokens': prompt_tokens,
+      'request_generation_tokens': generated_tokens,
+    }
+    if prefill_seconds is not None:
+      values |= {
+        'request_prefill_time_seconds': prefill_seconds,
+        'request_decode_time_seconds': decode_seconds,
+        'request_inference_time_seconds': prefill_seconds + decode_seconds,
+      }
     reason = FINISHED_REASONS.get(reason, 'error')
-    self._counts['request_success'][reason,] += 1
-    for name, value in (
-      ('e2e_request_latency_seconds', seconds),
-      ('request_prompt_tokens', prompt_tokens),
-      ('request_generation_tokens', generated_tokens),
-    ):
-      self._histograms[name].observe(value)
+    with self._lock:
+      self._counts['request_success'][reason,] += 1
+      for name, value in values.items():
+        self._histograms[name].observe(value)
 
   def device_call(
     self, kind: str, seconds: float, rows: int, steps: int
   ) -> None:
-    self._counts['device_calls'][kind,] += 1
-    self._counts['device_call_seconds'][kind,] += seconds
-    self._histograms['iteration_tokens_total'].observe(self._iteration)
-    self._iteration = 0
+    with self._lock:
+      self._counts['device_calls'][kind,] += 1
+      self._counts['device_call_seconds'][kind,] += seconds
+      tokens = self._iterations.pop(threading.get_ident(), 0)
+      self._histograms['iteration_tokens_total'].observe(tokens)
 
   def response(self, method: str, handler: str, status: int) -> None:
     """Counts an HTTP request that was answered.
@@ -193,7 +218,8 @@ class Metrics(Observer):
       handler: the route that answered, `/v1/models/{model}`, never the path.
       status: its status.
     """
-    self._responses[method, handler, str(status)] += 1
+    with self._lock:
+      self._responses[method, handler, str(status)] += 1
 
   def format(self, accept: str = '') -> tuple[bytes, str]:
     """Returns all metrics, and their content type, for an Accept header."""

@@ -4,8 +4,9 @@
 class Observer:
   """Hears what an engine does, and does nothing; metrics derive from it.
 
-  All methods are called in the engine's own thread, between calls of the
-  device: they must be quick, must not block, nor raise. Seconds are those of
+  All methods are called in a thread of the engine, between calls of the device,
+  and each lane of rows may have a thread: they must be quick, nor block, nor
+  raise. Seconds are those of
   `time.perf_counter`.
   """
 
@@ -13,7 +14,7 @@ class Observer:
     """Notes a request whose encoder input was read.
 
     Args:
-      queue_seconds: from its submission to its admission.
+      queue_seconds: from its submission until its input was begun to be read.
       prompt_tokens: its encoder ids and its prefix's.
     """
 
@@ -34,6 +35,8 @@ class Observer:
     seconds: float,
     prompt_tokens: int,
     generated_tokens: int,
+    prefill_seconds: float | None = None,
+    decode_seconds: float | None = None,
   ) -> None:
     """Notes a request whose last output ended, whether it was admitted or not.
 
@@ -42,6 +45,8 @@ class Observer:
       seconds: from its submission on.
       prompt_tokens: its encoder ids and its prefix's.
       generated_tokens: of all its outputs.
+      prefill_seconds: from its admission to its first token; None without one.
+      decode_seconds: from its first token to its last; None without one.
     """
 
   def device_call(

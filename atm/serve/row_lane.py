@@ -219,7 +219,7 @@ class RowLane:
     )
     now = time.perf_counter()
     for job in jobs:
-      job.note_admission(self._observer, now)
+      job.note_admission(self._observer, start, now)
     self._observer.device_call('admit', now - start, len(rows), 0)
 
   # --- Decoding

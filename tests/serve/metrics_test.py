@@ -1,6 +1,8 @@
 """What Prometheus reads of a server, by its own parser."""
 
 import dataclasses
+import sys
+import threading
 
 from prometheus_client import parser
 
@@ -42,6 +44,9 @@ def test_each_name_of_a_dashboard_is_there_from_the_start():
     'atm:inter_token_latency_seconds_sum', 'atm:iteration_tokens_total_count',
     'atm:e2e_request_latency_seconds_count',
     'atm:request_queue_time_seconds_count', 'atm:request_prompt_tokens_sum',
+    'atm:request_prefill_time_seconds_sum',
+    'atm:request_decode_time_seconds_sum',
+    'atm:request_inference_time_seconds_count',
     'atm:request_generation_tokens_sum',
   ):  # fmt: skip
     assert found[name,] == 0
@@ -78,6 +83,43 @@ def test_a_request_is_counted():
   # Seven tokens were read by one call, four written by another.
   assert found['atm:iteration_tokens_total_sum',] == 11
   assert found['atm:iteration_tokens_total_count',] == 2
+
+
+def test_phases_are_of_requests_that_had_a_token():
+  one = metrics.Metrics('tiny')
+  one.request_ended('stop', 0.9, 7, 5, 0.25, 0.5)
+  one.request_ended('cancelled', 0.9, 7, 0)
+  found = read(one)
+  for name, value in (('prefill', 0.25), ('decode', 0.5), ('inference', 0.75)):
+    name = f'atm:request_{name}_time_seconds'
+    assert (found[f'{name}_count',], found[f'{name}_sum',]) == (1, value)
+  assert found['atm:e2e_request_latency_seconds_count',] == 2
+
+
+def test_threads_lose_no_count():
+  """A lane of rows for each core tells of its work; `+=` alone lost some."""
+  one = metrics.Metrics('tiny')
+
+  def work():
+    for _ in range(2000):
+      one.tokens(3, 0.1)
+      one.device_call('decode', 0.5, 1, 1)
+
+  interval = sys.getswitchinterval()
+  sys.setswitchinterval(1e-6)
+  try:
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+  finally:
+    sys.setswitchinterval(interval)
+  found = read(one)
+  assert found['atm:generation_tokens_total',] == 24_000
+  assert found['atm:device_calls_total', 'decode'] == 8000
+  assert found['atm:device_call_seconds_total', 'decode'] == 4000
+  # No call counts the tokens of another thread's.
+  assert found['atm:iteration_tokens_total_bucket', '1.0'] == 0
+  assert found['atm:iteration_tokens_total_bucket', '8.0'] == 8000
 
 
 def test_tokens_of_one_call_share_its_time():
