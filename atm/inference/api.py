@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar
@@ -50,6 +51,7 @@ from atm.parallel import sharding, xla_options
 from atm.parallel.sharding import Rules
 
 _logger = logging.getLogger(__name__)
+_start = threading.Lock()  # a program that two threads start is compiled once
 
 _check_call = check_arguments(
   inputs=partial(check_list, 'inputs'),
@@ -192,20 +194,26 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
       config, framed.banned, framed.stop_table
     )
     columns = ids, framed.prefixes, framed.numbers, framed.forced
-    out: list[list[Generation]] = [[]] * len(ids)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for start in range(0, len(order), batch_size):
-      chosen = order[start : start + batch_size]
+    params = self._decode_params  # made once, before there are threads
+
+    def decode(chosen):
       rows = [[x[i] for i in chosen] for x in columns]
       batch, T, limited = self._batch(
         *rows, sampler, config.max_tokens, batch_size
       )
       with self._use():
         run, given, named = bucketing.select_program(
-          AlexaTM(self.config), self._decode_params, limited, batch, config, T
+          AlexaTM(self.config), params, limited, batch, config, T
         )
-        outputs = run(*given, **named)
-      collected = collect(outputs, rows[1], self.vocabulary, framed.stop)
+        with _start:
+          outputs = run(*given, **named)
+      return collect(outputs, rows[1], self.vocabulary, framed.stop)
+
+    out: list[list[Generation]] = [[]] * len(ids)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for chosen, collected in bucketing.map_batches(
+      decode, order, batch_size, self.mesh
+    ):
       for i, generations in zip(chosen, collected):
         out[i] = [
           dataclasses.replace(x, truncated=framed.cuts[i]) for x in generations

@@ -4,11 +4,16 @@ Letters as in `generate`. `atm infer` runs these programs, `atm plan` compiles
 them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from atm.inference import beam_search, generate, prompt_lookup
+from atm.parallel.distributed import count_cores
+
+# Two programs of fewer rows each take as long as one of all on two cores.
+HALF_ROWS = 4
 
 
 def next_power_of_two(n: int) -> int:
@@ -117,6 +122,26 @@ def pad_batch(
     decoder['forced'] = np.zeros(B, np.int32)
     decoder['forced'][: len(rows)] = forced
   return batch | decoder, T, room
+
+
+def map_batches(
+  decode: Callable, order: Sequence[int], batch_size: int, mesh
+) -> Iterator[tuple[Sequence[int], object]]:
+  """Yields (rows of a batch, what `decode` returns of them), in order.
+
+  On one CPU of several cores two halves of a batch are decoded at a time, each
+  in a thread: a program has operations that keep one core busy only.
+  """
+  size, threads = min(batch_size, len(order)), 1
+  one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
+  if one_cpu and size >= 2 * HALF_ROWS and count_cores() > 1:
+    size, threads = -(-size // 2), 2
+  batches = [order[i : i + size] for i in range(0, len(order), size)]
+  if threads == 1:
+    yield from ((batch, decode(batch)) for batch in batches)
+    return
+  with ThreadPoolExecutor(threads) as pool:
+    yield from zip(batches, pool.map(decode, batches))
 
 
 def select_program(net, params, sampler, batch: dict, config, T: int) -> tuple:

@@ -1,7 +1,10 @@
 """Few shapes, and few programs."""
 
+import dataclasses
 import functools
+import threading
 
+import jax
 import pytest
 
 from atm.inference import beam_search, bucketing, sampling
@@ -79,3 +82,65 @@ def test_beams_have_a_program_of_their_own():
   run, _, named = select(config=sampling.Config(seed=7))
   assert run is generate_lib.generate
   assert (named['numbers'], named['seed'], named['results']) == (4, 7, 1)
+
+
+def test_halves_of_a_batch_are_decoded_at_a_time(one_device, monkeypatch):
+  monkeypatch.setattr(bucketing, 'count_cores', lambda: 2)
+  together = threading.Barrier(2)
+
+  def decode(rows):
+    together.wait(30)  # for the other half
+    return [10 * i for i in rows]
+
+  run = functools.partial(bucketing.map_batches, decode, mesh=one_device)
+  assert [*run([2, 0, 1, 3, 4, 6, 5, 7, 9, 8], 10)] == [
+    ([2, 0, 1, 3, 4], [20, 0, 10, 30, 40]),
+    ([6, 5, 7, 9, 8], [60, 50, 70, 90, 80]),
+  ]
+  rows = [*range(32)]
+  assert [batch for batch, _ in run(rows, 16)] == [
+    rows[i : i + 8] for i in (0, 8, 16, 24)
+  ]
+
+
+def test_few_rows_one_core_or_a_mesh_decode_whole_batches(
+  one_device, monkeypatch
+):
+  main = threading.get_ident()
+
+  def count(rows, mesh):
+    found = bucketing.map_batches(
+      lambda batch: threading.get_ident() == main and len(batch),
+      [*range(rows)], 9, mesh,
+    )  # fmt: skip
+    return [size for _, size in found]
+
+  monkeypatch.setattr(bucketing, 'count_cores', lambda: 2)
+  assert count(7, one_device) == [7]
+  assert count(20, mesh_lib.make_mesh(data=8)) == [9, 9, 2]
+  monkeypatch.setattr(bucketing, 'count_cores', lambda: 1)
+  assert count(20, one_device) == [9, 9, 2]
+
+
+def test_an_error_of_a_half_reaches_the_caller(one_device, monkeypatch):
+  monkeypatch.setattr(bucketing, 'count_cores', lambda: 2)
+
+  def decode(rows):
+    raise ValueError(f'row {rows[0]}')
+
+  with pytest.raises(ValueError, match='row 0'):
+    [*bucketing.map_batches(decode, [*range(8)], 8, one_device)]
+
+
+def test_a_program_of_two_threads_is_compiled_once(model, monkeypatch):
+  """And what is written is what halves of their own write."""
+  monkeypatch.setattr(bucketing, 'count_cores', lambda: 2)
+  one = dataclasses.replace(
+    model, mesh=mesh_lib.make_mesh(devices=jax.devices()[:1])
+  )
+  texts = [f'Article {i}' for i in range(8)]
+  before = generate_lib.generate._cache_size()
+  made = one.generate(texts, max_tokens=3, temperature=0.7, seed=3)
+  assert generate_lib.generate._cache_size() == before + 1
+  monkeypatch.setattr(bucketing, 'count_cores', lambda: 1)
+  assert one.generate(texts, max_tokens=3, temperature=0.7, seed=3) == made
