@@ -30,6 +30,7 @@ PATHS = {
   'finetune': {**_TEXT, 'INIT_FROM': _MODEL},
   'check': {'MODEL_DIR': 'a folder with config.json and weights'},
   'report': {'MODEL_DIR': _RUN},
+  'runs': {'FOLDER': 'a folder with the folders of runs'},
   'compare': {'RUNS': _RESULTS},
   'import': {'SOURCE': 'a folder with config.json and weights'},
 }

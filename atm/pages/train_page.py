@@ -43,11 +43,10 @@ def write_train_page(model_dir: str) -> str:
 
 def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   """Returns what the page shows of a run's folder and its metrics."""
-  config = _read(model_dir, 'config.gin')
+  config = read_config(model_dir)
   samples = read_samples(model_dir)
   losses = held_out_losses(rows)
-  steps = re.search(r'^TRAIN_STEPS = (\d+)$', config or '', re.M)
-  steps = int(steps[1]) if steps else None
+  steps = find_last_step(config)
   origins = re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", config or '', re.M)
   charts = train_charts.loss_charts(rows)
   texts = [s[what] for s in (samples or {'samples': []})['samples']
@@ -75,9 +74,21 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def _read(model_dir: str, name: str) -> str | None:
-  """Returns the text of a run's file, None where there is none."""
-  path = os.path.join(model_dir, name)
+def find_last_step(config: str | None) -> int | None:
+  """Returns TRAIN_STEPS of the text of a config.gin, None if not there."""
+  steps = re.search(r'^TRAIN_STEPS = (\d+)$', config or '', re.M)
+  return int(steps[1]) if steps else None
+
+
+def count_tokens(rows: list[dict]) -> float:
+  """Returns how many tokens the steps of metrics read, targets included."""
+  counts = 'tokens/input', 'tokens/target'
+  return sum(row.get(key) or 0 for row in rows for key in counts)
+
+
+def read_config(model_dir: str) -> str | None:
+  """Returns the text of a run's config.gin, None where there is none."""
+  path = os.path.join(model_dir, 'config.gin')
   if not os.path.exists(path):
     return None
   fileio.check_regular(path)
@@ -123,10 +134,8 @@ def _list_facts(rows: list[dict], steps: int | None) -> list[tuple[str, str]]:
   """Returns names and values of the last row, and of all together."""
   trained = [row for row in rows if row.get('loss') is not None]
   last = trained[-1] if trained else {}
-  counts = ('tokens/input', 'tokens/target')
-  tokens = sum(row.get(key) or 0 for row in trained for key in counts)
   step = f'{rows[-1]["step"]:,}' + (f' of {steps:,}' if steps else '')
-  facts = [('step', step), ('tokens read', f'{tokens:,.0f}')]
+  facts = [('step', step), ('tokens read', f'{count_tokens(trained):,.0f}')]
   for key, name, form in (
     ('loss', 'training loss', '{:.3f}'),
     ('tokens_per_second', 'tokens a second', '{:,.0f}'),

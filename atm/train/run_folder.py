@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 import jax
@@ -144,6 +145,7 @@ class RunFolder:
 def _open_lock(folder: str, name: str):
   """Returns a folder's lock, locked; child processes do not inherit it."""
   path = os.path.join(folder, LOCK_FILE)
+  asked = 0
   while True:
     os.makedirs(folder, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
@@ -156,11 +158,27 @@ def _open_lock(folder: str, name: str):
           return file
     except BlockingIOError as e:
       file.close()
+      asked += 1
+      if asked < 3:  # `is_locked` may have asked at this moment
+        time.sleep(0.05)
+        continue
       raise ValueError(
         f'{name} is in use by {_holder(path)}: wait for it, stop it, or use '
         'another'
       ) from e
     file.close()  # its name was removed before we had the lock
+
+
+def is_locked(path: str) -> bool:
+  """Tells whether a run goes on in a folder of this file system."""
+  try:
+    with open(os.path.join(path, LOCK_FILE)) as file:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except FileNotFoundError:
+    return False
+  return False
 
 
 def _sign(file) -> None:
