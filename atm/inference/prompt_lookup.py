@@ -19,6 +19,7 @@ from atm.inference import generate as generate_lib
 from atm.inference.generate import DecodeState
 from atm.inference.outputs import fetch
 from atm.inference.sampling import Config
+from atm.model.quantized import JittedByWeights
 from atm.model.transformer import AlexaTM
 from atm.parallel import sharding
 
@@ -85,7 +86,9 @@ def _plan_pass(state: LookupState, gain, K: int) -> LookupState:
   return state.replace(gain=gain, due=(gain >= 0) & pays)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'T', 'results', 'K'))
+@functools.partial(
+  JittedByWeights, static_argnames=('model', 'T', 'results', 'K')
+)
 def start_lookup(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
   results=1, forced=None, K=1,
@@ -173,7 +176,7 @@ def _write_while_right(model, sampler, state: LookupState, drafts, logits):
 
 
 _step, _step_by_drafts = (
-  jax.jit(f, static_argnames=('model', 'K'), donate_argnames='state')
+  JittedByWeights(f, static_argnames=('model', 'K'), donate_argnames='state')
   for f in (advance_by_one, advance_by_drafts)
 )
 
@@ -191,7 +194,9 @@ def select_steps(config: Config) -> dict:
   return dict(start=functools.partial(start_lookup, K=K), step=step)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'T', 'results', 'K'))
+@functools.partial(
+  JittedByWeights, static_argnames=('model', 'T', 'results', 'K')
+)
 def generate_by_lookup(
   model, params, sampler, tokens, segments, prefix, lengths, numbers, seed, T,
   results=1, forced=None, K=1,
