@@ -132,7 +132,7 @@ def map_batches(
   On one CPU of several cores two halves of a batch are decoded at a time, each
   in a thread: a program has operations that keep one core busy only.
   """
-  size, threads = min(batch_size, len(order)), 1
+  size, threads = max(1, min(batch_size, len(order))), 1
   one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
   if one_cpu and size >= 2 * HALF_ROWS and count_cores() > 1:
     size, threads = -(-size // 2), 2
