@@ -30,7 +30,7 @@ CONFIGURABLES = {
   'atm.plan_decode.program': 'atm.plan.decode_plan:program',
   'atm.plan_serve.plan_engine': 'atm.plan.serve_plan:plan_engine',
   'atm.planner.run': 'atm.plan.command:run',
-  'atm.run_list.write': 'atm.pages.run_list:list_runs',
+  'atm.run_list.write': 'atm.pages.run_list:write_run_list',
   'atm.run_page.write': 'atm.pages.train_page:write_train_page',
   'atm.serving.EngineSizes': 'atm.serve.engine_sizes:EngineSizes',
   'atm.serving.RequestLimits': 'atm.serve.request_limits:RequestLimits',

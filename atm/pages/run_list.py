@@ -15,6 +15,7 @@ import rich.console
 import rich.markup
 import rich.table
 
+from atm.data import mixture_stats
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.messages import check_arguments, check_path, clock_text
 from atm.pages import render, train_charts, train_page
@@ -80,7 +81,7 @@ def find_runs(folder: str) -> Iterator[str]:
     names[:] = sorted(name for name in names if not name.startswith('.'))
 
 
-def read_run(path: str, name: str) -> RunFacts:
+def read_run_facts(path: str, name: str) -> RunFacts:
   """Reads what is known of the run in a folder."""
   files = (
     os.path.join(path, file)
@@ -92,7 +93,7 @@ def read_run(path: str, name: str) -> RunFacts:
   try:
     rows = metric_writer.read_metrics(path)
     times = goodput.read_goodput(path)
-    config = train_page.read_config(path)
+    config = train_page.read_config_text(path)
   except (OSError, ValueError) as e:
     return RunFacts(name, path, 'damaged', changed, problem=str(e))
   trained = [row for row in rows if row.get('loss') is not None]
@@ -104,7 +105,7 @@ def read_run(path: str, name: str) -> RunFacts:
       objective: loss['last']
       for objective, loss in train_page.held_out_losses(rows)[None].items()
     },
-    tokens=train_page.count_tokens(trained),
+    tokens=train_page.sum_tokens(trained),
     goodput=goodput.goodput_share(goodput.sum_by_kind(times)) or None,
     rows=rows,
   )  # fmt: skip
@@ -138,7 +139,9 @@ def format_cells(runs: list[RunFacts], now: float) -> list[dict[str, str]]:
       'step': number(run.step, ','),
       'of': number(run.last_step, ','),
       **{name: number(run.losses.get(name), '.3f') for name in objectives},
-      'tokens': '' if run.tokens is None else format_count(run.tokens),
+      'tokens': ''
+      if run.tokens is None
+      else mixture_stats.format_count(run.tokens),
       'goodput': number(run.goodput, '.0%'),
       'idle': clock_text(max(0, now - run.changed)),
     }
@@ -149,14 +152,6 @@ def format_cells(runs: list[RunFacts], now: float) -> list[dict[str, str]]:
 def list_objectives(runs: list[RunFacts]) -> list[str]:
   """Returns the objectives that any run has a held-out loss of."""
   return [k for k in OBJECTIVE_NAMES if any(k in run.losses for run in runs)]
-
-
-def format_count(count: float) -> str:
-  """Formats a number of tokens with three digits: '4.56M'."""
-  for unit, name in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
-    if count >= unit:
-      return f'{count / unit:.3g}{name}'
-  return f'{count:.0f}'
 
 
 def make_table(cells: list[dict[str, str]]) -> rich.table.Table:
@@ -176,7 +171,7 @@ def make_table(cells: list[dict[str, str]]) -> rich.table.Table:
 # --- The page
 
 
-def loss_charts(runs: list[RunFacts]) -> list[Chart]:
+def run_charts(runs: list[RunFacts]) -> list[Chart]:
   """Returns a chart of held-out losses for each run that has any."""
   charts = []
   for run in runs:
@@ -194,7 +189,7 @@ def loss_charts(runs: list[RunFacts]) -> list[Chart]:
   folder=partial(check_path, 'FOLDER'),
   output=partial(check_path, 'OUTPUT', optional=True),
 )
-def list_runs(folder: str, output: str | None = None) -> str:
+def write_run_list(folder: str, output: str | None = None) -> str:
   """Prints a table of the runs in a folder, and writes their page.
 
   Args:
@@ -208,7 +203,7 @@ def list_runs(folder: str, output: str | None = None) -> str:
     FileNotFoundError: there is no run in the folder.
   """
   folder = os.path.expanduser(folder)
-  runs = [read_run(path, os.path.relpath(path, folder))
+  runs = [read_run_facts(path, os.path.relpath(path, folder))
           for path in find_runs(folder)]  # fmt: skip
   if not runs:
     raise FileNotFoundError(
@@ -222,11 +217,11 @@ def list_runs(folder: str, output: str | None = None) -> str:
     if run.problem:
       print(f'{run.name}: {run.problem}')
   path = output or os.path.join(folder, PAGE)
-  render.write_page(path, 'runs', page_data(folder, path, runs, cells))
+  render.write_page(path, 'runs', run_list_data(folder, path, runs, cells))
   return f'wrote {path}'
 
 
-def page_data(
+def run_list_data(
   folder: str, path: str, runs: list[RunFacts], cells: list[dict[str, str]]
 ) -> dict:
   """Returns what the page shows, for a page at `path`."""
@@ -248,6 +243,6 @@ def page_data(
     'objectives': list_objectives(runs),
     'caption': CAPTION,
     'figures': train_charts.draw_charts(
-      loss_charts(runs), SMALL_FIGURE, shared=True
+      run_charts(runs), SMALL_FIGURE, shared=True
     ),
   }

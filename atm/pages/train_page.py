@@ -43,7 +43,7 @@ def write_train_page(model_dir: str) -> str:
 
 def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   """Returns what the page shows of a run's folder and its metrics."""
-  config = read_config(model_dir)
+  config = read_config_text(model_dir)
   samples = read_samples(model_dir)
   losses = held_out_losses(rows)
   steps = find_last_step(config)
@@ -80,13 +80,13 @@ def find_last_step(config: str | None) -> int | None:
   return int(steps[1]) if steps else None
 
 
-def count_tokens(rows: list[dict]) -> float:
+def sum_tokens(rows: list[dict]) -> float:
   """Returns how many tokens the steps of metrics read, targets included."""
   counts = 'tokens/input', 'tokens/target'
   return sum(row.get(key) or 0 for row in rows for key in counts)
 
 
-def read_config(model_dir: str) -> str | None:
+def read_config_text(model_dir: str) -> str | None:
   """Returns the text of a run's config.gin, None where there is none."""
   path = os.path.join(model_dir, 'config.gin')
   if not os.path.exists(path):
@@ -135,7 +135,7 @@ def _list_facts(rows: list[dict], steps: int | None) -> list[tuple[str, str]]:
   trained = [row for row in rows if row.get('loss') is not None]
   last = trained[-1] if trained else {}
   step = f'{rows[-1]["step"]:,}' + (f' of {steps:,}' if steps else '')
-  facts = [('step', step), ('tokens read', f'{count_tokens(trained):,.0f}')]
+  facts = [('step', step), ('tokens read', f'{sum_tokens(trained):,.0f}')]
   for key, name, form in (
     ('loss', 'training loss', '{:.3f}'),
     ('tokens_per_second', 'tokens a second', '{:,.0f}'),

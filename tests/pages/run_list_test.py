@@ -35,7 +35,7 @@ def make_run(tmp_path):
 
 
 def read(path):
-  return run_list.read_run(str(path), path.name)
+  return run_list.read_run_facts(str(path), path.name)
 
 
 def test_states_of_runs(make_run):
@@ -62,7 +62,7 @@ def test_facts_of_a_run(make_run):
   (cells,) = run_list.format_cells([facts], 2e9 + 3700)
   assert cells == {
     'run': 'run', 'state': 'stopped', 'step': '20', 'of': '30',
-    'denoise': '7.000', 'pair': '2.500', 'tokens': '2k', 'goodput': '',
+    'denoise': '7.000', 'pair': '2.500', 'tokens': '2,000', 'goodput': '',
     'idle': '1:01:40',
   }  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_pages_link_to_reports(make_run, tmp_path):
   run = make_run('group/<run>', 10)
   (run / 'report.html').touch()
   folder = str(tmp_path / 'group')
-  run_list.list_runs(folder, str(tmp_path / 'page.html'))
+  run_list.write_run_list(folder, str(tmp_path / 'page.html'))
   page = (tmp_path / 'page.html').read_text()
   assert '<a href="group/&lt;run&gt;/report.html">&lt;run&gt;</a>' in page
 
@@ -109,11 +109,3 @@ def test_a_folder_without_runs(tmp_path, capsys):
   assert 'expected a folder with the folders of runs' in capsys.readouterr().err
   assert main.main(['runs', str(tmp_path / 'none')]) == 2
   assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-  'count, text',
-  [(0, '0'), (999, '999'), (4_561_137, '4.56M'), (1e12, '1T'), (12e3, '12k')],
-)  # fmt: skip
-def test_counts_have_three_digits(count, text):
-  assert run_list.format_count(count) == text

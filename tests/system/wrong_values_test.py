@@ -121,7 +121,7 @@ NEEDED = dict(
   optimizer_config=OptimizerConfig(), vocabulary='x', directory='x',
   runs=('a', 'b'), source='x', output='x', output_dir='x', size=9,
   make_tasks=list, suite='x', run_plan=dict, of_pod=dict, texts=(), names='x',
-  config=None, mesh=None, rules=None, say=print,
+  config=None, folder='x', mesh=None, rules=None, say=print,
   make_mesh=print, text='x',
 )  # fmt: skip
 
