@@ -79,9 +79,9 @@ def test_products_are_those_of_the_rounded_operands(rows):
   assert np.abs(got - (x @ w + b)).max() < 0.2  # int8 was near float
 
 
-@pytest.mark.parametrize('ties', ['none', 'all'])
-def test_a_model_in_int8_scores_nearly_as_in_float(ties):
-  config = plan_runs.tiny(ties=ties, dtype='float32')
+def test_a_model_in_int8_scores_nearly_as_in_float():
+  # Of one table rows are looked up, of the other they give logits, too.
+  config = plan_runs.tiny(ties='decoder_head', dtype='float32')
   params = nn.unbox(parameters.init_params(AlexaTM(config), 0))
   model = api.Model(
     config,
