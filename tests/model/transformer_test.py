@@ -250,58 +250,55 @@ def test_t5x_calls(net, rng):
   module, params = net
   b = batch(rng, 2, 6, 5)
   shapes = {k: b[k].shape for k in CALL}
-  made = module.init(
-    jax.random.key(0),
-    *(jnp.ones(shapes[k], jnp.int32) for k in CALL),
-    encoder_positions=None,
-    decoder_positions=None,
-    encoder_segment_ids=None,
-    decoder_segment_ids=None,
-    decode=False,
-    enable_dropout=False,
+  given = dict(
+    encoder_positions=None, decoder_positions=None, decoder_segment_ids=None,
+    decode=False, enable_dropout=False,
+  )  # fmt: skip
+  # Compiled: op by op each of these calls takes seconds.
+  init_model = jax.jit(
+    functools.partial(module.init, encoder_segment_ids=None, **given)
+  )
+  made = init_model(
+    jax.random.key(0), *(jnp.ones(shapes[k], jnp.int32) for k in CALL)
   )
   assert set(made) == {'params'}
-  whole = module.apply(
+  score = jax.jit(
+    functools.partial(module.apply, rngs=None, mutable=False, **given)
+  )
+  whole = score(
     {'params': params},
     *(b[k] for k in CALL),
     encoder_segment_ids=b.get('encoder_segment_ids'),
-    decoder_segment_ids=None,
-    encoder_positions=None,
-    decoder_positions=None,
-    decode=False,
-    enable_dropout=False,
-    rngs=None,
-    mutable=False,
   )
   # As its predict_batch does: encode, make a cache, decode token by token.
   source = b['encoder_input_tokens']
-  encoded = module.apply(
-    {'params': params}, source, enable_dropout=False, method=module.encode
+  encode = jax.jit(
+    functools.partial(module.apply, enable_dropout=False, method=module.encode)
   )
+  encoded = encode({'params': params}, source)
   ones = jnp.ones_like(b['decoder_input_tokens'])
-  _, variables = module.apply(
+  make_cache = jax.jit(
+    functools.partial(
+      module.apply, mutable=['cache'], decode=True, enable_dropout=False
+    )
+  )
+  _, variables = make_cache(
     {'params': params},
     encoder_input_tokens=jnp.ones_like(source),
     decoder_input_tokens=ones,
     decoder_target_tokens=ones,
-    mutable=['cache'],
-    decode=True,
-    enable_dropout=False,
   )
   cache = variables['cache']
+  decode = jax.jit(
+    functools.partial(
+      module.apply, enable_dropout=False, decode=True, max_decode_length=5,
+      mutable=['cache'], method=module.decode,
+    )
+  )  # fmt: skip
   for t in range(5):
     token = b['decoder_input_tokens'][:, t : t + 1]
-    out, changed = module.apply(
-      {'params': params, 'cache': cache},
-      encoded,
-      source,
-      token,
-      token,
-      enable_dropout=False,
-      decode=True,
-      max_decode_length=5,
-      mutable=['cache'],
-      method=module.decode,
+    out, changed = decode(
+      {'params': params, 'cache': cache}, encoded, source, token, token
     )
     cache = changed['cache']
     np.testing.assert_allclose(out[:, 0], whole[:, t], atol=2e-5)
