@@ -24,7 +24,7 @@ from atm.pages.train_charts import EVAL, NATS, Chart, curve
 from atm.train import crash_report, goodput, metric_writer, run_folder
 
 PAGE = 'runs.html'
-MOST_DEPTH = 3  # of a run below the folder that is looked through
+MOST_LEVELS = 3  # of a run below the folder that is looked through
 CAPTION = (
   'Losses are held-out, nats a token; idle: since the run wrote last, h:mm:ss.'
 )
@@ -69,7 +69,7 @@ class RunFacts:
 
 def find_runs(folder: str) -> Iterator[str]:
   """Yields the folders of runs in a folder, in order of their names."""
-  depth = folder.rstrip(os.sep).count(os.sep) + MOST_DEPTH
+  depth = folder.rstrip(os.sep).count(os.sep) + MOST_LEVELS
   for path, names, files in os.walk(folder):
     is_run = metric_writer.METRICS_FILE in files
     # Before its first row a run has its configuration and its lock.
