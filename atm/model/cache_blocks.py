@@ -5,13 +5,14 @@ of it. Blocks are arrays by themselves, and a conditional reads one or not.
 
 A blocked cache is a tuple of groups of rows, each a tuple of blocks, [R, H, K,
 T] of keys or [R, H, T, K] of values; R rows of the group, T positions of the
-block, H heads, K head dimension.
+block, H heads, K head dimension. The last group may have more rows than there
+are queries: those are neither read nor written.
 """
 
 import jax
 import jax.numpy as jnp
 
-MOST_PARTS = 4  # blocks of positions at most, and of the largest groups
+MOST_PARTS = 4  # blocks of positions, at most
 
 
 def split_evenly(count: int, parts: int = MOST_PARTS) -> list[int]:
@@ -20,28 +21,13 @@ def split_evenly(count: int, parts: int = MOST_PARTS) -> list[int]:
   return [min(size, count - at) for at in range(0, count, size)]
 
 
-def split_rows(count: int) -> list[int]:
-  """Returns sizes of groups of rows: 1, 1, 2, 4 ..., up to a part of all.
-
-  The first groups are what a program of few rows computes.
-  """
-  most, groups = max(1, -(-count // MOST_PARTS)), []
-  while (left := count - sum(groups)) > 0:
-    groups.append(min(left, most, max(1, sum(groups))))
-  return groups
-
-
 def split_cache(x: jax.Array, axis: int) -> tuple:
-  """Returns an array [R, H, ...] in blocks; `axis` has the positions."""
-  groups, at = [], 0
-  for rows in split_rows(len(x)):
-    group, start, blocks = x[at : at + rows], 0, []
-    for size in split_evenly(x.shape[axis]):
-      blocks.append(jax.lax.slice_in_dim(group, start, start + size, axis=axis))
-      start += size
-    groups.append(tuple(blocks))
-    at += rows
-  return tuple(groups)
+  """Returns [R, H, ...] in blocks, one group; `axis` has the positions."""
+  start, blocks = 0, []
+  for size in split_evenly(x.shape[axis]):
+    blocks.append(jax.lax.slice_in_dim(x, start, start + size, axis=axis))
+    start += size
+  return (tuple(blocks),)
 
 
 def count_positions(values) -> int:
@@ -49,19 +35,6 @@ def count_positions(values) -> int:
   if isinstance(values, tuple):
     return sum(block.shape[2] for block in values[0])
   return values.shape[2]
-
-
-def keep_rows(blocks: tuple, rows: int) -> tuple:
-  """Returns the groups of the first `rows` rows, which end with a group."""
-  kept = []
-  for group in blocks:
-    if rows <= 0:
-      break
-    rows -= len(group[0])
-    kept.append(group)
-  if rows < 0:
-    raise ValueError(f'{-rows} rows of the last group are none of those')
-  return tuple(kept)
 
 
 def write_blocks(blocks: tuple, new, slots, axis: int) -> tuple:
@@ -73,7 +46,7 @@ def write_blocks(blocks: tuple, new, slots, axis: int) -> tuple:
   for group in blocks:
     rows = slice(at, at + len(group[0]))
     at, start, written = rows.stop, 0, []
-    row = jnp.arange(len(group[0]))[:, None]
+    row = jnp.arange(len(slots[rows]))[:, None]
     for block in group:
       size = block.shape[axis]
       inside = (slots[rows] >= start) & (slots[rows] < start + size)
@@ -87,28 +60,20 @@ def write_blocks(blocks: tuple, new, slots, axis: int) -> tuple:
 
 
 def place_row(blocks: tuple, new, slot, axis: int) -> tuple:
-  """Returns a blocked cache with `new` [1, H, ...] as the row `slot`.
+  """Returns a blocked cache, one group, with `new` [1, H, ...] as row `slot`.
 
   `new` may have fewer positions than the cache, whose others stay.
   """
-  groups, at = [], 0
-  for group in blocks:
-    rows = len(group[0])
-    inside = (slot >= at) & (slot < at + rows)
-    row, start, written = jnp.clip(slot - at, 0, rows - 1), 0, []
-    for block in group:
-      end = min(start + block.shape[axis], new.shape[axis])
-      if start < end:
-        part = jax.lax.slice_in_dim(new, start, end, axis=axis)
-        place = (row, *(0,) * (block.ndim - 1))
-        old = jax.lax.dynamic_slice(block, place, part.shape)
-        part = jnp.where(inside, part, old)
-        block = jax.lax.dynamic_update_slice(block, part, place)
-      written.append(block)
-      start += block.shape[axis]
-    groups.append(tuple(written))
-    at += rows
-  return tuple(groups)
+  (group,), start, written = blocks, 0, []
+  for block in group:
+    end = min(start + block.shape[axis], new.shape[axis])
+    if start < end:
+      part = jax.lax.slice_in_dim(new, start, end, axis=axis)
+      place = (slot, *(0,) * (block.ndim - 1))
+      block = jax.lax.dynamic_update_slice(block, part, place)
+    written.append(block)
+    start += block.shape[axis]
+  return (tuple(written),)
 
 
 def attend_to_blocks(query, keys, values, mask, score, weigh):
@@ -133,14 +98,17 @@ def attend_to_blocks(query, keys, values, mask, score, weigh):
             for i in range(len(group_keys))]  # fmt: skip
     parts = [slice(e - x.shape[3], e) for e, x in zip(ends, group_keys)]
     is_seen = [seen[..., part].any() for part in parts]
-    read = lambda block, rows=rows: score(query[rows], block)
+    count = len(query[rows])
+    read = lambda x, rows=rows, count=count: score(query[rows], x[:count])
     scores = [
       _read_where(*pair, read) for pair in zip(is_seen, group_keys, strict=True)
     ]
     weights = weigh(seen[:, None], jnp.concatenate(scores, axis=-1))
     out.append(
       sum(
-        _read_where(asked, block, lambda x, w=weights[..., part]: w @ x)
+        _read_where(
+          asked, block, lambda x, w=weights[..., part]: w @ x[: len(w)]
+        )
         for asked, block, part in zip(is_seen, group_values, parts)
       )
     )

@@ -27,7 +27,7 @@ from atm.plan import (
 )
 from atm.plan.serve_programs import ServeJob, place_program, plan_program
 from atm.serve.engine_sizes import EngineSizes
-from atm.serve.programs import share_of_copies
+from atm.serve.program_shapes import share_of_copies
 from atm.train import config_checks
 
 
@@ -210,7 +210,9 @@ class EnginePlanner:
       'peak_hbm_gib': peak / 2**30,
       'usable_hbm_gib': pod and pod.chip.usable / 2**30,
       'memory': {**job.arguments(), 'peak': peak},
-      'slot_bytes': memory.total_bytes(job.lanes['rows'].abstract_state.caches)
+      'slot_bytes': memory.total_bytes(
+        [x.caches for x in job.lanes['rows'].abstract_states]
+      )
       // job.slots,
       'compile_seconds': self.seconds,
       'whole': whole,

@@ -23,7 +23,8 @@ from atm.plan import (
 from atm.plan.decode_programs import ModelJob, unstack_abstract
 from atm.serve.beam_programs import BeamPrograms
 from atm.serve.engine_sizes import EngineSizes
-from atm.serve.programs import Programs, share_of_copies
+from atm.serve.program_shapes import share_of_copies
+from atm.serve.programs import Programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +81,16 @@ class ServeJob(ModelJob):
 
   def arguments(self) -> dict[str, int]:
     """Returns bytes that a device always holds, by what has them."""
-    slots = self.lanes['rows'].abstract_state
+    states = self.lanes['rows'].abstract_states
+    caches = [x for state in states for x in state.caches]
     keep = lambda *names: device_bytes(
-      [getattr(x, name) for x in slots.caches for name in names]
+      [getattr(x, name) for x in caches for name in names]
     )
     return {
       'parameters': device_bytes(self.lanes['rows'].params),
       'self cache': keep('self_keys', 'self_values'),
       'cross cache': keep('cross_keys', 'cross_values'),
-      'settings of rows': device_bytes(slots.replace(caches=[])),
+      'settings of rows': device_bytes([x.replace(caches=[]) for x in states]),
       'beams': self.lane_bytes('beams'),
     }
 
@@ -100,7 +102,7 @@ class ServeJob(ModelJob):
   def lane_bytes(self, lane: str) -> int:
     """Returns bytes of a device for the state of a lane, if there is one."""
     programs = self.lanes.get(lane)
-    return device_bytes(programs.abstract_state) if programs else 0
+    return device_bytes(programs.abstract_states) if programs else 0
 
   def beside(self, lane: str) -> int:
     """Returns bytes that a device holds while a program of a lane runs."""

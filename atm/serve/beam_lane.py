@@ -64,13 +64,13 @@ class BeamLane(RowLane):
   def _collect(self, groups: list[int], reasons: dict[Job, str]) -> None:
     """Gives requests their outputs; `reasons` of those that end early."""
     with_top = any(self.taken[group][0].request.top for group in groups)
-    search = self.programs.read_beams(self._state, with_top)
+    search = self.programs.read_beams(self._states[0], with_top)
     for group in groups:
       job, _ = self.taken[group]
       beams = jax.tree.map(lambda x: x[group], search)  # noqa: B023
       job.end_search(collect_beams(job.request, beams, reasons.get(job)))
 
-  def _tell(self, steps, now: float) -> None:
+  def _tell(self, steps, slots: list[int], now: float) -> None:
     """Gives requests whose search has ended what it found."""
     ended = []
     for group, (job, _) in self.taken.items():

@@ -5,7 +5,8 @@ import functools
 import jax
 
 from atm.serve import beam_slots, slots
-from atm.serve.programs import Programs, list_windows
+from atm.serve.program_shapes import list_windows
+from atm.serve.programs import Programs
 
 
 class BeamPrograms(Programs):
@@ -18,10 +19,9 @@ class BeamPrograms(Programs):
   admit_function = staticmethod(beam_slots.admit_groups)
   step_function = staticmethod(beam_slots.take_group_steps)
 
-  @property
-  def rows(self) -> int:
-    """How many groups there are."""
-    return self.sizes.beam_groups
+  def _split(self) -> tuple[int, int]:
+    """Returns `banks` and `bank_rows`: one, with all groups."""
+    return 1, self.sizes.beam_groups
 
   @functools.cached_property
   def batches(self) -> list[tuple[int, int]]:

@@ -99,9 +99,9 @@ class Engine:
     params = prepare_engine_params(model)
     count = count_lanes(model.mesh, self.sizes.slots)
     slots = -(-self.sizes.slots // count)
-    self.sizes = dataclasses.replace(self.sizes, slots=count * slots)
     sizes = dataclasses.replace(self.sizes, slots=slots)
     programs = Programs(model, sizes, params)
+    self.sizes = dataclasses.replace(self.sizes, slots=count * programs.rows)
     self._stops = StopPool(
       self.sizes.stop_states, model.config.vocab_size, programs.whole
     )

@@ -45,7 +45,7 @@ class EngineMemory:
     self._sizes, self._sets = sizes, sets
     mesh = sets[0].model.mesh
     self.params = device_bytes(sets[0].params)
-    self.state = sum(device_bytes(x.abstract_state) for x in sets)
+    self.state = sum(device_bytes(x.abstract_states) for x in sets)
     self.stops = 4 * sizes.stop_states * sets[0].model.config.vocab_size
     self.free = count_free_bytes(mesh)
 

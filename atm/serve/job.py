@@ -78,12 +78,16 @@ class Job:
     """Ids that the encoder and the decoder are given."""
     return len(self.request.ids) + len(self.request.prefix)
 
+  def count_seconds(self, now: float) -> float:
+    """Returns how long ago it was submitted."""
+    return now - self._submitted
+
   def find_end(self, now: float) -> str | None:
     """Returns why it has to end: 'cancelled', 'timeout', or None."""
     if self.ticket.is_cancelled:
       return 'cancelled'
     limit = self.request.seconds
-    late = limit is not None and now - self._submitted >= limit
+    late = limit is not None and self.count_seconds(now) >= limit
     return 'timeout' if late else None
 
   def note_admission(self, observer, start: float, now: float) -> None:

@@ -275,8 +275,7 @@ def take_steps(
       rows have ended.
     sizes: of an engine.
     window: (rows, T, S): open rows are among the first, and so is what they
-      read and write; nothing else is computed. Caches in blocks are cut by rows
-      alone.
+      read and write; nothing else is computed. Caches in blocks are not cut.
   """
   R, T, S = window
   K, top = sizes.most_steps, sizes.top
@@ -316,12 +315,12 @@ def quiet_settings(settings: RowSettings, is_open, banned) -> RowSettings:
 def cut_caches(caches: list, R: int, T: int, S: int) -> list:
   """Returns the first R rows, T decoder and S encoder positions of caches.
 
-  Of caches in blocks, which are read as far as they are filled, the first rows.
+  Of caches in blocks, which are read as far as they are filled, all.
   """
 
   def cut(x, axis: int, length: int):
     if isinstance(x, tuple):
-      return cache_blocks.keep_rows(x, R)
+      return x
     return jax.lax.slice_in_dim(x[:R], 0, length, axis=axis)
 
   return [
@@ -349,7 +348,7 @@ def paste_caches(caches: list, part: list) -> list:
 def paste(x, new):
   """Returns x with its first rows and positions those of `new`."""
   if isinstance(x, tuple):
-    return (*new, *x[len(new) :])
+    return new
   return jax.lax.dynamic_update_slice(x, new, (0,) * x.ndim)
 
 

@@ -24,24 +24,20 @@ def test_parts_are_of_one_size_but_the_last():
   assert cache_blocks.split_evenly(3) == [1, 1, 1]
 
 
-def test_groups_of_rows_grow_up_to_a_quarter_of_all():
-  assert cache_blocks.split_rows(16) == [1, 1, 2, 4, 4, 4]
-  assert cache_blocks.split_rows(10) == [1, 1, 2, 3, 3]
-  assert cache_blocks.split_rows(4) == [1, 1, 1, 1]
-  assert cache_blocks.split_rows(1) == [1]
+def split(x, axis: int) -> tuple:
+  """Returns an array in blocks, as two groups of rows."""
+  parts = jnp.asarray(x[:4]), jnp.asarray(x[4:])
+  return sum((cache_blocks.split_cache(part, axis) for part in parts), ())
 
 
 def test_blocks_have_all_of_an_array(arrays):
   _, keys, values = arrays
-  blocks = cache_blocks.split_cache(values, 2)
-  assert [len(group) for group in blocks] == [4] * 5
+  blocks = split(values, 2)
+  assert [len(group) for group in blocks] == [4] * 2
   whole = np.concatenate([np.concatenate(x, axis=2) for x in blocks])
   np.testing.assert_array_equal(whole, values)
   assert cache_blocks.count_positions(blocks) == T
   assert cache_blocks.count_positions(values) == T
-  assert len(cache_blocks.keep_rows(blocks, 4)) == 3
-  with pytest.raises(ValueError, match='2 rows of the last group'):
-    cache_blocks.keep_rows(blocks, 5)
 
 
 @pytest.mark.parametrize('axis', [2, 3])
@@ -55,7 +51,7 @@ def test_what_is_written_is_where_an_array_has_it(arrays, axis):
     expected[row, :, :, slots] = query
   else:
     expected[row, :, slots] = query
-  blocks = cache_blocks.split_cache(jnp.asarray(cache), axis)
+  blocks = split(cache, axis)
   written = cache_blocks.write_blocks(blocks, query, slots, axis)
   whole = np.concatenate([np.concatenate(x, axis=axis) for x in written])
   np.testing.assert_array_equal(whole, expected)
@@ -81,13 +77,24 @@ def test_attention_is_that_to_one_array_and_reads_no_more(arrays):
   lengths = np.array([1, 2, 3, 9, 8, 7, 13, 13, 4, 1])
   mask = (np.arange(T) < lengths[:, None])[:, None]
   expected = attention.attend_to_cache(query, keys, values, mask)
-  ends = np.repeat([4, 4, 12, T, T], [1, 1, 2, 3, 3])  # blocks of 4, 4, 4, 1
+  ends = np.repeat([12, T], [4, 6])  # blocks of 4, 4, 4, 1
   unread = np.arange(T) >= ends[:, None]
   keys = np.where(unread[:, None, None], np.nan, keys)
   values = np.where(unread[:, None, :, None], np.nan, values)
-  blocks = (
-    cache_blocks.split_cache(jnp.asarray(x), axis)
-    for x, axis in ((keys, 3), (values, 2))
-  )
+  blocks = split(keys, 3), split(values, 2)
   made = jax.jit(attention.attend_to_cache)(query, *blocks, mask)
+  np.testing.assert_allclose(made, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_behind_the_last_query_are_left_alone(arrays):
+  query, keys, values = arrays
+  blocks = split(keys, 3), split(values, 2)
+  few, slots = query[:5, :1], np.full((5, 1), 3)  # one row of the last group
+  written = cache_blocks.write_blocks(blocks[0], few, slots, 3)
+  whole = np.concatenate([np.concatenate(x, axis=3) for x in written])
+  np.testing.assert_array_equal(whole[5:], keys[5:])
+  np.testing.assert_array_equal(whole[:5, ..., 3], few[:, 0])
+  mask = np.ones((5, 1, T), bool)
+  expected = attention.attend_to_cache(few, keys[:5], values[:5], mask)
+  made = attention.attend_to_cache(few, *blocks, mask)
   np.testing.assert_allclose(made, expected, rtol=1e-6, atol=1e-6)

@@ -21,7 +21,7 @@ class Recorder:
   """Programs that compute nothing: each group has found `score`s."""
 
   sizes = EngineSizes(beam_groups=G, beams=K, max_input=16, max_output=T)
-  rows = G
+  rows, banks, bank_rows, in_blocks = G, 1, G, False
   windows = ((G, T, 16),)
 
   def read_beams(self, state, with_top):
@@ -44,7 +44,7 @@ class Recorder:
 @pytest.fixture
 def lane() -> BeamLane:
   lane = BeamLane(Recorder(), None, Observer(), threading.Condition())
-  lane._state = None
+  lane._states = [None]
   return lane
 
 
@@ -85,9 +85,9 @@ def test_nothing_is_told_before_the_end(lane):
   steps = lambda is_open: types.SimpleNamespace(
     count=2, is_open=np.array([is_open, False])
   )
-  lane._tell(steps(True), 0.0)
+  lane._tell(steps(True), [], 0.0)
   assert not news and job.outputs[0].position == 2
-  lane._tell(steps(False), 0.0)
+  lane._tell(steps(False), [], 0.0)
   (update,) = news
   assert update.ended == ((0, 'length'),)
   assert update.outputs[0].score == -3.0

@@ -25,7 +25,7 @@ def make_memory(monkeypatch, free: int | None) -> EngineMemory:
       mesh=None, config=types.SimpleNamespace(vocab_size=1024)
     ),
     params=array(5 * 2**20),
-    abstract_state=array(16 * 2**20),
+    abstract_states=[array(16 * 2**20)],
     temporary_bytes=int(3.75 * 2**20),
     shards=1,
     in_blocks=False,

@@ -26,7 +26,7 @@ class HandDriven(Engine):
     super().__init__(other.model, other.sizes, say=lambda text: None)
     for lane, compiled in zip(self._lanes, other._lanes, strict=True):
       lane.programs = compiled.programs
-      lane._state = lane.programs.allocate()
+      lane._states = lane.programs.allocate()
     self._is_taking = True
     self.now = 0
     clock = types.SimpleNamespace(perf_counter=lambda: self.now)

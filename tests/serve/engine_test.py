@@ -97,8 +97,8 @@ class HeldPrograms:
   def compile(self, say) -> None:
     pass
 
-  def time_steps(self, state, stops):
-    return state
+  def time_steps(self, states, stops) -> None:
+    pass
 
   def decode(self, *args):
     assert self.go.wait(60)

@@ -1,60 +1,20 @@
-"""What a window of the slots copies."""
+"""Programs of an engine on one CPU have banks of slots."""
 
-import types
-
-import pytest
+import numpy as np
 
 from atm.serve.engine_sizes import EngineSizes
-from atm.serve.programs import (
-  Programs,
-  list_lengths,
-  list_windows,
-  share_of_copies,
-)
+from atm.serve.programs import Programs, count_lanes, prepare_engine_params
 
 
-@pytest.mark.parametrize(
-  ('window', 'share'),
-  [
-    ((16, 100, 300), 0),  # all there is
-    ((4, 100, 300), 1 / 4),
-    ((16, 50, 300), 1 / 8),  # what the decoder wrote alone
-    ((16, 100, 100), 1 / 4),
-    ((4, 50, 100), 150 / 1600),
-  ],
-)
-def test_a_window_copies_what_it_cuts(window, share):
-  sizes = EngineSizes(slots=16, max_output=100, max_input=300)
-  assert share_of_copies(window, sizes) == share
-
-
-def test_lengths_are_padded_by_less_than_half():
-  assert list_lengths(1024) == [
-    32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024,
-  ]  # fmt: skip
-  assert list_lengths(80) == [32, 48, 64, 80]
-  assert list_lengths(20) == [20]
-
-
-def test_windows_end_with_all_there_is():
-  assert list_windows(1024, 2, 3, 64) == [256, 512, 1024]
-  assert list_windows(80, 4, 2, 64) == [80]
-  assert list_windows(1, 4, 2, 1) == [1]
-
-
-@pytest.mark.parametrize(
-  ('lengths', 'batch'),
-  [
-    ([30], (1, 32)),  # alone
-    ([30] * 15, (16, 32)),
-    ([20, 40, 50], (1, 64)),  # a batch of 8 would be padding for the most part
-    ([50] * 6, (8, 64)),
-    ([20] * 7 + [60], (8, 64)),
-    ([20] * 3 + [200], (1, 256)),
-  ],
-)
-def test_inputs_are_read_together_where_padding_costs_less(lengths, batch):
-  sizes = EngineSizes(slots=16, max_input=256, max_output=64)
-  programs = types.SimpleNamespace(sizes=sizes, shards=1)
-  programs.batches = Programs.batches.func(programs)
-  assert Programs.find_batch(programs, lengths) == batch
+def test_banks_are_a_few_slots_each(byte_model):
+  sizes = EngineSizes(slots=6, max_input=8, max_output=6)
+  sizes = sizes.fit(byte_model.config, byte_model.mesh, byte_model.rules)
+  programs = Programs(byte_model, sizes, prepare_engine_params(byte_model))
+  assert (programs.banks, programs.bank_rows, programs.rows) == (2, 3, 6)
+  assert programs.windows == [(1, 6, 8), (3, 6, 8), (6, 6, 8)]
+  assert [programs.count_banks(x) for x in programs.windows] == [1, 1, 2]
+  states = programs.allocate()
+  assert [len(x.position) for x in states] == [3, 3]
+  assert programs.abstract_states[1].source.shape == states[1].source.shape
+  assert np.shape(states[0].caches[0].self_keys[0][0])[0] == 3
+  assert count_lanes(byte_model.mesh, 1) == 1

@@ -3,6 +3,7 @@
 import threading
 
 from atm.inference import sampling
+from atm.serve import row_lane
 from atm.serve.engine import Ticket
 from atm.serve.engine_sizes import EngineSizes
 from atm.serve.generation_request import GenerationRequest
@@ -15,8 +16,7 @@ class Recorder:
   """Programs that compute nothing."""
 
   sizes = EngineSizes(slots=4, max_input=64, max_output=64)
-  rows = 4
-  windows = ((2, 64, 64), (4, 64, 64))
+  rows, banks, bank_rows, in_blocks = 4, 1, 4, False
 
 
 def make_job(results: int) -> Job:
@@ -32,7 +32,7 @@ def test_a_request_of_many_rows_is_not_overtaken(monkeypatch):
     Recorder, 'find_batch', lambda self, lengths: (1, 32), raising=False
   )
   monkeypatch.setattr(
-    lane, '_admit_batch', lambda jobs, B, S: admitted.extend(jobs)
+    lane, '_admit_batch', lambda bank, jobs, B, S: admitted.extend(jobs)
   )
   three, many, one = jobs = [make_job(n) for n in (3, 4, 1)]
   lane.waiting.extend(jobs)
@@ -46,13 +46,42 @@ def test_a_request_of_many_rows_is_not_overtaken(monkeypatch):
   assert one.slots == [0]
 
 
-def test_inputs_are_in_the_fewest_rows_short_ones_first():
-  lane = RowLane(Recorder(), None, Observer(), threading.Condition())
-  assert lane._choose_slots(1, 16) == [0]
-  assert lane._choose_slots(1, 17) == [1]  # more than a quarter of 64
-  assert lane._choose_slots(3, 16) == [0, 1, 2]
-  lane._free = [1, 2, 3]
-  assert lane._choose_slots(2, 64) == [2, 3]
+class Banks(Recorder):
+  """Programs of two banks of two, which note what is moved."""
+
+  banks, bank_rows, in_blocks = 2, 2, True
+
+  def move(self, states, slot, target):
+    states.append((slot, target))
+
+
+def make_lane(programs) -> RowLane:
+  lane = RowLane(programs, None, Observer(), threading.Condition())
+  lane._states = []
+  return lane
+
+
+def test_rows_move_where_another_bank_has_room():
+  lane = make_lane(Banks())
+  jobs = [make_job(1) for _ in range(3)]
+  assert all(map(lane._place, jobs))
+  lane._gather()
+  assert sorted(lane.taken) == [0, 1, 2]  # they need both banks
+  lane.take_out(lambda job: job is jobs[0])
+  lane._gather()
+  assert lane.taken == {2: (jobs[2], 0), 3: (jobs[1], 0)}
+  assert lane._free == [0, 1] and jobs[1].slots == [3]
+  assert lane._states == [(1, 3)]
+
+
+def test_a_request_waits_for_rows_that_end_or_a_while(monkeypatch):
+  lane = make_lane(Banks())
+  monkeypatch.setattr(row_lane, 'EAGER_ROWS', 1)
+  lane.waiting.append(make_job(1))
+  assert not lane._leaves_waiting() and lane._place(make_job(1))
+  assert lane._leaves_waiting()
+  monkeypatch.setattr(row_lane, 'PATIENCE_SECONDS', 0)
+  assert not lane._leaves_waiting()
 
 
 def test_an_idle_lane_takes_what_waits():
@@ -64,5 +93,5 @@ def test_an_idle_lane_takes_what_waits():
   assert busy._place(make_job(1))
   busy.waiting.append(make_job(1))
   assert idle.waiting is busy.waiting and busy.list_jobs() != idle.list_jobs()
-  assert busy._leaves_to_sibling() and not idle._leaves_to_sibling()
-  assert idle._place(make_job(1)) and not busy._leaves_to_sibling()
+  assert busy._leaves_waiting() and not idle._leaves_waiting()
+  assert idle._place(make_job(1)) and not busy._leaves_waiting()
