@@ -140,6 +140,11 @@ class JittedByWeights:
     """Lowers the function, see `jax.stages.Wrapped`."""
     return self._select(args, named).lower(*args, **named)
 
+  def clear_cache(self) -> None:
+    """Forgets what was traced and compiled, see `jax.stages.Wrapped`."""
+    self._plain.clear_cache()
+    self._with_options.clear_cache()
+
   def _cache_size(self) -> int:
     """Returns how many programs there are, as a jitted function does."""
     return self._plain._cache_size() + self._with_options._cache_size()
