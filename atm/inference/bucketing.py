@@ -140,8 +140,11 @@ def map_batches(
   if threads == 1:
     yield from ((batch, decode(batch)) for batch in batches)
     return
-  with ThreadPoolExecutor(threads) as pool:
+  pool = ThreadPoolExecutor(threads)
+  try:
     yield from zip(batches, pool.map(decode, batches))
+  finally:  # after an error or Ctrl-C those that wait are left
+    pool.shutdown(cancel_futures=True)
 
 
 def select_program(net, params, sampler, batch: dict, config, T: int) -> tuple:

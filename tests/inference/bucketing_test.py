@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import threading
+import time
 
 import jax
 import pytest
@@ -123,13 +124,18 @@ def test_few_rows_one_core_or_a_mesh_decode_whole_batches(
 
 
 def test_an_error_of_a_half_reaches_the_caller(one_device, monkeypatch):
+  """And batches that wait are left."""
   monkeypatch.setattr(bucketing, 'count_cores', lambda: 2)
+  begun = []
 
   def decode(rows):
+    begun.append(rows[0])
+    time.sleep(0.02)
     raise ValueError(f'row {rows[0]}')
 
   with pytest.raises(ValueError, match='row 0'):
-    [*bucketing.map_batches(decode, [*range(8)], 8, one_device)]
+    [*bucketing.map_batches(decode, [*range(400)], 8, one_device)]
+  assert len(begun) < 50
 
 
 def test_a_program_of_two_threads_is_compiled_once(model, monkeypatch):
