@@ -67,7 +67,7 @@ class Job:
     self._ended: list[tuple[int, str]] = []
     self._new = [0] * len(self.outputs)
     # When it was admitted, had its first token, and its newest.
-    self._admitted: float | None = None
+    self._admitted = self._submitted
     self._first: float | None = None
     self._newest = 0.0
     self._is_over = False
