@@ -146,7 +146,10 @@ class Programs(ProgramShapes):
 
   def _trace(self, function, state, *args) -> jax.stages.Traced:
     """Traces function(params, state, *args) -> (state, Steps or None)."""
-    out = jax.tree.map(lambda x: x.sharding, state), self.whole
+    # Not the shapes' `sharding`, which has no layouts.
+    several = isinstance(state, list)
+    place = self._shardings
+    out = [*map(place, state)] if several else place(state), self.whole
     # Parameters that it does not read are in memory, too.
     jitted = jax.jit(
       function, donate_argnums=1, out_shardings=out, keep_unused=True
