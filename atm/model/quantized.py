@@ -95,8 +95,15 @@ def look_up_rows(table, ids: jax.Array, dtype) -> jax.Array:
 
 def has_int8(*trees) -> bool:
   """Tells whether a `QuantizedMatrix` is in any of trees."""
+  return _holds_int8(jax.tree.structure(trees))
+
+
+# For each token of a stream it is asked anew: a structure is told fast.
+@functools.lru_cache
+def _holds_int8(structure) -> bool:
   is_matrix = lambda x: isinstance(x, QuantizedMatrix)
-  return any(map(is_matrix, jax.tree.leaves(trees, is_leaf=is_matrix)))
+  tree = jax.tree.unflatten(structure, range(structure.num_leaves))
+  return any(map(is_matrix, jax.tree.leaves(tree, is_leaf=is_matrix)))
 
 
 def list_options(*trees) -> dict:
@@ -123,11 +130,11 @@ class JittedByWeights:
     return self._jit(compiler_options=options)
 
   def _select(self, args, named):
+    if not list_options(args, named):
+      return self._plain
     # Options are those of the outermost program.
     inside = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
-    if inside or not list_options(args, named):
-      return self._plain
-    return self._with_options
+    return self._plain if inside else self._with_options
 
   def __call__(self, *args, **named):
     return self._select(args, named)(*args, **named)
