@@ -408,9 +408,9 @@ def quantize(model: Model) -> Model:
   def convert(path, x):
     if not quantized.is_quantized(path):
       return x
-    convert = functools.partial(quantized.quantize_parameter, path)
+    make = functools.partial(quantized.quantize_parameter, path)
     place = quantized.place_quantized(path, x)
-    out = jax.block_until_ready(jax.jit(convert, out_shardings=place)(x))
+    out = jax.block_until_ready(jax.jit(make, out_shardings=place)(x))
     x.delete()  # one at a time, see cast_to_bfloat16
     return out
 

@@ -12,7 +12,7 @@ import numpy as np
 from atm.inference import beam_search, generate, prompt_lookup
 from atm.parallel.distributed import count_cores
 
-# Two programs of fewer rows each take as long as one of all on two cores.
+# Halves of 4 rows spare 9% of the time on two cores; fewer were not measured.
 HALF_ROWS = 4
 
 
