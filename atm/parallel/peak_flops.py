@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 # Peak dense bfloat16 FLOP/s of a device as JAX counts devices, by the vendors'
-# data sheets. A CPU's peak is measured, see `peak_flops`.
+# data sheets: NVIDIA's are halves of the figures with sparsity. A TPU7x has
+# 2,307e12 a chip, and two devices. A CPU's peak is measured, see `peak_flops`.
 PEAK_FLOPS = {
   'TPU v2': 22.5e12,
   'TPU v3': 61.5e12,
@@ -18,8 +19,15 @@ PEAK_FLOPS = {
   'TPU v5p': 459e12,
   'TPU v6 lite': 918e12,
   'TPU v6e': 918e12,
+  'TPU7x': 1153.5e12,
   'NVIDIA A100': 312e12,
   'NVIDIA H100': 989e12,
+  'NVIDIA H100 PCIe': 756e12,
+  'NVIDIA H100 NVL': 835e12,
+  'NVIDIA H200': 989e12,
+  'NVIDIA H200 NVL': 835e12,
+  'NVIDIA B200': 2250e12,
+  'NVIDIA GB200': 2500e12,
 }
 
 

@@ -62,6 +62,7 @@ KIND_OPTIONS = {
     'TPU v5 lite': '65536', 'TPU v5e': '65536',
     'TPU v5': '32768', 'TPU v5p': '32768',
     'TPU v6 lite': '98304', 'TPU v6e': '98304',
+    'TPU7x': '49152',
   }.items()
 }  # fmt: skip
 

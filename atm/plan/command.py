@@ -77,7 +77,7 @@ def compare_pods(
       pod = hardware.parse_pod(given['topology'])
       rows[name] = {
         'pod': name,
-        'chips': pod.size,
+        'chips': pod.chips,
         'share_of_peak': pod.chip.share,
         'batch_size': given['batch_size'],
         'train_steps': given['train_steps'],

@@ -19,7 +19,7 @@ from atm.parallel import peak_flops
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Figures of one chip."""
+  """Figures of one chip; where JAX has two devices a chip, of one of these."""
 
   kind: str  # JAX's device kind
   sides: int  # dimensions of the torus that its links make
@@ -34,6 +34,7 @@ class Chip:
   # Share of peak FLOP/s that attention kernels reach by their schedules,
   # forward and backward of 1024 x 1024 with heads of 128.
   kernels: float
+  devices: int = 1  # JAX's devices of one chip
 
   @property
   def peak(self) -> float:
@@ -43,19 +44,23 @@ class Chip:
 
 _GIB = 2**30
 # Figures of a chip, none measured here, and their sources:
-# - peak FLOP/s: Google's data sheets, see `devices.PEAK_FLOPS`.
-# - usable HBM: the compiler's out-of-memory messages, libtpu 0.0.42.
+# - peak FLOP/s: Google's data sheets, see `peak_flops.PEAK_FLOPS`.
+# - usable HBM: the compiler's out-of-memory messages, libtpu 0.0.42 (TPU7x:
+#   0.0.41).
 # - HBM and DCN bytes a second: the data sheets (docs.cloud.google.com/tpu/docs)
-#   of each; DCN of v4 and v6e is v5p's, for want of a figure.
+#   of each; DCN of v4 and v6e is v5p's, for want of a figure. A device of TPU7x
+#   has half of its chip's 7,380 GB/s and 100 Gb/s.
 # - link: "How to Scale Your Model", part 2 (jax-ml.github.io/scaling-book), one
 #   way; a tenth below the data sheets' figures. A collective along one axis
 #   that closes to a ring sends both ways, one along several axes uses the links
-#   of each (part 3 there).
-# - pcie: the same part 2, one way.
+#   of each (part 3 there). That has no TPU7x: its data sheet has v5p's 1,200
+#   GB/s a chip, and two devices share them. What joins these two is taken for
+#   such a link, for want of a figure.
+# - pcie: the same part 2, one way; of TPU7x v5p's.
 # - clock: peak FLOP/s / FLOPs a cycle: 262,144 of v4 and v5p, 131,072 of v5e,
-#   524,288 of v6e. These are what the compiler's cycles mean: it gives bfloat16
-#   products of 16384 x 4096 by 4096 x 4096 236,964 (v4), 255,819 (v5p), 128,148
-#   (v5e) and 477,219 (v6e) FLOPs a cycle, 90% to 98% of them.
+#   524,288 of v6e and TPU7x. That is what the compiler's cycles mean: bfloat16
+#   products of 16384 x 4096 by 4096 x 4096 have 236,964 (v4), 255,819 (v5p),
+#   128,148 (v5e), 477,219 (v6e) and 499,892 (TPU7x) FLOPs a cycle, 90% to 98%.
 # - share: of peak FLOP/s, what a step of 20b reaches in all but those kernels
 #   by the compiler's cycles; for plans that stop before cycles are known.
 # - kernels: FLOPs of splash attention's kernels / cycles of the schedules that
@@ -76,6 +81,10 @@ CHIPS = {
   'v6e': Chip(
     'TPU v6e', 2, 31.24 * _GIB, 1.638e12, 9e10, 6.25e9, 3.2e10,
     clock=1.75e9, cores=1, share=0.69, kernels=0.34,
+  ),
+  'tpu7x': Chip(
+    'TPU7x', 3, 95.0 * _GIB, 3.69e12, 4.5e10, 6.25e9, 1.5e10,
+    clock=2.2e9, cores=1, share=0.75, kernels=0.5, devices=2,
   ),
 }  # fmt: skip
 # Shapes that are sold, by dimensions; libtpu takes some more.
@@ -108,13 +117,18 @@ class Pod:
     return CHIPS[self.kind]
 
   @property
-  def size(self) -> int:
+  def chips(self) -> int:
     """Number of chips."""
     return self.slices * math.prod(self.shape)
 
   @property
+  def size(self) -> int:
+    """Number of devices, as JAX counts them."""
+    return self.chips * self.chip.devices
+
+  @property
   def assumed_flops(self) -> float:
-    """FLOP/s of all chips outside attention kernels, by the share of peak."""
+    """FLOP/s of all devices outside attention kernels, by the share of peak."""
     return self.chip.share * self.chip.peak * self.size
 
   @property
@@ -230,7 +244,7 @@ def pod_devices(pod: Pod) -> list:
     wrap=(*pod.wraps, False)[:3],
     num_slices=pod.slices,
   )
-  if pod.chip.sides == 3:
+  if pod.chip.cores == 2:
     settings['chip_config_name'] = 'megacore'  # both cores are one device
   shape = 'x'.join(map(str, pod.shape))
   try:

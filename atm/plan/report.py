@@ -202,8 +202,10 @@ def describe_compilation(plan: dict) -> str:
 
 def list_chip_assumptions(chip) -> list[str]:
   """Lists a chip's figures that plans are made of."""
+  each = f'; "a chip" is a device here, {chip.devices} to a chip'
   return [
-    'nothing here was measured on a chip; sources: atm/plan/hardware.py',
+    'nothing here was measured on a chip; sources: atm/plan/hardware.py'
+    + (each if chip.devices > 1 else ''),
     f'peak {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.clock / 1e9:.2f} GHz',
     f'links {chip.link / 1e9:.0f} GB/s one way',
   ]

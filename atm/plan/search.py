@@ -75,7 +75,7 @@ class Search:
     total = len(queue) + sum(map(len, self.left_out.values()))
     pod = self.model.pod
     self.say(
-      f'{total} candidates for {pod.name}, {pod.size} chips: {count} to try, '
+      f'{total} candidates for {pod.name}, {pod.chips} chips: {count} to try, '
       f'{workers.default_processes()} at a time'
     )
     began = time.perf_counter()

@@ -112,11 +112,11 @@ class CostModel:
 
   def _meshes(self):
     """Yields (data, fsdp, tensor), `data` and `tensor` powers of two."""
-    chips_of_slice = self.pod.size // self.slices
+    of_slice = self.pod.size // self.slices
     for tensor in POWERS:
       data = 1
-      while chips_of_slice % (data * tensor) == 0:
-        yield data, chips_of_slice // (data * tensor), tensor
+      while of_slice % (data * tensor) == 0:
+        yield data, of_slice // (data * tensor), tensor
         data *= 2
 
   def _divides(self, candidate: Candidate) -> bool:

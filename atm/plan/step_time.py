@@ -187,5 +187,7 @@ def project_run(
     'mfu_range': (ideal / most, ideal / least),
     'tokens_per_second_range': (tokens / most, tokens / least),
     'days_range': tuple(s / 86400 for s in whole),
-    'chip_hours_range': tuple(s / 3600 * size for s in whole),
+    'chip_hours_range': tuple(
+      s / 3600 * size / target.pod.chip.devices for s in whole
+    ),
   }

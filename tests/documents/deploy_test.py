@@ -1,5 +1,6 @@
-"""Files of docs/deploy/ fit one another, and the settings of `atm serve`."""
+"""Files of deploy/ that serve fit one another, and `atm serve`."""
 
+import os
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from atm.cli import gin_config, gin_files, gin_reader, main, path_checks
 
 from document_blocks import ROOT
 
-DEPLOY = f'{ROOT}/docs/deploy'
+DEPLOY = f'{ROOT}/deploy'
 
 
 def read(name: str) -> str:
@@ -60,7 +61,8 @@ def test_a_pod_reads_what_is_mounted(kinds, settings):
   mounted = {x['name']: x['mountPath'] for x in container['volumeMounts']}
   assert {*mounted} == {x['name'] for x in spec['volumes']}
   assert settings['MODEL_DIR'] == mounted['model']
-  assert container['args'] == [f'--gin_file={mounted["settings"]}/serve.gin']
+  file = f'--gin_file={mounted["settings"]}/serve.gin'
+  assert container['args'] == ['serve', file]
   assert f'JAX_COMPILATION_CACHE_DIR={mounted["cache"]}' in read('Dockerfile')
   (variable,) = container['env']
   with open(f'{ROOT}/atm/cli/serve_command.py', encoding='utf-8') as f:
@@ -104,13 +106,21 @@ def test_the_unit_lets_requests_end(settings):
   assert command.split()[:2] == ['/opt/atm/bin/atm', 'serve']
 
 
-def test_the_image_has_what_an_installation_reads():
+def test_the_images_have_what_an_installation_reads():
   image = read('Dockerfile')
   copied = ' '.join(re.findall(r'^COPY (.*) \S+$', image, re.M)).split()
   assert {'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'atm', 'gin',
           'tasks', 'requirements'} == {*copied}  # fmt: skip
   (version,) = re.findall(r'^FROM python:([\d.]+)-', image, re.M)
-  assert f'lock-{version}.txt' in image
+  assert os.path.exists(f'{ROOT}/requirements/lock-{version}.txt')
+  stages = re.findall(r'^FROM source AS (\w+)$', image, re.M)
+  assert image.count(f'requirements/lock-{version}.txt ') == len(stages)
+  with open(f'{ROOT}/setup.py', encoding='utf-8') as f:
+    known = re.findall(r"^  '(\w+)': ", f.read(), re.M)
+  extras = re.findall(r"'\.\[(.*)\]'", image)
+  assert len(extras) == len(stages)
+  assert {*','.join(extras).split(',')} <= {*known}
+  assert 'ENTRYPOINT ["atm"]' in image  # no shell takes its signals
 
 
 def test_proxies_wait_as_long_as_requests_take(settings):

@@ -13,7 +13,12 @@ from atm.parallel import peak_flops
   [
     ('TPU v5', 459e12),
     ('TPU v5 lite', 197e12),
+    ('TPU7x', 1153.5e12),
     ('NVIDIA H100 80GB HBM3', 989e12),
+    ('NVIDIA H100 PCIe', 756e12),
+    ('NVIDIA H200', 989e12),
+    ('NVIDIA H200 NVL', 835e12),
+    ('NVIDIA B200', 2250e12),
     ('TPU v99', 0),
   ],
 )

@@ -14,7 +14,7 @@ POD = hardware.parse_pod('v5p:4x4x8')
 
 def test_every_pods_file_names_its_topology():
   for name in gin_files.shipped_files():
-    if name.startswith('pods/v'):
+    if name.startswith(('pods/v', 'pods/tpu')):
       with open(gin_files.find_file(name)) as f:
         text = f.read()
       (line,) = [x for x in text.splitlines() if x.startswith('TOPOLOGY')]
@@ -22,8 +22,8 @@ def test_every_pods_file_names_its_topology():
       many = f'_x{pod.slices}' if pod.slices > 1 else ''
       shape = 'x'.join(map(str, pod.shape))
       assert name == f'pods/{pod.kind}_{shape}{many}.gin'
-      assert f': {pod.size} chips' in text
-      assert f'{pod.chip.usable / 2**30:.2f} GiB a chip' in text
+      assert f': {pod.chips} chips' in text
+      assert f'{pod.chip.usable / 2**30:.2f} GiB a ' in text
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,14 @@ def test_links_of_the_sides_that_a_group_spans():
   flat = hardware.parse_pod('v5e:8x8')
   assert flat.link_speeds([(x, 0) for x in range(8)]) == (4.5e10, 4.5e10)
   assert flat.link_speeds([(3, 3)]) == (4.5e10, 4.5e10)
+
+
+def test_a_chip_of_two_devices():
+  """Fault seen: a mesh over half of the devices."""
+  pod = hardware.parse_pod('2 * tpu7x:4x4x4')
+  assert (pod.chips, pod.size) == (128, 256)
+  assert pod.chip.peak == 2307e12 / 2
+  assert POD.chips == POD.size == 128
 
 
 def test_a_missing_libtpu_is_one_line(monkeypatch):

@@ -21,16 +21,22 @@ from atm.parallel.sharding import Rules
 from atm.train import config_checks, optimizer, step
 
 # What a program may use, GiB a chip: of TPUs by the compiler's own messages.
-USABLE = {'v4': 30.75, 'v5e': 15.75, 'v5p': 95.73, 'v6e': 31.24, 'gpu': 59.7}
+# Of GPUs three quarters of what nvidia-smi names: 81,559, 143,771, 183,359 MiB.
+USABLE = {
+  'v4': 30.75, 'v5e': 15.75, 'v5p': 95.73, 'v6e': 31.24, 'tpu7x': 95.0,
+  'gpu': 59.7, 'h200': 105.3, 'b200': 134.3,
+}  # fmt: skip
+DEVICES = {'tpu7x': 2}  # of a chip, as JAX counts them; else 1
 PODS = [
   name
   for name in gin_files.shipped_files()
   if name.startswith('pods/') and not name.startswith('pods/cpu')
 ]
 LINE = re.compile(
-  r'# (?:(?P<slices>\d+) slices of )?(?P<kind>TPU v\w+|GPUs)'
-  r'(?: (?P<topology>[\dx]+))?: (?P<chips>\d+) chips, (?P<hosts>\d+) hosts?, '
-  r'(?P<gib>[\d.]+) GiB a chip\.\n'
+  r'# (?:(?P<slices>\d+) slices of )?(?P<kind>TPU v\w+|TPU7x|(?:[HB]200 )?GPUs)'
+  r'(?: (?P<topology>[\dx]+))?: (?P<chips>\d+) chips(?: of (?P<devices>\d) '
+  r'devices)?, (?P<hosts>\d+) hosts?, '
+  r'(?P<gib>[\d.]+) GiB a (?:chip|device)\.\n'
 )
 MEANT = re.compile(r'# For (models/\w+\.gin)')
 GIB = re.compile(r'^#   ([A-Za-z ,\']+?) +([\d.]+)(?:  .*)?$', re.M)
@@ -43,10 +49,21 @@ class Pod:
   kind: str
   topology: tuple[int, ...]
   chips: int
+  devices: int  # as JAX counts them
   hosts: int
   gib: float
   model: str
   held: dict[str, float]  # GiB a chip, as the file says
+
+
+def kind_of(named: str) -> str:
+  """Returns the kind of a chip, as files' names have it."""
+  return (
+    named.removeprefix('TPU ')
+    .lower()
+    .removesuffix(' gpus')
+    .replace('gpus', 'gpu')
+  )
 
 
 def read(name: str) -> Pod:
@@ -58,9 +75,10 @@ def read(name: str) -> Pod:
   return Pod(
     name,
     int(found['slices'] or 1),
-    found['kind'].removeprefix('TPU ').replace('GPUs', 'gpu'),
+    kind_of(found['kind']),
     tuple(map(int, sides.split('x'))),
     int(found['chips']),
+    int(found['chips']) * int(found['devices'] or 1),
     int(found['hosts']),
     float(found['gib']),
     MEANT.search(text)[1],
@@ -112,8 +130,10 @@ def test_a_file_is_the_pod_its_name_says(bound, name):
   pod = read(name)
   assert pod.slices * math.prod(pod.topology) == pod.chips
   shape = 'x'.join(map(str, pod.topology))
-  if pod.kind == 'gpu':
-    assert name == f'pods/gpu_{pod.chips}.gin' and pod.chips == 8 * pod.hosts
+  assert pod.devices == pod.chips * DEVICES.get(pod.kind, 1)
+  if pod.kind in ('gpu', 'h200', 'b200'):
+    assert name == f'pods/{pod.kind}_{pod.chips}.gin'
+    assert pod.chips == 8 * pod.hosts
   else:
     many = f'_x{pod.slices}' if pod.slices > 1 else ''
     assert name == f'pods/{pod.kind}_{shape}{many}.gin'
@@ -122,7 +142,7 @@ def test_a_file_is_the_pod_its_name_says(bound, name):
   assert pod.gib == USABLE[pod.kind]
   bound(pod.model, name)
   sizes = gin.get_bindings('sharding.mesh')
-  assert math.prod(sizes.values()) == pod.chips and -1 not in sizes.values()
+  assert math.prod(sizes.values()) == pod.devices and -1 not in sizes.values()
   assert sizes['slice'] == pod.slices
   joins = gin.get_bindings('sharding.start')['distributed'] == 'auto'
   assert joins == (pod.hosts > 1)
@@ -134,7 +154,7 @@ def test_its_model_divides_and_fits(bound, name):
   pod = read(name)
   bound(pod.model, name)
   mesh, rules = (
-    abstract_mesh(pod.chips),
+    abstract_mesh(pod.devices),
     gin.get_configurable('sharding.Rules')(),
   )
   config = gin.get_configurable('model.Config')()
@@ -182,7 +202,7 @@ def test_another_pods_file_takes_the_place_of_the_first(bound):
   for name in PODS:
     pod = read(name)
     bound(pod.model, 'pods/v5p_4x4x8_x2.gin', name)
-    assert abstract_mesh(pod.chips).shape['slice'] == pod.slices
+    assert abstract_mesh(pod.devices).shape['slice'] == pod.slices
     gin.clear_config()
 
 
