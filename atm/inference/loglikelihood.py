@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atm.inference import bucketing
-from atm.inference.outputs import fetch
+from atm.inference.outputs import fetch_array
 from atm.model.config import ModelConfig
 from atm.model.quantized import JittedByWeights
 from atm.model.transformer import AlexaTM
@@ -136,7 +136,7 @@ def score_pairs(
     batch = sharding.shard_batch(batch, mesh, rules)
     with sharding.use_mesh(mesh, rules):
       tokens = score_tokens(model, params, batch)
-    for row, *of_tokens in zip(rows, *map(fetch, tokens)):
+    for row, *of_tokens in zip(rows, *map(fetch_array, tokens)):
       for i, *sums in sum_targets(row, targets, given, *of_tokens):
         totals[i], greedy[i] = sums
   counts = [len(row) - n for row, n in zip(targets, given)]

@@ -33,7 +33,7 @@ class Generation:
   truncated: int = 0
 
 
-def fetch(x) -> np.ndarray:
+def fetch_array(x) -> np.ndarray:
   """Returns an array of any mesh, whole on every host."""
   if jax.process_count() > 1:
     x = multihost_utils.process_allgather(x, tiled=True)
@@ -52,7 +52,7 @@ def collect(
   `outputs` are those of `generate.generate` or `beam_search.beam_search`, and
   `prefixes` the decoder's first ids of each input, start token included.
   """
-  ids, logs, lengths, counts, *scores = map(fetch, outputs)
+  ids, logs, lengths, counts, *scores = map(fetch_array, outputs)
 
   def generation(i: int, j: int) -> Generation:
     row = ids[i, j, : lengths[i, j]].tolist()

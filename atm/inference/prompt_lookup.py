@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from atm.inference import generate as generate_lib
 from atm.inference.generate import DecodeState
-from atm.inference.outputs import fetch
+from atm.inference.outputs import fetch_array
 from atm.inference.sampling import Config
 from atm.model.quantized import JittedByWeights
 from atm.model.transformer import AlexaTM
@@ -188,7 +188,7 @@ def select_steps(config: Config) -> dict:
     return {}
 
   def step(model, params, sampler, state):
-    run = _step_by_drafts if fetch(state.due) else _step
+    run = _step_by_drafts if fetch_array(state.due) else _step
     return run(model, params, sampler, K, state)
 
   return dict(start=functools.partial(start_lookup, K=K), step=step)

@@ -8,7 +8,7 @@ import numpy as np
 from atm.inference import loglikelihood, prompts
 from atm.inference.framed_inputs import frame_pairs
 from atm.inference.framing import TRUNCATIONS, check_tables
-from atm.inference.outputs import fetch
+from atm.inference.outputs import fetch_array
 from atm.messages import (
   check_arguments,
   check_choice,
@@ -47,7 +47,7 @@ class ScoringMixin:
     model = AlexaTM(self.config)
     with self._use():
       logits = loglikelihood.next_token_logits(model, self.params, *arrays)
-    return fetch(logits)
+    return fetch_array(logits)
 
   @_check_call
   def score(

@@ -40,7 +40,7 @@ def estimate_token(
   moved = 2 * sum(row['bytes'] for row in copies)  # read, and written
   result = {
     **step_time.tabulate(turn, target),
-    'read_bytes': {**read_bytes(params, caches, config), 'copies': moved},
+    'read_bytes': {**count_bytes_read(params, caches, config), 'copies': moved},
     # In the loop, and around it.
     'cache_copies': copies,
     'copies_once': list_cache_copies(program.without_loop(loop), caches, True),
@@ -100,7 +100,7 @@ def list_cache_copies(
 # --- Bytes and time
 
 
-def read_bytes(params, caches: list, config) -> dict[str, int]:
+def count_bytes_read(params, caches: list, config) -> dict[str, int]:
   """Returns bytes that a device reads for one token: weights, caches whole."""
   # The decoder's layers and the LM head; of embeddings a row, which is nothing.
   # The cache is read to its end, masked where nothing has been written.

@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 # A room imports only from rooms of earlier rows; those of a row know nothing of
 # each other.
 ROWS = (
-  ('messages', 'fileio'),
+  ('messages', 'storage', 'fileio'),
   ('parallel',),
   ('data',),
   ('model',),
@@ -32,11 +32,13 @@ STRANGERS = {  # a room -> rooms of earlier rows that it knows nothing of
   'model': {'data'},
 }
 FLOORS = {room: floor for floor, row in enumerate(ROWS) for room in row}
-FLOORS['messages'] = -1  # what refuses a file quotes it
+FLOORS['messages'] = -2  # what refuses a file quotes it
+FLOORS['storage'] = -1  # where files lie; fileio has what is in them
 FLOORS['__main__'] = len(ROWS)  # no room: what `python -m atm` starts
 HEAVY = {
   'tensorflow', 'seqio', 'clu', 'matplotlib', 'torch', 'tensorboard',
   'sacrebleu', 'rouge_score', 'lm_eval', 'datasets', 'evaluate', 'jinja2',
+  'fsspec', 'gcsfs', 's3fs', 'botocore', 'aiohttp',
 }  # fmt: skip
 TASKS_MAY = {
   'atm.data.vocabulary', 'atm.data.counter_rng', 'atm.data.span_corruption',
@@ -45,6 +47,7 @@ TASKS_MAY = {
   'atm.data.language_codes', 'atm.data.task_table',
   'atm.data.text_lines', 'atm.data.text_reader',
   'atm.inference.prompts', 'atm.evals.task', 'atm.messages', 'atm.fileio',
+  'atm.storage',
 }  # fmt: skip
 
 

@@ -1,0 +1,46 @@
+"""The one room for files by path, of this machine, of gs:// and of s3://.
+
+Use it as `storage.exists(path)`. A local path goes to `os` as it is. A remote
+one goes over fsspec, which is imported then only; `client.call` tries again
+what a busy server, a dropped connection or an expired token made fail, and
+raises one line when it has tried for too long. Nothing is ever appended to an
+object: objects are written whole.
+
+Imports only `atm.messages`; `atm.fileio` builds on it.
+"""
+
+from atm.storage.client import StorageError, get_scheme, is_remote
+from atm.storage.copies import (
+  download,
+  fetch,
+  upload_file,
+  upload_folder,
+  uploading,
+)
+from atm.storage.files import (
+  absolute,
+  exists,
+  find_objects,
+  get_size,
+  get_time,
+  is_file,
+  is_folder,
+  list_names,
+  make_folder,
+  open_binary,
+  read_bytes,
+  relative,
+  remove,
+  remove_folder,
+  rename,
+  walk,
+  write_bytes,
+)
+
+__all__ = [
+  'StorageError', 'absolute', 'download', 'exists', 'fetch', 'find_objects',
+  'get_scheme', 'get_size', 'get_time', 'is_file', 'is_folder', 'is_remote',
+  'list_names', 'make_folder', 'open_binary', 'read_bytes', 'relative',
+  'remove', 'remove_folder', 'rename', 'upload_file', 'upload_folder',
+  'uploading', 'walk', 'write_bytes',
+]  # fmt: skip

@@ -1,0 +1,212 @@
+"""Clients of object stores, over fsspec, and the one place that tries again.
+
+`gs://` needs the extra [gcs], `s3://` the extra [s3]; neither is imported
+before a path of that kind is used. Credentials and addresses come from the
+environment as everywhere: GOOGLE_APPLICATION_CREDENTIALS and
+STORAGE_EMULATOR_HOST; AWS_* with AWS_ENDPOINT_URL.
+"""
+
+import asyncio
+import errno
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+
+from atm.messages import (
+  clock_text,
+  did_you_mean,
+  missing_extra,
+  one_line,
+  quote,
+)
+
+SCHEMES = 'gs', 's3'
+TRY_FOR = 180.0  # seconds after which a call that fails is not tried again
+FIRST_WAIT, LONGEST_WAIT = 0.25, 16.0  # seconds between two tries
+SILENCE = 60.0  # seconds without an answer that count as a failure
+# HTTP's codes of failures that pass; 401 is an access token that has expired.
+PASSING = {401, 408, 429, 500, 502, 503, 504}
+# S3's names of such failures, which come with other codes.
+PASSING_NAMES = {
+  'ExpiredToken', 'ExpiredTokenException', 'InternalError', 'RequestTimeout',
+  'RequestTimeTooSkewed', 'ServiceUnavailable', 'SlowDown',
+  'TokenRefreshRequired',
+  'ThrottlingException', 'XAmzContentSHA256Mismatch',
+}  # fmt: skip
+PASSING_TYPES = {
+  'ChecksumError', 'ClientError', 'FSTimeoutError', 'HTTPClientError',
+  'IncompleteRead', 'ProxyError', 'RefreshError', 'ResponseParserError',
+  'Timeout', 'TransportError', 'ConnectionError',
+}  # fmt: skip
+_SCHEME = re.compile(r'([A-Za-z][\w+.-]*)://')
+# Whoever changes one of these gets another client.
+_ENVIRONMENT = (
+  'GOOGLE_APPLICATION_CREDENTIALS', 'STORAGE_EMULATOR_HOST',
+  'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN',
+  'AWS_PROFILE', 'AWS_REGION', 'AWS_DEFAULT_REGION', 'AWS_ENDPOINT_URL',
+  'AWS_ENDPOINT_URL_S3',
+)  # fmt: skip
+_clients: dict[tuple, object] = {}
+
+
+class StorageError(OSError):
+  """An object store failed for too long, or refused; one line says how."""
+
+
+def is_remote(path: str) -> bool:
+  """Tells whether a path is one of an object store, or of a wrong scheme."""
+  return _SCHEME.match(os.fspath(path)) is not None
+
+
+def get_scheme(path: str) -> str:
+  """Returns 'gs' or 's3'.
+
+  Raises:
+    ValueError: the path has another scheme, or names no bucket.
+  """
+  scheme, _, rest = path.partition('://')
+  if scheme not in SCHEMES:
+    raise ValueError(
+      f'{quote(path)}: expected a path of this machine, gs://BUCKET/... or '
+      's3://BUCKET/...' + did_you_mean(scheme, SCHEMES)
+    )
+  if not rest.strip('/') or rest.startswith('/'):
+    raise ValueError(f'{quote(path)}: expected {scheme}://BUCKET/...')
+  return scheme
+
+
+def get_client(path: str):
+  """Returns the fsspec file system of a path, one for each process."""
+  scheme = get_scheme(path)
+  key = scheme, os.getpid(), *map(os.environ.get, _ENVIRONMENT)
+  if key not in _clients:
+    _clients[key] = {'gs': _open_gcs, 's3': _open_s3}[scheme]()
+  return _clients[key]
+
+
+def _open_gcs():
+  try:
+    from gcsfs.core import GCSFileSystem
+  except ImportError as e:
+    raise ValueError(missing_extra('gs:// needs gcsfs', 'gcs')) from e
+
+  class OneTry(GCSFileSystem):
+    """A file system that leaves it to `call` to try again."""
+
+    _request = GCSFileSystem._request.__wrapped__
+
+  # An emulator asks for no credentials, and Google's metadata server, which
+  # would be asked for some, is not there.
+  emulated = os.environ.get('STORAGE_EMULATOR_HOST') and not os.environ.get(
+    'GOOGLE_APPLICATION_CREDENTIALS'
+  )
+  return OneTry(
+    token='anon' if emulated else None,
+    use_listings_cache=False,
+    skip_instance_cache=True,
+    requests_timeout=SILENCE,
+  )
+
+
+def _open_s3():
+  try:
+    from s3fs import S3FileSystem
+  except ImportError as e:
+    raise ValueError(missing_extra('s3:// needs s3fs', 's3')) from e
+
+  client = S3FileSystem(
+    use_listings_cache=False,
+    skip_instance_cache=True,
+    config_kwargs={
+      'connect_timeout': SILENCE,
+      'read_timeout': SILENCE,
+      'retries': {'total_max_attempts': 1},
+    },
+  )
+  client.retries = 1  # it is `call` that tries again
+  return client
+
+
+def call(doing: str, path: str, work: Callable):
+  """Returns work(file system, path); tries again where a failure may pass.
+
+  Waits grow from FIRST_WAIT to LONGEST_WAIT seconds, with jitter, so that many
+  hosts do not ask at the same moments; the last try begins before TRY_FOR.
+
+  Args:
+    doing: what an error says of it, as in 'reading'.
+    path: of an object store.
+    work: a call that may be done twice.
+
+  Raises:
+    FileNotFoundError, FileExistsError: as `work` raises them.
+    StorageError: it failed for TRY_FOR seconds, or for good.
+  """
+  began, tries = time.monotonic(), 0
+  while True:
+    tries += 1
+    try:
+      return work(get_client(path), path)
+    except (FileNotFoundError, FileExistsError) as e:
+      number = (
+        errno.ENOENT if isinstance(e, FileNotFoundError) else errno.EEXIST
+      )
+      raise type(e)(number, os.strerror(number), path) from e
+    except Exception as e:
+      error = e
+    wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
+    wait *= random.uniform(0.5, 1)
+    late = time.monotonic() - began + wait > TRY_FOR
+    if late or not is_passing(error):
+      raise StorageError(_describe(doing, path, tries, began, error)) from error
+    forget_credentials(error)
+    time.sleep(wait)
+
+
+def is_passing(error: BaseException) -> bool:
+  """Tells whether a failure may pass: of a network, a server, a token."""
+  if isinstance(error, TimeoutError | ConnectionError | asyncio.TimeoutError):
+    return True
+  code, name = _read_answer(error)
+  if code is not None or name is not None:
+    return code in PASSING or name in PASSING_NAMES
+  names = {kind.__name__ for kind in type(error).__mro__}
+  return bool(names & PASSING_TYPES)
+
+
+def forget_credentials(error: BaseException) -> None:
+  """Drops the clients after a failure of credentials: new ones read them."""
+  code, name = _read_answer(error)
+  if code in (400, 401, 403) or 'RefreshError' in type(error).__name__:
+    _clients.clear()
+
+
+def _read_answer(error: BaseException) -> tuple[int | None, str | None]:
+  """Returns HTTP's code and S3's name of a failure, None where not known."""
+  response = getattr(error, 'response', None)
+  if response is None:  # s3fs translates errors; the cause is botocore's
+    response = getattr(error.__cause__, 'response', None)
+  if isinstance(response, dict):
+    about = response.get('ResponseMetadata', {})
+    return about.get('HTTPStatusCode'), response.get('Error', {}).get('Code')
+  code = getattr(error, 'code', None) or getattr(error, 'status', None)
+  return (int(code) if str(code).isdigit() else None), None
+
+
+def _describe(doing, path, tries, began, error) -> str:
+  """Returns the line of an error that stays."""
+  code, name = _read_answer(error)
+  known = [str(x) for x in (code and f'HTTP {code}', name) if x]
+  text = one_line(error, 160)
+  why = ', '.join([*known, *([] if text in known else [text])])
+  often = f'{tries:,} tries in {clock_text(time.monotonic() - began)}'
+  what = 'once' if tries == 1 else often
+  hint = 'see that the bucket can be reached'
+  if code in (401, 403) or isinstance(error, PermissionError):
+    hint = 'see that the credentials may do this'
+  return (
+    f'{path}: {doing} failed ({what}): {why}. Nothing was lost; {hint}, then '
+    'give the same command again'
+  )
