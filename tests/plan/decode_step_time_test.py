@@ -167,8 +167,6 @@ def test_a_token_takes_from_all_beside_to_one_by_one():
 def test_weights_read_for_a_token(loaded):
   """The decoder's layers, its last norm and the head. Fault seen: all."""
   job = job_of(GREEDY)
-  read = decode_step_time.count_bytes_read(job.params, [], job.net.config)[
-    'weights'
-  ]
+  read = decode_step_time.count_bytes_read(job.params, [], job.net.config)
   real = loaded.params
   assert read['weights'] == on_device([real['decoder'], real['lm_head']])
