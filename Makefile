@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-processes test-slow test-docs test-plan test-t5x test-package site mutate check format bench lock clean
+.PHONY: help run test test-processes test-slow test-docs test-plan test-gpu test-t5x test-package site mutate check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,11 @@ test-docs: $(VENV)-docs/test  ## execute the documents' commands and examples
 
 test-plan: $(VENV)-plan/test  ## `atm plan` with libtpu, in an environment of its own
 	JAX_PLATFORMS=cpu $(VENV)-plan/bin/python -m pytest -n 0 -rs -m libtpu
+
+# In an environment with the extra `cuda12`: make test-gpu VENV=FOLDER. It is not
+# made here, as a card's driver may need another plugin.
+test-gpu:  ## checks and measures one GPU in ten minutes; a table to paste
+	$(VENV)/bin/python benchmarks/gpu.py $(ARGS)
 
 # What t5x and airio import that nothing else here does.
 T5X_NEEDS = cached_property==2.0.1 fiddle==0.3.1 grain==0.2.18 jaxtyping==0.3.11 \

@@ -101,7 +101,7 @@ install() {
     gcloud storage cp $SOURCE atm.tar.gz && tar xzf atm.tar.gz
     gcloud storage cp $RUN_GIN run.gin
     ~/.local/bin/uv venv --clear --python 3.12 .venv
-    ~/.local/bin/uv pip install --python .venv/bin/python '.[tpu]' \
+    ~/.local/bin/uv pip install --python .venv/bin/python '.[gcs,tpu]' \
       --constraint requirements/lock-3.12.txt"
 }
 

@@ -117,6 +117,24 @@ ENTRY %main (a: bf16[32,64]) -> bf16[128,64] {
 """  # noqa: E501
 
 
+# A gather by SparseCores, as libtpu 0.0.41 writes it for TPU7x.
+SPARSE = """HloModule m
+
+%called_computation.42 (p: bf16[32,64], t: token[]) -> bf16[128,64] {
+  %t = token[] parameter(1)
+  %p = bf16[32,64]{1,0} parameter(0)
+  ROOT %gather.1 = bf16[128,64]{1,0} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8]
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: bf16[32,64]) -> bf16[128,64] {
+  %a = bf16[32,64]{1,0} parameter(0)
+  %ready = token[] custom-call(), custom_call_target="PrepareAsyncCallDone"
+  %gather.call-start = ((bf16[32,64]{1,0}, token[]), bf16[128,64]{1,0}) call-start(%a, %ready), async_execution_thread="sparsecore", to_apply=%called_computation.42
+  ROOT %gather.call-done = bf16[128,64]{1,0} call-done(%gather.call-start)
+}
+"""  # noqa: E501
+
+
 OFFLOADED = """HloModule m
 
 %turn (p: (s32[], f32[4,256], f32[4,64]{1,0:T(8)S(5)})) -> (s32[], f32[4,256]) {

@@ -67,9 +67,10 @@ def _called_by(program: Program, is_caller: Callable) -> set[str]:
 
 def _starts(line: Instruction) -> bool:
   """Tells whether a line starts collectives that run beside others."""
-  # TPUs start some by a fusion of this name instead of async-start.
+  # TPUs start some by a fusion of this name instead of async-start; TPU7x lets
+  # its SparseCores do some.
   named = line.name.startswith('async-collective-start')
-  return named or line.opcode == 'async-start'
+  return named or line.opcode in ('async-start', 'call-start')
 
 
 def _continues(line: Instruction) -> bool:

@@ -231,7 +231,8 @@ class Program:
 
 
 def _runs(line: Instruction, role: str) -> bool:
-  return role != 'to_apply' or line.opcode == 'call'
+  # TPU7x starts what its SparseCores do by call-start.
+  return role != 'to_apply' or line.opcode in ('call', 'call-start')
 
 
 def parse(text: str) -> Program:

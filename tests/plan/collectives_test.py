@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from atm.parallel import mesh as mesh_lib
 from atm.plan import collectives, hlo, program_costs
 
-from hlo_texts import ASYNC, FUSED, PADDED, SIZES, SLICES, TPU
+from hlo_texts import ASYNC, FUSED, PADDED, SIZES, SLICES, SPARSE, TPU
 
 
 @pytest.fixture(scope='module')
@@ -60,6 +60,15 @@ def test_asynchronous_collectives():
     'reduce-scatter': (('fsdp', 'tensor'), 32 * 3 / 4, True),
     'collective-permute': (('fsdp',), 128, False),
   }
+
+
+def test_a_gather_by_sparse_cores():
+  """Fault seen: a plan of TPU7x without a gather."""
+  sizes = {'slice': 1, 'data': 2, 'fsdp': 4, 'tensor': 1}
+  (found,) = collectives.list_collectives(hlo.parse(SPARSE), sizes)
+  assert found['kind'] == 'all-gather' and found['axes'] == ('fsdp',)
+  assert found['wire_bytes'] == 2 * 128 * 64 * 3 / 4
+  assert found['asynchronous'] and found['count'] == 1
 
 
 def test_a_gather_beside_a_product_is_one():

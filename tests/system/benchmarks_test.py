@@ -193,6 +193,22 @@ def test_prompt_lookup(scripts):
   assert re.search(r'^denoise +3 +-?\d', out, re.M), out
 
 
+@pytest.mark.processes
+def test_gpu(scripts):
+  """All of it on a CPU, with XLA in cuDNN's place."""
+  from atm.model import config
+
+  gpu = scripts.load(
+    'gpu', ATTENTION=dict(B=2, T=12, H=2, K=8), ROWS=2, LENGTH=8, NEW=2,
+    STEPS=1, SMALL={k: v for k, v in CONFIG.items() if k != 'dtype'},
+  )  # fmt: skip
+  sizes = config.ModelConfig(**{**CONFIG, 'dtype': 'bfloat16'})
+  scripts.patch.setattr(gpu, 'read_config', lambda name: sizes)
+  out = scripts.main('gpu', '--platform=cpu')
+  assert out.count('| passed |') == 12 and 'FAILED' not in out, out
+  assert re.search(r'^\| large: a step .* MFU \d', out, re.M), out
+
+
 @pytest.mark.slow
 def test_fusions(scripts):
   sizes = {'tiny': ({}, (8, 2, 2))}
