@@ -10,6 +10,7 @@ from typing import Any
 
 from atm.evals.compare import Comparison, abbreviate
 from atm.pages.charts import is_missing
+from atm.train import host_times
 
 FEW_QUESTIONS = 100  # a task with fewer has wide intervals
 OVERFIT = 1.02  # times the lowest held-out loss
@@ -48,6 +49,18 @@ def training_warnings(
   for name, loss in losses.items():
     warnings += _loss_warnings(name, loss, rows)
   return warnings
+
+
+def host_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns warnings about hosts that others waited for.
+
+  Args:
+    lines: of goodput.jsonl.
+  """
+  return [
+    f'Steps {first:,} to {last:,}: {text}.'
+    for first, last, text in host_times.list_slow(lines)
+  ]
 
 
 def _loss_warnings(

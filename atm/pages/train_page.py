@@ -20,6 +20,7 @@ from atm.train import goodput, metric_writer
 
 TRAIN_PAGE = 'report.html'
 SAMPLES_FILE = 'samples.json'
+MOST_HOSTS = 16  # of a table
 SAMPLE_TEXTS = ('input', 'output', 'truth')
 SAMPLE = dict.fromkeys(('objective', 'language', *SAMPLE_TEXTS), str)
 
@@ -47,6 +48,7 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   samples = read_samples(model_dir)
   losses = held_out_losses(rows)
   steps = find_last_step(config)
+  times = goodput.read_goodput_lines(model_dir)
   origins = re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", config or '', re.M)
   charts = train_charts.loss_charts(rows)
   texts = [s[what] for s in (samples or {'samples': []})['samples']
@@ -54,7 +56,10 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   return {
     'name': os.path.basename(os.path.abspath(model_dir)),
     'answer': _final_losses(rows, losses[None]),
-    'warnings': page_warnings.training_warnings(rows, losses[None], steps),
+    'warnings': [
+      *page_warnings.training_warnings(rows, losses[None], steps),
+      *page_warnings.host_warnings(times),
+    ],
     'facts': [*(('started from', path) for path in origins),
               *_list_facts(rows, steps)],
     'loss': draw_charts(charts, shared=True),
@@ -66,6 +71,7 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
     'updates': draw_charts(train_charts.update_charts(rows)),
     'speed': draw_charts(train_charts.speed_charts(rows), from_zero=True),
     'time': wall_time(model_dir),
+    'hosts': list_hosts(times),
     'objectives': OBJECTIVE_NAMES,
     'samples': samples,
     'signs': render.explain_signs(texts),
@@ -188,6 +194,36 @@ def _by_language(
     'figures': draw_charts(charts, SMALL_FIGURE, shared=True),
     'losses': by_language,
   }
+
+
+def list_hosts(times: list[dict]) -> dict[str, Any] | None:
+  """Returns the newest times of hosts, those first that others wait for.
+
+  Args:
+    times: lines of goodput.jsonl.
+
+  Returns:
+    'step', 'steps' and 'count' of hosts, and of MOST_HOSTS each process, name
+    and seconds a step; None of a run of one process.
+  """
+  windows = [line for line in times if len(line.get('hosts', ())) > 1]
+  if not windows:
+    return None
+  most = max(window['hosts'][0]['steps'] for window in windows)
+  last = [w for w in windows if w['hosts'][0]['steps'] == most][-1]
+  hosts = sorted(last['hosts'], key=lambda host: -host['idle'])
+  return {
+    'step': last['step'],
+    'steps': most,
+    'count': len(hosts),
+    'rows': [
+      (
+        host['process'], host['host'], host['process'] in last.get('slow', ()),
+        [host[kind] / max(1, host['steps']) for kind in goodput.HOST_SECONDS],
+      )
+      for host in hosts[:MOST_HOSTS]
+    ],
+  }  # fmt: skip
 
 
 def wall_time(model_dir: str) -> list[tuple[str, float, float]]:

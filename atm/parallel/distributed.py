@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -225,6 +225,24 @@ def run_main_process_first(make: Callable[[], T]) -> T:
 def wait_for_all() -> None:
   """Waits until all processes have come here, however long it takes."""
   run_main_process_first(lambda: None)
+
+
+def publish(name: str, value) -> None:
+  """Shows the others a value that JSON can hold, in place of the one before.
+
+  Waits for nobody, and may be called in any thread.
+  """
+  if (client := _client()) is not None:
+    key = f'atm/shown/{name}/{jax.process_index()}'
+    client.key_value_set(key, json.dumps(value), allow_overwrite=True)
+
+
+def collect_published(name: str) -> dict[int, Any]:
+  """Returns what each process has published under a name so far."""
+  if (client := _client()) is None:
+    return {}
+  shown = client.key_value_dir_get(f'atm/shown/{name}')
+  return {int(k.rpartition('/')[2]): json.loads(value) for k, value in shown}
 
 
 def check_processes_agree(**facts) -> None:

@@ -128,6 +128,10 @@ class TrainConfig:
       what runs the suite, see `during_training`.
     profile_steps: (first, last) steps that JAX's profiler records into
       model_dir/profile, for TensorBoard or Perfetto.
+    debug_hang: seconds without the end of a step, after which every host writes
+      its stacks, and the first one the step's HLO, to model_dir/hang and exits
+      with status 75. More than the longest step, evaluation or save takes;
+      compiling does not count. None: never.
     xla_options: `changes` of `xla_options.compile_program`, for the step.
     checkpoint_dir: where checkpoints lie if not in model_dir, a folder of
       gs:// say; model_dir keeps its name.
@@ -174,6 +178,7 @@ class TrainConfig:
   ask_every: int | None = None
   make_asker: Callable | None = None
   profile_steps: tuple[int, int] | None = None
+  debug_hang: float | None = None
   xla_options: dict | None = None
   save_every: int = 100
   checkpoint_dir: str | None = None
@@ -206,6 +211,9 @@ class TrainConfig:
       check_number, 'ASK_EVERY', most=MOST_INT32, optional=True
     ),
     'profile_steps': check_profile_steps,
+    'debug_hang': partial(
+      check_number, 'DEBUG_HANG', least=1, whole=False, optional=True
+    ),
     'xla_options': partial(check_options, 'XLA_OPTIONS'),
     'keep': partial(check_count, 'KEEP', optional=True),
     'on_save_error': partial(

@@ -28,12 +28,21 @@ MEANING = {
   'down': 'between two processes',
 }
 
+# Of a host's last steps, see `host_times`; `seconds` is the sum of the next
+# three.
+HOST_SECONDS = ('seconds', 'data', 'own', 'devices', 'idle')
+HOST = {
+  'process': int, 'host': str, 'steps': int,
+  **dict.fromkeys(HOST_SECONDS, Finite),
+}  # fmt: skip
 LINE = {
   'began': Finite,
   'now': Finite,
   'first': int,
   'step': int,
   'seconds': {**dict.fromkeys(MEASURED, Finite)},
+  'hosts?': [HOST],
+  'slow?': [int],
 }
 
 
@@ -64,10 +73,10 @@ class Goodput:
     self.seconds['setup'] = self.clock() - self.began - other
     self.write(step)
 
-  def write(self, step: int) -> None:
-    """Appends how far the process is."""
+  def write(self, step: int, **more) -> None:
+    """Appends how far the process is, and more of LINE."""
     with open(self.path, 'a') as f:
-      f.write(json.dumps(self._line(step)) + '\n')
+      f.write(json.dumps({**self._line(step), **more}) + '\n')
 
   def share(self, step: int) -> float:
     """Returns the run's goodput so far, with the processes before this one."""
@@ -78,10 +87,15 @@ class Goodput:
     return {**here, 'step': step, 'seconds': self.seconds}
 
 
+def read_goodput_lines(directory: str) -> list[dict]:
+  """Reads a run's goodput.jsonl, if there is one, without torn lines."""
+  path = os.path.join(directory, GOODPUT_FILE)
+  return metric_writer.read_intact_lines(path, LINE)
+
+
 def read_goodput(directory: str) -> list[dict]:
   """Reads the last line of each process, in order; drops torn lines."""
-  path = os.path.join(directory, GOODPUT_FILE)
-  lines = metric_writer.read_intact_lines(path, LINE)
+  lines = read_goodput_lines(directory)
   for line in lines:  # a later version may measure more
     line['seconds'] = {kind: line['seconds'][kind] for kind in MEASURED}
   processes = {line['began']: line for line in lines}

@@ -14,7 +14,9 @@ from atm.parallel import xla_options as xla_options_lib
 from atm.train import crash_report, preemption
 from atm.train.config import TrainConfig
 from atm.train.goodput import Goodput
+from atm.train.hang_watchdog import HangWatchdog
 from atm.train.held_out_loss import HeldOutLoss, unigram_loss
+from atm.train.host_times import HostTimes
 from atm.train.inputs import Inputs
 from atm.train.metric_logger import MetricLogger
 from atm.train.profiler import Profiler
@@ -61,7 +63,9 @@ class Loop:
       profiler = opened(
         Profiler(self.folder.path, config.profile_steps, config.say)
       )
+      self.watchdog = opened(HangWatchdog(self.folder.path, config.debug_hang))
       self.goodput.open(self.folder.path, start, distributed.is_main_process())
+      self.evaluations = 0  # of this process
       self.rows = sharding.host_rows(self.mesh, config.rules, config.batch_size)
       self.state, self.done = state, start
       self._evaluate_where_due_before()
@@ -69,11 +73,17 @@ class Loop:
       last.callback(feed.close)
       self.compiled, self.frozen = None, start < config.freeze_encoder_steps
       self.log.begin(start)
+      self.times = HostTimes(self.goodput.write, config.say)
       while self.done < last_step:
+        self.times.lap('own')
         with self.goodput.spent_on('data'):
           host_batch = next(feed)
+        self.times.lap('data')
         report.done = self._step(host_batch, profiler)
         self._after_step()
+        self.times.end_step(self.done)
+        self.watchdog.touch(self.done)
+      self.times.close(self.done)
       self.checkpoints.raise_if_unsaved()
 
   def _batch_after(self, done: int) -> dict | None:
@@ -96,8 +106,12 @@ class Loop:
       self.state = self.state.replace(step=self.state.step + 1)
       self.log.leap()
     else:
+      self.times.lap('own')
+      if not self.log.is_computing():
+        self.times.add_idle()
       self.state, values = self.compiled(self.state, batch)
       self.log.add(now, values)
+    self.times.lap('devices')
     profiler.after(now, self.state)
     self.done = now
     return now
@@ -113,10 +127,10 @@ class Loop:
         )
         self._save()  # compiling may take longer than a notice gives
         self.checkpoints.wait_until_finished()
-        with self.signals.at_once():
+        with self.signals.at_once(), self.watchdog.paused():
           self._compile(batch)
     elif self.compiled is None:
-      with self.goodput.spent_on('compile'):
+      with self.goodput.spent_on('compile'), self.watchdog.paused():
         self._compile(batch)
       self.log.begin(self.done)
       self.signals.listen()
@@ -130,6 +144,7 @@ class Loop:
     self.compiled = xla_options_lib.compile_program(
       lowered, jax.devices()[0], self.config.xla_options
     )
+    self.watchdog.program = self.compiled.as_text
     seconds, until = time.perf_counter() - clock, ''
     if self.frozen:
       step = self.config.freeze_encoder_steps
@@ -137,6 +152,7 @@ class Loop:
     self.config.say(f'compiled{until} in {seconds:.1f} s')
     # Gloo's first meeting on a CPU waits 30 s and fails.
     distributed.wait_for_all()
+    self.times.skip()
 
   # --- Between two steps
 
@@ -156,6 +172,7 @@ class Loop:
     saves = self._is_due(self.config.save_every) or stopping
     if evaluates or saves:
       jax.block_until_ready(self.state)  # what follows pays for itself alone
+      self.watchdog.touch(done)
       with self.log.pause():
         if evaluates:
           try:
@@ -165,6 +182,7 @@ class Loop:
         if saves or stopping:
           with self.goodput.spent_on('checkpoint'):
             self._save()
+      self.times.skip()
     if logs or evaluates or saves:
       self.goodput.write(done)
     if stopping:
@@ -186,8 +204,10 @@ class Loop:
         )
 
   def _evaluate(self) -> None:
+    first, self.evaluations = not self.evaluations, self.evaluations + 1
     with self.goodput.spent_on('evaluation'):
-      row = self.signals.breakable(self._evaluated)
+      with self.watchdog.paused(compiles=first):
+        row = self.signals.breakable(self._evaluated)
       if not self.done and distributed.is_main_process():
         row |= unigram_loss(self.inputs.parts, self.held_out)
       self.writer.write(self.done, row)

@@ -63,6 +63,10 @@ class MetricLogger:
     self._read()
     self.unread = done, values
 
+  def is_computing(self) -> bool:
+    """Tells whether the devices still compute the step dispatched last."""
+    return bool(self.unread) and not self.unread[1]['skipped'].is_ready()
+
   def leap(self) -> None:
     """Takes note of a step that is not trained on, for the time left."""
     self._read()
