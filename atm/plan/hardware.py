@@ -84,7 +84,7 @@ CHIPS = {
   ),
   'tpu7x': Chip(
     'TPU7x', 3, 95.0 * _GIB, 3.69e12, 4.5e10, 6.25e9, 1.5e10,
-    clock=2.2e9, cores=1, share=0.75, kernels=0.5, devices=2,
+    clock=2.2e9, cores=1, share=0.71, kernels=0.33, devices=2,
   ),
 }  # fmt: skip
 # Shapes that are sold, by dimensions; libtpu takes some more.
