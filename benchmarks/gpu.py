@@ -266,8 +266,10 @@ def random_model(device, config):
   from atm.model import parameters
 
   mesh, rules, net = place(device, config)
-  with jax.default_device(device):
-    params = jax.jit(lambda: nn.unbox(parameters.init_params(net, 0)))()
+  placed = jax.sharding.NamedSharding(mesh, jax.P())
+  params = jax.jit(
+    lambda: nn.unbox(parameters.init_params(net, 0)), out_shardings=placed
+  )()
   return api.Model(config, params, None, mesh, rules, 0)
 
 

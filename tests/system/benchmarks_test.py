@@ -207,6 +207,16 @@ def test_gpu(scripts):
   out = scripts.main('gpu', '--platform=cpu')
   assert out.count('| passed |') == 12 and 'FAILED' not in out, out
   assert re.search(r'^\| large: a step .* MFU \d', out, re.M), out
+  # A kernel that forgets who may see whom.
+  from atm.model import attention
+
+  whole = lambda query, key, value, mask, kernel: attention.einsum_attention(
+    query, key, value, mask.replace(key_segments=mask.query_segments * 0,
+                                    query_segments=mask.query_segments * 0)
+  )  # fmt: skip
+  scripts.patch.setattr(attention, 'cudnn_attention', whole)
+  out = scripts.main('gpu', '--platform=cpu', '--only', 'attention')
+  assert out.count('| FAILED |') == 3, out
 
 
 @pytest.mark.slow
