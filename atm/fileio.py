@@ -295,7 +295,8 @@ def read_own_lines(path: str, form: dict, torn: bool = False) -> Iterator[dict]:
   """Yields the objects of a file with one a line, see `check_json`.
 
   Args:
-    path: a file of ours; text of users is read by `data.text_reader`.
+    path: a file of ours, or a log in a store; text of users is read by
+      `data.text_reader`.
     form: of each object.
     torn: leave out lines that are the beginning of an object: the writing of
       one was interrupted.
@@ -304,21 +305,22 @@ def read_own_lines(path: str, form: dict, torn: bool = False) -> Iterator[dict]:
     OSError: it cannot be read.
     ValueError: it is no file, or a line has no such object; names it.
   """
-  check_regular(path)
-  with storage.open_binary(path) as f:
-    for number, line in enumerate(f, 1):
-      where = f'{path}, line {number}'
-      line = line.strip(b'\0 \r\n')  # a disk that was cut off leaves NULs
-      if not line:
-        continue
-      try:
-        value = parse_json(line, where)
-      except ValueError:
-        if not torn or not line.startswith(b'{"'):
-          raise
-        continue
-      check_json(value, form, where)
-      yield value
+  for part in storage.list_parts(path):
+    check_regular(part)
+    with storage.open_binary(part) as f:
+      for number, line in enumerate(f, 1):
+        where = f'{part}, line {number}'
+        line = line.strip(b'\0 \r\n')  # a disk that was cut off leaves NULs
+        if not line:
+          continue
+        try:
+          value = parse_json(line, where)
+        except ValueError:
+          if not torn or not line.startswith(b'{"'):
+            raise
+          continue
+        check_json(value, form, where)
+        yield value
 
 
 def hash_json(value, ensure_ascii: bool = True) -> str:

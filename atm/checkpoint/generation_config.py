@@ -4,10 +4,9 @@ What is in it becomes settings in `atm.inference.generation_defaults`.
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 
-from atm import fileio
+from atm import fileio, storage
 
 FILE = 'generation_config.json'
 # What earlier folders have of it in their config.json, as transformers reads
@@ -42,7 +41,7 @@ def read_generation_config(
     ValueError: the file is damaged.
   """
   path = os.path.join(directory, FILE)
-  if os.path.exists(path):
+  if storage.exists(path):
     return path, fileio.read_json(path)
   if hf_config is None or hf_config.get('model_type') == 'alexatm':
     return path, {}
@@ -66,6 +65,6 @@ def write_generation_config(
   path, content = read_generation_config(source, hf_config)
   target = os.path.join(directory, FILE)
   if os.path.basename(path) == FILE and content:
-    shutil.copyfile(path, target)
+    fileio.write_atomically(target, storage.read_bytes(path))
   elif content:
     fileio.write_json(target, content)

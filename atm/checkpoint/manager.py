@@ -9,15 +9,12 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from atm import messages
+from atm import messages, storage
 from atm.checkpoint import checksums, reader
 from atm.checkpoint.checksums import DamageError
+from atm.checkpoint.staged_steps import PARTS, StagedManager
 
 ON_ERROR = ('stop', 'go_on')
-# What Orbax and we put into the folder of a step.
-PARTS = {
-  'params', 'optimizer', 'meta', '_CHECKPOINT_METADATA', 'commit_success.txt',
-}  # fmt: skip
 
 
 class SaveError(OSError):
@@ -62,7 +59,7 @@ class CheckpointManager(reader.CheckpointReader):
     self._has_saved = False
     super().__init__(model_dir, log)
 
-  def _open(self) -> ocp.CheckpointManager:
+  def _open(self) -> ocp.CheckpointManager | StagedManager:
     return super()._open(read_only=False)
 
   def save(self, step: int, trees: dict, meta: dict) -> None:
@@ -156,7 +153,7 @@ class CheckpointManager(reader.CheckpointReader):
   def _is_checkpoint(self, step: int) -> bool:
     """Tells whether the folder of a step holds nothing of a user's."""
     try:
-      names = {path.name for path in (self.directory / str(step)).iterdir()}
+      names = {*storage.list_names(f'{self.directory}/{step}')}
     except OSError:  # a file, say
       return False
     return names <= PARTS
@@ -167,7 +164,8 @@ class CheckpointManager(reader.CheckpointReader):
     if self.on_error == 'go_on' or jax.process_count() == 1:
       with contextlib.suppress(Exception):
         self.orbax.close()
-      _remove_leftovers(self.directory, f'{step}.orbax-checkpoint-tmp*')
+      if not isinstance(self.orbax, StagedManager):  # which knows its own
+        _remove_leftovers(self.directory, f'{step}.orbax-checkpoint-tmp*')
       # Errors stick to the old one: it would fail the next save too.
       self.orbax = self._open()
     # An old step that could not be removed fails a save that is complete.

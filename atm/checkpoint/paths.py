@@ -4,7 +4,7 @@ import os
 
 from etils import epath
 
-from atm import fileio
+from atm import fileio, storage
 from atm.messages import quote
 
 CHECKPOINTS = 'checkpoints'
@@ -15,10 +15,10 @@ def find_checkpoint_dir(model_dir: str) -> epath.Path:
 
   Raises ValueError if that file names none.
   """
-  path = os.path.join(os.path.abspath(model_dir), CHECKPOINTS)
-  if not os.path.isfile(path):
+  path = os.path.join(storage.absolute(model_dir), CHECKPOINTS)
+  if not storage.is_file(path):
     return epath.Path(path)
-  with open(path, 'rb') as f:
+  with storage.open_binary(path) as f:
     name = f.read(2**16).strip()
   # An empty name would be the working directory.
   if b'\0' in name or not (name.startswith(b'/') or b'://' in name):
@@ -30,21 +30,20 @@ def find_checkpoint_dir(model_dir: str) -> epath.Path:
 
 
 def set_checkpoint_dir(model_dir: str, directory: str) -> None:
-  """Makes `directory`, which may be gs://, the folder of a run's checkpoints.
+  """Makes a folder, which may be a store's, that of a run's checkpoints.
 
   Raises ValueError if the run has checkpoints in another folder.
   """
-  if '://' not in directory:
-    directory = os.path.abspath(directory)
+  directory = storage.absolute(directory)
   path = os.path.join(model_dir, CHECKPOINTS)
   now = os.fspath(find_checkpoint_dir(model_dir))
-  if now == directory and not os.path.isfile(path):
+  if now == directory and not storage.is_file(path):
     return  # where they lie anyway
-  if os.path.exists(path) and now != directory:
+  if storage.exists(path) and now != directory:
     raise ValueError(
       f'CHECKPOINT_DIR = {directory!r}, but the checkpoints of MODEL_DIR = '
       f'{model_dir!r} are in {now}: set CHECKPOINT_DIR to that or to None, or '
       'use another MODEL_DIR'
     )
-  os.makedirs(model_dir, exist_ok=True)
+  storage.make_folder(model_dir)
   fileio.write_atomically(path, directory + '\n')

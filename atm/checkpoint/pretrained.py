@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from atm import fileio
+from atm import fileio, storage
 from atm.checkpoint import config_json, generation_config, hf_folder, reader
 from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import open_vocabulary
@@ -130,6 +130,7 @@ def open_pretrained(
   at_step = check_index('at_step', at_step, optional=True)
   hf_config = None
   if _is_hf(directory):
+    directory = storage.fetch(directory)  # safetensors open files by path
     hf_config, config = read_hf_model(directory)
     meta, step = {'hf_config': hf_config}, 0
     vocabulary = read_tokenizer(directory, hf_config, config)
@@ -196,7 +197,7 @@ def read_own_vocabulary(
   Raises ValueError if it is damaged, or not the one of a checkpoint's meta.
   """
   path = os.path.join(model_dir, 'vocabulary')
-  if not os.path.isdir(path):
+  if not storage.is_folder(path):
     return None
   return _read_vocabulary(path, config, meta.get('vocabulary'))
 
@@ -278,4 +279,4 @@ def check_float(meta: dict, name: str) -> None:
 
 
 def _is_hf(directory: str) -> bool:
-  return os.path.exists(os.path.join(directory, 'config.json'))
+  return storage.exists(os.path.join(directory, 'config.json'))

@@ -22,9 +22,10 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from atm import fileio, messages
+from atm import fileio, messages, storage
 from atm.checkpoint import checksums, paths
 from atm.checkpoint.checksums import DamageError
+from atm.checkpoint.staged_steps import StagedManager
 
 VERIFIED_AT_ONCE = 2**28  # bytes of arrays
 # What went wrong is not the checkpoint's fault if the error says one of these.
@@ -39,7 +40,7 @@ class CheckpointReader:
   Attributes:
     directory: the folder of the steps.
     log: called with a warning's text.
-    orbax: Orbax's manager of that folder.
+    orbax: Orbax's manager of that folder, or a `StagedManager`.
   """
 
   def __init__(
@@ -95,7 +96,7 @@ class CheckpointReader:
     sums = self._unsealed(step)[1]
     if sums is not None:
       return any(name.startswith('optimizer/') for name in sums)
-    return (self.directory / str(step) / 'optimizer').is_dir()
+    return storage.is_folder(f'{self.directory}/{step}/optimizer')
 
   def _unsealed(self, step: int) -> tuple[dict, dict | None]:
     """Returns (metadata, checksums of the arrays or None)."""
@@ -105,7 +106,7 @@ class CheckpointReader:
       args = ocp.args.Composite(meta=ocp.args.JsonRestore())
 
       def unseal():
-        check_step_files(self.directory / str(step))
+        check_step_files(_open_folder(self, step, 'meta'))
         return checksums.unseal_meta(
           self.orbax.restore(step, args=args)['meta']
         )
@@ -181,9 +182,13 @@ class CheckpointReader:
       restore_args=ocp.checkpoint_utils.construct_restore_args(like),
       partial_restore=True,
     )
-    folder = self.directory / str(step) / 'params'
-    with ocp.PyTreeCheckpointer() as orbax:
-      params = self._read(step, lambda: orbax.restore(folder, args))
+
+    def read():
+      folder = _open_folder(self, step, 'params') / 'params'
+      with ocp.PyTreeCheckpointer() as orbax:
+        return orbax.restore(folder, args)
+
+    params = self._read(step, read)
     whole = np.asarray(jax.tree.leaves(params)[0])
     self._verify(step, {name: whole})
     return whole
@@ -223,7 +228,7 @@ class CheckpointReader:
         ),
       )
       with ocp.PyTreeCheckpointer() as orbax:
-        restored = orbax.restore(self.directory / str(step) / item, args)
+        restored = orbax.restore(_open_folder(self, step, item) / item, args)
       arrays = {
         f'{item}/{name}': np.asarray(x)
         for name, x in checksums.flatten_named(restored).items()
@@ -264,7 +269,7 @@ class CheckpointReader:
     error, value = None, None
     try:
       value = read()
-    except (MemoryError, PermissionError):
+    except (MemoryError, PermissionError, storage.StorageError):
       raise
     except Exception as e:
       if any(text in str(e) for text in NOT_DAMAGE):
@@ -301,7 +306,21 @@ def _keep_record(record: logging.LogRecord) -> bool:
 
 
 def _open_orbax(directory: epath.Path, read_only: bool):
-  """Opens Orbax's manager of a folder, which removes no step."""
+  """Opens Orbax's manager of a folder, which removes no step.
+
+  Raises ValueError for one of an object store that several hosts cannot use.
+  """
+  path = os.fspath(directory)
+  if storage.is_remote(path):
+    scheme = storage.get_scheme(path)
+    if jax.process_count() == 1:
+      # It is ours, so it may be cleaned up and made.
+      return StagedManager(path, lambda x: _open_orbax(x, False), read_only)
+    if scheme == 's3':
+      raise ValueError(
+        f'{path}: several hosts cannot write or read checkpoints on s3://. Set '
+        'CHECKPOINT_DIR to a folder that all hosts share, or to gs://...'
+      )
   logging.getLogger('absl').addFilter(_keep_record)  # added once only
   # It reads a file of every step at once.
   paths_read = glob.glob(
@@ -332,6 +351,15 @@ def _open_orbax(directory: epath.Path, read_only: bool):
     raise
 
 
+def _open_folder(
+  checkpoints: CheckpointReader, step: int, *items: str
+) -> epath.Path:
+  """Returns the folder of a step, from which Orbax can read the items."""
+  if isinstance(checkpoints.orbax, StagedManager):
+    return checkpoints.orbax.fetch(step, items)
+  return checkpoints.directory / str(step)
+
+
 def check_step_files(folder: epath.Path) -> None:
   """Raises ValueError or OSError where a step has a pipe or a device."""
   # Orbax would wait for ever. Object stores have files alone.
@@ -352,7 +380,7 @@ def open_step(
   """
   model_dir = messages.check_path('MODEL_DIR', model_dir)
   at_step = messages.check_index('at_step', at_step, optional=True)
-  if not paths.find_checkpoint_dir(model_dir).is_dir():
+  if not storage.is_folder(os.fspath(paths.find_checkpoint_dir(model_dir))):
     raise FileNotFoundError(
       f'no {paths.CHECKPOINTS}/ in MODEL_DIR = {model_dir!r}, nor a '
       'config.json of Hugging Face weights'
@@ -374,15 +402,9 @@ def open_step(
 def latest_step(model_dir: str) -> int | None:
   """Returns the newest step of a MODEL_DIR, or None.
 
-  Raises:
-    ValueError: it is a URL; taken for a path, gs://... would be a folder here.
+  Raises ValueError for a path of another scheme than gs:// and s3://.
   """
-  if '://' in model_dir:
-    raise ValueError(
-      f'MODEL_DIR = {model_dir!r}: expected a folder of a file system that all '
-      'hosts share; CHECKPOINT_DIR may be a bucket (docs/pods.md)'
-    )
-  if not paths.find_checkpoint_dir(model_dir).is_dir():
+  if not storage.is_folder(os.fspath(paths.find_checkpoint_dir(model_dir))):
     return None
   with contextlib.closing(CheckpointReader(model_dir)) as checkpoints:
     return checkpoints.latest_step()

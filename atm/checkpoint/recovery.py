@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import jax
 
+from atm import storage
 from atm.checkpoint import reader
 from atm.checkpoint.checksums import DamageError
 from atm.checkpoint.manager import CheckpointManager
+from atm.checkpoint.staged_steps import StagedManager
 
 
 def read_newest_intact(
@@ -51,9 +53,11 @@ def rename_damaged(
   folder, names = checkpoints.directory, []
   for step in steps:
     name, number = f'{step}.damaged', itertools.count(2)
-    while (folder / name).exists():
+    while storage.exists(f'{folder}/{name}'):
       name = f'{step}.damaged-{next(number)}'
-    if jax.process_index() == 0:
+    if isinstance(checkpoints.orbax, StagedManager):
+      checkpoints.orbax.rename(step, name)
+    elif jax.process_index() == 0:
       (folder / str(step)).rename(folder / name)
     names.append(name)
   reader.is_true_everywhere(True)  # none lists the steps before the renames

@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 
+from atm import storage
 from atm.cli import gin_config, gin_files, machine_settings
 from atm.cli.gin_config import get_configurable, get_setting
 from atm.cli.gin_text import UserError
@@ -279,7 +280,8 @@ def check_run_folder() -> None:
   named = path and get_setting('MODEL_DIR')
   if not isinstance(named, str) or os.path.basename(path) != 'config.gin':
     return
-  here = os.path.normpath(os.path.dirname(path))
+  here = os.path.dirname(path)
+  here = here if storage.is_remote(here) else os.path.normpath(here)
   there = os.path.expanduser(named)
   is_run = machine_settings.is_run_folder(here)
   if is_run and os.path.realpath(here) != os.path.realpath(there):

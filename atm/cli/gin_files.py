@@ -2,7 +2,7 @@
 
 import os
 
-from atm import fileio
+from atm import fileio, storage
 from atm.cli.gin_text import MOST_CHARACTERS, UserError
 from atm.messages import check_path, did_you_mean, quote
 
@@ -74,7 +74,10 @@ def is_shipped(path: str) -> bool:
 def _is_below(path: str, folder: str) -> bool:
   """Tells whether a path is in a folder, both with links resolved."""
   root = os.path.realpath(folder)
-  return os.path.commonpath([root, os.path.realpath(path)]) == root
+  return (
+    not storage.is_remote(path)
+    and os.path.commonpath([root, os.path.realpath(path)]) == root
+  )
 
 
 def _look_up(name: str, folders: list[str]) -> str:
@@ -83,11 +86,13 @@ def _look_up(name: str, folders: list[str]) -> str:
     expanded = check_path('gin file', name)
   except ValueError as e:
     raise UserError(str(e)) from None
+  if storage.is_remote(expanded):
+    folders = ['']
   paths = [os.path.join(folder, expanded) for folder in folders]
   for path in paths:
-    if os.path.isfile(path):
+    if storage.is_file(path):
       return path
-  for path in filter(os.path.exists, paths):
+  for path in filter(storage.exists, paths):
     check_gin_file(path)
   raise UserError(
     f'no gin file {quote(name)} in {", ".join(folders)}.'
@@ -113,7 +118,7 @@ def read_file(path: str) -> str:
   """
   check_gin_file(path)
   try:
-    with open(path, 'rb') as f:
+    with storage.open_binary(path) as f:
       content = f.read(4 * MOST_CHARACTERS + 1)
     # Characters are counted when the text is parsed.
     if len(content) > 4 * MOST_CHARACTERS:

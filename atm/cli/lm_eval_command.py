@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from atm import fileio
+from atm import fileio, storage
 from atm.inference import api, prompts
 from atm.messages import (
   check_choice,
@@ -83,7 +83,7 @@ class LmEvalCommand(api.ModelSource):
     tasks = list(self.tasks)
     manager = _find_tasks(tasks, self.include_path)
     if self.output is not None and distributed.is_main_process():
-      os.makedirs(os.path.dirname(self.output) or os.curdir, exist_ok=True)
+      storage.make_folder(os.path.dirname(self.output) or os.curdir)
       is_ours = lambda line: line.startswith(b'{')
       fileio.check_output(
         'OUTPUT', self.output, is_ours=is_ours, overwrite=self.overwrite
@@ -104,7 +104,7 @@ class LmEvalCommand(api.ModelSource):
     stamp = time.strftime('%Y-%m-%dT%H-%M-%S')
     path = self.output or f'{self.model_dir}/lm_eval/{stamp}.json'
     if distributed.is_main_process():
-      os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+      storage.make_folder(os.path.dirname(storage.absolute(path)))
       with fileio.replacing(path) as f:
         json.dump(results, f, indent=1, ensure_ascii=False,
                   default=handle_non_serializable)  # fmt: skip

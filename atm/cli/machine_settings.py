@@ -9,6 +9,7 @@ devices. What files of the user's own and arguments bind, stands.
 import os
 from collections.abc import Mapping
 
+from atm import storage
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import Binding
 from atm.cli.run_settings import START, get_target
@@ -19,7 +20,10 @@ MESH = 'atm.sharding.mesh'
 
 def is_run_folder(path: str) -> bool:
   """Tells whether a training run has been at work in a folder."""
-  return os.path.lexists(os.path.join(path, 'checkpoints'))
+  checkpoints = os.path.join(path, 'checkpoints')
+  if storage.is_remote(path):
+    return storage.exists(checkpoints)
+  return os.path.lexists(checkpoints)
 
 
 def is_of_run(binding: Binding) -> bool:

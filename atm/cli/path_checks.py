@@ -8,6 +8,7 @@ import os
 
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import UserError
+from atm.cli.machine_settings import is_run_folder
 from atm.cli.setting_needs import find_value
 from atm.messages import find_nearest, quote
 
@@ -67,9 +68,7 @@ def _is_there(path: str) -> bool:
 def _has_begun(configuration: Configuration) -> bool:
   """Tells whether MODEL_DIR has checkpoints."""
   own = find_value('MODEL_DIR', configuration.macros)
-  return isinstance(own, str) and os.path.lexists(
-    os.path.join(os.path.expanduser(own), 'checkpoints')
-  )
+  return isinstance(own, str) and is_run_folder(os.path.expanduser(own))
 
 
 def _name_nearest(path: str) -> str:

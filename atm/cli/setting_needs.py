@@ -8,6 +8,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 
+from atm import storage
 from atm.cli import gin_names
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import Binding, UserError, find_references
@@ -103,7 +104,7 @@ NEEDS = (
 def _has_own_settings(model_dir) -> bool:
   """Tells whether a folder may hold a model's own settings of generation."""
   return isinstance(model_dir, str) and any(
-    os.path.exists(os.path.join(model_dir, name)) for name in OWN_SETTINGS
+    storage.exists(os.path.join(model_dir, name)) for name in OWN_SETTINGS
   )
 
 

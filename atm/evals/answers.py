@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
-from atm import fileio
+from atm import fileio, storage
 from atm.evals import predict
 from atm.evals.predict import request_of
 from atm.evals.task import Question, Task
@@ -64,7 +64,7 @@ class AnswerFolder:
     ]  # fmt: skip
     # The names of these keys are part of the hash: a new name asks anew.
     settings = dict(
-      rows=rows, model=os.path.abspath(self.model_dir), step=step,
+      rows=rows, model=storage.absolute(self.model_dir), step=step,
       mode=task.mode, normalize=task.normalize, max_tokens=task.max_tokens,
       stop=task.stop, weights=self.weights,
     )  # fmt: skip
@@ -85,7 +85,7 @@ class AnswerFolder:
     facts = completed.get(task.name)
     there = facts.get('settings') if isinstance(facts, dict) else facts
     begun = partial_results.read_mark(f'{path}.part')
-    if os.path.exists(path) and there not in (None, mark):
+    if storage.exists(path) and there not in (None, mark):
       place = path
     elif begun not in (None, mark):
       place = f'{path}.part'
@@ -102,7 +102,7 @@ class AnswerFolder:
     """Returns questions with answers, as they are there or computed."""
     rows, settings = self.describe(task, questions, model.step)
     requests = [request_of(question) for question in questions]
-    os.makedirs(self.folder, exist_ok=True)
+    storage.make_folder(self.folder)
     path = self.path_of(task)
     completed_path = os.path.join(self.folder, COMPLETED_FILE)
     completed = _read_completed(completed_path)
@@ -144,7 +144,7 @@ def _read_completed(path: str) -> dict[str, dict | str]:
 
 def _is_answered(path: str, mark: str, facts: dict | str | None) -> bool:
   """Tells whether a file has the answers of these settings, undamaged."""
-  if not os.path.exists(path):
+  if not storage.exists(path):
     return False
   if isinstance(facts, str):  # of before there were checksums
     return facts == mark

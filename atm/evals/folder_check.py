@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import jax
 
-from atm import fileio
+from atm import fileio, storage
 from atm.checkpoint import pretrained
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.evals import folder_facts, model_comparison, peer_process
@@ -104,7 +104,7 @@ class FolderCheck:
     if 'transformers' not in peer_process.list_versions():
       return {}, missing, ''
     fileio.write_json(os.path.join(folder, REQUEST_FILE), {
-      'directory': os.path.abspath(self.model_dir),
+      'directory': storage.absolute(self.model_dir),
       'dtype': self.weights or 'float32',
       'max_tokens': model_comparison.MAX_TOKENS,
       'beams': model_comparison.BEAMS,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from atm import fileio
+from atm import fileio, storage
 from atm.evals import metrics
 from atm.fileio import Finite
 from atm.messages import quote
@@ -59,7 +59,7 @@ GENERATED = {
 def read_results(folder: str) -> dict[str, Any]:
   """Reads results.json of a folder; raises FileNotFoundError without it."""
   path = os.path.join(folder, RESULTS_FILE)
-  if not os.path.exists(path):
+  if not storage.exists(path):
     raise FileNotFoundError(
       f'folder = {folder!r}: expected a folder with {RESULTS_FILE}, which '
       '`atm eval` writes'
@@ -106,7 +106,7 @@ def read_predictions(folder: str, task: Mapping[str, Any]) -> list[dict]:
       the task has.
   """
   path = os.path.join(folder, PREDICTIONS, f'{task["name"]}.jsonl')
-  if not os.path.exists(path):
+  if not storage.exists(path):
     return []
   form = CHOSEN if task['kind'] == 'score' else GENERATED
   lines = list(fileio.read_own_lines(path, form))
@@ -136,6 +136,6 @@ def _find_problem(line: Mapping[str, Any], kind: str) -> str | None:
 def write_results(folder: str, results: dict[str, Any]) -> None:
   """Writes results.json; on process 0 only."""
   if distributed.is_main_process():
-    os.makedirs(folder, exist_ok=True)
+    storage.make_folder(folder)
     text = json.dumps(fileio.seal_json(results), ensure_ascii=False)
     fileio.write_atomically(os.path.join(folder, RESULTS_FILE), text)

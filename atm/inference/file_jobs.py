@@ -1,12 +1,11 @@
 """Prompts and scores whole files: `atm infer` and `atm score`."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
-from atm import fileio, messages
+from atm import fileio, messages, storage
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data import task_registry, text_lines
 from atm.inference import (
@@ -295,7 +294,7 @@ class FileJob(api.ModelSource):
     if any((*self._frames.sources, *self._frames.targets)):
       more['languages'] = [self._frames.sources, self._frames.targets]
     return dict(
-      rows=rows, model=os.path.abspath(self.model_dir), step=source.step,
+      rows=rows, model=storage.absolute(self.model_dir), step=source.step,
       mode=self._frames.mode, weights=self.weights, **more,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ import rich.console
 import rich.markup
 import rich.table
 
+from atm import storage
 from atm.data import mixture_stats
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.messages import check_arguments, check_path, clock_text
@@ -70,10 +71,11 @@ class RunFacts:
 def find_runs(folder: str) -> Iterator[str]:
   """Yields the folders of runs in a folder, in order of their names."""
   depth = folder.rstrip(os.sep).count(os.sep) + MOST_LEVELS
-  for path, names, files in os.walk(folder):
-    is_run = metric_writer.METRICS_FILE in files
+  for path, names, files in storage.walk(folder):
+    # In a store logs are folders.
+    is_run = metric_writer.METRICS_FILE in (*files, *names)
     # Before its first row a run has its configuration and its lock.
-    if is_run or {'config.gin', run_folder.LOCK_FILE} <= {*files}:
+    if is_run or ('config.gin' in files and run_folder.has_lock(files)):
       yield path
       names.clear()
     elif path.count(os.sep) >= depth:
@@ -83,13 +85,7 @@ def find_runs(folder: str) -> Iterator[str]:
 
 def read_run_facts(path: str, name: str) -> RunFacts:
   """Reads what is known of the run in a folder."""
-  files = (
-    os.path.join(path, file)
-    for file in (
-      metric_writer.METRICS_FILE, goodput.GOODPUT_FILE, run_folder.LOCK_FILE
-    )
-  )  # fmt: skip
-  changed = max(os.path.getmtime(f) for f in files if os.path.exists(f))
+  changed = run_folder.get_change_time(path)
   try:
     rows = metric_writer.read_metrics(path)
     times = goodput.read_goodput(path)
@@ -120,7 +116,7 @@ def _find_state(run: RunFacts) -> str:
     return 'finished'
   failure = os.path.join(run.path, crash_report.FAILURE_FILE)
   # A run that went on after an error has written since.
-  if os.path.exists(failure) and os.path.getmtime(failure) >= run.changed:
+  if storage.exists(failure) and storage.get_time(failure) >= run.changed:
     return 'failed'
   return 'stopped'
 
@@ -203,7 +199,7 @@ def write_run_list(folder: str, output: str | None = None) -> str:
     FileNotFoundError: there is no run in the folder.
   """
   folder = os.path.expanduser(folder)
-  runs = [read_run_facts(path, os.path.relpath(path, folder))
+  runs = [read_run_facts(path, storage.relative(path, folder))
           for path in find_runs(folder)]  # fmt: skip
   if not runs:
     raise FileNotFoundError(
@@ -228,13 +224,13 @@ def run_list_data(
   links = []
   for run in runs:
     report = os.path.join(run.path, train_page.TRAIN_PAGE)
-    here = os.path.dirname(os.path.abspath(path))
-    links.append(
-      os.path.relpath(report, here) if os.path.exists(report) else None
-    )
+    here = os.path.dirname(storage.absolute(path))
+    known = storage.is_remote(report) == storage.is_remote(path)
+    there = known and storage.exists(report)
+    links.append(storage.relative(report, here) if there else None)
   states = {run.state for run in runs}
   return {
-    'name': os.path.basename(os.path.abspath(folder)),
+    'name': os.path.basename(storage.absolute(folder).rstrip('/')),
     'count': len(runs),
     'columns': list(cells[0]),
     'runs': list(zip(cells, links)),

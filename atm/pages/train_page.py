@@ -10,7 +10,7 @@ import re
 from functools import partial
 from typing import Any
 
-from atm import fileio
+from atm import fileio, storage
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.messages import check_arguments, check_path
 from atm.pages import page_warnings, render, train_charts
@@ -54,7 +54,7 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   texts = [s[what] for s in (samples or {'samples': []})['samples']
            for what in SAMPLE_TEXTS]  # fmt: skip
   return {
-    'name': os.path.basename(os.path.abspath(model_dir)),
+    'name': os.path.basename(storage.absolute(model_dir).rstrip('/')),
     'answer': _final_losses(rows, losses[None]),
     'warnings': [
       *page_warnings.training_warnings(rows, losses[None], steps),
@@ -95,11 +95,10 @@ def sum_tokens(rows: list[dict]) -> float:
 def read_config_text(model_dir: str) -> str | None:
   """Returns the text of a run's config.gin, None where there is none."""
   path = os.path.join(model_dir, 'config.gin')
-  if not os.path.exists(path):
+  if not storage.exists(path):
     return None
   fileio.check_regular(path)
-  with open(path, 'rb') as f:
-    return f.read().decode('utf-8', 'replace')
+  return storage.read_bytes(path).decode('utf-8', 'replace')
 
 
 def read_samples(model_dir: str) -> dict | None:
@@ -108,7 +107,7 @@ def read_samples(model_dir: str) -> dict | None:
   Raises ValueError if it is not as `atm pretrain` writes it.
   """
   path = os.path.join(model_dir, SAMPLES_FILE)
-  if not os.path.exists(path):
+  if not storage.exists(path):
     return None
   samples = fileio.read_json(path)
   fileio.check_json(samples, {'step': int, 'samples': [SAMPLE]}, path)

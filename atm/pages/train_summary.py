@@ -48,7 +48,8 @@ def draw_loss_curves(model_dir: str) -> str:
   axes.grid(alpha=0.3)
   axes.legend()
   path = os.path.join(model_dir, LOSS_CURVE_FILE)
-  figure.savefig(path, dpi=120)
+  with fileio.replacing(path, 'wb') as f:
+    figure.savefig(f, dpi=120)
   return path
 
 

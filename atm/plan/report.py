@@ -2,7 +2,7 @@
 
 import os
 
-from atm import fileio
+from atm import fileio, storage
 from atm.parallel.device_memory import format_bytes
 from atm.plan.decode_step_time import HBM_SHARE, HOP
 from atm.plan.kernels import WAIT
@@ -20,7 +20,7 @@ LARGEST = 'largest arrays that {} makes, not all at one time'
 def write(plan: dict, model_dir: str | None, name: str = PLAN_FILE) -> None:
   """Writes a plan, whole or not at all, to model_dir/`name`; None: nowhere."""
   if model_dir is not None:
-    os.makedirs(model_dir, exist_ok=True)
+    storage.make_folder(model_dir)
     fileio.write_json(os.path.join(model_dir, name), plan)
 
 

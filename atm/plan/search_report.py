@@ -1,5 +1,6 @@
 """A search as text and as a picture; pods as a table."""
 
+from atm import fileio
 from atm.plan.report import format_list, format_range, format_table
 
 PICTURE = 'search.png'
@@ -158,7 +159,8 @@ def draw(summary: dict, path: str) -> None:
   )
   axes.grid(alpha=0.3)
   figure.legend(loc='outside right center')
-  figure.savefig(path, dpi=120)
+  with fileio.replacing(path, 'wb') as f:
+    figure.savefig(f, dpi=120)
 
 
 def _middle(row: dict) -> float:

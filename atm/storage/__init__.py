@@ -36,11 +36,14 @@ from atm.storage.files import (
   walk,
   write_bytes,
 )
+from atm.storage.lease import Lease, is_leased
+from atm.storage.part_log import PartLog, list_parts
 
 __all__ = [
-  'StorageError', 'absolute', 'download', 'exists', 'fetch', 'find_objects',
-  'get_scheme', 'get_size', 'get_time', 'is_file', 'is_folder', 'is_remote',
-  'list_names', 'make_folder', 'open_binary', 'read_bytes', 'relative',
-  'remove', 'remove_folder', 'rename', 'upload_file', 'upload_folder',
-  'uploading', 'walk', 'write_bytes',
+  'Lease', 'PartLog', 'StorageError', 'absolute', 'download', 'exists',
+  'fetch', 'find_objects', 'get_scheme', 'get_size', 'get_time', 'is_file',
+  'is_folder', 'is_leased', 'is_remote', 'list_names', 'list_parts',
+  'make_folder', 'open_binary', 'read_bytes', 'relative', 'remove',
+  'remove_folder', 'rename',
+  'upload_file', 'upload_folder', 'uploading', 'walk', 'write_bytes',
 ]  # fmt: skip

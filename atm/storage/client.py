@@ -49,6 +49,9 @@ _ENVIRONMENT = (
   'AWS_ENDPOINT_URL_S3',
 )  # fmt: skip
 _clients: dict[tuple, object] = {}
+# Folder -> a check of a path, called before each write below it; see `lease`.
+GUARDS: dict[str, Callable[[str], None]] = {}
+WRITES = {'writing', 'removing', 'copying'}
 
 
 class StorageError(OSError):
@@ -90,31 +93,35 @@ def _open_gcs():
   try:
     from gcsfs.core import GCSFileSystem
   except ImportError as e:
-    raise ValueError(missing_extra('gs:// needs gcsfs', 'gcs')) from e
+    raise ImportError(missing_extra('gs:// needs gcsfs', 'gcs')) from e
 
   class OneTry(GCSFileSystem):
     """A file system that leaves it to `call` to try again."""
 
     _request = GCSFileSystem._request.__wrapped__
 
-  # An emulator asks for no credentials, and Google's metadata server, which
-  # would be asked for some, is not there.
+  settings = dict(
+    use_listings_cache=False, skip_instance_cache=True, requests_timeout=SILENCE
+  )
+  # An emulator asks for no credentials, and there may be none to be found.
   emulated = os.environ.get('STORAGE_EMULATOR_HOST') and not os.environ.get(
     'GOOGLE_APPLICATION_CREDENTIALS'
   )
-  return OneTry(
-    token='anon' if emulated else None,
-    use_listings_cache=False,
-    skip_instance_cache=True,
-    requests_timeout=SILENCE,
-  )
+  if not emulated:
+    from google.auth.exceptions import DefaultCredentialsError
+
+    try:
+      return OneTry(token='google_default', **settings)
+    except DefaultCredentialsError:  # which a public bucket does not need
+      pass
+  return OneTry(token='anon', **settings)
 
 
 def _open_s3():
   try:
     from s3fs import S3FileSystem
   except ImportError as e:
-    raise ValueError(missing_extra('s3:// needs s3fs', 's3')) from e
+    raise ImportError(missing_extra('s3:// needs s3fs', 's3')) from e
 
   client = S3FileSystem(
     use_listings_cache=False,
@@ -136,17 +143,24 @@ def call(doing: str, path: str, work: Callable):
   hosts do not ask at the same moments; the last try begins before TRY_FOR.
 
   Args:
-    doing: what an error says of it, as in 'reading'.
+    doing: what an error says of it, as in 'reading'; WRITES are guarded.
     path: of an object store.
     work: a call that may be done twice.
 
   Raises:
     FileNotFoundError, FileExistsError: as `work` raises them.
+    ImportError: the extra is missing; names it.
+    ValueError: see `get_scheme`.
     StorageError: it failed for TRY_FOR seconds, or for good.
   """
+  get_scheme(path)
   began, tries = time.monotonic(), 0
   while True:
     tries += 1
+    if doing in WRITES:
+      for folder, check in [*GUARDS.items()]:
+        if path.startswith(f'{folder}/'):
+          check(path)
     try:
       return work(get_client(path), path)
     except (FileNotFoundError, FileExistsError) as e:
@@ -154,6 +168,8 @@ def call(doing: str, path: str, work: Callable):
         errno.ENOENT if isinstance(e, FileNotFoundError) else errno.EEXIST
       )
       raise type(e)(number, os.strerror(number), path) from e
+    except ImportError:
+      raise
     except Exception as e:
       error = e
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
@@ -204,7 +220,8 @@ def _describe(doing, path, tries, began, error) -> str:
   often = f'{tries:,} tries in {clock_text(time.monotonic() - began)}'
   what = 'once' if tries == 1 else often
   hint = 'see that the bucket can be reached'
-  if code in (401, 403) or isinstance(error, PermissionError):
+  is_refused = code in (401, 403) or isinstance(error, PermissionError)
+  if is_refused or 'redentials' in text:
     hint = 'see that the credentials may do this'
   return (
     f'{path}: {doing} failed ({what}): {why}. Nothing was lost; {hint}, then '

@@ -148,13 +148,20 @@ def _is_sent(local: str, size: int, path: str) -> bool:
     )
 
 
-def upload_folder(local: str, path: str) -> list[str]:
-  """Writes the files of a local folder into a store; returns their names."""
-  names = sorted(
+def upload_folder(local: str, path: str, without: str = '') -> list[str]:
+  """Writes the files of a local folder into a store; returns their names.
+
+  Args:
+    local: the folder.
+    path: of the folder to make.
+    without: the path in the folder of a file that is left out.
+  """
+  every = (
     os.path.relpath(os.path.join(folder, name), local)
     for folder, _, inner in os.walk(local)
     for name in inner
   )
+  names = sorted(name for name in every if name != without)
   _run_all(
     upload_file,
     [(os.path.join(local, name), f'{path.rstrip("/")}/{name}')

@@ -11,6 +11,7 @@ import json
 import os
 import time
 
+from atm import storage
 from atm.fileio import Finite
 from atm.train import metric_writer
 
@@ -50,7 +51,7 @@ class Goodput:
   """The seconds of this process, by kind."""
 
   def __init__(self, clock=time.time):
-    self.clock, self.path = clock, None
+    self.clock = clock
     self.began = clock()
     self.seconds = dict.fromkeys(MEASURED, 0.0)
 
@@ -66,7 +67,8 @@ class Goodput:
   def open(self, directory: str, step: int, writes: bool = True) -> None:
     """Counts the time so far as `setup`; the loop begins after `step` steps."""
     # All hosts count, one of them writes.
-    self.path = os.path.join(directory, GOODPUT_FILE) if writes else os.devnull
+    path = os.path.join(directory, GOODPUT_FILE)
+    self._log = storage.PartLog(path if writes else os.devnull)
     self.first = step
     self.before = read_goodput(directory)
     other = sum(self.seconds.values()) - self.seconds['setup']
@@ -75,8 +77,11 @@ class Goodput:
 
   def write(self, step: int, **more) -> None:
     """Appends how far the process is, and more of LINE."""
-    with open(self.path, 'a') as f:
-      f.write(json.dumps({**self._line(step), **more}) + '\n')
+    self._log.append(json.dumps({**self._line(step), **more}) + '\n')
+
+  def close(self) -> None:
+    """Writes what was kept back, see `PartLog`."""
+    self._log.close()
 
   def share(self, step: int) -> float:
     """Returns the run's goodput so far, with the processes before this one."""

@@ -65,6 +65,7 @@ class Loop:
       )
       self.watchdog = opened(HangWatchdog(self.folder.path, config.debug_hang))
       self.goodput.open(self.folder.path, start, distributed.is_main_process())
+      last.callback(self.goodput.close)
       self.evaluations = 0  # of this process
       self.rows = sharding.host_rows(self.mesh, config.rules, config.batch_size)
       self.state, self.done = state, start
@@ -228,6 +229,7 @@ class Loop:
     return row
 
   def _save(self) -> None:
+    self.writer.flush()  # a run that goes on from here has the rows before
     position = {**self.meta['data'], 'step': self.done}
     now = {**self.meta, 'data': position, 'log': self.log.partial()}
     self.checkpoints.save(self.done, self.state.to_trees(), now)

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 
 import jax
 
-from atm import fileio
+from atm import fileio, storage
 from atm.checkpoint import generation_config, paths, reader
 from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
 from atm.parallel import distributed
-from atm.train import metric_writer
+from atm.train import goodput, metric_writer
 
 LOCK_FILE = 'lock'
 
@@ -41,14 +41,18 @@ class RunFolder:
     """Yields this folder; while open, no other process may lock it.
 
     The lock is the kernel's (flock) on MODEL_DIR/lock, so it ends with its
-    process however that ends; the file stays and says who took it last. Of
-    several hosts the first takes it.
+    process however that ends; the file stays and says who took it last. In an
+    object store it is a `storage.Lease`. Of several hosts the first takes it.
 
     Raises:
       ValueError: another run holds it; says which.
     """
     if jax.process_index():
       yield self
+      return
+    if storage.is_remote(self.path):
+      with _leasing(self.path, f'MODEL_DIR = {self.path!r}'):
+        yield self
       return
     is_new = not os.path.exists(self.path)
     with _open_lock(self.path, f'MODEL_DIR = {self.path!r}') as file:
@@ -63,13 +67,16 @@ class RunFolder:
   def lock_checkpoints(self):
     """Locks the folder of the checkpoints, too, where that is another.
 
-    Runs may share it in turn; at a time, they would remove each other's. An
-    object store has no locks.
+    Runs may share it in turn; at a time, they would remove each other's.
     """
     folder = os.fspath(paths.find_checkpoint_dir(self.path))
-    inside = os.path.dirname(folder) == os.path.abspath(self.path)
-    if jax.process_index() or inside or '://' in folder:
+    inside = os.path.dirname(folder) == storage.absolute(self.path).rstrip('/')
+    if jax.process_index() or inside:
       yield
+      return
+    if storage.is_remote(folder):
+      with _leasing(folder, f'CHECKPOINT_DIR = {folder!r}'):
+        yield
       return
     with _open_lock(folder, f'CHECKPOINT_DIR = {folder!r}') as file:
       _sign(file)
@@ -103,13 +110,13 @@ class RunFolder:
       return
     config = os.path.join(self.path, 'config.gin')
     began = os.path.join(self.path, metric_writer.METRICS_FILE)
-    if os.path.exists(config) and not os.path.exists(began):
-      os.rename(config, f'{config}.given')
+    if storage.exists(config) and not storage.exists(began):
+      storage.rename(config, f'{config}.given')
     fileio.write_atomically(config, config_text.encode())
     if not vocabulary_lib.has_vocabulary(self.vocabulary):
       vocabulary_lib.store_files(vocabulary.files, self.vocabulary)
     path = os.path.join(self.path, generation_config.FILE)
-    if generation and not os.path.exists(path):
+    if generation and not storage.exists(path):
       fileio.write_json(path, dict(generation))
 
   @functools.cached_property
@@ -142,6 +149,37 @@ class RunFolder:
     )
 
 
+def has_lock(names: list[str]) -> bool:
+  """Tells whether a run's lock is among the names in a folder."""
+  return any(
+    name == LOCK_FILE or name.startswith(f'{LOCK_FILE}.') for name in names
+  )
+
+
+def get_change_time(path: str) -> float:
+  """Returns when a run last wrote, in seconds since 1970; 0 if never."""
+  logs = [
+    part
+    for name in (metric_writer.METRICS_FILE, goodput.GOODPUT_FILE)
+    for part in storage.list_parts(os.path.join(path, name))[-1:]
+  ]
+  # An owner renews its lock in a store, so that this tells nothing there.
+  locks = [] if storage.is_remote(path) else [os.path.join(path, LOCK_FILE)]
+  times = map(storage.get_time, filter(storage.exists, [*logs, *locks]))
+  return max(times, default=0.0)
+
+
+@contextlib.contextmanager
+def _leasing(folder: str, name: str):
+  """Holds the lease of a folder in an object store."""
+  lease = storage.Lease(folder, name)
+  lease.acquire()
+  try:
+    yield
+  finally:
+    lease.release()
+
+
 def _open_lock(folder: str, name: str):
   """Returns a folder's lock, locked; child processes do not inherit it."""
   path = os.path.join(folder, LOCK_FILE)
@@ -170,7 +208,13 @@ def _open_lock(folder: str, name: str):
 
 
 def is_locked(path: str) -> bool:
-  """Tells whether a run goes on in a folder of this file system."""
+  """Tells whether a run goes on in a folder.
+
+  One of an object store that was killed less than LEASE seconds ago, too, but
+  for one of this machine.
+  """
+  if storage.is_remote(path):
+    return storage.is_leased(path)
   try:
     with open(os.path.join(path, LOCK_FILE)) as file:
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

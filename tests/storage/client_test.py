@@ -124,5 +124,5 @@ def test_a_local_path_is_not_remote():
 def test_a_missing_extra_is_named(monkeypatch):
   monkeypatch.setitem(__import__('sys').modules, 's3fs', None)
   monkeypatch.setattr(client, '_clients', {})
-  with pytest.raises(ValueError, match=r"pip install '.*\[s3\]'"):
+  with pytest.raises(ImportError, match=r"pip install '.*\[s3\]'"):
     client.get_client('s3://bucket/x')

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from atm.checkpoint import generation_config, paths
+from atm.train import run_folder
 from atm.train.run_folder import RunFolder
 
 
@@ -78,9 +79,21 @@ def test_one_run_at_a_time_is_at_work_on_checkpoints(tmp_path):
   inside = f'{plain.path}/checkpoints'
   paths.set_checkpoint_dir(plain.path, inside)  # where they lie anyway
   assert not os.path.exists(inside)
-  paths.set_checkpoint_dir(plain.path, 'gs://bucket/run')
+
+
+def test_one_run_at_a_time_is_at_work_in_a_store(bucket, tmp_path):
+  folder = RunFolder(f'{bucket}/a')
+  with folder.lock(), folder.lock_checkpoints():
+    assert run_folder.is_locked(folder.path)
+    with pytest.raises(ValueError, match='MODEL_DIR = .* is in use by process'):
+      RunFolder(folder.path).lock().__enter__()
+  assert not run_folder.is_locked(folder.path)
+  plain = RunFolder(str(tmp_path / 'c'))
+  paths.set_checkpoint_dir(plain.path, folder.path)
+  with folder.lock(), pytest.raises(ValueError, match='CHECKPOINT_DIR = .* is'):
+    plain.lock_checkpoints().__enter__()
   with plain.lock_checkpoints():
-    pass
+    assert os.listdir(plain.path) == ['checkpoints']
 
 
 def test_an_interrupted_run_says_what_is_saved(tmp_path):
