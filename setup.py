@@ -176,6 +176,9 @@ EXTRAS = {
   # Only for parity scripts; never needed to run.
   'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
   'eval': EVAL,
+  # `atm cache` as a pipeline; Dataflow needs apache-beam[gcp] of this version.
+  # It caps numpy, protobuf and pyarrow: an environment of its own may be best.
+  'beam': ['apache-beam>=2.70,<3'],
   # `atm serve`: HTTP, its metrics and its page.
   'serve': SERVE,
   # Executes the documents and the notebook, and keeps its two forms equal.

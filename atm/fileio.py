@@ -10,6 +10,7 @@ import json
 import math
 import os
 import stat
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -111,21 +112,20 @@ def check_output(
   Raises:
     ValueError: no file can be written there, or it is an input or a user's.
   """
-  given = f'{name} = {quote(path)}'
-  if path.endswith(os.sep) or os.path.isdir(path):
+  given, remote = f'{name} = {quote(path)}', storage.is_remote(path)
+  if path.endswith(os.sep) or storage.is_folder(path):
     raise ValueError(f'{given} is a folder: expected a file')
   # `replacing` follows a link, also one to a file that is still to be made.
   target = os.path.realpath(path) if os.path.islink(path) else path
   folder = os.path.dirname(target) or os.curdir
-  if not os.path.isdir(folder):
+  if not remote and not os.path.isdir(folder):
     raise ValueError(f'{given}: there is no folder {quote(folder)}')
-  if os.path.exists(path):
-    if not os.path.isfile(path) or os.path.realpath(path).startswith('/dev/'):
+  if storage.exists(path):
+    if not remote and not _is_plain_file(path):
       raise ValueError(f'{given}: expected a file, not a pipe or device')
-    for other in inputs:
-      if os.path.exists(other) and os.path.samefile(path, other):
-        raise ValueError(f'{given} is the file that is read: give another')
-    with open(path, 'rb') as f:
+    if any(_is_same_file(path, other) for other in inputs):
+      raise ValueError(f'{given} is the file that is read: give another')
+    with storage.open_binary(path) as f:
       line = f.readline(MOST_LINE)
     if line and not is_ours(line):
       raise ValueError(
@@ -138,11 +138,25 @@ def check_output(
         'one is whole; or give another'
       )
   try:  # permissions alone do not tell: a disk may be read-only, a name long
-    with open(trial := f'{target}.partial-{os.getpid()}', 'wb'):
-      os.remove(trial)
+    trial = f'{target}.partial-{os.getpid()}'
+    storage.write_bytes(trial, b'')
+    storage.remove(trial)
   except OSError as e:
-    raise ValueError(f'{given} cannot be written: {e.strerror}') from e
+    why = e.strerror or one_line(e, 300)
+    raise ValueError(f'{given} cannot be written: {why}') from e
   return path
+
+
+def _is_plain_file(path: str) -> bool:
+  """Tells whether a local path is a file, and no device."""
+  return os.path.isfile(path) and not os.path.realpath(path).startswith('/dev/')
+
+
+def _is_same_file(path: str, other: str) -> bool:
+  """Tells whether two paths mean one file."""
+  if storage.is_remote(path) or storage.is_remote(other):
+    return path == other
+  return os.path.exists(other) and os.path.samefile(path, other)
 
 
 def check_output_folder(name: str, path: str | None) -> str | None:
@@ -367,3 +381,19 @@ def checksum(path: str) -> int:
     while piece := f.read(1 << 24):
       crc = zlib.crc32(piece, crc)
   return crc
+
+
+@contextlib.contextmanager
+def silence_stderr():
+  """Drops what libraries and child processes print to standard error."""
+  # Importing TensorFlow greets with eight lines, a worker of Beam with twenty;
+  # no setting of theirs silences them.
+  sys.stderr.flush()
+  kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from flax import traverse_util
 
-from atm import fileio, messages
+from atm import fileio, messages, storage
 from atm.checkpoint import (
   config_json,
   generation_config,
@@ -87,9 +87,9 @@ def import_weights(
     hf_keys.WeightsError, torch_reader.TorchFileError: the weights are damaged
       or of another model.
   """
-  path = os.path.join(source, 'config.json')
-  if not os.path.exists(path):
+  if not storage.exists(os.path.join(source, 'config.json')):
     raise FileNotFoundError(f'SOURCE = {source!r}: no config.json there')
+  source = storage.fetch(source)  # libraries open its files by path
   final = os.path.join(model_dir, CHECKPOINTS)
   if os.path.isfile(final) or os.path.isdir(final) and os.listdir(final):
     raise ValueError(

@@ -6,7 +6,6 @@ parameters of `configurables`, includes, and imports of atm, atm_tasks and
 modules named by --import. References are those that the shipped files make.
 """
 
-import contextlib
 import copy
 import importlib
 import inspect
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from absl import logging
 
 import gin
+from atm import fileio
 from atm.cli import (
   gin_names,
   gin_reader,
@@ -103,28 +103,12 @@ def import_modules(configuration: Configuration, trusted: set[str]) -> None:
         f'--import={quote(module)}: expected the name of a module'
       )
     try:
-      with silence_stderr():
+      with fileio.silence_stderr():
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as e:
       raise UserError(f'no module {e.name!r} to import') from e
     for function in getattr(loaded, 'GIN', ()):
       register_configurable(function, f'{module}.{function.__name__}')
-
-
-@contextlib.contextmanager
-def silence_stderr():
-  """Drops what C++ code prints meanwhile."""
-  # Importing TensorFlow, which no setting of its own can silence, greets with
-  # eight lines.
-  sys.stderr.flush()
-  kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, 2)
-  try:
-    yield
-  finally:
-    os.dup2(kept, 2)
-    os.close(kept)
-    os.close(nowhere)
 
 
 _registered: dict[str, Callable] = {}

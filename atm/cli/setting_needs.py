@@ -84,6 +84,10 @@ NEEDS = (
     f"set {MIXTURE} = 'pairs'",
   ),
   Need(('TASKS', 'DATA_DIR', 'LIMIT'), 'ASK_EVERY', _is_set, 'set ASK_EVERY'),
+  Need(
+    ('BEAM_OPTIONS',), 'RUNNER', lambda runner: runner == 'beam',
+    "set RUNNER = 'beam'",
+  ),
   Need(('SHARD_GIB',), 'WEIGHTS', _is_none, 'leave out WEIGHTS'),
   Need(('BEAMS',), 'BEAM_GROUPS', bool, 'set BEAM_GROUPS above 0'),
   Need(('SPLIT', 'TASK_FEATURE_LENGTHS'), 'TASK', _is_set, 'name a TASK'),

@@ -22,10 +22,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
-from etils import epath
-
-from atm import fileio, messages
+from atm import fileio, messages, storage
 from atm.data import cache_shards, task_registry, token_store
+from atm.data.beam_runner import run_units
 from atm.data.cache_shards import CacheJob, CacheUnit
 from atm.data.cache_worker import make_unit
 from atm.data.task_registry import Lengths
@@ -42,6 +41,7 @@ from atm.data.vocabulary_extension import (
 )
 from atm.messages import (
   check_arguments,
+  check_choice,
   check_count,
   check_number,
   check_path,
@@ -51,7 +51,9 @@ from atm.messages import (
   quote,
 )
 
+PARTIAL = 'rows-*', token_store.MANIFEST
 LOG_SECONDS = 10  # between two lines of progress
+RUNNERS = 'processes', 'beam'
 
 
 def check_share(share) -> tuple[int, int]:
@@ -77,6 +79,8 @@ def check_share(share) -> tuple[int, int]:
   processes=partial(check_count, 'PROCESSES', optional=True),
   share=check_share,
   new_languages=check_new_languages,
+  runner=partial(check_choice, 'RUNNER', known=RUNNERS),
+  beam_options=partial(check_texts, 'BEAM_OPTIONS', empty=False),
 )
 def build(
   mixture: str,
@@ -92,6 +96,8 @@ def build(
   say: Callable[[str], None] = print,
   make_model: Callable | None = None,
   new_languages: dict[str, str] | None = None,
+  runner: str = 'processes',
+  beam_options: Iterable[str] = (),
 ) -> bool:
   """Builds the rows of a task or mixture that are not there yet.
 
@@ -113,6 +119,8 @@ def build(
     say: logs a line.
     make_model: returns a `ModelConfig`, where `lengths` is None.
     new_languages: added, see `vocabulary_extension.list_new_tokens`.
+    runner: one of RUNNERS; 'beam': a pipeline, see `beam_runner`.
+    beam_options: of that pipeline, as Apache Beam reads them.
 
   Returns:
     whether all rows are there, those of other machines' units included.
@@ -121,12 +129,6 @@ def build(
     ValueError: an unknown name, bad text, rows made otherwise.
     OSError: a file could not be written; what is finished stays.
   """
-  index, machines = share
-  if '://' in directory:
-    raise ValueError(
-      f'CACHE_DIR = {directory!r}: rows are written to a local folder; copy it '
-      'to the object store then, training reads it there'
-    )
   fileio.check_output_folder('CACHE_DIR', directory)
   if lengths is None and make_model is not None:
     lengths = Lengths.of_model(make_model()).as_setting()
@@ -144,14 +146,18 @@ def build(
   units = cache_shards.list_units(wanted, job)
   cache_shards.check_finished_rows(units, job)
   # Shared out before looking which are there: machines do not start together.
-  todo = [unit for unit in units[index::machines] if not unit.is_done(job)]
+  todo = cache_shards.list_missing(units[share[0] :: share[1]], job)
   if todo:
     say(
       f'building rows of tokens: {mixture}, {len(todo)} units, {directory}, '
       f'TASK_FEATURE_LENGTHS = {sizes.as_setting()}'
     )
     with messages.note_work(lambda: _describe_left(todo, units, job)):
-      log_progress(make_units(todo, job, processes, prepare), todo, say)
+      if runner == 'beam':
+        prepare = prepare or (lambda: configure_tasks)
+        run_units(todo, job, prepare, beam_options, processes, say)
+      else:
+        log_progress(make_units(todo, job, processes, prepare), todo, say)
   if missing := write_manifests(units, job):
     say(
       f'{missing} files are still missing: other machines make them, or this '
@@ -218,16 +224,18 @@ def store_vocabulary(
 
 def open_cache(directory: str) -> tuple[Vocabulary, Lengths]:
   """Returns the vocabulary and lengths that a cache was made with."""
-  folder = epath.Path(directory)
-  for path in sorted(folder.glob(f'*/{token_store.MANIFEST}')):
-    made_from = token_store.read_manifest(os.fspath(path.parent))['made_from']
+  names = storage.list_names(directory) if storage.is_folder(directory) else []
+  folders = (os.path.join(directory, name) for name in names)
+  for folder in filter(token_store.has_manifest, folders):
+    path = os.path.join(folder, token_store.MANIFEST)
+    made_from = token_store.read_manifest(folder)['made_from']
     fileio.check_json(made_from, {'lengths': [int]}, f'{path}, made_from')
     if len(made_from['lengths']) != 2:
       raise ValueError(
         f'{path}: lengths are {quote(made_from["lengths"])}: expected two'
       )
     lengths = Lengths(*made_from['lengths'])
-    return open_vocabulary(folder / 'vocabulary'), lengths
+    return open_vocabulary(os.path.join(directory, 'vocabulary')), lengths
   raise FileNotFoundError(
     f'CACHE_DIR = {directory!r}: no finished rows there; `atm cache` makes them'
   )
@@ -243,7 +251,7 @@ def make_units(
   count = min(processes or os.cpu_count() or 1, len(units))
   if prepare is None or count == 1:
     for unit in units:
-      yield unit, make_unit(unit, job)
+      yield unit, make_unit(unit, job)['tokens']
     return
   # TensorFlow's threads do not survive a fork: workers start anew.
   context = multiprocessing.get_context('spawn')
@@ -257,7 +265,7 @@ def make_units(
     running = {pool.submit(make_unit, unit, job): unit for unit in order}
     try:
       for done in concurrent.futures.as_completed(running):
-        yield running[done], done.result()
+        yield running[done], done.result()['tokens']
     except BaseException as e:
       if isinstance(e, KeyboardInterrupt | GeneratorExit):
         mine.close()  # nobody waits for what is half done
@@ -305,7 +313,8 @@ def write_manifests(units: list[CacheUnit], job: CacheJob) -> int:
   """Writes the manifests of finished tasks; returns how many files miss."""
   missing = 0
   for task, split, of_task in cache_shards.group_by_task(units):
-    parts = [unit.read_facts(task, job) for unit in of_task]
+    read = partial(CacheUnit.read_facts, task=task, job=job)
+    parts = storage.map_files(read, of_task, storage.is_remote(job.directory))
     if absent := parts.count(None):
       missing += absent
       continue
@@ -315,11 +324,12 @@ def write_manifests(units: list[CacheUnit], job: CacheJob) -> int:
     if split == 'train' and empty and not of_several:
       raise ValueError(f'task {task.name!r} has no text in its {split!r} split')
     folder = job.get_folder(task.name, split)
-    if not token_store.is_finished(folder):
+    if not token_store.has_manifest(folder):
       made_from = job.get_provenance(task, split)
       token_store.write_manifest(folder, made_from, parts)
     # Left by killed processes; all files are there, so nobody writes any more.
-    for name in ('rows-*', token_store.MANIFEST):
+    # Objects are written whole.
+    for name in () if storage.is_remote(folder) else PARTIAL:
       for left in glob.glob(f'{glob.escape(folder)}/{name}.partial-*[0-9]'):
         os.remove(left)
   return missing

@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+from atm import storage
 from atm.data import task_registry, task_table, token_store
 from atm.data.task_registry import Lengths
 
@@ -63,7 +64,7 @@ class CacheUnit:
       ValueError: the file was made otherwise, or of other text.
     """
     path = self.get_path(job, task.name)
-    if not os.path.exists(path) or not os.path.exists(get_facts_path(path)):
+    if not storage.exists(path) or not storage.exists(get_facts_path(path)):
       return None
     facts = token_store.read_sealed(get_facts_path(path), token_store.FACTS)
     actual = {**facts['made_from'], 'text': facts['text']}
@@ -80,6 +81,13 @@ class CacheUnit:
     return all([self.read_facts(task, job) for task in tasks])
 
 
+def list_missing(units: list[CacheUnit], job: CacheJob) -> list[CacheUnit]:
+  """Returns the units that are not done; raises as `CacheUnit.read_facts`."""
+  remote = storage.is_remote(job.directory)
+  done = storage.map_files(lambda unit: unit.is_done(job), units, remote)
+  return [unit for unit, there in zip(units, done) if not there]
+
+
 def list_units(wanted: list[tuple], job: CacheJob) -> list[CacheUnit]:
   """Returns the units of (task, split) pairs; tasks of one text share units."""
   groups, units = collections.defaultdict(list), []
@@ -87,7 +95,9 @@ def list_units(wanted: list[tuple], job: CacheJob) -> list[CacheUnit]:
     groups[split, id(task.source), *_get_text_key(task)].append(task)
   for (split, *_), tasks in groups.items():
     with task_registry.shorten_tf_errors(tasks[0].name):
-      shards = [describe_shard(s) for s in tasks[0].source.list_shards(split)]
+      named = tasks[0].source.list_shards(split)
+      remote = any(map(storage.is_remote, named))
+      shards = storage.map_files(describe_shard, named, remote)
     names = tuple(task.name for task in tasks)
     numbers = [(i,) for i in range(len(shards))]
     if job.passes_of(split) > 1 and shards:
@@ -122,9 +132,9 @@ def get_precache_steps(task) -> list:
 def describe_shard(shard: str) -> tuple[str, int]:
   """Returns (name and size to tell it by, bytes) of 'path' or 'path#k/n'."""
   path, _, part = shard.partition('#')
-  if not os.path.exists(path):
+  if not storage.exists(path):
     return shard, 1
-  size = os.path.getsize(path)
+  size = storage.get_size(path)
   of = int(part.split('/')[1]) if part else 1
   return f'{os.path.basename(shard)} of {size} bytes', max(1, size // of)
 
@@ -148,7 +158,7 @@ def check_finished_rows(units: list[CacheUnit], job: CacheJob) -> None:
   """Raises ValueError if a task's finished rows were made otherwise."""
   for task, split, of_task in group_by_task(units):
     folder = job.get_folder(task.name, split)
-    if not token_store.is_finished(folder):
+    if not token_store.has_manifest(folder):
       continue
     made_from = job.get_provenance(task, split)
     files = token_store.TokenRows(folder, made_from, verify=None).files

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from atm import storage
 from atm.data import (
   cache_shards,
   counter_rng,
@@ -24,18 +25,22 @@ from atm.data.vocabulary import open_vocabulary
 TEXTS_AT_ONCE = 256  # that are tokenised in one call
 
 
-def make_unit(unit: CacheUnit, job: CacheJob) -> int:
-  """Writes the files of one unit, one for each task; returns its tokens."""
+def make_unit(unit: CacheUnit, job: CacheJob) -> collections.Counter:
+  """Writes the files of one unit, one for each task; returns its counts.
+
+  They are `rows` and `bytes` written, and those of the text, which counts once:
+  documents, tokens and the like.
+  """
   vocabulary = open_vocabulary(job.vocabulary)
   ids = SpecialIds.of(vocabulary)
   tasks = [task_table.get_task(name) for name in unit.tasks]
   read = share_pairs if task_registry.frames_pairs(tasks[0]) else share_text
   with task_registry.shorten_tf_errors(tasks[0].name):
     shared = read(tasks, unit, job, vocabulary.unk_id)
-  total = 0
+  counts = collections.Counter()
   for task, (documents, task_counts) in zip(tasks, shared):
     path = unit.get_path(job, task.name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    storage.make_folder(os.path.dirname(path))
     rows = make_rows(task, unit, documents, ids, job, task_counts)
     facts = {
       'made_from': job.get_provenance(task, unit.split),
@@ -45,8 +50,11 @@ def make_unit(unit: CacheUnit, job: CacheJob) -> int:
     }
     # The facts come last: a file without them is made again.
     token_store.write_sealed(cache_shards.get_facts_path(path), facts)
-    total += task_counts['tokens']
-  return total if read is share_pairs else total // len(tasks)
+    counts.update({name: facts['file'][name] for name in ('rows', 'bytes')})
+  of_text = [counted for _, counted in shared]
+  for counted in of_text if read is share_pairs else of_text[:1]:
+    counts.update(counted)
+  return counts
 
 
 def make_rows(

@@ -13,9 +13,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from etils import epath
 
-from atm import fileio
+from atm import fileio, storage
 from atm.data import tokenizer_folder
 from atm.data.input_format import FORMATS, InputFormat
 from atm.data.text_encoders import SPACE, JsonEncoder, PieceEncoder
@@ -88,7 +87,7 @@ class HFTokenizer(BaseVocabulary):
       ValueError: it is damaged, or of a kind that is not known.
     """
     self.path = check_path('vocabulary', path)
-    kept = (epath.Path(self.path) / FORMAT_FILE).exists()
+    kept = storage.exists(os.path.join(self.path, FORMAT_FILE))
     read = _read_kept if kept else tokenizer_folder.read_folder
     self._files = read(self.path)
     self.sha256 = _hash_files(self._files)
@@ -316,7 +315,7 @@ class HFTokenizer(BaseVocabulary):
 def _read_kept(path: str) -> dict[str, bytes]:
   """Returns the files of a tokenizer that was kept beside a model."""
   other = TOKENIZER_FILE, SENTENCEPIECE_FILE, VOCAB_FILE
-  names = [name for name in other if (epath.Path(path) / name).exists()]
+  names = [name for name in other if storage.exists(os.path.join(path, name))]
   read = lambda name: tokenizer_folder.read_tokenizer_file(
     os.path.join(path, name)
   )

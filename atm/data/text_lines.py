@@ -18,7 +18,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 
-from atm import fileio
+from atm import fileio, storage
 from atm.messages import missing_extra, one_line
 
 STDIN = ('-', '/dev/stdin')
@@ -110,7 +110,7 @@ def decompress(path: str, packing: str) -> Iterator[bytes]:
   new, errors = _decompressor(packing)
   expected = f'.{packing} data to its end'
   member, whole = new(), False
-  with open(path, 'rb') as f:
+  with storage.open_binary(path) as f:
     while chunk := f.read(1 << 16):
       # Zeros may pad a member.
       while chunk := chunk.lstrip(b'\0') if whole else chunk:
@@ -157,7 +157,7 @@ def _lines_of_file(path: str, start: int, end: int | None) -> Iterator[bytes]:
   if packing:
     yield from _split_lines(decompress(path, packing))
     return
-  with open(path, 'rb', buffering=1 << 20) as f:
+  with storage.open_binary(path, 1 << 20) as f:
     at = seek_line(f, start)
     while (end is None or at < end) and (line := f.readline()):
       at += len(line)

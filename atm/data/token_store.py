@@ -5,8 +5,8 @@ with a .json of its facts, and at last `manifest.json`: what the rows were made
 from, counts, and every file's rows and checksum. Without a manifest a folder is
 not finished, and nobody reads it.
 
-array_record's own reader understands local paths and gs://; records carry
-hashes that it checks whenever one is read.
+array_record reads local paths here, `remote_rows` those of object stores.
+Records carry hashes that are compared whenever one is read.
 """
 
 import collections
@@ -17,9 +17,9 @@ import os
 from collections.abc import Iterable
 
 import numpy as np
-from etils import epath
 
-from atm import fileio
+from atm import fileio, storage
+from atm.data import remote_rows
 from atm.messages import check_number, check_path, quote
 
 MANIFEST = 'manifest.json'
@@ -117,7 +117,7 @@ def read_sealed(path: str, entries: dict[str, type]) -> dict:
   """Returns what `write_sealed` wrote, or a version that did not seal.
 
   Args:
-    path: a file, local or of an object store.
+    path: a file.
     entries: the names that it has, and the types of their values.
 
   Raises:
@@ -125,10 +125,7 @@ def read_sealed(path: str, entries: dict[str, type]) -> dict:
     ValueError: it is damaged.
   """
   try:
-    if '://' in path:
-      value = fileio.parse_json(epath.Path(path).read_bytes(), path)
-    else:
-      value = fileio.read_json(path)
+    value = fileio.read_json(path)
     value = fileio.unseal_json(value, path, entries)
     fileio.check_json(value, entries, path)
   except ValueError as e:
@@ -146,12 +143,7 @@ def _damaged(path: str, error: Exception) -> ValueError:
 
 def has_manifest(directory: str) -> bool:
   """Tells whether a folder of rows, of an object store too, has a manifest."""
-  return (epath.Path(directory) / MANIFEST).exists()
-
-
-def is_finished(directory: str) -> bool:
-  """Tells whether a local folder has a manifest."""
-  return os.path.exists(os.path.join(directory, MANIFEST))
+  return storage.exists(os.path.join(directory, MANIFEST))
 
 
 def read_manifest(directory: str) -> dict:
@@ -189,10 +181,12 @@ def check_provenance(
 
 
 @functools.lru_cache(OPEN_FILES)
-def _open_reader(path: str, crc: int):
+def _open_reader(path: str, size: int, rows: int, crc: int):
   from array_record.python import array_record_module
 
   del crc  # only keys the cache: a file made anew is another
+  if storage.is_remote(path):
+    return remote_rows.RemoteRowsFile(path, size, rows)
   return array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0')
 
 
@@ -214,7 +208,7 @@ class TokenRows:
     """Opens a folder and verifies it.
 
     Args:
-      directory: a local folder, or one of gs://.
+      directory: a folder, of an object store, too.
       made_from: facts it must have been made from.
       verify: (i, n) compares the checksums of files i, i + n, ...; so n hosts
         together verify all. None: only the sizes. Files of an object store are
@@ -232,7 +226,7 @@ class TokenRows:
     self.counts, self.files = manifest['counts'], manifest['files']
     self.tokens, self.longest = manifest['tokens'], manifest['longest']
     self._starts = np.cumsum([0, *(f['rows'] for f in self.files)])
-    self.remote = '://' in directory
+    self.remote = storage.is_remote(directory)
     if not self.remote:
       self._verify(verify)
 
@@ -279,9 +273,11 @@ class TokenRows:
     number = int(np.searchsorted(self._starts, index, side='right')) - 1
     path = self._get_path(self.files[number])
     try:
-      reader = _open_reader(path, self.files[number]['crc32'])
+      file, place = self.files[number], int(index - self._starts[number])
+      facts = file['bytes'], file['rows'], file['crc32']
+      reader = _open_reader(path, *facts)
       # Singly: a list of a few goes through a thread pool, three times slower.
-      record = reader.read([int(index - self._starts[number])])[0]
+      record = reader.read(place) if self.remote else reader.read([place])[0]
     except (RuntimeError, IndexError) as e:
       raise ValueError(f'{path} is damaged: {e}') from e
     return np.frombuffer(record, '<i4')

@@ -13,9 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-from etils import epath
-
-from atm import fileio
+from atm import fileio, storage
 from atm.data.added_tokens import AddedTokens, collect_tokens
 from atm.data.tokenizer_json import (
   import_tokenizers,
@@ -92,7 +90,7 @@ class TokenizerFolder:
 
   def has(self, name: str) -> bool:
     """Tells whether the folder has a file."""
-    return os.path.lexists(self.join(name))
+    return storage.exists(self.join(name))
 
   def read_object(self, name: str) -> dict:
     """Returns the object in a JSON file; {} where there is none."""
@@ -108,16 +106,13 @@ def read_tokenizer_file(path: str) -> bytes:
     OSError: it cannot be read.
     ValueError: it is a pipe, or far too large.
   """
-  if '://' in path:
-    return epath.Path(path).read_bytes()
   fileio.check_regular(path)
-  if (size := os.path.getsize(path)) > MOST_BYTES:
+  if (size := storage.get_size(path)) > MOST_BYTES:
     raise ValueError(
       f'{path} has {size:,} bytes: expected a file of a tokenizer, of at most '
       f'{MOST_BYTES:,}'
     )
-  with open(path, 'rb') as f:
-    return f.read()
+  return storage.read_bytes(path)
 
 
 def parse_settings(text: bytes, where: str) -> dict:

@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import sentencepiece
-from etils import epath
 
-from atm import fileio
+from atm import fileio, storage
 from atm.data import hf_tokenizer, tokenizer_folder
 from atm.data.input_format import InputFormat
 from atm.data.token_ids import check_ids
@@ -64,17 +63,16 @@ class Vocabulary(BaseVocabulary):
       FileNotFoundError: there is no such file.
       ValueError: it is not a SentencePiece model, or lacks a special piece.
     """
-    file = epath.Path(check_path('vocabulary', path))
-    file = file / MODEL_FILE if file.is_dir() else file
-    self.path = path = os.fspath(file)
-    if not file.exists():
+    path = check_path('vocabulary', path)
+    path = os.path.join(path, MODEL_FILE) if storage.is_folder(path) else path
+    self.path = path
+    if not storage.exists(path):
       raise FileNotFoundError(
         f'no vocabulary at {path!r}: expected a SentencePiece model or a '
         f'folder with {MODEL_FILE}; `atm vocab` trains one.'
       )
-    if '://' not in path:
-      fileio.check_regular(path)
-    self.model = file.read_bytes()
+    fileio.check_regular(path)
+    self.model = storage.read_bytes(path)
     self.sha256 = hashlib.sha256(self.model).hexdigest()
     self._sp = sentencepiece.SentencePieceProcessor()
     try:
@@ -228,11 +226,12 @@ def open_vocabulary(path: str | os.PathLike) -> BaseVocabulary:
     ValueError: it is damaged, or of a kind that is not known.
   """
   path = check_path('vocabulary', path)
-  folder = epath.Path(path)
-  if folder.name in (FORMAT_FILE, tokenizer_folder.TOKENIZER_FILE):
-    folder = folder.parent
-  if folder.is_dir() and not (folder / MODEL_FILE).exists():
-    if (folder / FORMAT_FILE).exists() or tokenizer_folder.open_folder(folder):
+  folder, name = os.path.split(path.rstrip('/'))
+  if name not in (FORMAT_FILE, tokenizer_folder.TOKENIZER_FILE):
+    folder = path
+  has = lambda name: storage.exists(os.path.join(folder, name))
+  if storage.is_folder(folder) and not has(MODEL_FILE):
+    if has(FORMAT_FILE) or tokenizer_folder.open_folder(folder):
       return hf_tokenizer.HFTokenizer(folder)
   return Vocabulary(path)
 
@@ -240,7 +239,7 @@ def open_vocabulary(path: str | os.PathLike) -> BaseVocabulary:
 def has_vocabulary(directory: str) -> bool:
   """Tells whether a folder holds a vocabulary that `copy_vocabulary` wrote."""
   names = MODEL_FILE, FORMAT_FILE
-  return any(os.path.exists(os.path.join(directory, name)) for name in names)
+  return any(storage.exists(os.path.join(directory, name)) for name in names)
 
 
 def copy_vocabulary(vocabulary, directory: str) -> BaseVocabulary:
@@ -268,14 +267,14 @@ def write_vocabulary(model: bytes, directory: str) -> Vocabulary:
 
 def _write_once(files: Mapping[str, bytes], directory: str) -> None:
   """Writes files, the last of which makes them a vocabulary, all or none."""
-  os.makedirs(directory, exist_ok=True)
+  storage.make_folder(directory)
   marks = [os.path.join(directory, x) for x in (MODEL_FILE, FORMAT_FILE)]
-  there = [path for path in marks if os.path.lexists(path)]
+  there = list(filter(storage.exists, marks))
   for name, content in files.items():
     path = os.path.join(directory, name)
     if not there:
       fileio.write_atomically(path, content)
-    elif not os.path.exists(path) or epath.Path(path).read_bytes() != content:
+    elif not storage.exists(path) or storage.read_bytes(path) != content:
       raise ValueError(
         f'{there[0]} is another vocabulary, which models may have been trained '
         'with: use another folder, or move it away'
@@ -302,12 +301,12 @@ def convert_xlmr(path: str | os.PathLike, directory: str) -> Vocabulary:
   from sentencepiece import sentencepiece_model_pb2
 
   path = os.fspath(path)
-  path = os.path.join(path, XLMR_FILE) if os.path.isdir(path) else path
-  if not os.path.exists(path):
+  path = os.path.join(path, XLMR_FILE) if storage.is_folder(path) else path
+  if not storage.exists(path):
     raise FileNotFoundError(f'no tokenizer at {path!r}: expected {XLMR_FILE}')
   try:
     fileio.check_regular(path)
-    serialized = epath.Path(path).read_bytes()
+    serialized = storage.read_bytes(path)
     model = sentencepiece_model_pb2.ModelProto.FromString(serialized)
   except DecodeError as e:
     raise ValueError(f'{path!r} is not a SentencePiece model') from e

@@ -9,7 +9,7 @@ from functools import partial
 
 import sentencepiece
 
-from atm import fileio, messages
+from atm import fileio, messages, storage
 from atm.data import task_registry
 from atm.data import vocabulary as vocabulary_lib
 from atm.data.vocabulary import Vocabulary
@@ -182,7 +182,7 @@ def write_report(vocabulary: Vocabulary, rows: dict) -> str:
 def _check_no_other(directory: str, size: int | None) -> None:
   """Raises ValueError, before hours of work, where a vocabulary is another."""
   path = os.path.join(directory, vocabulary_lib.MODEL_FILE)
-  if size is None or not os.path.exists(path):
+  if size is None or not storage.exists(path):
     return
   if (there := Vocabulary(path).size) != size:
     raise ValueError(

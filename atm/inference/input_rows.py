@@ -1,9 +1,8 @@
 """Reads the rows of `atm infer` and `atm score`: files, or seqio tasks."""
 
-import os
 from collections.abc import Sequence
 
-from atm import messages
+from atm import messages, storage
 from atm.data import task_registry, text_lines, text_reader
 
 
@@ -24,7 +23,7 @@ def read_inputs(
     FileNotFoundError: there is no such file.
     ValueError: a line has no such row; names file and line.
   """
-  if path not in text_lines.STDIN and not os.path.exists(path):
+  if path not in text_lines.STDIN and not storage.exists(path):
     raise FileNotFoundError(f'INPUT = {path!r}: no such file')
   rows, lines = [], []
   if text_lines.detect_text_format(path)[0] == 'jsonl':

@@ -11,6 +11,7 @@ Imports only `atm.messages`; `atm.fileio` builds on it.
 
 from atm.storage.client import StorageError, get_scheme, is_remote
 from atm.storage.copies import (
+  borrowing,
   download,
   fetch,
   upload_file,
@@ -21,14 +22,17 @@ from atm.storage.files import (
   absolute,
   exists,
   find_objects,
+  find_paths,
   get_size,
   get_time,
   is_file,
   is_folder,
   list_names,
   make_folder,
+  map_files,
   open_binary,
   read_bytes,
+  read_range,
   relative,
   remove,
   remove_folder,
@@ -40,10 +44,10 @@ from atm.storage.lease import Lease, is_leased
 from atm.storage.part_log import PartLog, list_parts
 
 __all__ = [
-  'Lease', 'PartLog', 'StorageError', 'absolute', 'download', 'exists',
-  'fetch', 'find_objects', 'get_scheme', 'get_size', 'get_time', 'is_file',
-  'is_folder', 'is_leased', 'is_remote', 'list_names', 'list_parts',
-  'make_folder', 'open_binary', 'read_bytes', 'relative', 'remove',
-  'remove_folder', 'rename',
+  'Lease', 'PartLog', 'StorageError', 'absolute', 'borrowing', 'download',
+  'exists', 'fetch', 'find_objects', 'find_paths', 'get_scheme', 'get_size',
+  'get_time', 'is_file', 'is_folder', 'is_leased', 'is_remote', 'list_names',
+  'list_parts', 'make_folder', 'map_files', 'open_binary', 'read_bytes',
+  'read_range', 'relative', 'remove', 'remove_folder', 'rename',
   'upload_file', 'upload_folder', 'uploading', 'walk', 'write_bytes',
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from atm.storage import files
 from atm.storage.client import call, is_remote
@@ -23,11 +23,15 @@ SENT_WHOLE = 1 << 25
 # --- From a store
 
 
-def fetch(path: str) -> str:
+def fetch(path: str, chosen: Callable[[str], bool] = lambda name: True) -> str:
   """Returns a local path with the content of a file or a folder.
 
   An object store's is copied into CACHE once, and again when it has changed;
   several processes may fetch it at a time. A local path is returned as it is.
+
+  Args:
+    path: the file or the folder.
+    chosen: tells of a path in the folder whether it is copied.
 
   Raises:
     FileNotFoundError: there is neither.
@@ -37,6 +41,7 @@ def fetch(path: str) -> str:
   path = path.rstrip('/')
   info = files.get_info(path)
   found = {'': info} if info['type'] == 'file' else files.find_objects(path)
+  found = {name: facts for name, facts in found.items() if chosen(name)}
   facts = [(name, int(x['size']), _get_mark(x)) for name, x in found.items()]
   servers = [os.environ.get(x) for x in ('STORAGE_EMULATOR_HOST',
                                          'AWS_ENDPOINT_URL')]  # fmt: skip
@@ -55,6 +60,22 @@ def fetch(path: str) -> str:
   finally:
     shutil.rmtree(partial, ignore_errors=True)
   return target
+
+
+@contextlib.contextmanager
+def borrowing(path: str) -> Iterator[str]:
+  """Yields a local path with the content of a file.
+
+  For libraries that read no other. An object's copy is removed when the block
+  ends: many large ones, read one after the other, take the room of one.
+  """
+  if not is_remote(path):
+    yield path
+    return
+  with tempfile.TemporaryDirectory(prefix='atm-') as folder:
+    local = os.path.join(folder, path.rpartition('/')[2])
+    download(path, local, {'': files.get_info(path)})
+    yield local
 
 
 def _get_mark(facts: dict) -> str:

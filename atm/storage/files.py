@@ -4,13 +4,16 @@ A local path is handed to `os`, as it is. An object store has no folders: one is
 there while an object lies below it, and making one does nothing.
 """
 
+import concurrent.futures
+import glob
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from atm.storage.client import call, is_remote
+from atm.storage.client import call, get_scheme, is_remote
 
+MAP_AT_ONCE = 32  # requests of `map_files`
 BUFFER = 1 << 22  # bytes that a reader of an object asks for at once
 
 
@@ -114,6 +117,15 @@ def find_objects(path: str) -> dict[str, dict]:
   }
 
 
+def find_paths(pattern: str) -> list[str]:
+  """Returns the paths of files and folders that a glob means, sorted."""
+  if not is_remote(pattern):
+    return sorted(glob.glob(pattern, recursive=True))
+  scheme = get_scheme(pattern)
+  found = call('listing', pattern, lambda fs, p: fs.glob(p))
+  return sorted(f'{scheme}://{name}' for name in found)
+
+
 def walk(path: str) -> Iterator[tuple[str, list[str], list[str]]]:
   """Yields (folder, names of folders, names of files), as `os.walk` does."""
   if not is_remote(path):
@@ -132,6 +144,14 @@ def walk(path: str) -> Iterator[tuple[str, list[str], list[str]]]:
   yield path, folders, files
   for name in folders:
     yield from walk(f'{path}/{name}')
+
+
+def map_files(work: Callable, items: Sequence, remote: bool) -> list:
+  """Returns work(item) of each, in order; if remote, many wait at a time."""
+  if not remote:
+    return list(map(work, items))
+  with concurrent.futures.ThreadPoolExecutor(MAP_AT_ONCE) as pool:
+    return list(pool.map(work, items))
 
 
 # --- Content
@@ -189,10 +209,15 @@ def read_range(path: str, start: int, end: int) -> bytes:
   return call('reading', path, read)
 
 
-def open_binary(path: str) -> io.BufferedIOBase:
-  """Opens a file for reading bytes: streamed, and seekable."""
+def open_binary(path: str, buffering: int = -1) -> io.BufferedIOBase:
+  """Opens a file for reading bytes: streamed, and seekable.
+
+  Args:
+    path: the file.
+    buffering: bytes that are read of a local file at once, as for `open`.
+  """
   if not is_remote(path):
-    return open(path, 'rb')
+    return open(path, 'rb', buffering)
   return io.BufferedReader(_ObjectReader(path), BUFFER)
 
 

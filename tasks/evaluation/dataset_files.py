@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from atm import storage
 from atm.evals.task import MissingData
 from atm_tasks.evaluation.readers import RawExample
 from atm_tasks.pretraining import sources
@@ -92,9 +93,10 @@ def find_split(
   """
   named = data.splits[split]
   root = os.path.join(data_dir, data.folder)
+  here = _fetch_folder(root) if storage.is_remote(root) else root
   layouts = data.files(part, named)
   for patterns in layouts:
-    found = [glob_paths(root, pattern) for pattern in patterns]
+    found = [glob_paths(here, pattern) for pattern in patterns]
     if all(found):
       paths = sum(found, [])
       read = functools.partial(data.read, paths, part, named)
@@ -106,16 +108,22 @@ def find_split(
       read = functools.partial(_read_tfds, data, folder, part, split)
       return FoundSplit([folder], read)
     where += f' Or as TFDS {name!r}: {hint}.'
-  files = [os.path.join(root, p) for p in layouts[0] if not glob_paths(root, p)]
+  files = [os.path.join(root, p) for p in layouts[0] if not glob_paths(here, p)]
   named = ', '.join(path + _find_nearest(path) for path in files)
   why = f'{data.name} ({part}, {split}): not there: {named}'
   raise MissingSplit(why, where, files)
 
 
+@functools.cache  # many tasks read parts of one set
+def _fetch_folder(path: str) -> str:
+  """Returns a local copy of a set's folder; the path itself without one."""
+  return storage.fetch(path) if storage.is_folder(path) else path
+
+
 def _find_nearest(path: str) -> str:
   """Returns a hint at a file whose name differs in capitals or its end."""
   folder, name = os.path.split(path)
-  names = os.listdir(folder) if os.path.isdir(folder) else []
+  names = storage.list_names(folder) if storage.is_folder(folder) else []
   near = [n for n in names if n.lower().startswith(name.lower())]
   return f' (is {min(near)!r} meant?)' if near else ''
 
@@ -129,7 +137,7 @@ def _read_tfds(data: DataSet, folder: str, part: str, split: str):
   """Yields the examples of a prepared TFDS data set, in its own order."""
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(folder)
+  builder = tfds.builder_from_directory(storage.fetch(folder))
   if split not in builder.info.splits:
     raise ValueError(
       f'TFDS {folder}: no split {split!r}. Known: '

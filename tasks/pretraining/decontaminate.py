@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from atm import storage
 from atm.data import text_lines, text_reader
 from atm.data.sentences import split_sentences
 from atm.messages import check_number
@@ -235,15 +236,15 @@ def iterate_texts(name: str, path: str) -> Iterator[str]:
 
   The files are looked for when the first text is asked for.
   """
-  pattern = glob.escape(path) if os.path.exists(path) else path
-  if os.path.isdir(path):
+  pattern = glob.escape(path) if storage.exists(path) else path
+  if storage.is_folder(path):
     pattern = os.path.join(pattern, '*')
-  found = glob.glob(pattern, recursive=True)
+  found = storage.find_paths(pattern)
   # Beside data sets often lies a .json that tells of them; named, it is read.
   files = sorted(
     file
     for file in found
-    if os.path.isfile(file)
+    if storage.is_file(file)
     and text_lines.detect_text_format(file)[0]
     and (file == path or not re.search(r'\.json(\.|$)', file.lower()))
   )

@@ -11,8 +11,8 @@ import json
 import re
 
 import numpy as np
-from etils import epath
 
+from atm import storage
 from atm.data import task_table, token_store
 from atm.data.input_format import MODES, InputFormat
 from atm.messages import check_choice
@@ -229,9 +229,9 @@ def name_task(direction: Direction) -> str:
 def list_cached_pairs(cache_dir: str) -> list[str]:
   """Lists the folders of finished rows of pairs in a cache."""
   cache_dir = cache_dir.rstrip('/')
-  if not epath.Path(cache_dir).exists():
+  if not storage.is_folder(cache_dir):
     return []
-  names = sorted(path.name for path in epath.Path(cache_dir).iterdir())
+  names = storage.list_names(cache_dir)
   folders = [
     f'{cache_dir}/{name}'
     for name in names

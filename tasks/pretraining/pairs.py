@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 
-from atm import fileio
+from atm import fileio, storage
 from atm.data import languages, text_lines, token_store
 from atm.data.sentences import split_sentences
 from atm_tasks.pretraining import records, sources, tasks, text_folders
@@ -52,12 +52,12 @@ class PairsSource(sources.RecordSource):
   ):
     self.path, self.reader = path, reader
     self._parts = {split: _list_parts(path, split) for split in SPLITS}
-    if os.path.isdir(path):
+    if storage.is_folder(path):
       parts = itertools.chain.from_iterable(self._parts.values())
       taken = {os.path.basename(part.path) for part in parts}
       unread = text_folders.list_unread(path, taken)
       text_folders.say_unread(f'PAIRS = {path!r}', tuple(unread))
-    self.by_content, self.skip_bad = not os.path.isdir(path), skip_bad
+    self.by_content, self.skip_bad = not storage.is_folder(path), skip_bad
     super().__init__(held_out if self.by_content else 0.0)
 
   @functools.cached_property
@@ -66,7 +66,7 @@ class PairsSource(sources.RecordSource):
     parts = itertools.chain.from_iterable(self._parts.values())
     digest = hashlib.sha256()
     for path in dict.fromkeys(part.path for part in parts):
-      with open(path, 'rb') as f:
+      with storage.open_binary(path) as f:
         digest.update(hashlib.file_digest(f, 'sha256').digest())
     facts = {'held_out': self.held_out, 'pairs': digest.hexdigest()}
     given = [self.reader.source_language, self.reader.target_language]
@@ -102,8 +102,9 @@ class PairsSource(sources.RecordSource):
     """
     parts = itertools.chain.from_iterable(self._parts.values())
     paths = dict.fromkeys(part.path for part in parts)
-    stats = [os.stat(path) for path in paths]
-    files = tuple(zip(paths, ((s.st_size, s.st_mtime_ns) for s in stats)))
+    files = tuple(
+      (path, storage.get_size(path), storage.get_time(path)) for path in paths
+    )
     return _count_directions(self.path, self.skip_bad, self.reader, files)
 
 
@@ -158,11 +159,13 @@ def _list_parts(path: str, split: str) -> list[records.FilePart]:
   """Lists the files of a split; raises the errors of `PairsSource`."""
   if not isinstance(path, str):
     raise ValueError(f'PAIRS = {path!r}: expected a file or folder, in quotes')
-  if not os.path.exists(path):
+  if not storage.exists(path):
     raise FileNotFoundError(f'PAIRS = {path!r}: no such file or folder')
   paths = [path]
-  if os.path.isdir(path):
-    names = sorted(n for n in os.listdir(path) if n.lower().startswith(split))
+  if is_folder := storage.is_folder(path):
+    names = sorted(
+      n for n in storage.list_names(path) if n.lower().startswith(split)
+    )
     paths = [os.path.join(path, name) for name in names]
   is_jsonl = lambda path: text_lines.detect_text_format(path)[0] == 'jsonl'
   paths = list(filter(is_jsonl, paths))
@@ -171,7 +174,7 @@ def _list_parts(path: str, split: str) -> list[records.FilePart]:
       f'PAIRS = {path!r}: expected a .jsonl file, or a folder with train.jsonl '
       'and validation.jsonl; each may end in .gz or .zst'
     )
-  for name in map(os.path.basename, paths if os.path.isdir(path) else ()):
+  for name in map(os.path.basename, paths if is_folder else ()):
     if not name.startswith(split):
       raise ValueError(
         f'PAIRS = {path!r}: {name} is not read. Did you mean {name.lower()!r}?'
@@ -192,7 +195,7 @@ def _count_directions(
   """
   del files
   source, counts = PairsSource(path, 0.0, skip_bad, reader), {}
-  for split in SPLITS if os.path.isdir(path) else SPLITS[:1]:
+  for split in SPLITS if storage.is_folder(path) else SPLITS[:1]:
     for shard in range(len(source.list_shards(split))):
       for text in source.documents(split, shard):
         direction = text_to_direction(text) if text else None

@@ -8,10 +8,10 @@ or a serialized tf.train.Example, of which `parse_record` makes text. Both raise
 import collections
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Iterator
 
+from atm import storage
 from atm.data import text_lines, text_reader
 from atm.data.text_lines import BadRecord
 
@@ -60,7 +60,7 @@ def split_file(path: str, piece_bytes: int) -> list[FilePart]:
   kind, packing = detect_format(path)
   if packing or kind == 'tfrecord':
     return [FilePart(path)]
-  n = max(1, -(-os.path.getsize(path) // piece_bytes))
+  n = max(1, -(-storage.get_size(path) // piece_bytes))
   if kind == 'jsonl' and n > 1 and text_reader.is_array(path):
     n = 1
   if kind == 'parquet' and n > 1:
@@ -87,7 +87,7 @@ def read_records(
   elif kind == 'tfrecord':
     yield from enumerate(read_tfrecord(unit.path, packing), 1)
   else:
-    span = unit.span(os.path.getsize(unit.path))
+    span = unit.span(storage.get_size(unit.path))
     yield from text_reader.iterate_records(unit.path, kind, *span)
 
 
@@ -147,8 +147,8 @@ def _count_before(unit: FilePart, kind: str) -> int:
     file = _parquet(unit.path)
     start, _ = unit.span(file.num_row_groups)
     return sum(file.metadata.row_group(i).num_rows for i in range(start))
-  with open(unit.path, 'rb') as f:
-    left = text_lines.seek_line(f, unit.span(os.path.getsize(unit.path))[0])
+  with storage.open_binary(unit.path) as f:
+    left = text_lines.seek_line(f, unit.span(storage.get_size(unit.path))[0])
     f.seek(0)
     count = 0
     while left > 0 and (chunk := f.read(min(left, 1 << 20))):
@@ -156,8 +156,25 @@ def _count_before(unit: FilePart, kind: str) -> int:
   return count
 
 
+def read_array_record(path: str) -> Iterator[bytes]:
+  """Yields the records of an array_record file; raises RuntimeError."""
+  from array_record.python import array_record_module
+
+  with storage.borrowing(path) as local:
+    reader = array_record_module.ArrayRecordReader(local)
+    count = reader.num_records()
+    for start in range(0, count, BATCH):
+      yield from reader.read(start, min(start + BATCH, count))
+
+
 def read_tfrecord(path: str, packing: str = '') -> Iterator[bytes]:
   """Yields the records of a TFRecord file; raises BadRecord where it breaks."""
+  # TensorFlow has clients of its own for object stores, with other settings.
+  with storage.borrowing(path) as local:
+    yield from _read_local_tfrecord(local, packing)
+
+
+def _read_local_tfrecord(path: str, packing: str) -> Iterator[bytes]:
   import tensorflow as tf
 
   options = {'compression_type': 'GZIP' if packing else ''}
@@ -188,7 +205,8 @@ def _parquet(path: str):
   import pyarrow.parquet as pq
 
   try:
-    return pq.ParquetFile(path, page_checksum_verification=True)
+    file = storage.open_binary(path) if storage.is_remote(path) else path
+    return pq.ParquetFile(file, page_checksum_verification=True)
   except (pa.ArrowException, OSError) as e:
     raise BadRecord('a whole Parquet file', shorten_error(e)) from e
 

@@ -11,13 +11,13 @@ import os
 import re
 from collections.abc import Iterator
 
-from etils import epath
-
+from atm import storage
 from atm.data import text_lines
 from atm.messages import check_choice, check_number
 from atm_tasks.pretraining import records, text_folders
 from atm_tasks.pretraining.text_source import SPLITS, TextSource
 
+_SHARD = re.compile(r'\.(tfrecord|array_record)')
 _READ_ERRORS = (OSError, RuntimeError, LookupError, ValueError)
 
 # --- A folder
@@ -79,7 +79,7 @@ class RecordSource(TextSource):
 
 
 class FolderSource(RecordSource):
-  """The documents of one language in a local folder.
+  """The documents of one language in a folder, of an object store, too.
 
   They are in LANG.EXT, LANG-anything.EXT, LANG.anything.EXT and LANG/**.EXT;
   EXT is txt (a document a line), jsonl or json (an object a line, or an array
@@ -109,9 +109,7 @@ class FolderSource(RecordSource):
     piece_bytes: int = 64 << 20,
   ):
     super().__init__(held_out)
-    self.files = text_folders.find_files(folder, glob.escape(language)).get(
-      language
-    )
+    self.files = text_folders.find_files(folder, language).get(language)
     if not self.files:
       known = ', '.join(text_folders.list_languages(folder))
       raise ValueError(
@@ -178,7 +176,12 @@ class TfdsSource(TextSource):
   @functools.cached_property
   def _builder(self):
     """Opened when first read: naming a data set costs nothing."""
-    return _open_prepared(self.name, self.data_dir)
+    return _open_prepared(self.name, self.data_dir)[0]
+
+  @functools.cached_property
+  def _folder(self) -> str:
+    """The data set's folder, whose shards an object store's builder lacks."""
+    return _open_prepared(self.name, self.data_dir)[1]
 
   @functools.cached_property
   def _stored(self) -> dict[str, str]:
@@ -208,8 +211,12 @@ class TfdsSource(TextSource):
   def list_shards(self, split: str) -> list[str]:
     """Lists the split's files that are not empty."""
     numbers = self._numbers(split)
+    return [self._get_path(split, i) for i in numbers]
+
+  def _get_path(self, split: str, number: int) -> str:
+    """Returns the path of a file of a split."""
     paths = self._builder.info.splits[self._stored[split]].filepaths
-    return [str(paths[i]) for i in numbers]
+    return os.path.join(self._folder, os.path.basename(paths[number]))
 
   def documents(self, split: str, shard: int) -> Iterator[str]:
     number, done = self._numbers(split)[shard], 0
@@ -224,26 +231,17 @@ class TfdsSource(TextSource):
     except (*_READ_ERRORS, records.BadRecord) as e:
       if not isinstance(e, records.BadRecord):
         e = records.BadRecord('a whole record', records.shorten_error(e))
-      path = info.filepaths[number]
+      path = self._get_path(split, number)
       raise ValueError(f'{path}, record {done + 1}: {e}') from e
 
   def _examples(self, split: str, number: int) -> Iterator[bytes]:
     """Yields the serialized tf.train.Examples of file `number` of a split."""
     # Parsing them here, not one by one in tf.data, is several times as fast.
-    from tensorflow_datasets import decode
-
-    name = self._stored[split]
-    info = self._builder.info
-    if info.file_format.value == 'tfrecord':
-      yield from records.read_tfrecord(str(info.splits[name].filepaths[number]))
-      return
-    source = self._builder.as_data_source(
-      split=f'{name}[{number}shard:{number + 1}shard]',
-      deserialize_method=decode.DeserializeMethod.RAW_BYTES,
-    )
-    for start in range(0, len(source), records.BATCH):
-      end = min(start + records.BATCH, len(source))
-      yield from source.__getitems__(range(start, end))
+    path = self._get_path(split, number)
+    if self._builder.info.file_format.value == 'tfrecord':
+      yield from records.read_tfrecord(path)
+    else:
+      yield from records.read_array_record(path)
 
 
 def find_prepared(name: str, data_dir: str | None) -> tuple[str | None, str]:
@@ -260,9 +258,8 @@ def find_prepared(name: str, data_dir: str | None) -> tuple[str | None, str]:
   data_dir = os.path.expanduser(data_dir or '~/tensorflow_datasets')
   name, _, version = name.partition(':')
   pattern = os.path.join(data_dir, name, version or '*.*.*', 'features.json')
-  found = epath.Path(data_dir).glob(
-    f'{name}/{version or "*.*.*"}/features.json'
-  )
+  root = data_dir if storage.is_remote(data_dir) else glob.escape(data_dir)
+  found = storage.find_paths(pattern.replace(data_dir, root, 1))
   folders = [os.path.dirname(path) for path in found]
   numbers = lambda path: [int(n) for n in re.findall(r'\d+', path)[-3:]]
   folders = [f for f in folders if re.search(r'\d+\.\d+\.\d+$', f)]
@@ -273,8 +270,12 @@ def find_prepared(name: str, data_dir: str | None) -> tuple[str | None, str]:
   return max(folders, key=numbers, default=None), hint
 
 
-def _open_prepared(name: str, data_dir: str | None):
-  """Opens the files on disk; neither downloads nor prepares.
+def _open_prepared(name: str, data_dir: str | None) -> tuple:
+  """Opens a prepared data set; neither downloads nor prepares.
+
+  Returns:
+    (its builder, its folder): of an object store, the builder's own folder has
+    what describes the data, without the shards.
 
   Raises:
     ValueError: there are none, or they are of another kind.
@@ -284,11 +285,12 @@ def _open_prepared(name: str, data_dir: str | None):
   folder, hint = find_prepared(name, data_dir)
   if folder is None:
     raise ValueError(f'TFDS {name.split(":")[0]!r}: not prepared, {hint}')
-  builder = tfds.builder_from_directory(folder)
+  described = storage.fetch(folder, lambda name: not _SHARD.search(name))
+  builder = tfds.builder_from_directory(described)
   kind, features = builder.info.file_format.value, builder.info.features
   if kind not in ('tfrecord', 'array_record') or 'text' not in features:
     raise ValueError(
       f'TFDS {name!r}: expected tfrecord or array_record with a feature '
       f'`text`; got {kind} with {sorted(features)}'
     )
-  return builder
+  return builder, folder

@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from etils import epath
 
+from atm import storage
 from atm.data import counter_rng, packing, task_table, text_reader
 from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
@@ -374,10 +374,9 @@ def find_sources(
 
 def list_cached_languages(cache_dir: str | None, source: str) -> list[str]:
   """Lists the languages of a source that a cache has rows of."""
-  if cache_dir is None or not epath.Path(cache_dir).exists():
+  if cache_dir is None or not storage.is_folder(cache_dir):
     return []
   names = '|'.join(objectives_lib.OBJECTIVE_NAMES)
   pattern = re.compile(rf'{source}_(.+?)(?:_spoken)?_(?:{names})-train')
-  names = (path.name for path in epath.Path(cache_dir).iterdir())
-  found = map(pattern.fullmatch, names)
+  found = map(pattern.fullmatch, storage.list_names(cache_dir))
   return sorted({match[1] for match in found if match})

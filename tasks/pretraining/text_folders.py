@@ -10,8 +10,9 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from atm import storage
 from atm.data import text_lines
 from atm_tasks.pretraining import records
 
@@ -19,16 +20,42 @@ _LANGUAGE = r'[a-z]{2,3}(?:_[A-Za-z]+)?'
 _MOST_NAMES = 5  # in a line
 
 
-def find_files(folder: str, language: str = '*') -> dict[str, list[str]]:
-  """Finds language -> its files, sorted; hidden ones are left out."""
+def find_files(
+  folder: str, language: str | None = None
+) -> dict[str, list[str]]:
+  """Finds language -> its files, sorted; hidden ones are left out.
+
+  Args:
+    folder: a folder, of an object store, too.
+    language: the one to look for; None: all that are there.
+  """
   found = collections.defaultdict(list)
-  for pattern in (f'{language}[.-]*', f'{language}/**'):
-    for name in glob.glob(pattern, root_dir=folder, recursive=True):
-      match = re.fullmatch(rf'({_LANGUAGE})(?:/.+|[.-][^/]+)', name)
-      path = os.path.join(folder, name)
-      if match and records.detect_format(name) and os.path.isfile(path):
+  remote = storage.is_remote(folder)
+  for name in (_list_objects if remote else _list_local)(folder, language):
+    match = re.fullmatch(rf'({_LANGUAGE})(?:/.+|[.-][^/]+)', name)
+    path = os.path.join(folder, name)
+    if match and language in (None, match[1]) and records.detect_format(name):
+      if remote or os.path.isfile(path):
         found[match[1]].append(path)
   return {k: sorted(found[k]) for k in sorted(found)}
+
+
+def _list_local(folder: str, language: str | None) -> Iterator[str]:
+  """Yields the paths in a folder that may be text of a language."""
+  begin = '*' if language is None else glob.escape(language)
+  for pattern in (f'{begin}[.-]*', f'{begin}/**'):
+    yield from glob.glob(pattern, root_dir=folder, recursive=True)
+
+
+def _list_objects(folder: str, language: str | None) -> Iterator[str]:
+  """Yields the paths in a folder of an object store, as `_list_local` does."""
+  for name in storage.list_names(folder):
+    if not re.fullmatch(_LANGUAGE, name):
+      yield name
+    elif language in (None, name):
+      for inner in storage.find_objects(os.path.join(folder, name)):
+        if not any(part.startswith('.') for part in inner.split('/')):
+          yield f'{name}/{inner}'
 
 
 def list_languages(folder: str) -> list[str]:
@@ -39,14 +66,14 @@ def list_languages(folder: str) -> list[str]:
   """
   found = find_files(folder)
   taken = {
-    os.path.relpath(p, folder) for paths in found.values() for p in paths
+    storage.relative(p, folder) for paths in found.values() for p in paths
   }
   taken |= {name.split(os.sep)[0] for name in taken}
   unread = list_unread(folder, taken)
   for name in unread:
     language = re.match(r'[A-Za-z]{2}(?=[.-]|$)', name)
     place = os.path.join(folder, name)
-    if language and (records.detect_format(name) or os.path.isdir(place)):
+    if language and (records.detect_format(name) or storage.is_folder(place)):
       nearest = language[0].lower() + name[2:]
       if nearest != name:
         raise ValueError(
@@ -64,7 +91,7 @@ def list_languages(folder: str) -> list[str]:
 
 def list_unread(folder: str, taken: Iterable[str]) -> list[str]:
   """Lists names in a folder but hidden ones and those that are taken."""
-  names = os.listdir(folder) if os.path.isdir(folder) else []
+  names = storage.list_names(folder) if storage.is_folder(folder) else []
   return sorted({n for n in names if not n.startswith('.')} - {*taken})
 
 

@@ -160,7 +160,7 @@ def test_progress_is_told_every_ten_seconds_and_at_the_end(monkeypatch):
 
 @pytest.mark.parametrize('processes, prepare', [(1, print), (None, None)])
 def test_one_process_makes_the_units_in_order(monkeypatch, processes, prepare):
-  made = lambda unit, job: (unit.number, job)
+  made = lambda unit, job: {'tokens': (unit.number, job)}
   monkeypatch.setattr(cache, 'make_unit', made)
   units = units_of([1, 2, 3])
   assert list(cache.make_units(units, 'job', processes, prepare)) == [
@@ -309,9 +309,9 @@ def test_a_build_killed_before_it_stored_the_vocabulary(words, tmp_path):
   assert cache.store_vocabulary(words, str(tmp_path)).sha256 == words.sha256
 
 
-def test_an_object_store_is_no_place_to_build_in(folder, words, configure):
-  with pytest.raises(ValueError, match="CACHE_DIR = 'gs://bucket/rows'"):
-    build('gs://bucket/rows', words, configure, folder)
+def test_other_schemes_are_refused(folder, words, configure):
+  with pytest.raises(ValueError, match="'hdfs://a/rows': expected a path of"):
+    build('hdfs://a/rows', words, configure, folder)
 
 
 # --- What the rows hold

@@ -57,10 +57,10 @@ def test_what_int32_does_not_hold_is_not_written(tmp_path, row):
 
 def test_a_local_folder_is_read_as_one(tmp_path, monkeypatch):
   """By the reader that refuses what is no regular file."""
-  assert not token_store.is_finished(str(tmp_path))
+  assert not token_store.has_manifest(str(tmp_path))
   folder = folder_of(tmp_path)
-  assert token_store.is_finished(folder)
-  monkeypatch.setattr(token_store, 'epath', None)
+  assert token_store.has_manifest(folder)
+  monkeypatch.setattr(token_store.storage, 'is_remote', lambda path: False)
   assert token_store.read_manifest(folder)['rows'] == 3
 
 

@@ -1,0 +1,181 @@
+"""Makes the units of a cache build as one step of an Apache Beam pipeline.
+
+    Create(unit numbers) -> UnitMaker -> nothing
+
+A worker reads a unit's text and writes its files by itself. Nothing but the
+units' numbers goes through the runner, so none holds data in memory, and no
+element comes out. A unit may be made twice, or again after a failure: its files
+are the same bytes, are written whole, and those that are there are not made
+again.
+
+Apache Beam, the extra [beam], is imported by `run_units` alone.
+"""
+
+import _thread
+import contextlib
+import functools
+import os
+import pickle
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+from atm import fileio
+from atm.data.cache_shards import CacheJob, CacheUnit
+from atm.data.cache_worker import make_unit
+from atm.messages import missing_extra, one_line
+
+NAMESPACE = 'atm'  # of the counters
+# `DirectRunner` looks for Prism first, a program that it would download.
+LOCAL_RUNNER = 'apache_beam.runners.portability.fn_api_runner.FnApiRunner'
+LOCAL_OPTIONS = (
+  f'--runner={LOCAL_RUNNER}', '--direct_running_mode=multi_processing',
+)  # fmt: skip
+# Of a Dataflow worker: its threads would hold a unit of text each.
+THREADS = '--number_of_worker_harness_threads=1'
+# The last line of a traceback.
+_ERROR = re.compile(
+  r'^(?:[\w.]*\.)?(\w+): (.*?)(?: \[while running .*)?$', re.MULTILINE
+)
+# Errors of workers that have a line of their own.
+_KINDS = {
+  'ValueError': ValueError, 'OSError': OSError, 'StorageError': OSError,
+  'FileNotFoundError': FileNotFoundError, 'PermissionError': PermissionError,
+}  # fmt: skip
+_one_unit = threading.Lock()  # in a process at a time, for the same reason
+
+
+class UnitMaker:
+  """A callable that makes a unit by number; Beam sends it to its workers."""
+
+  def __init__(
+    self, units: Sequence[CacheUnit], job: CacheJob, prepare: Callable
+  ):
+    # A job's description may have 10 MB on Dataflow; 40,000 units are 1 MB so.
+    self._packed = zlib.compress(pickle.dumps((list(units), job)))
+    self._prepare = prepare
+
+  def __call__(self, number: int) -> tuple:
+    """Makes the files that a unit lacks; returns no elements."""
+    from apache_beam.metrics import Metrics
+
+    with _one_unit:
+      units, job = _prepare_worker(self._packed, self._prepare)
+      counts = {'units': 1}
+      if units[number].is_done(job):
+        counts = {'units_there': 1}
+      else:
+        counts |= make_unit(units[number], job)
+    for name, count in counts.items():
+      Metrics.counter(NAMESPACE, name).inc(int(count))
+    return ()
+
+
+@functools.lru_cache(maxsize=1)
+def _prepare_worker(packed: bytes, prepare: Callable) -> tuple:
+  """Returns (units, job) in a process that can make them."""
+  units, job = pickle.loads(zlib.decompress(packed))
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+  prepare()(vocabulary=job.vocabulary)
+  return units, job
+
+
+def run_units(
+  units: Sequence[CacheUnit],
+  job: CacheJob,
+  prepare: Callable,
+  options: Sequence[str],
+  processes: int | None,
+  log: Callable[[str], None],
+) -> None:
+  """Makes units in a pipeline; logs its counters once it has ended.
+
+  Args:
+    units: those to make.
+    job: settings of the build.
+    prepare: called in every worker, see `cache.build`.
+    options: Beam's own, such as '--runner=DataflowRunner'. Without a runner,
+      worker processes of this machine.
+    processes: of this machine; None: one a core.
+    log: logs a line.
+
+  Raises:
+    ValueError: Beam is not installed, or does not know an option; bad text.
+    OSError: a worker has died; what is finished stays.
+  """
+  given, quiet = [*options], contextlib.nullcontext
+  if not any(option.startswith('--runner') for option in given):
+    given += [*LOCAL_OPTIONS, f'--direct_num_workers={processes or 0}']
+    quiet = fileio.silence_stderr  # 20 lines of each worker, whatever its level
+  if not any(THREADS.partition('=')[0] in option for option in given):
+    given.append(THREADS)
+  with _end_with_workers(), quiet():
+    beam, pipeline_options = _import_beam()
+    pipeline = beam.Pipeline(options=pipeline_options.PipelineOptions(given))
+    # Create shuffles the numbers: a runner that fused them with the work would
+    # give all units to one worker. Numbers alone are grouped by that.
+    numbers = pipeline | 'UnitNumbers' >> beam.Create(range(len(units)))
+    numbers | 'MakeUnit' >> beam.FlatMap(UnitMaker(units, job, prepare))
+    try:
+      result = pipeline.run()
+      result.wait_until_finish()
+    except Exception as e:
+      raise _shorten_error(e) from e
+  found = result.metrics().query()['counters']
+  counted = sorted(
+    (counter.key.metric.name, counter.result)
+    for counter in found
+    if counter.key.metric.namespace == NAMESPACE
+  )
+  texts = (f'{count:,} {name}' for name, count in counted)
+  log(f'Beam counters: {", ".join(texts)}')
+
+
+def _import_beam() -> tuple:
+  """Returns the modules of Apache Beam that are used here."""
+  try:
+    import apache_beam
+    from apache_beam.options import pipeline_options
+  except ImportError as e:
+    raise ValueError(
+      missing_extra("RUNNER = 'beam' needs Apache Beam", 'beam')
+    ) from e
+  return apache_beam, pipeline_options
+
+
+def _shorten_error(error: Exception) -> Exception:
+  """Returns the error of a worker, of whose traceback Beam makes a text."""
+  found = [m for m in _ERROR.finditer(str(error)) if m[1] in _KINDS]
+  if not found:
+    return error
+  return _KINDS[found[-1][1]](one_line(found[-1][2], 400))
+
+
+@contextlib.contextmanager
+def _end_with_workers() -> Iterator[None]:
+  """Raises OSError when a worker process of this machine has died.
+
+  Beam's local runner starts no other in its place, and would wait for ever.
+  """
+  died, before = [], threading.excepthook
+
+  def interrupt(args) -> None:
+    if args.thread is None or args.thread.name != 'run_worker':
+      before(args)
+      return
+    died.append(args.exc_value)
+    _thread.interrupt_main()
+
+  threading.excepthook = interrupt
+  try:
+    yield
+  except KeyboardInterrupt:
+    if not died:
+      raise
+    raise OSError(
+      f'a worker process has ended: {one_line(died[0], 200)}. Finished units '
+      'stay: the same command makes the rest'
+    ) from None
+  finally:
+    threading.excepthook = before
