@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from atm import fileio
+from atm import fileio, storage
 from atm.messages import (
   MOST_INT32,
   check_arguments,
@@ -28,9 +28,11 @@ from atm.messages import (
   check_count,
   check_index,
   check_number,
+  check_path,
   check_text,
   one_line,
 )
+from atm.parallel import compilation_cache as shared_programs
 
 T = TypeVar('T')
 # Launchers' variables: the number of processes, and one that only a launched
@@ -314,6 +316,7 @@ def _exchange(client, key: str, value) -> list:
   processes=partial(check_count, 'start.processes', optional=True),
   process=partial(check_index, 'start.process', optional=True),
   timeout=partial(check_count, 'start.timeout'),
+  compilation_cache=partial(check_path, 'COMPILATION_CACHE', optional=True),
 )  # fmt: skip
 def start_jax(
   cpu_devices: int | None = None,
@@ -322,6 +325,7 @@ def start_jax(
   processes: int | None = None,
   process: int | None = None,
   timeout: int = 300,
+  compilation_cache: str | None = None,
 ) -> None:
   """Prepares JAX and joins other processes; call before a device is touched.
 
@@ -335,6 +339,9 @@ def start_jax(
     processes: how many processes the run has, with `coordinator`.
     process: which of them this is, from 0, with `coordinator`.
     timeout: seconds to wait for the others.
+    compilation_cache: a folder that all hosts see, also of gs:// or s3://,
+      where compiled programs are kept, so that a restart compiles none; None:
+      JAX_COMPILATION_CACHE_DIR, or ~/.cache/atm/xla of each machine.
 
   Raises:
     ValueError: settings that do not fit each other or the environment, devices
@@ -349,6 +356,9 @@ def start_jax(
   joins = distributed == 'auto' or coordinator is not None
   if joins and not jax.distributed.is_initialized():
     connect(coordinator, processes, process, timeout)
+  folder = compilation_cache or os.environ.get('JAX_COMPILATION_CACHE_DIR', '')
+  if compilation_cache or storage.is_remote(folder):
+    shared_programs.share_programs(folder)
   if cpu_devices is not None and jax.local_device_count() != cpu_devices:
     raise ValueError(
       f'start.cpu_devices = {cpu_devices}, but JAX has already started with '

@@ -8,6 +8,7 @@ import jax
 import jaxlib
 
 from atm.messages import did_you_mean, quote
+from atm.parallel import compilation_cache
 
 # Parameter all-gathers and gradient reduce-scatters overlap with computation.
 # libtpu 0.0.42 and jaxlib 0.10.2 know the names; neither a TPU nor a GPU was
@@ -186,3 +187,4 @@ def set_compilation_cache() -> None:
   ):
     if not os.environ.get(name.upper()):
       jax.config.update(name, value)
+  compilation_cache.install()

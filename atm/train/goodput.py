@@ -36,12 +36,17 @@ HOST = {
   'process': int, 'host': str, 'steps': int,
   **dict.fromkeys(HOST_SECONDS, Finite),
 }  # fmt: skip
+# Of a process up to its first step, see `first_step`.
+START = {
+  'process': int, 'seconds': Finite, 'compiled': int, 'cached': int
+}  # fmt: skip
 LINE = {
   'began': Finite,
   'now': Finite,
   'first': int,
   'step': int,
   'seconds': {**dict.fromkeys(MEASURED, Finite)},
+  'starts?': [START],
   'hosts?': [HOST],
   'slow?': [int],
 }

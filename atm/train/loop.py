@@ -9,10 +9,16 @@ import jax
 
 from atm.checkpoint.manager import CheckpointManager
 from atm.data import batches, objectives
-from atm.parallel import distributed, peak_flops, sharding
+from atm.parallel import (
+  compilation_cache,
+  distributed,
+  peak_flops,
+  sharding,
+)
 from atm.parallel import xla_options as xla_options_lib
 from atm.train import crash_report, preemption
 from atm.train.config import TrainConfig
+from atm.train.first_step import report_first_step
 from atm.train.goodput import Goodput
 from atm.train.hang_watchdog import HangWatchdog
 from atm.train.held_out_loss import HeldOutLoss, unigram_loss
@@ -66,7 +72,7 @@ class Loop:
       self.watchdog = opened(HangWatchdog(self.folder.path, config.debug_hang))
       self.goodput.open(self.folder.path, start, distributed.is_main_process())
       last.callback(self.goodput.close)
-      self.evaluations = 0  # of this process
+      self.evaluations, self.started = 0, False  # of this process
       self.rows = sharding.host_rows(self.mesh, config.rules, config.batch_size)
       self.state, self.done = state, start
       self._evaluate_where_due_before()
@@ -111,11 +117,19 @@ class Loop:
       if not self.log.is_computing():
         self.times.add_idle()
       self.state, values = self.compiled(self.state, batch)
+      self._report_start(now, values)
       self.log.add(now, values)
     self.times.lap('devices')
     profiler.after(now, self.state)
     self.done = now
     return now
+
+  def _report_start(self, step: int, values: dict) -> None:
+    """Tells how long the first step of this process took from its start."""
+    if not self.started:
+      jax.block_until_ready(values)
+      report_first_step(step, self.goodput.write, self.config.say)
+      self.started = True
 
   def _compile_where_due(self, batch) -> None:
     """Compiles the first step, and the one that ends a frozen encoder."""
@@ -153,6 +167,7 @@ class Loop:
     self.config.say(f'compiled{until} in {seconds:.1f} s')
     # Gloo's first meeting on a CPU waits 30 s and fails.
     distributed.wait_for_all()
+    compilation_cache.flush()
     self.times.skip()
 
   # --- Between two steps
@@ -167,6 +182,7 @@ class Loop:
     logs = self._is_due(self.config.log_every)
     if logs and (row := self.log.emit(done)):
       self.writer.write(done, {**row, 'goodput': self.goodput.share(done)})
+      compilation_cache.flush()
     self.checkpoints.check_for_errors()
     stopping = self.signals.stops_after(done) and not at_end
     evaluates = self._is_due(self.config.eval_every)

@@ -1,0 +1,48 @@
+"""Hosts share compiled programs: a restart of a run compiles nothing.
+
+Two processes with simulated CPU devices, whose own caches are empty.
+"""
+
+import os
+
+import pytest
+
+from atm import storage
+from atm.train import goodput
+from system.hosts_test import ENV, Processes, settings
+
+pytestmark = pytest.mark.processes
+
+
+def test_a_restart_compiles_nothing_on_any_host(
+  words, tmp_path, monkeypatch, make_bucket
+):
+  """The second start compiles what reads the checkpoint, the third nothing.
+
+  Fault seen: the first process alone wrote, and the second had none of its own.
+  """
+  folder, run = make_bucket('gs'), tmp_path / 'run'
+  for name in ('STORAGE_EMULATOR_HOST', 'XLA_FLAGS'):
+    monkeypatch.setitem(ENV, name, os.environ[name])
+  monkeypatch.setitem(ENV, 'HOME', str(tmp_path / 'home'))
+  names = []
+  for step in (6, 10, 14):
+    with Processes(
+      2, 2, run, words, dict(data=2), 1000, make=settings, SAVE_EVERY=4,
+      EVAL_EVERY=4, LOG_EVERY=2, COMPILATION_CACHE=folder,
+    ) as running:  # fmt: skip
+      running.until(lambda: f'step {step}/' in running.log(0))  # noqa: B023
+      assert 'first step ' in running.log(0)
+    names.append(storage.list_names(folder))
+  starts = [
+    line['starts']
+    for line in goodput.read_goodput_lines(str(run))
+    if 'starts' in line
+  ]
+  assert [[s['process'] for s in each] for each in starts] == [[0, 1]] * 3
+  first, _, third = ([s['compiled'] for s in each] for each in starts)
+  assert min(first) >= 5 and third == [0, 0]
+  assert all(s['cached'] >= 5 and s['seconds'] > 1 for s in starts[2])
+  # Nor what evaluates and saves after the first step; each host wrote its own.
+  assert names[2] == names[1]
+  assert sum(name.startswith('jit_train_step-') for name in names[2]) == 2
