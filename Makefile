@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-processes test-slow test-docs test-plan test-beam test-gpu test-t5x test-package site mutate check format bench lock clean
+.PHONY: help run test test-processes test-slow test-docs test-plan test-beam test-trackers test-gpu test-t5x test-package site mutate check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -74,6 +74,18 @@ BEAM_NEEDS = hypothesis pytest 'moto[s3]' flask flask-cors fake-gcs-server-pytho
 test-beam: $(VENV)-beam/test  ## `atm cache` as an Apache Beam pipeline, workers killed
 	JAX_PLATFORMS=cpu $(VENV)-beam/bin/python -m pytest -n 0 -rs -m beam
 
+# Without the lock's constraints: MLflow caps importlib_metadata.
+$(VENV)-trackers/test: $(VENV)/test
+	$(PYTHON) -m venv $(VENV)-trackers
+	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
+	  $$($(VENV)-trackers/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth
+	$(VENV)-trackers/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --editable '.[dev,trackers]'
+	@touch $@
+
+test-trackers: $(VENV)-trackers/test  ## metrics to Weights & Biases and to MLflow, offline
+	$(VENV)-trackers/bin/python -m pytest -n 0 -rs -m trackers
+
 # What t5x and airio import that nothing else here does.
 T5X_NEEDS = cached_property==2.0.1 fiddle==0.3.1 grain==0.2.18 jaxtyping==0.3.11 \
   portpicker==1.6.0
@@ -133,5 +145,5 @@ lock:  ## write the lock file of this Python version from the newest releases
 	rm -rf $(VENV)-lock
 
 clean:  ## remove the environment, builds and caches; keeps runs/
-	rm -rf $(VENV) $(VENV)-docs $(VENV)-plan $(VENV)-publish $(VENV)-t5x $(VENV)-beam build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-plan $(VENV)-publish $(VENV)-t5x $(VENV)-beam $(VENV)-trackers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -145,6 +145,10 @@ SERVE = [
 GCS = ['fsspec>=2026.2', 'gcsfs>=2026.2,<2027']
 S3 = ['fsspec>=2026.2', 's3fs>=2026.2,<2027']
 
+WANDB = ['wandb>=0.20,<0.40']
+# The client, and what a tracking store in a file of SQLite needs.
+MLFLOW = ['alembic>=1.13,<2', 'mlflow-skinny>=3.1,<4', 'sqlalchemy>=2,<3']
+
 TOKENIZERS = ['tokenizers>=0.22,<0.24', 'transformers>=5,<6']
 
 CLASSIFIERS = [
@@ -173,6 +177,10 @@ EXTRAS = {
   # Paths of object stores: gs:// and s3://.
   'gcs': GCS,
   's3': S3,
+  # TRACKER of a training run; `trackers` is for make test-trackers.
+  'wandb': WANDB,
+  'mlflow': MLFLOW,
+  'trackers': [*MLFLOW, *WANDB],
   # Only for parity scripts; never needed to run.
   'hf': ['torch>=2.4,<3', 'transformers>=5.0,<6'],
   'eval': EVAL,

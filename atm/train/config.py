@@ -26,6 +26,7 @@ from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 from atm.parallel.xla_options import check_options
 from atm.train import optimizer
+from atm.train.trackers import TRACKERS
 
 # The least value of each whole number; a user writes the names in capitals.
 LEAST = {
@@ -128,6 +129,7 @@ class TrainConfig:
       what runs the suite, see `during_training`.
     profile_steps: (first, last) steps that JAX's profiler records into
       model_dir/profile, for TensorBoard or Perfetto.
+    tracker: 'wandb' or 'mlflow', which get the metrics, too, see `trackers`.
     debug_hang: seconds without the end of a step, after which every host writes
       its stacks, and the first one the step's HLO, to model_dir/hang and exits
       with status 75. More than the longest step, evaluation or save takes;
@@ -178,6 +180,7 @@ class TrainConfig:
   ask_every: int | None = None
   make_asker: Callable | None = None
   profile_steps: tuple[int, int] | None = None
+  tracker: str | None = None
   debug_hang: float | None = None
   xla_options: dict | None = None
   save_every: int = 100
@@ -211,6 +214,7 @@ class TrainConfig:
       check_number, 'ASK_EVERY', most=MOST_INT32, optional=True
     ),
     'profile_steps': check_profile_steps,
+    'tracker': partial(check_choice, 'TRACKER', known=TRACKERS, optional=True),
     'debug_hang': partial(
       check_number, 'DEBUG_HANG', least=1, whole=False, optional=True
     ),

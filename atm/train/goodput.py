@@ -37,7 +37,7 @@ HOST = {
   **dict.fromkeys(HOST_SECONDS, Finite),
 }  # fmt: skip
 # Of a process up to its first step, see `first_step`.
-START = {
+FIRST_STEP = {
   'process': int, 'seconds': Finite, 'compiled': int, 'cached': int
 }  # fmt: skip
 LINE = {
@@ -46,7 +46,7 @@ LINE = {
   'first': int,
   'step': int,
   'seconds': {**dict.fromkeys(MEASURED, Finite)},
-  'starts?': [START],
+  'starts?': [FIRST_STEP],
   'hosts?': [HOST],
   'slow?': [int],
 }

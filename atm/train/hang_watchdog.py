@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import jax
 
-from atm import fileio
+from atm import fileio, storage
 from atm.messages import one_line
 from atm.parallel import distributed
 
@@ -80,7 +80,9 @@ class HangWatchdog(contextlib.AbstractContextManager):
 
   def _open_backstop(self) -> None:
     # C writes to a file of this machine.
-    folder = tempfile.gettempdir() if '://' in self.folder else self.folder
+    folder = self.folder
+    if storage.is_remote(folder):
+      folder = tempfile.mkdtemp(prefix='atm-hang-')
     os.makedirs(folder, exist_ok=True)
     name = f'stuck-process-{jax.process_index()}-{os.getpid()}.txt'
     self._stuck = open(os.path.join(folder, name), 'w')  # noqa: SIM115
@@ -151,7 +153,7 @@ class HangWatchdog(contextlib.AbstractContextManager):
 
   def _write(self, step: int) -> None:
     me = jax.process_index()
-    os.makedirs(self.folder, exist_ok=True)
+    storage.make_folder(self.folder)
     path = os.path.join(self.folder, f'process-{me}-step-{step}.txt')
     threads = (f'  {t.ident:#018x} {t.name}' for t in threading.enumerate())
     with fileio.replacing(path) as f:

@@ -28,6 +28,7 @@ from atm.train.metric_logger import MetricLogger
 from atm.train.profiler import Profiler
 from atm.train.run_folder import RunFolder
 from atm.train.step import State
+from atm.train.trackers import Tracker
 
 
 @dataclasses.dataclass
@@ -64,6 +65,10 @@ class Loop:
       opened(sharding.use_mesh(self.mesh, config.rules))
       self.writer = self.folder.open_metrics(start)
       last.callback(self.writer.close)
+      tracker = config.tracker if distributed.is_main_process() else None
+      self.tracker = opened(
+        Tracker(tracker, self.folder.path, config.config_text, config.say)
+      )
       last.callback(self.checkpoints.close)
       self.signals = opened(preemption.SignalHandler())
       profiler = opened(
@@ -181,7 +186,7 @@ class Loop:
     done, at_end = self.done, self.done == self.config.train_steps
     logs = self._is_due(self.config.log_every)
     if logs and (row := self.log.emit(done)):
-      self.writer.write(done, {**row, 'goodput': self.goodput.share(done)})
+      self._write_row({**row, 'goodput': self.goodput.share(done)})
       compilation_cache.flush()
     self.checkpoints.check_for_errors()
     stopping = self.signals.stops_after(done) and not at_end
@@ -227,7 +232,7 @@ class Loop:
         row = self.signals.breakable(self._evaluated)
       if not self.done and distributed.is_main_process():
         row |= unigram_loss(self.inputs.parts, self.held_out)
-      self.writer.write(self.done, row)
+      self._write_row(row)
       losses = (
         f'{name} {row[key]:.3f}'
         for name in objectives.OBJECTIVE_NAMES
@@ -237,6 +242,10 @@ class Loop:
       if asked := [k for k in row if k.startswith('few_shot/')]:
         means = (f'{k} {row[k]:.2f}' for k in asked if k.count('/') == 1)
         self.config.say(f'step {self.done:,} asked: ' + ', '.join(means))
+
+  def _write_row(self, row: dict[str, float]) -> None:
+    self.writer.write(self.done, row)
+    self.tracker.write(self.done, row)
 
   def _evaluated(self) -> dict[str, float]:
     row = self.held_out(self.state.params)

@@ -17,7 +17,7 @@ from atm.model import compiler_check
 from atm.model.transformer import AlexaTM
 from atm.parallel import distributed, sharding, xla_options
 from atm.parallel import mesh as mesh_lib
-from atm.train import config_checks, held_out_loss, optimizer
+from atm.train import config_checks, held_out_loss, optimizer, trackers
 from atm.train import step as step_lib
 from atm.train.config import TrainConfig
 from atm.train.goodput import Goodput
@@ -55,6 +55,7 @@ def train(config: TrainConfig) -> TrainingResult:
     KeyboardInterrupt: a signal came; the step it ended with is saved.
   """
   goodput = Goodput()
+  trackers.check_tracker_package(config.tracker)
   xla_options.set_flags()  # before the devices are asked for
   if not distributed.is_main_process():
     config = dataclasses.replace(config, say=lambda text: None)

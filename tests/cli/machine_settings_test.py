@@ -24,6 +24,9 @@ start.timeout = 5
 """
 
 
+OWN = {'compilation_cache': None}  # of pretrain.gin
+
+
 @pytest.fixture
 def start(tmp_path, monkeypatch):
   """Starts `atm pretrain` with WRITTEN and more; returns (mesh, start)."""
@@ -54,7 +57,7 @@ def start(tmp_path, monkeypatch):
 
 def test_of_config_gin_no_process_and_a_mesh_that_fits(start, capsys):
   """Fault seen: 'product 16 does not fit 4 devices', of a run of two."""
-  assert start() == [dict(slice=1, data=1, fsdp=4, tensor=2), {}]
+  assert start() == [dict(slice=1, data=1, fsdp=4, tensor=2), OWN]
   said = capsys.readouterr().err
   assert said == (
     'atm: the mesh of ./run/config.gin (slice 1 x data 2 x fsdp 4 x tensor 2) '
@@ -67,10 +70,10 @@ def test_what_is_given_besides_stands(start, capsys):
   own = dict(data=8, fsdp=1, tensor=1)
   bindings = [f'--gin.sharding.mesh.{k}={v}' for k, v in own.items()]
   found = start(*bindings, '--gin.sharding.start.cpu_devices=8')
-  assert found == [own, {'cpu_devices': 8}]
+  assert found == [own, {**OWN, 'cpu_devices': 8}]
   one = start('--gin.sharding.mesh.data=1')[0]
   assert one == dict(data=1, fsdp=4, tensor=2)
-  assert start('--gin_file=pods/cpu8.gin')[1] == {'cpu_devices': 8}
+  assert start('--gin_file=pods/cpu8.gin')[1] == {**OWN, 'cpu_devices': 8}
   assert not capsys.readouterr().err
 
 
