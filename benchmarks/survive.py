@@ -1,16 +1,19 @@
 """What a run survives: kills, damage, and what the checksums cost.
 
-    python benchmarks/survive.py [kills] [flips] [cost]
+    python benchmarks/survive.py [kills] [flips] [cost] [gs] [s3]
 
 kills  50 SIGKILLs of a tiny model's run, half of them at named points inside a
        save, half at random moments; every run is compared with one that was not
        killed, row by row and bit by bit.
 flips  300 random flips and cuts over all files of a run's checkpoint, with and
        without the checksums.
+gs, s3 the kills, of runs whose MODEL_DIR is in an object store: a server on
+       loopback of the store's API. Named points are those of calls to it.
 cost   seconds of the checksums of models/small.gin (94M parameters, 1.1 GB with
        Adam's moments) beside those of its save and restore.
 
-Takes about 8 minutes on two cores.
+Takes about 8 minutes on two cores; gs and s3, which are not done unless asked
+for, about as long each.
 """
 
 import collections
@@ -29,6 +32,7 @@ import numpy as np
 from absl import logging
 
 import atm_tasks
+from atm import storage
 from atm.checkpoint import checksums, manager, reader
 from atm.cli import log_output
 from atm.data import cache, vocabulary_training
@@ -39,6 +43,7 @@ from atm.parallel import sharding
 from atm.train import optimizer, step
 
 import conftest  # noqa: F401, devices are set before anything imports them
+import storage_servers
 import survive
 from damage import damage_file, list_files
 
@@ -65,6 +70,7 @@ def rows_in(folder: str) -> str:
 
 
 def kills(folder: str, nursery: survive.Nursery) -> None:
+  """Kills runs in a folder, local or of an object store."""
   start = time.perf_counter()
   campaign = survive.Campaign(nursery, folder, SEED)
   campaign.kill_all(KILLS, AT_POINTS)
@@ -199,6 +205,12 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     if 'cost' in wanted:
       cost(folder)
+    for scheme in {*storage.SCHEMES} & {*wanted}:
+      with storage_servers.running() as environment:
+        os.environ.update(environment)
+        print(f'MODEL_DIR in {scheme}://')
+        with survive.Nursery(folder, rows_in(folder)) as nursery:
+          kills(f'{scheme}://bucket', nursery)
     if {'kills', 'flips'} & set(wanted):
       with survive.Nursery(folder, rows_in(folder)) as nursery:
         if 'kills' in wanted:

@@ -49,6 +49,26 @@ POINTS |= {
   'config': ('os.rename', r'/config\.gin\.partial-\d+$'),
   'sweep': ('shutil.rmtree', rf'/\d+{TMP}$'),
 }
+# The same of a MODEL_DIR in an object store: a kind of call, and its path; see
+# `storage.client.call`.
+BUCKET_POINTS = {
+  'begin': ('writing', r'/checkpoints/\d+/'),
+  'begun': ('writing', r'/checkpoints/\d+/params/'),
+  'meta': ('writing', r'/checkpoints/\d+/meta/'),
+  'optimizer': ('writing', r'/checkpoints/\d+/optimizer/'),
+  'commit': ('writing', r'/checkpoints/\d+/commit_success\.txt$'),
+  'committed': ('removing', r'/checkpoints/\d+/commit_success\.txt$'),
+  'cleanup': ('removing', r'/checkpoints/\d+/params/'),
+  'lock': ('writing', r'/lock\.\d+$'),
+  'metrics': ('writing', r'/metrics\.jsonl/'),
+  'rewind': ('writing', r'/metrics\.jsonl/.*\.whole\.jsonl$'),
+  'rewound': ('removing', r'/metrics\.jsonl/'),
+  'config': ('writing', r'/config\.gin$'),
+  'sweep': ('removing', r'/checkpoints/\d+/'),
+}
+IN_A_BUCKET_SAVE = (
+  'begin', 'begun', 'meta', 'optimizer', 'commit', 'committed', 'cleanup'
+)  # fmt: skip
 SAVE_EVERY = 3  # steps, in runs that do not say otherwise
 TORN = 'torn metrics'  # half a line of metrics.jsonl is written
 
@@ -88,6 +108,23 @@ def die_at(point: str, nth: int) -> None:
   sys.addaudithook(hook)
 
 
+def die_at_call(point: str, nth: int) -> None:
+  """Kills this process just before the nth such call to an object store."""
+  from atm.storage import copies, files
+
+  doing, pattern = BUCKET_POINTS[point]
+  left = [nth]
+
+  def call(what, path, work):
+    if what == doing and re.search(pattern, path):
+      left[0] -= 1
+      if not left[0]:
+        die()
+    return plain(what, path, work)
+
+  plain, files.call, copies.call = files.call, call, call
+
+
 def tear_metrics(nth: int) -> None:
   from atm.train import metric_writer
 
@@ -120,7 +157,8 @@ def child(run: dict) -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (run['room'], hard))
   if run['point']:
-    die_at(run['point'], run['nth'])
+    remote = '://' in run['directory']
+    (die_at_call if remote else die_at)(run['point'], run['nth'])
   if run['command']:
     from atm.cli import main
 
@@ -324,13 +362,27 @@ def last_step(directory) -> int:
 
 def saved_steps(directory) -> list[int]:
   """The steps that are listed, of a run that is not at work."""
+  return [step for step, whole in list_steps(directory).items() if whole]
+
+
+def list_steps(directory) -> dict[int, bool]:
+  """Steps that have a folder -> whether they are listed, of a MODEL_DIR."""
+  from atm import storage
+
   folder = os.path.join(directory, 'checkpoints')
-  names = os.listdir(folder) if os.path.isdir(folder) else []
-  return sorted(int(name) for name in names if name.isdigit())
+  names = storage.list_names(folder) if storage.is_folder(folder) else []
+  steps = sorted(int(name) for name in names if name.isdigit())
+  return {
+    step: not storage.is_remote(folder)
+    or storage.exists(f'{folder}/{step}/commit_success.txt')
+    for step in steps
+  }
 
 
 def is_inside_a_save(directory) -> bool:
   """Whether a step was half written or half removed when the run died."""
+  if '://' in str(directory):
+    return not all(list_steps(directory).values())
   folder = os.path.join(directory, 'checkpoints')
   names = os.listdir(folder) if os.path.isdir(folder) else []
   whole = {'params', 'optimizer', 'meta', '_CHECKPOINT_METADATA'}
@@ -347,9 +399,12 @@ def state_of(directory, step: int) -> dict:
   import numpy as np
   import orbax.checkpoint as ocp
 
+  from atm import storage
+
   found = {}
   for item in ('params', 'optimizer'):
     path = os.path.join(str(directory), 'checkpoints', str(step), item)
+    path = storage.fetch(path)
     with ocp.StandardCheckpointer() as reader:
       tree = reader.restore(path)
     for key, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -387,6 +442,9 @@ class Campaign:
     """Does one run that is not killed, to compare with."""
     self.nursery, self.folder, self.settings = nursery, str(folder), settings
     self.draw, self.tally, self.round = random.Random(seed), Tally(), 0
+    self.points, self.in_a_save = POINTS, IN_A_SAVE
+    if '://' in self.folder:
+      self.points, self.in_a_save = BUCKET_POINTS, IN_A_BUCKET_SAVE
     self.whole = os.path.join(self.folder, 'whole')
     ended = nursery.run(self.whole, cache=0.1, **settings)
     assert ended.code == 0, ended.lines
@@ -419,7 +477,9 @@ class Campaign:
       return False
     assert run.ended.code == -signal.SIGKILL, run.ended.lines
     self.tally.kills += 1
-    self.tally.inside += point in IN_A_SAVE or is_inside_a_save(self.directory)
+    self.tally.inside += point in self.in_a_save or is_inside_a_save(
+      self.directory
+    )
     return True
 
   def kill_all(self, kills: int, inside: int) -> None:
@@ -434,8 +494,10 @@ class Campaign:
 
   def _orders(self, kills: int, inside: int) -> list[tuple[str | None, int]]:
     """(point, which time it is come to) of every kill; None: at random."""
-    draw, beside = self.draw, (TORN, *POINTS.keys() - set(IN_A_SAVE))
-    points = itertools.islice(itertools.cycle(IN_A_SAVE), inside - 1)
+    draw, beside = self.draw, self.points.keys() - {*self.in_a_save}
+    if self.points is POINTS:  # an object is whole
+      beside = TORN, *beside
+    points = itertools.islice(itertools.cycle(self.in_a_save), inside - 1)
     made = [(point, draw.randint(1, 3)) for point in points]
     made += [(point, 1) for point in sorted(beside)]
     made += [(None, 1)] * (kills - len(made) - 1)
@@ -460,6 +522,7 @@ class Campaign:
     folder = os.path.join(self.directory, 'checkpoints')
     names = os.listdir(folder) if os.path.isdir(folder) else []
     begun = [int(x.split('.')[0]) for x in names if 'checkpoint-tmp' in x]
+    begun += [n for n, whole in list_steps(self.directory).items() if not whole]
     saved = saved_steps(self.directory)
     return last_step(self.directory), saved, max(begun, default=0)
 

@@ -9,7 +9,7 @@ object: objects are written whole.
 Imports only `atm.messages`; `atm.fileio` builds on it.
 """
 
-from atm.storage.client import StorageError, get_scheme, is_remote
+from atm.storage.client import SCHEMES, StorageError, get_scheme, is_remote
 from atm.storage.copies import (
   borrowing,
   download,
@@ -44,10 +44,10 @@ from atm.storage.lease import Lease, is_leased
 from atm.storage.part_log import PartLog, list_parts
 
 __all__ = [
-  'Lease', 'PartLog', 'StorageError', 'absolute', 'borrowing', 'download',
-  'exists', 'fetch', 'find_objects', 'find_paths', 'get_scheme', 'get_size',
-  'get_time', 'is_file', 'is_folder', 'is_leased', 'is_remote', 'list_names',
-  'list_parts', 'make_folder', 'map_files', 'open_binary', 'read_bytes',
-  'read_range', 'relative', 'remove', 'remove_folder', 'rename',
+  'Lease', 'PartLog', 'SCHEMES', 'StorageError', 'absolute', 'borrowing',
+  'download', 'exists', 'fetch', 'find_objects', 'find_paths', 'get_scheme',
+  'get_size', 'get_time', 'is_file', 'is_folder', 'is_leased', 'is_remote',
+  'list_names', 'list_parts', 'make_folder', 'map_files', 'open_binary',
+  'read_bytes', 'read_range', 'relative', 'remove', 'remove_folder', 'rename',
   'upload_file', 'upload_folder', 'uploading', 'walk', 'write_bytes',
 ]  # fmt: skip

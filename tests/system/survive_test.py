@@ -77,6 +77,17 @@ def test_kills_lose_no_more_than_the_last_steps(campaign):
   assert tally.resumes >= 2
 
 
+def test_kills_in_a_store_lose_no_more(bucket, rows, tmp_path):
+  """benchmarks/survive.py does fifty on each."""
+  with survive.Nursery(str(tmp_path), rows) as nursery:
+    made = survive.Campaign(nursery, bucket, seed=1, train_steps=8)
+    made.kill('commit', 2)
+    made.kill('sweep', 1)
+    made.finish()
+  assert made.tally.kills == 2 and made.tally.finished == 1
+  assert made.tally.resumes >= 1
+
+
 @pytest.mark.slow
 def test_fifty_kills(nursery, tmp_path):
   made = survive.Campaign(nursery, tmp_path, seed=0)

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from atm import fileio, storage
 from atm.checkpoint import generation_config, paths
 from atm.train import run_folder
 from atm.train.run_folder import RunFolder
@@ -94,6 +95,28 @@ def test_one_run_at_a_time_is_at_work_in_a_store(bucket, tmp_path):
     plain.lock_checkpoints().__enter__()
   with plain.lock_checkpoints():
     assert os.listdir(plain.path) == ['checkpoints']
+
+
+def test_a_run_in_a_store_keeps_its_setup(bucket, words):
+  folder = RunFolder(bucket)
+  storage.write_bytes(f'{bucket}/config.gin', b'# mine')
+  folder.save_setup('# one', words, {'num_beams': 3})
+  assert storage.read_bytes(f'{bucket}/config.gin.given') == b'# mine'
+  writer = folder.open_metrics(0)
+  for step in (1, 2, 3):
+    writer.write(step, {'loss': 1.0})
+  writer.close()
+  folder.save_setup('# two', words)
+  assert storage.read_bytes(f'{bucket}/config.gin') == b'# two'
+  assert storage.list_names(bucket) == [
+    'config.gin', 'config.gin.given', 'generation_config.json',
+    'metrics.jsonl', 'tensorboard', 'vocabulary',
+  ]  # fmt: skip
+  folder.open_metrics(2).close()  # the third step is done again
+  assert [row['step'] for row in folder.metrics()] == [1, 2]
+  dropped = fileio.read_own_lines(f'{bucket}/metrics_dropped.jsonl', {})
+  assert [row['step'] for row in dropped] == [3]
+  assert run_folder.get_change_time(bucket) > 0
 
 
 def test_an_interrupted_run_says_what_is_saved(tmp_path):
