@@ -61,6 +61,16 @@ def is_mistake(error: BaseException) -> bool:
   )
 
 
+def may_pass(error: BaseException | None) -> bool:
+  """Tells whether an object store failed, which may not fail the next time."""
+  client = sys.modules.get('atm.storage.client')
+  while client and error is not None:
+    if isinstance(error, client.PassingError):
+      return True
+    error = error.__cause__  # a save that failed says of what
+  return False
+
+
 def format_error(error: BaseException, command: list[str]) -> str:
   """Formats an error as printed: a line, and what else is to be known of it."""
   lines = [_head(error)]

@@ -30,6 +30,7 @@ from atm.messages import did_you_mean, quote
 HELP_FLAGS = ('-h', '--help', 'help')
 VERSION_FLAGS = ('-V', '--version')
 CLOSED_OUTPUT = 141  # as a shell tells of SIGPIPE
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as of a run that hangs
 
 
 def check_run_name(run: str) -> None:
@@ -84,7 +85,7 @@ def parse_arguments(arguments: list[str]) -> tuple:
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command; returns its exit status: 2 for a user's mistake.
+  """Runs a command; returns its exit status: 2 for a mistake, 75 to try again.
 
   A process of several that fails ends in `distributed.exit_process` instead.
   """
@@ -128,6 +129,8 @@ def report_error(error: BaseException, arguments: list[str]) -> int:
     traceback.print_exception(error)
   text = error_report.format_error(error, arguments)
   print(f'atm: error: {text}', file=sys.stderr)
+  if error_report.may_pass(error):
+    return TRY_AGAIN
   return 2 if error_report.is_mistake(error) else 1
 
 

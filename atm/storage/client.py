@@ -58,6 +58,10 @@ class StorageError(OSError):
   """An object store failed for too long, or refused; one line says how."""
 
 
+class PassingError(StorageError):
+  """It failed for too long: the same command may go on later."""
+
+
 def is_remote(path: str) -> bool:
   """Tells whether a path is one of an object store, or of a wrong scheme."""
   return _SCHEME.match(os.fspath(path)) is not None
@@ -175,8 +179,10 @@ def call(doing: str, path: str, work: Callable):
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
     wait *= random.uniform(0.5, 1)
     late = time.monotonic() - began + wait > TRY_FOR
-    if late or not is_passing(error):
-      raise StorageError(_describe(doing, path, tries, began, error)) from error
+    passing = is_passing(error)
+    if late or not passing:
+      kind = PassingError if passing else StorageError
+      raise kind(_describe(doing, path, tries, began, error)) from error
     forget_credentials(error)
     time.sleep(wait)
 

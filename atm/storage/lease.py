@@ -122,12 +122,12 @@ class Lease:
         continue
 
   def _check(self, path: str) -> None:
-    """Raises StorageError before a write that the lease does not cover."""
+    """Raises PassingError before a write that the lease does not cover."""
     silent = time.monotonic() - self._renewed
     if not self._lost and silent > LEASE / 2 and path != self._path():
       self._lost = f'the lock was not renewed for {silent:.0f} s'
     if self._lost:
-      raise client.StorageError(
+      raise client.PassingError(
         f'{self.name}: {self._lost}, so this process writes no more there. '
         'Give the same command again to go on from the last checkpoint'
       )

@@ -87,6 +87,23 @@ def test_a_mistake_exits_2_without_a_traceback(tmp_path):
 
 
 @pytest.mark.processes
+def test_a_store_that_fails_is_no_mistake(capsys):
+  """Launchers start a run again, unless its exit status is 2."""
+  from atm.storage.client import PassingError, StorageError
+
+  save = OSError('step 3 was not saved')
+  save.__cause__ = PassingError('gs://b/x: 503, 9 times')
+  for error, status in (
+    (PassingError('gs://b/x: 503, 9 times'), 75),
+    (save, 75),
+    (StorageError('gs://b/x: 403'), 2),
+    (OSError('disk full'), 2),
+    (RuntimeError('a fault'), 1),
+  ):
+    assert main.report_error(error, ['pretrain']) == status
+  assert 'atm: error: gs://b/x: 503' in capsys.readouterr().err
+
+
 def test_a_simulated_mesh_in_a_fresh_process(tmp_path):
   """Fault seen: the peak's measurement under the mesh of eight devices."""
   done = atm(
