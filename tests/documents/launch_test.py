@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import gin
-from atm.cli import gin_config, gin_files, main, path_checks
+from atm.cli import gin_config, gin_files, main, path_checks, setting_needs
 from atm.plan import hardware
 
 from document_blocks import ROOT
@@ -53,6 +53,8 @@ def slice_of(name: str) -> tuple[dict, dict, dict]:
 def bound(monkeypatch):
   """Applies the settings of a command, as atm does; returns a getter."""
   monkeypatch.setattr(path_checks, 'check_inputs_exist', lambda *_: None)
+  # A MODEL_DIR in a bucket would be looked at.
+  monkeypatch.setattr(setting_needs, '_has_own_settings', lambda *_: False)
 
   def call(arguments: list[str]):
     run, *configuration = main.parse_arguments(arguments)
