@@ -40,16 +40,19 @@ LINUX = pytest.mark.skipif(
 
 # Settings that runs have since then; their defaults are what it did.
 ADDED = re.compile(
-  r'(trainer\.|configure\.|suite\.)?(train\.)?'
+  r'(trainer\.|configure\.|suite\.|start\.)?(train\.)?'
   r'(held_out|vocabulary_size|new_languages|pairs_temperature|'
-  r'source_language|target_language) = ',
+  r'source_language|target_language|compilation_cache|debug_hang|tracker) = ',
   re.IGNORECASE,
 )
 
 
 def without_added(lines: list[str], before) -> list[str]:
   """Leaves out the lines of settings that are new, if they were not there."""
-  return [x for x in lines if x in before or not ADDED.match(x)]
+  kept = [x for x in lines if x in before or not ADDED.match(x)]
+  # And the heading of what has no settings then.
+  empty = r'^# Parameters for \w+:\n# =+\n\n'
+  return re.sub(empty, '', '\n'.join(kept), flags=re.M).split('\n')
 
 
 def cpu() -> str:

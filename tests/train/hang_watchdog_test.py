@@ -12,13 +12,15 @@ import time
 
 import pytest
 
+from atm import storage
 from atm.train import hang_watchdog
 
-# Reads folder, seconds and what to do.
+# Reads a folder, what to do, and GRACE_S.
 CHILD = """
 import ctypes, sys, time
+from atm import storage
 from atm.train import hang_watchdog
-hang_watchdog.GRACE_S = 1
+hang_watchdog.GRACE_S = float(sys.argv[3])
 with hang_watchdog.HangWatchdog(sys.argv[1], 1) as watchdog:
   watchdog.program = lambda: 'HloModule step'
   watchdog.touch(1234)
@@ -28,9 +30,9 @@ with hang_watchdog.HangWatchdog(sys.argv[1], 1) as watchdog:
 """
 
 
-def end(folder, what) -> subprocess.CompletedProcess:
+def end(folder, what, grace=1) -> subprocess.CompletedProcess:
   return subprocess.run(
-    [sys.executable, '-c', CHILD, str(folder), what],
+    [sys.executable, '-c', CHILD, str(folder), what, str(grace)],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
     capture_output=True, text=True, timeout=60,
   )  # fmt: skip
@@ -100,3 +102,14 @@ def test_it_is_off_by_default(tmp_path):
 )
 def test_those_who_wait_are_told_apart(places, text):
   assert hang_watchdog.describe_places(places) == text
+
+
+def test_stacks_may_go_to_a_bucket(make_bucket, tmp_path, monkeypatch):
+  """Fault seen: a folder gs: of this machine."""
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
+  folder = make_bucket('gs')
+  assert end(folder, 'sleep', 30).returncode == hang_watchdog.HANG_STATUS
+  assert storage.list_names(f'{folder}/hang') == [
+    'process-0-step-1234.txt', 'step-1234.hlo.txt'
+  ]  # fmt: skip
+  assert os.listdir(tmp_path) == []
