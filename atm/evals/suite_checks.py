@@ -8,6 +8,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
+from atm import storage
 from atm.evals import predict, results
 from atm.evals.task import MissingData, Question, Task
 from atm.inference.framing import Framing, list_some
@@ -136,7 +137,7 @@ def check_same_results(
     names: of its tasks, in which all of those that are there must be.
   """
   path = os.path.join(folder, results.RESULTS_FILE)
-  if not os.path.exists(path):
+  if not storage.exists(path):
     return
   there = results.read_results(folder)
   found = {'step': there['step'], **there['settings']}

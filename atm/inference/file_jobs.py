@@ -188,7 +188,8 @@ class FileJob(api.ModelSource):
       inputs = [self.input] if self.task is None else []
       is_ours = lambda line: {*self.added} <= parse_part_line(line).keys()
       fileio.check_output('OUTPUT', output, inputs, is_ours, self.overwrite)
-      fileio.check_output('OUTPUT', output + '.part', inputs, overwrite=True)
+      if not storage.is_remote(output):  # of a store it is a folder
+        fileio.check_output('OUTPUT', output + '.part', inputs, overwrite=True)
     return output
 
   def _encode_rows(self, rows: list[dict]) -> Encoded:

@@ -1,7 +1,8 @@
 """Keeps results on disk as they are computed, so that a killed run continues.
 
-Results go to a .part file beside the output. The output itself is written
-whole, in the order of the input, at the end.
+Results go to a .part file beside the output, in an object store to a log of
+that name (`storage.PartLog`). The output itself is written whole, in the order
+of the input, at the end.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import time
 import zlib
 from collections.abc import Sequence
 
-from atm import fileio, messages
+from atm import fileio, messages, storage
 from atm.parallel import distributed
 
 
@@ -38,6 +39,7 @@ class PartialResults:
       ValueError: it is of other settings, or is no such file.
     """
     self.output, self.part = output, output + '.part'
+    self._log = storage.PartLog(self.part)  # of an object store alone
     self.done: dict[int, dict] = {}
     # What JSON does not know is hashed as `str` has it, so the names of
     # `sampling.Config` and of its fields are part of every .part file.
@@ -46,19 +48,28 @@ class PartialResults:
     self.left = [i for i in range(count) if i not in self.done]
     distributed.wait_for_all()  # all hosts have read it before one writes
     if distributed.is_main_process():
-      with fileio.replacing(self.part, 'wb') as f:
-        f.write(_json_bytes({'settings': mark, 'sealed': True}) + b'\n')
-        f.writelines(_seal_row(i, row) for i, row in self.done.items())
+      self._begin(_json_bytes({'settings': mark, 'sealed': True}) + b'\n')
+
+  def _begin(self, head: bytes) -> None:
+    """Writes the rows that are done, and no others, behind a first line."""
+    lines = [head, *(_seal_row(i, row) for i, row in self.done.items())]
+    if storage.is_remote(self.part):
+      self._log.rewrite(b''.join(lines).decode())
+      return
+    with fileio.replacing(self.part, 'wb') as f:
+      f.writelines(lines)
 
   def _read(self, mark: str, count: int, overwrite: bool) -> None:
     """Reads rows that are done; those of damaged lines are done again."""
-    if not os.path.exists(self.part):
+    if not storage.exists(self.part):
       return
-    fileio.check_regular(self.part)
-    if not os.path.getsize(self.part):
+    content = b''
+    for part in storage.list_parts(self.part):
+      fileio.check_regular(part)
+      content += storage.read_bytes(part)
+    if not content:
       return
-    with open(self.part, 'rb') as f:
-      head, *lines = f.read().split(b'\n')
+    head, *lines = content.split(b'\n')
     head = parse_part_line(head)
     if head.get('settings') != mark:
       if overwrite and isinstance(head.get('settings'), str):
@@ -78,17 +89,26 @@ class PartialResults:
   def add(self, results: dict[int, dict]) -> None:
     """Keeps the results of some rows, on disk when this returns."""
     self.done |= results
-    if distributed.is_main_process():
-      with open(self.part, 'ab') as f:
-        for number, row in results.items():
-          f.write(_seal_row(number, row))
-        f.flush()
-        os.fsync(f.fileno())
+    if not distributed.is_main_process():
+      return
+    lines = b''.join(_seal_row(number, row) for number, row in results.items())
+    if storage.is_remote(self.part):
+      self._log.append(lines)
+      self._log.flush()
+      return
+    with open(self.part, 'ab') as f:
+      f.write(lines)
+      f.flush()
+      os.fsync(f.fileno())
+
+  def _remove(self) -> None:
+    remote = storage.is_remote(self.part)
+    (storage.remove_folder if remote else os.remove)(self.part)
 
   def discard_empty(self) -> None:
     """Removes the .part file while it holds no results."""
     if not self.done and distributed.is_main_process():
-      os.remove(self.part)
+      self._remove()
 
   def finish(self, rows: Sequence[dict]) -> None:
     """Writes all rows with their results, in order, and removes the .part."""
@@ -97,15 +117,16 @@ class PartialResults:
     with fileio.replacing(self.output, 'wb') as f:
       for number, row in enumerate(rows):
         f.write(_json_bytes({**row, **self.done[number]}) + b'\n')
-    os.remove(self.part)
+    self._remove()
 
 
 def read_mark(part: str) -> str | None:
   """Returns the hash of settings that a .part file is of, if one is there."""
-  if not os.path.exists(part):
+  if not storage.exists(part):
     return None
+  part = storage.list_parts(part)[0]
   fileio.check_regular(part)
-  with open(part, 'rb') as f:
+  with storage.open_binary(part) as f:
     return parse_part_line(f.readline()).get('settings')
 
 

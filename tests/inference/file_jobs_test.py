@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import atm
-from atm import fileio
+from atm import fileio, storage
 from atm.checkpoint import pretrained
 from atm.inference import api, file_jobs, input_rows, sampling
 
@@ -107,6 +107,36 @@ def test_a_killed_run_goes_on(loaded, prompts, monkeypatch, after, torn):
   )
   assert written(run(prompts, config=config)) == whole
   assert len(seen) == len(TEXTS) - 2 * after
+
+
+def test_a_killed_run_goes_on_in_a_bucket(loaded, prompts, bucket, monkeypatch):
+  """Input and output are objects; the .part is a log of parts."""
+  whole = written(run(prompts))
+  path = f'{bucket}/in.jsonl'
+  storage.upload_file(str(prompts), path)
+  complete, seen = api.Model.complete, []
+
+  def dies(self, inputs, *args, **options):
+    if len(seen) == 4:
+      seen.append('')
+      raise KeyboardInterrupt
+    seen.extend(inputs)
+    return complete(self, inputs, *args, **options)
+
+  monkeypatch.setattr(api.Model, 'complete', dies)
+  with pytest.raises(KeyboardInterrupt):
+    run(path)
+  assert storage.list_parts(f'{bucket}/in.out.jsonl.part')[0].endswith('.jsonl')
+  with pytest.raises(ValueError, match='in.out.jsonl.part is of a run with'):
+    run(path, mode='denoise', overwrite=False)
+  output = run(path)
+  assert output == f'{bucket}/in.out.jsonl'
+  rows = storage.read_bytes(output).splitlines()
+  assert list(map(json.loads, rows)) == whole
+  assert len(list(filter(None, seen))) == len(TEXTS)  # each once
+  assert not storage.exists(f'{output}.part')
+  with pytest.raises(ValueError, match='is there already: OVERWRITE=True'):
+    run(path, overwrite=False)
 
 
 def test_other_settings_do_not_go_on(loaded, prompts, monkeypatch):
