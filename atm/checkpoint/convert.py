@@ -7,6 +7,7 @@ import filecmp
 import functools
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -28,6 +29,7 @@ from atm.checkpoint.parameter_writer import (
   write_checkpoint,
 )
 from atm.checkpoint.paths import CHECKPOINTS
+from atm.checkpoint.staged_steps import send_step
 from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
 from atm.data.vocabulary_base import BaseVocabulary
@@ -91,7 +93,9 @@ def import_weights(
     raise FileNotFoundError(f'SOURCE = {source!r}: no config.json there')
   source = storage.fetch(source)  # libraries open its files by path
   final = os.path.join(model_dir, CHECKPOINTS)
-  if os.path.isfile(final) or os.path.isdir(final) and os.listdir(final):
+  if storage.is_file(final) or (
+    storage.is_folder(final) and storage.list_names(final)
+  ):
     raise ValueError(
       f'MODEL_DIR = {model_dir!r} has checkpoints already: use another'
     )
@@ -137,9 +141,15 @@ def staging_folder(target: str, suffix: str) -> Iterator[str]:
 
   What a killed process left is removed, a folder of a user is not.
 
+  Of a target in an object store the folder is a temporary one.
+
   Raises:
     ValueError: there is such a folder, or another process is at work in it.
   """
+  if storage.is_remote(target):
+    with tempfile.TemporaryDirectory(prefix='atm-') as folder:
+      yield folder
+    return
   directory = os.path.abspath(target) + suffix
   mark = os.path.join(directory, STAGING_FILE)
   if os.path.lexists(directory) and not os.path.exists(mark):
@@ -169,17 +179,33 @@ def check_nothing_replaced(folder: str, target: str) -> None:
     for name in names:
       path = os.path.join(where, name)
       there = os.path.join(target, os.path.relpath(path, folder))
-      same = os.path.isfile(there) and filecmp.cmp(path, there, shallow=False)
-      if os.path.lexists(there) and not same:
+      if storage.exists(there) and not _is_same_file(path, there):
         raise ValueError(
           f'{there} is there already, and is not what would be written: use '
           'another MODEL_DIR, or move it away'
         )
 
 
+def _is_same_file(path: str, there: str) -> bool:
+  """Tells whether a file there, local or not, holds what a local one does."""
+  if storage.is_remote(there):
+    return storage.get_size(there) == os.path.getsize(path) and (
+      storage.read_bytes(there) == storage.read_bytes(path)
+    )
+  return os.path.isfile(there) and filecmp.cmp(path, there, shallow=False)
+
+
 def move_into(folder: str, target: str) -> None:
   """Moves the checkpoints, at last, and the files of a folder into another."""
   check_nothing_replaced(folder, target)
+  if storage.is_remote(target):
+    steps = os.path.join(folder, CHECKPOINTS)
+    with tempfile.TemporaryDirectory(prefix='atm-') as apart:
+      moved = shutil.move(steps, apart)
+      storage.upload_folder(folder, target)
+      for step in os.listdir(moved):
+        send_step(os.path.join(moved, step), f'{target}/{CHECKPOINTS}/{step}')
+    return
   for where, folders, names in os.walk(folder):
     if CHECKPOINTS in folders:
       folders.remove(CHECKPOINTS)
@@ -265,7 +291,8 @@ def export_weights(
       its weights are int8 already.
     checksums.DamageError: a parameter differs from what was saved.
   """
-  if os.path.lexists(output):
+  there = storage.exists if storage.is_remote(output) else os.path.lexists
+  if there(output):
     raise ValueError(f'OUTPUT = {output!r} exists already')
   fileio.check_output_folder('OUTPUT', output)
   with reader.open_step(model_dir, at_step) as (checkpoints, step):
@@ -288,7 +315,10 @@ def export_weights(
       else:
         write_run(folder, model_dir, checkpoints, step, config, words, say)
         use = f'a MODEL_DIR with {weights} weights'
-      os.rename(folder, output)
+      if storage.is_remote(output):
+        storage.upload_folder(folder, output)
+      else:
+        os.rename(folder, output)
   say(f'wrote step {step} of {model_dir} to {output}, for {use}')
 
 

@@ -27,6 +27,19 @@ PARTS = {'params', 'optimizer', 'meta', '_CHECKPOINT_METADATA', COMMIT_FILE}
 STAGING = '~/.cache/atm/steps'
 
 
+def send_step(local: str, path: str) -> None:
+  """Writes a step's folder into a store; the object that lists it is last."""
+  storage.remove_folder(path)  # what a killed process sent of it
+  names = storage.upload_folder(local, path, without=COMMIT_FILE)
+  sizes = {
+    name: [os.path.getsize(f'{local}/{name}'),
+           fileio.checksum(f'{local}/{name}')]
+    for name in names
+  }  # fmt: skip
+  whole = fileio.seal_json({'files': sizes})
+  fileio.write_json(f'{path}/{COMMIT_FILE}', whole)
+
+
 class StagedManager:
   """The part of Orbax's `CheckpointManager` that atm uses, for a store."""
 
@@ -128,16 +141,7 @@ class StagedManager:
 
   def _send(self, step: int) -> None:
     """Sends a step that lies in the staging folder, and then lists it."""
-    local, path = os.fspath(self.local / str(step)), self._path(step)
-    storage.remove_folder(path)  # what a killed process sent of it
-    names = storage.upload_folder(local, path, without=COMMIT_FILE)
-    sizes = {
-      name: [os.path.getsize(f'{local}/{name}'),
-             fileio.checksum(f'{local}/{name}')]
-      for name in names
-    }  # fmt: skip
-    whole = fileio.seal_json({'files': sizes})
-    fileio.write_json(f'{path}/{COMMIT_FILE}', whole)
+    send_step(os.fspath(self.local / str(step)), self._path(step))
     for old in self._orbax.all_steps():
       if old != step:
         self._orbax.delete(old)

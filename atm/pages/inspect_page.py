@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from atm import storage
 from atm.data.inspection import (
   InspectedExample,
   Inspection,
@@ -23,7 +24,7 @@ INSPECT_PAGE = 'index.html'
 
 def write_inspect_page(look: Inspection, directory: str) -> str:
   """Writes the page; returns its path."""
-  os.makedirs(directory, exist_ok=True)
+  storage.make_folder(directory)
   path = os.path.join(directory, INSPECT_PAGE)
   return render.write_page(path, 'inspect', inspect_page_data(look))
 

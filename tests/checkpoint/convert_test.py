@@ -17,6 +17,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 import atm
+from atm import storage as store
 from atm.checkpoint import (
   config_json,
   convert,
@@ -463,6 +464,20 @@ def test_an_interrupted_import_leaves_nothing(tmp_path, source, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     convert.import_weights(source, str(tmp_path / 'run'), one, say=quiet)
   assert os.listdir(tmp_path) == ['source']
+
+
+def test_import_and_export_in_a_bucket(tmp_path, source, bucket):
+  store.upload_folder(str(source), f'{bucket}/source')
+  run, folder = f'{bucket}/run', f'{bucket}/exported'
+  convert.import_weights(f'{bucket}/source', run, one, say=quiet)
+  with pytest.raises(ValueError, match='has checkpoints already'):
+    convert.import_weights(f'{bucket}/source', run, one, say=quiet)
+  convert.export_weights(run, folder, say=quiet)
+  with pytest.raises(ValueError, match='exists already'):
+    convert.export_weights(run, folder, say=quiet)
+  found, before = tensors(store.fetch(folder)), tensors(source)
+  assert found.keys() == before.keys()
+  assert all(np.array_equal(found[key], before[key]) for key in before)
 
 
 def test_nothing_is_overwritten(tmp_path, source):
