@@ -132,6 +132,7 @@ bench: $(VENV)/test  ## measurements, see benchmarks/
 	$(VENV)/bin/python benchmarks/survive.py
 	$(VENV)/bin/python benchmarks/accumulate.py
 	$(VENV)/bin/python benchmarks/products.py
+	$(VENV)/bin/python benchmarks/kernels.py
 	$(VENV)/bin/python benchmarks/choices.py
 	$(VENV)/bin/python benchmarks/train_step.py
 	$(VENV)/bin/python benchmarks/decode.py

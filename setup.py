@@ -248,6 +248,7 @@ setup(
   ],
   package_dir={'atm': 'atm', 'atm_tasks': 'tasks', **gin_packages()},
   package_data={
+    'atm.model': ['native/*.c', 'native/*.h'],
     'atm.pages': ['style.css', 'templates/*.jinja'],
     'atm.serve': ['page.css', 'page.html', 'page.js'],
     'atm_tasks': ['udhr/*.tsv', 'udhr/LICENSE'],

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from atm.inference import sampling
 from atm.inference.outputs import fetch_array
 from atm.inference.sampling import History, Sampler
-from atm.model import embeddings, matmul
+from atm.model import embeddings, matmul, packed, quantized
 from atm.model.quantized import JittedByWeights
 from atm.model.transformer import AlexaTM, split_layer_params
 from atm.parallel import sharding
@@ -60,34 +60,60 @@ class DecodeState:
 unstack_layers = jax.jit(split_layer_params, static_argnames='count')
 
 
+@functools.partial(jax.jit, static_argnames='count')
+def unstack_packed(layers: dict, count: int) -> dict:
+  """Unstacks layers, with packed matrices."""
+  return packed.pack_kernels(split_layer_params(layers, count))
+
+
 def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   """Returns parameters as they decode fastest: on a CPU with layers unstacked.
 
-  The decoder's layers are in memory twice then, and on one CPU a float LM head,
-  by its columns; elsewhere they stay as they are.
+  The decoder's layers are in memory twice then, and on one CPU the LM head, by
+  its columns; in int8 the encoder's, too. Elsewhere they stay as they are.
+  Matrices are packed where `packed` has products for them.
   """
   # XLA's CPU backend copies a layer out of the stack for each token.
   if sharding.current_target()[0] != 'cpu':
     return params
-  decoder = dict(params['decoder'])
-  layers = unstack(decoder['layers'], model.config.decoder_layers)
-  params = {**params, 'decoder': {**decoder, 'layers': layers}}
-  head = params[embeddings.name_head(model.config)]
-  # Plans have shapes in place of arrays; int8 is as fast by rows.
-  if matmul.on_one_cpu() and isinstance(head, jax.Array):
+  head, packs = (
+    params[embeddings.name_head(model.config)],
+    _packs(model, params),
+  )
+  params = _unstack(model, params, 'decoder', unstack)
+  if packs and quantized.has_int8(head):
+    # XLA's products in int8 take as long as those in float32.
+    params = unstack_encoder(model, params)
+  # Plans have shapes in place of arrays; XLA is as fast in int8 by rows.
+  if packs or (matmul.on_one_cpu() and isinstance(head, jax.Array)):
     # For few rows the product by columns takes two fifths of the time.
-    params[embeddings.HEAD_COLUMNS] = jax.jit(jnp.transpose)(head)
+    arrange = packed.pack_head if packs else jnp.transpose
+    params[embeddings.HEAD_COLUMNS] = jax.jit(arrange)(head)
   return params
 
 
 def unstack_encoder(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   """Returns parameters that encode few tokens fastest, see `prepare_params`."""
   # Copies out of the stack take as long as 70 tokens of gin/models/small.gin.
-  if sharding.current_target()[0] != 'cpu':
+  if (
+    sharding.current_target()[0] != 'cpu' or '0' in params['encoder']['layers']
+  ):
     return params
-  encoder = dict(params['encoder'])
-  layers = unstack(encoder['layers'], model.config.encoder_layers)
-  return {**params, 'encoder': {**encoder, 'layers': layers}}
+  return _unstack(model, params, 'encoder', unstack)
+
+
+def _packs(model: AlexaTM, params) -> bool:
+  """Tells whether matrices are packed: on one CPU that has kernels for them."""
+  head = params[embeddings.name_head(model.config)]
+  is_float = model.config.dtype == 'float32'
+  return is_float and matmul.on_one_cpu() and packed.can_pack(head)
+
+
+def _unstack(model: AlexaTM, params, name: str, unstack) -> dict:
+  """Returns parameters with the layers of a stack by themselves."""
+  stack, count = params[name], getattr(model.config, f'{name}_layers')
+  unstack = unstack_packed if _packs(model, params) else unstack
+  return {**params, name: {**stack, 'layers': unstack(stack['layers'], count)}}
 
 
 def encode(model: AlexaTM, params, tokens, segments):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from atm.model import cache_blocks, matmul, remat
+from atm.model import cache_blocks, kernels, matmul, remat
 from atm.model.matmul import on_tpu, transpose
 from atm.parallel import sharding
 
@@ -26,6 +26,7 @@ MASKED = -1e9  # finite: -inf would make NaN of a query that sees no key
 IMPLEMENTATIONS = ('auto', 'einsum', 'rows', 'splash', 'cudnn')
 KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}  # name -> the platform that has it
 BLOCK = 128  # splash: lengths and head dimension become multiples of this
+FEW_QUERIES = 8  # of a row; of more, XLA's products are as fast on a CPU
 ROWS_BYTES = 16 * 2**20  # rows: scores made at a time; fit a CPU's last cache
 
 
@@ -136,6 +137,8 @@ def attend_to_cache(query, keys, values, mask, scores_float32=True):
     [R, n, H, K].
   """
   R, n, H, K = query.shape
+  if _has_kernel(query):
+    return kernels.attend(query, mask, *cache_blocks.list_arrays(keys, values))
   if isinstance(keys, tuple):
     out = cache_blocks.attend_to_blocks(
       query, keys, values, mask,
@@ -157,6 +160,12 @@ def attend_to_cache(query, keys, values, mask, scores_float32=True):
   # up to 13 times as long where several queries share their keys.
   out = (weights @ values)[:, :, :t]
   return out.swapaxes(1, 2).reshape(R, n, H, K)
+
+
+def _has_kernel(query) -> bool:
+  """Tells whether `kernels.attend` is there, and the faster for queries."""
+  few = query.dtype == jnp.float32 and query.shape[1] <= FEW_QUERIES
+  return few and matmul.on_one_cpu() and kernels.are_available()
 
 
 def einsum_attention(

@@ -37,6 +37,16 @@ def count_positions(values) -> int:
   return values.shape[2]
 
 
+def list_arrays(keys, values) -> list:
+  """Returns the arrays of a cache, blocked or not, as `kernels.attend` reads.
+
+  Those of a group's keys and then of its values, a group after the other.
+  """
+  if not isinstance(keys, tuple):
+    return [keys, values]
+  return [x for group in zip(keys, values) for blocks in group for x in blocks]
+
+
 def write_blocks(blocks: tuple, new, slots, axis: int) -> tuple:
   """Returns a blocked cache with `new` [R, n, H, K] at positions [R, n].
 

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from atm.model import matmul
+from atm.model import matmul, quantized
 
 
 def cross_entropy(
@@ -105,11 +105,13 @@ def token_log_probabilities(
 def compute_logits(states, head, bias, columns=None) -> jax.Array:
   """Returns float32 logits [B, T, V] of states [B, T, D] and head [V, D].
 
-  `columns` is the head as [D, V], which is read in its place.
+  `columns` is the head as [D, V], packed or not, which is read in its place.
   """
   # Two-dimensional, see `matmul.affine`.
   flat = states.reshape(-1, states.shape[-1])
-  if columns is None:
+  if isinstance(columns, quantized.Matrix):
+    flat = matmul.affine_matrix(flat, columns, jnp.zeros(columns.outputs))
+  elif columns is None:
     flat = matmul.rows_by_columns(flat, head)
   else:
     flat = matmul.dot_float32(flat, columns.astype(flat.dtype), (1, 0))

@@ -59,9 +59,9 @@ def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
     A list of [..., B].
   """
   rows, inner = x.shape[:-axes], x.shape[-axes:]
-  if isinstance(weights[0][0], quantized.QuantizedMatrix):
+  if isinstance(weights[0][0], quantized.Matrix):
     flat = x.reshape(-1, math.prod(inner))
-    out = [affine_int8(flat, w, b).astype(x.dtype) for w, b in weights]
+    out = [affine_matrix(flat, w, b).astype(x.dtype) for w, b in weights]
     out = [y.reshape(*rows, *_split_heads(y.shape[-1:], heads)) for y in out]
   elif on_one_cpu():
     # Two-dimensional: with three axes the backend transposes the operand that
@@ -143,6 +143,13 @@ def rows_by_columns(x: jax.Array, w) -> jax.Array:
   # As x w' the backend writes w out anew for each product: up to five times the
   # time. The barrier keeps XLA from swapping the operands back.
   return jax.lax.optimization_barrier(dot_float32(w, x, (1, 1))).T
+
+
+def affine_matrix(x: jax.Array, w: quantized.Matrix, b) -> jax.Array:
+  """Returns float32 x W + b of x [N, A], W as it is held, and b [B]."""
+  if isinstance(w, quantized.QuantizedMatrix):
+    return affine_int8(x, w, b)
+  return w.affine(x, b)
 
 
 def affine_int8(x: jax.Array, w: quantized.QuantizedMatrix, b) -> jax.Array:

@@ -31,8 +31,12 @@ ROW_TABLES = 'encoder_embedding', 'decoder_embedding', 'lm_head'
 GREATEST = 127  # -128 is not used: the range is symmetric
 
 
+class Matrix:
+  """A matrix that stands in a tree of parameters, and is no array."""
+
+
 @flax.struct.dataclass
-class QuantizedMatrix:
+class QuantizedMatrix(Matrix):
   """A matrix whose row i is scale[i] * values[i], a row for each output.
 
   It stands in a tree of parameters where the float array did.
@@ -67,20 +71,20 @@ def quantize_rows(x: jax.Array) -> QuantizedMatrix:
 
 
 def read_parameter(module: nn.Module, name: str, *initializer):
-  """Returns a module's parameter, a `QuantizedMatrix` where it is held as one.
+  """Returns a module's parameter: an array, or the matrix it is held as.
 
   `initializer`: what `module.param` takes behind the name.
   """
   # linen compares shapes with those of the initialiser.
   held = module.get_variable('params', name)
-  if isinstance(held, QuantizedMatrix):
+  if isinstance(held, Matrix):
     return held
   return module.param(name, *initializer)
 
 
 def cast(matrix, dtype):
-  """Returns a matrix in a dtype, or as it is where it is held in int8."""
-  if isinstance(matrix, QuantizedMatrix):
+  """Returns a matrix in a dtype, or as it is: in int8, or packed."""
+  if isinstance(matrix, Matrix):
     return matrix
   return matrix.astype(dtype)
 

@@ -18,6 +18,7 @@ import types
 import jax
 import pytest
 
+from atm.model import kernels
 from atm.parallel import distributed, xla_options
 from atm.parallel import mesh as mesh_lib
 
@@ -115,6 +116,14 @@ def test_training_step(scripts):
 def test_products(scripts):
   out = scripts.main('products', SHAPES=[(8, 4, 16)])
   assert '8, 4, 16 bfloat16' in out, out
+
+
+@pytest.mark.skipif(
+  not kernels.are_available(), reason='there is no C compiler'
+)
+def test_kernels(scripts):
+  out = scripts.main('kernels', ROWS=(1, 3), POSITIONS=32)
+  assert 'N = 3' in out and 'R = 3' in out
 
 
 def test_startup(scripts, monkeypatch):

@@ -1,0 +1,50 @@
+// What the kernels share: vectors, and threads that take shares of a call.
+//
+// The bits of a row depend neither on other rows nor on the number of threads:
+// each sum is in one order.
+
+#ifndef ATM_KERNEL_H
+#define ATM_KERNEL_H
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+// WIDTH floats are a vector of the processor.
+#if defined(__AVX512F__)
+enum { WIDTH = 16, COLUMNS = 2, ROWS = 12 };
+#elif defined(__aarch64__)
+enum { WIDTH = 4, COLUMNS = 4, ROWS = 6 };
+#else
+enum { WIDTH = 8, COLUMNS = 2, ROWS = 6 };
+#endif
+
+typedef float vector __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef int32_t integers __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef uint8_t bytes __attribute__((vector_size(WIDTH), aligned(1)));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// --- Calls
+
+// Returns how many shares a call is to have: 1, or twice as many as threads.
+//   worth: the most threads whose waking is worth it.
+int atm_begin(XLA_FFI_CallFrame *frame, int64_t worth);
+
+// Runs all shares, and returns when they are done. Frees `facts`.
+void atm_finish(XLA_FFI_CallFrame *frame, int shares, void *facts,
+                void (*take)(const void *facts, int share));
+
+// What an XLA_FFI_Handler returns that runs a kernel.
+XLA_FFI_Error *atm_handle(XLA_FFI_CallFrame *frame,
+                          void (*run)(XLA_FFI_CallFrame *));
+
+#endif
