@@ -500,10 +500,16 @@ class Campaign:
     points = itertools.islice(itertools.cycle(self.in_a_save), inside - 1)
     made = [(point, draw.randint(1, 3)) for point in points]
     made += [(point, 1) for point in sorted(beside)]
-    made += [(None, 1)] * (kills - len(made) - 1)
+    # There must be something to sweep, and rows that are done again.
+    after = ['sweep']
+    if self.points is BUCKET_POINTS:
+      after += ['rewind', 'rewound']
+    made += [(None, 1)] * (kills - len(made) - len(after))
     draw.shuffle(made)
-    where = made.index(('sweep', 1))  # there must be something to sweep
-    return [*made[:where], ('begun', 1), *made[where:]]
+    for point in after:
+      where = made.index((point, 1))
+      made = [*made[:where], ('begun', 1), *made[where:]]
+    return made
 
   def finish(self) -> None:
     """Lets the run come to its end."""
