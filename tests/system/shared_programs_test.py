@@ -4,6 +4,7 @@ Two processes with simulated CPU devices, whose own caches are empty.
 """
 
 import os
+import time
 
 import pytest
 
@@ -12,6 +13,15 @@ from atm.train import goodput
 from system.hosts_test import ENV, Processes, settings
 
 pytestmark = pytest.mark.processes
+
+
+def wait_for_writers(folder: str) -> list[str]:
+  """Returns a folder's names, once none has come for two seconds."""
+  names, before = storage.list_names(folder), None
+  while names != before:
+    time.sleep(2)
+    names, before = storage.list_names(folder), names
+  return names
 
 
 def test_a_restart_compiles_nothing_on_any_host(
@@ -33,7 +43,7 @@ def test_a_restart_compiles_nothing_on_any_host(
     ) as running:  # fmt: skip
       running.until(lambda: f'step {step}/' in running.log(0))  # noqa: B023
       assert 'first step ' in running.log(0)
-    names.append(storage.list_names(folder))
+      names.append(wait_for_writers(folder))
   starts = [
     line['starts']
     for line in goodput.read_goodput_lines(str(run))
