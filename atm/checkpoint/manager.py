@@ -1,6 +1,7 @@
 """Saves checkpoints asynchronously by Orbax, with checksums of their arrays."""
 
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from etils import epath
 from atm import messages, storage
 from atm.checkpoint import checksums, reader
 from atm.checkpoint.checksums import DamageError
-from atm.checkpoint.staged_steps import PARTS, StagedManager
+from atm.checkpoint.staged_steps import PARTS, StagedManager, unlist_step
 
 ON_ERROR = ('stop', 'go_on')
 
@@ -130,7 +131,7 @@ class CheckpointManager(reader.CheckpointReader):
     try:
       work()
     except Exception as e:
-      error = e
+      error = storage.explain_orbax(e, os.fspath(self.directory))
     # A host that is to go on without a checkpoint must hear of another's error.
     # One that is to stop raises its own at once: the others end with it, when
     # JAX misses it, and need not wait until Orbax has given up waiting for it.
@@ -148,7 +149,13 @@ class CheckpointManager(reader.CheckpointReader):
     steps = [n for n in self.all_steps() if self._is_checkpoint(n)]
     old = steps[: -self.keep] if self.keep else []
     if old and self._succeeds(newest, lambda: self.verify(newest)):
-      self._succeeds(newest, lambda: [self.orbax.delete(n) for n in old])
+      self._succeeds(newest, lambda: [self._delete(n) for n in old])
+
+  def _delete(self, step: int) -> None:
+    # Several hosts' Orbax would remove the object that lists a step any time.
+    if storage.is_remote(self.directory) and jax.process_index() == 0:
+      unlist_step(f'{self.directory}/{step}')
+    self.orbax.delete(step)
 
   def _is_checkpoint(self, step: int) -> bool:
     """Tells whether the folder of a step holds nothing of a user's."""

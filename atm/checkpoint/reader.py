@@ -213,22 +213,22 @@ class CheckpointReader:
     """Returns some arrays of an item as saved, on the host, by their names."""
 
     def read():
-      tree = self.orbax.item_metadata(step)[item]
-      template = jax.tree_util.tree_map_with_path(
-        lambda path, x: (
-          0 if f'{item}/{checksums.format_path(path)}' in names
-          else ocp.PLACEHOLDER
-        ),
-        getattr(tree, 'tree', tree),
-      )  # fmt: skip
-      args = ocp.args.PyTreeRestore(
-        template,
-        restore_args=jax.tree.map(
-          lambda x: ocp.RestoreArgs(restore_type=np.ndarray), template
-        ),
-      )
+      folder = _open_folder(self, step, item) / item
       with ocp.PyTreeCheckpointer() as orbax:
-        restored = orbax.restore(_open_folder(self, step, item) / item, args)
+        # Not the manager's: on gs:// it takes what it has saved for unfinished.
+        tree = orbax.metadata(folder).item_metadata
+        template = jax.tree_util.tree_map_with_path(
+          lambda path, x: (
+            0 if f'{item}/{checksums.format_path(path)}' in names
+            else ocp.PLACEHOLDER
+          ),
+          getattr(tree, 'tree', tree),
+        )  # fmt: skip
+        whole = ocp.RestoreArgs(restore_type=np.ndarray)
+        args = ocp.args.PyTreeRestore(
+          template, restore_args=jax.tree.map(lambda x: whole, template)
+        )
+        restored = orbax.restore(folder, args)
       arrays = {
         f'{item}/{name}': np.asarray(x)
         for name, x in checksums.flatten_named(restored).items()
@@ -274,7 +274,9 @@ class CheckpointReader:
     except Exception as e:
       if any(text in str(e) for text in NOT_DAMAGE):
         raise
-      error = e
+      error = storage.explain_orbax(e, os.fspath(self.directory))
+      if isinstance(error, storage.StorageError):
+        raise error from e
     if is_true_everywhere(error is None):
       return value
     why = messages.one_line(error) if error else 'another host found damage'
@@ -321,6 +323,7 @@ def _open_orbax(directory: epath.Path, read_only: bool):
         f'{path}: several hosts cannot write or read checkpoints on s3://. Set '
         'CHECKPOINT_DIR to a folder that all hosts share, or to gs://...'
       )
+    storage.prepare_orbax()
   logging.getLogger('absl').addFilter(_keep_record)  # added once only
   # It reads a file of every step at once.
   paths_read = glob.glob(

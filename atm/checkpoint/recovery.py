@@ -9,7 +9,7 @@ from atm import storage
 from atm.checkpoint import reader
 from atm.checkpoint.checksums import DamageError
 from atm.checkpoint.manager import CheckpointManager
-from atm.checkpoint.staged_steps import StagedManager
+from atm.checkpoint.staged_steps import rename_step
 
 
 def read_newest_intact(
@@ -55,10 +55,9 @@ def rename_damaged(
     name, number = f'{step}.damaged', itertools.count(2)
     while storage.exists(f'{folder}/{name}'):
       name = f'{step}.damaged-{next(number)}'
-    if isinstance(checkpoints.orbax, StagedManager):
-      checkpoints.orbax.rename(step, name)
-    elif jax.process_index() == 0:
-      (folder / str(step)).rename(folder / name)
+    if jax.process_index() == 0:
+      rename = rename_step if storage.is_remote(folder) else storage.rename
+      rename(f'{folder}/{step}', f'{folder}/{name}')
     names.append(name)
   reader.is_true_everywhere(True)  # none lists the steps before the renames
   checkpoints.orbax.reload()

@@ -4,7 +4,7 @@ Orbax writes a step to a folder of this machine. Its files are sent many at a
 time, each verified by size and MD5, and listed by a last object,
 `commit_success.txt`: a step without it is not there for any reader. A reader
 fetches the items that it asks for. On gs:// the objects are those that Orbax
-itself would write, so several hosts, which cannot stage, read the same steps.
+itself writes for several hosts, which do not stage: each reads the other's.
 """
 
 import contextlib
@@ -38,6 +38,18 @@ def send_step(local: str, path: str) -> None:
   }  # fmt: skip
   whole = fileio.seal_json({'files': sizes})
   fileio.write_json(f'{path}/{COMMIT_FILE}', whole)
+
+
+def unlist_step(path: str) -> None:
+  """Makes a step in a store one that no reader finds, to remove it then."""
+  storage.remove(f'{path}/{COMMIT_FILE}')
+
+
+def rename_step(path: str, new: str) -> None:
+  """Gives the folder of a step in a store another name."""
+  found = sorted(storage.find_objects(path), key=lambda x: x != COMMIT_FILE)
+  for inner in found:
+    storage.rename(f'{path}/{inner}', f'{new}/{inner}')
 
 
 class StagedManager:
@@ -149,15 +161,8 @@ class StagedManager:
 
   def delete(self, step: int) -> None:
     """Removes a step; it is not listed from the first moment on."""
-    storage.remove(f'{self._path(step)}/{COMMIT_FILE}')
+    unlist_step(self._path(step))
     storage.remove_folder(self._path(step))
-
-  def rename(self, step: int, name: str) -> None:
-    """Gives the folder of a step another name."""
-    path, new = self._path(step), f'{self.directory}/{name}'
-    found = sorted(storage.find_objects(path), key=lambda x: x != COMMIT_FILE)
-    for inner in found:
-      storage.rename(f'{path}/{inner}', f'{new}/{inner}')
 
   # --- Reading
 

@@ -41,13 +41,15 @@ from atm.storage.files import (
   write_bytes,
 )
 from atm.storage.lease import Lease, is_leased
+from atm.storage.orbax_client import explain_orbax, prepare_orbax
 from atm.storage.part_log import PartLog, list_parts
 
 __all__ = [
   'Lease', 'PartLog', 'SCHEMES', 'StorageError', 'absolute', 'borrowing',
-  'download', 'exists', 'fetch', 'find_objects', 'find_paths', 'get_scheme',
-  'get_size', 'get_time', 'is_file', 'is_folder', 'is_leased', 'is_remote',
-  'list_names', 'list_parts', 'make_folder', 'map_files', 'open_binary',
-  'read_bytes', 'read_range', 'relative', 'remove', 'remove_folder', 'rename',
-  'upload_file', 'upload_folder', 'uploading', 'walk', 'write_bytes',
+  'download', 'exists', 'explain_orbax', 'fetch', 'find_objects',
+  'find_paths', 'get_scheme', 'get_size', 'get_time', 'is_file', 'is_folder',
+  'is_leased', 'is_remote', 'list_names', 'list_parts', 'make_folder',
+  'map_files', 'open_binary', 'prepare_orbax', 'read_bytes', 'read_range',
+  'relative', 'remove', 'remove_folder', 'rename', 'upload_file',
+  'upload_folder', 'uploading', 'walk', 'write_bytes',
 ]  # fmt: skip

@@ -104,21 +104,30 @@ def _open_gcs():
 
     _request = GCSFileSystem._request.__wrapped__
 
-  settings = dict(
-    use_listings_cache=False, skip_instance_cache=True, requests_timeout=SILENCE
+  return OneTry(
+    token=find_gcs_token(),
+    use_listings_cache=False,
+    skip_instance_cache=True,
+    requests_timeout=SILENCE,
   )
+
+
+def find_gcs_token() -> str:
+  """Returns gcsfs' name of the credentials that there are for gs://."""
   # An emulator asks for no credentials, and there may be none to be found.
   emulated = os.environ.get('STORAGE_EMULATOR_HOST') and not os.environ.get(
     'GOOGLE_APPLICATION_CREDENTIALS'
   )
-  if not emulated:
-    from google.auth.exceptions import DefaultCredentialsError
+  if emulated:
+    return 'anon'
+  import google.auth
+  from google.auth.exceptions import DefaultCredentialsError
 
-    try:
-      return OneTry(token='google_default', **settings)
-    except DefaultCredentialsError:  # which a public bucket does not need
-      pass
-  return OneTry(token='anon', **settings)
+  try:
+    google.auth.default()
+  except DefaultCredentialsError:  # which a public bucket does not need
+    return 'anon'
+  return 'google_default'
 
 
 def _open_s3():
@@ -143,9 +152,6 @@ def _open_s3():
 def call(doing: str, path: str, work: Callable):
   """Returns work(file system, path); tries again where a failure may pass.
 
-  Waits grow from FIRST_WAIT to LONGEST_WAIT seconds, with jitter, so that many
-  hosts do not ask at the same moments; the last try begins before TRY_FOR.
-
   Args:
     doing: what an error says of it, as in 'reading'; WRITES are guarded.
     path: of an object store.
@@ -158,13 +164,10 @@ def call(doing: str, path: str, work: Callable):
     StorageError: it failed for TRY_FOR seconds, or for good.
   """
   get_scheme(path)
-  began, tries = time.monotonic(), 0
+  tries = Tries(doing, path)
   while True:
-    tries += 1
     if doing in WRITES:
-      for folder, check in [*GUARDS.items()]:
-        if path.startswith(f'{folder}/'):
-          check(path)
+      check_guards(path)
     try:
       return work(get_client(path), path)
     except (FileNotFoundError, FileExistsError) as e:
@@ -176,15 +179,48 @@ def call(doing: str, path: str, work: Callable):
       raise
     except Exception as e:
       error = e
-    wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
+    wait = tries.wait_after(error)
+    forget_credentials(error)
+    time.sleep(wait)
+
+
+def check_guards(path: str) -> None:
+  """Raises PassingError where a lease does not cover a write to a path."""
+  for folder, check in [*GUARDS.items()]:
+    if path.startswith(f'{folder}/'):
+      check(path)
+
+
+class Tries:
+  """The tries of one call.
+
+  Waits grow from FIRST_WAIT to LONGEST_WAIT seconds, with jitter, so that many
+  hosts do not ask at the same moments; the last try begins before TRY_FOR.
+  """
+
+  def __init__(self, doing: str, path: str):
+    """Starts the clock; `doing` and the path are what an error names."""
+    self._doing, self._path = doing, path
+    self._began, self._failed = time.monotonic(), 0
+
+  def wait_after(self, error: Exception) -> float:
+    """Returns how many seconds to wait after a failure, before the next try.
+
+    Raises:
+      StorageError: no try is left, or none would help.
+    """
+    self._failed += 1
+    wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failed - 1))
     wait *= random.uniform(0.5, 1)
-    late = time.monotonic() - began + wait > TRY_FOR
+    late = time.monotonic() - self._began + wait > TRY_FOR
     passing = is_passing(error)
     if late or not passing:
       kind = PassingError if passing else StorageError
-      raise kind(_describe(doing, path, tries, began, error)) from error
-    forget_credentials(error)
-    time.sleep(wait)
+      text = _describe(
+        self._doing, self._path, self._failed, self._began, error
+      )
+      raise kind(text) from error
+    return wait
 
 
 def is_passing(error: BaseException) -> bool:
