@@ -11,6 +11,7 @@ import zipfile
 import pytest
 
 import atm
+from atm.train import trackers
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 
@@ -185,9 +186,11 @@ def test_pip_is_told_our_name_and_our_extras():
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith('missing_extra')
+        and isinstance(node.args[1], ast.Constant)
       ]
     extras = {name for texts in asked for name in texts.split(',')}
     assert extras <= known, f'{path}: {extras - known} are no extras'
+  assert {*trackers.TRACKERS} <= known  # each names its own
 
 
 def test_releases_that_crash_are_neither_allowed_nor_locked():
