@@ -77,10 +77,14 @@ def test_kills_lose_no_more_than_the_last_steps(campaign):
   assert tally.resumes >= 2
 
 
-def test_kills_in_a_store_lose_no_more(bucket, rows, tmp_path):
+# One of both in CI: each takes a minute and more.
+@pytest.mark.parametrize(
+  'scheme', ['gs', pytest.param('s3', marks=pytest.mark.slow)]
+)
+def test_kills_in_a_store_lose_no_more(make_bucket, scheme, rows, tmp_path):
   """benchmarks/survive.py does fifty on each."""
   with survive.Nursery(str(tmp_path), rows) as nursery:
-    made = survive.Campaign(nursery, bucket, seed=1, train_steps=8)
+    made = survive.Campaign(nursery, make_bucket(scheme), seed=1, train_steps=8)
     made.kill('commit', 2)
     made.kill('sweep', 1)
     made.finish()
