@@ -209,6 +209,13 @@ def test_without_a_compiler(monkeypatch, tmp_path, command):
   assert not command or os.listdir(tmp_path / 'made') == []
 
 
+def test_a_library_that_cannot_be_loaded(monkeypatch, tmp_path):
+  path = tmp_path / 'made.so'
+  path.write_bytes(b'no library')
+  monkeypatch.setattr(kernels, '_find_library', lambda: str(path))
+  assert kernels.are_available.__wrapped__() is False
+
+
 @needs_compiler
 def test_compiles_once(monkeypatch, tmp_path):
   monkeypatch.setattr(kernels, 'FOLDER', str(tmp_path))

@@ -81,15 +81,15 @@ static void add_panel(const int rows, const Part *p, const float *x,
 static void multiply(const Product *p, int64_t m, int64_t end, int64_t n,
                      int64_t k) {
   float edge[ROWS * PANEL], bias[PANEL];
-  const int64_t columns = n + PANEL < p->B ? PANEL : p->B - n;
-  const int depth = k + DEPTH < p->A ? DEPTH : p->A - k;
+  const int64_t columns = least(PANEL, p->B - n);
+  const int depth = least(DEPTH, p->A - k);
   const int is_last = k + depth == p->A, is_one = end - m <= ROWS;
   const float *w = p->w + n * p->A + k * PANEL, *next = w + p->A * PANEL;
   if (is_last) memcpy(bias, p->b + n, sizeof(float) * columns);
   const Part part = {is_last ? bias : NULL, p->A,
                      columns < PANEL ? PANEL : p->B, depth, k == 0};
   for (int64_t i = m; i < end; i += ROWS) {
-    const int rows = i + ROWS < end ? ROWS : end - i;
+    const int rows = least(ROWS, end - i);
     const float *x = p->x + i * p->A + k;
     float *y = p->y + i * p->B + n;
     // Read next from memory: by one pass what is just ahead of it, of several
