@@ -137,14 +137,20 @@ def check_output(
         f'{given} is there already: OVERWRITE=True replaces it, when the new '
         'one is whole; or give another'
       )
-  try:  # permissions alone do not tell: a disk may be read-only, a name long
-    trial = f'{target}.partial-{os.getpid()}'
+  _try_to_write(given, target)
+  return path
+
+
+def _try_to_write(given: str, path: str) -> None:
+  """Raises ValueError where a file beside `path` cannot be written."""
+  # Permissions alone do not tell: a disk may be read-only, a name long.
+  try:
+    trial = f'{path}.partial-{os.getpid()}'
     storage.write_bytes(trial, b'')
     storage.remove(trial)
   except OSError as e:
     why = e.strerror or one_line(e, 300)
     raise ValueError(f'{given} cannot be written: {why}') from e
-  return path
 
 
 def _is_plain_file(path: str) -> bool:
@@ -164,21 +170,21 @@ def check_output_folder(name: str, path: str | None) -> str | None:
 
   Args:
     name: of the setting, as a user writes it.
-    path: a folder that is there, or can be made; None is not checked, and of
-      an object store's only the form.
+    path: a folder that is there, or can be made; None is not checked.
 
   Raises:
     ValueError: it is a file, or neither there nor to be made.
   """
   if path is None:
     return path
+  given = f'{name} = {quote(path)}'
   if storage.is_remote(path):
     storage.get_scheme(path)
+    _try_to_write(given, f'{path.rstrip("/")}/trial')
     return path
   there = os.path.abspath(path)
   while not os.path.lexists(there):
     there = os.path.dirname(there)
-  given = f'{name} = {quote(path)}'
   if not os.path.isdir(there):
     raise ValueError(f'{given}: expected a folder, and {there} is none')
   try:

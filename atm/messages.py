@@ -57,6 +57,10 @@ def missing_extra(what: str, extra: str) -> str:
   return f"{what}: pip install '{DISTRIBUTION}[{extra}]'"
 
 
+class MissingExtraError(ModuleNotFoundError):
+  """An optional package is not installed; one line names the extra."""
+
+
 def find_nearest(name: str, known) -> str | None:
   """Returns the nearest of some names, capitals or not, or None."""
   folded = {k.lower(): k for k in sorted(known, reverse=True)}
@@ -415,19 +419,15 @@ _CHECKS_OF_TYPES = {
 
 def _is_finite(value, whole: bool) -> bool:
   """Tells whether a real number is finite; as whole ones all integers are."""
-  if whole and isinstance(value, numbers.Integral):
-    return True
   try:
-    return math.isfinite(value)
+    return whole and isinstance(value, numbers.Integral) or math.isfinite(value)
   except OverflowError:  # an integer that no float can hold
     return False
 
 
 def _as_python(value) -> int | float:
   """Returns a real number as an int or a float of Python."""
-  if isinstance(value, numbers.Integral):
-    return int(value)
-  return float(value)
+  return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 _work: list[Callable[[], str]] = []

@@ -4,7 +4,7 @@ import zlib
 
 import pytest
 
-from atm import fileio
+from atm import fileio, storage
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -138,9 +138,19 @@ def test_a_folder_to_write_is_refused_before_work_begins(tmp_path, monkeypatch):
   for path in ('file', 'file/inner', 'link', '/proc/none'):
     with pytest.raises(ValueError, match='^OUTPUT_DIR = '):
       fileio.check_output_folder('OUTPUT_DIR', path)
-  for path in (None, 'gs://bucket/x', '.', 'new/inner', str(tmp_path)):
+  for path in (None, '.', 'new/inner', str(tmp_path)):
     assert fileio.check_output_folder('OUTPUT_DIR', path) == path
   assert sorted(os.listdir()) == ['file', 'link']
+
+
+def test_a_folder_of_a_store_is_refused_before_work_begins(bucket):
+  """Fault seen: an export's hours of work, and no such bucket at its end."""
+  path = f'{bucket}/new'
+  assert fileio.check_output_folder('OUTPUT', path) == path
+  assert not storage.list_names(bucket)
+  wrong = bucket.replace('//bucket/', '//other/')
+  with pytest.raises(ValueError, match=f"OUTPUT = '{wrong}'.* no such bucket"):
+    fileio.check_output_folder('OUTPUT', wrong)
 
 
 def test_an_output_replaces_no_file_of_a_user(tmp_path):

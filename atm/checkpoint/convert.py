@@ -199,12 +199,7 @@ def move_into(folder: str, target: str) -> None:
   """Moves the checkpoints, at last, and the files of a folder into another."""
   check_nothing_replaced(folder, target)
   if storage.is_remote(target):
-    steps = os.path.join(folder, CHECKPOINTS)
-    with tempfile.TemporaryDirectory(prefix='atm-') as apart:
-      moved = shutil.move(steps, apart)
-      storage.upload_folder(folder, target)
-      for step in os.listdir(moved):
-        send_step(os.path.join(moved, step), f'{target}/{CHECKPOINTS}/{step}')
+    send_into(folder, target)
     return
   for where, folders, names in os.walk(folder):
     if CHECKPOINTS in folders:
@@ -215,6 +210,22 @@ def move_into(folder: str, target: str) -> None:
       os.rename(os.path.join(where, name), os.path.join(into, name))
   # Replaces an empty folder only.
   os.rename(*(os.path.join(f, CHECKPOINTS) for f in (folder, target)))
+
+
+def send_into(folder: str, target: str) -> None:
+  """Sends a folder into a store; what makes it a model is sent last."""
+  steps = os.path.join(folder, CHECKPOINTS)
+  if not os.path.isdir(steps):
+    storage.upload_folder(folder, target, without='config.json')
+    whole = os.path.join(folder, 'config.json')
+    storage.upload_file(whole, f'{target.rstrip("/")}/config.json')
+    return
+  with tempfile.TemporaryDirectory(prefix='atm-') as apart:
+    moved = shutil.move(steps, apart)
+    storage.upload_folder(folder, target)
+    for step in os.listdir(moved):
+      there = f'{target.rstrip("/")}/{CHECKPOINTS}/{step}'
+      send_step(os.path.join(moved, step), there)
 
 
 def describe_import(sizes: Mapping[tuple, int]) -> str:
@@ -316,7 +327,7 @@ def export_weights(
         write_run(folder, model_dir, checkpoints, step, config, words, say)
         use = f'a MODEL_DIR with {weights} weights'
       if storage.is_remote(output):
-        storage.upload_folder(folder, output)
+        send_into(folder, output)
       else:
         os.rename(folder, output)
   say(f'wrote step {step} of {model_dir} to {output}, for {use}')

@@ -12,9 +12,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
+from atm import fileio
 from atm.checkpoint import checksums
 from atm.checkpoint.hf_folder import is_stacked
 from atm.checkpoint.paths import CHECKPOINTS
+from atm.checkpoint.staged_steps import COMMIT_FILE
 from atm.messages import clock_text
 from atm.model import quantized
 
@@ -81,6 +83,8 @@ def write_checkpoint(
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
     sealed = ocp.args.JsonSave(checksums.seal_meta(meta, sums))
     writer.save(os.path.join(place, 'meta'), sealed)
+  # As Orbax's own steps have it: a copy in an object store is listed by it.
+  fileio.write_atomically(os.path.join(place, COMMIT_FILE), 'whole\n')
 
 
 def _write_parameters(directory, place, arrays, sizes, say) -> dict:

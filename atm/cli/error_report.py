@@ -16,7 +16,7 @@ import tempfile
 import traceback
 
 from atm import __version__
-from atm.messages import CrashNote, list_frames, one_line
+from atm.messages import CrashNote, MissingExtraError, list_frames, one_line
 
 LINE_WIDTH = 480  # of an error's line; `atm: error: ` stands in front
 VERSIONS = 'jax', 'jaxlib', 'numpy', 'orbax-checkpoint'
@@ -57,7 +57,8 @@ def is_mistake(error: BaseException) -> bool:
   from atm.cli.gin_text import UserError
 
   return isinstance(
-    error, UserError | ValueError | FloatingPointError | OSError
+    error,
+    UserError | ValueError | FloatingPointError | OSError | MissingExtraError,
   )
 
 

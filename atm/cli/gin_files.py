@@ -86,14 +86,16 @@ def _look_up(name: str, folders: list[str]) -> str:
     expanded = check_path('gin file', name)
   except ValueError as e:
     raise UserError(str(e)) from None
-  if storage.is_remote(expanded):
-    folders = ['']
+  remote = storage.is_remote(expanded)
+  folders = [''] if remote else folders
   paths = [os.path.join(folder, expanded) for folder in folders]
   for path in paths:
     if storage.is_file(path):
       return path
   for path in filter(storage.exists, paths):
     check_gin_file(path)
+  if remote:
+    raise UserError(f'no gin file {quote(name)} there')
   raise UserError(
     f'no gin file {quote(name)} in {", ".join(folders)}.'
     + did_you_mean(name, shipped_files())

@@ -6,6 +6,7 @@ is checked by those who read it.
 
 import os
 
+from atm import storage
 from atm.cli.gin_reader import Configuration
 from atm.cli.gin_text import UserError
 from atm.cli.machine_settings import is_run_folder
@@ -48,7 +49,7 @@ def check_inputs_exist(run: str, configuration: Configuration) -> None:
     value = find_value(name, configuration.macros)
     several = name == 'RUNS' and isinstance(value, list | tuple)
     for path in value if several else [value]:
-      if not isinstance(path, str) or _is_there(path):
+      if not isinstance(path, str) or _is_there(name, path):
         continue
       if name == 'INIT_FROM' and _has_begun(configuration):
         continue  # a run that goes on reads its own
@@ -58,11 +59,17 @@ def check_inputs_exist(run: str, configuration: Configuration) -> None:
       )
 
 
-def _is_there(path: str) -> bool:
+def _is_there(name: str, path: str) -> bool:
   """Tells whether a path may be read: it exists, or is no plain path."""
-  if path in ('', '-') or '://' in path or '\0' in path:
+  if path in ('', '-') or '\0' in path:
     return True  # refused or read elsewhere
-  return os.path.lexists(os.path.expanduser(path))
+  if not storage.is_remote(path):
+    return os.path.lexists(os.path.expanduser(path))
+  try:
+    storage.get_scheme(path)
+  except ValueError as e:
+    raise UserError(f'{name} = {e}') from None
+  return storage.exists(path)
 
 
 def _has_begun(configuration: Configuration) -> bool:
@@ -74,8 +81,11 @@ def _has_begun(configuration: Configuration) -> bool:
 def _name_nearest(path: str) -> str:
   """Returns ' Did you mean X?' for the nearest name in a path's folder."""
   folder, name = os.path.split(path.rstrip('/'))
+  bucket = '/'.join(path.split('/')[:3])
   try:
-    known = os.listdir(os.path.expanduser(folder) or os.curdir)
+    if storage.is_remote(path) and not storage.list_names(bucket):
+      return f' There is no bucket {quote(bucket)}, or it is empty.'
+    known = storage.list_names(os.path.expanduser(folder) or os.curdir)
   except OSError:
     return ''
   near = find_nearest(name, known)

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from atm import fileio, storage
-from atm.messages import missing_extra, one_line
+from atm.messages import MissingExtraError, missing_extra, one_line
 
 STDIN = ('-', '/dev/stdin')
 _ENDING = re.compile(
@@ -82,7 +82,7 @@ def import_zstandard():
   try:
     import zstandard
   except ImportError as e:
-    raise ImportError(
+    raise MissingExtraError(
       missing_extra('reading .zst needs zstandard', 'zstd')
     ) from e
   return zstandard

@@ -21,7 +21,12 @@ from atm.data.tokenizer_json import (
   rebuild_tokenizer,
 )
 from atm.data.vocabulary_base import FORMAT_FILE
-from atm.messages import missing_extra, one_line, quote
+from atm.messages import (
+  MissingExtraError,
+  missing_extra,
+  one_line,
+  quote,
+)
 
 TOKENIZER_FILE = 'tokenizer.json'
 VOCAB_FILE = 'vocab.json'
@@ -226,7 +231,7 @@ def _read_older(folder: TokenizerFolder):
     import transformers
   except ImportError as e:
     what = f'{folder.path} has no {TOKENIZER_FILE}, and needs transformers'
-    raise ImportError(missing_extra(what, 'tokenizers')) from e
+    raise MissingExtraError(missing_extra(what, 'tokenizers')) from e
   loudness = transformers.logging.get_verbosity()
   transformers.logging.set_verbosity_error()
   try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from atm import fileio
 from atm.data.added_tokens import AddedTokens
-from atm.messages import missing_extra, one_line
+from atm.messages import MissingExtraError, missing_extra, one_line
 
 METASPACE = {
   'type': 'Metaspace',
@@ -42,7 +42,7 @@ def import_tokenizers(where: str):
     import tokenizers
   except ImportError as e:
     what = f'the tokenizer of {where} needs tokenizers'
-    raise ImportError(missing_extra(what, 'tokenizers')) from e
+    raise MissingExtraError(missing_extra(what, 'tokenizers')) from e
   return tokenizers
 
 

@@ -104,7 +104,8 @@ class FolderCheck:
     if 'transformers' not in peer_process.list_versions():
       return {}, missing, ''
     fileio.write_json(os.path.join(folder, REQUEST_FILE), {
-      'directory': storage.absolute(self.model_dir),
+      # transformers opens its files by path
+      'directory': storage.absolute(storage.fetch(self.model_dir)),
       'dtype': self.weights or 'float32',
       'max_tokens': model_comparison.MAX_TOKENS,
       'beams': model_comparison.BEAMS,

@@ -49,7 +49,8 @@ def import_library(name: str):
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
     text = f'scoring texts needs {name.split(".")[0]}'
-    raise ModuleNotFoundError(messages.missing_extra(text, 'eval')) from error
+    missing = messages.missing_extra(text, 'eval')
+    raise messages.MissingExtraError(missing) from error
 
 
 def written_text(text: str, vocabulary: Tokenizer) -> str:

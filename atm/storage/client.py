@@ -7,14 +7,17 @@ STORAGE_EMULATOR_HOST; AWS_* with AWS_ENDPOINT_URL.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 
 from atm.messages import (
+  MissingExtraError,
   clock_text,
   did_you_mean,
   missing_extra,
@@ -25,6 +28,7 @@ from atm.messages import (
 SCHEMES = 'gs', 's3'
 TRY_FOR = 180.0  # seconds after which a call that fails is not tried again
 FIRST_WAIT, LONGEST_WAIT = 0.25, 16.0  # seconds between two tries
+TELL_AT = 5  # tries after which a line says so: some seconds
 SILENCE = 60.0  # seconds without an answer that count as a failure
 # HTTP's codes of failures that pass; 401 is an access token that has expired.
 PASSING = {401, 408, 429, 500, 502, 503, 504}
@@ -48,7 +52,13 @@ _ENVIRONMENT = (
   'AWS_PROFILE', 'AWS_REGION', 'AWS_DEFAULT_REGION', 'AWS_ENDPOINT_URL',
   'AWS_ENDPOINT_URL_S3',
 )  # fmt: skip
+_CREDENTIALS = {
+  'gs': 'set GOOGLE_APPLICATION_CREDENTIALS, or run '
+  '`gcloud auth application-default login`',
+  's3': 'set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE',
+}
 _clients: dict[tuple, object] = {}
+_told: float | None = None  # when it was said that a failure lasts
 # Folder -> a check of a path, called before each write below it; see `lease`.
 GUARDS: dict[str, Callable[[str], None]] = {}
 WRITES = {'writing', 'removing', 'copying'}
@@ -97,7 +107,7 @@ def _open_gcs():
   try:
     from gcsfs.core import GCSFileSystem
   except ImportError as e:
-    raise ImportError(missing_extra('gs:// needs gcsfs', 'gcs')) from e
+    raise MissingExtraError(missing_extra('gs:// needs gcsfs', 'gcs')) from e
 
   class OneTry(GCSFileSystem):
     """A file system that leaves it to `call` to try again."""
@@ -114,11 +124,7 @@ def _open_gcs():
 
 def find_gcs_token() -> str:
   """Returns gcsfs' name of the credentials that there are for gs://."""
-  # An emulator asks for no credentials, and there may be none to be found.
-  emulated = os.environ.get('STORAGE_EMULATOR_HOST') and not os.environ.get(
-    'GOOGLE_APPLICATION_CREDENTIALS'
-  )
-  if emulated:
+  if _is_emulated():
     return 'anon'
   import google.auth
   from google.auth.exceptions import DefaultCredentialsError
@@ -130,11 +136,17 @@ def find_gcs_token() -> str:
   return 'google_default'
 
 
+def _is_emulated() -> bool:
+  """Tells whether gs:// is an emulator's, which asks for no credentials."""
+  given = os.environ.get('GOOGLE_APPLICATION_CREDENTIALS')
+  return bool(os.environ.get('STORAGE_EMULATOR_HOST')) and not given
+
+
 def _open_s3():
   try:
     from s3fs import S3FileSystem
   except ImportError as e:
-    raise ImportError(missing_extra('s3:// needs s3fs', 's3')) from e
+    raise MissingExtraError(missing_extra('s3:// needs s3fs', 's3')) from e
 
   client = S3FileSystem(
     use_listings_cache=False,
@@ -174,7 +186,10 @@ def call(doing: str, path: str, work: Callable):
       number = (
         errno.ENOENT if isinstance(e, FileNotFoundError) else errno.EEXIST
       )
-      raise type(e)(number, os.strerror(number), path) from e
+      # In a bucket that is there, any object can be written.
+      lacks_bucket = number == errno.ENOENT and doing == 'writing'
+      why = 'no such bucket' if lacks_bucket else os.strerror(number)
+      raise type(e)(number, why, path) from e
     except ImportError:
       raise
     except Exception as e:
@@ -213,13 +228,15 @@ class Tries:
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failed - 1))
     wait *= random.uniform(0.5, 1)
     late = time.monotonic() - self._began + wait > TRY_FOR
-    passing = is_passing(error)
+    passing = is_passing(error) and not _lacks_credentials(self._path, error)
     if late or not passing:
       kind = PassingError if passing else StorageError
       text = _describe(
         self._doing, self._path, self._failed, self._began, error
       )
       raise kind(text) from error
+    if self._failed == TELL_AT:
+      _tell(self._doing, self._path, error)
     return wait
 
 
@@ -234,11 +251,31 @@ def is_passing(error: BaseException) -> bool:
   return bool(names & PASSING_TYPES)
 
 
+def _lacks_credentials(path: str, error: BaseException) -> bool:
+  """Tells whether a store refused because no credentials were found."""
+  refused = path.startswith('gs://') and _read_answer(error)[0] == 401
+  return refused and not _is_emulated() and find_gcs_token() == 'anon'
+
+
 def forget_credentials(error: BaseException) -> None:
   """Drops the clients after a failure of credentials: new ones read them."""
   code, name = _read_answer(error)
   if code in (400, 401, 403) or 'RefreshError' in type(error).__name__:
     _clients.clear()
+
+
+def _tell(doing: str, path: str, error: BaseException) -> None:
+  """Says, once a minute, that a failure lasts, and for how long one waits."""
+  global _told
+  if _told is not None and time.monotonic() - _told < 60:
+    return
+  _told = time.monotonic()
+  with contextlib.suppress(OSError, ValueError):  # nobody reads it
+    print(
+      f'atm: {path}: {doing} failed {TELL_AT} times ({_explain(error)}); '
+      f'trying again for up to {clock_text(TRY_FOR)}',
+      file=sys.stderr, flush=True,
+    )  # fmt: skip
 
 
 def _read_answer(error: BaseException) -> tuple[int | None, str | None]:
@@ -253,18 +290,25 @@ def _read_answer(error: BaseException) -> tuple[int | None, str | None]:
   return (int(code) if str(code).isdigit() else None), None
 
 
-def _describe(doing, path, tries, began, error) -> str:
-  """Returns the line of an error that stays."""
+def _explain(error: BaseException) -> str:
+  """Returns what is known of a failure, on one line."""
   code, name = _read_answer(error)
   known = [str(x) for x in (code and f'HTTP {code}', name) if x]
   text = one_line(error, 160)
-  why = ', '.join([*known, *([] if text in known else [text])])
+  return ', '.join([*known, *([] if text in known else [text])])
+
+
+def _describe(doing, path, tries, began, error) -> str:
+  """Returns the line of an error that stays."""
+  why = _explain(error)
   often = f'{tries:,} tries in {clock_text(time.monotonic() - began)}'
   what = 'once' if tries == 1 else often
   hint = 'see that the bucket can be reached'
-  is_refused = code in (401, 403) or isinstance(error, PermissionError)
-  if is_refused or 'redentials' in text:
+  is_refused = isinstance(error, PermissionError)
+  if is_refused or _read_answer(error)[0] in (401, 403):
     hint = 'see that the credentials may do this'
+  if 'locate credentials' in why or _lacks_credentials(path, error):
+    hint = f'no credentials were found: {_CREDENTIALS[get_scheme(path)]}'
   return (
     f'{path}: {doing} failed ({what}): {why}. Nothing was lost; {hint}, then '
     'give the same command again'

@@ -478,6 +478,32 @@ def test_import_and_export_in_a_bucket(tmp_path, source, bucket):
   found, before = tensors(store.fetch(folder)), tensors(source)
   assert found.keys() == before.keys()
   assert all(np.array_equal(found[key], before[key]) for key in before)
+  convert.export_weights(run, f'{bucket}/int8', weights='int8', say=quiet)
+  convert.export_weights(run, str(tmp_path / 'int8'), weights='int8', say=quiet)
+  store.upload_folder(str(tmp_path / 'int8'), f'{bucket}/copied')
+  for copy in ('int8', 'copied'):
+    assert pretrained.open_pretrained(f'{bucket}/{copy}').step == 0
+
+
+def test_a_folder_that_was_sent_in_part_is_no_model(
+  tmp_path, source, bucket, monkeypatch
+):
+  run = str(tmp_path / 'run')
+  convert.import_weights(source, run, one, say=quiet)
+  send = store.upload_file
+
+  def broken(local, path):
+    if path.endswith('/config.json'):
+      raise KeyboardInterrupt
+    send(local, path)
+
+  for module in (store, store.copies):
+    monkeypatch.setattr(module, 'upload_file', broken)
+  with pytest.raises(KeyboardInterrupt):
+    convert.export_weights(run, f'{bucket}/part', say=quiet)
+  assert store.list_names(f'{bucket}/part')
+  with pytest.raises(FileNotFoundError):
+    pretrained.open_pretrained(f'{bucket}/part')
 
 
 def test_nothing_is_overwritten(tmp_path, source):

@@ -8,6 +8,7 @@ import tempfile
 
 import pytest
 
+from atm import messages
 from atm.cli import commands, error_report, gin_config, main
 from atm.messages import CrashNote
 
@@ -69,6 +70,13 @@ def test_what_slips_through_is_one_screen(crash, error, tmp_path):
   assert 'Traceback' in kept and 'jaxlib' in kept
   memory = isinstance(error, MemoryError) or 'RESOURCE' in str(error)
   assert ('too little memory' in text) == memory
+
+
+def test_an_extra_that_is_missing_is_one_line(crash, tmp_path):
+  """Fault seen: a screen that asks for a report, for want of gcsfs."""
+  text = messages.missing_extra('gs:// needs gcsfs', 'gcs')
+  said = crash(messages.MissingExtraError(text), 2)
+  assert said == "atm: error: gs:// needs gcsfs: pip install 'atm-jax[gcs]'\n"
 
 
 def test_a_mistake_is_one_line(crash, tmp_path):

@@ -1,7 +1,10 @@
 """A path that is not there is told before anything is imported."""
 
+import re
+
 import pytest
 
+from atm import storage
 from atm.cli import commands, gin_files, gin_reader, path_checks, run_settings
 from atm.cli.gin_text import UserError
 
@@ -38,6 +41,8 @@ def test_settings_are_those_of_the_run(run):
     ('finetune', 'INIT_FROM="gone"', "INIT_FROM = 'gone'"),
     ('pretrain', 'TEXT_DIR="~/no such"', 'TEXT_DIR = .* LANG.txt'),
     ('chat', 'MODEL_DIR="runs/tiny/x\\n"', 'not there'),
+    ('runs', 'FOLDER="gcs://b"', "FOLDER = 'gcs://b': .*Did you mean 'gs'"),
+    ('serve', 'MODEL_DIR="gs:///a"', "MODEL_DIR = .*expected gs://BUCKET"),
   ],
 )  # fmt: skip
 def test_what_is_not_there(folder, run, argument, message):
@@ -45,12 +50,26 @@ def test_what_is_not_there(folder, run, argument, message):
     check(run, argument)
 
 
+def test_what_is_not_there_in_a_bucket(bucket):
+  store = bucket.rpartition('/')[0]
+  storage.write_bytes(f'{bucket}/tiny/checkpoints/1/x', b'')
+  for argument, message in (
+    (f'MODEL_DIR="{bucket}/tny"', f"Did you mean '{bucket}/tiny'?"),
+    (f'MODEL_DIR="{bucket}/other"', 'not there: expected a MODEL_DIR'),
+    (f'MODEL_DIR="{store}s/a"', f"There is no bucket '{store}s', or it is"),
+  ):
+    with pytest.raises(UserError, match=re.escape(message)):
+      check('chat', argument)
+  check('chat', f'MODEL_DIR="{bucket}/tiny/"')
+  gone = f'INIT_FROM="{bucket}/gone"'
+  check('finetune', gone, f'MODEL_DIR="{bucket}/tiny"')
+
+
 def test_what_is_left_to_those_who_read(folder):
   there = 'MODEL_DIR="runs/tiny"'
   for arguments in (
     ('infer', there, 'INPUT="prompts.txt"'),
     ('infer', there, 'INPUT="-"'),
-    ('infer', 'MODEL_DIR="gs://bucket/x"'),
     ('infer', 'MODEL_DIR=5'),
     ('infer', 'MODEL_DIR=""'),
     ('infer', 'X="runs/tiny"', 'MODEL_DIR=%X'),

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from atm import storage
 from atm.evals import folder_check, peer_process
 
 from goldens import HERE
@@ -84,6 +85,19 @@ def test_without_torch_the_model_is_checked_alone(monkeypatch):
     "'atm-jax[hf]' | "
   )
   assert 'states, logits all finite, uncached greedy 3 of 3 equal' in lines[-1]
+
+
+def test_transformers_is_given_a_folder_of_this_machine(both, bucket):
+  storage.upload_folder(FOLDER, f'{bucket}/model')
+  seen = []
+
+  def look(folder, say):
+    with open(f'{folder}/request.json') as f:
+      seen.append(set(os.listdir(json.load(f)['directory'])))
+    return 'enough'
+
+  run(ask_peer=look, directory=f'{bucket}/model', limit=1)
+  assert seen == [set(os.listdir(FOLDER))]
 
 
 def test_transformers_that_fails_is_no_agreement(both):

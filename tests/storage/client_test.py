@@ -2,8 +2,11 @@
 
 import re
 
+import google.auth
 import pytest
+from google.auth import exceptions
 
+from atm.messages import MissingExtraError
 from atm.storage import client
 
 
@@ -86,6 +89,7 @@ def test_what_is_no_failure_is_raised_as_the_system_raises_it(waits, kind):
 
 def test_an_expired_token_is_read_anew(waits, monkeypatch):
   monkeypatch.setattr(client, '_clients', {'old': 1})
+  monkeypatch.setattr(client, 'find_gcs_token', lambda: 'google_default')
   assert client.call('reading', 'gs://b/x', Failing(HttpError(401))) == 'done'
   assert not client._clients
 
@@ -117,6 +121,40 @@ def test_other_schemes_are_refused(path, text):
     client.get_scheme(path)
 
 
+def test_a_failure_that_lasts_is_told_once(waits, monkeypatch, capsys):
+  monkeypatch.setattr(client, '_told', None)
+  for _ in range(2):
+    work = Failing(*[HttpError(503)] * client.TELL_AT)
+    assert client.call('reading', 'gs://b/x', work) == 'done'
+  told = capsys.readouterr().err.splitlines()
+  assert told == [
+    'atm: gs://b/x: reading failed 5 times (HTTP 503, answered 503); trying '
+    'again for up to 3:00'
+  ]
+
+
+def test_without_credentials_nothing_is_tried_again(monkeypatch):
+  """A private bucket answers 401 to nobody; as if a token had expired."""
+
+  def find(*_, **__):
+    raise exceptions.DefaultCredentialsError
+
+  monkeypatch.setattr(google.auth, 'default', find)
+  monkeypatch.delenv('STORAGE_EMULATOR_HOST', raising=False)
+  monkeypatch.delenv('GOOGLE_APPLICATION_CREDENTIALS', raising=False)
+  monkeypatch.setattr(client, '_clients', {})
+  work = Failing(HttpError(401))
+  with pytest.raises(client.StorageError, match='no cred.*gcloud auth') as e:
+    client.call('reading', 'gs://b/x', work)
+  assert work.tries == 1 and not isinstance(e.value, client.PassingError)
+
+
+def test_a_bucket_that_is_not_there_is_told_when_it_is_written_to(waits):
+  work = Failing(FileNotFoundError('The specified bucket does not exist'))
+  with pytest.raises(FileNotFoundError, match='no such bucket'):
+    client.call('writing', 'gs://b/x', work)
+
+
 def test_a_local_path_is_not_remote():
   assert not any(map(client.is_remote, ('', '/a', 'a:/b', '1://', 'a b://c')))
 
@@ -124,5 +162,5 @@ def test_a_local_path_is_not_remote():
 def test_a_missing_extra_is_named(monkeypatch):
   monkeypatch.setitem(__import__('sys').modules, 's3fs', None)
   monkeypatch.setattr(client, '_clients', {})
-  with pytest.raises(ImportError, match=r"pip install '.*\[s3\]'"):
+  with pytest.raises(MissingExtraError, match=r"pip install '.*\[s3\]'"):
     client.get_client('s3://bucket/x')
