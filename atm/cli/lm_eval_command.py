@@ -136,7 +136,9 @@ def _find_tasks(names: Sequence[str], include_path: str | None):
   """Returns the harness's index of tasks, with all of `names` in it."""
   from lm_eval.tasks import TaskManager
 
-  manager = TaskManager(include_path=include_path)
+  # The harness opens its files by path.
+  folder = None if include_path is None else storage.fetch(include_path)
+  manager = TaskManager(include_path=folder)
   if not names:
     raise ValueError('TASKS is empty: expected names of tasks')
   for name in names:

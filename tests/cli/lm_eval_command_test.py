@@ -10,6 +10,7 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 import pytest
 
+from atm import storage
 from atm.cli import lm_eval_command
 
 tasks = pytest.importorskip('lm_eval.tasks')
@@ -36,6 +37,12 @@ def test_names_and_yaml_files_are_tasks(tmp_path):
   path.touch()
   find = lm_eval_command._find_tasks
   assert find(['xnli_de', str(path)], 'folder').include_path == 'folder'
+
+
+def test_the_harness_is_given_a_folder_of_this_machine(bucket):
+  storage.write_bytes(f'{bucket}/ours/a.yaml', b'task: a')
+  found = lm_eval_command._find_tasks(['xnli_de'], f'{bucket}/ours')
+  assert os.listdir(found.include_path) == ['a.yaml']
 
 
 @pytest.mark.parametrize('names, message', [
