@@ -76,10 +76,8 @@ def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   # XLA's CPU backend copies a layer out of the stack for each token.
   if sharding.current_target()[0] != 'cpu':
     return params
-  head, packs = (
-    params[embeddings.name_head(model.config)],
-    _packs(model, params),
-  )
+  head = params[embeddings.name_head(model.config)]
+  packs = _packs(model, params)
   params = _unstack(model, params, 'decoder', unstack)
   if packs and quantized.has_int8(head):
     # XLA's products in int8 take as long as those in float32.

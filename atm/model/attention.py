@@ -26,7 +26,7 @@ MASKED = -1e9  # finite: -inf would make NaN of a query that sees no key
 IMPLEMENTATIONS = ('auto', 'einsum', 'rows', 'splash', 'cudnn')
 KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}  # name -> the platform that has it
 BLOCK = 128  # splash: lengths and head dimension become multiples of this
-FEW_QUERIES = 8  # of a row; of more, XLA's products are as fast on a CPU
+FEW_QUERIES = 8  # of a row: more share what a product of XLA has read
 ROWS_BYTES = 16 * 2**20  # rows: scores made at a time; fit a CPU's last cache
 
 

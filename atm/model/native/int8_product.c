@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-enum { PANEL = 32, GROUP = 8 * ROWS, GREATEST = 127, AHEAD = 4096 };
+enum { GROUP = 8 * ROWS, GREATEST = 127, AHEAD = 4096 };
 
 // `lanes` holds a sum for each of LANES outputs; dot() adds to it products of
 // four bytes of x, the same for all outputs, with each output's own four.
@@ -61,8 +61,7 @@ typedef struct {
   const int32_t *totals;  // of the weights of each output
   float *y;
   int64_t N, A, B, quads;  // of A, fours
-  int64_t rows, panels;    // of a share
-  int across;              // shares side by side
+  Shares shares;
 } Product;
 
 // Rows that are quantised: each `quads` fours, and its scale.
@@ -152,15 +151,12 @@ static void write_panel(const Product *p, const Rows *x, int64_t first,
 
 static void take_product(const void *facts, int share) {
   const Product *p = facts;
-  const int64_t first = share % p->across * p->panels;
-  const int64_t last = least(first + p->panels, divide(p->B, PANEL));
-  const int64_t top = share / p->across * p->rows;
-  const int64_t bottom = least(top + p->rows, p->N);
-  Rows x = {malloc(least(GROUP, p->rows) * 4 * p->quads), {0}};
-  for (int64_t m = top; m < bottom; m += GROUP) {
-    const int64_t end = least(m + GROUP, bottom);
+  const Share s = find_share(&p->shares, p->N, p->B, share);
+  Rows x = {malloc(least(GROUP, p->shares.rows) * 4 * p->quads), {0}};
+  for (int64_t m = s.top; m < s.bottom; m += GROUP) {
+    const int64_t end = least(m + GROUP, s.bottom);
     quantize(p, m, end, &x);
-    for (int64_t panel = first; panel < last; panel++)
+    for (int64_t panel = s.first; panel < s.last; panel++)
       write_panel(p, &x, m, end - m, panel * PANEL);
   }
   free(x.values);
@@ -174,13 +170,9 @@ static void run_product(XLA_FFI_CallFrame *frame) {
   p->totals = in[3]->data, p->b = in[4]->data, p->y = out[0]->data;
   p->N = in[0]->dims[0], p->A = in[0]->dims[1], p->B = out[0]->dims[1];
   p->quads = in[1]->dims[1];
-  const int64_t panels = divide(p->B, PANEL);
-  int count = atm_begin(frame, p->A * p->B * (16 + p->N) >> 22);
-  const int by_rows = p->N >= 4 * ROWS * count;
-  p->rows = by_rows ? divide(divide(p->N, count), ROWS) * ROWS : p->N;
-  p->panels = by_rows ? panels : divide(panels, count);
-  p->across = divide(panels, p->panels);
-  atm_finish(frame, divide(p->N, p->rows) * p->across, p, take_product);
+  const int count = atm_begin(frame, p->A * p->B * (16 + p->N) >> 22);
+  p->shares = divide_product(p->N, p->B, count);
+  atm_finish(frame, p->shares.count, p, take_product);
 }
 
 // (x, packed W, scale, totals, b) -> y

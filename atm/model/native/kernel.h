@@ -43,6 +43,39 @@ int atm_begin(XLA_FFI_CallFrame *frame, int64_t worth);
 void atm_finish(XLA_FFI_CallFrame *frame, int shares, void *facts,
                 void (*take)(const void *facts, int share));
 
+// --- Shares of a product of N rows with a packed matrix of B outputs
+
+enum { PANEL = 32 };  // outputs of a matrix that lie together
+
+typedef struct {
+  int64_t rows, panels;  // of a share
+  int across, count;     // shares side by side, and in all
+} Shares;
+
+// Divides a product in about `count` shares, by rows where there are many.
+INLINE Shares divide_product(int64_t N, int64_t B, int count) {
+  const int64_t panels = divide(B, PANEL);
+  const int by_rows = N >= 4 * ROWS * count;
+  Shares s;
+  s.rows = by_rows ? divide(divide(N, count), ROWS) * ROWS : N;
+  s.panels = by_rows ? panels : divide(panels, count);
+  s.across = divide(panels, s.panels);
+  s.count = divide(N, s.rows) * s.across;
+  return s;
+}
+
+// Rows [top, bottom) and panels [first, last) of a share.
+typedef struct {
+  int64_t top, bottom, first, last;
+} Share;
+
+INLINE Share find_share(const Shares *s, int64_t N, int64_t B, int number) {
+  const int64_t first = number % s->across * s->panels;
+  const int64_t top = number / s->across * s->rows;
+  return (Share){top, least(top + s->rows, N), first,
+                 least(first + s->panels, divide(B, PANEL))};
+}
+
 // What an XLA_FFI_Handler returns that runs a kernel.
 XLA_FFI_Error *atm_handle(XLA_FFI_CallFrame *frame,
                           void (*run)(XLA_FFI_CallFrame *));

@@ -6,7 +6,6 @@
 #include "kernel.h"
 
 enum {
-  PANEL = 32,
   DEPTH = 256,       // rows of W at a time: so many of a panel fit a first cache
   GROUP = 8 * ROWS,  // rows of x at a time: so many, DEPTH long, fit a second
   AHEAD = 32,        // rows of a panel that are fetched ahead
@@ -16,8 +15,7 @@ typedef struct {
   const float *x, *w, *b;
   float *y;
   int64_t N, A, B;
-  int64_t rows, panels;  // of a share
-  int across;            // shares side by side
+  Shares shares;
 } Product;
 
 // What a tile is of; the same for all tiles of a panel and DEPTH rows of it.
@@ -109,14 +107,11 @@ static void multiply(const Product *p, int64_t m, int64_t end, int64_t n,
 
 static void take_product(const void *facts, int share) {
   const Product *p = facts;
-  const int64_t first = share % p->across * p->panels;
-  const int64_t last = least(first + p->panels, divide(p->B, PANEL));
-  const int64_t top = share / p->across * p->rows;
-  const int64_t bottom = least(top + p->rows, p->N);
-  for (int64_t m = top; m < bottom; m += GROUP)
+  const Share s = find_share(&p->shares, p->N, p->B, share);
+  for (int64_t m = s.top; m < s.bottom; m += GROUP)
     for (int64_t k = 0; k < p->A; k += DEPTH)
-      for (int64_t panel = first; panel < last; panel++)
-        multiply(p, m, least(m + GROUP, bottom), panel * PANEL, k);
+      for (int64_t panel = s.first; panel < s.last; panel++)
+        multiply(p, m, least(m + GROUP, s.bottom), panel * PANEL, k);
 }
 
 static void run_product(XLA_FFI_CallFrame *frame) {
@@ -126,14 +121,9 @@ static void run_product(XLA_FFI_CallFrame *frame) {
   p->x = in[0]->data, p->w = in[1]->data, p->b = in[2]->data;
   p->y = out[0]->data;
   p->N = in[0]->dims[0], p->A = in[0]->dims[1], p->B = out[0]->dims[1];
-  const int64_t panels = divide(p->B, PANEL);
-  int count = atm_begin(frame, p->A * p->B * (16 + p->N) >> 20);
-  const int by_rows = p->N >= 4 * ROWS * count;
-  p->rows = by_rows ? divide(divide(p->N, count), ROWS) * ROWS : p->N;
-  p->panels = by_rows ? panels : divide(panels, count);
-  p->across = divide(panels, p->panels);
-  count = divide(p->N, p->rows) * p->across;
-  atm_finish(frame, count, p, take_product);
+  const int count = atm_begin(frame, p->A * p->B * (16 + p->N) >> 20);
+  p->shares = divide_product(p->N, p->B, count);
+  atm_finish(frame, p->shares.count, p, take_product);
 }
 
 // (x, packed W, b) -> y
