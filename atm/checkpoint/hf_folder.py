@@ -10,6 +10,7 @@ memory stays near the largest of them.
 import collections
 import contextlib
 import functools
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
-from atm import fileio
+from atm import fileio, storage
 from atm.checkpoint import hf_keys
 from atm.checkpoint.hf_keys import Layout, WeightsError
 from atm.checkpoint.torch_reader import (
@@ -45,6 +46,7 @@ PUBLIC_TOKENIZERS = {
 # Tables of sinusoids are those of a class within the rounding of bfloat16.
 TABLE_ERROR = 4e-3
 MOST_TABLE_ROWS = 2**20
+PIECES, PIECE_BYTES = 512, 4096  # of a file, see `fingerprint_weights`
 
 
 # --- The files of a folder
@@ -97,6 +99,24 @@ def open_weights(directory: str) -> dict[str, Tensor]:
       raise WeightsError(f'{path} lacks {key!r}, which the index puts there')
     tensors |= found
   return tensors
+
+
+def fingerprint_weights(directory: str) -> str:
+  """Returns a SHA-256, in hex, of sizes and pieces of a folder's weights.
+
+  Pieces are spread evenly over each file, so that training, which changes
+  numbers everywhere, cannot miss all of them; a file is not read whole.
+  """
+  digest = hashlib.sha256()
+  for path in sorted(_find_files(check_path('directory', directory))):
+    fileio.check_regular(path)
+    size = storage.get_size(path)
+    digest.update(f'{os.path.basename(path)} {size}\n'.encode())
+    with storage.open_binary(path) as f:
+      for start in sorted({size * i // PIECES for i in range(PIECES)}):
+        f.seek(start)
+        digest.update(f.read(PIECE_BYTES))
+  return digest.hexdigest()
 
 
 def _find_files(directory: str) -> dict[str, set[str]]:

@@ -106,6 +106,18 @@ class PretrainedModel:
     checkpoints = reader.CheckpointReader(self.directory)
     return functools.partial(checkpoints.read_parameter, self.step)
 
+  def fingerprint(self) -> str | None:
+    """Returns what tells the parameters from others, reading few of them.
+
+    A SHA-256, in hex: of a checkpoint's checksums, or of pieces of a Hugging
+    Face folder's files. None of a checkpoint without checksums.
+    """
+    if _is_hf(self.directory):
+      return hf_folder.fingerprint_weights(self.directory)
+    with reader.open_step(self.directory, self.step) as (checkpoints, step):
+      sums = checkpoints.parameter_checksums(step)
+    return None if sums is None else fileio.hash_json(sums)
+
   def _open_hf(self, abstract: dict) -> hf_folder.WeightReader:
     hf_config = self.meta['hf_config']
     return hf_folder.WeightReader(self.directory, hf_config, abstract)

@@ -91,6 +91,13 @@ class CheckpointReader:
       for name, like in self._saved(step, ['params']).items()
     }
 
+  def parameter_checksums(self, step: int) -> dict[str, str] | None:
+    """Returns `params/...` -> checksum; None of a step of before there were."""
+    sums = self._unsealed(step)[1]
+    if sums is None:
+      return None
+    return {k: x for k, x in sums.items() if k.startswith('params/')}
+
   def has_optimizer(self, step: int) -> bool:
     """Returns False for a checkpoint of imported weights."""
     sums = self._unsealed(step)[1]

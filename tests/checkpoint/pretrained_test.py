@@ -134,3 +134,20 @@ def test_outputs_of_mbart_25_begin_with_the_start_token_s_language(tmp_path):
   (folder / 'config.json').write_text(json.dumps(config))
   form = pretrained.open_pretrained(str(folder)).vocabulary.input_format
   assert form.target == 'ro_RO'
+
+
+def test_a_fingerprint_tells_parameters_apart(run, tmp_path):
+  """Of steps of a run, and of folders of Hugging Face, without reading all."""
+  steps = [pretrained.open_pretrained(run, step) for step in (1, 2, 1)]
+  first, second, again = (x.fingerprint() for x in steps)
+  assert first == again != second and len(first) == 64
+  folder = folder_of('untied', tmp_path / 'hf')
+  now = pretrained.open_pretrained(folder).fingerprint()
+  assert now == pretrained.open_pretrained(folder).fingerprint()
+  path = f'{folder}/model.safetensors'
+  with open(path, 'r+b') as f:
+    f.seek(-1, 2)
+    last = f.read(1)
+    f.seek(-1, 2)
+    f.write(bytes([last[0] ^ 1]))
+  assert pretrained.open_pretrained(folder).fingerprint() != now
