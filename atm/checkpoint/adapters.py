@@ -11,7 +11,7 @@ import atm
 from atm import fileio, storage
 from atm.model.lora import LoraConfig
 
-FILE = 'adapter.json'
+ADAPTER_FILE = 'adapter.json'
 _FORM = {
   'lora': {
     'rank': int, 'alpha': float, 'dropout': float, 'targets': [str],
@@ -46,7 +46,7 @@ def write_description(
     'base': dataclasses.asdict(base),
     'atm': atm.__version__,
   }
-  fileio.write_json(os.path.join(model_dir, FILE), described)
+  fileio.write_json(os.path.join(model_dir, ADAPTER_FILE), described)
 
 
 def read_description(model_dir: str) -> tuple[LoraConfig, BaseModel] | None:
@@ -54,7 +54,7 @@ def read_description(model_dir: str) -> tuple[LoraConfig, BaseModel] | None:
 
   Raises ValueError where it is damaged.
   """
-  path = os.path.join(model_dir, FILE)
+  path = os.path.join(model_dir, ADAPTER_FILE)
   if not storage.exists(path):
     return None
   described = fileio.read_json(path)

@@ -115,7 +115,7 @@ class PretrainedModel:
     if _is_hf(self.directory):
       return hf_folder.fingerprint_weights(self.directory)
     with reader.open_step(self.directory, self.step) as (checkpoints, step):
-      sums = checkpoints.parameter_checksums(step)
+      sums = reader.list_checksums(checkpoints, step)
     return None if sums is None else fileio.hash_json(sums)
 
   def _open_hf(self, abstract: dict) -> hf_folder.WeightReader:

@@ -91,13 +91,6 @@ class CheckpointReader:
       for name, like in self._saved(step, ['params']).items()
     }
 
-  def parameter_checksums(self, step: int) -> dict[str, str] | None:
-    """Returns `params/...` -> checksum; None of a step of before there were."""
-    sums = self._unsealed(step)[1]
-    if sums is None:
-      return None
-    return {k: x for k, x in sums.items() if k.startswith('params/')}
-
   def has_optimizer(self, step: int) -> bool:
     """Returns False for a checkpoint of imported weights."""
     sums = self._unsealed(step)[1]
@@ -376,6 +369,16 @@ def check_step_files(folder: epath.Path) -> None:
   for where, _, names in os.walk(folder):
     for name in names:
       fileio.check_regular(os.path.join(where, name))
+
+
+def list_checksums(
+  checkpoints: CheckpointReader, step: int
+) -> dict[str, str] | None:
+  """Returns `params/...` -> checksum; None of a step of before there were."""
+  sums = checkpoints._unsealed(step)[1]
+  if sums is None:
+    return None
+  return {k: x for k, x in sums.items() if k.startswith('params/')}
 
 
 @contextlib.contextmanager

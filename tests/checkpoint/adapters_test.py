@@ -25,7 +25,7 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
 )  # fmt: skip
 def test_a_damaged_description_is_refused(tmp_path, part, key, value):
   adapters.write_description(str(tmp_path), CONFIG, BASE)
-  path = tmp_path / adapters.FILE
+  path = tmp_path / adapters.ADAPTER_FILE
   described = json.loads(path.read_text())
   described[part][key] = value
   path.write_text(json.dumps(described))
