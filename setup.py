@@ -208,6 +208,8 @@ EXTRAS = {
     'flask>=3,<4',
     'flask-cors>=5,<7',
     'moto[s3]>=5.1,<6',
+    # Reads model cards as the Hub does.
+    'huggingface_hub>=1,<3',
     'hypothesis>=6.100,<7',
     'openai>=2,<4',
     'playwright>=1.50,<2',

@@ -240,6 +240,7 @@ RUNS = {
   'mixture': 'mixture.show',
   'inspect': 'look.inspect',
   'report': 'run_page.write',
+  'card': 'card.write',
   'runs': 'run_list.write',
   'infer': 'files.infer_file',
   'score': 'files.score_file',
@@ -260,7 +261,7 @@ LOGGING = (
 # Runs that need no device here, and start JAX themselves if at all.
 WITHOUT_DEVICES = ('plan',)
 # What an argument without a name sets: `atm check FOLDER`.
-UNNAMED = {'check': 'MODEL_DIR', 'runs': 'FOLDER'}
+UNNAMED = {'card': 'MODEL_DIR', 'check': 'MODEL_DIR', 'runs': 'FOLDER'}
 
 
 def writes_files(run: str) -> bool:

@@ -11,6 +11,7 @@ from atm.messages import did_you_mean, quote
 # gin name -> 'module:attribute'
 CONFIGURABLES = {
   'atm.cache.build': 'atm.data.cache:build',
+  'atm.card.write': 'atm.pages.card:write_card',
   'atm.check.check_folder': 'atm.evals.folder_check:FolderCheck',
   'atm.chat.chat': 'atm.cli.chat:ChatCommand',
   'atm.compare.compare': 'atm.pages.compare_page:compare_evaluations',

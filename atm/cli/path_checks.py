@@ -31,6 +31,7 @@ PATHS = {
   **dict.fromkeys(('cache', 'inspect', 'mixture', 'pretrain', 'vocab'), _TEXT),
   'finetune': {**_TEXT, 'INIT_FROM': _MODEL},
   'check': {'MODEL_DIR': 'a folder with config.json and weights'},
+  'card': {'MODEL_DIR': _RUN},
   'report': {'MODEL_DIR': _RUN},
   'runs': {'FOLDER': 'a folder with the folders of runs'},
   'compare': {'RUNS': _RESULTS},

@@ -88,10 +88,32 @@ def compute_lines(
     sentences = counts.get('sentences') or counts.get('documents', 0)
     line = lines.setdefault(key, MixtureLine(*key, sentences, counts['tokens']))
     line.weight += weight
-    # Rows of several passes hold the text as often.
-    passes = part.rows.made_from['passes'] if part.objective.joins else 1
-    line.epochs += read / len(part.rows) * passes
+    line.epochs += read / len(part.rows) * count_passes(part)
   return list(lines.values())
+
+
+def describe_parts(parts: list[MixturePart]) -> list[dict]:
+  """Describes a mixture's training parts for a run's records, as JSON."""
+  total = sum(part.rate for part in parts)
+  return [
+    {
+      'task': part.name,
+      'source': part.source,
+      'language': part.language,
+      'form': part.form,
+      'objective': part.objective.name,
+      'share': part.rate / total,
+      'tokens': part.rows.counts['tokens'],
+      'rows': len(part.rows),
+      'passes': count_passes(part),
+    }
+    for part in parts
+  ]
+
+
+def count_passes(part: MixturePart) -> int:
+  """Returns how often a part's rows hold its text."""
+  return part.rows.made_from['passes'] if part.objective.joins else 1
 
 
 def count_epochs(lines: list[MixtureLine]) -> tuple[int, float]:

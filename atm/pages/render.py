@@ -58,6 +58,16 @@ def render(template: str, data: dict) -> str:
   return environment().get_template(f'{template}.html.jinja').render(data)
 
 
+def render_markdown(template: str, data: dict, filters: dict) -> str:
+  """Returns the Markdown of templates/TEMPLATE.md.jinja, filled with `data`.
+
+  Nothing is escaped but by filters.
+  """
+  made = environment().overlay(autoescape=False)
+  made.filters = {**made.filters, **filters}
+  return made.get_template(f'{template}.md.jinja').render(data)
+
+
 def write_page(path: str, template: str, data: dict) -> str:
   """Writes a page, whole or not at all; returns its path."""
   fileio.write_atomically(path, render(template, data))

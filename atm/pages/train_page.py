@@ -5,6 +5,8 @@ samples.json where the run has ended. So it may be made while a run goes on. The
 functions here prepare plain data; templates/train.html.jinja lays it out.
 """
 
+import ast
+import contextlib
 import os
 import re
 from functools import partial
@@ -49,7 +51,7 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   losses = held_out_losses(rows)
   steps = find_last_step(config)
   times = goodput.read_goodput_lines(model_dir)
-  origins = re.findall(r"^INIT_FROM = [\\\s]*'(.+)'$", config or '', re.M)
+  source = read_macros(config).get('INIT_FROM')
   charts = train_charts.loss_charts(rows)
   texts = [s[what] for s in (samples or {'samples': []})['samples']
            for what in SAMPLE_TEXTS]  # fmt: skip
@@ -60,7 +62,7 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
       *page_warnings.training_warnings(rows, losses[None], steps),
       *page_warnings.host_warnings(times),
     ],
-    'facts': [*(('started from', path) for path in origins),
+    'facts': [*([('started from', source)] if source else []),
               *_list_facts(rows, steps)],
     'loss': draw_charts(charts, shared=True),
     'kinds': {style['label'] for chart in charts for _, style in chart.lines},
@@ -80,10 +82,23 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
   }  # fmt: skip
 
 
+def read_macros(config: str | None) -> dict[str, Any]:
+  """Reads the macros of a config.gin that a run wrote, without references."""
+  macros = {}
+  lines = re.findall(
+    r'^([A-Z]\w*) = (.*(?:\n[ \t)\]}].*)*)', config or '', re.M
+  )
+  for name, value in lines:
+    with contextlib.suppress(ValueError, SyntaxError):
+      text = value.removeprefix('\\').strip()  # gin breaks long lines
+      macros[name] = ast.literal_eval(text)
+  return macros
+
+
 def find_last_step(config: str | None) -> int | None:
   """Returns TRAIN_STEPS of the text of a config.gin, None if not there."""
-  steps = re.search(r'^TRAIN_STEPS = (\d+)$', config or '', re.M)
-  return int(steps[1]) if steps else None
+  steps = read_macros(config).get('TRAIN_STEPS')
+  return steps if isinstance(steps, int) else None
 
 
 def sum_tokens(rows: list[dict]) -> float:
@@ -178,6 +193,15 @@ def held_out_losses(rows: list[dict]) -> dict[str | None, dict[str, dict]]:
           'first': values[0], 'last': values[-1], 'unigram': unigram
         }  # fmt: skip
   return losses
+
+
+def format_change(loss: dict | None) -> str:
+  """Formats a loss of `held_out_losses` as 'first -> last (unigram)'."""
+  if loss is None:
+    return ''
+  text = f'{loss["first"]:.2f} -> {loss["last"]:.2f}'
+  unigram = loss['unigram']
+  return text if unigram is None else f'{text} ({unigram:.2f})'
 
 
 def _by_language(

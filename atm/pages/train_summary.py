@@ -67,18 +67,14 @@ def loss_table(rows: list[dict]) -> rich.table.Table:
     table.add_column(name, justify='right')
   if list(losses) != ['all']:  # of pairs, which are of no language
     for language, mine in losses.items():
-      table.add_row(language, *(_change_text(mine.get(n)) for n in total))
+      table.add_row(
+        language, *(train_page.format_change(mine.get(n)) for n in total)
+      )
     table.add_section()
-  table.add_row('all', *map(_change_text, total.values()), style='bold')
+  table.add_row(
+    'all', *map(train_page.format_change, total.values()), style='bold'
+  )
   return table
-
-
-def _change_text(loss: dict | None) -> str:
-  if loss is None:
-    return ''
-  text = f'{loss["first"]:.2f} -> {loss["last"]:.2f}'
-  unigram = loss['unigram']
-  return text if unigram is None else f'{text} ({unigram:.2f})'
 
 
 def compare_with_unigram(rows: list[dict]) -> list[str]:

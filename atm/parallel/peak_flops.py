@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +40,7 @@ def peak_flops() -> float:
   # together, times the processes.
   device = jax.local_devices()[0]
   if device.platform != 'cpu':
-    # The longest that fits: an H100 is 'NVIDIA H100 80GB HBM3', and 'TPU v5' is
-    # the beginning of 'TPU v5 lite'.
-    kinds = [k for k in PEAK_FLOPS if device.device_kind.startswith(k)]
-    kind = max(kinds, key=len, default='')
+    kind = find_kind(device.device_kind, PEAK_FLOPS)
     return PEAK_FLOPS.get(kind, 0.0) * jax.device_count()
   a = jax.device_put(jnp.ones((1024, 1024), jnp.float32), device)
   product = jax.jit(lambda x: x @ x)
@@ -53,3 +51,11 @@ def peak_flops() -> float:
     product(a).block_until_ready()
     best = min(best, time.perf_counter() - start)
   return 2 * 1024**3 / best * jax.process_count()
+
+
+def find_kind(device_kind: str, known: Iterable[str]) -> str:
+  """Returns the known kind that a device is of, or ''."""
+  # The longest that fits: an H100 is 'NVIDIA H100 80GB HBM3', and 'TPU v5' is
+  # the beginning of 'TPU v5 lite'.
+  kinds = [kind for kind in known if device_kind.startswith(kind)]
+  return max(kinds, key=len, default='')

@@ -40,6 +40,8 @@ HOST = {
 FIRST_STEP = {
   'process': int, 'seconds': Finite, 'compiled': int, 'cached': int
 }  # fmt: skip
+# What a process computes on, see `machine.describe_machine`.
+MACHINE = {'kind': str, 'devices': int}
 LINE = {
   'began': Finite,
   'now': Finite,
@@ -49,6 +51,7 @@ LINE = {
   'starts?': [FIRST_STEP],
   'hosts?': [HOST],
   'slow?': [int],
+  'machine?': MACHINE,
 }
 
 
@@ -69,8 +72,13 @@ class Goodput:
     finally:
       self.seconds[kind] += self.clock() - start
 
-  def open(self, directory: str, step: int, writes: bool = True) -> None:
-    """Counts the time so far as `setup`; the loop begins after `step` steps."""
+  def open(
+    self, directory: str, step: int, writes: bool = True, **more
+  ) -> None:
+    """Counts the time so far as `setup`; the loop begins after `step` steps.
+
+    The first line of the process has more of LINE.
+    """
     # All hosts count, one of them writes.
     path = os.path.join(directory, GOODPUT_FILE)
     self._log = storage.PartLog(path if writes else os.devnull)
@@ -78,7 +86,7 @@ class Goodput:
     self.before = read_goodput(directory)
     other = sum(self.seconds.values()) - self.seconds['setup']
     self.seconds['setup'] = self.clock() - self.began - other
-    self.write(step)
+    self.write(step, **more)
 
   def write(self, step: int, **more) -> None:
     """Appends how far the process is, and more of LINE."""

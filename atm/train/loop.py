@@ -16,6 +16,7 @@ from atm.parallel import (
   sharding,
 )
 from atm.parallel import xla_options as xla_options_lib
+from atm.parallel.machine import describe_machine
 from atm.train import crash_report, preemption
 from atm.train.config import TrainConfig
 from atm.train.first_step import report_first_step
@@ -75,7 +76,10 @@ class Loop:
         Profiler(self.folder.path, config.profile_steps, config.say)
       )
       self.watchdog = opened(HangWatchdog(self.folder.path, config.debug_hang))
-      self.goodput.open(self.folder.path, start, distributed.is_main_process())
+      self.goodput.open(
+        self.folder.path, start, distributed.is_main_process(),
+        machine=describe_machine(),
+      )  # fmt: skip
       last.callback(self.goodput.close)
       self.evaluations, self.started = 0, False  # of this process
       self.rows = sharding.host_rows(self.mesh, config.rules, config.batch_size)

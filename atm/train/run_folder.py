@@ -20,6 +20,13 @@ from atm.parallel import distributed
 from atm.train import goodput, metric_writer
 
 LOCK_FILE = 'lock'
+# Of a run that reads rows: what it reads, see `mixture_stats.describe_parts`.
+DATA_FILE = 'data.json'
+DATA_PART = {
+  **dict.fromkeys(('task', 'source', 'language', 'form', 'objective'), str),
+  **dict.fromkeys(('tokens', 'rows', 'passes'), int),
+  'share': fileio.Finite,
+}
 
 
 class RunFolder:
@@ -119,6 +126,12 @@ class RunFolder:
     if generation and not storage.exists(path):
       fileio.write_json(path, dict(generation))
 
+  def save_data(self, mixture: str, parts: list[dict]) -> None:
+    """Writes data.json; not of a stream, of which no part is counted."""
+    if parts and distributed.is_main_process():
+      path = os.path.join(self.path, DATA_FILE)
+      fileio.write_json(path, {'mixture': mixture, 'parts': parts})
+
   @functools.cached_property
   def step_found(self) -> int | None:
     """The step of the newest checkpoint when the run began, or None."""
@@ -147,6 +160,19 @@ class RunFolder:
       row['step'] == step and any(key.startswith('eval/') for key in row)
       for row in self.metrics()
     )
+
+
+def read_data(model_dir: str) -> dict | None:
+  """Returns data.json of a run; None where there is none.
+
+  Raises ValueError if it is not as `RunFolder.save_data` writes it.
+  """
+  path = os.path.join(model_dir, DATA_FILE)
+  if not storage.exists(path):
+    return None
+  data = fileio.read_json(path)
+  fileio.check_json(data, {'mixture': str, 'parts': [DATA_PART]}, path)
+  return data
 
 
 def has_lock(names: list[str]) -> bool:

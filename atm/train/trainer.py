@@ -11,7 +11,7 @@ from atm import messages
 from atm.checkpoint import config_json, paths, pretrained, warm_start
 from atm.checkpoint.manager import CheckpointManager
 from atm.checkpoint.pretrained import PretrainedModel
-from atm.data import task_registry
+from atm.data import mixture_stats, task_registry
 from atm.data.vocabulary import Vocabulary
 from atm.model import compiler_check
 from atm.model.transformer import AlexaTM
@@ -94,6 +94,7 @@ def train(config: TrainConfig) -> TrainingResult:
     config.say(f'model: {count:,} parameters on {mesh_text(mesh)}')
     generation = choose_generation_config(source, words)
     folder.save_setup(config.config_text, words, generation)
+    folder.save_data(config.mixture, mixture_stats.describe_parts(inputs.parts))
 
     held_out = held_out_loss.HeldOutLoss(config, model, inputs, mesh)
     ask = config.ask_every and config.make_asker(

@@ -37,6 +37,7 @@ REASONS = {
     'atm/plan/workers.py', 'atm/train/hang_watchdog.py',
   },
   SYSTEM: {
+    'atm/parallel/machine.py',
     'atm/cli/interrupts.py', 'atm/cli/log_output.py',
     'atm/parallel/device_memory.py', 'atm/plan/memory.py',
     'atm/train/first_step.py',
