@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atm.model import loss, quantized
+from atm.model import lora, loss, quantized
 from atm.model.config import ModelConfig
 from atm.model.layers import normal_init, zeros_init
 from atm.parallel.sharding import constrain, constrain_columns
@@ -129,6 +129,11 @@ class Embeddings(nn.Module):
     else:
       at = self._sinusoidal_positions(stack, tokens, positions)
     x = quantized.look_up_rows(table, tokens, c.dtype)
+    own = c.ties not in ('embeddings', 'all') and stack == 'decoder'
+    name = 'decoder_embedding' if own else 'encoder_embedding'
+    change = lora.look_up_change(self, name, tokens, x.dtype)
+    if change is not None:
+      x += change
     if c.embed_scale:
       x *= c.d_model**0.5
     x = constrain(constrain_columns(x), 'batch', 'length', 'hidden')
@@ -171,7 +176,8 @@ class Embeddings(nn.Module):
   def head_and_bias(self, dtype):
     """Returns the LM head [V, D] in `dtype` or int8, and bias [V] or None."""
     bias = self.logits_bias if self.config.logits_bias else None
-    return quantized.cast(self.head, dtype), bias
+    head = lora.adapt_table(self, name_head(self.config), self.head)
+    return quantized.cast(head, dtype), bias
 
   def logits(self, states):
     """Returns float32 logits [B, T, V] of decoder states [B, T, D]."""

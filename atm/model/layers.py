@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from atm.model import attention, cache_blocks, matmul, quantized, remat
+from atm.model import attention, cache_blocks, lora, matmul, quantized, remat
 from atm.model.config import ModelConfig
 from atm.parallel.sharding import constrain
 
@@ -56,7 +56,12 @@ class Dense(nn.Module):
 
   def __call__(self, x, axes: int = 1):
     """Maps [..., inputs] to [..., features]; inputs may be several `axes`."""
-    return matmul.affine(x, self.weights(), axes=axes)[0]
+    changes = [self.compute_change(x, axes=axes)]
+    return matmul.affine(x, self.weights(), axes=axes, changes=changes)[0]
+
+  def compute_change(self, x, heads=None, axes: int = 1) -> jax.Array | None:
+    """Returns what the kernel's adapter adds, see `lora.compute_change`."""
+    return lora.compute_change(self, 'kernel', x, heads, axes)
 
 
 class LayerNorm(nn.Module):
@@ -159,8 +164,10 @@ class Attention(nn.Module):
 
   def project(self, x, *names: str) -> tuple[jax.Array, ...]:
     """Maps [B, T, D] to [B, T, H, K] for each of 'query', 'key', 'value'."""
-    weights = [getattr(self, name).weights() for name in names]
-    heads = matmul.affine(x, *weights, heads=self.heads)
+    each = [getattr(self, name) for name in names]
+    weights = [dense.weights() for dense in each]
+    changes = [dense.compute_change(x, self.heads) for dense in each]
+    heads = matmul.affine(x, *weights, heads=self.heads, changes=changes)
     return tuple(constrain(y, 'batch', 'length', 'heads', None) for y in heads)
 
   def __call__(self, query, keys, values, mask, deterministic):
@@ -273,7 +280,9 @@ class FeedForward(nn.Module):
       x = checkpoint_name(x, remat.UP)
       fuses = matmul.on_tpu() and not drops
       if fuses and isinstance(down.kernel, jax.Array):
-        return gelu_matmul(x, *down.weights())
+        y = gelu_matmul(x, *down.weights())
+        adapted = lora.find_adapter(down, 'kernel') is not None
+        return y + down.compute_change(gelu(x)) if adapted else y
       x = checkpoint_name(gelu(x), remat.ACTIVATION)
     x = nn.Dropout(c.activation_dropout)(x, deterministic=deterministic)
     return down(x)
@@ -425,7 +434,7 @@ def scan_layers(layer_class, config: ModelConfig, length: int, inputs: int):
     )
   return nn.scan(
     layer_class,
-    variable_axes={'params': 0},
+    variable_axes={'params': 0, lora.COLLECTION: 0},
     split_rngs={'params': True, 'dropout': True},
     in_axes=(nn.broadcast,) * inputs,
     length=length,

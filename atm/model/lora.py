@@ -30,7 +30,7 @@ from atm.messages import (
   did_you_mean,
   quote,
 )
-from atm.model import quantized
+from atm.model import matmul, quantized
 
 # The collection that layers read adapters from, see `bind_adapters`.
 COLLECTION = 'lora'
@@ -232,3 +232,49 @@ def bind_adapters(adapters: dict, config: LoraConfig) -> dict:
   return traverse_util.unflatten_dict(
     {path: bind(**x) for path, x in flatten_adapters(adapters).items()}
   )
+
+
+def find_adapter(module: nn.Module, name: str) -> Adapter | None:
+  """Returns the adapter of a module's matrix, or None."""
+  return module.get_variable(COLLECTION, name)
+
+
+def compute_change(
+  module: nn.Module, name: str, x: jax.Array, heads=None, axes: int = 1
+) -> jax.Array | None:
+  """Returns scale (dropout(x) A) B of a module's kernel, or None.
+
+  Args:
+    module: the layer. There is dropout where it has an rng of that name.
+    name: of the kernel.
+    x, heads, axes: see `matmul.affine`.
+  """
+  adapter = find_adapter(module, name)
+  if adapter is None:
+    return None
+  if adapter.dropout and module.has_rng('dropout'):
+    keep = 1 - adapter.dropout
+    kept = jax.random.bernoulli(module.make_rng('dropout'), keep, x.shape)
+    x = jnp.where(kept, x / keep, 0).astype(x.dtype)
+  a = (adapter.scale * adapter.a).astype(x.dtype)
+  return matmul.low_rank(x, a, adapter.b.astype(x.dtype), heads, axes)
+
+
+def look_up_change(
+  module: nn.Module, name: str, ids: jax.Array, dtype
+) -> jax.Array | None:
+  """Returns rows [..., D] of scale A B for ids [...] of a table, or None."""
+  adapter = find_adapter(module, name)
+  if adapter is None:
+    return None
+  rows = (adapter.scale * adapter.a[ids]).astype(dtype)
+  return rows @ adapter.b.astype(dtype)
+
+
+def adapt_table(module: nn.Module, name: str, table):
+  """Returns a module's table [V, D] with scale A B, or as it is."""
+  adapter = find_adapter(module, name)
+  if adapter is None:
+    return table
+  halves = {'a': adapter.a, 'b': adapter.b}
+  return merge_matrix((name,), table, halves, adapter.scale)

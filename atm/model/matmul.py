@@ -44,7 +44,9 @@ def fuses_sums() -> bool:
   return device is not None and device.device_kind in SUM_FUSING_KINDS
 
 
-def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
+def affine(
+  x: jax.Array, *weights: tuple, heads=None, axes: int = 1, changes=()
+):
   """Computes x W + b for each (W [A, B], b [B]) of weights; x [..., A].
 
   Args:
@@ -54,6 +56,7 @@ def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
       layout that attention reads; split afterwards it would be copied twice.
     axes: how many of x's last axes are A together: 2 of [..., H, A / H], the
       layout that attention writes.
+    changes: what is added to each result, or None.
 
   Returns:
     A list of [..., B].
@@ -75,7 +78,22 @@ def affine(x: jax.Array, *weights: tuple, heads=None, axes: int = 1):
       shape = _split_heads(b.shape, heads)
       y = jnp.tensordot(x, w.reshape(*inner, *shape), axes)
       out.append(add(y, b.reshape(shape)))
+  for i, change in enumerate(changes):
+    out[i] = out[i] if change is None else out[i] + change
   return [checkpoint_name(y, remat.PRODUCT) for y in out]
+
+
+def low_rank(x: jax.Array, a, b, heads=None, axes: int = 1) -> jax.Array:
+  """Computes (x A) B of A [A, r] and B [r, B]; all else as of `affine`."""
+  rows, inner = x.shape[:-axes], x.shape[-axes:]
+  width = _split_heads(b.shape[1:], heads)
+  if not on_one_cpu():
+    y = jnp.tensordot(x, a.reshape(*inner, -1), axes)
+    return jnp.tensordot(y, b.reshape(-1, *width), 1)
+  y = x.reshape(-1, math.prod(inner))
+  for w in (a, b):
+    y = _affine(y, w, jnp.zeros(w.shape[1:], w.dtype))
+  return y.reshape(*rows, *width)
 
 
 @jax.custom_vjp
