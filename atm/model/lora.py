@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from atm.messages import (
+  check_arguments,
   check_count,
   check_fields,
   check_flag,
@@ -51,6 +52,9 @@ def check_targets(name: str, values) -> tuple[str, ...]:
         f'{name}: {quote(pattern)} is no regular expression: {e}'
       ) from e
   return patterns
+
+
+_check_rank = partial(check_count, 'LORA_RANK', optional=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,20 @@ class LoraConfig:
   def scale(self) -> float:
     """The factor of A B: alpha / r, or alpha / sqrt(r) with `rslora`."""
     return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+@check_arguments(**{**LoraConfig.checks, 'rank': _check_rank})
+def make_lora_config(
+  rank: int | None = None,
+  alpha: float = LoraConfig.alpha,
+  dropout: float = LoraConfig.dropout,
+  targets: tuple[str, ...] = LoraConfig.targets,
+  rslora: bool = LoraConfig.rslora,
+) -> LoraConfig | None:
+  """Makes a `LoraConfig`; None without a rank: all parameters are trained."""
+  if rank is None:
+    return None
+  return LoraConfig(rank, alpha, dropout, targets, rslora)
 
 
 def join_path(path: tuple) -> str:

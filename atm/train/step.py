@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from atm.data import objectives
+from atm.model import lora as lora_lib
 from atm.model import parameters
+from atm.model.lora import LoraConfig
 from atm.parallel.sharding import Rules, constrain
 from atm.train import optimizer
 
@@ -23,7 +25,7 @@ class State:
 
   Attributes:
     step: int32 scalar, steps done; those count whose update was skipped.
-    params: the model's, float32.
+    params: what is trained, float32: the model's, or adapters of them.
     opt_state: optax's.
   """
 
@@ -45,14 +47,18 @@ class State:
     return cls(optimizer['step'], trees['params'], optimizer['state'])
 
 
-def _init(model, tx, seed: int) -> State:
+def _init(model, tx, seed: int, lora: LoraConfig | None = None) -> State:
   params = parameters.init_params(model, seed)
+  if lora is not None:
+    params = lora_lib.init_adapters(params, lora, jax.random.key(seed))
   return State(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
-def abstract_state(model, tx, mesh, rules: Rules) -> State:
+def abstract_state(
+  model, tx, mesh, rules: Rules, lora: LoraConfig | None = None
+) -> State:
   """Returns a State of jax.ShapeDtypeStruct with shardings on the mesh."""
-  boxed = jax.eval_shape(lambda: _init(model, tx, 0))
+  boxed = jax.eval_shape(lambda: _init(model, tx, 0, lora))
   return parameters.with_shardings(boxed, mesh, rules, _axes_of(boxed.params))
 
 
@@ -77,17 +83,27 @@ def _axes_of(params) -> Callable:
   return axes
 
 
-def init_state(model, tx, seed: int, abstract: State) -> State:
+def init_state(
+  model, tx, seed: int, abstract: State, lora: LoraConfig | None = None
+) -> State:
   """Makes a fresh state, sharded from the start; the same on every mesh."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  make = lambda: nn.unbox(_init(model, tx, seed))
+  make = lambda: nn.unbox(_init(model, tx, seed, lora))
   return jax.jit(make, out_shardings=shardings)()
 
 
-def forward(model, params, batch, dropout_key=None, z_loss=0.0) -> dict:
-  """Returns the sums [B] of `loss.cross_entropy` over each row of a batch."""
+def forward(
+  model, params, batch, dropout_key=None, z_loss=0.0, base=None, lora=None
+) -> dict:
+  """Returns the sums [B] of `loss.cross_entropy` over each row of a batch.
+
+  With `lora` the parameters are adapters of `base`.
+  """
   rngs = None if dropout_key is None else {'dropout': dropout_key}
   train, variables = dropout_key is not None, {'params': params}
+  if lora is not None:
+    adapters = lora_lib.bind_adapters(params, lora)
+    variables = {'params': base, lora_lib.COLLECTION: adapters}
   return model.apply(
     variables, batch, train, z_loss, rngs=rngs, method=model.loss
   )
@@ -98,10 +114,12 @@ def train_step(
   tx,
   state: State,
   batch: dict,
+  base: dict | None = None,
   seed: int = 0,
   z_loss: float = 0.0,
   frozen: bool = False,
   micro_batches: int = 1,
+  lora: LoraConfig | None = None,
 ) -> tuple[State, dict]:
   """Updates the state by the mean loss over the batch's targets.
 
@@ -113,12 +131,14 @@ def train_step(
     model, tx: an AlexaTM and an optax transformation (static).
     state: before the update.
     batch: arrays of `batches.Batches`.
+    base: with `lora`, the model's parameters, which stay as they are.
     seed: dropout's key is this seed's, folded with the step.
     z_loss: see `loss.cross_entropy`.
     frozen: keep the encoder, and what is tied to its embedding, bit for bit
       (static); `tx` must be of `make_optimizer(..., encoder_apart=True)`.
     micro_batches: N, how many parts of the batch are run one after another, to
       hold the activations of B / N rows (static), see `accumulate_gradients`.
+    lora: of the adapters that `state` has in place of parameters (static).
 
   Returns:
     (the next state, metrics). Metrics are float32 scalars: sums named
@@ -147,7 +167,8 @@ def train_step(
   targets = jnp.maximum(batch['decoder_loss_weights'].sum(-1).sum(), 1.0)
 
   def share_of_loss(trained, part, key):
-    sums = forward(model, {**kept, **trained}, part, key, z_loss)
+    params = {**kept, **trained}
+    sums = forward(model, params, part, key, z_loss, base, lora)
     return (sums['loss'] + sums['z_loss']).sum() / targets, sums
 
   gradient = jax.grad(share_of_loss, has_aux=True)
@@ -238,6 +259,6 @@ def sum_metrics(sums: dict, batch: dict) -> dict:
   return out
 
 
-def eval_step(model, params, batch: dict) -> dict:
+def eval_step(model, params, batch: dict, base=None, lora=None) -> dict:
   """Returns `forward` without dropout."""
-  return forward(model, params, batch)
+  return forward(model, params, batch, base=base, lora=lora)
