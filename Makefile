@@ -131,6 +131,7 @@ bench: $(VENV)/test  ## measurements, see benchmarks/
 	$(VENV)/bin/python benchmarks/freeze.py
 	$(VENV)/bin/python benchmarks/survive.py
 	$(VENV)/bin/python benchmarks/accumulate.py
+	$(VENV)/bin/python benchmarks/lora.py
 	$(VENV)/bin/python benchmarks/products.py
 	$(VENV)/bin/python benchmarks/kernels.py
 	$(VENV)/bin/python benchmarks/choices.py

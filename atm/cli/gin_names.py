@@ -22,6 +22,7 @@ CONFIGURABLES = {
   'atm.files.infer_file': 'atm.inference.file_jobs:InferJob',
   'atm.files.score_file': 'atm.inference.file_jobs:ScoreJob',
   'atm.harness.evaluate': 'atm.cli.lm_eval_command:LmEvalCommand',
+  'atm.lora.Config': 'atm.model.lora:make_lora_config',
   'atm.look.inspect': 'atm.pages.inspect_data:inspect',
   'atm.mixture.show': 'atm.data.mixture_stats:show_mixture',
   'atm.model.Config': 'atm.model.config:ModelConfig',

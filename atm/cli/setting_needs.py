@@ -76,6 +76,13 @@ NEEDS = (
   ),
   Need(('NEW_LANGUAGES',), 'INIT_FROM', _is_set, 'name INIT_FROM'),
   Need(
+    (
+      'LORA_ALPHA', 'LORA_DROPOUT', 'LORA_TARGETS', 'LORA_RSLORA',
+      'LORA_BASE_DTYPE',
+    ),
+    'LORA_RANK', _is_set, 'set LORA_RANK',
+  ),
+  Need(
     ('PAIRS_MODE', 'SOURCE_LANGUAGE', 'TARGET_LANGUAGE'), 'PAIRS', _is_set,
     'name PAIRS',
   ),

@@ -8,7 +8,12 @@ from atm.model import matmul
 
 
 def train_flops(
-  config, batch: int, S: int, T: int, frozen: bool = False
+  config,
+  batch: int,
+  S: int,
+  T: int,
+  frozen: bool = False,
+  adapted: bool = False,
 ) -> float:
   """Returns the model FLOPs of a training step, forward and backward.
 
@@ -27,24 +32,31 @@ def train_flops(
       the cross-attention's keys and values have the gradient of their weights
       but none of the encoder's states; an LM head that is the encoder's
       embedding has only that of its inputs.
+    adapted: the step trains low-rank adapters: matrices have no gradient, their
+      products count twice, and the adapters' own are left out.
   """
   D, V = config.d_model, config.vocab_size
   encoder = config.encoder_layers * (
-    S * (4 * D * D + 2 * D * config.encoder_ff) + 2 * S * S * D
+    S * (4 * D * D + 2 * D * config.encoder_ff)
   )
+  encoder_scores = config.encoder_layers * 2 * S * S * D
   decoder = config.decoder_layers * (
     T * (6 * D * D + 2 * D * config.decoder_ff)  # self, cross q and out
-    + 2 * T * T * D
-    + 2 * T * S * D
   )
+  decoder_scores = config.decoder_layers * (2 * T * T * D + 2 * T * S * D)
   cross = config.decoder_layers * S * 2 * D * D  # cross k and v
   logits = T * D * V
   # Products of each kind for one of the forward pass.
   tied = config.ties in ('encoder_head', 'all')
-  of_encoder, of_cross, of_logits = (1, 2, 3 - tied) if frozen else (3, 3, 3)
-  products = (
-    of_encoder * encoder + of_cross * cross + 3 * decoder + of_logits * logits
+  every = 2 if adapted else 3
+  of_encoder, of_cross, of_logits = (
+    (1, 2, 3 - tied) if frozen else (every, every, every)
   )
+  products = (
+    of_encoder * encoder + of_cross * cross + every * decoder
+    + of_logits * logits + (1 if frozen else 3) * encoder_scores
+    + 3 * decoder_scores
+  )  # fmt: skip
   return 2.0 * batch * products
 
 

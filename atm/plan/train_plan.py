@@ -14,6 +14,7 @@ from atm import fileio
 from atm.data import task_registry
 from atm.messages import (
   check_arguments,
+  check_choice,
   check_count,
   check_index,
   check_number,
@@ -22,6 +23,7 @@ from atm.messages import (
 )
 from atm.model import config as config_lib
 from atm.model import flops as flops_lib
+from atm.model.lora import LoraConfig
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.device_memory import device_bytes
 from atm.parallel.sharding import Rules
@@ -38,6 +40,7 @@ from atm.plan import (
 )
 from atm.plan.train_program import TrainStep, hardware_flops
 from atm.train import config_checks, optimizer
+from atm.train.lora_base import BASE_DTYPES
 
 
 @check_arguments(
@@ -51,6 +54,7 @@ from atm.train import config_checks, optimizer
   seed=partial(check_seed, 'SEED'),
   z_loss=partial(check_number, 'Z_LOSS', least=0, whole=False),
   xla_options=partial(check_options, 'XLA_OPTIONS'),
+  lora_base_dtype=partial(check_choice, 'LORA_BASE_DTYPE', known=BASE_DTYPES),
   model_dir=partial(check_path, 'MODEL_DIR', optional=True),
 )
 def plan(
@@ -68,6 +72,8 @@ def plan(
   micro_batches: int = 1,
   freeze_encoder_steps: int = 0,
   xla_options: dict | None = None,
+  lora: LoraConfig | None = None,
+  lora_base_dtype: str = 'float32',
   model_dir: str | None = None,
   start: Callable[[], None] = lambda: None,
   say: Callable[[str], None] = print,
@@ -79,8 +85,9 @@ def plan(
 
   Args:
     lengths, batch_size, train_steps, model_config, optimizer_config, rules,
-      seed, z_loss, micro_batches, freeze_encoder_steps, xla_options: see
-      `trainer.train`. The step planned is the one that trains all parameters.
+      seed, z_loss, micro_batches, freeze_encoder_steps, xla_options, lora,
+      lora_base_dtype: see `trainer.train`. The step planned is the one that
+      trains all parameters, or all adapters.
     make_mesh: called with devices=.
     topology: 'v5p:4x4x8', or slices of it, '2 * v5p:4x4x8'. None: the devices
       of this machine, whose speed and memory are not known.
@@ -126,7 +133,9 @@ def plan(
     'versions': hardware.installed_versions(),
     'compile_seconds': time.perf_counter() - clock,
     **_account(job, compiled, overflow, target.pod),
-    'model_flops': flops_lib.train_flops(model_config, batch_size, *sizes.both),
+    'model_flops': flops_lib.train_flops(
+      model_config, batch_size, *sizes.both, adapted=lora is not None
+    ),
     'flops_counted': job.counted_flops(),
     **hardware_flops(traced.jaxpr.jaxpr),
   }
@@ -145,7 +154,7 @@ def _account(job: TrainStep, compiled, overflow, pod) -> dict:
   """Returns `memory.account` of the step, and sizes of its state."""
   state = job.state
   arguments = {
-    'parameters': device_bytes(state.params),
+    'parameters': device_bytes((state.params, job.base)),
     'optimizer': device_bytes((state.step, state.opt_state)),
     'batch': device_bytes(job.batch),
   }

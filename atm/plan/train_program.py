@@ -16,7 +16,7 @@ from atm.model import config as config_lib
 from atm.model import flops, transformer
 from atm.parallel import sharding, xla_options
 from atm.parallel.sharding import NamedSharding, Rules
-from atm.train import optimizer, step
+from atm.train import lora_base, optimizer, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,8 @@ class TrainStep:
   options: dict
   mesh: jax.sharding.Mesh
   rules: Rules
+  # With adapters: the parameters that they are of.
+  base: dict | None = None
 
   @classmethod
   def of(cls, given: Mapping, mesh: jax.sharding.Mesh) -> TrainStep:
@@ -40,28 +42,39 @@ class TrainStep:
     tx = optimizer.make_optimizer(given['optimizer_config'], freezes)
     lengths = task_registry.Lengths.of(given['lengths'])
     B, packed = given['batch_size'], given['packed']
-    state = step.abstract_state(transformer.AlexaTM(config), tx, mesh, rules)
+    net, lora = transformer.AlexaTM(config), given['lora']
+    state = step.abstract_state(net, tx, mesh, rules, lora)
+    base = lora and lora_base.abstract_base(
+      net, mesh, rules, given['lora_base_dtype']
+    )
     batch = abstract_batch(B, lengths, mesh, rules, packed)
-    options = {k: given[k] for k in ('seed', 'z_loss', 'micro_batches')}
-    return cls(config, tx, state, batch, options, mesh, rules)
+    names = 'seed', 'z_loss', 'micro_batches', 'lora'
+    options = {name: given[name] for name in names}
+    return cls(config, tx, state, batch, options, mesh, rules, base)
 
   @property
   def params(self) -> int:
-    """Number of parameters."""
-    return sum(x.size for x in jax.tree.leaves(self.state.params))
+    """Number of parameters, those of adapters included."""
+    every = jax.tree.leaves((self.state.params, self.base))
+    return sum(x.size for x in every)
+
+  @property
+  def arguments(self) -> tuple:
+    """What the step is called with."""
+    return self.state, self.batch, *(() if self.base is None else (self.base,))
 
   def trace(self) -> jax.stages.Traced:
     """Traces the step as training jits it; takes a second or two."""
     with sharding.use_mesh(self.mesh, self.rules):
       jitted = xla_options.jit_update(self._update(self.config), self.state)
-      return jitted.trace(self.state, self.batch)
+      return jitted.trace(*self.arguments)
 
   def counted_flops(self) -> float:
     """Counts model FLOPs over the step's traced products."""
     # Traced without remat and with plain attention, which compute nothing
     # twice, and as one device would run it.
     plain = dataclasses.replace(self.config, remat='none', attention='einsum')
-    arguments = jax.tree.map(without_sharding, (self.state, self.batch))
+    arguments = jax.tree.map(without_sharding, self.arguments)
     traced = jax.make_jaxpr(self._update(plain))(*arguments)
     return flops.jaxpr_flops(remove_dead_code(traced.jaxpr))
 

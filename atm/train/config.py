@@ -22,10 +22,12 @@ from atm.messages import (
   quote,
 )
 from atm.model import config as model_config_lib
+from atm.model.lora import LoraConfig
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 from atm.parallel.xla_options import check_options
 from atm.train import optimizer
+from atm.train.lora_base import BASE_DTYPES
 from atm.train.trackers import TRACKERS
 
 # The least value of each whole number; a user writes the names in capitals.
@@ -105,6 +107,9 @@ class TrainConfig:
     init_from: a fresh run starts from all parameters of this model, a MODEL_DIR
       or a Hugging Face folder, and takes its vocabulary; see
       `config_checks.check_same_model` for what of `model_config` may differ.
+    lora: train adapters of `init_from` in place of its parameters, which are
+      read again where a run is resumed; None: train all.
+    lora_base_dtype: what those are held in, 'float32' or 'bfloat16'.
     new_languages: new code -> code of a language of `init_from`, whose row the
       new one begins as; added to the vocabulary, as markers are that text
       needs, see `vocabulary_extension` and `new_rows`.
@@ -191,6 +196,8 @@ class TrainConfig:
   configure_tasks: Callable = lambda **named: None
   config_text: str = ''
   new_languages: dict[str, str] | None = None
+  lora: LoraConfig | None = None
+  lora_base_dtype: str = 'float32'
   say: Callable[[str], None] = print
 
   checks: ClassVar[dict[str, Callable]] = {
@@ -209,6 +216,9 @@ class TrainConfig:
     'seed': partial(check_seed, 'SEED'),
     'z_loss': partial(check_number, 'Z_LOSS', least=0, whole=False),
     'skip_steps': check_skip_steps,
+    'lora_base_dtype': partial(
+      check_choice, 'LORA_BASE_DTYPE', known=BASE_DTYPES
+    ),
     'new_languages': check_new_languages,
     'ask_every': partial(
       check_number, 'ASK_EVERY', most=MOST_INT32, optional=True
@@ -238,6 +248,7 @@ class TrainConfig:
         f'or None. Did you mean {evaluate * max(1, round(ask / evaluate))}?'
       )
     self._check_one_start()
+    self._check_lora()
 
   @property
   def sizes(self) -> Lengths:
@@ -263,3 +274,26 @@ class TrainConfig:
         f'INIT_FROM = {source!r} and INIT_ENCODER = {self.init_encoder!r}: '
         'expected one of them; INIT_FROM brings an encoder'
       )
+
+  def _check_lora(self) -> None:
+    """Raises ValueError for settings that adapters leave no room for."""
+    if self.lora is None:
+      return
+    rank = f'LORA_RANK = {self.lora.rank}'
+    if self.init_from is None:
+      raise ValueError(
+        f'{rank}, but INIT_FROM = None: name the model that is adapted, or '
+        'leave out LORA_RANK'
+      )
+    for name, value, remedy in (
+      ('NEW_LANGUAGES', self.new_languages, 'train all parameters first'),
+      (
+        'FREEZE_ENCODER_STEPS', self.freeze_encoder_steps,
+        "set LORA_TARGETS = ('decoder',), which adapts the decoder alone",
+      ),
+    ):  # fmt: skip
+      if value:
+        raise ValueError(
+          f'{name} = {quote(value)}, but {rank} leaves all parameters of '
+          f'INIT_FROM as they are: leave out {name}, or {remedy}'
+        )

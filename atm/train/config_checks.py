@@ -159,6 +159,10 @@ DIGESTS = {
 }
 
 
+# Settings of `LoraConfig` that a run may not change; dropout it may.
+LORA = 'rank', 'alpha', 'targets', 'rslora'
+
+
 def check_resumable(then: dict, now: dict) -> None:
   """Raises ValueError where a run would not go on as it began.
 
@@ -187,10 +191,13 @@ def _settings(meta: dict) -> dict:
   state = optimizer.describe_state(optimizer.OptimizerConfig())
   state |= meta.get('optimizer') or {}
   names = {'mixture': 'MIXTURE_OR_TASK_NAME'}
+  lora = meta.get('lora') or {}
   return {
     **{names.get(key, key.upper()): x for key, x in meta['data'].items()},
     **{f'{optimizer.GIN_NAME}.{key}': x for key, x in state.items()},
     'VOCABULARY': meta['vocabulary'],
+    # None of a run that trains all parameters.
+    **{f'LORA_{key.upper()}': lora.get(key) for key in LORA},
   }
 
 

@@ -66,11 +66,11 @@ def evaluation_batches(
 # A second run of a process, as of a model that is tuned further, has it traced
 # and compiled. The rules are those that `eval_step` reads of its surroundings.
 @functools.lru_cache(maxsize=2)
-def _jit_eval_step(model, mesh, rules: sharding.Rules):
-  """Returns jitted `eval_step` of a model: (parameters, batch) -> sums."""
+def _jit_eval_step(model, mesh, rules: sharding.Rules, lora=None):
+  """Returns jitted `eval_step`: (parameters, batch, base) -> sums."""
   # Sums of every row on every device: each process can read them all.
   everywhere = sharding.NamedSharding(mesh, sharding.PartitionSpec())
-  step = functools.partial(eval_step, model)
+  step = functools.partial(eval_step, model, lora=lora)
   return jax.jit(step, out_shardings=everywhere)
 
 
@@ -80,23 +80,31 @@ class HeldOutLoss:
   The noise is that of epoch 0, so every evaluation of a run sees the same.
   """
 
-  def __init__(self, config: TrainConfig, model, inputs: Inputs, mesh):
+  def __init__(
+    self,
+    config: TrainConfig,
+    model,
+    inputs: Inputs,
+    mesh,
+    base: dict | None = None,
+  ):
     self.parts, self.model, self.mesh = inputs.held_out, model, mesh
-    self.rules = config.rules
+    self.rules, self.base = config.rules, base
     self.batches = list(
       evaluation_batches(
         self.parts, inputs.vocabulary, config.sizes, config.batch_size,
         config.seed, config.eval_rows, config.model_config.start_id,
       )
     )  # fmt: skip
-    self.step = _jit_eval_step(model, mesh, config.rules)
+    self.step = _jit_eval_step(model, mesh, config.rules, config.lora)
 
   def __call__(self, params) -> dict[str, float]:
     """Returns `eval/loss/OBJECTIVE[/LANG]` and `eval/accuracy/...`."""
     sums = collections.Counter()
     for owner, batch in self.batches:
       placed = sharding.shard_batch(batch, self.mesh, self.rules)
-      rows = {k: np.asarray(v) for k, v in self.step(params, placed).items()}
+      found = self.step(params, placed, self.base)
+      rows = {k: np.asarray(v) for k, v in found.items()}
       for i, names in enumerate(_groups(self.parts)):
         for kind, value in rows.items():
           for name in names:

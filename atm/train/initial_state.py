@@ -68,8 +68,10 @@ class StateOpener:
     """Returns a fresh state."""
     config = self.config
     tx, abstract = self._abstract(source.meta if source else {}, 0)
-    state = step_lib.init_state(self.model, tx, config.seed, abstract)
-    if source is not None:
+    state = step_lib.init_state(
+      self.model, tx, config.seed, abstract, config.lora
+    )
+    if source is not None and config.lora is None:
       state = state.replace(params=self._read_source(source, words))
       config.say(
         f'starting from {config.init_from}, trained for {source.step:,} steps'
@@ -129,4 +131,6 @@ class StateOpener:
     if 'hf_config' in then:
       self.meta['hf_config'] = then['hf_config']
     tx = _make_optimizer(config.optimizer_config, apart)
-    return tx, step_lib.abstract_state(self.model, tx, self.mesh, config.rules)
+    return tx, step_lib.abstract_state(
+      self.model, tx, self.mesh, config.rules, config.lora
+    )

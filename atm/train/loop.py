@@ -25,6 +25,7 @@ from atm.train.hang_watchdog import HangWatchdog
 from atm.train.held_out_loss import HeldOutLoss, unigram_loss
 from atm.train.host_times import HostTimes
 from atm.train.inputs import Inputs
+from atm.train.lora_base import LoraBase
 from atm.train.metric_logger import MetricLogger
 from atm.train.profiler import Profiler
 from atm.train.run_folder import RunFolder
@@ -52,6 +53,8 @@ class Loop:
   meta: dict
   log: MetricLogger
   goodput: Goodput
+  # What the state's parameters are adapters of; None: they are the model's.
+  base: LoraBase | None = None
 
   def run(self, start: int, state: State) -> None:
     """Does the steps after `start`, beginning with its `state`.
@@ -125,7 +128,7 @@ class Loop:
       self.times.lap('own')
       if not self.log.is_computing():
         self.times.add_idle()
-      self.state, values = self.compiled(self.state, batch)
+      self.state, values = self.compiled(*self._arguments(batch))
       self._report_start(now, values)
       self.log.add(now, values)
     self.times.lap('devices')
@@ -159,11 +162,16 @@ class Loop:
       self.log.begin(self.done)
       self.signals.listen()
 
+  def _arguments(self, batch) -> tuple:
+    """Returns what an update is called with."""
+    base = () if self.base is None else (self.base.params,)
+    return self.state, batch, *base
+
   def _compile(self, batch) -> None:
     clock = time.perf_counter()
     update = self.bind_update(frozen=self.frozen)
     lowered = xla_options_lib.jit_update(update, self.state).lower(
-      self.state, batch
+      *self._arguments(batch)
     )
     self.compiled = xla_options_lib.compile_program(
       lowered, jax.devices()[0], self.config.xla_options
@@ -252,9 +260,11 @@ class Loop:
     self.tracker.write(self.done, row)
 
   def _evaluated(self) -> dict[str, float]:
-    row = self.held_out(self.state.params)
+    params = self.state.params
+    row = self.held_out(params)
     if self.ask and self._is_due(self.config.ask_every):
-      row |= self.ask(self.state.params, self.done)
+      params = params if self.base is None else self.base.merge(params)
+      row |= self.ask(params, self.done)
     return row
 
   def _save(self) -> None:

@@ -34,7 +34,8 @@ class MetricLogger:
     sizes = config.model_config, config.batch_size, *config.sizes.both
     self.frozen_steps = config.freeze_encoder_steps
     self.flops_frozen = flops.train_flops(*sizes, frozen=True)
-    self.flops_full = flops.train_flops(*sizes)
+    adapted = config.lora is not None
+    self.flops_full = flops.train_flops(*sizes, adapted=adapted)
     self.unread, self.latest = None, {}
     self.abort_after = config.abort_after_nonfinite
     self.in_a_row, self.since = 0, 0

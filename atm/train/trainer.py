@@ -17,7 +17,13 @@ from atm.model import compiler_check
 from atm.model.transformer import AlexaTM
 from atm.parallel import distributed, sharding, xla_options
 from atm.parallel import mesh as mesh_lib
-from atm.train import config_checks, held_out_loss, optimizer, trackers
+from atm.train import (
+  config_checks,
+  held_out_loss,
+  lora_base,
+  optimizer,
+  trackers,
+)
 from atm.train import step as step_lib
 from atm.train.config import TrainConfig
 from atm.train.goodput import Goodput
@@ -70,6 +76,7 @@ def train(config: TrainConfig) -> TrainingResult:
     config_checks.check_platform(mesh, config.model_config)
     sharding.host_rows(mesh, rules, config.batch_size)  # raises unless divided
     source = find_source(config, folder)
+    adapted = find_adapted(config, folder)
     held.enter_context(folder.lock_checkpoints())
     inputs = open_inputs(config, folder, source)
     words = inputs.vocabulary
@@ -90,13 +97,12 @@ def train(config: TrainConfig) -> TrainingResult:
     why = config_json.explain_no_format(config.model_config)
     if why and 'hf_config' not in meta:
       config.say(f'`atm export` will refuse this model: {why}')
-    count = sum(x.size for x in jax.tree.leaves(state.params))
-    config.say(f'model: {count:,} parameters on {mesh_text(mesh)}')
+    base = open_base(config, folder, adapted, mesh, state.params)
     generation = choose_generation_config(source, words)
     folder.save_setup(config.config_text, words, generation)
     folder.save_data(config.mixture, mixture_stats.describe_parts(inputs.parts))
 
-    held_out = held_out_loss.HeldOutLoss(config, model, inputs, mesh)
+    held_out = held_out_loss.HeldOutLoss(config, model, inputs, mesh, base)
     ask = config.ask_every and config.make_asker(
       config.model_config, words, mesh, rules, config.say
     )
@@ -105,9 +111,10 @@ def train(config: TrainConfig) -> TrainingResult:
       bind_update=functools.partial(
         bind_train_step, model, tx, rules, seed=config.seed,
         z_loss=config.z_loss, micro_batches=config.micro_batches,
+        lora=config.lora,
       ),
       inputs=inputs, held_out=held_out, ask=ask, checkpoints=checkpoints,
-      meta=meta, log=log, goodput=goodput,
+      meta=meta, log=log, goodput=goodput, base=base,
     ).run(step, state)  # fmt: skip
     return TrainingResult(
       folder.path, config.train_steps, folder.metrics(), words, held_out
@@ -147,6 +154,56 @@ def find_source(
   return source
 
 
+def find_adapted(
+  config: TrainConfig, folder: RunFolder
+) -> PretrainedModel | None:
+  """Finds the model that a run trains adapters of, if it does.
+
+  Raises ValueError where it is not the one that a resumed run began with, or
+  lacks tokens that the run needs.
+  """
+  if config.lora is None:
+    return None
+  source = lora_base.find_base(
+    folder.path, config.init_from, folder.step_found is not None
+  )
+  pretrained.check_float(source.meta, f'INIT_FROM = {config.init_from!r}')
+  config_checks.check_same_model(config.model_config, source)
+  there, rows = source.config.vocab_size, config.model_config.vocab_size
+  if rows != there:
+    raise ValueError(
+      f'LORA_RANK = {config.lora.rank}, but the model gets {rows:,} rows of '
+      f'embeddings, and INIT_FROM = {config.init_from!r} has {there:,}: '
+      'adapters hold no new tokens; leave out what needs them, or LORA_RANK'
+    )
+  return source
+
+
+def open_base(
+  config: TrainConfig,
+  folder: RunFolder,
+  source: PretrainedModel | None,
+  mesh,
+  params: dict,
+) -> lora_base.LoraBase | None:
+  """Reads the base of a run that trains `params` as adapters, if it does."""
+  count = count_numbers(params)
+  if config.lora is None:
+    config.say(f'model: {count:,} parameters on {mesh_text(mesh)}')
+    return None
+  base = lora_base.read_base(
+    config.lora, source, mesh, config.rules, config.lora_base_dtype
+  )
+  if folder.step_found is None:
+    base.write_description(folder.path, config.init_from)
+  whole = count_numbers(base.params)
+  config.say(
+    f'model: {whole:,} parameters in {config.lora_base_dtype}, and adapters of '
+    f'{count:,}, {count / whole:.2%}, on {mesh_text(mesh)}'
+  )
+  return base
+
+
 def choose_generation_config(source: PretrainedModel | None, words) -> dict:
   """Returns the generation_config.json that a run keeps of its source.
 
@@ -171,8 +228,10 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict:
   pairs = [part for part in inputs.parts if part.objective.name == 'pair']
   if len(pairs) > 1:
     data['pairs_rates'] = [part.rate for part in pairs]
+  lora = config.lora and dataclasses.asdict(config.lora)
   return {
     'model': dataclasses.asdict(config.model_config),
+    'lora': lora and {**lora, 'targets': [*lora['targets']]},
     'vocabulary': inputs.vocabulary.sha256,
     'data': data,
     'lengths': config.lengths,
@@ -180,6 +239,11 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict:
     'skip_steps': [list(steps) for steps in config.skip_steps],
     'config': config.config_text,
   }
+
+
+def count_numbers(tree) -> int:
+  """Returns how many numbers the arrays of a tree have."""
+  return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def mesh_text(mesh) -> str:

@@ -1,10 +1,12 @@
 """The step that is planned: its FLOPs and its batch."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from atm.data import counter_rng, objectives, packing, task_registry
 from atm.model import flops as flops_lib
+from atm.model.lora import LoraConfig
 from atm.parallel import mesh as mesh_lib
 from atm.parallel.sharding import Rules
 from atm.plan import train_program
@@ -35,8 +37,6 @@ def test_splash_kernels_are_counted():
 
   Fault seen: one turn of the grid counted.
   """
-  import jax.numpy as jnp
-
   from atm.model.attention import AttentionMask, splash_attention
 
   b, L, H, K = 2, 2048, 3, 128  # two blocks each way
@@ -73,3 +73,24 @@ def test_a_batch_is_that_of_the_data():
     'encoder_positions',
     'decoder_positions',
   }
+
+
+def test_a_step_of_adapters_forms_no_gradient_of_the_base():
+  """Faults: gradients of the base planned for; its bytes left out."""
+  settings = dict(
+    lengths={'inputs': S, 'targets': T}, batch_size=B,
+    model_config=tiny(remat='full'),
+  )  # fmt: skip
+  lora = LoraConfig(rank=1, targets=('encoder/.*query',))
+  given = run(**settings, lora=lora, lora_base_dtype='bfloat16')
+  job = train_program.TrainStep.of(given, FSDP())
+  flops = flops_lib.train_flops(tiny(), B, S, T, adapted=True)
+  # Adapters of a thirty-second of the width add a little; the first layer's
+  # inputs have no gradient.
+  assert 0.95 < job.counted_flops() / flops < 1.05
+  whole = train_program.TrainStep.of(run(**settings), FSDP())
+  added = 2 * (32 + 32)
+  assert job.params == whole.params + added
+  moments = sum(x.size for x in jax.tree.leaves(job.state.opt_state))
+  assert moments < 2 * added + 10
+  assert job.base['lm_head'].dtype == jnp.bfloat16

@@ -181,6 +181,15 @@ def test_freezing(scripts):
 
 
 @pytest.mark.processes
+def test_adapters(scripts):
+  sizes = {k: v for k, v in CONFIG.items() if k != 'dtype'}
+  out = scripts.main(
+    'lora', '--here', '--steps=1', SIZES={'base': sizes}, S=8, T=8, RANK=2
+  )
+  assert len(re.findall(r'^base +(full|lora).* s a step', out, re.M)) == 3, out
+
+
+@pytest.mark.processes
 def test_micro_batches(scripts):
   from atm.model import config
 

@@ -1,0 +1,112 @@
+"""Runs that train adapters: resumed, saved alone, evaluated with their base."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from atm.checkpoint import adapters, pretrained
+from atm.model.lora import LoraConfig
+from atm.train import metric_writer, optimizer
+
+from tiny_runs import EIGHT, ONE, Stop, comparable, metrics_at, parameters
+
+LORA = LoraConfig(rank=2, dropout=0.1, targets=('kernel', 'embedding'))
+FAST = optimizer.OptimizerConfig(learning_rate=1e-2, decay_steps=20)
+
+
+def adapt(train, folder, source, steps=6, **changes):
+  """Trains adapters of a source."""
+  settings = dict(init_from=str(source), lora=LORA, optimizer_config=FAST)
+  return train(folder, steps, **{**settings, **changes})
+
+
+@pytest.mark.parametrize('make_mesh', [ONE, EIGHT], ids=['1', '8'])
+def test_resumed_adapters_are_those_of_a_run_without_a_break(
+  train, tmp_path, make_mesh
+):
+  """Faults: adapters begun anew, their optimizer's state or dropout's key lost;
+  base parameters among what is saved; a base that is trained."""
+  source, whole, parts = train.whole(4), tmp_path / 'a', tmp_path / 'b'
+  run = adapt(train, whole, source, make_mesh=make_mesh)
+  with pytest.raises(Stop):
+    adapt(train, parts, source, make_mesh=make_mesh, stop_at=5)
+  resumed = adapt(train, parts, source, make_mesh=make_mesh)
+  assert any(line.startswith('resumed from step 3') for line in resumed.lines)
+  assert comparable(parts) == comparable(whole)
+  a, b = parameters(whole, 6), parameters(parts, 6)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert name.endswith(("['a']", "['b']")), name
+  moments = parameters(whole, 6, 'optimizer')
+  assert sum(x.size for x in moments.values()) < 3 * sum(
+    x.size for x in a.values()
+  )
+  # It begins where its source ended, and moves.
+  begin, end = (metrics_at(run, step) for step in (0, 6))
+  rows = metric_writer.read_metrics(str(source))
+  for name, value in begin.items():
+    assert value == pytest.approx(rows[-1][name], rel=1e-5)
+  assert begin != end
+  described = json.loads((whole / adapters.ADAPTER_FILE).read_text())
+  assert described['lora'] == json.loads(json.dumps(dataclasses.asdict(LORA)))
+  model = pretrained.open_pretrained(str(source))
+  assert described['base'] == {
+    'path': str(source), 'step': 4, 'fingerprint': model.fingerprint()
+  }  # fmt: skip
+
+
+def test_a_run_that_adapts_another_model_is_not_resumed(train, tmp_path):
+  """Faults: adapters on weights that they were not trained on; a base that was
+  trained on meanwhile taken at its newest step; another rank."""
+  source, folder = train.whole(4), tmp_path / 'tuned'
+  adapt(train, folder, source, steps=1)
+  with pytest.raises(ValueError, match='has other weights than'):
+    adapt(train, folder, train.whole(8), steps=2)
+  other = dataclasses.replace(LORA, rank=3)
+  with pytest.raises(ValueError, match='LORA_RANK = 3, but this MODEL_DIR was'):
+    adapt(train, folder, source, steps=2, lora=other)
+  with pytest.raises(ValueError, match='LORA_RANK = None, but this MODEL_DIR'):
+    adapt(train, folder, source, steps=2, lora=None)
+  with pytest.raises(ValueError, match='INIT_FROM = None: name the model'):
+    adapt(train, tmp_path / 'new', None)
+  with pytest.raises(ValueError, match='adapts the decoder alone'):
+    adapt(train, tmp_path / 'new', source, freeze_encoder_steps=2)
+
+
+def test_evaluations_are_of_base_and_adapters(train, tmp_path):
+  """Faults: the few-shot suite asks the base, or adapters alone; a base in
+  bfloat16 that is far from the one in float32."""
+  asked, source = [], train.whole(4)
+
+  def make_asker(config, vocabulary, mesh, rules, say):
+    def ask(params, step):
+      asked.append(jax.device_get(params))
+      return {}
+
+    return ask
+
+  settings = dict(steps=4, ask_every=4, make_asker=make_asker)
+  run = adapt(train, tmp_path / 'a', source, **settings)
+  base = parameters(source, 4)
+  flat = lambda tree: {
+    jax.tree_util.keystr(k): v
+    for k, v in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+  first, last = map(flat, asked)
+  assert first.keys() == base.keys()
+  kernel = "['decoder']['layers']['feed_forward']['up']['kernel']"
+  np.testing.assert_array_equal(first[kernel], base[kernel])
+  change = [parameters(tmp_path / 'a', 4)[f"{kernel}['{k}']"] for k in 'ab']
+  want = base[kernel] + LORA.scale * np.matmul(*change)
+  np.testing.assert_allclose(last[kernel], want, atol=1e-5)
+  np.testing.assert_array_equal(last["['lm_head']"], base["['lm_head']"])
+
+  low = adapt(
+    train, tmp_path / 'b', source, steps=4, lora_base_dtype='bfloat16'
+  )
+  near, exact = (metrics_at(r, 4) for r in (low, run))
+  assert near == pytest.approx(exact, abs=0.01) and near != exact
