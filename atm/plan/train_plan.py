@@ -133,11 +133,7 @@ def plan(
     'versions': hardware.installed_versions(),
     'compile_seconds': time.perf_counter() - clock,
     **_account(job, compiled, overflow, target.pod),
-    'model_flops': flops_lib.train_flops(
-      model_config, batch_size, *sizes.both, adapted=lora is not None
-    ),
-    'flops_counted': job.counted_flops(),
-    **hardware_flops(traced.jaxpr.jaxpr),
+    **_count_flops(given, job, traced),
   }
   result |= _estimate(result, compiled, traced, target, options)
   result |= step_time.project_run(
@@ -162,6 +158,19 @@ def _account(job: TrainStep, compiled, overflow, pod) -> dict:
     'params': job.params,
     'checkpoint_bytes': memory.total_bytes(state),
     **memory.account(arguments, compiled, overflow, pod),
+  }
+
+
+def _count_flops(given: dict, job: TrainStep, traced) -> dict:
+  """Returns FLOPs of a step, by formula and counted, the hardware's, too."""
+  sizes = task_registry.Lengths.of(given['lengths']).both
+  adapted = given['lora'] is not None
+  return {
+    'model_flops': flops_lib.train_flops(
+      job.config, given['batch_size'], *sizes, adapted=adapted
+    ),
+    'flops_counted': job.counted_flops(),
+    **hardware_flops(traced.jaxpr.jaxpr),
   }
 
 

@@ -14,6 +14,7 @@ from atm.data.vocabulary import Vocabulary
 from atm.parallel import sharding
 from atm.train.config import TrainConfig
 from atm.train.inputs import Inputs
+from atm.train.lora_base import LoraBase
 from atm.train.step import eval_step
 
 
@@ -86,10 +87,10 @@ class HeldOutLoss:
     model,
     inputs: Inputs,
     mesh,
-    base: dict | None = None,
+    base: LoraBase | None = None,
   ):
     self.parts, self.model, self.mesh = inputs.held_out, model, mesh
-    self.rules, self.base = config.rules, base
+    self.rules, self.base = config.rules, base and base.params
     self.batches = list(
       evaluation_batches(
         self.parts, inputs.vocabulary, config.sizes, config.batch_size,
