@@ -175,7 +175,7 @@ class AtmLM(LM):
 
     Args:
       arg_dict: model_dir; optionally mode, newline and batch_size, see
-        `AtmLM`, step and weights, see `api.load`.
+        `AtmLM`, step, weights and adapter, see `api.load`.
       additional_config: of the harness; its batch_size counts where arg_dict
         has none. Its device does not: JAX finds devices.
 
@@ -186,11 +186,13 @@ class AtmLM(LM):
       given.setdefault('batch_size', size)
     own = 'mode', 'newline', 'batch_size'
     for name in given:
-      check_choice('model_args', name, ('model_dir', 'step', 'weights', *own))
+      known = 'model_dir', 'step', 'weights', 'adapter', *own
+      check_choice('model_args', name, known)
     if 'model_dir' not in given:
       raise ValueError('model_args lack model_dir: give model_dir=FOLDER')
     folder, step = str(given['model_dir']), given.get('step')
-    model = api.load(folder, step, weights=given.get('weights'))
+    chosen = {name: given.get(name) for name in ('weights', 'adapter')}
+    model = api.load(folder, step, **chosen)
     return cls(model, **{k: given[k] for k in own if k in given})
 
   @property

@@ -1,27 +1,22 @@
 """`atm import` and `atm export`: Hugging Face folders <-> checkpoints."""
 
-import contextlib
 import dataclasses
-import fcntl
-import filecmp
 import functools
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 from flax import traverse_util
 
-from atm import fileio, messages, storage
+from atm import fileio, storage
 from atm.checkpoint import (
   config_json,
   generation_config,
   hf_folder,
   hf_keys,
+  peft_folder,
   pretrained,
-  reader,
 )
 from atm.checkpoint.parameter_writer import (
   GIB,
@@ -29,7 +24,13 @@ from atm.checkpoint.parameter_writer import (
   write_checkpoint,
 )
 from atm.checkpoint.paths import CHECKPOINTS
-from atm.checkpoint.staged_steps import send_step
+from atm.checkpoint.pretrained import ParameterSource, PretrainedModel
+from atm.checkpoint.staging import (
+  check_nothing_replaced,
+  move_into,
+  send_into,
+  staging_folder,
+)
 from atm.checkpoint.torch_reader import Tensor
 from atm.data import vocabulary
 from atm.data.vocabulary_base import BaseVocabulary
@@ -51,7 +52,6 @@ READERS = {'alexatm': 'the released AlexaTM code'} | {
   kind: f"transformers 5's {each.architecture}"
   for kind, each in config_json.BART_CLASSES.items()
 }
-STAGING_FILE = 'atm-writes-here'  # marks a folder that may be removed
 
 
 @check_arguments(
@@ -135,99 +135,6 @@ def describe_model(
   return meta
 
 
-@contextlib.contextmanager
-def staging_folder(target: str, suffix: str) -> Iterator[str]:
-  """Yields an empty folder beside `target`; removes what is left there.
-
-  What a killed process left is removed, a folder of a user is not.
-
-  Of a target in an object store the folder is a temporary one.
-
-  Raises:
-    ValueError: there is such a folder, or another process is at work in it.
-  """
-  if storage.is_remote(target):
-    with tempfile.TemporaryDirectory(prefix='atm-') as folder:
-      yield folder
-    return
-  directory = os.path.abspath(target) + suffix
-  mark = os.path.join(directory, STAGING_FILE)
-  if os.path.lexists(directory) and not os.path.exists(mark):
-    raise ValueError(
-      f'{directory} is in the way, and not known to be left of an earlier '
-      'command: move or remove it'
-    )
-  os.makedirs(directory, exist_ok=True)
-  left = f'nothing is in {target} yet; the same command begins anew'
-  with open(mark, 'a') as lock, messages.note_work(lambda: left):
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      raise ValueError(f'another process writes into {directory}') from e
-    folder = os.path.join(directory, 'content')
-    shutil.rmtree(folder, ignore_errors=True)
-    os.mkdir(folder)
-    try:
-      yield folder
-    finally:
-      shutil.rmtree(directory, ignore_errors=True)
-
-
-def check_nothing_replaced(folder: str, target: str) -> None:
-  """Raises ValueError where `target` has another file of a name in `folder`."""
-  for where, _, names in os.walk(folder):
-    for name in names:
-      path = os.path.join(where, name)
-      there = os.path.join(target, os.path.relpath(path, folder))
-      if storage.exists(there) and not _is_same_file(path, there):
-        raise ValueError(
-          f'{there} is there already, and is not what would be written: use '
-          'another MODEL_DIR, or move it away'
-        )
-
-
-def _is_same_file(path: str, there: str) -> bool:
-  """Tells whether a file there, local or not, holds what a local one does."""
-  if storage.is_remote(there):
-    return storage.get_size(there) == os.path.getsize(path) and (
-      storage.read_bytes(there) == storage.read_bytes(path)
-    )
-  return os.path.isfile(there) and filecmp.cmp(path, there, shallow=False)
-
-
-def move_into(folder: str, target: str) -> None:
-  """Moves the checkpoints, at last, and the files of a folder into another."""
-  check_nothing_replaced(folder, target)
-  if storage.is_remote(target):
-    send_into(folder, target)
-    return
-  for where, folders, names in os.walk(folder):
-    if CHECKPOINTS in folders:
-      folders.remove(CHECKPOINTS)
-    into = os.path.join(target, os.path.relpath(where, folder))
-    os.makedirs(into, exist_ok=True)
-    for name in names:
-      os.rename(os.path.join(where, name), os.path.join(into, name))
-  # Replaces an empty folder only.
-  os.rename(*(os.path.join(f, CHECKPOINTS) for f in (folder, target)))
-
-
-def send_into(folder: str, target: str) -> None:
-  """Sends a folder into a store; what makes it a model is sent last."""
-  steps = os.path.join(folder, CHECKPOINTS)
-  if not os.path.isdir(steps):
-    storage.upload_folder(folder, target, without='config.json')
-    whole = os.path.join(folder, 'config.json')
-    storage.upload_file(whole, f'{target.rstrip("/")}/config.json')
-    return
-  with tempfile.TemporaryDirectory(prefix='atm-') as apart:
-    moved = shutil.move(steps, apart)
-    storage.upload_folder(folder, target)
-    for step in os.listdir(moved):
-      there = f'{target.rstrip("/")}/{CHECKPOINTS}/{step}'
-      send_step(os.path.join(moved, step), there)
-
-
 def describe_import(sizes: Mapping[tuple, int]) -> str:
   """Formats what an import reads, writes and holds, by bytes of parameters."""
   total, largest = sum(sizes.values()), max(sizes.values())
@@ -273,6 +180,8 @@ def write_config_and_tokenizer(
   at_step=partial(check_index, 'STEP', optional=True),
   shard_gib=partial(check_number, 'SHARD_GIB', above=0, whole=False),
   weights=partial(check_choice, 'WEIGHTS', known=('int8',), optional=True),
+  adapter=partial(check_path, 'ADAPTER', optional=True),
+  form=partial(check_choice, 'FORMAT', known=('peft',), optional=True),
 )
 def export_weights(
   model_dir: str,
@@ -280,82 +189,123 @@ def export_weights(
   at_step: int | None = None,
   shard_gib: float = 5.0,
   weights: str | None = None,
+  adapter: str | None = None,
+  form: str | None = None,
   say: Callable[[str], None] = print,
 ) -> None:
-  """Writes a checkpoint as a Hugging Face folder that PyTorch loads.
+  """Writes a model as a Hugging Face folder that PyTorch loads.
 
   A model with standard norms is written as a Blenderbot, which transformers 5
   loads; with uncentred norms, in the format of the released AlexaTM. An
   imported one is written as what it was. With int8 weights, which no such
-  folder has, a MODEL_DIR is written instead.
+  folder has, a MODEL_DIR is written instead. Adapters are merged, or written
+  alone.
 
   Args:
-    model_dir: holds the checkpoint.
+    model_dir: holds the checkpoint; or a Hugging Face folder.
     output: the folder; must not exist. Written whole or not at all.
     at_step: which checkpoint; None takes the newest.
     shard_gib: greatest size of a file, in GiB; of a Hugging Face folder.
     weights: 'int8' writes a MODEL_DIR, see `import_weights`.
+    adapter: a LoRA run's folder, or one of PEFT, to put on the model.
+    form: 'peft' writes the adapters alone, as a folder that PEFT loads.
     say: prints a line.
 
   Raises:
     ValueError: the output exists, or the model has no Hugging Face format, or
-      its weights are int8 already.
+      its weights are int8 already, or adapters are wanted and there are none.
     checksums.DamageError: a parameter differs from what was saved.
   """
   there = storage.exists if storage.is_remote(output) else os.path.lexists
   if there(output):
     raise ValueError(f'OUTPUT = {output!r} exists already')
   fileio.check_output_folder('OUTPUT', output)
-  with reader.open_step(model_dir, at_step) as (checkpoints, step):
-    meta = checkpoints.meta(step)
-    pretrained.check_float(meta, f'MODEL_DIR = {model_dir!r}')
-    config = pretrained.read_model_config(checkpoints, step)
-    hf_config = meta.get('hf_config')
-    if weights is None:
-      hf_config = hf_config or config_json.config_to_hf(config)
-      hf_config = config_json.update_sizes(hf_config, config)
-      tensors = plan_export(checkpoints, step, config, hf_config)
-    words = pretrained.read_own_vocabulary(model_dir, config, meta)
-    with staging_folder(output, '.exporting') as folder:
-      if weights is None:
-        fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
-        generation_config.write_generation_config(model_dir, folder)
-        write_tokenizer(folder, words)
-        hf_folder.write_shards(folder, tensors, int(shard_gib * GIB))
-        use = READERS[hf_keys.get_model_type(hf_config)]
-      else:
-        write_run(folder, model_dir, checkpoints, step, config, words, say)
-        use = f'a MODEL_DIR with {weights} weights'
-      if storage.is_remote(output):
-        send_into(folder, output)
-      else:
-        os.rename(folder, output)
-  say(f'wrote step {step} of {model_dir} to {output}, for {use}')
+  source = pretrained.open_pretrained(model_dir, at_step, adapter)
+  if source.adapter is None:
+    pretrained.check_float(source.meta, f'MODEL_DIR = {model_dir!r}')
+  hf_config = None
+  if weights is None:
+    hf_config = pretrained.choose_hf_config(source.config, source.meta)
+  write = write_adapter if form == 'peft' else write_model
+  with staging_folder(output, '.exporting') as folder:
+    use = write(folder, source, hf_config, int(shard_gib * GIB), say)
+    if storage.is_remote(output):
+      send_into(folder, output)
+    else:
+      os.rename(folder, output)
+  name = model_dir if adapter is None else f'{model_dir} with {adapter}'
+  say(f'wrote step {source.step} of {name} to {output}, for {use}')
+
+
+def write_adapter(
+  folder: str, source: PretrainedModel, hf_config: dict | None, *_
+) -> str:
+  """Writes a model's adapters as a PEFT folder; returns what loads it.
+
+  Raises ValueError where it has none, or those of two runs.
+  """
+  adapter, base = source.adapter, source.base
+  if adapter is None or base.adapter is not None:
+    what = 'no adapters' if adapter is None else 'adapters of two runs'
+    raise ValueError(
+      f"FORMAT = 'peft', but {source.directory!r} has {what}: leave out FORMAT "
+      'to export it merged'
+      + (', or name a LoRA run as MODEL_DIR' if adapter is None else '')
+    )
+  shapes = traverse_util.flatten_dict(
+    pretrained.shapes_on_one_device(source.config)
+  )
+  peft_folder.write_peft_folder(
+    folder, adapter.config, adapter.arrays,
+    peft_folder.list_modules(source.config, hf_config, shapes),
+    adapter.base.path if adapter.base else base.directory,
+  )  # fmt: skip
+  return f'PEFT, on {READERS[hf_keys.get_model_type(hf_config)]}'
+
+
+def write_model(
+  folder: str,
+  source: PretrainedModel,
+  hf_config: dict | None,
+  shard_bytes: int,
+  say: Callable[[str], None],
+) -> str:
+  """Writes a whole model, of Hugging Face's form; returns what loads it.
+
+  Without hf_config it is a MODEL_DIR with int8 weights.
+  """
+  with source.open_parameters() as opened:
+    if hf_config is None:
+      write_run(folder, source, opened, say)
+      return 'a MODEL_DIR with int8 weights'
+    tensors = plan_export(opened, source.config, hf_config)
+    fileio.write_json(os.path.join(folder, 'config.json'), hf_config)
+    own = source.meta.get('hf_config') if source.is_hf else None
+    generation_config.write_generation_config(source.directory, folder, own)
+    write_tokenizer(folder, source.vocabulary)
+    hf_folder.write_shards(folder, tensors, shard_bytes)
+  return READERS[hf_keys.get_model_type(hf_config)]
 
 
 def write_run(
   folder: str,
-  model_dir: str,
-  checkpoints: reader.CheckpointReader,
-  step: int,
-  config: ModelConfig,
-  words: BaseVocabulary | None,
+  source: PretrainedModel,
+  opened: ParameterSource,
   say: Callable[[str], None],
 ) -> None:
   """Writes a step as a MODEL_DIR with int8 weights, a parameter at a time."""
-  meta = checkpoints.meta(step)
-  hf_config = meta.get('hf_config')
-  write_config_and_tokenizer(folder, model_dir, config, hf_config, words)
+  config, words = source.config, source.vocabulary
+  hf_config = source.meta.get('hf_config')
+  write_config_and_tokenizer(folder, source.directory, config, hf_config, words)
   abstract = traverse_util.flatten_dict(pretrained.shapes_on_one_device(config))
-  dtypes = checkpoints.dtypes(step)
-  sizes = {k: x.size * dtypes[k].itemsize for k, x in abstract.items()}
+  sizes = {k: x.size * opened.dtypes[k].itemsize for k, x in abstract.items()}
   put = hf_folder.put_sharded
   arrays = (
-    (path, put(checkpoints.read_parameter(step, path), like.sharding))
+    (path, put(opened.read(path), like.sharding))
     for path, like in abstract.items()
   )
   write_checkpoint(
-    folder, step, split_arrays(arrays, 'int8'), sizes,
+    folder, source.step, split_arrays(arrays, 'int8'), sizes,
     describe_model(config, hf_config, words, 'int8'), say,
   )  # fmt: skip
 
@@ -369,21 +319,19 @@ def write_tokenizer(folder: str, words: BaseVocabulary | None) -> None:
 
 
 def plan_export(
-  checkpoints: reader.CheckpointReader,
-  step: int,
+  opened: ParameterSource,
   config: ModelConfig,
   hf_config: dict,
 ) -> dict[str, Tensor]:
   """Returns the tensors of the Hugging Face format, read when they are due."""
   layout, kind = hf_keys.get_layout(hf_config), hf_config['model_type']
   abstract = traverse_util.flatten_dict(pretrained.shapes_on_one_device(config))
-  dtypes = checkpoints.dtypes(step)
   tensors, cache = {}, {}
 
   def read(path, shape, i):
     if path not in cache:
       cache.clear()  # before the read: memory holds one parameter at a time
-      cache[path] = checkpoints.read_parameter(step, path)
+      cache[path] = opened.read(path)
     value = cache[path][i] if hf_folder.is_stacked(path) else cache[path]
     return value.T if path[-1] == 'kernel' else value.reshape(shape)
 
@@ -391,7 +339,7 @@ def plan_export(
     shape = hf_folder.to_hf_shape(path, like.shape)
     for i, key in enumerate(layout.keys(path, like.shape)):
       read_key = functools.partial(read, path, shape, i)
-      tensors[key] = Tensor(shape, dtypes[path], read_key)
+      tensors[key] = Tensor(shape, opened.dtypes[path], read_key)
   make_copies = make_buffers if kind == 'alexatm' else make_tied_copies
   return {**make_copies(config, tensors, layout), **tensors}
 

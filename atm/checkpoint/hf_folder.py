@@ -78,6 +78,12 @@ def _open_safetensors(path: str) -> dict[str, Tensor]:
     raise WeightsError(str(e)) from e
 
 
+def open_file(path: str) -> dict[str, Tensor]:
+  """Returns the tensors of a .safetensors or .bin file; reads none of them."""
+  is_torch = path.endswith('.bin')
+  return (open_torch_file if is_torch else _open_safetensors)(path)
+
+
 def open_weights(directory: str) -> dict[str, Tensor]:
   """Returns the tensors of all weight files of a folder; reads none of them.
 
@@ -91,8 +97,7 @@ def open_weights(directory: str) -> dict[str, Tensor]:
   for path, expected in _find_files(directory).items():
     if not os.path.exists(path):
       raise FileNotFoundError(f'{quote(path)} is missing: the index names it')
-    is_torch = path.endswith('.bin')
-    found = (open_torch_file if is_torch else _open_safetensors)(path)
+    found = open_file(path)
     for key in tensors.keys() & found.keys():
       raise WeightsError(f'{key!r} is in two files of {directory}')
     for key in expected - found.keys():

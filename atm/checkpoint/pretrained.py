@@ -1,16 +1,25 @@
 """Opens folders with a trained model: a MODEL_DIR, or Hugging Face's."""
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import traverse_util
 
 from atm import fileio, storage
-from atm.checkpoint import config_json, generation_config, hf_folder, reader
+from atm.checkpoint import (
+  adapters,
+  config_json,
+  generation_config,
+  hf_folder,
+  peft_folder,
+  reader,
+)
 from atm.checkpoint.checksums import DamageError
 from atm.data.vocabulary import open_vocabulary
 from atm.data.vocabulary_base import BaseVocabulary
@@ -36,6 +45,8 @@ class PretrainedModel:
       its config.json.
     generation_path, generation_config: the file with its settings of
       generation, and the content, {} where there is none.
+    adapter, base: adapters that are merged into the parameters as these are
+      read, and the model without them; None where there are none.
   """
 
   directory: str
@@ -45,6 +56,13 @@ class PretrainedModel:
   meta: dict
   generation_path: str = ''
   generation_config: dict = dataclasses.field(default_factory=dict)
+  adapter: adapters.SavedAdapters | None = None
+  base: 'PretrainedModel | None' = None
+
+  @property
+  def is_hf(self) -> bool:
+    """Tells whether the folder is Hugging Face's."""
+    return _is_hf(self.directory)
 
   @property
   def weights(self) -> str | None:
@@ -81,6 +99,9 @@ class PretrainedModel:
       checksums.DamageError: names the steps that are intact.
       hf_keys.WeightsError: a Hugging Face folder that is not sound.
     """
+    if self.adapter is not None:
+      self._check_mergeable()
+      return self.adapter.merge(self.base.read_params(mesh, rules, as_saved))
     abstract = parameters.abstract_params(AlexaTM(self.config), mesh, rules)
     if _is_hf(self.directory):
       weights = self._open_hf(abstract)
@@ -100,11 +121,47 @@ class PretrainedModel:
 
     Raises ValueError for int8 weights.
     """
+    if self.adapter is not None:
+      self._check_mergeable()
+      read, add = self.base.parameter_reader(), self.adapter.merge_one
+      return lambda path: add(path, read(path))
     check_float(self.meta, repr(self.directory))
     if _is_hf(self.directory):
       return self._open_hf(shapes_on_one_device(self.config)).read
     checkpoints = reader.CheckpointReader(self.directory)
     return functools.partial(checkpoints.read_parameter, self.step)
+
+  @contextlib.contextmanager
+  def open_parameters(self) -> Iterator['ParameterSource']:
+    """Yields what reads one whole parameter at a time.
+
+    Raises:
+      ValueError: int8 weights.
+      checksums.DamageError: raised by the block; names steps that are intact.
+    """
+    if self.adapter is not None:
+      self._check_mergeable()
+      with self.base.open_parameters() as (read, dtypes):
+        add = self.adapter.merge_one
+        yield ParameterSource(lambda path: add(path, read(path)), dtypes)
+      return
+    check_float(self.meta, repr(self.directory))
+    if _is_hf(self.directory):
+      weights = self._open_hf(shapes_on_one_device(self.config))
+      yield ParameterSource(weights.read, weights.dtypes)
+      return
+    with reader.open_step(self.directory, self.step) as (checkpoints, step):
+      read = functools.partial(checkpoints.read_parameter, step)
+      yield ParameterSource(read, checkpoints.dtypes(step))
+
+  def _check_mergeable(self) -> None:
+    """Raises ValueError where the base has int8 weights."""
+    if self.base.weights is not None:
+      raise ValueError(
+        f'{self.base.directory!r} has {self.base.weights!r} weights, into '
+        f'which the adapters of {self.adapter.directory!r} cannot be merged: '
+        'name the model that they were made of; WEIGHTS makes them int8 again'
+      )
 
   def fingerprint(self) -> str | None:
     """Returns what tells the parameters from others, reading few of them.
@@ -112,6 +169,9 @@ class PretrainedModel:
     A SHA-256, in hex: of a checkpoint's checksums, or of pieces of a Hugging
     Face folder's files. None of a checkpoint without checksums.
     """
+    if self.adapter is not None:
+      both = self.base.fingerprint(), self.adapter.fingerprint()
+      return fileio.hash_json(both) if both[0] else None
     if _is_hf(self.directory):
       return hf_folder.fingerprint_weights(self.directory)
     with reader.open_step(self.directory, self.step) as (checkpoints, step):
@@ -123,29 +183,65 @@ class PretrainedModel:
     return hf_folder.WeightReader(self.directory, hf_config, abstract)
 
 
+class ParameterSource(NamedTuple):
+  """Access to a model's parameters, one after the other.
+
+  Attributes:
+    read: path of a parameter -> the whole array, as saved.
+    dtypes: path -> dtype.
+  """
+
+  read: Callable[[tuple[str, ...]], np.ndarray]
+  dtypes: Mapping[tuple[str, ...], np.dtype]
+
+
 def open_pretrained(
-  directory: str, at_step: int | None = None
+  directory: str, at_step: int | None = None, adapter: str | None = None
 ) -> PretrainedModel:
-  """Describes the model in a folder; reads no parameters.
+  """Describes the model in a folder; reads adapters, but no parameters.
 
   Args:
     directory: holds checkpoints/ and vocabulary/, or config.json and weights.
+      A LoRA run's is a model, too: its base with its adapters.
     at_step: which checkpoint; None takes the newest.
+    adapter: adapters to put on it: the MODEL_DIR of a LoRA run, at its newest
+      checkpoint, or a PEFT folder.
 
   Raises:
     FileNotFoundError: there is no model, or no checkpoint of that step.
     checksums.DamageError: the checkpoint's metadata are damaged.
     hf_keys.WeightsError: a config.json of another kind of model.
-    ValueError: the vocabulary is damaged, or not the model's.
+    ValueError: the vocabulary is damaged, or not the model's; or the adapters
+      do not fit.
   """
   directory = check_path('directory', directory)
   at_step = check_index('at_step', at_step, optional=True)
+  adapter = check_path('ADAPTER', adapter, optional=True)
+  described = adapters.read_description(directory)
+  if described is not None:
+    model = _open_lora_run(directory, at_step, described[1])
+  else:
+    model = _open_whole(directory, at_step)
+  if adapter is not None:
+    model = dataclasses.replace(
+      model, base=model, adapter=_read_adapter(model, adapter)
+    )
+  return model
+
+
+def _open_whole(directory: str, at_step: int | None) -> PretrainedModel:
+  """Describes a model that is in one folder."""
   hf_config = None
   if _is_hf(directory):
     directory = storage.fetch(directory)  # safetensors open files by path
     hf_config, config = read_hf_model(directory)
     meta, step = {'hf_config': hf_config}, 0
     vocabulary = read_tokenizer(directory, hf_config, config)
+  elif peft_folder.is_peft_folder(directory):
+    raise FileNotFoundError(
+      f'{directory!r} has the adapters of PEFT, and no model: name that as '
+      'MODEL_DIR, and this folder as ADAPTER'
+    )
   else:
     with reader.open_step(directory, at_step) as (checkpoints, step):
       meta = checkpoints.meta(step)
@@ -154,6 +250,64 @@ def open_pretrained(
   generation = generation_config.read_generation_config(directory, hf_config)
   _adopt_target(vocabulary, config, generation[1])
   return PretrainedModel(directory, config, vocabulary, step, meta, *generation)
+
+
+def _open_lora_run(
+  directory: str, at_step: int | None, base: adapters.BaseModel
+) -> PretrainedModel:
+  """Describes the model that a LoRA run made of its base."""
+  run = _open_whole(directory, at_step)
+  try:
+    model = open_pretrained(base.path, base.step)
+  except FileNotFoundError as e:
+    raise FileNotFoundError(
+      f'{directory!r} has adapters for {base.path!r}, which is not there as '
+      f'they need it ({one_line(e, 150)}): put it there, or name it as '
+      'MODEL_DIR and this folder as ADAPTER'
+    ) from e
+  meta = {**run.meta}
+  if 'hf_config' in model.meta:
+    meta['hf_config'] = model.meta['hf_config']
+  return dataclasses.replace(
+    run, vocabulary=run.vocabulary or model.vocabulary, meta=meta, base=model,
+    adapter=_read_adapter(model, directory, run.step),
+  )  # fmt: skip
+
+
+def _read_adapter(
+  model: PretrainedModel, directory: str, at_step: int | None = None
+) -> adapters.SavedAdapters:
+  """Reads adapters for a model; raises ValueError where they do not fit."""
+  shapes = traverse_util.flatten_dict(shapes_on_one_device(model.config))
+  describe = functools.partial(choose_hf_config, model.config, model.meta)
+  read = adapters.read_adapter(
+    directory, model.config, describe, shapes, at_step
+  )
+  words = model.vocabulary
+  if read.vocabulary and words and read.vocabulary != words.sha256:
+    raise ValueError(
+      f'{directory!r} was trained with another vocabulary than that of '
+      f'{model.directory!r}: name the model that it was trained on, '
+      f'{read.base.path!r}'
+    )
+  expected = read.base and read.base.fingerprint
+  if expected and model.fingerprint() not in (None, expected):
+    raise ValueError(
+      f'{directory!r} was trained on other weights than those of '
+      f'{model.directory!r}: name {read.base.path!r}, step {read.base.step:,}, '
+      "or what `atm export` with FORMAT = 'peft' writes, which fits any model "
+      'of these sizes'
+    )
+  return read
+
+
+def choose_hf_config(config: ModelConfig, meta: Mapping) -> dict:
+  """Returns the config.json that a model has, or that it is exported with.
+
+  Raises ValueError where no Hugging Face class computes the model.
+  """
+  found = meta.get('hf_config') or config_json.config_to_hf(config)
+  return config_json.update_sizes(found, config)
 
 
 def read_hf_model(directory: str) -> tuple[dict, ModelConfig]:

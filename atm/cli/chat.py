@@ -317,7 +317,7 @@ class ChatCommand(api.ModelSource):
       source=self.source, target=self.target,
     )  # fmt: skip
     console.print(
-      f'[bold]step {model.step:,} of {rich.markup.escape(self.model_dir)}[/]  '
+      f'[bold]step {model.step:,} of {rich.markup.escape(self.title)}[/]  '
       f'[dim]{chat.describe()}, /help for commands[/]'
     )
     if note:

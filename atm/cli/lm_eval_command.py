@@ -34,7 +34,7 @@ class LmEvalCommand(api.ModelSource):
 
   Attributes:
     tasks: names of tasks and groups, or YAML files.
-    output: default: MODEL_DIR/lm_eval/TIME.json.
+    output: default: MODEL_DIR/lm_eval/TIME.json, or in ADAPTER.
     mode, newline: see `lm_eval.AtmLM`.
     num_fewshot: examples in front of each question; None: as tasks say.
     limit: of examples a task; below 1 a share of them; None: all.
@@ -92,7 +92,7 @@ class LmEvalCommand(api.ModelSource):
     os.environ['DISABLE_MULTIPROC'] = '1'  # of BLEU's resamplings, see above
     results = simple_evaluate(
       adapter.AtmLM(model, self.mode, self.newline, self.batch_size),
-      model_args={'model_dir': self.model_dir},  # for the record
+      model_args={'model_dir': self.title},  # for the record
       tasks=tasks,
       num_fewshot=self.num_fewshot,
       batch_size=self.batch_size,
@@ -102,7 +102,8 @@ class LmEvalCommand(api.ModelSource):
       task_manager=manager,
     )
     stamp = time.strftime('%Y-%m-%dT%H-%M-%S')
-    path = self.output or f'{self.model_dir}/lm_eval/{stamp}.json'
+    owner = self.adapter or self.model_dir
+    path = self.output or f'{owner}/lm_eval/{stamp}.json'
     if distributed.is_main_process():
       storage.make_folder(os.path.dirname(storage.absolute(path)))
       with fileio.replacing(path) as f:

@@ -14,6 +14,8 @@ from atm.cli.setting_needs import find_value
 from atm.messages import find_nearest, quote
 
 _MODEL = 'a MODEL_DIR with a checkpoint, or a folder of Hugging Face weights'
+_ADAPTER = 'the MODEL_DIR of a LoRA run, or a PEFT folder'
+_ADAPTED = {'MODEL_DIR': _MODEL, 'ADAPTER': _ADAPTER}
 _RUN = 'a folder with metrics.jsonl, which `atm pretrain` writes'
 _RESULTS = 'a folder with results.json, which `atm eval` writes'
 _TEXT = {
@@ -22,12 +24,8 @@ _TEXT = {
 }
 # run -> setting -> what has to be there.
 PATHS = {
-  **dict.fromkeys(
-    ('chat', 'eval', 'export', 'lm_eval', 'serve'), {'MODEL_DIR': _MODEL}
-  ),
-  **dict.fromkeys(
-    ('infer', 'score'), {'MODEL_DIR': _MODEL, 'INPUT': 'a file to read'}
-  ),
+  **dict.fromkeys(('chat', 'eval', 'export', 'lm_eval', 'serve'), _ADAPTED),
+  **dict.fromkeys(('infer', 'score'), {**_ADAPTED, 'INPUT': 'a file to read'}),
   **dict.fromkeys(('cache', 'inspect', 'mixture', 'pretrain', 'vocab'), _TEXT),
   'finetune': {**_TEXT, 'INIT_FROM': _MODEL},
   'check': {'MODEL_DIR': 'a folder with config.json and weights'},

@@ -50,7 +50,8 @@ class ServeCommand(api.ModelSource):
   Attributes:
     host: the address to listen at; others than this machine's own need a key.
     port: 0 takes a free one, which is printed.
-    name: what requests call the model; None: the last part of MODEL_DIR.
+    name: what requests call the model; None: the last part of MODEL_DIR, and
+      behind a + that of ADAPTER.
     api_key: what requests must bear; None: the ATM_API_KEY of the environment,
       or nothing. It is never printed.
     is_open: True says that anybody who reaches the address may use the model.
@@ -102,8 +103,9 @@ class ServeCommand(api.ModelSource):
       KEY_VARIABLE, os.environ.get(KEY_VARIABLE)
     )
     http_server.check_exposure(self.host, key, self.is_open)
-    folder = os.path.normpath(self.model_dir)
-    name = self.name or os.path.basename(os.path.abspath(folder))
+    folders = [self.model_dir, *([self.adapter] if self.adapter else [])]
+    paths = (os.path.abspath(os.path.normpath(x)) for x in folders)
+    name = self.name or '+'.join(map(os.path.basename, paths))
     meter = metrics.Metrics(name)
     served = service.Service(
       None, None, name, self.limits, key, self.allowed_origins, meter
@@ -113,7 +115,7 @@ class ServeCommand(api.ModelSource):
       server = http_server.HttpServer(log, sock)
       server.start()
       url = http_server.format_url(sock)
-      self.say(f'{url} answers probes while {self.model_dir} is read')
+      self.say(f'{url} answers probes while {self.title} is read')
       try:
         self._serve(served, server, log, url)
       finally:
@@ -122,6 +124,8 @@ class ServeCommand(api.ModelSource):
   def load(self, at_step: int | None = None) -> api.Model:
     """Reads the model; raises ValueError where memory has no room for it."""
     source = self.open()
+    while source.adapter is not None:
+      source = source.base  # as it is on disk
     folder = os.path.join(source.directory, 'checkpoints')
     # Training saves float32; other folders may have half as much.
     width = 4 if os.path.isdir(folder) else 2

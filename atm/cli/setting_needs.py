@@ -96,6 +96,7 @@ NEEDS = (
     "set RUNNER = 'beam'",
   ),
   Need(('SHARD_GIB',), 'WEIGHTS', _is_none, 'leave out WEIGHTS'),
+  Need(('SHARD_GIB', 'WEIGHTS'), 'FORMAT', _is_none, 'leave out FORMAT'),
   Need(('BEAMS',), 'BEAM_GROUPS', bool, 'set BEAM_GROUPS above 0'),
   Need(('SPLIT', 'TASK_FEATURE_LENGTHS'), 'TASK', _is_set, 'name a TASK'),
   Need(

@@ -32,6 +32,7 @@ class AnswerFolder:
       `runner.SuiteEvaluation`.
     log: prints a line.
     config: how tokens of generated answers are chosen.
+    adapter: the fingerprint of an adapter that is put on the model.
   """
 
   folder: str
@@ -42,6 +43,7 @@ class AnswerFolder:
   batch_size: int
   log: Callable[[str], None]
   config: sampling.Config = sampling.Config()
+  adapter: str | None = None
 
   def path_of(self, task: Task) -> str:
     """Returns the path of a task's answers."""
@@ -68,6 +70,8 @@ class AnswerFolder:
       mode=task.mode, normalize=task.normalize, max_tokens=task.max_tokens,
       stop=task.stop, weights=self.weights,
     )  # fmt: skip
+    if self.adapter is not None:
+      settings['adapter'] = self.adapter
     if task.languages is not None:
       settings['languages'] = task.languages
     if self.truncate not in ('refuse', task.truncate):

@@ -40,8 +40,8 @@ class SuiteEvaluation(api.ModelSource):
     model_dir: None only for a dry run or a check of the data.
     make_tasks: builds the tasks.
     suite: the suite's name, for the report.
-    output: a folder; None: MODEL_DIR/eval/SUITE. Answers that an earlier run of
-      the same settings left there are read, not computed.
+    output: a folder; None: MODEL_DIR/eval/SUITE, or in ADAPTER. Answers that
+      an earlier run of the same settings left there are read, not computed.
     limit: questions of each task, drawn by `seed`; None: all.
     seed: of that draw and of the bootstraps.
     batch_size: prompts or pairs at a time.
@@ -129,7 +129,7 @@ class SuiteEvaluation(api.ModelSource):
     distributed.wait_for_all()  # all have looked before one writes
     model = self.load(source.step)
     self._log(
-      f'step {model.step:,} of {self.model_dir}: {len(tasks) - len(refused)} '
+      f'step {model.step:,} of {self.title}: {len(tasks) - len(refused)} '
       f'tasks of {self.suite}'
     )
     if note:
@@ -137,7 +137,7 @@ class SuiteEvaluation(api.ModelSource):
     start = time.perf_counter()
     found, missing = self.evaluate_tasks(model, tasks)
     results.write_results(self.folder, dict(
-      suite=self.suite, model_dir=self.model_dir, step=model.step,
+      suite=self.suite, model_dir=self.title, step=model.step,
       parameters=sum(x.size for x in jax.tree.leaves(model.params)),
       config=self.config_text, versions=collect_versions(tasks),
       settings=self._settings(),
@@ -154,18 +154,21 @@ class SuiteEvaluation(api.ModelSource):
     return AnswerFolder(
       os.path.join(self.folder, results.PREDICTIONS), self.model_dir,
       self.weights, self.truncate, self.overwrite, self.batch_size, self._log,
-      self.config,
+      self.config, self.adapter_mark,
     )  # fmt: skip
 
   @property
   def folder(self) -> str:
     """The folder that results and answers are written to."""
-    return self.output or os.path.join(self.model_dir, 'eval', self.suite)
+    owner = self.adapter or self.model_dir
+    return self.output or os.path.join(owner, 'eval', self.suite)
 
   def _settings(self) -> dict:
     """Returns the settings that results.json records."""
     keys = 'limit', 'seed', 'batch_size', 'weights', 'truncate'
     settings = {key: getattr(self, key) for key in keys}
+    if self.adapter is not None:
+      settings['adapter'] = self.adapter
     if given := self.config.list_given():
       settings['generation'] = given
     return settings

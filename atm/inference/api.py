@@ -308,6 +308,7 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     check_choice, 'dtype', known=CONFIG_CHOICES['dtype'], optional=True
   ),
   weights=partial(check_choice, 'WEIGHTS', known=WEIGHTS, optional=True),
+  adapter=partial(check_path, 'ADAPTER', optional=True),
 )
 def load(
   directory: str,
@@ -316,11 +317,13 @@ def load(
   rules: Rules = Rules(),
   dtype: str | None = None,
   weights: str | None = None,
+  adapter: str | None = None,
 ) -> Model:
   """Reads a model from a MODEL_DIR or from a Hugging Face folder.
 
   Args:
-    directory: holds checkpoints/ and vocabulary/, or config.json and weights.
+    directory: holds checkpoints/ and vocabulary/, or config.json and weights. A
+      LoRA run's is read as its base with the adapters merged.
     at_step: which checkpoint; None takes the newest.
     mesh: default: all devices, data parallel.
     rules: logical to mesh axes.
@@ -330,6 +333,8 @@ def load(
       quarter. Products are int8 x int8 -> int32 then, of activations that are
       scaled anew for each row (dynamic, no calibration). None and 'float32'
       change nothing.
+    adapter: the MODEL_DIR of a LoRA run, or a PEFT folder; its adapters are
+      merged into the parameters, before `weights` changes them.
 
   Raises:
     FileNotFoundError: there is no model, or no checkpoint of that step.
@@ -338,7 +343,7 @@ def load(
   """
   xla_options.set_flags()  # in vain where JAX has started; checked below
   mesh = mesh_lib.make_mesh() if mesh is None else mesh
-  source = pretrained.open_pretrained(directory, at_step)
+  source = pretrained.open_pretrained(directory, at_step, adapter)
   weights = source.choose_weights(weights)
   dtype = dtype or source.config.dtype
   config = dataclasses.replace(source.config, dtype=dtype)
@@ -369,8 +374,8 @@ class ModelSource:
   Attributes:
     model_dir: the folder of a training run, or one that `atm import` wrote.
     at_step: the step of a checkpoint; None: the newest.
-    weights: 'bfloat16' halves the memory, 'int8' is a quarter; None: as they
-      were saved.
+    weights: 'bfloat16' is half the memory, 'int8' a quarter; None: as saved.
+    adapter: a LoRA run's folder, or one of PEFT, to put on the model.
     make_mesh: called when the command runs, for it asks for devices.
     rules: logical to mesh axes.
   """
@@ -379,13 +384,15 @@ class ModelSource:
   _: dataclasses.KW_ONLY
   at_step: int | None = None
   weights: str | None = None
+  adapter: str | None = None
   make_mesh: Callable[[], jax.sharding.Mesh] = mesh_lib.make_mesh
   rules: Rules = Rules()
-
+  adapter_mark = None  # the fingerprint of ADAPTER, once it was opened
   checks: ClassVar[dict[str, Callable]] = {
     'model_dir': partial(check_path, 'MODEL_DIR'),
     'at_step': partial(check_index, 'STEP', optional=True),
     'weights': partial(check_choice, 'WEIGHTS', known=WEIGHTS, optional=True),
+    'adapter': partial(check_path, 'ADAPTER', optional=True),
   }
 
   def __post_init__(self):
@@ -393,13 +400,22 @@ class ModelSource:
 
   def open(self) -> pretrained.PretrainedModel:
     """Describes the model, without its parameters; see `open_pretrained`."""
-    return pretrained.open_pretrained(self.model_dir, self.at_step)
+    named = self.model_dir, self.at_step, self.adapter
+    source = pretrained.open_pretrained(*named)
+    if self.adapter is not None:
+      self.adapter_mark = source.adapter.fingerprint()
+    return source
+
+  @property
+  def title(self) -> str:
+    """The model as log lines have it: its folder, and that of an adapter."""
+    return self.model_dir + (f' with {self.adapter}' if self.adapter else '')
 
   def load(self, at_step: int | None = None) -> Model:
     """Reads the model, of the step that `open` found; see `load`."""
     at_step = self.at_step if at_step is None else at_step
-    place = self.make_mesh(), self.rules
-    return load(self.model_dir, at_step, *place, weights=self.weights)
+    place = self.make_mesh(), self.rules, None
+    return load(self.model_dir, at_step, *place, self.weights, self.adapter)
 
 
 def quantize(model: Model) -> Model:

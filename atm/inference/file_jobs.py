@@ -157,7 +157,7 @@ class FileJob(api.ModelSource):
     languages = self._framing.describe_languages(frames.sources, frames.targets)
     log = self.say if distributed.is_main_process() else lambda text: None
     log(
-      f'step {model.step:,} of {self.model_dir}: {len(rows):,} {self.counted}, '
+      f'step {model.step:,} of {self.title}: {len(rows):,} {self.counted}, '
       f'mode {frames.mode}' + (languages and f', {languages}')
     )
     if note:
@@ -294,6 +294,8 @@ class FileJob(api.ModelSource):
     more = {} if self.truncate == 'refuse' else {'truncate': self.truncate}
     if any((*self._frames.sources, *self._frames.targets)):
       more['languages'] = [self._frames.sources, self._frames.targets]
+    if self.adapter is not None:
+      more['adapter'] = self.adapter_mark
     return dict(
       rows=rows, model=storage.absolute(self.model_dir), step=source.step,
       mode=self._frames.mode, weights=self.weights, **more,

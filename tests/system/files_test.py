@@ -49,6 +49,7 @@ REASONS = {
   COPY: {
     'atm/checkpoint/convert.py', 'atm/checkpoint/hf_folder.py',
     'atm/checkpoint/parameter_writer.py', 'atm/checkpoint/reader.py',
+    'atm/checkpoint/staging.py',
     'atm/checkpoint/torch_reader.py', 'atm/data/token_store.py',
     'atm/evals/folder_facts.py', 'atm/evals/text_metrics.py',
     'tasks/evaluation/dataset_files.py', 'tasks/evaluation/readers.py',
