@@ -204,7 +204,7 @@ def export_weights(
   Args:
     model_dir: holds the checkpoint; or a Hugging Face folder.
     output: the folder; must not exist. Written whole or not at all.
-    at_step: which checkpoint; None takes the newest.
+    at_step: which checkpoint; None takes the best, or the newest.
     shard_gib: greatest size of a file, in GiB; of a Hugging Face folder.
     weights: 'int8' writes a MODEL_DIR, see `import_weights`.
     adapter: a LoRA run's folder, or one of PEFT, to put on the model.

@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from atm import messages, storage
-from atm.checkpoint import checksums, reader
+from atm.checkpoint import best_step, checksums, reader
+from atm.checkpoint.best_step import BestStep
 from atm.checkpoint.checksums import DamageError
 from atm.checkpoint.staged_steps import PARTS, StagedManager, unlist_step
 
@@ -30,6 +31,7 @@ class CheckpointManager(reader.CheckpointReader):
   `wait_until_finished`.
 
   Attributes:
+    best: the best step, see `best_step`; is never removed.
     failures: how many saves failed.
     save_error: the error of the last save, if that failed.
   """
@@ -57,19 +59,24 @@ class CheckpointManager(reader.CheckpointReader):
     self.keep = messages.check_number('KEEP', keep, least=1, optional=True)
     self.on_error = messages.check_choice('ON_ERROR', on_error, ON_ERROR)
     self.failures, self.save_error, self._pending = 0, None, None
-    self._has_saved = False
+    self._has_saved, self._best_pending = False, None
+    self.model_dir = messages.check_path('MODEL_DIR', model_dir)
+    self.best = best_step.read_best(self.model_dir)
     super().__init__(model_dir, log)
 
   def _open(self) -> ocp.CheckpointManager | StagedManager:
     return super()._open(read_only=False)
 
-  def save(self, step: int, trees: dict, meta: dict) -> None:
+  def save(
+    self, step: int, trees: dict, meta: dict, best: BestStep | None = None
+  ) -> None:
     """Begins to write a step, with the checksums of its arrays.
 
     Args:
       step: the number; the newest is not written again.
       trees: the items: 'params', and 'optimizer' where training goes on.
       meta: a JSON object.
+      best: recorded when the step is written, see `record_best`.
 
     Raises:
       SaveError: this save or the one before, unless `on_error` is 'go_on'.
@@ -79,6 +86,7 @@ class CheckpointManager(reader.CheckpointReader):
     messages.check_instance('meta', meta, Mapping)
     self.wait_until_finished()
     if step == self.latest_step():
+      self.record_best(best)
       return
     self._metas.pop(step, None)
     sums = checksums.compute_checksums(checksums.flatten_named(trees))
@@ -93,6 +101,7 @@ class CheckpointManager(reader.CheckpointReader):
 
     if self._succeeds(step, begin):
       self._pending, self._has_saved = step, True
+      self._best_pending = best
 
   def check_for_errors(self) -> None:
     """Collects the result of a finished save. Call between any two steps."""
@@ -106,7 +115,16 @@ class CheckpointManager(reader.CheckpointReader):
     wait = self.orbax.wait_until_finished
     if step is not None and self._succeeds(step, wait):
       self.save_error = None
+      self.record_best(self._best_pending)
       self._remove_older(step)
+
+  def record_best(self, best: BestStep | None) -> None:
+    """Writes which step is the best, unless None; all hosts call it."""
+    if best in (None, self.best):
+      return
+    self.best = best
+    if jax.process_index() == 0:
+      best_step.write_best(self.model_dir, best)
 
   def raise_if_unsaved(self) -> None:
     """Raises SaveError if the last save failed, whatever `on_error`; waits."""
@@ -148,6 +166,7 @@ class CheckpointManager(reader.CheckpointReader):
     # any folder whose name is a number.
     steps = [n for n in self.all_steps() if self._is_checkpoint(n)]
     old = steps[: -self.keep] if self.keep else []
+    old = [n for n in old if self.best is None or n != self.best.step]
     if old and self._succeeds(newest, lambda: self.verify(newest)):
       self._succeeds(newest, lambda: [self._delete(n) for n in old])
 

@@ -203,7 +203,7 @@ def open_pretrained(
   Args:
     directory: holds checkpoints/ and vocabulary/, or config.json and weights.
       A LoRA run's is a model, too: its base with its adapters.
-    at_step: which checkpoint; None takes the newest.
+    at_step: which checkpoint; None takes the best, or the newest.
     adapter: adapters to put on it: the MODEL_DIR of a LoRA run, at its newest
       checkpoint, or a PEFT folder.
 

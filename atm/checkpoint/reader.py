@@ -23,7 +23,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from atm import fileio, messages, storage
-from atm.checkpoint import checksums, paths
+from atm.checkpoint import best_step, checksums, paths
 from atm.checkpoint.checksums import DamageError
 from atm.checkpoint.staged_steps import StagedManager
 
@@ -385,7 +385,9 @@ def list_checksums(
 def open_step(
   model_dir: str, at_step: int | None
 ) -> Iterator[tuple[CheckpointReader, int]]:
-  """Yields the checkpoints of a MODEL_DIR and the step wanted, or the newest.
+  """Yields the checkpoints of a MODEL_DIR and the step wanted.
+
+  None takes the best, see `best_step`, or the newest of a run without one.
 
   Raises:
     FileNotFoundError: there is no checkpoint, or not of that step.
@@ -400,10 +402,19 @@ def open_step(
     )
   with contextlib.closing(CheckpointReader(model_dir)) as checkpoints:
     steps = checkpoints.all_steps()
+    best = best_step.read_best(model_dir) if at_step is None else None
+    if best is not None:
+      at_step = best.step
     if not steps or at_step not in (None, *steps):
       raise FileNotFoundError(
         f'no checkpoint {"" if at_step is None else f"of step {at_step} "}in '
         f'{checkpoints.directory}; steps there: {steps or "none"}'
+        + (
+          f'. {model_dir}/{best_step.BEST_FILE} names it as the best: name '
+          'another STEP, or remove that file'
+          if best
+          else ''
+        )
       )
     try:
       yield checkpoints, steps[-1] if at_step is None else at_step

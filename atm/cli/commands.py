@@ -34,11 +34,17 @@ def run_pretrain() -> None:
   if not distributed.is_main_process():
     return
   train_summary.print_summary(run)
-  print(next_steps(run.model_dir, run.step, bool(run.vocabulary.languages)))
+  steps = None if run.stopped_early else run.step
+  print(next_steps(run.model_dir, steps, bool(run.vocabulary.languages)))
 
 
-def next_steps(model_dir: str, steps: int, has_languages: bool = False) -> str:
-  """Lists commands for what one may want after a training run."""
+def next_steps(
+  model_dir: str, steps: int | None, has_languages: bool = False
+) -> str:
+  """Lists commands for what one may want after a training run.
+
+  Its `steps` are None where early stopping ended it: more would change nothing.
+  """
   atm = sys.argv[0] if sys.argv[0].endswith('atm') else 'atm'
   atm = min(atm, os.path.relpath(atm), key=len) if '/' in atm else atm
   text = lambda name, value: f'--gin.{name}="\'{value}\'"'
@@ -56,8 +62,9 @@ def next_steps(model_dir: str, steps: int, has_languages: bool = False) -> str:
   ]  # fmt: skip
   if not tuned:  # that one's learning rate has come to 0
     config = f'--gin_file={model_dir}/config.gin'
-    train_on = f'{atm} pretrain {config} --gin.TRAIN_STEPS={steps * 2}'
-    lines = [('train on', train_on), *lines]
+    if steps is not None:
+      train_on = f'{atm} pretrain {config} --gin.TRAIN_STEPS={steps * 2}'
+      lines = [('train on', train_on), *lines]
     lines += [
       ('your own pairs', f'{atm} finetune {text("INIT_FROM", model_dir)} '
        f'{text("MODEL_DIR", "runs/tuned")} \\'),

@@ -91,6 +91,8 @@ NEEDS = (
     f"set {MIXTURE} = 'pairs'",
   ),
   Need(('TASKS', 'DATA_DIR', 'LIMIT'), 'ASK_EVERY', _is_set, 'set ASK_EVERY'),
+  Need(('PATIENCE',), 'KEEP_BEST', _is_set, 'set KEEP_BEST'),
+  Need(('MIN_DELTA',), 'PATIENCE', _is_set, 'set PATIENCE'),
   Need(
     ('BEAM_OPTIONS',), 'RUNNER', lambda runner: runner == 'beam',
     "set RUNNER = 'beam'",

@@ -82,6 +82,13 @@ class FewShotEvaluator:
     if not self.requests:
       raise ValueError('none of TASKS has its data')
 
+  def metric_names(self) -> set[str]:
+    """Returns the names of what asking returns."""
+    tasks = [task for task, _, _ in self.requests]
+    names = {task.set for task in tasks}
+    names |= {f'{task.set}/{task.name}' for task in tasks}
+    return {f'few_shot/{name}' for name in names}
+
   def __call__(self, params: dict, step: int) -> dict[str, float]:
     """Returns each task's main metric, `few_shot/SET/TASK`, and sets' means."""
     model = dataclasses.replace(self.model, params=params, step=step)

@@ -324,7 +324,7 @@ def load(
   Args:
     directory: holds checkpoints/ and vocabulary/, or config.json and weights. A
       LoRA run's is read as its base with the adapters merged.
-    at_step: which checkpoint; None takes the newest.
+    at_step: which checkpoint; None takes the best, or the newest.
     mesh: default: all devices, data parallel.
     rules: logical to mesh axes.
     dtype: of activations: 'float32' or 'bfloat16'; None takes the model's own.
@@ -373,7 +373,7 @@ class ModelSource:
 
   Attributes:
     model_dir: the folder of a training run, or one that `atm import` wrote.
-    at_step: the step of a checkpoint; None: the newest.
+    at_step: the step of a checkpoint; None: the best, or the newest.
     weights: 'bfloat16' is half the memory, 'int8' a quarter; None: as saved.
     adapter: a LoRA run's folder, or one of PEFT, to put on the model.
     make_mesh: called when the command runs, for it asks for devices.

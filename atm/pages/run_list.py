@@ -16,6 +16,7 @@ import rich.markup
 import rich.table
 
 from atm import storage
+from atm.checkpoint import best_step
 from atm.data import mixture_stats
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.messages import check_arguments, check_path, clock_text
@@ -31,7 +32,7 @@ CAPTION = (
 )
 STATES = {
   'running': 'a process holds its lock',
-  'finished': 'it is at its last step',
+  'finished': 'it is at its last step, or stopped early',
   'failed': 'an error ended it, see failure.txt',
   'stopped': 'it was interrupted, and the same command goes on',
   'damaged': 'a file of it cannot be read',
@@ -47,6 +48,7 @@ class RunFacts:
     path: its folder.
     state: one of STATES.
     step, last_step: done, and of how many; None: not known.
+    stopped_at: the step that early stopping ended it with, or None.
     losses: objective -> last held-out loss, nats a token.
     tokens: read so far, targets included; None: not known.
     goodput: see `goodput`; None: not known.
@@ -61,6 +63,7 @@ class RunFacts:
   changed: float
   step: int | None = None
   last_step: int | None = None
+  stopped_at: int | None = None
   losses: dict[str, float] = dataclasses.field(default_factory=dict)
   tokens: float | None = None
   goodput: float | None = None
@@ -90,6 +93,7 @@ def read_run_facts(path: str, name: str) -> RunFacts:
     rows = metric_writer.read_metrics(path)
     times = goodput.read_goodput(path)
     config = train_page.read_config_text(path)
+    best = best_step.read_best(path)
   except (OSError, ValueError) as e:
     return RunFacts(name, path, 'damaged', changed, problem=str(e))
   trained = [row for row in rows if row.get('loss') is not None]
@@ -103,7 +107,7 @@ def read_run_facts(path: str, name: str) -> RunFacts:
     },
     tokens=train_page.sum_tokens(trained),
     goodput=goodput.goodput_share(goodput.sum_by_kind(times)) or None,
-    rows=rows,
+    rows=rows, stopped_at=best and best.stopped_at,
   )  # fmt: skip
   return dataclasses.replace(facts, state=_find_state(facts))
 
@@ -113,6 +117,8 @@ def _find_state(run: RunFacts) -> str:
   if run_folder.is_locked(run.path):
     return 'running'
   if None not in (run.step, run.last_step) and run.step >= run.last_step:
+    return 'finished'
+  if run.stopped_at is not None and run.stopped_at == run.step:
     return 'finished'
   failure = os.path.join(run.path, crash_report.FAILURE_FILE)
   # A run that went on after an error has written since.

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from atm import fileio, storage
+from atm.checkpoint import best_step
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.messages import check_arguments, check_path
 from atm.pages import page_warnings, render, train_charts
@@ -63,7 +64,7 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
       *page_warnings.host_warnings(times),
     ],
     'facts': [*([('started from', source)] if source else []),
-              *_list_facts(rows, steps)],
+              *_list_facts(rows, steps), *_list_best(model_dir)],
     'loss': draw_charts(charts, shared=True),
     'kinds': {style['label'] for chart in charts for _, style in chart.lines},
     'by_language': _by_language(rows, losses),
@@ -164,6 +165,17 @@ def _list_facts(rows: list[dict], steps: int | None) -> list[tuple[str, str]]:
   ):
     if last.get(key) is not None:
       facts.append((name, form.format(last[key])))
+  return facts
+
+
+def _list_best(model_dir: str) -> list[tuple[str, str]]:
+  """Returns which checkpoint is kept as the best, and where the run stopped."""
+  best = best_step.read_best(model_dir)
+  if best is None:
+    return []
+  facts = [('best checkpoint', f'step {best.step:,}, {best.describe()}')]
+  if best.stopped_at is not None:
+    facts.append(('stopped early', f'step {best.stopped_at:,} (PATIENCE)'))
   return facts
 
 

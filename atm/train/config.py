@@ -130,6 +130,12 @@ class TrainConfig:
     eval_rows: held-out rows of each task in an evaluation.
     ask_every: run the few-shot suite every so many steps, a multiple of
       `eval_every`, and at the end; None: never.
+    keep_best: a metric of evaluations; the checkpoint that is best by it is
+      kept beside the newest ones, and MODEL_DIR/best.json names it, see
+      `best_tracker`. None: none is.
+    patience: evaluations in a row that are no better than those before, after
+      which the run ends. None: it does not.
+    min_delta: what is better by no more does not count for `patience`.
     make_asker: called with (model_config, vocabulary, mesh, rules, say), gives
       what runs the suite, see `during_training`.
     profile_steps: (first, last) steps that JAX's profiler records into
@@ -183,6 +189,9 @@ class TrainConfig:
   eval_every: int = 100
   eval_rows: int = 64
   ask_every: int | None = None
+  keep_best: str | None = None
+  patience: int | None = None
+  min_delta: float = 0.0
   make_asker: Callable | None = None
   profile_steps: tuple[int, int] | None = None
   tracker: str | None = None
@@ -223,6 +232,9 @@ class TrainConfig:
     'ask_every': partial(
       check_number, 'ASK_EVERY', most=MOST_INT32, optional=True
     ),
+    'keep_best': partial(check_text, 'KEEP_BEST', optional=True, empty=False),
+    'patience': partial(check_count, 'PATIENCE', optional=True),
+    'min_delta': partial(check_number, 'MIN_DELTA', least=0, whole=False),
     'profile_steps': check_profile_steps,
     'tracker': partial(check_choice, 'TRACKER', known=TRACKERS, optional=True),
     'debug_hang': partial(
@@ -247,6 +259,7 @@ class TrainConfig:
         f'ASK_EVERY = {ask}: expected a multiple of EVAL_EVERY = {evaluate}, '
         f'or None. Did you mean {evaluate * max(1, round(ask / evaluate))}?'
       )
+    self._check_stopping()
     self._check_one_start()
     self._check_lora()
 
@@ -258,6 +271,20 @@ class TrainConfig:
   def skips(self, step: int) -> bool:
     """Tells whether the batch of a step is not trained on."""
     return any(first <= step <= last for first, last in self.skip_steps)
+
+  def _check_stopping(self) -> None:
+    """Raises ValueError where what is best cannot be known."""
+    name = self.keep_best
+    if self.patience is not None and name is None:
+      raise ValueError(
+        f'PATIENCE = {self.patience}, but KEEP_BEST = None: set KEEP_BEST to a '
+        "metric of evaluations, such as 'eval/loss/pair', or leave out PATIENCE"
+      )
+    if name and name.startswith('few_shot/') and self.ask_every is None:
+      raise ValueError(
+        f'KEEP_BEST = {name!r}, but ASK_EVERY = None: set ASK_EVERY to a '
+        'multiple of EVAL_EVERY'
+      )
 
   def _check_one_start(self) -> None:
     """Raises ValueError where a run is to start from two models, or itself."""

@@ -99,6 +99,11 @@ class HeldOutLoss:
     )  # fmt: skip
     self.step = _jit_eval_step(model, mesh, config.rules, config.lora)
 
+  def metric_names(self) -> set[str]:
+    """Returns the names of what an evaluation returns."""
+    names = {name for names in _groups(self.parts) for name in names}
+    return {f'eval/{kind}/{x}' for kind in ('loss', 'accuracy') for x in names}
+
   def __call__(self, params) -> dict[str, float]:
     """Returns `eval/loss/OBJECTIVE[/LANG]` and `eval/accuracy/...`."""
     sums = collections.Counter()

@@ -18,6 +18,7 @@ from atm.parallel import (
 from atm.parallel import xla_options as xla_options_lib
 from atm.parallel.machine import describe_machine
 from atm.train import crash_report, preemption
+from atm.train.best_tracker import BestKeeper
 from atm.train.config import TrainConfig
 from atm.train.first_step import report_first_step
 from atm.train.goodput import Goodput
@@ -87,13 +88,15 @@ class Loop:
       self.evaluations, self.started = 0, False  # of this process
       self.rows = sharding.host_rows(self.mesh, config.rules, config.batch_size)
       self.state, self.done = state, start
+      self.best = BestKeeper(config, self.checkpoints)
+      self.best.begin(start, self.folder)
       self._evaluate_where_due_before()
       feed = batches.prefetch(self._batch_after, start, last_step)
       last.callback(feed.close)
       self.compiled, self.frozen = None, start < config.freeze_encoder_steps
       self.log.begin(start)
       self.times = HostTimes(self.goodput.write, config.say)
-      while self.done < last_step:
+      while self.done < last_step and not self.best.is_over:
         self.times.lap('own')
         with self.goodput.spent_on('data'):
           host_batch = next(feed)
@@ -104,6 +107,7 @@ class Loop:
         self.watchdog.touch(self.done)
       self.times.close(self.done)
       self.checkpoints.raise_if_unsaved()
+      self.best.finish(self.done)
 
   def _batch_after(self, done: int) -> dict | None:
     """Returns the batch of the step after `done`; None where it is skipped."""
@@ -203,19 +207,19 @@ class Loop:
     self.checkpoints.check_for_errors()
     stopping = self.signals.stops_after(done) and not at_end
     evaluates = self._is_due(self.config.eval_every)
-    saves = self._is_due(self.config.save_every) or stopping
+    saves, improves = self._is_due(self.config.save_every) or stopping, False
     if evaluates or saves:
       jax.block_until_ready(self.state)  # what follows pays for itself alone
       self.watchdog.touch(done)
       with self.log.pause():
         if evaluates:
           try:
-            self._evaluate()
+            improves = self._evaluate()
           except preemption.Interrupted:  # the next process does it
             stopping = True
-        if saves or stopping:
+        if saves or stopping or improves or self.best.is_over:
           with self.goodput.spent_on('checkpoint'):
-            self._save()
+            self._save(improves)
       self.times.skip()
     if logs or evaluates or saves:
       self.goodput.write(done)
@@ -230,14 +234,16 @@ class Loop:
     """Evaluates as a fresh run does first, or as a stopped one owes."""
     due = self._is_due(self.config.eval_every)
     if due and not self.folder.was_evaluated(self.done):
-      self._evaluate()
+      if self._evaluate():
+        self.best.record(self.done)  # its checkpoint is there
     for first, last in self.config.skip_steps:
       if last > self.done:
         self.config.say(
           f'SKIP_STEPS: steps {first:,} to {last:,} are not trained on'
         )
 
-  def _evaluate(self) -> None:
+  def _evaluate(self) -> bool:
+    """Evaluates and tells whether the step is the best so far."""
     first, self.evaluations = not self.evaluations, self.evaluations + 1
     with self.goodput.spent_on('evaluation'):
       with self.watchdog.paused(compiles=first):
@@ -254,6 +260,7 @@ class Loop:
       if asked := [k for k in row if k.startswith('few_shot/')]:
         means = (f'{k} {row[k]:.2f}' for k in asked if k.count('/') == 1)
         self.config.say(f'step {self.done:,} asked: ' + ', '.join(means))
+    return self.best.take(self.done, row)
 
   def _write_row(self, row: dict[str, float]) -> None:
     self.writer.write(self.done, row)
@@ -267,8 +274,9 @@ class Loop:
       row |= self.ask(params, self.done)
     return row
 
-  def _save(self) -> None:
+  def _save(self, is_best: bool = False) -> None:
     self.writer.flush()  # a run that goes on from here has the rows before
     position = {**self.meta['data'], 'step': self.done}
     now = {**self.meta, 'data': position, 'log': self.log.partial()}
-    self.checkpoints.save(self.done, self.state.to_trees(), now)
+    best = self.best.get(self.done) if is_best else None
+    self.checkpoints.save(self.done, self.state.to_trees(), now, best)

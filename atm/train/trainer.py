@@ -25,6 +25,7 @@ from atm.train import (
   trackers,
 )
 from atm.train import step as step_lib
+from atm.train.best_tracker import check_best_metric
 from atm.train.config import TrainConfig
 from atm.train.goodput import Goodput
 from atm.train.initial_state import StateOpener
@@ -43,6 +44,7 @@ class TrainingResult:
   history: list[dict]
   vocabulary: Vocabulary
   held_out: held_out_loss.HeldOutLoss
+  stopped_early: bool = False
 
 
 def train(config: TrainConfig) -> TrainingResult:
@@ -94,9 +96,7 @@ def train(config: TrainConfig) -> TrainingResult:
     step, tx, state = StateOpener(
       config, model, mesh, checkpoints, meta, log
     ).open(source, words)
-    why = config_json.explain_no_format(config.model_config)
-    if why and 'hf_config' not in meta:
-      config.say(f'`atm export` will refuse this model: {why}')
+    print_export_warning(config, meta)
     base = open_base(config, folder, adapted, mesh, state.params)
     generation = choose_generation_config(source, words)
     folder.save_setup(config.config_text, words, generation)
@@ -106,7 +106,8 @@ def train(config: TrainConfig) -> TrainingResult:
     ask = config.ask_every and config.make_asker(
       config.model_config, words, mesh, rules, config.say
     )
-    Loop(
+    check_best_metric(config, held_out, ask)
+    loop = Loop(
       config, folder, mesh,
       bind_update=functools.partial(
         bind_train_step, model, tx, rules, seed=config.seed,
@@ -115,9 +116,11 @@ def train(config: TrainConfig) -> TrainingResult:
       ),
       inputs=inputs, held_out=held_out, ask=ask, checkpoints=checkpoints,
       meta=meta, log=log, goodput=goodput, base=base,
-    ).run(step, state)  # fmt: skip
+    )  # fmt: skip
+    loop.run(step, state)
+    early, history = loop.best.stops_early(loop.done), folder.metrics()
     return TrainingResult(
-      folder.path, config.train_steps, folder.metrics(), words, held_out
+      folder.path, loop.done, history, words, held_out, early
     )
 
 
@@ -244,6 +247,13 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict:
 def count_numbers(tree) -> int:
   """Returns how many numbers the arrays of a tree have."""
   return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def print_export_warning(config: TrainConfig, meta: dict) -> None:
+  """Says why a model cannot be exported, if it cannot."""
+  why = config_json.explain_no_format(config.model_config)
+  if why and 'hf_config' not in meta:
+    config.say(f'`atm export` will refuse this model: {why}')
 
 
 def mesh_text(mesh) -> str:

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from atm.checkpoint import best_step
 from atm.cli import main
-from atm.pages import run_list
+from atm.pages import run_list, train_page
 from atm.train import crash_report, run_folder
 
 
@@ -52,6 +53,19 @@ def test_states_of_runs(make_run):
   with run_folder.RunFolder(str(run)).lock():
     assert read(run).state == 'running'
   assert read(run).state == 'stopped'
+
+
+def test_a_run_that_stopped_early_is_finished(make_run):
+  run = make_run('run', 20, 30)
+  for stopped_at, state in ((20, 'finished'), (10, 'stopped')):
+    best = best_step.BestStep(10, 'eval/loss/pair', 2.5, stopped_at)
+    best_step.write_best(str(run), best)
+    assert read(run).state == state
+  facts = dict(train_page._list_best(str(run)))
+  assert facts == {
+    'best checkpoint': 'step 10, eval/loss/pair = 2.5',
+    'stopped early': 'step 10 (PATIENCE)',
+  }
 
 
 def test_facts_of_a_run(make_run):

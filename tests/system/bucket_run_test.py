@@ -4,6 +4,7 @@ import pytest
 from survive_test import command, rows  # noqa: F401, a fixture
 
 from atm import storage
+from atm.checkpoint import best_step, reader
 from atm.train import metric_writer
 
 from survive import Nursery
@@ -22,12 +23,20 @@ def test_a_run_is_made_and_used_in_a_store(make_bucket, rows, tmp_path):  # noqa
       assert ended.code == 0, ended.lines
       return '\n'.join(ended.lines)
 
-    atm(*command(run, rows, '--gin.TRAIN_STEPS=4', '--gin.SAVE_EVERY=2'))
+    atm(
+      *command(run, rows, '--gin.TRAIN_STEPS=4', '--gin.SAVE_EVERY=2'),
+      '--gin.KEEP_BEST="eval/loss/clm"', '--gin.EVAL_EVERY=3', '--gin.KEEP=1',
+    )  # fmt: skip
+    # Between two saves that are due, and kept as the only one, if it is best.
+    assert best_step.read_best(run).step in (3, 4)
     said = atm(
       'pretrain', f'--gin_file={run}/config.gin', '--gin.TRAIN_STEPS=6'
     )
     assert f'resumed from step 4 in {run}/checkpoints' in said
     assert metric_writer.read_metrics(run)[-1]['step'] == 6
+    best = best_step.read_best(run)
+    steps = reader.CheckpointReader(run).all_steps()
+    assert steps == sorted({best.step, 6})
     atm('report', f'--gin.MODEL_DIR="{run}"')
     assert 'finished' in atm('runs', bucket)
     (tmp_path / 'inputs.txt').write_text('a text\n')

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import gin
-from atm.checkpoint import manager, paths
+from atm.checkpoint import best_step, manager, paths
 from atm.cli import gin_config, main
 from atm.inference import api
 from atm.parallel import mesh as mesh_lib
@@ -230,7 +230,7 @@ def assert_same_run(a, b):
       assert abs(x[name] - y[name]) <= limit, (x['step'], name)
   data = [manager.CheckpointManager(str(d)).meta(STEPS)['data'] for d in (a, b)]
   assert data[0] == data[1]  # the rows' files too, who ever made them
-  a, b = (api.load(str(d)).params for d in (a, b))  # on one device
+  a, b = (api.load(str(d), STEPS).params for d in (a, b))  # on one device
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=PARAMETERS), a, b
   )
@@ -255,19 +255,25 @@ def test_killed_and_resumed_with_other_processes(words, tmp_path, first):
   Of 4, each holds a part of `tensor` and of `fsdp`. Faults seen: held-out sums
   of a process's own rows; metrics.jsonl written by all; all print; the report
   in process 0 waits for others in Orbax; where a process stood in config.gin.
+  Early stopping ends all of them at STEPS.
   """
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   mesh = dict(data=1, fsdp=2, tensor=2)
-  alone(whole, words, mesh)
+  early = {'KEEP_BEST': 'eval/loss/clm', 'PATIENCE': 1, 'MIN_DELTA': 9.0,
+           'TRAIN_STEPS': STEPS + 4}  # fmt: skip
+  alone(whole, words, mesh, **early)
   with Processes(first, 4, parts, words, mesh, 1000) as run:
     run.until(saved(parts, 2))
   drop_later_steps(parts, 2)
   assert f'4 cpu device(s) of {first} processes' in run.log(0)
   assert not any(run.log(n) for n in range(1, first))
   with pytest.raises(Stop):
-    alone(parts, words, mesh, stop_at=7)
-  with Processes(2, 4, parts, words, mesh, STEPS) as run:
+    alone(parts, words, mesh, stop_at=7, **early)
+  with Processes(2, 4, parts, words, mesh, STEPS, **early) as run:
     assert run.wait() == [0, 0]
+  assert f'step {STEPS} of {STEPS + 4}: stopped early' in run.log(0)
+  best = [best_step.read_best(str(folder)) for folder in (whole, parts)]
+  assert [(x.step, x.stopped_at) for x in best] == [(best[0].step, STEPS)] * 2
   assert 'resumed from step 6' in run.log(0) and 'loss.png' in run.log(0)
   assert run.log(1) == ''
   assert_same_run(whole, parts)
