@@ -13,7 +13,7 @@ from atm.model import matmul, quantized
 
 
 def cross_entropy(
-  logits, targets, weights, z_loss: float = 0.0
+  logits, targets, weights, z_loss: float = 0.0, label_smoothing: float = 0.0
 ) -> dict[str, jax.Array]:
   """Sums cross-entropy over the targets of each batch row.
 
@@ -23,30 +23,53 @@ def cross_entropy(
     weights: [B, T]; 0 leaves a position out.
     z_loss: coefficient of log(Z)^2, which keeps logits near normalised
       (Mesh TensorFlow; PaLM, section 5). The paper mentions none.
+    label_smoothing: share of a target's probability that is spread over all V
+      ids, itself included (Szegedy et al., 2016, section 7), as PyTorch and
+      transformers' Trainer do; fairseq spreads it over the V - 1 others.
 
   Returns:
-    float32 [B]: `loss` in nats, `z_loss`, `correct` (targets that had the
-    greatest logit) and `weight`. Divide by `weight` for means.
+    float32 [B]: `loss` in nats, without smoothing, `z_loss`, `correct` (targets
+    that had the greatest logit) and `weight`; with label smoothing `smoothing`,
+    what it adds to the loss. Divide by `weight` for means.
   """
-  statistics = _token_statistics(logits.astype(jnp.float32), targets)
-  return _sums(*statistics, weights, z_loss)
+  logits = logits.astype(jnp.float32)
+  statistics = _token_statistics(logits, targets, label_smoothing)
+  return _sums(*statistics, weights, z_loss, label_smoothing)
 
 
-def _token_statistics(logits, targets):
-  """Returns log Z, the target's logit, whether it is the greatest: [B, T]."""
+def total_loss(sums: dict[str, jax.Array]) -> jax.Array:
+  """Adds up what a training step minimises, of `cross_entropy`: [B]."""
+  total = sums['loss'] + sums['z_loss']
+  return total + sums['smoothing'] if 'smoothing' in sums else total
+
+
+def _token_statistics(logits, targets, smoothing=0.0):
+  """Returns log Z, the target's logit, whether it is the greatest: [B, T].
+
+  With label smoothing also how far the target's logit is above the mean.
+  """
   log_z = jax.nn.logsumexp(logits, axis=-1)
   picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  return log_z, picked, picked >= logits.max(axis=-1)
+  statistics = log_z, picked, picked >= logits.max(axis=-1)
+  if smoothing:
+    statistics += (picked - logits.mean(axis=-1),)
+  return statistics
 
 
-def _sums(log_z, picked, correct, weights, z_loss):
+def _sums(log_z, picked, correct, *others):
+  """Sums `_token_statistics` over rows; others end in (weights, penalties)."""
+  *lead, weights, z_loss, smoothing = others
   total = lambda x: jnp.sum(x * weights, axis=-1)
-  return {
+  sums = {
     'loss': total(log_z - picked),
     'z_loss': z_loss * total(jnp.square(log_z)),
     'correct': total(correct),
     'weight': total(jnp.ones_like(log_z)),
   }
+  if smoothing:
+    # (1 - s) (log Z - picked) + s (log Z - mean) = loss + s (picked - mean).
+    sums['smoothing'] = smoothing * total(*lead)
+  return sums
 
 
 def cross_entropy_from_states(
@@ -56,6 +79,7 @@ def cross_entropy_from_states(
   head: jax.Array,
   bias: jax.Array | None,
   z_loss: float = 0.0,
+  label_smoothing: float = 0.0,
   chunk: int = 64,
   constrain=lambda logits: logits,
 ) -> dict[str, jax.Array]:
@@ -64,11 +88,11 @@ def cross_entropy_from_states(
   The logits of `chunk` positions of every row are made at a time, and once:
   where there will be a gradient its products are computed beside the loss. The
   gradient needs all rows to count alike in whatever is differentiated, as in
-  `loss.sum() + z_loss.sum()`: where they do not, gradients are NaN.
+  `total_loss(sums).sum()`: where they do not, gradients are NaN.
 
   Args:
     states: [B, T, D].
-    targets, weights, z_loss: see `cross_entropy`.
+    targets, weights, z_loss, label_smoothing: see `cross_entropy`.
     head: [V, D], in the dtype of `states`.
     bias: [V] or None; has no gradient.
     chunk: positions at a time; for T <= chunk JAX differentiates.
@@ -76,9 +100,10 @@ def cross_entropy_from_states(
   """
   if states.shape[1] <= chunk:
     logits = constrain(compute_logits(states, head, bias))
-    return cross_entropy(logits, targets, weights, z_loss)
+    return cross_entropy(logits, targets, weights, z_loss, label_smoothing)
   rows = _pad_to_chunks(chunk, states, targets, weights)
-  return _chunked_loss(chunk, constrain, z_loss, head, bias, *rows)
+  penalties = z_loss, label_smoothing
+  return _chunked_loss(chunk, constrain, penalties, head, bias, *rows)
 
 
 def token_log_probabilities(
@@ -97,7 +122,7 @@ def token_log_probabilities(
   T = states.shape[1]
   chunk = min(chunk, T)
   rows = _pad_to_chunks(chunk, states, targets)
-  statistics = _chunk_statistics(chunk, constrain, head, bias, *rows)
+  statistics = _chunk_statistics(chunk, constrain, 0.0, head, bias, *rows)
   log_z, picked, correct = (x[:, :T] for x in statistics)
   return picked - log_z, correct
 
@@ -120,16 +145,16 @@ def compute_logits(states, head, bias, columns=None) -> jax.Array:
   return flat.reshape(*states.shape[:-1], -1)
 
 
-def _chunk_statistics(chunk, constrain, head, bias, *rows):
+def _chunk_statistics(chunk, constrain, smoothing, head, bias, *rows):
   """Returns `_token_statistics` of padded rows: states, targets, any others."""
 
   def one(part):
     states, targets = part[:2]
     # A head in int8 has columns only of few rows, see `matmul.product_int8`.
     if matmul.on_one_cpu() and isinstance(head, jax.Array):
-      return _column_statistics(states, targets, head, bias)[1]
+      return _column_statistics(smoothing, states, targets, head, bias)[1]
     logits = constrain(compute_logits(states, head, bias))
-    return _token_statistics(logits, targets)
+    return _token_statistics(logits, targets, smoothing)
 
   return map(_join_chunks, jax.lax.map(one, _split_chunks(chunk, rows)))
 
@@ -139,7 +164,7 @@ def _chunk_statistics(chunk, constrain, head, bias, *rows):
 # `matmul.rows_by_columns`.
 
 
-def _column_statistics(states, targets, head, bias):
+def _column_statistics(smoothing, states, targets, head, bias):
   """Computes logits [V, N] of the N = B T positions, and what they tell.
 
   Returns:
@@ -155,18 +180,24 @@ def _column_statistics(states, targets, head, bias):
   powers = jnp.exp(logits - top)
   total = matmul.sum_columns(powers)
   statistics = top + jnp.log(total), picked, picked >= top
+  if smoothing:
+    statistics += (picked - matmul.sum_columns(logits) / len(head),)
   return (powers, total), [x.reshape(targets.shape) for x in statistics]
 
 
-def _column_gradients(z_loss, head, bias, states, targets, weights):
+def _column_gradients(penalties, head, bias, states, targets, weights):
   """Returns `_token_statistics`, and the gradients of head and states."""
-  (powers, total), statistics = _column_statistics(states, targets, head, bias)
+  z_loss, smoothing = penalties
+  (powers, total), statistics = _column_statistics(
+    smoothing, states, targets, head, bias
+  )
   flat = states.reshape(-1, states.shape[-1])
   # As in `_chunked_forward`.
   log_z_grad = (weights * (1 + 2 * z_loss * statistics[0])).reshape(-1)
   chosen = jnp.arange(len(head))[:, None] == targets.reshape(-1)
   grad = powers * (log_z_grad / total)
-  grad = (grad - jnp.where(chosen, weights.reshape(-1), 0)).astype(flat.dtype)
+  grad -= _target_gradient(chosen, weights.reshape(-1), smoothing, len(head))
+  grad = grad.astype(flat.dtype)
   head_grad = matmul.dot_float32(grad, flat, (1, 0))
   if grad.dtype == jnp.float32:
     # Written out, as `weight_gradient` has it, grad' would be one more array of
@@ -178,52 +209,71 @@ def _column_gradients(z_loss, head, bias, states, targets, weights):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked_loss(chunk, constrain, z_loss, head, bias, *rows):
-  """Computes `cross_entropy` of (states, targets, weights), T in chunks."""
-  statistics = _chunk_statistics(chunk, constrain, head, bias, *rows)
-  return _sums(*statistics, rows[2], z_loss)
+def _chunked_loss(chunk, constrain, penalties, head, bias, *rows):
+  """Computes `cross_entropy` of (states, targets, weights), T in chunks.
+
+  The penalties are (z_loss, label_smoothing).
+  """
+  given = constrain, penalties[1], head, bias
+  statistics = _chunk_statistics(chunk, *given, *rows)
+  return _sums(*statistics, rows[2], *penalties)
 
 
-def _chunked_forward(chunk, constrain, z_loss, head, bias, *rows):
+def _target_gradient(chosen, weights, smoothing: float, V: int):
+  """Returns the target's part of the gradient of logits, to be subtracted."""
+  if not smoothing:
+    return jnp.where(chosen, weights, 0)
+  return weights * jnp.where(chosen, 1 - smoothing + smoothing / V,
+                             smoothing / V)  # fmt: skip
+
+
+def _chunked_forward(chunk, constrain, penalties, head, bias, *rows):
+  z_loss, smoothing = penalties
+
   def by_columns(head_grad, part):
-    *given, grads = _column_gradients(z_loss, head, bias, *part)
+    *given, grads = _column_gradients(penalties, head, bias, *part)
     head_grad += grads[0]
     return head_grad, (*given, grads[1])
 
   def by_rows(head_grad, part):
     states, targets, weights = part
     logits = constrain(compute_logits(states, head, bias))
-    log_z, picked, correct = _token_statistics(logits, targets)
+    log_z, *others = _token_statistics(logits, targets, smoothing)
     # d/d logits of weight (log Z - picked + z_loss log Z^2): softmax times
-    # log_z_grad, less the weight at the target.
+    # log_z_grad, less the weight at the target, or smoothed over all.
     log_z_grad = weights * (1 + 2 * z_loss * log_z)
     grad = jnp.exp(logits - log_z[..., None]) * log_z_grad[..., None]
     chosen = jnp.arange(head.shape[0]) == targets[..., None]
-    grad -= jnp.where(chosen, weights[..., None], 0)
+    grad -= _target_gradient(
+      chosen, weights[..., None], smoothing, head.shape[0]
+    )
     grad = constrain(grad).astype(states.dtype)
     grad, flat = (x.reshape(-1, x.shape[-1]) for x in (grad, states))
     states_grad = matmul.dot_float32(grad, head, (1, 0)).reshape(states.shape)
     head_grad += matmul.weight_gradient(grad, flat)
-    return head_grad, (log_z, picked, correct, states_grad)
+    return head_grad, (log_z, *others, states_grad)
 
   zeros = jnp.zeros(head.shape, jnp.float32)  # bfloat16 would lose small chunks
   one = by_columns if matmul.on_one_cpu() else by_rows
   head_grad, found = jax.lax.scan(one, zeros, _split_chunks(chunk, rows))
   *statistics, states_grad = map(_join_chunks, found)
-  log_z, picked, _ = statistics
+  log_z, picked, _, *lead = statistics
   each = log_z - picked + z_loss * jnp.square(log_z)
-  sums = _sums(*statistics, rows[2], z_loss)
+  if smoothing:
+    each += smoothing * lead[0]
+  sums = _sums(*statistics, rows[2], *penalties)
   return sums, (head, bias, rows[0], head_grad, states_grad, each)
 
 
-def _chunked_backward(chunk, constrain, z_loss, residuals, cotangents):
+def _chunked_backward(chunk, constrain, penalties, residuals, cotangents):
   head, bias, states, head_grad, states_grad, each = residuals
   by_row = cotangents['loss']
   # head_grad is summed over rows already: one factor is all it can be given.
   factor = by_row[0]
   alike = by_row == factor
-  if z_loss:
-    alike &= cotangents['z_loss'] == factor
+  for penalty, name in zip(penalties, ('z_loss', 'smoothing')):
+    if penalty:
+      alike &= cotangents[name] == factor
   factor = jnp.where(alike.all(), factor, jnp.nan)
   return (
     (head_grad * factor).astype(head.dtype),

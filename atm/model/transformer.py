@@ -134,7 +134,10 @@ class AlexaTM(Embeddings):
       decoder_positions, decode, enable_dropout,
     )  # fmt: skip
 
-  def loss(self, batch: dict, enable_dropout: bool = True, z_loss=0.0) -> dict:
+  def loss(
+    self, batch: dict, enable_dropout: bool = True, z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+  ) -> dict:  # fmt: skip
     """Computes the sums of `loss.cross_entropy` for each row of a batch.
 
     The logits are made `loss_chunk` positions at a time, never all of them.
@@ -142,7 +145,7 @@ class AlexaTM(Embeddings):
     Args:
       batch: arrays of `batches.Batches`.
       enable_dropout: see `__call__`.
-      z_loss: see `loss.cross_entropy`.
+      z_loss, label_smoothing: see `loss.cross_entropy`.
     """
     tokens, source = batch['encoder_input_tokens'], batch['encoder_segment_ids']
     encoded = self.encode(
@@ -155,8 +158,9 @@ class AlexaTM(Embeddings):
     )  # fmt: skip
     targets = batch['decoder_target_tokens'], batch['decoder_loss_weights']
     compute = functools.partial(
-      loss_lib.cross_entropy_from_states, z_loss=z_loss
-    )
+      loss_lib.cross_entropy_from_states, z_loss=z_loss,
+      label_smoothing=label_smoothing,
+    )  # fmt: skip
     return self._by_target(compute, states, *targets)
 
   def log_probabilities(self, batch: dict) -> tuple[jax.Array, jax.Array]:

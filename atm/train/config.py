@@ -96,7 +96,7 @@ class TrainConfig:
     make_mesh: called without arguments, once devices may be used.
     rules: logical to mesh axes.
     seed: of parameters, shuffle, noise and dropout.
-    z_loss: see `loss.cross_entropy`.
+    z_loss, label_smoothing: of training, see `loss.cross_entropy`.
     micro_batches: parts of the batch that a step runs one after another, to
       save memory; changes the update by rounding only, and dropout's draws.
     skip_steps: ranges (first, last) of steps, both included and numbered as
@@ -175,6 +175,7 @@ class TrainConfig:
   rules: Rules = Rules()
   seed: int = 0
   z_loss: float = 0.0
+  label_smoothing: float = 0.0
   micro_batches: int = 1
   skip_steps: tuple[tuple[int, int], ...] = ()
   abort_after_nonfinite: int = 10
@@ -224,6 +225,9 @@ class TrainConfig:
     'vocabulary_size': partial(check_count, 'VOCABULARY_SIZE', optional=True),
     'seed': partial(check_seed, 'SEED'),
     'z_loss': partial(check_number, 'Z_LOSS', least=0, whole=False),
+    'label_smoothing': partial(
+      check_number, 'LABEL_SMOOTHING', least=0, below=1, whole=False
+    ),
     'skip_steps': check_skip_steps,
     'lora_base_dtype': partial(
       check_choice, 'LORA_BASE_DTYPE', known=BASE_DTYPES

@@ -169,6 +169,8 @@ class MetricLogger:
       'accuracy': s['sum/accuracy'] / targets,
       'z_loss': s['sum/z_loss'] / targets,
     }
+    if 'sum/smoothing' in s:
+      row['label_smoothing'] = s['sum/smoothing'] / targets
     for name in objectives.OBJECTIVE_NAMES:
       if s[f'weight/loss/{name}']:
         total = s[f'sum/loss/{name}']

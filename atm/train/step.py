@@ -13,6 +13,7 @@ import optax
 
 from atm.data import objectives
 from atm.model import lora as lora_lib
+from atm.model import loss as loss_lib
 from atm.model import parameters
 from atm.model.lora import LoraConfig
 from atm.parallel.sharding import Rules, constrain
@@ -93,8 +94,9 @@ def init_state(
 
 
 def forward(
-  model, params, batch, dropout_key=None, z_loss=0.0, base=None, lora=None
-) -> dict:
+  model, params, batch, dropout_key=None, z_loss=0.0, label_smoothing=0.0,
+  base=None, lora=None,
+) -> dict:  # fmt: skip
   """Returns the sums [B] of `loss.cross_entropy` over each row of a batch.
 
   With `lora` the parameters are adapters of `base`.
@@ -105,8 +107,9 @@ def forward(
     adapters = lora_lib.bind_adapters(params, lora)
     variables = {'params': base, lora_lib.COLLECTION: adapters}
   return model.apply(
-    variables, batch, train, z_loss, rngs=rngs, method=model.loss
-  )
+    variables, batch, train, z_loss, label_smoothing, rngs=rngs,
+    method=model.loss,
+  )  # fmt: skip
 
 
 def train_step(
@@ -117,6 +120,7 @@ def train_step(
   base: dict | None = None,
   seed: int = 0,
   z_loss: float = 0.0,
+  label_smoothing: float = 0.0,
   frozen: bool = False,
   micro_batches: int = 1,
   lora: LoraConfig | None = None,
@@ -133,7 +137,7 @@ def train_step(
     batch: arrays of `batches.Batches`.
     base: with `lora`, the model's parameters, which stay as they are.
     seed: dropout's key is this seed's, folded with the step.
-    z_loss: see `loss.cross_entropy`.
+    z_loss, label_smoothing: see `loss.cross_entropy` (static).
     frozen: keep the encoder, and what is tied to its embedding, bit for bit
       (static); `tx` must be of `make_optimizer(..., encoder_apart=True)`.
     micro_batches: N, how many parts of the batch are run one after another, to
@@ -168,8 +172,9 @@ def train_step(
 
   def share_of_loss(trained, part, key):
     params = {**kept, **trained}
-    sums = forward(model, params, part, key, z_loss, base, lora)
-    return (sums['loss'] + sums['z_loss']).sum() / targets, sums
+    penalties = z_loss, label_smoothing
+    sums = forward(model, params, part, key, *penalties, base, lora)
+    return loss_lib.total_loss(sums).sum() / targets, sums
 
   gradient = jax.grad(share_of_loss, has_aux=True)
   if micro_batches == 1:
@@ -183,7 +188,7 @@ def train_step(
 
 def apply_gradients(tx, state: State, trained, grads, sums: dict, batch: dict):
   """Returns what `train_step` does, of its gradients and per-row sums."""
-  loss = (sums['loss'] + sums['z_loss']).sum()
+  loss = loss_lib.total_loss(sums).sum()
   norm = optax.global_norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -252,6 +257,8 @@ def sum_metrics(sums: dict, batch: dict) -> dict:
     'tokens/target': sums['weight'].sum(),
     'tokens/input': (batch['encoder_segment_ids'] > 0).sum(dtype=jnp.float32),
   }
+  if 'smoothing' in sums:
+    out['sum/smoothing'] = sums['smoothing'].sum()
   for number, name in enumerate(objectives.OBJECTIVE_NAMES):
     mine = batch['objective'] == number
     out[f'sum/loss/{name}'] = jnp.where(mine, sums['loss'], 0).sum()

@@ -111,8 +111,8 @@ def train(config: TrainConfig) -> TrainingResult:
       config, folder, mesh,
       bind_update=functools.partial(
         bind_train_step, model, tx, rules, seed=config.seed,
-        z_loss=config.z_loss, micro_batches=config.micro_batches,
-        lora=config.lora,
+        z_loss=config.z_loss, label_smoothing=config.label_smoothing,
+        micro_batches=config.micro_batches, lora=config.lora,
       ),
       inputs=inputs, held_out=held_out, ask=ask, checkpoints=checkpoints,
       meta=meta, log=log, goodput=goodput, base=base,

@@ -164,16 +164,66 @@ def test_positions_without_weight_change_nothing(rng):
   assert (np.array(slopes[0])[np.array(empty)[..., 0]] == 0).all()
 
 
+@pytest.mark.parametrize('chunk, one_cpu', [(64, 0), (4, 0), (4, 1), (5, 1)])
+@pytest.mark.parametrize('z_loss', [0.0, 0.1])
+def test_label_smoothing_is_that_of_szegedy(
+  rng, chunk, one_cpu, z_loss, monkeypatch
+):
+  """Against float64 by its definition, and gradients by their formula.
+
+  Whole logits, chunks, and the form of one CPU. The loss stays without it.
+  Faults seen: spread over the V - 1 others; the target's own share left out of
+  its gradient; of the weights' gradient left out.
+  """
+  monkeypatch.setattr(loss.matmul, 'on_one_cpu', lambda: bool(one_cpu))
+  given = inputs(rng)
+  compute = functools.partial(
+    loss.cross_entropy_from_states, z_loss=z_loss, label_smoothing=0.3,
+    chunk=chunk,
+  )  # fmt: skip
+
+  def total(states, weights, head):
+    sums = compute(states, given[1], weights, head, given[4])
+    return 3 * loss.total_loss(sums).sum(), sums
+
+  slopes, sums = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(
+    given[0], given[2], given[3]
+  )
+  states, targets, weights, head, bias = (np.asarray(x) for x in given)
+  states, weights, head, bias = (
+    x.astype(np.float64) for x in (states, weights, head, bias)
+  )
+  logits = np.einsum('btd,vd->btv', states, head) + bias
+  top = logits.max(-1, keepdims=True)
+  log_z = np.log(np.exp(logits - top).sum(-1, keepdims=True)) + top
+  wanted = np.eye(V)[targets]
+  smooth = 0.7 * wanted + 0.3 / V
+  each = -(smooth * (logits - log_z)).sum(-1)
+  plain = -(wanted * (logits - log_z)).sum(-1)
+  square = z_loss * log_z[..., 0] ** 2
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+  by_row = lambda x: (x * weights).sum(1)
+  close(sums['loss'], by_row(plain))
+  close(sums['smoothing'], by_row(each - plain))
+  close(loss.total_loss(sums), by_row(each + square))
+  slope = np.exp(logits - log_z) * (1 + 2 * z_loss * log_z) - smooth
+  slope *= 3 * weights[..., None]
+  close(slopes[0], np.einsum('btv,vd->btd', slope, head))
+  close(slopes[1], 3 * (each + square))
+  close(slopes[2], np.einsum('btv,btd->vd', slope, states))
+
+
 # --- In a model, and over devices
 
 
-def slopes_of(net):
+def slopes_of(net, label_smoothing=0.0):
   """params, batch -> (mean loss, gradients) as the training step has them."""
 
   def mean(params, batch):
-    sums = step_lib.forward(net, params, batch, z_loss=1e-3)
-    total = (sums['loss'] + sums['z_loss']).sum()
-    return total / sums['weight'].sum()
+    sums = step_lib.forward(
+      net, params, batch, z_loss=1e-3, label_smoothing=label_smoothing
+    )
+    return loss.total_loss(sums).sum() / sums['weight'].sum()
 
   return jax.value_and_grad(mean)
 
@@ -264,13 +314,13 @@ def test_each_device_is_sent_its_part_of_the_heads_gradient():
   assert not re.search(whole, program)
 
 
-@pytest.mark.parametrize('sizes, vocabulary', [
-  (dict(data=2, fsdp=2, tensor=2), 96),
-  (dict(data=2, fsdp=4), 96),
-  (dict(data=2, fsdp=4), 98),
+@pytest.mark.parametrize('sizes, vocabulary, smoothing', [
+  (dict(data=2, fsdp=2, tensor=2), 96, 0.2),
+  (dict(data=2, fsdp=4), 96, 0.0),
+  (dict(data=2, fsdp=4), 98, 0.2),
 ])  # fmt: skip
 def test_devices_change_neither_value_nor_gradient(
-  rng, one_device, sizes, vocabulary
+  rng, one_device, sizes, vocabulary, smoothing
 ):
   """Also where the rows of the head do not divide.
 
@@ -292,7 +342,8 @@ def test_devices_change_neither_value_nor_gradient(
     params = jax.jit(make, out_shardings=shardings)()
     with sharding.use_mesh(mesh, Rules()):
       placed = sharding.shard_batch(rows, mesh, Rules())
-      got.append(jax.device_get(jax.jit(slopes_of(net))(params, placed)))
+      slopes = jax.jit(slopes_of(net, smoothing))
+      got.append(jax.device_get(slopes(params, placed)))
   assert np.isfinite(got[0][0])
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *got

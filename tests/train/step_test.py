@@ -237,7 +237,7 @@ class Line:
 
   loss = 'loss'
 
-  def apply(self, variables, batch, train, z_loss, rngs, method):
+  def apply(self, variables, batch, train, z_loss, smoothing, rngs, method):
     assert method == 'loss' and train == (rngs is not None)
     x, params = batch['x'], variables['params']
     if train and 'noise' in batch:
@@ -246,6 +246,7 @@ class Line:
     weights = batch['decoder_loss_weights']
     total = lambda x: (x * weights).sum(-1)
     return {
+      **({'smoothing': smoothing * total(x * each)} if smoothing else {}),
       'loss': total(each**2), 'z_loss': z_loss * total(x**2 * each),
       'correct': total(each > 0), 'weight': weights.sum(-1),
     }  # fmt: skip
@@ -271,7 +272,7 @@ def line_state(tx, d=0.5, e=0.25) -> step.State:
 def line_step():
   rate = optax.inject_hyperparams(optax.scale_by_learning_rate)
   tx = optax.chain(optax.trace(0.9), rate(learning_rate=0.1))
-  names = 'z_loss', 'frozen', 'micro_batches'
+  names = 'z_loss', 'label_smoothing', 'frozen', 'micro_batches'
   return tx, jax.jit(
     functools.partial(step.train_step, Line(), tx), static_argnames=names
   )
@@ -303,6 +304,23 @@ def test_a_step_worked_out_by_hand(line_step, micro_batches):
   }.items():  # fmt: skip
     np.testing.assert_allclose(m.pop(name), value, rtol=1e-5, err_msg=name)
   assert not m and new.step == 5
+
+
+def test_label_smoothing_is_trained_on_and_logged_apart(line_step):
+  tx, update = line_step
+  b, state = line_batch(), line_state(tx)
+  x, weights = np.asarray(b['x'], float), np.asarray(b['decoder_loss_weights'])
+  each = 0.5 * x + 0.25
+  new, m = update(state, b, label_smoothing=0.5)
+  slope = weights * (2 * each + 0.5 * x) / 8
+  want = np.array([0.5, 0.25]) - 0.1 * np.array(
+    [(slope * x).sum(), slope.sum()]
+  )
+  made = new.params['decoder']['d'], new.params['encoder']['e']
+  np.testing.assert_allclose(made, want, rtol=1e-5)
+  np.testing.assert_allclose(m['sum/loss'], (weights * each**2).sum(), 1e-5)
+  smoothing = 0.5 * (weights * x * each).sum()
+  np.testing.assert_allclose(m['sum/smoothing'], smoothing, 1e-5)
 
 
 @pytest.mark.parametrize('what', ['loss', 'norm'])
