@@ -15,6 +15,7 @@ from atm.messages import MOST_INT32, check_choice, check_fields, check_number
 OPTIMIZER_CHOICES = {
   'name': ('adamw', 'adafactor'),
   'moments_dtype': ('float32', 'bfloat16'),
+  'schedule': ('linear', 'cosine'),
 }
 GIN_NAME = 'optimizer.Config'  # what a user calls the class below
 _NUMBERS = {
@@ -38,7 +39,7 @@ ENCODER_PARAMETERS = (
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW or Adafactor with the paper's linear schedule (section 2.3).
+  """AdamW or Adafactor; by default with the paper's linear schedule (2.3).
 
   The paper's is Adam; it gives learning rates, steps and weight decay. It is
   silent on the betas, epsilon and clipping, and mentions no warm-up.
@@ -62,8 +63,11 @@ class OptimizerConfig:
     moments_dtype: 'float32' or, of AdamW only, 'bfloat16'; computed in float32.
     learning_rate: at the end of the warm-up.
     final_learning_rate: reached at `decay_steps`, and kept.
-    decay_steps: length of the linear fall, the warm-up included.
-    warmup_steps: linear rise from 0.
+    decay_steps: the update where the fall ends, which begins with the warm-up's
+      end.
+    warmup_steps: length of the linear rise from 0.
+    schedule: how it falls: 'linear', or 'cosine' (Loshchilov and Hutter, 2017,
+      without restarts).
     weight_decay: times the learning rate; not on biases and norms.
     b1, b2, eps: Adam's.
     clip_norm: greatest global norm of a gradient; None does not clip.
@@ -86,6 +90,7 @@ class OptimizerConfig:
   name: str = 'adamw'
   moments_dtype: str = 'float32'
   factor_from: int = 128
+  schedule: str = 'linear'
 
   checks: ClassVar[dict[str, Callable]] = {
     **{
@@ -119,15 +124,23 @@ class OptimizerConfig:
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:
   """Makes the function from the number of an update, from 0, to its rate."""
-  fall = optax.linear_schedule(
-    config.learning_rate,
-    config.final_learning_rate,
-    config.decay_steps - config.warmup_steps,
-  )
+  rates = config.learning_rate, config.final_learning_rate
+  steps = config.decay_steps - config.warmup_steps
+  if config.schedule == 'cosine':
+    fall = partial(_cosine_rate, *rates, steps)
+  else:
+    fall = optax.linear_schedule(*rates, steps)
   if not config.warmup_steps:
     return fall
   rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
   return optax.join_schedules([rise, fall], [config.warmup_steps])
+
+
+def _cosine_rate(first: float, last: float, steps: int, count) -> jax.Array:
+  """Returns the rate after `count` of the steps of half a cosine wave."""
+  # optax's divides by the first, which may be 0.
+  part = jnp.minimum(count, steps) / steps
+  return last + (first - last) * (1 + jnp.cos(jnp.pi * part)) / 2
 
 
 def weight_decay_mask(params):

@@ -40,9 +40,10 @@ LINUX = pytest.mark.skipif(
 
 # Settings that runs have since then; their defaults are what it did.
 ADDED = re.compile(
-  r'(trainer\.|configure\.|suite\.|start\.)?(train\.)?'
+  r'(trainer\.|configure\.|suite\.|start\.|optimizer\.Config\.)?(train\.)?'
   r'(held_out|vocabulary_size|new_languages|pairs_temperature|'
-  r'source_language|target_language|compilation_cache|debug_hang|tracker) = ',
+  r'source_language|target_language|compilation_cache|debug_hang|tracker|'
+  r'keep_best|patience|min_delta|label_smoothing|warmup_steps|schedule) = ',
   re.IGNORECASE,
 )
 

@@ -94,6 +94,23 @@ def test_decay_is_times_the_rate_and_spares_biases_and_norms(kind):
     np.testing.assert_allclose(updates[name], want, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize('final', [0.0, 2e-3])
+def test_the_cosine_falls_by_half_a_wave_behind_the_warm_up(final):
+  """Fault seen: the wave begun with the warm-up."""
+  rate = optimizer.make_schedule(
+    config('adamw', schedule='cosine', warmup_steps=4,
+           final_learning_rate=final)
+  )  # fmt: skip
+  rise = [0, 0.25e-2, 0.5e-2, 0.75e-2]
+  root = 3**0.5 / 2
+  fall = np.array([1, root, 0.5, 0, -0.5, -root, -1, -1, -1])
+  want = [*rise, *(final + (1e-2 - final) * (1 + fall) / 2)]
+  found = [float(rate(n)) for n in range(13)]
+  np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-9)
+  with pytest.raises(ValueError, match="schedule = 'cosin'.*'cosine'"):
+    config('adamw', schedule='cosin')
+
+
 @pytest.mark.parametrize(
   'name, allowed, refused',
   [
@@ -124,6 +141,7 @@ def test_the_defaults_are_the_papers_and_the_usual():
     learning_rate=1e-4, final_learning_rate=5e-6, decay_steps=500_000,
     warmup_steps=0, weight_decay=0.1, b1=0.9, b2=0.999, eps=1e-8,
     clip_norm=1.0, name='adamw', moments_dtype='float32', factor_from=128,
+    schedule='linear',
   )  # fmt: skip
 
 
