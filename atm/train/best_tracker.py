@@ -126,10 +126,10 @@ class BestKeeper:
     """Writes which checkpoint is the best; it is there."""
     self.checkpoints.record_best(self.get(step))
 
-  def finish(self, step: int) -> None:
-    """Says and records that early stopping ends the run, if it does."""
+  def finish(self, step: int) -> bool:
+    """Says and records that early stopping ends the run; tells whether."""
     if not self.stops_early(step):
-      return
+      return False
     self.tracker.adopt(self.checkpoints.best)
     self.record(step)
     best = self.tracker.best
@@ -139,6 +139,7 @@ class BestKeeper:
       'evaluations in a row (PATIENCE)'
       + (f': the best is step {best.step:,}, {best.value:.4g}' if best else '')
     )
+    return True
 
 
 def check_best_metric(config: TrainConfig, held_out: HeldOutLoss, ask) -> None:

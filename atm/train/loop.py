@@ -57,8 +57,10 @@ class Loop:
   # What the state's parameters are adapters of; None: they are the model's.
   base: LoraBase | None = None
 
-  def run(self, start: int, state: State) -> None:
+  def run(self, start: int, state: State) -> bool:
     """Does the steps after `start`, beginning with its `state`.
+
+    Returns whether early stopping has ended them.
 
     Raises what `trainer.train` does.
     """
@@ -107,7 +109,7 @@ class Loop:
         self.watchdog.touch(self.done)
       self.times.close(self.done)
       self.checkpoints.raise_if_unsaved()
-      self.best.finish(self.done)
+      return self.best.finish(self.done)
 
   def _batch_after(self, done: int) -> dict | None:
     """Returns the batch of the step after `done`; None where it is skipped."""

@@ -117,10 +117,9 @@ def train(config: TrainConfig) -> TrainingResult:
       inputs=inputs, held_out=held_out, ask=ask, checkpoints=checkpoints,
       meta=meta, log=log, goodput=goodput, base=base,
     )  # fmt: skip
-    loop.run(step, state)
-    early, history = loop.best.stops_early(loop.done), folder.metrics()
+    early = loop.run(step, state)
     return TrainingResult(
-      folder.path, loop.done, history, words, held_out, early
+      folder.path, loop.done, folder.metrics(), words, held_out, early
     )
 
 
