@@ -3,7 +3,8 @@
 Trains gin/models/base.gin's sizes on one random batch, all parameters, or
 adapters of rank 16 with a base in float32 or bfloat16, each in a process of its
 own; prints the peak of its memory, CPU seconds and seconds a step (the median),
-and what the compiler counts. `--sizes=large` has gin/models/large.gin's.
+and what the compiler counts. `--sizes=large` has gin/models/large.gin's;
+`--steps=0` only compiles.
 
   python benchmarks/lora.py
   python benchmarks/lora.py --sizes=large --kinds=lora,lora-bfloat16
@@ -81,6 +82,10 @@ def measure(sizes: str, kind: str, steps: int) -> str:
       abstract, batch, *base
     )
     update = xla_options.compile_program(lowered, jax.devices()[0])
+    counted = update.memory_analysis().peak_memory_in_bytes / 2**30
+    line = f'{sizes:6} {kind:14} {counted:6.2f} GiB by the compiler'
+    if not steps:
+      return line
     state, base = make_zeros(abstract), make_zeros(base)
     spent = []
     for _ in range(steps + 1):  # the first one warms up
@@ -91,11 +96,7 @@ def measure(sizes: str, kind: str, steps: int) -> str:
       spent.append([b - a for a, b in zip(begun, ended)])
   cpu, wall = (statistics.median(column) for column in zip(*spent[1:]))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  counted = update.memory_analysis().peak_memory_in_bytes / 2**30
-  return (
-    f'{sizes:6} {kind:14} {peak:6.2f} GiB ({counted:6.2f} by the compiler) '
-    f'{cpu:7.2f} CPU s {wall:7.2f} s a step'
-  )
+  return f'{line}, {peak:6.2f} used; {cpu:7.2f} CPU s, {wall:7.2f} s a step'
 
 
 def main():

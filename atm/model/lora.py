@@ -101,10 +101,10 @@ class LoraConfig:
 @check_arguments(**{**LoraConfig.checks, 'rank': _check_rank})
 def make_lora_config(
   rank: int | None = None,
-  alpha: float = LoraConfig.alpha,
-  dropout: float = LoraConfig.dropout,
-  targets: tuple[str, ...] = LoraConfig.targets,
-  rslora: bool = LoraConfig.rslora,
+  alpha: float = 32.0,
+  dropout: float = 0.0,
+  targets: tuple[str, ...] = ('kernel',),
+  rslora: bool = False,
 ) -> LoraConfig | None:
   """Makes a `LoraConfig`; None without a rank: all parameters are trained."""
   if rank is None:

@@ -43,7 +43,8 @@ ADDED = re.compile(
   r'(trainer\.|configure\.|suite\.|start\.|optimizer\.Config\.)?(train\.)?'
   r'(held_out|vocabulary_size|new_languages|pairs_temperature|'
   r'source_language|target_language|compilation_cache|debug_hang|tracker|'
-  r'keep_best|patience|min_delta|label_smoothing|warmup_steps|schedule) = ',
+  r'keep_best|patience|min_delta|label_smoothing|warmup_steps|schedule|'
+  r'lora|lora_\w+|lora\.config\.\w+) = ',
   re.IGNORECASE,
 )
 
@@ -52,7 +53,7 @@ def without_added(lines: list[str], before) -> list[str]:
   """Leaves out the lines of settings that are new, if they were not there."""
   kept = [x for x in lines if x in before or not ADDED.match(x)]
   # And the heading of what has no settings then.
-  empty = r'^# Parameters for \w+:\n# =+\n\n'
+  empty = r'^# Parameters for [\w.]+:\n# =+\n\n'
   return re.sub(empty, '', '\n'.join(kept), flags=re.M).split('\n')
 
 
