@@ -62,6 +62,34 @@ def check_decontaminate(sets) -> dict[str, str] | None:
   }
 
 
+def check_pair_paths(value) -> str | tuple[str, str] | None:
+  """Returns PAIRS, a path, two paths or None; raises ValueError else."""
+  if isinstance(value, list | tuple):
+    if len(value) == 2:
+      return tuple(check_path('a path of PAIRS', path) for path in value)
+    raise ValueError(
+      f'PAIRS = {quote(value)}: expected a file or folder, or two files, of '
+      'inputs and of targets'
+    )
+  return check_path('PAIRS', value, optional=True)
+
+
+def check_columns(value) -> tuple[str | int, str | int] | None:
+  """Returns PAIRS_COLUMNS; raises ValueError unless they are two or None."""
+  if value is None:
+    return None
+  good = lambda x: (
+    (isinstance(x, str) and x.strip() != '') or (type(x) is int and x > 0)
+  )
+  if isinstance(value, list | tuple) and len(value) == 2:
+    if all(map(good, value)):
+      return tuple(value)
+  raise ValueError(
+    f'PAIRS_COLUMNS = {quote(value)}: expected two names, numbers from 1 or '
+    "templates, such as ('Question: {question}', 'answer'), or None"
+  )
+
+
 @check_arguments(
   vocabulary=partial(check_path, 'VOCABULARY', optional=True),
   text_dir=partial(check_path, 'TEXT_DIR', optional=True),
@@ -71,7 +99,8 @@ def check_decontaminate(sets) -> dict[str, str] | None:
   held_out=partial(check_number, 'HELD_OUT', least=0, below=1, whole=False),
   decontaminate=check_decontaminate,
   cache_dir=partial(check_path, 'CACHE_DIR', optional=True),
-  pairs=partial(check_path, 'PAIRS', optional=True),
+  pairs=check_pair_paths,
+  pairs_columns=check_columns,
   pairs_mode=partial(
     check_choice, 'PAIRS_MODE', known=prompts.MODES, optional=True
   ),
@@ -97,11 +126,12 @@ def configure(
   paper_packing: bool = True,
   decontaminate: dict[str, str] | None = None,
   cache_dir: str | None = None,
-  pairs: str | None = None,
+  pairs: str | tuple[str, str] | None = None,
   pairs_mode: str | None = None,
   pairs_temperature: float | None = None,
   source_language: str | None = None,
   target_language: str | None = None,
+  pairs_columns: tuple[str | int, str | int] | None = None,
 ) -> None:
   """Names what the tasks read, and registers them anew.
 
@@ -127,14 +157,15 @@ def configure(
     cache_dir: a cache; where no text is named, the languages of `text` and
       `paper` are those it has rows of, and its counts give the mixtures' rates
       to seqio's own readers.
-    pairs: JSONL of fine-tuning pairs, registered as the task `pairs`, or where
-      they name their languages as a mixture of a task for each direction, see
+    pairs: fine-tuning pairs, see `pairs.PairsSource`, registered as the task
+      `pairs`, or where they name their languages as a mixture of a task for each direction, see
       `pair_tasks.register_pairs`.
     pairs_mode: how their inputs are framed, one of `prompts.MODES`; prompt the
       model in the same. None: as the model reads, see `FramePairs`.
     pairs_temperature: T of the directions' shares, count ** (1 / T); 1: as they
       are. None: directions are not told apart.
     source_language, target_language: of pairs that do not say their own.
+    pairs_columns: of their inputs and targets, see `pair_text.PairReader`.
 
   Raises:
     ValueError: no text there, or an argument out of range.
@@ -155,7 +186,7 @@ def configure(
     register('paper', paper, mixing)
   if text := found('text', text_dir):
     register('text', text, mixing)
-  reader = PairReader(source_language, target_language)
+  reader = PairReader(source_language, target_language, columns=pairs_columns)
   if pairs is not None and vocabulary is not None:
     frame = tasks.WORDS.words.input_format
     reader = know_languages(reader, frame, pairs_mode)

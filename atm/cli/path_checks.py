@@ -20,7 +20,7 @@ _RUN = 'a folder with metrics.jsonl, which `atm pretrain` writes'
 _RESULTS = 'a folder with results.json, which `atm eval` writes'
 _TEXT = {
   'TEXT_DIR': 'a folder with LANG.txt, LANG.jsonl, ...',
-  'PAIRS': 'JSONL with `input` and `target`',
+  'PAIRS': 'JSONL or TSV of pairs, or a folder of them',
 }
 # run -> setting -> what has to be there.
 PATHS = {
@@ -46,7 +46,7 @@ def check_inputs_exist(run: str, configuration: Configuration) -> None:
     return
   for name, expected in PATHS.get(run, {}).items():
     value = find_value(name, configuration.macros)
-    several = name == 'RUNS' and isinstance(value, list | tuple)
+    several = name in ('PAIRS', 'RUNS') and isinstance(value, list | tuple)
     for path in value if several else [value]:
       if not isinstance(path, str) or _is_there(name, path):
         continue

@@ -83,8 +83,8 @@ NEEDS = (
     'LORA_RANK', _is_set, 'set LORA_RANK',
   ),
   Need(
-    ('PAIRS_MODE', 'SOURCE_LANGUAGE', 'TARGET_LANGUAGE'), 'PAIRS', _is_set,
-    'name PAIRS',
+    ('PAIRS_COLUMNS', 'PAIRS_MODE', 'SOURCE_LANGUAGE', 'TARGET_LANGUAGE'),
+    'PAIRS', _is_set, 'name PAIRS',
   ),
   Need(
     ('PAIRS_TEMPERATURE',), MIXTURE, _read_by('PAIRS'),

@@ -39,6 +39,7 @@ SETTINGS = {
   'lengths': 'TASK_FEATURE_LENGTHS', 'vocabulary': 'VOCABULARY',
   'decontaminated': 'DECONTAMINATE', 'mode': 'PAIRS_MODE',
   'default_languages': 'SOURCE_LANGUAGE, TARGET_LANGUAGE',
+  'columns': 'PAIRS_COLUMNS',
 }  # fmt: skip
 # One row a chunk, so that reading a row decodes no other.
 WRITER = 'group_size:1,zstd:3'

@@ -150,7 +150,7 @@ class PairRates:
 
 
 def register_pairs(
-  path: str | None,
+  path: str | tuple[str, str] | None,
   mode: str | None = None,
   skip_bad: bool = False,
   cache_dir: str | None = None,

@@ -1,11 +1,12 @@
-"""Reads a pair of input and target, and its languages, from a line of JSON.
+"""Reads a pair of input and target, and its languages, from a line.
 
-A line is either of
+A line of JSON is either of
 
   {"input": "Good.", "target": "Gut.",
    "source_language": "en", "target_language": "de"}
   {"translation": {"en": "Good.", "de": "Gut."}}
 
+A line of TSV has the two texts in its columns, see `PairReader.columns`.
 Languages that a line lacks are those of the settings. In the second form, which
 is that of Hugging Face's data sets, they say which text is the input. A pair is
 stored as a text, the JSON of [input, target, source, target language], without
@@ -15,7 +16,8 @@ the last two where it has no languages.
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from atm.data import text_reader
 from atm.data.language_codes import find_language
@@ -25,6 +27,7 @@ from atm.messages import one_line, quote
 PAIR_FIELDS = ('input', 'target')
 LANGUAGE_FIELDS = ('source_language', 'target_language')
 Direction = tuple[str, str]  # source and target language
+_NAME = re.compile(r'\{(\w+)\}')  # of a column, in a template
 
 
 def pair_to_text(source: str, target: str, direction: Iterable = ()) -> str:
@@ -51,12 +54,59 @@ class PairReader:
     known: the model's own codes of languages, into which those of pairs are
       turned; none of a model without: they stay as they are.
     required: whether a pair without languages is a bad one.
+    columns: of input and target: names of fields or of a header's columns,
+      numbers of columns from 1, or templates, 'Question: {question}', of them.
+      None: `input` and `target`; of TSV the first two columns.
   """
 
   source_language: str | None = None
   target_language: str | None = None
   known: tuple[str, ...] = ()
   required: bool = False
+  columns: tuple[str | int, str | int] | None = None
+
+  @property
+  def has_header(self) -> bool:
+    """Whether columns of TSV are found by the names in its first line."""
+    names = self._find_names()
+    return not all(name.isdecimal() for name in names)
+
+  def _find_names(self) -> list[str]:
+    """Returns the names or numbers of all columns that are read."""
+    found = []
+    for column in self.columns or (1, 2):
+      found += _NAME.findall(str(column)) or [str(column)]
+    return found
+
+  def fill(self, row: Mapping) -> dict[str, str]:
+    """Returns input and target of a record whose columns are named."""
+    texts = []
+    for column in self.columns or (1, 2):
+      value = str(column)
+      filled = _NAME.sub(lambda match: row[match[1]], value)
+      texts.append(filled if _NAME.search(value) else row[value])
+    return dict(zip(PAIR_FIELDS, texts))
+
+  def read_columns(
+    self, line: str, header: Sequence[str] = ()
+  ) -> tuple[str, str, Direction | None]:
+    """Returns the same as `read` of a line of TSV, whose header is given.
+
+    Raises:
+      BadRecord: it has too few columns, or its header has not their names.
+    """
+    cells = line.split('\t')
+    names = header or [str(i + 1) for i in range(len(cells))]
+    if missing := [x for x in self._find_names() if x not in names]:
+      got = quote(header) if header else f'{len(cells):,}: {quote(line, 60)}'
+      raise BadRecord(
+        f'a column {quote(missing[0])}', got, 1 if header else None
+      )
+    if len(cells) < len(header):
+      raise BadRecord(
+        f'{len(header):,} columns', f'{len(cells):,}: {quote(line, 60)}'
+      )
+    return self.read_row(self.fill(dict(zip(names, cells))))
 
   def read(self, line: str) -> tuple[str, str, Direction | None]:
     """Returns input, target and, where they are known, their languages.
@@ -64,6 +114,12 @@ class PairReader:
     Raises:
       BadRecord: it is no pair, or lacks a language, or has an unknown one.
     """
+    if self.columns:
+      names = self._find_names()
+      row = text_reader.parse_object(line, names)
+      for name in names:
+        text_reader.check_strings(name, row[name])
+      return self.read_row({**row, **self.fill(row)})
     if '"translation"' in line:
       row = text_reader.parse_object(line)
       if isinstance(row.get('translation'), dict):

@@ -33,7 +33,9 @@ class FilePart:
 
   @functools.cached_property
   def stored(self) -> tuple[str, str]:
-    return detect_format(self.path)
+    # Of text under another name, as of TSV, what its lines are.
+    found = detect_format(self.path)
+    return found or text_lines.detect_text_format(self.path)
 
   def __str__(self) -> str:
     return self.path if self.n == 1 else f'{self.path}#{self.k}/{self.n}'
@@ -57,7 +59,7 @@ def detect_format(path: str) -> tuple[str, str] | None:
 
 def split_file(path: str, piece_bytes: int) -> list[FilePart]:
   """Splits text and Parquet into parts of `piece_bytes`; others are one."""
-  kind, packing = detect_format(path)
+  kind, packing = FilePart(path).stored
   if packing or kind == 'tfrecord':
     return [FilePart(path)]
   n = max(1, -(-storage.get_size(path) // piece_bytes))
@@ -112,7 +114,7 @@ def parse_record(unit: FilePart, record: bytes | None, field: str) -> str:
 def describe_place(unit: FilePart, number: int) -> str:
   """Names the place in its file of record `number`, from 1, of a part."""
   kind, _ = unit.stored
-  what = 'line' if kind in TEXT_KINDS else 'record'
+  what = 'record' if kind in ('parquet', 'tfrecord') else 'line'
   return f'{unit.path}, {what} {_count_before(unit, kind) + number}'
 
 

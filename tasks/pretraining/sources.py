@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from atm import storage
 from atm.data import text_lines
@@ -42,6 +43,10 @@ class RecordSource(TextSource):
     """Lists the parts of files that hold a split."""
     raise NotImplementedError
 
+  def read(self, part: records.FilePart) -> Iterator[tuple[int, Any]]:
+    """Yields the number and content of a part's records."""
+    return records.read_records(part, self.text_field)
+
   def parse(self, part: records.FilePart, record: bytes | None) -> str:
     """Returns the document of a record; raises `records.BadRecord`."""
     return records.parse_record(part, record, self.text_field)
@@ -63,7 +68,7 @@ class RecordSource(TextSource):
   def documents(self, split: str, shard: int) -> Iterator[str]:
     part, number = self.parts(split)[shard], 0
     self._bad[shard] = 0  # of an earlier reading, or of the other split
-    found = records.read_records(part, self.text_field)
+    found = self.read(part)
     while True:
       number += 1  # of what comes next, or of where the file breaks
       try:

@@ -18,7 +18,7 @@ from atm.data import (
 )
 from atm.data.task_registry import Lengths
 from atm.train import held_out_loss
-from atm_tasks.pretraining import pairs, tasks
+from atm_tasks.pretraining import pair_text, pairs, tasks
 
 LENGTHS = {'inputs': 24, 'targets': 16}
 PAIRS = [
@@ -77,7 +77,7 @@ def test_a_folder_has_its_own_splits(tmp_path):
 @pytest.mark.parametrize(
   'name, content, message',
   [
-    ('a.tsv', 'x', r'a.tsv.: expected a .jsonl file, or a folder with train'),
+    ('a.csv', 'x', r'a.csv.: expected a .jsonl or .tsv file, or a folder'),
     ('a.jsonl', '{"input": "x"}\n', 'line 1: expected an object with a string '
      '`input` and `target`'),
     ('a.jsonl', lines(PAIRS[:2]) + 'x\n', 'line 3: expected an object'),
@@ -90,7 +90,7 @@ def test_what_is_no_pair_is_named(tmp_path, name, content, message):
   with pytest.raises(FileNotFoundError, match='PAIRS = .*none'):
     pairs.PairsSource(str(tmp_path / 'none'), 0.0)
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(ValueError, match='expected a .jsonl file, or a folder'):
+  with pytest.raises(ValueError, match='expected a .jsonl or .tsv file, or'):
     pairs.PairsSource(str(tmp_path / 'empty'), 0.0)
 
 
@@ -224,3 +224,91 @@ def test_sentences_with_the_names_of_their_languages():
   assert not set(held) & set(train)
   assert ('Everyone has the right to life, liberty and the security of person.',
           'English') in held  # fmt: skip
+
+
+def test_columns_of_tsv(tmp_path):
+  """By place, by the header's names, and in templates; quotes are letters."""
+  path = tmp_path / 'a.tsv'
+  path.write_text('id\tde\ten\n1\tGut "so\tGood\n\n2\t Danke\tThanks\n')
+  read = lambda columns: texts(
+    pairs.PairsSource(
+      str(path), 0.0, reader=pair_text.PairReader(columns=columns)
+    ),
+    'train',
+  )
+  rows = [('Gut "so', 'Good'), (' Danke', 'Thanks')]
+  assert read(('de', 'en')) == rows
+  assert read((2, 3)) == [('de', 'en'), *rows]
+  assert read(None)[1] == ('1', 'Gut "so')
+  assert read(('{id}: {de}', 'en'))[0] == ('1: Gut "so', 'Good')
+  for columns, message in (
+    (('de', 'fr'), "a.tsv, line 1: expected a column 'fr'; got .'id'"),
+    ((2, 4), "line 1: expected a column '4'; got 3: "),
+  ):
+    with pytest.raises(ValueError, match=message):
+      read(columns)
+  path.write_text('id\tde\ten\n1\tGut\n')
+  with pytest.raises(ValueError, match='line 2: expected 3 columns; got 2'):
+    read(('de', 'en'))
+
+
+def test_fields_of_json_lines(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  row = {'question': 'Who?', 'context': 'I {it}', 'answer': 'I'}
+  path.write_text(json.dumps(row) + '\n')
+  columns = ('{question} {context}', 'answer')
+  reader = pair_text.PairReader('en', 'en', columns=columns)
+  source = pairs.PairsSource(str(path), 0.0, reader=reader)
+  assert texts(source, 'train') == [('Who? I {it}', 'I', 'en', 'en')]
+  assert source.made_from['columns'] == list(columns)
+  assert 'columns' not in pairs.PairsSource(str(path), 0.0).made_from
+  reader = pair_text.PairReader(columns=('question', 'target'))
+  with pytest.raises(ValueError, match='line 1: .*`question` and `target`'):
+    texts(pairs.PairsSource(str(path), 0.0, reader=reader), 'train')
+
+
+def test_two_files_line_by_line(tmp_path):
+  """As Moses and OPUS have them; a line that one side lacks is left out."""
+  for name, content in (
+    ('a.de', 'Gut\nJa\n\nDanke\n'), ('a.en', 'Good\n\nNo\nThanks\n'),
+  ):  # fmt: skip
+    (tmp_path / name).write_text(content)
+  paths = tuple(str(tmp_path / name) for name in ('a.de', 'a.en'))
+  reader = pair_text.PairReader('de', 'en')
+  source = pairs.PairsSource(paths, 0.0, reader=reader)
+  rows = [('Gut', 'Good', 'de', 'en'), ('Danke', 'Thanks', 'de', 'en')]
+  assert texts(source, 'train') == rows
+  assert source.count_directions() == {('de', 'en'): 2}
+  before = source.made_from['pairs']
+  (tmp_path / 'a.en').write_text('Good\n\nNo\nThanks!\nMore\n')
+  source = pairs.PairsSource(paths, 0.0, reader=reader)
+  assert source.made_from['pairs'] != before
+  with pytest.raises(ValueError, match='a.en has a line 5, and .*a.de has not'):
+    texts(source, 'train')
+  with pytest.raises(FileNotFoundError, match="no file '.*none'"):
+    pairs.PairsSource((paths[0], str(tmp_path / 'none')), 0.0)
+
+
+def test_a_folder_of_tsv(tmp_path):
+  for name in ('train.tsv', 'validation.tsv'):
+    (tmp_path / name).write_text('a\tb\n')
+  source = pairs.PairsSource(str(tmp_path), 0.5)
+  assert texts(source, 'train') == texts(source, 'validation') == [('a', 'b')]
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    (
+      dict(pairs=('a',)),
+      r"PAIRS = \('a',\): expected a file or folder, or two",
+    ),
+    (dict(pairs=('a', 5)), 'a path of PAIRS'),
+    (dict(pairs_columns='ab'), "PAIRS_COLUMNS = 'ab': expected two names"),
+    (dict(pairs_columns=(0, 1)), 'PAIRS_COLUMNS = .0, 1.: expected two names'),
+    (dict(pairs_columns=('a', ' ')), 'expected two names, numbers from 1'),
+  ],
+)
+def test_settings_of_pairs(settings, message):
+  with pytest.raises(ValueError, match=message):
+    atm_tasks.configure(**settings)
