@@ -158,8 +158,8 @@ def configure(
       `paper` are those it has rows of, and its counts give the mixtures' rates
       to seqio's own readers.
     pairs: fine-tuning pairs, see `pairs.PairsSource`, registered as the task
-      `pairs`, or where they name their languages as a mixture of a task for each direction, see
-      `pair_tasks.register_pairs`.
+      `pairs`, or where they name their languages as a mixture of a task for
+      each direction, see `pair_tasks.register_pairs`.
     pairs_mode: how their inputs are framed, one of `prompts.MODES`; prompt the
       model in the same. None: as the model reads, see `FramePairs`.
     pairs_temperature: T of the directions' shares, count ** (1 / T); 1: as they

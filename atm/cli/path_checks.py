@@ -46,7 +46,7 @@ def check_inputs_exist(run: str, configuration: Configuration) -> None:
     return
   for name, expected in PATHS.get(run, {}).items():
     value = find_value(name, configuration.macros)
-    several = name in ('PAIRS', 'RUNS') and isinstance(value, list | tuple)
+    several = name == 'RUNS' and isinstance(value, list | tuple)
     for path in value if several else [value]:
       if not isinstance(path, str) or _is_there(name, path):
         continue

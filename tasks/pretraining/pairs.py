@@ -272,12 +272,13 @@ def _count_directions(
   for split in SPLITS[:1] if source.by_content else SPLITS:
     for shard in range(len(source.list_shards(split))):
       for text in source.documents(split, shard):
-        direction = text_to_direction(text) if text else None
-        if text and direction is None:
+        if not text:
+          continue  # a blank line, or a header
+        direction = text_to_direction(text)
+        if direction is None:
           return {}
         if not source.reader.required:
           source.reader = dataclasses.replace(reader, required=True)
-        if direction:
-          # Of a folder only those to train on count.
-          counts[direction] = counts.get(direction, 0) + (split == 'train')
+        # Of a folder only those to train on count.
+        counts[direction] = counts.get(direction, 0) + (split == 'train')
   return counts

@@ -252,6 +252,21 @@ def test_columns_of_tsv(tmp_path):
     read(('de', 'en'))
 
 
+def test_a_blank_line_or_header_says_nothing_of_languages(tmp_path):
+  """Fault seen: pairs behind a blank line refused for want of languages."""
+  path = tmp_path / 'a.jsonl'
+  path.write_text('\n' + lines(PAIRS[:2]))
+  assert pairs.PairsSource(str(path), 0.0).count_directions() == {}
+  path = tmp_path / 'a.tsv'
+  path.write_text('de\ten\nGut\tGood\n')
+  reader = pair_text.PairReader(columns=('de', 'en'))
+  source = pairs.PairsSource(str(path), 0.0, reader=reader)
+  assert source.count_directions() == {}
+  reader = pair_text.PairReader('de', 'en', columns=('de', 'en'))
+  source = pairs.PairsSource(str(path), 0.0, reader=reader)
+  assert source.count_directions() == {('de', 'en'): 1}
+
+
 def test_fields_of_json_lines(tmp_path):
   path = tmp_path / 'a.jsonl'
   row = {'question': 'Who?', 'context': 'I {it}', 'answer': 'I'}
