@@ -6,16 +6,29 @@ golden/peft/ holds adapters that PEFT saved, and the logits it computed.
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 from flax import traverse_util
 
 import atm
-from atm.checkpoint import hf_keys, peft_folder, pretrained
+from atm.checkpoint import (
+  adapters,
+  convert,
+  hf_keys,
+  manager,
+  peft_folder,
+  pretrained,
+)
+from atm.model import lora
+from atm.model.lora import LoraConfig
 from atm.parallel import mesh as mesh_lib
 
 from goldens import HERE
@@ -218,3 +231,53 @@ def test_a_table_beside_its_adapter_is_that_of_the_base(tmp_path):
   one = mesh_lib.make_mesh(devices=jax.devices()[:1])
   with pytest.raises(ValueError, match='a table of its own for lm_head'):
     model.read_params(one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('base', [*BASES.values(), 'public/nllb'])
+def test_peft_loads_what_is_written(base, tmp_path):
+  """All matrices of a LoRA run, tied tables, too; logits are ours within 1e-5.
+
+  PEFT_PYTHON names a Python that has peft, if this one has not.
+  """
+  python = os.environ.get('PEFT_PYTHON', sys.executable)
+  if subprocess.run(
+    [python, '-c', 'import peft'], capture_output=True
+  ).returncode:
+    pytest.skip('needs peft: PEFT_PYTHON=PYTHON')
+  folder, run = f'{HERE}/{base}', str(tmp_path / 'run')
+  source = pretrained.open_pretrained(folder)
+  shapes = pretrained.shapes_on_one_device(source.config)
+  config = LoraConfig(3, 4.0, 0.1, ('.',), rslora=True)
+  draws = np.random.default_rng(0)
+  trained = jax.tree.map(
+    lambda x: jnp.float32(0.06 * draws.standard_normal(x.shape)),
+    lora.init_adapters(shapes, config, jax.random.key(0)),
+  )
+  checkpoints = manager.CheckpointManager(run)
+  put = lambda x: jax.device_put(x, jax.devices()[0])
+  meta = {'model': dataclasses.asdict(source.config)}
+  checkpoints.save(1, {'params': jax.tree.map(put, trained)}, meta)
+  checkpoints.close()
+  about = adapters.BaseModel(folder, 0, source.fingerprint())
+  adapters.write_description(run, config, about)
+  convert.export_weights(run, str(tmp_path / 'peft'), form='peft')
+  one = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  model, plain = (atm.load(x, mesh=one) for x in (run, folder))
+  names = [name for name, x in BASES.items() if x == base] or ['mbart25']
+  inputs = dict(np.load(f'{HERE}/peft/{names[0]}.io.npz'))
+  given = [
+    inputs[x] for x in ('input_ids', 'decoder_input_ids', 'attention_mask')
+  ]
+  inputs['logits'] = np.asarray(model.logits(*given))
+  assert np.abs(inputs['logits'] - plain.logits(*given)).max() > 0.1
+  np.savez(tmp_path / 'logits.npz', **inputs)
+  found = subprocess.run(
+    [python, f'{HERE}/make_peft.py', folder, f'{tmp_path}/peft',
+     f'{tmp_path}/logits.npz'], capture_output=True, text=True, cwd=HERE,
+  )  # fmt: skip
+  assert found.returncode == 0, found.stderr
+  greatest = np.abs(inputs['logits']).max()  # up to 46: float32's grid is 4e-6
+  print(base, found.stdout.strip(), f'of {greatest:.1f}')
+  assert float(found.stdout) < max(1e-5, 1e-6 * greatest)
+  assert 'missing' not in found.stderr, found.stderr
