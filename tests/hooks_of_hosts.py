@@ -1,7 +1,8 @@
-"""Makes one process of a run slow, or hang: `--import=hooks_of_hosts`.
+"""Makes one process of a run slow, hang or fail: `--import=hooks_of_hosts`.
 
 HOST_HOOK is [process, what, seconds]: 'sleep' in every step, 'hang' in the one
-after step 5. Windows of host times have ten steps.
+after step 5, or 'fail' there as a store does. Windows of host times have ten
+steps.
 """
 
 import json
@@ -10,6 +11,7 @@ import time
 
 import jax
 
+from atm.storage.client import PassingError
 from atm.train import host_times
 from atm.train.loop import Loop
 
@@ -25,6 +27,8 @@ def oversleep():
 def step(loop, *args):
   due = WHAT == 'sleep' or loop.done == 5
   if due and jax.process_index() == PROCESS:
+    if WHAT == 'fail':
+      raise PassingError('gs://bucket/x: HTTP 503')
     oversleep()
   return do_step(loop, *args)
 

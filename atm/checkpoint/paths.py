@@ -32,7 +32,8 @@ def find_checkpoint_dir(model_dir: str) -> epath.Path:
 def set_checkpoint_dir(model_dir: str, directory: str) -> None:
   """Makes a folder, which may be a store's, that of a run's checkpoints.
 
-  Raises ValueError if the run has checkpoints in another folder.
+  Raises ValueError if the run has checkpoints in another folder, or nothing can
+  be written there.
   """
   directory = storage.absolute(directory)
   path = os.path.join(model_dir, CHECKPOINTS)
@@ -45,5 +46,7 @@ def set_checkpoint_dir(model_dir: str, directory: str) -> None:
       f'{model_dir!r} are in {now}: set CHECKPOINT_DIR to that or to None, or '
       'use another MODEL_DIR'
     )
+  # Before it is written down: a run may not move its checkpoints later.
+  fileio.check_output_folder('CHECKPOINT_DIR', directory)
   storage.make_folder(model_dir)
   fileio.write_atomically(path, directory + '\n')

@@ -345,6 +345,8 @@ def _open_orbax(directory: epath.Path, read_only: bool):
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         create=not read_only,
+        # Else all hosts meet here, and one that fails reads, too.
+        save_root_metadata=not read_only,
         save_interval_steps=0 if read_only else 1,
       ),
     )

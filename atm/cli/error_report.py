@@ -72,6 +72,16 @@ def may_pass(error: BaseException | None) -> bool:
   return False
 
 
+def is_of_jax(error: BaseException | None) -> bool:
+  """Tells whether an error is one of XLA's runtime, or follows from one."""
+  errors = sys.modules.get('jax.errors')
+  while errors and error is not None:
+    if isinstance(error, errors.JaxRuntimeError):
+      return True
+    error = error.__cause__
+  return False
+
+
 def format_error(error: BaseException, command: list[str]) -> str:
   """Formats an error as printed: a line, and what else is to be known of it."""
   lines = [_head(error)]

@@ -25,7 +25,7 @@ from atm.cli import (
 )
 from atm.cli.gin_files import find_file, run_file
 from atm.cli.gin_text import UserError
-from atm.messages import did_you_mean, quote
+from atm.messages import did_you_mean, one_line, quote
 
 HELP_FLAGS = ('-h', '--help', 'help')
 VERSION_FLAGS = ('-V', '--version')
@@ -118,10 +118,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report_error(error: BaseException, arguments: list[str]) -> int:
-  """Prints the error that ended a command; returns the exit status."""
+  """Prints the error that ended a command; returns the exit status.
+
+  Of several processes the first to fail says why; all end with its status.
+  """
   distributed = sys.modules.get('atm.parallel.distributed')
-  if distributed and isinstance(error, distributed.OtherProcessError):
-    return 2  # it says so itself
+  several = distributed is not None and distributed.has_met()
+  if several and (status := _follow_others(error)) is not None:
+    return status
+  status = _choose_status(error, several)
+  if several:
+    from atm.parallel import failures
+
+    failures.show_failure(status)
   if isinstance(error, BrokenPipeError) and error_report.is_output_closed():
     error_report.drop_output()
     return CLOSED_OUTPUT
@@ -129,9 +138,31 @@ def report_error(error: BaseException, arguments: list[str]) -> int:
     traceback.print_exception(error)
   text = error_report.format_error(error, arguments)
   print(f'atm: error: {text}', file=sys.stderr)
+  return status
+
+
+def _choose_status(error: BaseException, several: bool) -> int:
+  """Returns the exit status of an error of this process."""
   if error_report.may_pass(error):
     return TRY_AGAIN
+  # Where a process was killed, Orbax and XLA fail in all others.
+  if several and error_report.is_of_jax(error):
+    return 1
   return 2 if error_report.is_mistake(error) else 1
+
+
+def _follow_others(error: BaseException) -> int | None:
+  """Returns the exit status of another process that failed first, or None."""
+  from atm.parallel import distributed, failures
+
+  if isinstance(error, distributed.OtherProcessError):
+    found = failures.wait_for_failure()
+    return found[1] if found else failures.UNKNOWN  # the other says it all
+  if found := failures.find_failure():
+    text = f'{failures.format_failure(found)}. Here: {type(error).__name__}: '
+    print(f'atm: error: {text}{one_line(error, 200)}', file=sys.stderr)
+    return found[1]
+  return None
 
 
 def run_command(arguments: list[str]) -> int:
@@ -155,6 +186,9 @@ def run_command(arguments: list[str]) -> int:
     log_output.silence_orbax()
     if sys.modules['atm.parallel.distributed'].uses_gloo():
       log_output.silence_gloo()
+    from atm.parallel import failures
+
+    failures.watch_others()
   # In a chat Ctrl-C ends an answer.
   with (
     interrupts.catch_signals(at_once=run != 'chat'),

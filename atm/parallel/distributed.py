@@ -42,7 +42,7 @@ LAUNCHERS = {
   'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'),
 }
 POLL_MS = 5_000  # Ctrl-C is not heard inside one wait of the client
-SHUTDOWN_S = 5
+SHUTDOWN_S = 10  # `failures` ends the others meanwhile
 DISTRIBUTED = ('auto', 'off')
 MOST_DEVICES = 4096  # simulated ones take memory and threads
 _numbers = itertools.count()  # keys of the coordinator's store are set once
@@ -162,6 +162,11 @@ def has_joined() -> bool:
   return _stage is not None
 
 
+def has_met() -> bool:
+  """Tells whether all processes of the run have met."""
+  return _stage == 'met'
+
+
 def exit_process(status: int) -> None:
   """Ends this process without waiting long for the others; alone: nothing."""
   # Python's own exit waits for all: minutes, where some hang in a collective.
@@ -169,7 +174,7 @@ def exit_process(status: int) -> None:
     return
   sys.stdout.flush()
   sys.stderr.flush()
-  if _stage == 'met':
+  if has_met():
     # Together where all end for one reason, so that none sees another die.
     last = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     last.start()
@@ -271,14 +276,14 @@ def _client():
   # Private: jax.experimental.multihost_utils exchanges arrays, on devices.
   from jax._src import distributed
 
+  if (client := distributed.global_state.client) is not None:
+    return client if distributed.global_state.num_processes > 1 else None
   if jax.process_count() == 1:
     return None
-  if distributed.global_state.client is None:
-    raise ValueError(
-      f'these are the devices of {jax.process_count()} hosts: set '
-      "sharding.start.distributed = 'auto', and run the same on all of them"
-    )
-  return distributed.global_state.client
+  raise ValueError(
+    f'these are the devices of {jax.process_count()} hosts: set '
+    "sharding.start.distributed = 'auto', and run the same on all of them"
+  )
 
 
 def _get(client, key: str) -> str:

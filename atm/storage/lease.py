@@ -54,7 +54,8 @@ class Lease:
     """Becomes the owner; waits for a lease that is not renewed to run out.
 
     Raises:
-      ValueError: another process owns the folder, or became its owner first.
+      ValueError: another process owns the folder, or became its owner first;
+        or there is no such bucket.
     """
     last, holder = read_last(self.folder)
     if last and not _has_ended(holder):
@@ -65,6 +66,8 @@ class Lease:
       files.write_bytes(self._path(), self._content(), if_absent=True)
     except FileExistsError:  # another process was faster
       self._refuse(read_last(self.folder)[1])
+    except FileNotFoundError as e:  # the setting is the user's, the lock is not
+      raise ValueError(f'{self.name} cannot be written: {e.strerror}') from e
     client.GUARDS[self.folder] = self._check
     self._thread = threading.Thread(target=self._renew, daemon=True)
     self._thread.start()

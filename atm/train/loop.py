@@ -76,7 +76,7 @@ class Loop:
       self.tracker = opened(
         Tracker(tracker, self.folder.path, config.config_text, config.say)
       )
-      last.callback(self.checkpoints.close)
+      last.push(self._close_checkpoints)
       self.signals = opened(preemption.SignalHandler())
       profiler = opened(
         Profiler(self.folder.path, config.profile_steps, config.say)
@@ -110,6 +110,12 @@ class Loop:
       self.times.close(self.done)
       self.checkpoints.raise_if_unsaved()
       return self.best.finish(self.done)
+
+  def _close_checkpoints(self, kind, *error) -> None:
+    """Waits for the save under way, but where one of several hosts fails."""
+    # What a save ends with all do together, and the others are elsewhere.
+    if kind is None or jax.process_count() == 1:
+      self.checkpoints.close()
 
   def _batch_after(self, done: int) -> dict | None:
     """Returns the batch of the step after `done`; None where it is skipped."""

@@ -31,7 +31,16 @@ def test_checkpoints_may_lie_elsewhere(train, tmp_path):
   assert reader.latest_step(str(run)) == 9
 
 
-def test_a_place_of_object_storage_keeps_its_name(tmp_path):
+def test_a_place_of_object_storage_keeps_its_name(bucket, tmp_path):
   run = tmp_path / 'run'
-  paths.set_checkpoint_dir(str(run), 'gs://bucket/run')
-  assert str(paths.find_checkpoint_dir(str(run))) == 'gs://bucket/run'
+  paths.set_checkpoint_dir(str(run), f'{bucket}/run')
+  assert str(paths.find_checkpoint_dir(str(run))) == f'{bucket}/run'
+
+
+def test_a_place_that_cannot_be_written_is_not_noted(bucket, tmp_path):
+  """Fault seen: the right one was refused then, as another than the run's."""
+  run = str(tmp_path / 'run')
+  missing = bucket.replace('://bucket/', '://no-such-bucket/')
+  with pytest.raises(ValueError, match='CHECKPOINT_DIR = .*no such bucket'):
+    paths.set_checkpoint_dir(run, missing)
+  paths.set_checkpoint_dir(run, f'{bucket}/run')

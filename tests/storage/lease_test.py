@@ -152,3 +152,15 @@ def test_who_renews_goes_on(bucket, monkeypatch):
     time.sleep(lease.LEASE / 5)
   assert storage.exists(f'{bucket}/a')
   mine.release()
+
+
+@pytest.mark.parametrize('scheme', storage.SCHEMES)
+def test_a_missing_bucket_is_told_by_the_setting(make_bucket, scheme):
+  """Fault seen: the lock was named, which no user knows."""
+  make_bucket(scheme)
+  run = f'{scheme}://no-such-bucket/run'
+  with pytest.raises(ValueError) as told:
+    storage.Lease(run, f'MODEL_DIR = {run!r}').acquire()
+  assert str(told.value) == (
+    f'MODEL_DIR = {run!r} cannot be written: no such bucket'
+  )

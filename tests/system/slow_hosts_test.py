@@ -1,4 +1,4 @@
-"""Several processes of which one is slow, or hangs.
+"""Several processes of which one is slow, hangs or fails.
 
 Processes have simulated CPU devices and talk over loopback; hooks_of_hosts.py
 slows one of them.
@@ -81,3 +81,21 @@ def test_a_slow_host_is_named_by_the_log_and_the_page(
   assert len(said) == 1 and said[0].startswith('step 10: process 1 on ')
   page = (run / 'report.html').read_text()
   assert 'Steps 1 to 10: process 1 on ' in page
+
+
+def test_all_end_with_the_status_of_the_one_that_fails(
+  words, tmp_path, monkeypatch
+):
+  """Faults seen: 2, which launchers take for a mistake; the note of where the
+  run was met the others' step in a collective, and Gloo aborted both.
+  """
+  run = tmp_path / 'run'
+  with start(
+    monkeypatch, run, words, '[1, "fail", 0]', 100, SAVE_EVERY=4
+  ) as running:
+    assert running.wait() == [75, 75]
+  lines = running.log(1).splitlines()
+  assert lines[0] == 'atm: error: gs://bucket/x: HTTP 503'
+  assert 'after step 5 of 100' in lines[1]
+  (line,) = [x for x in running.log(0).splitlines() if 'error' in x]
+  assert re.match('atm: error: process 1 of this run failed, and says', line)
