@@ -380,12 +380,20 @@ def find_tokenizer(directory: str, hf_config: dict) -> str | None:
 # --- Writing
 
 
+def write_tensors(path: str, arrays: dict[str, np.ndarray]) -> None:
+  """Writes one file of safetensors, that whoever may read others' may read."""
+  import safetensors.numpy
+
+  with open(path, 'wb') as f:
+    mode = os.fstat(f.fileno()).st_mode
+  safetensors.numpy.save_file(arrays, path, metadata={'format': 'pt'})
+  os.chmod(path, mode)  # the library leaves it to its owner alone
+
+
 def write_shards(
   directory: str, tensors: Mapping[str, Tensor], shard_bytes: int
 ) -> None:
   """Writes safetensors in shards, with an index where there are several."""
-  import safetensors.numpy
-
   sizes = {
     key: math.prod(shape) * np.dtype(dtype).itemsize
     for key, (shape, dtype, _) in tensors.items()
@@ -402,7 +410,7 @@ def write_shards(
     name = name if len(shards) > 1 else WHOLE[0]
     arrays = {key: np.ascontiguousarray(tensors[key].read()) for key in keys}
     path = os.path.join(directory, name)
-    safetensors.numpy.save_file(arrays, path, metadata={'format': 'pt'})
+    write_tensors(path, arrays)
     where.update(dict.fromkeys(keys, name))
   if len(shards) > 1:
     total = {'total_size': sum(sizes.values())}

@@ -319,8 +319,6 @@ def write_peft_folder(
     modules: of the model, see `list_modules`.
     base: the name of the model that was adapted.
   """
-  import safetensors.numpy
-
   adapted = [m for m, place in modules.items() if place.path in arrays]
   alpha = int(config.alpha) if config.alpha == int(config.alpha) else (
     config.alpha
@@ -344,8 +342,7 @@ def write_peft_folder(
       value = np.ascontiguousarray(value, np.float32)
       tensors[f'{PREFIX}{module}{end}'] = value
   fileio.write_json(os.path.join(folder, CONFIG_FILE), described)
-  path = os.path.join(folder, WEIGHT_FILES[0])
-  safetensors.numpy.save_file(tensors, path, metadata={'format': 'pt'})
+  hf_folder.write_tensors(os.path.join(folder, WEIGHT_FILES[0]), tensors)
 
 
 def name_targets(adapted: Iterable[str], modules: Iterable[str]) -> list[str]:

@@ -539,6 +539,16 @@ def test_a_table_is_not_read_before_its_shape(tmp_path, monkeypatch):
       read_all(folder)
 
 
+def test_a_file_is_for_whoever_may_read_its_neighbours(tmp_path):
+  """Fault seen: safetensors gives its file to its owner alone."""
+  (tmp_path / 'other').write_text('')
+  path = tmp_path / 'model.safetensors'
+  hf_folder.write_tensors(str(path), {'x': np.arange(3.0)})
+  assert path.stat().st_mode == (tmp_path / 'other').stat().st_mode
+  kept = safetensors.numpy.load_file(path)['x']
+  np.testing.assert_array_equal(kept, np.arange(3.0))
+
+
 def test_three_matrices_apart(tmp_path):
   """As transformers 5 writes a model whose matrices are not tied."""
 
