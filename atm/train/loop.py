@@ -66,26 +66,22 @@ class Loop:
     """
     peak_flops.peak_flops()  # measured now, on one device, not within a step
     config, last_step = self.config, self.config.train_steps
+    folder, is_main = self.folder.path, distributed.is_main_process()
     with contextlib.ExitStack() as last:
       opened = last.enter_context
-      report = opened(crash_report.CrashReport(self.folder.path, last_step))
+      report = opened(crash_report.CrashReport(folder, last_step))
       opened(sharding.use_mesh(self.mesh, config.rules))
       self.writer = self.folder.open_metrics(start)
       last.callback(self.writer.close)
-      tracker = config.tracker if distributed.is_main_process() else None
+      tracker = config.tracker if is_main else None
       self.tracker = opened(
-        Tracker(tracker, self.folder.path, config.config_text, config.say)
+        Tracker(tracker, folder, config.config_text, config.say)
       )
       last.push(self._close_checkpoints)
       self.signals = opened(preemption.SignalHandler())
-      profiler = opened(
-        Profiler(self.folder.path, config.profile_steps, config.say)
-      )
-      self.watchdog = opened(HangWatchdog(self.folder.path, config.debug_hang))
-      self.goodput.open(
-        self.folder.path, start, distributed.is_main_process(),
-        machine=describe_machine(),
-      )  # fmt: skip
+      profiler = opened(Profiler(folder, config.profile_steps, config.say))
+      self.watchdog = opened(HangWatchdog(folder, config.debug_hang))
+      self.goodput.open(folder, start, is_main, machine=describe_machine())
       last.callback(self.goodput.close)
       self.evaluations, self.started = 0, False  # of this process
       self.rows = sharding.host_rows(self.mesh, config.rules, config.batch_size)
