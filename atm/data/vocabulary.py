@@ -20,6 +20,7 @@ import sentencepiece
 
 from atm import fileio, storage
 from atm.data import hf_tokenizer, tokenizer_folder
+from atm.data.id_vocabulary import IDS_FILE, IdVocabulary
 from atm.data.input_format import InputFormat
 from atm.data.token_ids import check_ids
 from atm.data.vocabulary_base import (  # noqa: F401, others have them here
@@ -218,7 +219,8 @@ def open_vocabulary(path: str | os.PathLike) -> BaseVocabulary:
 
   Args:
     path: a SentencePiece model, a folder with `sentencepiece.model`, a folder
-      that `copy_vocabulary` wrote, or that of a public model.
+      that `copy_vocabulary` wrote, that of a public model, or one with
+      token_ids.json, see `id_vocabulary`.
 
   Raises:
     FileNotFoundError: there is none.
@@ -227,18 +229,21 @@ def open_vocabulary(path: str | os.PathLike) -> BaseVocabulary:
   """
   path = check_path('vocabulary', path)
   folder, name = os.path.split(path.rstrip('/'))
-  if name not in (FORMAT_FILE, tokenizer_folder.TOKENIZER_FILE):
+  files = FORMAT_FILE, IDS_FILE, tokenizer_folder.TOKENIZER_FILE
+  if name not in files:
     folder = path
   has = lambda name: storage.exists(os.path.join(folder, name))
   if storage.is_folder(folder) and not has(MODEL_FILE):
     if has(FORMAT_FILE) or tokenizer_folder.open_folder(folder):
       return hf_tokenizer.HFTokenizer(folder)
+    if has(IDS_FILE):
+      return IdVocabulary(folder)
   return Vocabulary(path)
 
 
 def has_vocabulary(directory: str) -> bool:
   """Tells whether a folder holds a vocabulary that `copy_vocabulary` wrote."""
-  names = MODEL_FILE, FORMAT_FILE
+  names = MODEL_FILE, FORMAT_FILE, IDS_FILE
   return any(storage.exists(os.path.join(directory, name)) for name in names)
 
 
@@ -268,7 +273,8 @@ def write_vocabulary(model: bytes, directory: str) -> Vocabulary:
 def _write_once(files: Mapping[str, bytes], directory: str) -> None:
   """Writes files, the last of which makes them a vocabulary, all or none."""
   storage.make_folder(directory)
-  marks = [os.path.join(directory, x) for x in (MODEL_FILE, FORMAT_FILE)]
+  names = MODEL_FILE, FORMAT_FILE, IDS_FILE
+  marks = [os.path.join(directory, name) for name in names]
   there = list(filter(storage.exists, marks))
   for name, content in files.items():
     path = os.path.join(directory, name)

@@ -64,6 +64,15 @@ class BaseVocabulary:
     """Tells whether an id stands for no text."""
     return bool(self._silent[check_ids('id', [i], self.size)[0]])
 
+  def encode_any(self, content: str | Sequence[int]) -> list[int]:
+    """Returns the ids of a text, or ids as they are given.
+
+    Raises ValueError where one is no id of the vocabulary.
+    """
+    if isinstance(content, str):
+      return self.encode(content)
+    return check_ids('ids', content, self.size)
+
   def decode_any(self, ids: Sequence[int]) -> str:
     """Returns the text of ids that a model wrote, see `decode_parts`."""
     return self.decode_parts((), ids)[1]

@@ -179,7 +179,8 @@ def vocabulary_of(
   if path is None and own is None:
     raise ValueError(
       f'INIT_FROM = {source.directory!r} has no vocabulary: set VOCABULARY to '
-      'the one it was trained with'
+      'the one it was trained with, or, for pairs of token ids, to a folder '
+      'with token_ids.json'
     )
   for code in config.new_languages or ():
     if own is not None and code in own.languages:

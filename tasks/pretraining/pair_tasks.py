@@ -83,7 +83,7 @@ class FramePairs:
     words = tasks.WORDS.words
     frame, mode = words.input_format, self.mode
     source, target, *codes = json.loads(text)
-    source, target = map(words.encode, (source, target))
+    source, target = map(words.encode_any, (source, target))
     if mode is not None or not frame.has_languages:
       codes = ()
     source_code, target_code = codes or (None, None)

@@ -5,6 +5,7 @@ A line of JSON is either of
   {"input": "Good.", "target": "Gut.",
    "source_language": "en", "target_language": "de"}
   {"translation": {"en": "Good.", "de": "Gut."}}
+  {"input_ids": [17, 5], "target_ids": [9, 31]}
 
 A line of TSV has the two texts in its columns, see `PairReader.columns`.
 Languages that a line lacks are those of the settings. In the second form, which
@@ -22,16 +23,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from atm.data import text_reader
 from atm.data.language_codes import find_language
 from atm.data.text_lines import BadRecord
-from atm.messages import one_line, quote
+from atm.messages import MOST_INT32, one_line, quote
 
 PAIR_FIELDS = ('input', 'target')
+PAIR_ID_FIELDS = ('input_ids', 'target_ids')
 LANGUAGE_FIELDS = ('source_language', 'target_language')
 Direction = tuple[str, str]  # source and target language
 _NAME = re.compile(r'\{(\w+)\}')  # of a column, in a template
 
 
-def pair_to_text(source: str, target: str, direction: Iterable = ()) -> str:
-  """Writes a pair as the text that sources give."""
+def pair_to_text(source, target, direction: Iterable = ()) -> str:
+  """Writes a pair, of texts or lists of ids, as the text that sources give."""
   return json.dumps([source, target, *direction], ensure_ascii=False)
 
 
@@ -124,6 +126,10 @@ class PairReader:
       row = text_reader.parse_object(line)
       if isinstance(row.get('translation'), dict):
         return self.read_row(row)
+    if '"input_ids"' in line:
+      row = text_reader.parse_object(line)
+      if 'input_ids' in row:
+        return self.read_row(row)
     row = text_reader.parse_object(line, PAIR_FIELDS)
     for name in PAIR_FIELDS:
       text_reader.check_strings(name, row[name])
@@ -133,7 +139,7 @@ class PairReader:
     """Returns the same of an object, whose texts were checked."""
     if isinstance(row.get('translation'), dict):
       return self._read_translation(row)
-    texts, given = [row[name] for name in PAIR_FIELDS], self._get_given(row)
+    texts, given = _get_sides(row), self._get_given(row)
     if None in given.values():
       if self.required or set(given.values()) != {None}:
         raise BadRecord(_describe_missing(given), quote(texts[0], 60))
@@ -200,3 +206,18 @@ def _describe_missing(given: Mapping[str, str | None]) -> str:
   fields = ' and '.join(f'`{name}`' for name in names)
   settings = ' and '.join(name.upper() for name in names)
   return f'an object with {fields}, or {settings} for all'
+
+
+def _get_sides(row: Mapping) -> list:
+  """Returns input and target: texts, or lists of token ids."""
+  if 'input_ids' not in row:
+    return [row[name] for name in PAIR_FIELDS]
+  for name in PAIR_ID_FIELDS:
+    ids = row.get(name)
+    # True is an int, too.
+    if not isinstance(ids, list) or not all(
+      type(i) is int and 0 <= i <= MOST_INT32 for i in ids
+    ):
+      expected = f'token ids in `{name}`, such as [17, 5]'
+      raise BadRecord(expected, quote(ids, 60))
+  return [row[name] for name in PAIR_ID_FIELDS]

@@ -117,7 +117,9 @@ class PairsSource(sources.RecordSource):
 
   def draw(self, text: str) -> float:
     # Inputs are often alike, and so would be their CRCs.
-    digest = hashlib.blake2b(json.loads(text)[0].encode(), digest_size=4)
+    source = json.loads(text)[0]
+    source = source if isinstance(source, str) else json.dumps(source)
+    digest = hashlib.blake2b(source.encode(), digest_size=4)
     return int.from_bytes(digest.digest(), 'big') / 2**32
 
   def count_directions(self) -> dict[Direction, int]:

@@ -78,3 +78,12 @@ def test_what_a_line_lacks_is_told(reader, rows, message):
   with pytest.raises(BadRecord) as error:
     reader.read(line(*rows))
   assert re.search(message, str(error.value)) and len(str(error.value)) < 450
+
+
+def test_pairs_of_ids_are_ids_as_given():
+  """Faults: ids that are encoded as a text of digits; True as the id 1."""
+  line = '{"input_ids": [17, 5], "target_ids": [9], "source_language": null}'
+  assert PairReader().read(line) == ([17, 5], [9], None)
+  for wrong in '[1, true]', '[-1]', '"17 5"', '[[1]]', '[1.5]':
+    with pytest.raises(BadRecord, match='token ids in `target_ids`'):
+      PairReader().read(f'{{"input_ids": [1], "target_ids": {wrong}}}')

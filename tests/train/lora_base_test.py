@@ -1,13 +1,16 @@
 """Runs that train adapters: resumed, saved alone, evaluated with their base."""
 
 import dataclasses
+import functools
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from atm.checkpoint import adapters, pretrained
+from atm.data import vocabulary
 from atm.model.lora import LoraConfig
 from atm.train import metric_writer, optimizer
 
@@ -120,3 +123,29 @@ def test_evaluations_are_of_base_and_adapters(train, tmp_path):
   )
   near, exact = (metrics_at(r, 4) for r in (low, run))
   assert near == pytest.approx(exact, abs=0.01) and near != exact
+
+
+def test_a_model_without_a_tokenizer_adapts_to_pairs_of_ids(train, tmp_path):
+  """Faults: ids encoded as texts; a vocabulary that the run does not keep."""
+  import atm_tasks
+
+  source = shutil.copytree(train.whole(4), tmp_path / 'source')
+  shutil.rmtree(source / 'vocabulary')
+  (tmp_path / 'ids').mkdir()
+  ids = {'size': 2048, 'pad_id': 0, 'eos_id': 2}
+  (tmp_path / 'ids' / 'token_ids.json').write_text(json.dumps(ids))
+  pairs = [{'input_ids': [9, 7 + i], 'target_ids': [8, 7]} for i in range(40)]
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text('\n'.join(map(json.dumps, pairs)))
+  run = adapt(
+    train, tmp_path / 'run', source, mixture='pairs', batch_size=2,
+    vocabulary=str(tmp_path / 'ids'),
+    configure_tasks=functools.partial(atm_tasks.configure, pairs=str(path)),
+  )  # fmt: skip
+  first, last = (metrics_at(run, step) for step in (0, 6))
+  assert last['eval/loss/pair'] < first['eval/loss/pair'] - 0.1
+  (_, batch), *_ = run.held_out.batches
+  segment = batch['decoder_segment_ids'][0] == 1
+  assert batch['decoder_target_tokens'][0][segment].tolist() == [8, 7, 2]
+  kept = vocabulary.open_vocabulary(str(tmp_path / 'run' / 'vocabulary'))
+  assert kept.decode([8, 7, 2]) == '8 7'
