@@ -20,6 +20,7 @@ from atm.messages import (
   check_number,
   check_path,
   check_seed,
+  check_texts,
 )
 from atm.model import config as config_lib
 from atm.model import flops as flops_lib
@@ -51,6 +52,7 @@ from atm.train.lora_base import BASE_DTYPES
   train_steps=partial(check_count, 'TRAIN_STEPS'),
   micro_batches=partial(check_count, 'MICRO_BATCHES'),
   freeze_encoder_steps=partial(check_index, 'FREEZE_ENCODER_STEPS'),
+  freeze=partial(check_texts, 'FREEZE', empty=False, single=True),
   seed=partial(check_seed, 'SEED'),
   z_loss=partial(check_number, 'Z_LOSS', least=0, whole=False),
   xla_options=partial(check_options, 'XLA_OPTIONS'),
@@ -71,6 +73,7 @@ def plan(
   z_loss: float = 0.0,
   micro_batches: int = 1,
   freeze_encoder_steps: int = 0,
+  freeze: tuple[str, ...] = (),
   xla_options: dict | None = None,
   lora: LoraConfig | None = None,
   lora_base_dtype: str = 'float32',
@@ -85,9 +88,9 @@ def plan(
 
   Args:
     lengths, batch_size, train_steps, model_config, optimizer_config, rules,
-      seed, z_loss, micro_batches, freeze_encoder_steps, xla_options, lora,
-      lora_base_dtype: see `trainer.train`. The step planned is the one that
-      trains all parameters, or all adapters.
+      seed, z_loss, micro_batches, freeze_encoder_steps, freeze, xla_options,
+      lora, lora_base_dtype: see `trainer.train`. The step planned is the one
+      that trains all parameters but those of `freeze`, or all adapters.
     make_mesh: called with devices=.
     topology: 'v5p:4x4x8', or slices of it, '2 * v5p:4x4x8'. None: the devices
       of this machine, whose speed and memory are not known.

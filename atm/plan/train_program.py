@@ -16,7 +16,7 @@ from atm.model import config as config_lib
 from atm.model import flops, transformer
 from atm.parallel import sharding, xla_options
 from atm.parallel.sharding import NamedSharding, Rules
-from atm.train import lora_base, optimizer, step
+from atm.train import freezing, lora_base, optimizer, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +39,19 @@ class TrainStep:
     """Makes the step of a run, given the settings of `train_plan.plan`."""
     config, rules = given['model_config'], given['rules']
     freezes = given['freeze_encoder_steps'] > 0
-    tx = optimizer.make_optimizer(given['optimizer_config'], freezes)
+    tx = optimizer.make_optimizer(
+      given['optimizer_config'], freezes, given['freeze']
+    )
     lengths = task_registry.Lengths.of(given['lengths'])
     B, packed = given['batch_size'], given['packed']
     net, lora = transformer.AlexaTM(config), given['lora']
     state = step.abstract_state(net, tx, mesh, rules, lora)
+    freezing.check_frozen(given['freeze'], state.params)
     base = lora and lora_base.abstract_base(
       net, mesh, rules, given['lora_base_dtype']
     )
     batch = abstract_batch(B, lengths, mesh, rules, packed)
-    names = 'seed', 'z_loss', 'micro_batches', 'lora'
+    names = 'seed', 'z_loss', 'micro_batches', 'lora', 'freeze'
     options = {name: given[name] for name in names}
     return cls(config, tx, state, batch, options, mesh, rules, base)
 

@@ -1,5 +1,7 @@
 """The settings of a training run, which gin binds as `trainer.train`."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from atm.messages import (
   check_path,
   check_seed,
   check_text,
+  check_texts,
   quote,
 )
 from atm.model import config as model_config_lib
@@ -119,6 +122,7 @@ class TrainConfig:
       its embedding as they are, see `step.train_step`. The paper freezes its
       pre-trained encoder for the first 100,000 or so. May be another number
       when a run is resumed, unless a run that began with 0 were to freeze now.
+    freeze: patterns of parameters that stay as they are, see `freezing`.
     row_passes: `passes` of `cache.build`.
     cache_dir: rows that `cache.build` made; None builds model_dir/rows.
     verify_cache: compare the checksums of the rows' files before the first
@@ -182,6 +186,7 @@ class TrainConfig:
   init_from: str | None = None
   init_encoder: str | None = None
   freeze_encoder_steps: int = 0
+  freeze: tuple[str, ...] = ()
   row_passes: int = 1
   cache_dir: str | None = None
   verify_cache: bool = True
@@ -229,6 +234,7 @@ class TrainConfig:
       check_number, 'LABEL_SMOOTHING', least=0, below=1, whole=False
     ),
     'skip_steps': check_skip_steps,
+    'freeze': partial(check_texts, 'FREEZE', empty=False, single=True),
     'lora_base_dtype': partial(
       check_choice, 'LORA_BASE_DTYPE', known=BASE_DTYPES
     ),
@@ -263,9 +269,9 @@ class TrainConfig:
         f'ASK_EVERY = {ask}: expected a multiple of EVAL_EVERY = {evaluate}, '
         f'or None. Did you mean {evaluate * max(1, round(ask / evaluate))}?'
       )
-    self._check_stopping()
-    self._check_one_start()
-    self._check_lora()
+    _check_stopping(self)
+    _check_one_start(self)
+    _check_lora(self)
 
   @property
   def sizes(self) -> Lengths:
@@ -276,55 +282,59 @@ class TrainConfig:
     """Tells whether the batch of a step is not trained on."""
     return any(first <= step <= last for first, last in self.skip_steps)
 
-  def _check_stopping(self) -> None:
-    """Raises ValueError where what is best cannot be known."""
-    name = self.keep_best
-    if self.patience is not None and name is None:
-      raise ValueError(
-        f'PATIENCE = {self.patience}, but KEEP_BEST = None: set KEEP_BEST to a '
-        "metric of evaluations, such as 'eval/loss/pair', or leave out PATIENCE"
-      )
-    if name and name.startswith('few_shot/') and self.ask_every is None:
-      raise ValueError(
-        f'KEEP_BEST = {name!r}, but ASK_EVERY = None: set ASK_EVERY to a '
-        'multiple of EVAL_EVERY'
-      )
 
-  def _check_one_start(self) -> None:
-    """Raises ValueError where a run is to start from two models, or itself."""
-    source = self.init_from
-    if source is None:
-      return
-    if os.path.realpath(source) == os.path.realpath(self.model_dir):
-      raise ValueError(
-        f'INIT_FROM = {source!r} is MODEL_DIR: use another MODEL_DIR, or, to '
-        'go on with that run, leave out INIT_FROM'
-      )
-    if self.init_encoder is not None:
-      raise ValueError(
-        f'INIT_FROM = {source!r} and INIT_ENCODER = {self.init_encoder!r}: '
-        'expected one of them; INIT_FROM brings an encoder'
-      )
+def _check_stopping(config: TrainConfig) -> None:
+  """Raises ValueError where what is best cannot be known."""
+  name = config.keep_best
+  if config.patience is not None and name is None:
+    raise ValueError(
+      f'PATIENCE = {config.patience}, but KEEP_BEST = None: set KEEP_BEST to a '
+      "metric of evaluations, such as 'eval/loss/pair', or leave out PATIENCE"
+    )
+  if name and name.startswith('few_shot/') and config.ask_every is None:
+    raise ValueError(
+      f'KEEP_BEST = {name!r}, but ASK_EVERY = None: set ASK_EVERY to a '
+      'multiple of EVAL_EVERY'
+    )
 
-  def _check_lora(self) -> None:
-    """Raises ValueError for settings that adapters leave no room for."""
-    if self.lora is None:
-      return
-    rank = f'LORA_RANK = {self.lora.rank}'
-    if self.init_from is None:
+
+def _check_one_start(config: TrainConfig) -> None:
+  """Raises ValueError where a run is to start from two models, or itself."""
+  source = config.init_from
+  if source is None:
+    return
+  if os.path.realpath(source) == os.path.realpath(config.model_dir):
+    raise ValueError(
+      f'INIT_FROM = {source!r} is MODEL_DIR: use another MODEL_DIR, or, to '
+      'go on with that run, leave out INIT_FROM'
+    )
+  if config.init_encoder is not None:
+    raise ValueError(
+      f'INIT_FROM = {source!r} and INIT_ENCODER = {config.init_encoder!r}: '
+      'expected one of them; INIT_FROM brings an encoder'
+    )
+
+
+def _check_lora(config: TrainConfig) -> None:
+  """Raises ValueError for settings that adapters leave no room for."""
+  if config.lora is None:
+    return
+  rank = f'LORA_RANK = {config.lora.rank}'
+  if config.init_from is None:
+    raise ValueError(
+      f'{rank}, but INIT_FROM = None: name the model that is adapted, or '
+      'leave out LORA_RANK'
+    )
+  for name, value, remedy in (
+    ('NEW_LANGUAGES', config.new_languages, 'train all parameters first'),
+    (
+      'FREEZE_ENCODER_STEPS', config.freeze_encoder_steps,
+      "set LORA_TARGETS = ('decoder',), which adapts the decoder alone",
+    ),
+    ('FREEZE', config.freeze, 'set LORA_TARGETS, which says what is adapted'),
+  ):  # fmt: skip
+    if value:
       raise ValueError(
-        f'{rank}, but INIT_FROM = None: name the model that is adapted, or '
-        'leave out LORA_RANK'
+        f'{name} = {quote(value)}, but {rank} leaves all parameters of '
+        f'INIT_FROM as they are: leave out {name}, or {remedy}'
       )
-    for name, value, remedy in (
-      ('NEW_LANGUAGES', self.new_languages, 'train all parameters first'),
-      (
-        'FREEZE_ENCODER_STEPS', self.freeze_encoder_steps,
-        "set LORA_TARGETS = ('decoder',), which adapts the decoder alone",
-      ),
-    ):  # fmt: skip
-      if value:
-        raise ValueError(
-          f'{name} = {quote(value)}, but {rank} leaves all parameters of '
-          f'INIT_FROM as they are: leave out {name}, or {remedy}'
-        )

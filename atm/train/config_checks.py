@@ -196,6 +196,7 @@ def _settings(meta: dict) -> dict:
     **{names.get(key, key.upper()): x for key, x in meta['data'].items()},
     **{f'{optimizer.GIN_NAME}.{key}': x for key, x in state.items()},
     'VOCABULARY': meta['vocabulary'],
+    'FREEZE': tuple(meta.get('freeze', ())),
     # None of a run that trains all parameters.
     **{f'LORA_{key.upper()}': lora.get(key) for key in LORA},
   }

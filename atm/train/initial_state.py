@@ -13,7 +13,7 @@ from atm.checkpoint.pretrained import PretrainedModel, check_float
 from atm.data.vocabulary import Vocabulary
 from atm.data.vocabulary_extension import find_begins_as
 from atm.model.transformer import AlexaTM
-from atm.train import config_checks, optimizer
+from atm.train import config_checks, freezing, optimizer
 from atm.train import step as step_lib
 from atm.train.config import TrainConfig
 from atm.train.metric_logger import MetricLogger
@@ -31,6 +31,7 @@ META = {
   'optimizer?': (dict, None),
   'skip_steps?': [[int]],
   'encoder_apart?': bool,
+  'freeze?': [str],
 }
 
 
@@ -130,7 +131,9 @@ class StateOpener:
     self.meta['encoder_apart'] = apart
     if 'hf_config' in then:
       self.meta['hf_config'] = then['hf_config']
-    tx = _make_optimizer(config.optimizer_config, apart)
-    return tx, step_lib.abstract_state(
+    tx = _make_optimizer(config.optimizer_config, apart, config.freeze)
+    abstract = step_lib.abstract_state(
       self.model, tx, self.mesh, config.rules, config.lora
     )
+    freezing.check_frozen(config.freeze, abstract.params)
+    return tx, abstract

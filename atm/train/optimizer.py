@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from atm.messages import MOST_INT32, check_choice, check_fields, check_number
+from atm.train import freezing
 
 OPTIMIZER_CHOICES = {
   'name': ('adamw', 'adafactor'),
@@ -273,8 +274,9 @@ def factored_axes(path: tuple, shape: tuple, left: tuple) -> tuple[int, ...]:
 
 
 def make_optimizer(
-  config: OptimizerConfig, encoder_apart: bool = False
-) -> optax.GradientTransformation:
+  config: OptimizerConfig, encoder_apart: bool = False,
+  freeze: tuple[str, ...] = (),
+) -> optax.GradientTransformation:  # fmt: skip
   """Chains clipping, Adam or Adafactor, decay and the learning rate.
 
   Args:
@@ -282,6 +284,7 @@ def make_optimizer(
     encoder_apart: split the moments, see `split_by_encoder`; a frozen step
       needs it. The gradients there are are clipped together, and the schedule
       is the same for all. As long as no step was frozen this changes no update.
+    freeze: patterns of parameters without a state, see `freezing`.
   """
   clip = optax.identity()
   if config.clip_norm is not None:
@@ -300,7 +303,8 @@ def make_optimizer(
   )
   if encoder_apart:
     steps = [split_by_encoder(optax.chain(*steps))]
-  return optax.chain(clip, *steps, rate(learning_rate=make_schedule(config)))
+  tx = optax.chain(clip, *steps, rate(learning_rate=make_schedule(config)))
+  return freezing.leave_out_frozen(tx, freeze) if freeze else tx
 
 
 def describe_state(config: OptimizerConfig) -> dict:

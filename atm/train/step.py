@@ -17,7 +17,7 @@ from atm.model import loss as loss_lib
 from atm.model import parameters
 from atm.model.lora import LoraConfig
 from atm.parallel.sharding import Rules, constrain
-from atm.train import optimizer
+from atm.train import freezing, optimizer
 
 
 @flax.struct.dataclass
@@ -124,6 +124,7 @@ def train_step(
   frozen: bool = False,
   micro_batches: int = 1,
   lora: LoraConfig | None = None,
+  freeze: tuple[str, ...] = (),
 ) -> tuple[State, dict]:
   """Updates the state by the mean loss over the batch's targets.
 
@@ -143,6 +144,8 @@ def train_step(
     micro_batches: N, how many parts of the batch are run one after another, to
       hold the activations of B / N rows (static), see `accumulate_gradients`.
     lora: of the adapters that `state` has in place of parameters (static).
+    freeze: patterns of parameters that stay as they are, see `freezing`, as
+      `tx` was made with (static).
 
   Returns:
     (the next state, metrics). Metrics are float32 scalars: sums named
@@ -160,18 +163,19 @@ def train_step(
       'frozen = True: expected an optimizer that keeps the encoder apart, '
       'optimizer.make_optimizer(config, encoder_apart=True)'
     )
-  kept, trained = {}, state.params
+  kept, trained = freezing.split_frozen(state.params, freeze)
   # The encoder of a frozen step runs forward only, dropout included: without a
   # derivative by its parameters it has no backward pass. A matrix tied to its
   # embedding is frozen with it: with `ties` 'embeddings' the decoder's
   # embedding, with 'encoder_head' the LM head, with 'all' both.
   if frozen:
-    kept, trained = optimizer.split_encoder(state.params)
+    encoder, trained = optimizer.split_encoder(trained)
+    kept = freezing.merge_trees(kept, encoder)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   targets = jnp.maximum(batch['decoder_loss_weights'].sum(-1).sum(), 1.0)
 
   def share_of_loss(trained, part, key):
-    params = {**kept, **trained}
+    params = freezing.merge_trees(kept, trained)
     penalties = z_loss, label_smoothing
     sums = forward(model, params, part, key, *penalties, base, lora)
     return loss_lib.total_loss(sums).sum() / targets, sums
@@ -183,16 +187,23 @@ def train_step(
     grads, sums = accumulate_gradients(
       gradient, trained, batch, key, micro_batches
     )
-  return apply_gradients(tx, state, trained, grads, sums, batch)
+  if freeze:
+    none = jax.tree.map(jnp.zeros_like, grads)
+    grads = freezing.keep_layers(grads, none, freeze)
+  return apply_gradients(tx, state, trained, grads, sums, batch, freeze)
 
 
-def apply_gradients(tx, state: State, trained, grads, sums: dict, batch: dict):
+def apply_gradients(
+  tx, state: State, trained, grads, sums: dict, batch: dict, freeze=()
+):
   """Returns what `train_step` does, of its gradients and per-row sums."""
   loss = loss_lib.total_loss(sums).sum()
   norm = optax.global_norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = {**state.params, **optax.apply_updates(trained, updates)}
+  new = optax.apply_updates(trained, updates)
+  new = freezing.keep_layers(new, trained, freeze)  # weight decay, too
+  params = freezing.merge_trees(state.params, new)
   params, opt_state = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old),
     (params, opt_state),

@@ -110,9 +110,9 @@ def train(config: TrainConfig) -> TrainingResult:
     loop = Loop(
       config, folder, mesh,
       bind_update=functools.partial(
-        bind_train_step, model, tx, rules, seed=config.seed,
+        bind_train_step, model, tx, rules, seed=config.seed, lora=config.lora,
         z_loss=config.z_loss, label_smoothing=config.label_smoothing,
-        micro_batches=config.micro_batches, lora=config.lora,
+        micro_batches=config.micro_batches, freeze=config.freeze,
       ),
       inputs=inputs, held_out=held_out, ask=ask, checkpoints=checkpoints,
       meta=meta, log=log, goodput=goodput, base=base,
@@ -239,6 +239,7 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict:
     'lengths': config.lengths,
     'optimizer': optimizer.describe_state(config.optimizer_config),
     'skip_steps': [list(steps) for steps in config.skip_steps],
+    'freeze': [*config.freeze],
     'config': config.config_text,
   }
 
