@@ -249,7 +249,7 @@ def write_adapter(
     what = 'no adapters' if adapter is None else 'adapters of two runs'
     raise ValueError(
       f"FORMAT = 'peft', but {source.directory!r} has {what}: leave out FORMAT "
-      'to export it merged'
+      'to export it whole'
       + (', or name a LoRA run as MODEL_DIR' if adapter is None else '')
     )
   shapes = traverse_util.flatten_dict(

@@ -13,6 +13,8 @@ from atm.checkpoint.paths import CHECKPOINTS
 from atm.checkpoint.staged_steps import send_step
 
 STAGING_FILE = 'atm-writes-here'  # marks a folder that may be removed
+# What makes a folder a model's, or PEFT's.
+LAST_FILES = 'config.json', 'adapter_config.json'
 
 
 @contextlib.contextmanager
@@ -96,9 +98,10 @@ def send_into(folder: str, target: str) -> None:
   """Sends a folder into a store; what makes it a model is sent last."""
   steps = os.path.join(folder, CHECKPOINTS)
   if not os.path.isdir(steps):
-    storage.upload_folder(folder, target, without='config.json')
-    whole = os.path.join(folder, 'config.json')
-    storage.upload_file(whole, f'{target.rstrip("/")}/config.json')
+    (last,) = {*LAST_FILES}.intersection(os.listdir(folder))
+    storage.upload_folder(folder, target, without=last)
+    whole = os.path.join(folder, last)
+    storage.upload_file(whole, f'{target.rstrip("/")}/{last}')
     return
   with tempfile.TemporaryDirectory(prefix='atm-') as apart:
     moved = shutil.move(steps, apart)

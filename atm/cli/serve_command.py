@@ -103,9 +103,7 @@ class ServeCommand(api.ModelSource):
       KEY_VARIABLE, os.environ.get(KEY_VARIABLE)
     )
     http_server.check_exposure(self.host, key, self.is_open)
-    folders = [self.model_dir, *([self.adapter] if self.adapter else [])]
-    paths = (os.path.abspath(os.path.normpath(x)) for x in folders)
-    name = self.name or '+'.join(map(os.path.basename, paths))
+    name = self.served_name
     meter = metrics.Metrics(name)
     served = service.Service(
       None, None, name, self.limits, key, self.allowed_origins, meter
@@ -120,6 +118,13 @@ class ServeCommand(api.ModelSource):
         self._serve(served, server, log, url)
       finally:
         server.stop()
+
+  @property
+  def served_name(self) -> str:
+    """What requests call the model."""
+    folders = [self.model_dir, *([self.adapter] if self.adapter else [])]
+    paths = (os.path.abspath(os.path.normpath(x)) for x in folders)
+    return self.name or '+'.join(map(os.path.basename, paths))
 
   def load(self, at_step: int | None = None) -> api.Model:
     """Reads the model; raises ValueError where memory has no room for it."""

@@ -233,3 +233,14 @@ def test_a_missing_extra_is_named(name, monkeypatch):
   with pytest.raises(ValueError, match=r"pip install 'atm-jax\[serve\]'") as e:
     serve_command.ServeCommand('x').run()
   assert f'no module {name!r}' in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'adapter, name, served', [
+    (None, None, 'tiny'), ('gs://x/law/', None, 'tiny+law'),
+    ('runs/law', 'mine', 'mine'),
+  ],
+)  # fmt: skip
+def test_the_name_of_a_model_has_that_of_its_adapter(adapter, name, served):
+  command = serve_command.ServeCommand('runs/tiny/', adapter=adapter, name=name)
+  assert command.served_name == served

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -470,3 +471,23 @@ def test_scores_of_cut_targets(tmp_path, loaded):
     assert row['log_probability'] == pytest.approx(total[0], rel=1e-5)
     assert (row['truncated'], row['target_truncated']) == (403 - P, 401 - P)
     assert row['tokens'] == P and row['truncated_at'] == side
+
+
+def test_results_of_one_adapter_are_not_continued_with_another(
+  loaded, prompts, monkeypatch
+):
+  """Nor with those of no adapter: what is in the folder decides."""
+  source, marks = pretrained.open_pretrained('run'), []
+  for mark in ('one', 'other'):
+    adapter = types.SimpleNamespace(fingerprint=lambda mark=mark: mark)
+    opened = dataclasses.replace(source, adapter=adapter)
+    monkeypatch.setattr(
+      pretrained, 'open_pretrained', lambda *args, opened=opened: opened
+    )
+    job = file_jobs.InferJob('run', str(prompts), adapter='law', **QUIET)
+    settings = job._settings(job.open(), [])
+    marks.append(settings['adapter'])
+    assert job.title == 'run with law'
+  assert marks == ['one', 'other']
+  job = file_jobs.InferJob('run', str(prompts), **QUIET)
+  assert 'adapter' not in job._settings(source, [])
