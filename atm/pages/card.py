@@ -121,6 +121,8 @@ def card_data(
     'step': records.step,
     'config': records.config,
     'parameters': records.count_parameters(),
+    'lora': records.adapters,
+    'adapters': records.count_adapters(),
     'data': data,
     'work': card_facts.describe_training(records, watts),
     'losses': losses,
@@ -148,6 +150,8 @@ def list_tags(
     tags.append('multilingual')
   if records.macros.get('INIT_FROM'):
     tags.append('fine-tuned')
+  if records.adapters is not None:
+    tags.append('lora')
   return tags
 
 

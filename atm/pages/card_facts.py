@@ -13,13 +13,14 @@ from typing import Any
 import jax
 
 from atm import storage
-from atm.checkpoint import pretrained
+from atm.checkpoint import adapters, pretrained
 from atm.data import mixture_stats
 from atm.data.language_codes import describe_language
 from atm.data.task_registry import Lengths
 from atm.evals import metrics, results
-from atm.model import flops
+from atm.model import flops, lora
 from atm.model.config import ModelConfig
+from atm.model.lora import LoraConfig
 from atm.pages import train_page
 from atm.parallel.machine import find_rated_watts
 from atm.train import goodput, metric_writer, run_folder
@@ -40,6 +41,7 @@ class RunRecords:
     config: of the model.
     rows: of metrics.jsonl, up to the step.
     macros: settings of its config.gin.
+    adapters: what the run trained in place of the parameters, or None.
   """
 
   model_dir: str
@@ -48,6 +50,7 @@ class RunRecords:
   config: ModelConfig
   rows: list[dict] = dataclasses.field(repr=False)
   macros: dict[str, Any]
+  adapters: LoraConfig | None = None
 
   @property
   def batch_size(self) -> int:
@@ -58,6 +61,15 @@ class RunRecords:
     """Counts the model's parameters."""
     shapes = pretrained.shapes_on_one_device(self.config)
     return sum(x.size for x in jax.tree.leaves(shapes))
+
+  def count_adapters(self) -> int:
+    """Counts the parameters of its adapters; 0 where it has none."""
+    if self.adapters is None:
+      return 0
+    shapes = pretrained.shapes_on_one_device(self.config)
+    make = lambda key: lora.init_adapters(shapes, self.adapters, key)
+    made = jax.eval_shape(make, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(made))
 
   def sum_tokens(self) -> float:
     """Sums the tokens that the run's steps read, targets included."""
@@ -79,11 +91,11 @@ class RunRecords:
     frozen = min(steps, self.macros.get('FREEZE_ENCODER_STEPS') or 0)
     return frozen * flops.train_flops(*sizes, frozen=True) + (
       steps - frozen
-    ) * flops.train_flops(*sizes)
+    ) * flops.train_flops(*sizes, adapted=self.adapters is not None)
 
 
 def read_run_records(model_dir: str) -> RunRecords:
-  """Reads the records of a run at its newest checkpoint.
+  """Reads the records of a run at the checkpoint that others would read.
 
   Raises:
     FileNotFoundError: there is no checkpoint, or it is not a run's.
@@ -95,10 +107,12 @@ def read_run_records(model_dir: str) -> RunRecords:
       'only such a one has records of how its model was made'
     )
   rows = metric_writer.read_metrics(model_dir)
+  described = adapters.read_description(model_dir)
   return RunRecords(
     model_dir, model.step, model.meta, model.config,
     [row for row in rows if row['step'] <= model.step],
     train_page.read_macros(train_page.read_config_text(model_dir)),
+    described and described[0],
   )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from atm.model import flops
+from atm.model.lora import LoraConfig
 from atm.pages import card_facts, train_page
 from atm.train import goodput, metric_writer
 
@@ -52,6 +53,16 @@ def test_steps_that_were_skipped_or_frozen_cost_less(records):
   assert dataclasses.replace(
     records, macros=macros
   ).compute_flops() == pytest.approx(3 * frozen + 5 * one)
+
+
+def test_adapters_are_counted_and_cost_less(records):
+  config = LoraConfig(rank=2, targets=('decoder/.*query',))
+  adapted = dataclasses.replace(records, adapters=config)
+  D, layers = records.config.d_model, records.config.decoder_layers
+  assert adapted.count_adapters() == 2 * layers * 2 * (D + D)
+  one = flops.train_flops(records.config, 16, 32, 32, adapted=True)
+  assert adapted.compute_flops() == pytest.approx(8 * one)
+  assert records.adapters is None and records.count_adapters() == 0
 
 
 def test_the_data_of_a_run(records):

@@ -3,11 +3,13 @@
 Faults seen: `no` read as false by YAML; a card that a person edited replaced.
 """
 
+import dataclasses
 import shutil
 
 import pytest
 
 from atm.cli import main
+from atm.model.lora import LoraConfig
 from atm.pages import card, card_facts
 
 from synthetic import synthetic
@@ -29,6 +31,17 @@ def run(train, tmp_path):
 def load(path):
   """Returns the card, whose metadata the Hub's library has parsed."""
   return hub.ModelCard.load(path)
+
+
+def test_adapters_are_told(run, monkeypatch):
+  records = card_facts.read_run_records(str(run))
+  adapted = dataclasses.replace(records, adapters=LoraConfig(rank=4))
+  monkeypatch.setattr(card_facts, 'read_run_records', lambda _: adapted)
+  card.write_card(str(run))
+  assert 'lora' in load(run / 'README.md').data.tags
+  text = (run / 'README.md').read_text()
+  assert 'trained on by adapters for' in text
+  assert 'of adapters: LoRA of rank 4, alpha 32, of kernel |' in text
 
 
 def test_the_hub_reads_the_metadata(run):
