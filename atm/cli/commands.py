@@ -21,6 +21,7 @@ USAGE = (
 
 def run_pretrain() -> None:
   """Trains, or resumes, and closes with a summary and what to do next."""
+  from atm.inference import generation_defaults
   from atm.pages import train_summary
   from atm.parallel import distributed
   from atm.train import trainer
@@ -30,7 +31,11 @@ def run_pretrain() -> None:
   check_pairs()
   check_few_shot()
   make_config = get_configurable('trainer.train')
-  run = trainer.train(make_config(config_text=gin_config.config_text()))
+  config = make_config(config_text=gin_config.config_text())
+  generation_defaults.check_own_settings(
+    config.generation or {}, config.model_config
+  )
+  run = trainer.train(config)
   if not distributed.is_main_process():
     return
   train_summary.print_summary(run)

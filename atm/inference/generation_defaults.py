@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data.token_ids import check_ids
 from atm.inference import sampling
-from atm.messages import check_flag, check_list, check_number, quote
+from atm.messages import (
+  check_choice,
+  check_flag,
+  check_list,
+  check_number,
+  quote,
+)
 from atm.model.config import ModelConfig
 
 _logger = logging.getLogger(__name__)
@@ -43,6 +49,11 @@ _ELSEWHERE = {
   'remove_invalid_values', 'num_assistant_tokens',
   'num_assistant_tokens_schedule', 'assistant_confidence_threshold',
   'assistant_lookbehind', 'target_lookbehind', 'return_dict_in_generate',
+}  # fmt: skip
+# What a run may keep with its model.
+_SETTABLE = {*_FIELDS} | {
+  'do_sample', 'temperature', 'max_length', 'min_length', 'bad_words_ids',
+  'suppress_tokens', 'forced_eos_token_id', 'forced_bos_token_id',
 }  # fmt: skip
 # Values with which a name that is not known here changes nothing.
 _NEUTRAL = {
@@ -99,6 +110,22 @@ def convert_defaults(
   if said.get('forced_eos_token_id') in (config.end_id, [config.end_id]):
     options['forced_eos'] = True
   return options, left
+
+
+def check_own_settings(content: Mapping, config: ModelConfig) -> None:
+  """Raises ValueError unless GENERATION is what a model's file may say.
+
+  Args:
+    content: names of transformers' GenerationConfig, and values.
+    config: the model's.
+  """
+  for name in content:
+    check_choice('a name in GENERATION', name, sorted(_SETTABLE))
+  _, left = convert_defaults(content, 'GENERATION', config)
+  if left:
+    raise ValueError(
+      f'GENERATION: not supported: {", ".join(left)}. Leave it out'
+    )
 
 
 def read_forced_bos(source: PretrainedModel) -> int | None:

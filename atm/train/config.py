@@ -17,6 +17,7 @@ from atm.messages import (
   check_choice,
   check_count,
   check_fields,
+  check_instance,
   check_number,
   check_path,
   check_seed,
@@ -79,6 +80,14 @@ def _is_pair(steps) -> bool:
   """Tells whether `steps` is a pair, of numbers it may be."""
   pair = isinstance(steps, tuple | list) and len(steps) == 2
   return pair and not any(isinstance(n, tuple | list) for n in steps)
+
+
+def check_generation(value) -> dict | None:
+  """Returns GENERATION; raises ValueError unless names with values, or None."""
+  if value is None:
+    return None
+  check_instance('GENERATION', value, dict)
+  return {check_text('a name in GENERATION', k): x for k, x in value.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +161,8 @@ class TrainConfig:
     xla_options: `changes` of `xla_options.compile_program`, for the step.
     checkpoint_dir: where checkpoints lie if not in model_dir, a folder of
       gs:// say; model_dir keeps its name.
+    generation: names and values of generation_config.json, which the model is
+      to keep beside those of `init_from`; see `RunFolder.save_setup`.
     keep: how many checkpoints; None keeps all.
     on_save_error: 'stop', or 'go_on' without the checkpoint that could not be
       written; the last one must be.
@@ -205,6 +216,7 @@ class TrainConfig:
   xla_options: dict | None = None
   save_every: int = 100
   checkpoint_dir: str | None = None
+  generation: dict | None = None
   keep: int | None = 3
   on_save_error: str = 'stop'
   train_vocabulary: Callable = vocabulary_training.train_vocabulary
@@ -251,6 +263,7 @@ class TrainConfig:
       check_number, 'DEBUG_HANG', least=1, whole=False, optional=True
     ),
     'xla_options': partial(check_options, 'XLA_OPTIONS'),
+    'generation': check_generation,
     'keep': partial(check_count, 'KEEP', optional=True),
     'on_save_error': partial(
       check_choice, 'ON_SAVE_ERROR', known=manager.ON_ERROR

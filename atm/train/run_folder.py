@@ -103,6 +103,7 @@ class RunFolder:
     config_text: str,
     vocabulary: Vocabulary,
     generation: Mapping | None = None,
+    own: Mapping | None = None,
   ) -> None:
     """Writes config.gin, and what is not there yet of a run's other files.
 
@@ -112,6 +113,7 @@ class RunFolder:
       config_text: the content of config.gin.
       vocabulary: goes to vocabulary/.
       generation: the content of generation_config.json, if there is one.
+      own: what the run itself says there; is written over what is there.
     """
     if not distributed.is_main_process():
       return
@@ -123,8 +125,10 @@ class RunFolder:
     if not vocabulary_lib.has_vocabulary(self.vocabulary):
       vocabulary_lib.store_files(vocabulary.files, self.vocabulary)
     path = os.path.join(self.path, generation_config.FILE)
-    if generation and not storage.exists(path):
-      fileio.write_json(path, dict(generation))
+    is_there = storage.exists(path)
+    content = fileio.read_json(path) if is_there else dict(generation or {})
+    if own or (content and not is_there):
+      fileio.write_json(path, content | dict(own or {}))
 
   def save_data(self, mixture: str, parts: list[dict]) -> None:
     """Writes data.json; not of a stream, of which no part is counted."""

@@ -98,8 +98,8 @@ def train(config: TrainConfig) -> TrainingResult:
     ).open(source, words)
     print_export_warning(config, meta)
     base = open_base(config, folder, adapted, mesh, state.params)
-    generation = choose_generation_config(source, words)
-    folder.save_setup(config.config_text, words, generation)
+    generation = choose_generation_config(source, words), config.generation
+    folder.save_setup(config.config_text, words, *generation)
     folder.save_data(config.mixture, mixture_stats.describe_parts(inputs.parts))
 
     held_out = held_out_loss.HeldOutLoss(config, model, inputs, mesh, base)

@@ -7,6 +7,7 @@ import types
 import pytest
 
 from atm.inference.generation_defaults import (
+  check_own_settings,
   convert_defaults,
   fill_settings,
   read_defaults,
@@ -139,6 +140,22 @@ def test_a_forced_token_is_an_id_of_the_model():
   for wrong in (-1, MODEL.vocab_size, 'de', [12]):
     with pytest.raises(ValueError, match='^m: forced_bos_token_id = '):
       read(wrong)
+
+
+@pytest.mark.parametrize(
+  'content, error',
+  [
+    ({'beams': 5}, "GENERATION = 'beams'.*num_beams"),
+    ({'num_beams': 0}, 'GENERATION: num_beams = 0'),
+    ({'num_beams': 2, 'do_sample': True}, 'not supported: do_sample with'),
+    ({'suppress_tokens': [99_999]}, 'GENERATION: suppress_tokens'),
+  ],
+)
+def test_what_a_run_keeps_with_its_model_is_checked(content, error):
+  good = {'num_beams': 5, 'length_penalty': 0.6, 'max_new_tokens': 64}
+  check_own_settings(good, tiny())
+  with pytest.raises(ValueError, match=error):
+    check_own_settings(good | content, tiny())
 
 
 def test_what_counts_is_described():

@@ -53,6 +53,20 @@ def test_settings_of_generation_come_with_the_first_model(words, tmp_path):
   assert kept == {'num_beams': 5}
 
 
+def test_a_run_s_own_settings_of_generation_are_written_over(words, tmp_path):
+  """Over those of the first model, and over its own before it resumed."""
+  folder = run_folder.RunFolder(str(tmp_path))
+  read = lambda: generation_config.read_generation_config(str(tmp_path))[1]
+  first = {'num_beams': 4, 'forced_bos_token_id': 7}
+  folder.save_setup('', words, first, {'num_beams': 2, 'max_new_tokens': 9})
+  want = {'num_beams': 2, 'forced_bos_token_id': 7, 'max_new_tokens': 9}
+  assert read() == want
+  folder.save_setup('', words, {}, {'max_new_tokens': 5})
+  assert read() == want | {'max_new_tokens': 5}
+  folder.save_setup('', words, first)
+  assert read() == want | {'max_new_tokens': 5}
+
+
 def test_a_step_was_evaluated_if_its_held_out_losses_are_there(tmp_path):
   """Fault seen: any row of the step taken for its evaluation."""
   folder = RunFolder(str(tmp_path))
