@@ -113,7 +113,9 @@ def differentiate(net, mesh, params, adapters, config: LoraConfig):
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(adapters, placed))
 
 
-@pytest.mark.parametrize('ties', ['none', 'all'])
+@pytest.mark.parametrize(
+  'ties', ['none', pytest.param('all', marks=pytest.mark.slow)]
+)
 def test_adapted_layers_are_those_of_merged_weights(one_device, ties):
   """Faults: a matrix without its change, scale twice, A and B of another layer;
   a gradient that is not that of W = W0 + scale A B."""

@@ -17,7 +17,6 @@ from atm.train import metric_writer, optimizer
 from tiny_runs import EIGHT, ONE, Stop, comparable, metrics_at, parameters
 
 LORA = LoraConfig(rank=2, dropout=0.1, targets=('kernel', 'embedding'))
-SLOW = pytest.mark.slow
 FAST = optimizer.OptimizerConfig(learning_rate=1e-2, decay_steps=20)
 
 
@@ -27,17 +26,21 @@ def adapt(train, folder, source, steps=6, **changes):
   return train(folder, steps, **{**settings, **changes})
 
 
-@pytest.mark.parametrize(
-  'make_mesh',
-  [pytest.param(ONE, id='1'), pytest.param(EIGHT, id='8', marks=SLOW)],
-)
-def test_resumed_adapters_are_those_of_a_run_without_a_break(
-  train, tmp_path, make_mesh
-):
-  """Faults: adapters begun anew, their optimizer's state or dropout's key lost;
-  base parameters among what is saved; a base that is trained."""
-  source, whole, parts = train.whole(4), tmp_path / 'a', tmp_path / 'b'
-  run = adapt(train, whole, source, make_mesh=make_mesh)
+@pytest.fixture(scope='module')
+def adapted(train, tmp_path_factory):
+  """Returns the folder of a whole run, it, and the parameters it asked."""
+  asked, folder = [], tmp_path_factory.mktemp('adapted')
+
+  def make_asker(config, vocabulary, mesh, rules, say):
+    return lambda params, step: asked.append(jax.device_get(params)) or {}
+
+  settings = dict(ask_every=4, make_asker=make_asker)
+  return folder, adapt(train, folder, train.whole(4), **settings), asked
+
+
+def check_resumed(train, whole, parts, make_mesh) -> None:
+  """Compares a run that is cut with one that is not."""
+  source = train.whole(4)
   with pytest.raises(Stop):
     adapt(train, parts, source, make_mesh=make_mesh, stop_at=5)
   resumed = adapt(train, parts, source, make_mesh=make_mesh)
@@ -48,9 +51,18 @@ def test_resumed_adapters_are_those_of_a_run_without_a_break(
   for name in a:
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
     assert name.endswith(("['a']", "['b']")), name
+
+
+def test_resumed_adapters_are_those_of_a_run_without_a_break(
+  train, tmp_path, adapted
+):
+  """Faults: adapters begun anew, their optimizer's state or dropout's key lost;
+  base parameters among what is saved; a base that is trained."""
+  (whole, run, _), source = adapted, train.whole(4)
+  check_resumed(train, whole, tmp_path / 'parts', ONE)
   moments = parameters(whole, 6, 'optimizer')
   assert sum(x.size for x in moments.values()) < 3 * sum(
-    x.size for x in a.values()
+    x.size for x in parameters(whole, 6).values()
   )
   # It begins where its source ended, and moves.
   begin, end = (metrics_at(run, step) for step in (0, 6))
@@ -64,6 +76,13 @@ def test_resumed_adapters_are_those_of_a_run_without_a_break(
   assert described['base'] == {
     'path': str(source), 'step': 4, 'fingerprint': model.fingerprint()
   }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_resumed_adapters_are_the_same_on_eight_devices(train, tmp_path):
+  """Fault: adapters that another placement of the base reads."""
+  adapt(train, tmp_path / 'whole', train.whole(4), make_mesh=EIGHT)
+  check_resumed(train, tmp_path / 'whole', tmp_path / 'parts', EIGHT)
 
 
 def test_a_run_that_adapts_another_model_is_not_resumed(train, tmp_path):
@@ -90,38 +109,31 @@ def test_a_run_that_adapts_another_model_is_not_resumed(train, tmp_path):
     adapt(train, folder, source, steps=2)
 
 
-def test_evaluations_are_of_base_and_adapters(train, tmp_path):
-  """Faults: the few-shot suite asks the base, or adapters alone; a base in
-  bfloat16 that is far from the one in float32."""
-  asked, source = [], train.whole(4)
-
-  def make_asker(config, vocabulary, mesh, rules, say):
-    def ask(params, step):
-      asked.append(jax.device_get(params))
-      return {}
-
-    return ask
-
-  settings = dict(steps=4, ask_every=4, make_asker=make_asker)
-  run = adapt(train, tmp_path / 'a', source, **settings)
-  base = parameters(source, 4)
+def test_evaluations_are_of_base_and_adapters(train, adapted):
+  """Fault: the few-shot suite asks the base, or adapters alone."""
+  folder, _, asked = adapted
+  base = parameters(train.whole(4), 4)
   flat = lambda tree: {
     jax.tree_util.keystr(k): v
     for k, v in jax.tree_util.tree_flatten_with_path(tree)[0]
   }
-  first, last = map(flat, asked)
+  first, *_, last = map(flat, asked)
   assert first.keys() == base.keys()
   kernel = "['decoder']['layers']['feed_forward']['up']['kernel']"
   np.testing.assert_array_equal(first[kernel], base[kernel])
-  change = [parameters(tmp_path / 'a', 4)[f"{kernel}['{k}']"] for k in 'ab']
+  change = [parameters(folder, 6)[f"{kernel}['{k}']"] for k in 'ab']
   want = base[kernel] + LORA.scale * np.matmul(*change)
   np.testing.assert_allclose(last[kernel], want, atol=1e-5)
   np.testing.assert_array_equal(last["['lm_head']"], base["['lm_head']"])
 
-  low = adapt(
-    train, tmp_path / 'b', source, steps=4, lora_base_dtype='bfloat16'
-  )
-  near, exact = (metrics_at(r, 4) for r in (low, run))
+
+@pytest.mark.slow
+def test_a_base_in_bfloat16_is_near_the_one_in_float32(
+  train, tmp_path, adapted
+):
+  """Fault: vectors or adapters that are rounded, too."""
+  low = adapt(train, tmp_path, train.whole(4), lora_base_dtype='bfloat16')
+  near, exact = (metrics_at(r, 6) for r in (low, adapted[1]))
   assert near == pytest.approx(exact, abs=0.01) and near != exact
 
 
