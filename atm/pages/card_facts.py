@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from atm import storage
-from atm.checkpoint import adapters, pretrained
+from atm.checkpoint import adapters, best_step, pretrained, reader
 from atm.data import mixture_stats
 from atm.data.language_codes import describe_language
 from atm.data.task_registry import Lengths
@@ -100,8 +100,11 @@ def read_run_records(model_dir: str) -> RunRecords:
   Raises:
     FileNotFoundError: there is no checkpoint, or it is not a run's.
   """
-  model = pretrained.open_pretrained(model_dir)
-  if 'data' not in model.meta:
+  # The base of adapters need not be here.
+  with reader.open_step(model_dir, None) as (checkpoints, step):
+    meta = checkpoints.meta(step)
+    config = pretrained.read_model_config(checkpoints, step)
+  if 'data' not in meta:
     raise FileNotFoundError(
       f'MODEL_DIR = {model_dir!r}: expected the folder of a training run: '
       'only such a one has records of how its model was made'
@@ -109,8 +112,8 @@ def read_run_records(model_dir: str) -> RunRecords:
   rows = metric_writer.read_metrics(model_dir)
   described = adapters.read_description(model_dir)
   return RunRecords(
-    model_dir, model.step, model.meta, model.config,
-    [row for row in rows if row['step'] <= model.step],
+    model_dir, step, meta, config,
+    [row for row in rows if row['step'] <= step],
     train_page.read_macros(train_page.read_config_text(model_dir)),
     described and described[0],
   )  # fmt: skip
@@ -287,7 +290,8 @@ def list_limitations(
   found = []
   parameters, tokens = records.count_parameters(), records.sum_tokens()
   last = records.macros.get('TRAIN_STEPS')
-  if isinstance(last, int) and records.step < last:
+  chosen = best_step.read_best(records.model_dir) is not None
+  if isinstance(last, int) and records.step < last and not chosen:
     found.append(
       f'The run was to have {last:,} steps, and this is step '
       f'{records.step:,}: its learning rate has not come to its end.'

@@ -39,6 +39,7 @@ def test_a_run_is_made_and_used_in_a_store(make_bucket, rows, tmp_path):  # noqa
     assert steps == sorted({best.step, 6})
     atm('report', f'--gin.MODEL_DIR="{run}"')
     assert 'finished' in atm('runs', bucket)
+    atm('card', run)
     (tmp_path / 'inputs.txt').write_text('a text\n')
     output = tmp_path / 'outputs.jsonl'
     atm(
@@ -47,6 +48,8 @@ def test_a_run_is_made_and_used_in_a_store(make_bucket, rows, tmp_path):  # noqa
       '--gin.MAX_TOKENS=2',
     )  # fmt: skip
     assert output.read_text().startswith('{')
-  for name in ('loss.png', 'report.html', 'config.gin', 'samples.json'):
+  for name in (
+    'loss.png', 'report.html', 'config.gin', 'samples.json', 'README.md'
+  ):  # fmt: skip
     assert storage.get_size(f'{run}/{name}')
   assert storage.get_size(f'{bucket}/runs.html')
