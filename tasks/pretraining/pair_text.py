@@ -121,7 +121,8 @@ class PairReader:
       row = text_reader.parse_object(line, names)
       for name in names:
         text_reader.check_strings(name, row[name])
-      return self.read_row({**row, **self.fill(row)})
+      given = {name: row.get(name) for name in LANGUAGE_FIELDS}
+      return self.read_row({**given, **self.fill(row)})
     if '"translation"' in line:
       row = text_reader.parse_object(line)
       if isinstance(row.get('translation'), dict):
