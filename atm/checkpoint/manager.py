@@ -143,6 +143,12 @@ class CheckpointManager(reader.CheckpointReader):
     finally:
       super().close()
 
+  def __exit__(self, kind, *error) -> None:
+    """Closes the checkpoints, but where one of several hosts fails."""
+    # What a save ends with all do together, and the others are elsewhere.
+    if kind is None or jax.process_count() == 1:
+      self.close()
+
   def _succeeds(self, step: int, work: Callable[[], object]) -> bool:
     """Tells whether work() on a step succeeds; raises or logs its error."""
     error = None

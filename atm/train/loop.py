@@ -77,7 +77,7 @@ class Loop:
       self.tracker = opened(
         Tracker(tracker, folder, config.config_text, config.say)
       )
-      last.push(self._close_checkpoints)
+      last.push(self.checkpoints)
       self.signals = opened(preemption.SignalHandler())
       profiler = opened(Profiler(folder, config.profile_steps, config.say))
       self.watchdog = opened(HangWatchdog(folder, config.debug_hang))
@@ -106,12 +106,6 @@ class Loop:
       self.times.close(self.done)
       self.checkpoints.raise_if_unsaved()
       return self.best.finish(self.done)
-
-  def _close_checkpoints(self, kind, *error) -> None:
-    """Waits for the save under way, but where one of several hosts fails."""
-    # What a save ends with all do together, and the others are elsewhere.
-    if kind is None or jax.process_count() == 1:
-      self.checkpoints.close()
 
   def _batch_after(self, done: int) -> dict | None:
     """Returns the batch of the step after `done`; None where it is skipped."""
