@@ -308,22 +308,14 @@ def _keep_record(record: logging.LogRecord) -> bool:
 
 
 def _open_orbax(directory: epath.Path, read_only: bool):
-  """Opens Orbax's manager of a folder, which removes no step.
-
-  Raises ValueError for one of an object store that several hosts cannot use.
-  """
+  """Opens Orbax's manager of a folder, which removes no step."""
   path = os.fspath(directory)
   if storage.is_remote(path):
     scheme = storage.get_scheme(path)
     if jax.process_count() == 1:
       # It is ours, so it may be cleaned up and made.
       return StagedManager(path, lambda x: _open_orbax(x, False), read_only)
-    if scheme == 's3':
-      raise ValueError(
-        f'{path}: several hosts cannot write or read checkpoints on s3://. Set '
-        'CHECKPOINT_DIR to a folder that all hosts share, or to gs://...'
-      )
-    storage.prepare_orbax()
+    storage.prepare_orbax(scheme)
   logging.getLogger('absl').addFilter(_keep_record)  # added once only
   # It reads a file of every step at once.
   paths_read = glob.glob(

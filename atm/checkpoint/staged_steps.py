@@ -3,8 +3,8 @@
 Orbax writes a step to a folder of this machine. Its files are sent many at a
 time, each verified by size and MD5, and listed by a last object,
 `commit_success.txt`: a step without it is not there for any reader. A reader
-fetches the items that it asks for. On gs:// the objects are those that Orbax
-itself writes for several hosts, which do not stage: each reads the other's.
+fetches the items that it asks for. The objects are those that Orbax itself
+writes for several hosts, which do not stage: each reads the other's.
 """
 
 import contextlib

@@ -148,17 +148,21 @@ def _open_s3():
   except ImportError as e:
     raise MissingExtraError(missing_extra('s3:// needs s3fs', 's3')) from e
 
-  client = S3FileSystem(
-    use_listings_cache=False,
-    skip_instance_cache=True,
-    config_kwargs={
+  client = S3FileSystem(skip_instance_cache=True, **make_s3_settings())
+  client.retries = 1  # it is `call` that tries again
+  return client
+
+
+def make_s3_settings() -> dict:
+  """Returns s3fs' settings of a client that leaves it to us to try again."""
+  return {
+    'use_listings_cache': False,
+    'config_kwargs': {
       'connect_timeout': SILENCE,
       'read_timeout': SILENCE,
       'retries': {'total_max_attempts': 1},
     },
-  )
-  client.retries = 1  # it is `call` that tries again
-  return client
+  }
 
 
 def call(doing: str, path: str, work: Callable):

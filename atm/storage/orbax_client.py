@@ -1,4 +1,4 @@
-"""Leads Orbax to gs:// where it writes and reads there itself.
+"""Leads Orbax to a store where it writes and reads there itself.
 
 It uses TensorStore for arrays, and etils' epath for all other files. Epath
 takes TensorFlow's file system where that is installed, which does not know
@@ -11,19 +11,29 @@ import functools
 import os
 
 from atm.messages import missing_extra, one_line
-from atm.storage import client
+from atm.storage import client, orbax_s3
 
 GAVE_UP = 'retry attempts failed'  # TensorStore's words, after a quarter hour
 
 
 @functools.cache
-def prepare_orbax() -> None:
-  """Makes Orbax read and write gs:// with our credentials, address and tries.
+def prepare_orbax(scheme: str) -> None:
+  """Makes Orbax read and write a store by our credentials, address and tries.
 
   To be called before Orbax first opens such a path.
 
-  Raises ImportError where the extra [gcs] is missing.
+  Args:
+    scheme: 'gs' or 's3'.
+
+  Raises:
+    ImportError: the extra is missing, or Orbax is not one that is known.
   """
+  _prepare_libraries()
+  {'gs': _register_gcs, 's3': orbax_s3.teach_orbax}[scheme]()
+
+
+def _register_gcs() -> None:
+  """Gives epath a client of ours for gs://."""
   try:
     import fsspec
     from gcsfs.core import GCSFileSystem
@@ -63,6 +73,10 @@ def prepare_orbax() -> None:
         await asyncio.sleep(tries.wait_after(error))
 
   fsspec.register_implementation('gcs', OrbaxClient, clobber=True)
+
+
+def _prepare_libraries() -> None:
+  """Tells epath and TensorStore by their environment what we know."""
   # Each is what a user's own setting of the same variable goes before.
   os.environ.setdefault('EPATH_USE_TF', 'false')
   if emulator := os.environ.get('STORAGE_EMULATOR_HOST'):

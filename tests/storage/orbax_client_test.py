@@ -33,7 +33,7 @@ def folder(make_bucket, monkeypatch):
   )
   for clear in forget:
     clear()
-  orbax_client.prepare_orbax.__wrapped__()
+  orbax_client.prepare_orbax.__wrapped__('gs')
   yield path, gcsfs.core.GCSFileSystem
   fsspec.register_implementation('gcs', known, clobber=True)
   for clear in forget:
