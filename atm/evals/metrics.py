@@ -183,6 +183,34 @@ def _macro_f1(sums: np.ndarray) -> np.ndarray:
   return _f1(*parts).sum(-1) / np.maximum(present.sum(-1), 1)
 
 
+def _count_labels(answers, truths, language, vocabulary) -> np.ndarray:
+  """Counts (right, chosen, wanted) of every label of the questions."""
+  labels = sorted(
+    {x for t in truths for x in (*t['candidates'], *t['answers'][:1])}
+  )
+  number = {label: i for i, label in enumerate(labels)}
+  chosen, wanted = [], []
+  for answer, truth in zip(answers, truths):
+    check_number('an answer', answer, 0, len(truth['candidates']) - 1)
+    chosen.append(number[truth['candidates'][answer]])
+    wanted.append(number[truth['answers'][0]])
+  return _count_classes(len(labels), chosen, wanted, language, vocabulary)
+
+
+def _label_accuracy(answer: int, truth: dict) -> float:
+  """Returns 100 where the right label is chosen, else 0."""
+  check_number('an answer', answer, 0, len(truth['candidates']) - 1)
+  return 100.0 * (truth['candidates'][answer] in truth['answers'])
+
+
+def _balanced_accuracy(sums: np.ndarray) -> np.ndarray:
+  """Averages the share of right answers over the labels that are wanted."""
+  right, _, wanted = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+  there = wanted > 0
+  shares = np.divide(100 * right, wanted, np.zeros_like(right), where=there)
+  return shares.sum(-1) / np.maximum(there.sum(-1), 1)
+
+
 def _all_right(answers, truths, groups, language='en', vocabulary=None):
   """Counts (100 where all answers of the group are right, 1)."""
   count = _sum_by_group(_judge_each(_accuracy), CHOICES)
@@ -272,6 +300,10 @@ def _metrics() -> list[Metric]:
     # Choice 0 says that an answer is true; of the other no F1 is taken.
     make(CHOICES, 'multirc_f1a', 'F1 over answers', classes(1), _macro_f1),
     Metric('multirc_em', 'exact match of questions', _all_right, weighted_mean),
+    make(ENTITIES, 'label_accuracy', 'accuracy', _judge_each(_label_accuracy)),
+    make(ENTITIES, 'macro_f1', 'macro F1', _count_labels, _macro_f1),
+    make(ENTITIES, 'balanced_accuracy', 'balanced accuracy', _count_labels,
+         _balanced_accuracy),
     make(ENTITIES, 'record_f1', 'F1', _record(squad_f1)),
     make(ENTITIES, 'record_em', 'exact match', _record(squad_em)),
     texts('exact_match', 'exact match', _judge_each(_exact)),

@@ -62,18 +62,21 @@ def encode_pair(
   pair: tuple[str, str],
   mode: str | None,
   truncate: str = 'start',
+  ends: bool = False,
 ) -> tuple[list[int], list[int], int]:
   """Encodes a choice, cut to the model's positions.
 
   Returns:
     (encoder ids, decoder ids, how many were cut of the text that lost most).
   """
-  # No end token is scored, as in lm-evaluation-harness.
+  # No end token is scored, as in lm-evaluation-harness, but of what models are
+  # tuned on: there 'play' is likelier than 'play music', which it begins.
   source, target = map(framing.vocabulary.encode, pair)
+  target = [*target, framing.config.end_id] if ends else target
   positions = framing.config.positions
   room = framing.count_room(mode)
   excess = max(0, len(source) - room)
-  if mode == 'denoise':
+  if mode == 'denoise' and not ends:
     # The decoder writes the encoder's text again, so both lose the same tokens.
     excess = max(excess, len(target) - positions)
     target = cut_ids(target, max(1, len(target) - excess), truncate)
@@ -110,7 +113,8 @@ def count_cut(framing: Framing, task: Task, question: Question) -> int:
     return _encode_question(framing, question, task)[1]
   pairs = question.pairs
   encode = functools.partial(encode_pair, framing)
-  return max(encode(pair, task.mode, task.truncate)[2] for pair in pairs)
+  cuts = (encode(pair, task.mode, task.truncate, task.ends) for pair in pairs)
+  return max(cut for _, _, cut in cuts)
 
 
 # --- Answers
@@ -170,7 +174,7 @@ def _choose_answers(model, framing, task, questions, batch_size: int):
   """Scores all choices and takes the likeliest of each; see `predict`."""
   sources, targets, cuts = zip(
     *(
-      encode_pair(framing, pair, task.mode, task.truncate)
+      encode_pair(framing, pair, task.mode, task.truncate, task.ends)
       for q in questions
       for pair in q.pairs
     )

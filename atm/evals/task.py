@@ -67,6 +67,8 @@ class Task:
     truncate: 'start' or 'end', where a text that is too long is cut.
     normalize: 'mean' (a token) or 'sum': what is compared between choices.
     chance: the main metric of guessing, where choices are given; else None.
+    ends: whether a choice is scored with the end token behind it, as pairs that
+      models are tuned on have it.
     source: where the examples are read, for the record.
     by_languages: of a translation: the same task as sentences alone, for models
       that are told the languages as codes; see `model_tasks`.
@@ -89,6 +91,7 @@ class Task:
   truncate: str = 'start'
   normalize: str = 'mean'
   chance: float | None = None
+  ends: bool = False
   source: str = ''
   by_languages: 'Task | None' = None
   asked_as_is: bool = False

@@ -433,11 +433,15 @@ PAIRS_ENDINGS = [
   for kind in ('jsonl', 'json', 'ndjson')
   for packing in ('', '.gz', '.zst', '.bz2', '.xz')
 ]
-_add(
-  'pairs',
-  url='your own: a line {"input": ..., "target": ...} each',
-  licence='your own',
-  splits=OWN,
-  files=lambda part, split: [[f'{split}{x}'] for x in PAIRS_ENDINGS],
-  read=_read_paths(readers.read_pairs),
-)
+for _name, _line, _read in (
+  ('pairs', '{"input": ..., "target": ...}', readers.read_pairs),
+  (
+    'choices',
+    '{"input": ..., "choices": [...], "answer": ...}',
+    readers.read_choices,
+  ),
+):
+  _add(_name, url=f'your own: a line {_line} each', licence='your own',
+       splits=OWN,
+       files=lambda part, split: [[f'{split}{x}'] for x in PAIRS_ENDINGS],
+       read=_read_paths(_read))  # fmt: skip

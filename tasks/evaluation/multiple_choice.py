@@ -78,9 +78,13 @@ class ChoiceFormat:
 
   Attributes:
     write: (example, language, cut) -> its choices; `cut` shortens passages.
+    ends: see `task.Task`.
+    normalize: of NORMALIZE, where none is set.
   """
 
   write: Callable[[Mapping, str, Cut], WrittenExample]
+  ends: bool = False
+  normalize: str = 'mean'
   generates = False
 
   def question(
@@ -88,6 +92,10 @@ class ChoiceFormat:
     cut: Cut,
   ) -> Question:  # fmt: skip
     """Writes the question of an example, behind its shots."""
+    if shots and self.ends:
+      raise ValueError(
+        'SHOTS: inputs are asked as they are: expected 0 or None'
+      )
     before = ''
     for shot in shots:
       written = self.write(shot, language, cut)
@@ -118,6 +126,20 @@ def fill_template(template: Template, **texts: str) -> str:
 
 def _template(name: str, body: str, cue: str, choices=()) -> Template:
   return Template(name, body, cue, 'chosen', BETWEEN, '<br>', tuple(choices))
+
+
+def write_labels(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+  """Writes an input and its labels as a model is tuned on them."""
+  text, labels = example['input'], example['choices']
+  choices = [WrittenChoice(text, label, text, label) for label in labels]
+  right = labels.index(example['answer'])
+  truth = {'candidates': [*labels], 'answers': [example['answer']]}
+  return WrittenExample(choices, right, {'input': text}, truth)
+
+
+# The whole answer counts, its end included: of labels each is as likely as it
+# is to be written.
+LABELS_FORMAT = ChoiceFormat(write_labels, ends=True, normalize='sum')
 
 
 # --- Answers to a filled template

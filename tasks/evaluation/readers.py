@@ -14,7 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from atm import fileio
 from atm.data import text_reader
-from atm_tasks.pretraining.pair_text import LANGUAGE_FIELDS, PAIR_FIELDS
+from atm.data.text_lines import BadRecord
+from atm_tasks.pretraining.pair_text import (
+  LANGUAGE_FIELDS,
+  PAIR_FIELDS,
+  get_answer,
+)
 
 RawExample = dict
 
@@ -349,3 +354,15 @@ def read_pairs(paths: Sequence[str]) -> Iterator[RawExample]:
       require_fields(row, {'input': str, 'target': str}, paths[0], number)
     names = (*PAIR_FIELDS, *LANGUAGE_FIELDS, 'translation')
     yield {'id': str(number), **{k: row[k] for k in names if k in row}}
+
+
+def read_choices(paths: Sequence[str]) -> Iterator[RawExample]:
+  """Reads inputs with choices of JSONL, see `pretraining.pair_text`."""
+  for number, row in text_reader.read_objects(paths[0]):
+    require_fields(row, {'input': str, 'choices': list}, paths[0], number)
+    try:
+      answer = get_answer(row)
+    except BadRecord as e:
+      raise ValueError(f'{paths[0]}, line {number}: {e}') from e
+    fields = {name: row[name] for name in ('input', 'choices')}
+    yield {'id': str(number), **fields, 'answer': answer}

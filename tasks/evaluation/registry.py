@@ -103,6 +103,10 @@ def _list_specs() -> Named:
       name,
       TaskSpec(name, generation.PairFormat(), metrics, split='validation'),
     )
+  yield 'choices', TaskSpec(
+    'choices', choices.LABELS_FORMAT,
+    ('label_accuracy', 'macro_f1', 'balanced_accuracy'), split='validation',
+  )  # fmt: skip
 
 
 def _translations(data: str, **fields) -> Named:
@@ -218,7 +222,7 @@ def suite(
       is 1 for translations, summaries and data to text, else 0.
     mode: one of `prompts.MODES`; None: 'clm'.
     normalize: 'mean' or 'sum', of a choice's tokens; None: 'mean', for the
-      paper does not say.
+      paper does not say, and of `choices` 'sum'.
     seed: draws the shots where the paper does not name them.
     tfds_dir: where prepared TFDS data is.
     source_language, target_language: of the task `pairs`, where its lines do
@@ -227,7 +231,7 @@ def suite(
   Raises:
     ValueError: an unknown name, split, mode or normalisation; says the nearest.
   """
-  mode, normalize = mode or 'clm', normalize or 'mean'
+  mode = mode or 'clm'
   sources = select_sources(names, data_dir, split, shots, tfds_dir, seed)
   languages = source_language, target_language
   sources = [_name_languages(source, *languages) for source in sources]
@@ -268,7 +272,7 @@ def select_sources(
   return sources
 
 
-def _make_task(source: ExampleSource, mode: str, normalize: str) -> Task:
+def _make_task(source: ExampleSource, mode: str, normalize: str | None) -> Task:
   spec, fields = source.spec, {}
   if spec.format is generation.TRANSLATION_FORMAT:
     alone = dataclasses.replace(
@@ -278,6 +282,9 @@ def _make_task(source: ExampleSource, mode: str, normalize: str) -> Task:
     fields['by_languages'] = _make_task(alone, 'clm', normalize)
   elif isinstance(spec.format, generation.PairFormat):
     fields['asked_as_is'] = True
+  if isinstance(spec.format, choices.ChoiceFormat):
+    normalize = normalize or spec.format.normalize
+    fields['ends'] = spec.format.ends
   if spec.format.generates:
     # In 'denoise' the decoder writes the prompt, too.
     clm = mode == 'clm'
@@ -296,7 +303,7 @@ def _make_task(source: ExampleSource, mode: str, normalize: str) -> Task:
     make_questions=partial(_make_questions, source, mode),
     mode=mode,
     shots=spec.shots,
-    normalize=normalize,
+    normalize=normalize or 'mean',
     chance=spec.chance,
     source=source.place,
     **fields,

@@ -6,8 +6,11 @@ A line of JSON is either of
    "source_language": "en", "target_language": "de"}
   {"translation": {"en": "Good.", "de": "Gut."}}
   {"input_ids": [17, 5], "target_ids": [9, 31]}
+  {"input": "Wake me at six.", "choices": ["alarm", "music"],
+   "answer": "alarm"}
 
-A line of TSV has the two texts in its columns, see `PairReader.columns`.
+Of choices the answer, or the one of that number from 0, is the target. A line
+of TSV has the two texts in its columns, see `PairReader.columns`.
 Languages that a line lacks are those of the settings. In the second form, which
 is that of Hugging Face's data sets, they say which text is the input. A pair is
 stored as a text, the JSON of [input, target, source, target language], without
@@ -131,6 +134,10 @@ class PairReader:
       row = text_reader.parse_object(line)
       if 'input_ids' in row:
         return self.read_row(row)
+    if '"choices"' in line:
+      row = text_reader.parse_object(line, PAIR_FIELDS[:1])
+      if 'choices' in row:
+        return self.read_row({**row, 'target': get_answer(row)})
     row = text_reader.parse_object(line, PAIR_FIELDS)
     for name in PAIR_FIELDS:
       text_reader.check_strings(name, row[name])
@@ -207,6 +214,29 @@ def _describe_missing(given: Mapping[str, str | None]) -> str:
   fields = ' and '.join(f'`{name}`' for name in names)
   settings = ' and '.join(name.upper() for name in names)
   return f'an object with {fields}, or {settings} for all'
+
+
+def get_answer(row: Mapping) -> str:
+  """Returns the right one of the choices of a line.
+
+  Raises BadRecord unless there are two or more, all different, and a right one.
+  """
+  choices, answer = row['choices'], row.get('answer')
+  texts = isinstance(choices, list) and all(
+    isinstance(x, str) and x.strip() for x in choices
+  )
+  if not texts or len({*choices}) != len(choices) or len(choices) < 2:
+    raise BadRecord(
+      'two different texts or more in `choices`', quote(choices, 60)
+    )
+  text_reader.check_strings('choices', choices)
+  if type(answer) is int and 0 <= answer < len(choices):
+    return choices[answer]
+  if isinstance(answer, str) and answer in choices:
+    return answer
+  raise BadRecord(
+    'one of `choices` in `answer`, or its number from 0', quote(answer, 60)
+  )
 
 
 def _get_sides(row: Mapping) -> list:

@@ -76,6 +76,27 @@ def test_accuracy_and_exact_match():
   )
 
 
+def test_labels_count_alike_however_frequent():
+  """Worked out by hand: labels a (3 wanted), b (1), c (only chosen), d (none).
+
+  Choices may have another order in each question. Faults seen: by number; a
+  label that is never wanted in balanced accuracy.
+  """
+  truth = lambda labels, right: {'candidates': [*labels], 'answers': [right]}
+  truths = [truth('abcd', 'a'), truth('dcba', 'a'), truth('abcd', 'a'),
+            truth('abcd', 'b')]  # fmt: skip
+  answers = [0, 3, 2, 1]  # a, a, c, b
+  assert score('label_accuracy', answers, truths) == 75
+  f1 = (2 * 2 / (2 + 3), 1, 0)
+  assert score('macro_f1', answers, truths) == pytest.approx(100 * sum(f1) / 3)
+  recalls = 2 / 3, 1
+  assert score('balanced_accuracy', answers, truths) == pytest.approx(
+    100 * sum(recalls) / 2
+  )
+  with pytest.raises(ValueError, match='an answer'):
+    score('macro_f1', [4], truths[:1])
+
+
 def test_cb_f1_is_scikit_learns_macro(rng):
   learn = pytest.importorskip('sklearn.metrics')
   for n, classes in ((56, 3), (8, 3), (5, 2), (3, 1)):
@@ -117,6 +138,10 @@ def test_record_takes_the_best_of_the_accepted_texts():
   assert score('record_em', [1], [truth]) == 0
 
 
+# Of labels that an input is given.
+LABELS = 'label_accuracy', 'macro_f1', 'balanced_accuracy'
+
+
 def everything(rng):
   """(name, answers, truths) of every metric."""
   answers, truths = texts(rng, 24)
@@ -125,6 +150,10 @@ def everything(rng):
   for name in metrics.METRICS:
     if name.startswith('record'):
       yield name, choices[0], record
+    elif name in LABELS:
+      truths_of = [{'candidates': [*'abc'], 'answers': ['abc'[i]]}
+                   for i in choices[1]]  # fmt: skip
+      yield name, choices[0], truths_of
     elif name.startswith('squad'):
       yield name, answers, [[t] if i % 2 else [] for i, t in enumerate(truths)]
     elif name.startswith(('accuracy', 'cb', 'multirc')):
@@ -154,7 +183,7 @@ def test_perfect_answers_score_100(spm):
   for name, metric in metrics.METRICS.items():
     text = 'Everyone has the right to rest and leisure.'
     answer, truth = text, text
-    if name.startswith('record'):
+    if name.startswith('record') or name in LABELS:
       answer, truth = 1, record
     elif name == 'squad_no_answer_f1':
       answer, truth = '', []
@@ -181,9 +210,9 @@ def test_what_is_asked_wrongly_is_refused():
 def test_arguments_are_named(name):
   """Faults seen: characters of a text as answers, wrong types as wrong."""
   rows = metrics.METRICS[name].rows
-  chosen = name.startswith(('acc', 'cb', 'multirc', 'record'))
+  chosen = name in LABELS or name.startswith(('acc', 'cb', 'multirc', 'record'))
   truth = 0 if chosen else 'a'
-  if 'record' in name:
+  if 'record' in name or name in LABELS:
     truth = {'candidates': ['a'], 'answers': ['a']}
   for wrong in ('a', None, 5, b'a', [None], [b'a'], [[['a']]], [-1.5]):
     with pytest.raises(ValueError, match='^answers'):

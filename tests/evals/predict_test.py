@@ -101,6 +101,8 @@ def test_long_texts_lose_their_beginning(model):
   assert theirs.endswith('And so No')
   _, target, cut = predict.encode_pair(framing, ('a', 'b'), 'denoise')
   assert not cut and target == words.encode('b')
+  whole = predict.encode_pair(framing, (long, 'b'), 'clm', 'end', ends=True)
+  assert whole[1] == [*words.encode('b'), words.eos_id] and whole[2]
 
 
 def test_neither_batch_nor_order_nor_mesh_changes_an_answer(model, tmp_path):

@@ -8,9 +8,11 @@ import re
 import pytest
 
 from atm.data import languages
+from atm.data.text_lines import BadRecord
 from atm.evals.task import MissingData
 from atm_tasks.evaluation import datasets, registry
 from atm_tasks.pretraining import tasks
+from atm_tasks.pretraining.pair_text import PairReader
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(HERE, 'testdata', 'evaluation')
@@ -18,7 +20,7 @@ ROOT = os.path.dirname(HERE)
 METRICS = (
   'accuracy cb_f1 multirc_f1a multirc_em record_f1 record_em squad_f1 squad_em '
   'squad_has_answer_f1 squad_no_answer_f1 rouge1 rouge2 rougeL spbleu chrf '
-  'bleu exact_match'
+  'bleu exact_match label_accuracy macro_f1 balanced_accuracy'
 ).split()
 
 
@@ -121,7 +123,7 @@ def test_the_papers_suite_has_every_other():
     chosen[bound['SUITE']] = set(registry.match_names(bound['TASKS']))
   paper, shipped = chosen.pop('paper'), chosen.pop('shipped')
   assert paper == set().union(*chosen.values())
-  tuned_for = {'udhr_language', 'pairs'}
+  tuned_for = {'udhr_language', 'pairs', 'choices'}
   assert paper | shipped | tuned_for == set(registry.REGISTRY)
   assert not paper & shipped
 
@@ -140,6 +142,34 @@ def test_docs_list_every_set():
 
 
 # --- Pairs, as a model is fine-tuned on them
+
+
+def test_choices_are_scored_as_a_model_is_tuned_to_write_them(tmp_path):
+  """The same lines are pairs to train on."""
+  (tmp_path / 'choices').mkdir()
+  file = tmp_path / 'choices' / 'validation.jsonl'
+  line = '{"input": "Wake me", "choices": ["music", "alarm"], "answer": %s}\n'
+  file.write_text(line % '"alarm"' + line % 0)
+  one, two = ask('choices', tmp_path)
+  pairs = (('Wake me', 'music'), ('Wake me', 'alarm'))
+  assert one.pairs == two.pairs == pairs
+  assert one.truth == {'candidates': ['music', 'alarm'], 'answers': ['alarm']}
+  assert two.truth['answers'] == ['music']
+  (task,) = registry.suite('choices', str(tmp_path))
+  assert task.ends and task.normalize == 'sum'
+  assert registry.suite('choices', normalize='mean')[0].normalize == 'mean'
+  read = PairReader().read
+  assert read(line % 1) == ('Wake me', 'alarm', None)
+  for answer in ('2', '"alarms"', 'null', 'true'):
+    with pytest.raises(BadRecord, match='one of `choices` in `answer`'):
+      read(line % answer)
+  file.write_text('{"input": "a", "choices": ["b", "b"], "answer": 0}\n')
+  with pytest.raises(ValueError, match='line 1: expected two different texts'):
+    ask('choices', tmp_path)
+  (tmp_path / 'choices' / 'train.jsonl').write_text(line % 0)
+  file.write_text(line % 0)
+  with pytest.raises(ValueError, match='SHOTS: inputs are asked as they are'):
+    ask('choices', tmp_path, shots=1)
 
 
 def test_pairs_are_asked_as_they_are(tmp_path):
