@@ -296,7 +296,11 @@ def list_limitations(
       f'The run was to have {last:,} steps, and this is step '
       f'{records.step:,}: its learning rate has not come to its end.'
     )
-  if tokens and tokens < TOKENS_A_PARAMETER * parameters:
+  if records.macros.get('INIT_FROM'):
+    found.append(
+      'What the model that it started from has read is not in its records.'
+    )
+  elif tokens and tokens < TOKENS_A_PARAMETER * parameters:
     found.append(
       f'It read {mixture_stats.format_count(tokens)} tokens in this run, '
       f'{tokens / parameters:.3g} a parameter; compute-optimal training from '

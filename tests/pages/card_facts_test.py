@@ -120,6 +120,9 @@ def test_limitations_are_those_of_the_records(records):
     'at most 64 tokens', 'No task was evaluated',
   ):  # fmt: skip
     assert part in text
+  tuned = dataclasses.replace(records, macros={'INIT_FROM': 'runs/base'})
+  found = card_facts.list_limitations(tuned, data, ['de'], [])
+  assert 'started from' in found[0] and 'a parameter' not in ''.join(found)
   scores = [{'questions': 5, 'of': 9}]
   done = dataclasses.replace(records, macros={'TRAIN_STEPS': 8}, rows=[])
   data = {**data, 'epochs': None}
