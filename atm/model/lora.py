@@ -211,6 +211,8 @@ def merge(params: dict, adapters: dict, config: LoraConfig) -> dict:
 
 def merge_matrix(path: tuple, matrix, adapter: dict, scale: float):
   """Returns W + scale A B of the parameter at a path, see `merge`."""
+  if isinstance(matrix, HeldInt8):
+    matrix = matrix.dequantize(jnp.float32).swapaxes(-1, -2)
   a, b = (adapter[name].astype(jnp.float32) for name in ('a', 'b'))
   shape = (*a.shape[:-1], b.shape[-1])
   if matrix is None or isinstance(matrix, quantized.Matrix):
@@ -226,6 +228,47 @@ def merge_matrix(path: tuple, matrix, adapter: dict, scale: float):
 
 
 # --- What layers read
+
+
+@flax.struct.dataclass
+class HeldInt8(quantized.Matrix):
+  """A kernel of a base that is held in int8 and multiplied in float.
+
+  Products of `quantized.QuantizedMatrix` round their inputs, so that nothing
+  before them would have a gradient.
+
+  Attributes:
+    values, scale: see `quantized.QuantizedMatrix`.
+  """
+
+  values: jax.Array
+  scale: jax.Array
+
+  def dequantize(self, dtype) -> jax.Array:
+    """Returns the matrix, transposed as it is held: [..., B, A]."""
+    return self.values.astype(dtype) * self.scale[..., None].astype(dtype)
+
+  def affine(self, x: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns float32 x W + b of x [N, A], and b [B]."""
+    return _multiply_held(x, self) + b
+
+
+@jax.custom_vjp
+def _multiply_held(x, w):
+  return matmul.dot_float32(x, w.dequantize(x.dtype), (1, 1))
+
+
+def _multiply_held_backward(residuals, cotangent):
+  # From int8 again: JAX would keep every layer's matrix in float.
+  x, w = residuals
+  weights = w.dequantize(x.dtype)
+  cotangent = cotangent.astype(x.dtype)
+  return matmul.dot_float32(cotangent, weights, (1, 0)).astype(x.dtype), None
+
+
+_multiply_held.defvjp(
+  lambda x, w: (_multiply_held(x, w), (x, w)), _multiply_held_backward
+)
 
 
 @flax.struct.dataclass

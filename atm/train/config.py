@@ -121,7 +121,7 @@ class TrainConfig:
       `config_checks.check_same_model` for what of `model_config` may differ.
     lora: train adapters of `init_from` in place of its parameters, which are
       read again where a run is resumed; None: train all.
-    lora_base_dtype: what those are held in, 'float32' or 'bfloat16'.
+    lora_base_dtype: what those are held in, one of BASE_DTYPES.
     new_languages: new code -> code of a language of `init_from`, whose row the
       new one begins as; added to the vocabulary, as markers are that text
       needs, see `vocabulary_extension` and `new_rows`.

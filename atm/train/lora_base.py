@@ -15,7 +15,7 @@ from atm.model.lora import LoraConfig
 from atm.parallel import distributed
 from atm.parallel.sharding import Rules
 
-BASE_DTYPES = ('float32', 'bfloat16')
+BASE_DTYPES = ('float32', 'bfloat16', 'int8')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,19 +81,38 @@ def find_base(
   return source
 
 
-def choose_dtype(path: tuple, dtype: str) -> str:
-  """Returns what the parameter at a path is held in: matrices in `dtype`."""
-  # Vectors take next to nothing.
-  return dtype if quantized.is_quantized(path) else 'float32'
+def hold(path: tuple, x: jax.Array, dtype: str):
+  """Returns the parameter at a path as a base holds it: matrices in `dtype`.
+
+  With 'int8' tables are in bfloat16.
+  """
+  if not quantized.is_quantized(path):  # vectors take next to nothing
+    return x.astype('float32')
+  if dtype != 'int8':
+    return x.astype(dtype)
+  if not quantized.is_transposed(path):
+    return x.astype('bfloat16')
+  held = quantized.quantize_parameter(path, x)
+  return lora.HeldInt8(held.values, held.scale)
 
 
 def abstract_base(model, mesh, rules: Rules, dtype: str) -> dict:
   """Returns a base's jax.ShapeDtypeStruct with shardings on a mesh."""
-  flat = traverse_util.flatten_dict(
-    parameters.abstract_params(model, mesh, rules)
-  )
+
+  def describe(path, x):
+    held = jax.eval_shape(functools.partial(hold, path, dtype=dtype), x)
+    if isinstance(held, lora.HeldInt8):
+      placed = quantized.place_quantized(path, x)
+      return lora.HeldInt8(
+        held.values.update(sharding=placed.values),
+        held.scale.update(sharding=placed.scale),
+      )
+    return held.update(sharding=x.sharding)
+
+  params = parameters.abstract_params(model, mesh, rules)
+  flat = traverse_util.flatten_dict(params)
   return traverse_util.unflatten_dict(
-    {k: x.update(dtype=choose_dtype(k, dtype)) for k, x in flat.items()}
+    {path: describe(path, x) for path, x in flat.items()}
   )
 
 
@@ -104,5 +123,5 @@ def read_base(
   flat = traverse_util.flatten_dict(source.read_params(mesh, rules))
   for path in list(flat):
     # One at a time: what was read is freed as what is kept is made.
-    flat[path] = flat.pop(path).astype(choose_dtype(path, dtype))
+    flat[path] = hold(path, flat.pop(path), dtype)
   return LoraBase(config, source, traverse_util.unflatten_dict(flat))
