@@ -373,3 +373,12 @@ def update_sizes(hf: dict, config: ModelConfig) -> dict:
   """Returns a config.json with as many table rows as a model has by now."""
   rows = {_SIZES[name]: getattr(config, name) for name in _RESIZED}
   return {**hf, **rows}
+
+
+def choose_hf_config(config: ModelConfig, meta: Mapping) -> dict:
+  """Returns the config.json that a model has, or that it is exported with.
+
+  Raises ValueError where no Hugging Face class computes the model.
+  """
+  found = meta.get('hf_config') or config_to_hf(config)
+  return update_sizes(found, config)

@@ -225,7 +225,7 @@ def export_weights(
     pretrained.check_float(source.meta, f'MODEL_DIR = {model_dir!r}')
   hf_config = None
   if weights is None:
-    hf_config = pretrained.choose_hf_config(source.config, source.meta)
+    hf_config = config_json.choose_hf_config(source.config, source.meta)
   write = write_adapter if form == 'peft' else write_model
   with staging_folder(output, '.exporting') as folder:
     use = write(folder, source, hf_config, int(shard_gib * GIB), say)

@@ -226,6 +226,11 @@ def open_pretrained(
     model = dataclasses.replace(
       model, base=model, adapter=_read_adapter(model, adapter)
     )
+    path, own = generation_config.read_generation_config(adapter)
+    if own:  # as the adapters were tuned
+      model = dataclasses.replace(
+        model, generation_path=path, generation_config=own
+      )
   return model
 
 
@@ -279,7 +284,9 @@ def _read_adapter(
 ) -> adapters.SavedAdapters:
   """Reads adapters for a model; raises ValueError where they do not fit."""
   shapes = traverse_util.flatten_dict(shapes_on_one_device(model.config))
-  describe = functools.partial(choose_hf_config, model.config, model.meta)
+  describe = functools.partial(
+    config_json.choose_hf_config, model.config, model.meta
+  )
   read = adapters.read_adapter(
     directory, model.config, describe, shapes, at_step
   )
@@ -299,15 +306,6 @@ def _read_adapter(
       'of these sizes'
     )
   return read
-
-
-def choose_hf_config(config: ModelConfig, meta: Mapping) -> dict:
-  """Returns the config.json that a model has, or that it is exported with.
-
-  Raises ValueError where no Hugging Face class computes the model.
-  """
-  found = meta.get('hf_config') or config_json.config_to_hf(config)
-  return config_json.update_sizes(found, config)
 
 
 def read_hf_model(directory: str) -> tuple[dict, ModelConfig]:

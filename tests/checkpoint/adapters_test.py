@@ -12,7 +12,7 @@ import pytest
 from flax import traverse_util
 
 import atm
-from atm import storage
+from atm import fileio, storage
 from atm.checkpoint import adapters, convert, manager, pretrained
 from atm.model import lora, quantized
 from atm.model.lora import LoraConfig
@@ -91,6 +91,9 @@ def runs(tmp_path_factory):
   fingerprint = pretrained.open_pretrained(base).fingerprint()
   about = adapters.BaseModel(base, 2, fingerprint)
   adapters.write_description(run, LORA, about)
+  for folder, beams in ((base, 3), (run, 2)):
+    path = os.path.join(folder, 'generation_config.json')
+    fileio.write_json(path, {'num_beams': beams})
   return base, run
 
 
@@ -128,6 +131,8 @@ def test_a_lora_run_is_its_base_with_the_adapters(runs):
                wanted)  # fmt: skip
   put = pretrained.open_pretrained(base, adapter=run)
   assert put.step == 2 and put.adapter.step == 5
+  # As the adapters were tuned, not as their base was.
+  assert put.generation_config == model.generation_config == {'num_beams': 2}
   check_params(put.read_params(one()), wanted)
   assert put.fingerprint() == model.fingerprint() != put.base.fingerprint()
 

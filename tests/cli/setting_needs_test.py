@@ -37,6 +37,7 @@ def own(tmp_path, monkeypatch):
     ('infer', ['MODEL_DIR="x"', 'choosing.Config.top_p=0.5'], 'leave out'),
     ('infer', ['TEMPERATURE=0', 'MODEL_DIR="own"', 'choosing.Config.top_k=4'],
      'temperature = 0: leave out'),
+    ('export', ['FORMAT="peft"', 'SHARD_GIB=1'], "'peft': leave out SHARD"),
     ('serve', ['BEAM_GROUPS=0', 'BEAMS=2'], 'BEAM_GROUPS = 0: leave out BEAMS'),
   ],
 )  # fmt: skip
