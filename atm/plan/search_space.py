@@ -173,7 +173,8 @@ class CostModel:
     placed = lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)
     )
-    return device_bytes(jax.tree.map(placed, self._step.state))
+    held = self._step.state, self._step.base
+    return device_bytes(jax.tree.map(placed, held))
 
   def keeps_no_less(self, candidate: Candidate, other: Candidate) -> bool:
     """Tells whether it keeps no less than another on the same mesh."""
@@ -209,11 +210,13 @@ class CostModel:
   def _collectives(self, candidate: Candidate) -> list[dict]:
     """Returns rows like `list_collectives`'s: bytes a chip sends a step."""
     # Parameters in bfloat16, gathered for both passes of every micro-batch;
-    # their gradients, scattered in each; sums over `data` and `slice`; and over
-    # `tensor` what each block of a layer adds to the hidden states, forward and
-    # backward and where remat repeats it.
+    # gradients of those that are trained, scattered in each; sums over `data`
+    # and `slice`; and over `tensor` what each block of a layer adds to the
+    # hidden states, forward and backward and where remat repeats it.
     c, config = candidate, self.given['model_config']
-    params = 2 * self._step.params / c.tensor
+    params, trained = (
+      2 * n / c.tensor for n in (self._step.params, self._step.trained)
+    )
     rows = self.given['batch_size'] / self._row_shards(c)
     hidden = 2 * rows * config.d_model * (
       2 * config.encoder_layers * self.lengths.inputs
@@ -222,10 +225,11 @@ class CostModel:
     copies = c.data * self.slices
     around = lambda n: (n - 1) / n
     scattered = 1 if copies > 1 else 2  # XLA's choice: see docs/pods.md
+    moved = 2 * params + scattered * trained
     sent = {
-      'fsdp': (2 + scattered) * params * c.micro_batches * around(c.fsdp),
-      'data': 2 * params / c.fsdp * around(c.data),
-      'slice': 2 * params / (c.fsdp * c.data) * around(self.slices),
+      'fsdp': moved * c.micro_batches * around(c.fsdp),
+      'data': 2 * trained / c.fsdp * around(c.data),
+      'slice': 2 * trained / (c.fsdp * c.data) * around(self.slices),
       'tensor': (2 + (c.remat == 'full')) * 2 * hidden * around(c.tensor),
     }
     return [

@@ -58,8 +58,12 @@ class TrainStep:
   @property
   def params(self) -> int:
     """Number of parameters, those of adapters included."""
-    every = jax.tree.leaves((self.state.params, self.base))
-    return sum(x.size for x in every)
+    return self.trained + sum(x.size for x in jax.tree.leaves(self.base))
+
+  @property
+  def trained(self) -> int:
+    """Number of parameters that are trained."""
+    return sum(x.size for x in jax.tree.leaves(self.state.params))
 
   @property
   def arguments(self) -> tuple:

@@ -8,6 +8,7 @@ import pytest
 
 import gin
 from atm.model import remat as remat_lib
+from atm.model.lora import LoraConfig
 from atm.plan import train_plan, workers
 from atm.plan.search_space import Candidate, CostModel
 
@@ -104,3 +105,17 @@ def test_bindings_are_the_candidate(configured):
   assert {'slice': 1, **candidate.mesh} == dict(mesh.shape)
   assert given['model_config'].remat == 'dots'
   assert given['micro_batches'] == 2
+
+
+def test_a_base_of_adapters_is_held_and_gathered_not_trained(simulated):
+  """Faults: a search that leaves out the base, or sums up its gradients."""
+  lora = LoraConfig(rank=1)
+  model, full = CostModel(run(lora=lora)), CostModel(run())
+  mesh = full.target(full.own).mesh
+  held, all_trained = (x._state_bytes(mesh) for x in (model, full))
+  # 4 bytes a parameter of 12, and the adapters'.
+  assert all_trained / 3 < held < all_trained / 2
+  sent = lambda x: {r['axes']: r['wire_bytes'] for r in x._collectives(x.own)}
+  mine, theirs = sent(model), sent(full)
+  assert mine['data',] < theirs['data',] / 10
+  assert theirs['fsdp',] / 2 < mine['fsdp',] < theirs['fsdp',]
