@@ -13,7 +13,7 @@ from atm.checkpoint.manager import CheckpointManager
 from atm.checkpoint.pretrained import PretrainedModel
 from atm.data import mixture_stats, task_registry
 from atm.data.vocabulary import Vocabulary
-from atm.model import compiler_check
+from atm.model import compiler_check, lora, parameters
 from atm.model.transformer import AlexaTM
 from atm.parallel import distributed, sharding, xla_options
 from atm.parallel import mesh as mesh_lib
@@ -161,8 +161,8 @@ def find_adapted(
 ) -> PretrainedModel | None:
   """Finds the model that a run trains adapters of, if it does.
 
-  Raises ValueError where it is not the one that a resumed run began with, or
-  lacks tokens that the run needs.
+  Raises ValueError where it is not the one that a resumed run began with, lacks
+  tokens that the run needs, or has no matrix that LORA_TARGETS name.
   """
   if config.lora is None:
     return None
@@ -178,6 +178,10 @@ def find_adapted(
       f'embeddings, and INIT_FROM = {config.init_from!r} has {there:,}: '
       'adapters hold no new tokens; leave out what needs them, or LORA_RANK'
     )
+  # Before rows are built: raises for a target that is nowhere.
+  net = AlexaTM(config.model_config)
+  shapes = jax.eval_shape(lambda: parameters.init_params(net, 0))
+  lora.list_adapted(shapes, config.lora)
   return source
 
 
@@ -230,10 +234,10 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict:
   pairs = [part for part in inputs.parts if part.objective.name == 'pair']
   if len(pairs) > 1:
     data['pairs_rates'] = [part.rate for part in pairs]
-  lora = config.lora and dataclasses.asdict(config.lora)
+  adapters = config.lora and dataclasses.asdict(config.lora)
   return {
     'model': dataclasses.asdict(config.model_config),
-    'lora': lora and {**lora, 'targets': [*lora['targets']]},
+    'lora': adapters and {**adapters, 'targets': [*adapters['targets']]},
     'vocabulary': inputs.vocabulary.sha256,
     'data': data,
     'lengths': config.lengths,

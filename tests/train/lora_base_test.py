@@ -108,6 +108,9 @@ def test_a_run_that_adapts_another_model_is_not_resumed(train, tmp_path):
     adapt(train, folder, source, steps=2, lora=None)
   with pytest.raises(ValueError, match='INIT_FROM = None: name the model'):
     adapt(train, tmp_path / 'new', source, init_from=None)
+  other = dataclasses.replace(LORA, targets=('q_proj',))
+  with pytest.raises(ValueError, match="'q_proj' is found in no path"):
+    adapt(train, tmp_path / 'new', source, lora=other)
   with pytest.raises(ValueError, match='adapts the decoder alone'):
     adapt(train, tmp_path / 'new', source, freeze_encoder_steps=2)
   path = folder / adapters.ADAPTER_FILE
