@@ -136,6 +136,7 @@ def test_a_killed_run_keeps_and_stops_as_one_that_went_on(
   assert all((a[name] == b[name]).all() for name in a)
 
 
+@pytest.mark.slow
 def test_more_patience_goes_on_and_the_best_stays(stopped, train, tmp_path):
   import shutil
 
