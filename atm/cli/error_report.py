@@ -29,6 +29,10 @@ MEMORY_HINTS = {
 }
 
 
+# How XLA begins an error of a computation that other hosts are part of.
+_RUNTIME = re.compile(
+  '(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|INTERNAL): '
+)
 # A key for clients of `atm serve`, as a macro or as a parameter.
 _KEY = re.compile(r'(--gin\.(?:[\w./]*\.)?api_key\s*=)\s*(.*)', re.I | re.S)
 HIDDEN = '***'
@@ -72,11 +76,11 @@ def may_pass(error: BaseException | None) -> bool:
   return False
 
 
-def is_of_jax(error: BaseException | None) -> bool:
+def is_of_runtime(error: BaseException | None) -> bool:
   """Tells whether an error is one of XLA's runtime, or follows from one."""
-  errors = sys.modules.get('jax.errors')
-  while errors and error is not None:
-    if isinstance(error, errors.JaxRuntimeError):
+  while error is not None:
+    # As `JaxRuntimeError` or `ValueError`: by its text.
+    if _RUNTIME.match(str(error)):
       return True
     error = error.__cause__
   return False

@@ -146,7 +146,7 @@ def _choose_status(error: BaseException, several: bool) -> int:
   if error_report.may_pass(error):
     return TRY_AGAIN
   # Where a process was killed, Orbax and XLA fail in all others.
-  if several and error_report.is_of_jax(error):
+  if several and error_report.is_of_runtime(error):
     return 1
   return 2 if error_report.is_mistake(error) else 1
 

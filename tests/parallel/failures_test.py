@@ -1,6 +1,5 @@
 """Processes that end with the one that failed; whole runs: hosts_test."""
 
-import jax
 import pytest
 
 from atm.cli import main
@@ -52,10 +51,14 @@ def test_who_is_told_by_another_waits_for_its_status(shown, capsys):
 
 def test_what_follows_from_a_killed_process_is_no_mistake(shown, capsys):
   """Fault seen: a save that misses a host ends with 2, as of a setting."""
-  save = OSError('the checkpoint of step 4 could not be saved')
-  save.__cause__ = jax.errors.JaxRuntimeError('UNAVAILABLE: task 0')
-  assert main.report_error(save, ['pretrain']) == 1
-  assert shown == {1: 1}
+  for text, status in (
+    ('UNKNOWN: Gloo AllGather failed: Connection closed by peer', 1),
+    ('RESOURCE_EXHAUSTED: No space left on device', 2),
+  ):
+    save = OSError('the checkpoint of step 4 could not be saved')
+    save.__cause__ = ValueError(text)
+    assert main.report_error(save, ['pretrain']) == status
+    assert shown == {1: status}
 
 
 def test_who_hangs_is_ended(shown, monkeypatch, capsys):
