@@ -2,12 +2,14 @@
 
   python benchmarks/recipes.py prepare data/recipes
   python benchmarks/recipes.py score data/recipes/intents RUN/eval/intents ...
+  python benchmarks/recipes.py plot docs/recipes.png NAME=MODEL_DIR ...
 
 `prepare` needs apt and pip. It reads descriptions of packages of Debian (apt's
 Translation files; the licence of a description is its package's) and Home
 Assistant's sentence templates (home-assistant-intents, Apache 2.0), and writes
 a folder for each recipe: train.* to tune on, and pairs/validation.jsonl, which
-`atm eval` asks with DATA_DIR. `score` compares answers with baselines.
+`atm eval` asks with DATA_DIR. `score` compares answers with baselines; `plot`
+draws held-out losses of runs.
 """
 
 import argparse
@@ -29,7 +31,10 @@ Dir::Cache "{0}/cache";
 #clear Acquire::Languages;
 Acquire::Languages {{ "en"; "de"; }};
 """
+MOST = 8000  # pairs to train on
 TEST = 200  # questions of a recipe
+# What the vocabulary of models/tiny.gin, made of the shipped text, can spell.
+KNOWN = re.compile(r"(?:[^\W\d_]|[ ,.;:'-])+")
 PROVIDES = re.compile(
   r'\bThis package (?:contains|provides|includes) ([^.:;()]{8,60})\.'
 )
@@ -77,17 +82,19 @@ def parse_descriptions(folder: str, language: str) -> dict:
   return found
 
 
-def choose(rows: list[tuple], most: int) -> tuple[list, list]:
+def choose(rows: list[tuple], repeats: bool = False) -> tuple[list, list]:
   """Splits rows into training and test by a hash of the input, which is once.
 
-  No input, and no target of a test row, is in both.
+  Args:
+    rows: (input, target); those with other characters than KNOWN are left out.
+    repeats: whether a target of a test row may be one of training, too.
   """
   place = lambda row: hashlib.sha256(row[0].encode()).hexdigest()
-  rows = sorted({row[0]: row for row in rows}.values(), key=place)
-  test = rows[:TEST]
-  taken = {row[-1] for row in test}
-  rest = [row for row in rows[TEST:] if row[-1] not in taken]
-  return rest[:most], test
+  known = {row[0]: row for row in rows if all(map(KNOWN.fullmatch, row))}
+  rows = sorted(known.values(), key=place)
+  test, rest = rows[:TEST], rows[TEST:]
+  taken = set() if repeats else {row[1] for row in test}
+  return [row for row in rest if row[1] not in taken][:MOST], test
 
 
 def make_translation(text: dict) -> tuple[list, list]:
@@ -98,7 +105,7 @@ def make_translation(text: dict) -> tuple[list, list]:
     if key in text['en'] and text['de'][key][0] != text['en'][key][0]
     and len(text['de'][key][0]) < 70
   ]  # fmt: skip
-  return choose(rows, 8000)
+  return choose(rows)
 
 
 def make_summaries(text: dict) -> tuple[list, list]:
@@ -108,7 +115,7 @@ def make_summaries(text: dict) -> tuple[list, list]:
     for short, first, _ in text['en'].values()
     if 60 < len(first) < 150 and len(short) < 70
   ]
-  return choose(rows, 8000)
+  return choose(rows)
 
 
 def make_questions(text: dict) -> tuple[list, list]:
@@ -121,7 +128,7 @@ def make_questions(text: dict) -> tuple[list, list]:
       context = body[start : match.end() + 60].strip()
       if len(context) < 120:
         rows.append((context, match[1]))
-  return choose(rows, 8000)
+  return choose(rows, repeats=True)
 
 
 def make_intents(folder: str) -> tuple[list, list]:
@@ -146,16 +153,11 @@ def make_intents(folder: str) -> tuple[list, list]:
       continue  # a free text, or a list that is the household's own
     said = ' '.join(said.split())
     if slots.keys() and len(said) < 90:
-      named = ''.join(f'; {k} = {slots[k]}' for k in sorted(slots))
+      named = ''.join(
+        f'; {k.replace("_", " ")}: {slots[k]}' for k in sorted(slots)
+      )
       rows.append((said, name.removeprefix('Hass') + named))
-  return choose_sentences(rows)
-
-
-def choose_sentences(rows: list[tuple]) -> tuple[list, list]:
-  """Splits sentences; a target may be that of many."""
-  place = lambda row: hashlib.sha256(row[0].encode()).hexdigest()
-  rows = sorted({row[0]: row for row in rows}.values(), key=place)
-  return rows[TEST:8000], rows[:TEST]
+  return choose(rows, repeats=True)
 
 
 class Template:
@@ -189,15 +191,11 @@ class Template:
       value = said = self.draw.choice(HOUSE[name].split(','))
     else:
       entry = self.data['lists'][name]
-      if 'range' in entry:
-        low, high = entry['range']['from'], entry['range']['to']
-        value = said = str(self.draw.randint(low, high))
-      else:
-        chosen = self.draw.choice(entry['values'])
-        chosen = chosen if isinstance(chosen, dict) else {'in': chosen}
-        said = self.expand(chosen['in'])
-        value = said
-    self.slots[slot or name] = value
+      # No 'values' of free texts, and of numbers: `tiny` knows no digits.
+      chosen = self.draw.choice(entry['values'])
+      chosen = chosen if isinstance(chosen, dict) else {'in': chosen}
+      value = said = self.expand(chosen['in'])
+    self.slots[slot or name] = ' '.join(value.split())
     return said
 
 
@@ -260,7 +258,7 @@ def score(folder: str, evaluations: list[str]) -> None:
   truths = [row['target'] for row in rows]
   answers = {'copy': [row['input'].removeprefix(QUESTION) for row in rows]}
   answers['majority'] = [find_majority(folder)] * len(rows)
-  for path in evaluations:
+  for path in evaluations:  # `atm eval` keeps the order of the questions
     with open(f'{path}/predictions/pairs.jsonl') as f:
       answers[path] = [json.loads(line)['answer'] for line in f]
   name = os.path.basename(os.path.normpath(folder))
@@ -319,13 +317,34 @@ def find_majority(folder: str) -> str:
   return max(sorted(set(targets)), key=targets.count)
 
 
+def plot(path: str, runs: list[str]) -> None:
+  """Draws the held-out losses of runs, 'NAME=MODEL_DIR', by step."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(6, 3.6), layout='constrained')
+  axes = figure.subplots()
+  for run in runs:
+    name, _, folder = run.partition('=')
+    with open(f'{folder}/metrics.jsonl') as f:
+      rows = [json.loads(line) for line in f]
+    points = [(row['step'], row['eval/loss/pair'])
+              for row in rows if 'eval/loss/pair' in row]  # fmt: skip
+    axes.plot(*zip(*points), marker='o', markersize=3, label=name)
+  axes.set(xlabel='step', ylabel='held-out loss, nats a token', yscale='log')
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.savefig(path, dpi=120)
+
+
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('what', choices=('prepare', 'score'))
+  parser.add_argument('what', choices=('prepare', 'score', 'plot'))
   parser.add_argument('folder')
   parser.add_argument('evaluations', nargs='*')
   given = parser.parse_args()
   if given.what == 'prepare':
     prepare(given.folder)
-  else:
+  elif given.what == 'score':
     score(given.folder, given.evaluations)
+  else:
+    plot(given.folder, given.evaluations)
