@@ -7,6 +7,7 @@ import re
 import pytest
 
 import atm
+from atm.cli import commands
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(atm.__file__)))
 
@@ -114,3 +115,9 @@ def sentences(path: str) -> list[str]:
 def test_a_sentence_is_read_once(path):
   long = [x for x in sentences(path) if len(x.split()) > MOST_WORDS]
   assert not long, long
+
+
+def test_the_readme_lists_every_run():
+  """Fault seen: `atm runs`, which it did not name."""
+  listed = re.findall(r'^\| `(\w+)` \|', read('README.md'), re.M)
+  assert sorted(listed) == sorted(commands.RUNS)
