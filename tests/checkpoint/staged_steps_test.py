@@ -138,10 +138,3 @@ def test_a_store_that_is_away_is_no_damage(bucket, monkeypatch):
   with pytest.raises(storage.StorageError, match='tries in'):
     checkpoints.meta(1)
   checkpoints.close()
-
-
-def test_several_hosts_do_not_write_to_s3(make_bucket, monkeypatch):
-  bucket = make_bucket('s3')
-  monkeypatch.setattr(reader.jax, 'process_count', lambda: 2)
-  with pytest.raises(ValueError, match='CHECKPOINT_DIR'):
-    manager.CheckpointManager(bucket)

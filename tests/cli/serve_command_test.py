@@ -73,7 +73,7 @@ def engines(monkeypatch, untrained):
   monkeypatch.setattr(serve_command.engine_lib, 'Engine', make)
   monkeypatch.setattr(api, 'load', lambda *args, **named: untrained)
   source = types.SimpleNamespace(
-    directory='x', config=untrained.config, weights=None
+    directory='x', config=untrained.config, weights=None, adapter=None
   )
   monkeypatch.setattr(api.ModelSource, 'open', lambda self: source)
   monkeypatch.delenv(serve_command.KEY_VARIABLE, raising=False)
