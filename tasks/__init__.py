@@ -32,6 +32,11 @@ from atm_tasks.evaluation.data_check import data_table
 from atm_tasks.evaluation.registry import suite
 from atm_tasks.pretraining import decontaminate as decontaminate_lib
 from atm_tasks.pretraining import seqio_import, tasks
+from atm_tasks.pretraining.pair_sets import (
+  PairPaths,
+  check_pair_paths,
+  check_pair_weights,
+)
 from atm_tasks.pretraining.pair_tasks import know_languages, register_pairs
 from atm_tasks.pretraining.pair_text import PairReader
 from atm_tasks.pretraining.tasks import Mixing
@@ -60,18 +65,6 @@ def check_decontaminate(sets) -> dict[str, str] | None:
     )
     for name, path in sets.items()
   }
-
-
-def check_pair_paths(value) -> str | tuple[str, str] | None:
-  """Returns PAIRS, a path, two paths or None; raises ValueError else."""
-  if isinstance(value, list | tuple):
-    if len(value) == 2:
-      return tuple(check_path('a path of PAIRS', path) for path in value)
-    raise ValueError(
-      f'PAIRS = {quote(value)}: expected a file or folder, or two files, of '
-      'inputs and of targets'
-    )
-  return check_path('PAIRS', value, optional=True)
 
 
 def check_columns(value) -> tuple[str | int, str | int] | None:
@@ -104,6 +97,7 @@ def check_columns(value) -> tuple[str | int, str | int] | None:
   pairs_mode=partial(
     check_choice, 'PAIRS_MODE', known=prompts.MODES, optional=True
   ),
+  pairs_weights=check_pair_weights,
   pairs_temperature=partial(
     check_number, 'PAIRS_TEMPERATURE', least=1, whole=False, optional=True
   ),
@@ -126,12 +120,13 @@ def configure(
   paper_packing: bool = True,
   decontaminate: dict[str, str] | None = None,
   cache_dir: str | None = None,
-  pairs: str | tuple[str, str] | None = None,
+  pairs: PairPaths | dict[str, PairPaths] | None = None,
   pairs_mode: str | None = None,
   pairs_temperature: float | None = None,
   source_language: str | None = None,
   target_language: str | None = None,
   pairs_columns: tuple[str | int, str | int] | None = None,
+  pairs_weights: dict[str, float] | None = None,
 ) -> None:
   """Names what the tasks read, and registers them anew.
 
@@ -159,13 +154,15 @@ def configure(
       to seqio's own readers.
     pairs: fine-tuning pairs, see `pairs.PairsSource`, registered as the task
       `pairs`, or where they name their languages as a mixture of a task for
-      each direction, see `pair_tasks.register_pairs`.
+      each direction, see `pair_tasks.register_pairs`; or several sets of them
+      by name, as a mixture of theirs.
     pairs_mode: how their inputs are framed, one of `prompts.MODES`; prompt the
       model in the same. None: as the model reads, see `FramePairs`.
     pairs_temperature: T of the directions' shares, count ** (1 / T); 1: as they
       are. None: directions are not told apart.
     source_language, target_language: of pairs that do not say their own.
     pairs_columns: of their inputs and targets, see `pair_text.PairReader`.
+    pairs_weights: set of pairs -> its weight, see `pair_sets.PairRates`.
 
   Raises:
     ValueError: no text there, or an argument out of range.
@@ -191,7 +188,13 @@ def configure(
     frame = tasks.WORDS.words.input_format
     reader = know_languages(reader, frame, pairs_mode)
   register_pairs(
-    pairs, pairs_mode, skip_bad, cache_dir, pairs_temperature, reader
+    pairs,
+    pairs_mode,
+    skip_bad,
+    cache_dir,
+    pairs_temperature,
+    reader,
+    pairs_weights,
   )
   if cache_dir is not None:
     load_counts(cache_dir)

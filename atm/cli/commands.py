@@ -91,8 +91,10 @@ def check_pairs() -> None:
     return
   get_configurable('atm_tasks.configure')()
   tasks = task_registry.list_tasks(mixture, 'train')
-  sources = (task_registry.get_labels(task) for task in tasks)
-  if 'pairs' not in [getattr(labels, 'source', None) for labels in sources]:
+  labels = list(map(task_registry.get_labels, tasks))
+  sources = [getattr(each, 'source', None) for each in labels]
+  sets = [getattr(each, 'data_set', None) for each in labels]
+  if 'pairs' not in sources and not any(sets):
     raise UserError(
       f'PAIRS = {path!r}, but MIXTURE_OR_TASK_NAME = {mixture!r}: leave out '
       "PAIRS, or set MIXTURE_OR_TASK_NAME = 'pairs'"

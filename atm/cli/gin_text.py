@@ -135,8 +135,9 @@ class _References(config_parser.ParserDelegate):
 class _BoundedParser(config_parser.ConfigParser):
   """Parses as gin does; raises SyntaxError where a bound is passed."""
 
-  def __init__(self, text: str, budget: Budget):
-    self._budget = budget
+  def __init__(self, text: str, budget: Budget, where: str):
+    self._budget, self._where = budget, where
+    self._keys = []  # of the innermost dict
     self._nested = self._joined = self._pieces = 0
     super().__init__(text, _References())
 
@@ -157,6 +158,20 @@ class _BoundedParser(config_parser.ConfigParser):
     elif kind == tokenize.NUMBER and len(string) > MOST_DIGITS:
       self._raise_syntax_error(f'a number of over {MOST_DIGITS} digits')
     self._count_joined(kind, string)
+
+  def _maybe_parse_container(self):
+    outer, self._keys = self._keys, []
+    found = super()._maybe_parse_container()
+    self._keys = outer
+    return found
+
+  def _parse_dict_item(self):
+    # gin would keep the last of equal keys, and say nothing.
+    key, value = super()._parse_dict_item()
+    if key in self._keys:
+      raise UserError(f'{self._where}: key {quote(key)} is there twice')
+    self._keys.append(key)
+    return key, value
 
   def _count_joined(self, kind: int, string: str) -> None:
     """Bounds the work for texts side by side."""
@@ -197,7 +212,7 @@ def parse_text(
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # of '\d' in a text
-      parsed = list(_BoundedParser(text, budget))
+      parsed = list(_BoundedParser(text, budget, where))
   except (SyntaxError, tokenize.TokenError, TypeError, ValueError) as e:
     what = one_line(getattr(e, 'msg', None) or str(e.args[0]), 200).rstrip('.')
     line = f', line {e.lineno}' if getattr(e, 'lineno', None) else ''

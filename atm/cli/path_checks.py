@@ -45,17 +45,30 @@ def check_inputs_exist(run: str, configuration: Configuration) -> None:
   if any(b.parameter in JOINS and b.value for b in configuration.bindings):
     return
   for name, expected in PATHS.get(run, {}).items():
-    value = find_value(name, configuration.macros)
-    several = name == 'RUNS' and isinstance(value, list | tuple)
-    for path in value if several else [value]:
-      if not isinstance(path, str) or _is_there(name, path):
+    for label, path in _list_paths(
+      name, find_value(name, configuration.macros)
+    ):
+      if not isinstance(path, str) or _is_there(label, path):
         continue
       if name == 'INIT_FROM' and _has_begun(configuration):
         continue  # a run that goes on reads its own
       raise UserError(
-        f'{name} = {quote(path)}: not there: expected {expected}.'
+        f'{label} = {quote(path)}: not there: expected {expected}.'
         + _name_nearest(path)
       )
+
+
+def _list_paths(name: str, value) -> list[tuple[str, object]]:
+  """Returns (what to call it, path) of each path of a setting."""
+  if name == 'RUNS' and isinstance(value, list | tuple):
+    return [(name, path) for path in value]
+  if name != 'PAIRS' or not isinstance(value, dict):
+    return [(name, value)]
+  return [
+    (f'{name}[{quote(key)}]', path)
+    for key, paths in value.items()
+    for path in (paths if isinstance(paths, list | tuple) else [paths])
+  ]
 
 
 def _is_there(name: str, path: str) -> bool:

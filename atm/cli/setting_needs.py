@@ -87,7 +87,7 @@ NEEDS = (
     'PAIRS', _is_set, 'name PAIRS',
   ),
   Need(
-    ('PAIRS_TEMPERATURE',), MIXTURE, _read_by('PAIRS'),
+    ('PAIRS_TEMPERATURE', 'PAIRS_WEIGHTS'), MIXTURE, _read_by('PAIRS'),
     f"set {MIXTURE} = 'pairs'",
   ),
   Need(('TASKS', 'DATA_DIR', 'LIMIT'), 'ASK_EVERY', _is_set, 'set ASK_EVERY'),

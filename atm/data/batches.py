@@ -43,6 +43,7 @@ class MixturePart:
   rate: float
   source: str = ''
   form: str = ''
+  data_set: str = ''  # of pairs that are mixed by name
 
   @property
   def id(self) -> int:
@@ -101,6 +102,7 @@ def load_parts(
           task.name, getattr(labels, 'language', 'all'),
           task_registry.get_objective(task), rows, rate,
           getattr(labels, 'source', task.name), getattr(labels, 'form', ''),
+          getattr(labels, 'data_set', ''),
         )
       )  # fmt: skip
   if not parts:

@@ -125,24 +125,33 @@ def count_epochs(lines: list[MixtureLine]) -> tuple[int, float]:
 def describe_directions(
   parts: list[MixturePart], most: int = MOST_DIRECTIONS
 ) -> list[str]:
-  """Describes how many pairs of each direction there are, and their shares.
+  """Describes how many pairs each direction or set has, and their shares.
 
-  Returns no lines where there are no pairs, or they name no languages.
+  Returns no lines where there are no pairs, or they are of one set and name no
+  languages.
   """
   chosen = [
-    p for p in parts if p.objective.name == 'pair' and p.language != 'all'
+    p
+    for p in parts
+    if p.objective.name == 'pair' and (p.data_set or p.language != 'all')
   ]
   pairs = [part.rows.counts['examples'] for part in chosen]
   # A part is read by rows, each of several pairs.
   read = [part.rate * n / len(part.rows) for part, n in zip(chosen, pairs)]
   lines = [
-    f'{part.source} {part.language}: {n:,} to train on, '
+    f'{_name_pairs(part)}: {n:,} to train on, '
     f'{share / sum(read):.2%} of the pairs that are read'
     for part, n, share in zip(chosen, pairs, read)
   ]
   rest = len(lines) - most
   more = [f'and {rest:,} more directions, see `atm mixture`'] * (rest > 0)
   return lines[:most] + more
+
+
+def _name_pairs(part: MixturePart) -> str:
+  """Returns what a line calls pairs: 'pairs en-de', 'flores en-de'."""
+  every = part.language == 'all'
+  return part.source if every else f'{part.source} {part.language}'
 
 
 def format_count(count: float) -> str:

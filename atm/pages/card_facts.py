@@ -160,9 +160,18 @@ def collect_languages(
 ) -> list[str]:
   """Lists the codes of languages that a run trained on or measured."""
   parts = [language for _, language, _, _ in data['lines']]
-  parts += filter(None, train_page.held_out_losses(records.rows))
+  parts += filter(None, _leave_out_sets(records, data))
   codes = {code for part in parts for code in _split_direction(part)}
   return sorted(codes)
+
+
+def _leave_out_sets(
+  records: RunRecords, data: Mapping[str, Any]
+) -> dict[str | None, dict]:
+  """Returns held-out losses without those of sets of pairs, by language."""
+  sources = {source for source, *_ in data['lines']}
+  losses = train_page.held_out_losses(records.rows)
+  return {key: loss for key, loss in losses.items() if key not in sources}
 
 
 def _split_direction(language: str) -> list[str]:
@@ -315,7 +324,7 @@ def list_limitations(
   if languages:
     names = ', '.join(map(describe_language, languages))
     found.append(f'Languages that its records name, no others: {names}.')
-  found += _describe_losses(train_page.held_out_losses(records.rows))
+  found += _describe_losses(_leave_out_sets(records, data))
   found.append(
     'An encoder input, and an output, have at most '
     f'{records.config.positions:,} tokens.'

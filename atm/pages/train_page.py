@@ -19,7 +19,7 @@ from atm.messages import check_arguments, check_path
 from atm.pages import page_warnings, render, train_charts
 from atm.pages.plots import SMALL_FIGURE
 from atm.pages.train_charts import EVAL, UNIGRAM, draw_charts, metric_points
-from atm.train import goodput, metric_writer
+from atm.train import goodput, metric_writer, run_folder
 
 TRAIN_PAGE = 'report.html'
 SAMPLES_FILE = 'samples.json'
@@ -67,7 +67,7 @@ def train_page_data(model_dir: str, rows: list[dict]) -> dict[str, Any]:
               *_list_facts(rows, steps), *_list_best(model_dir)],
     'loss': draw_charts(charts, shared=True),
     'kinds': {style['label'] for chart in charts for _, style in chart.lines},
-    'by_language': _by_language(rows, losses),
+    'by_language': _by_language(rows, losses, _list_sources(model_dir)),
     'few_shot': draw_charts(
       train_charts.few_shot_charts(rows), shared=True, from_zero=True
     ),
@@ -216,10 +216,19 @@ def format_change(loss: dict | None) -> str:
   return text if unigram is None else f'{text} ({unigram:.2f})'
 
 
+def _list_sources(model_dir: str) -> set[str]:
+  """Lists the sources that a run mixed; none where it has no data.json."""
+  data = run_folder.read_data(model_dir)
+  return {part['source'] for part in data['parts']} if data else set()
+
+
 def _by_language(
-  rows: list[dict], losses: dict[str | None, dict]
+  rows: list[dict], losses: dict[str | None, dict], sources: set[str]
 ) -> dict[str, Any] | None:
-  """Returns curves and a table of the held-out loss by language."""
+  """Returns curves and a table of the held-out loss by language.
+
+  Metrics of a set of pairs have its name, see `sources`, in a language's place.
+  """
   by_language = {key: mine for key, mine in losses.items() if key is not None}
   if list(by_language) in ([], ['all']):  # pairs are of no language
     return None
@@ -228,6 +237,7 @@ def _by_language(
     'objectives': list(losses[None]),
     'figures': draw_charts(charts, SMALL_FIGURE, shared=True),
     'losses': by_language,
+    'kind': 'set of pairs' if sources & {*by_language} else 'language',
   }
 
 

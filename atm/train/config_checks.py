@@ -148,9 +148,9 @@ def check_vocabulary(words: Vocabulary, config: ModelConfig) -> None:
 
 # Facts that no setting is, and what is said where they differ.
 DIGESTS = {
-  'PAIRS_RATES': 'the directions of pairs have other shares than this '
-  'MODEL_DIR was trained with so far: use the same PAIRS_TEMPERATURE, or '
-  'another MODEL_DIR',
+  'PAIRS_RATES': 'the directions or sets of pairs have other shares than this '
+  'MODEL_DIR was trained with so far: use the same PAIRS_TEMPERATURE and '
+  'PAIRS_WEIGHTS, or another MODEL_DIR',
   'ROWS': 'the rows of tokens are not those that this MODEL_DIR was trained on '
   'so far: use the same CACHE_DIR, ROW_PASSES, PAIRS_TEMPERATURE and STREAM, '
   'or another MODEL_DIR',

@@ -20,7 +20,14 @@ from atm.train.step import eval_step
 
 def _groups(parts: list[MixturePart]) -> list[tuple[str, ...]]:
   """Names the metrics that each part counts towards."""
-  return [(p.objective.name, f'{p.objective.name}/{p.language}') for p in parts]
+  groups = []
+  for part in parts:
+    kinds = [part.language, part.data_set]
+    if part.data_set and part.language == 'all':
+      del kinds[0]  # all of the set, not of the run
+    name = part.objective.name
+    groups.append((name, *(f'{name}/{kind}' for kind in kinds if kind)))
+  return groups
 
 
 def evaluation_batches(
@@ -105,7 +112,7 @@ class HeldOutLoss:
     return {f'eval/{kind}/{x}' for kind in ('loss', 'accuracy') for x in names}
 
   def __call__(self, params) -> dict[str, float]:
-    """Returns `eval/loss/OBJECTIVE[/LANG]` and `eval/accuracy/...`."""
+    """Returns `eval/loss/OBJECTIVE[/LANG or /SET]`, `eval/accuracy/...`."""
     sums = collections.Counter()
     for owner, batch in self.batches:
       placed = sharding.shard_batch(batch, self.mesh, self.rules)

@@ -13,10 +13,16 @@ import re
 import numpy as np
 
 from atm import storage
-from atm.data import task_table, token_store
+from atm.data import token_store
 from atm.data.input_format import MODES, InputFormat
 from atm.messages import check_choice
 from atm_tasks.pretraining import tasks
+from atm_tasks.pretraining.pair_sets import (
+  PairPaths,
+  PairRates,
+  check_weighed_all,
+  check_weighed_sets,
+)
 from atm_tasks.pretraining.pair_text import (
   Direction,
   PairReader,
@@ -41,6 +47,7 @@ class FramePairs:
 
   Attributes:
     direction: of the pairs that it takes; None: takes all.
+    data_set: the set of pairs that it is of; '': PAIRS is no sets.
     language, source, form: what the task is, as of `tasks.ApplyObjective`.
     measured: counts of the task's training rows, set by who opens them.
   """
@@ -52,10 +59,12 @@ class FramePairs:
     mode: str | None,
     direction: Direction | None = None,
     source: str = NAME,
+    data_set: str = '',
   ):
     """Takes one of `input_format.MODES`, or None for the vocabulary's own."""
     check_choice('PAIRS_MODE', mode, MODES, optional=True)
-    self.mode, self.direction, self.source = mode, direction, source
+    self.mode, self.direction = mode, direction
+    self.data_set, self.source = data_set, data_set or source
     self.language = '-'.join(direction) if direction else 'all'
     self.measured: dict | None = None
 
@@ -65,6 +74,8 @@ class FramePairs:
     facts = {'mode': self.get_mode()}
     if self.direction:
       facts['languages'] = list(self.direction)
+    if self.data_set:
+      facts['data_set'] = self.data_set
     return facts
 
   def get_mode(self) -> str:
@@ -123,67 +134,89 @@ class FramePairs:
 
 
 @dataclasses.dataclass
-class PairRates:
-  """Rates of tasks of pairs: each direction has count ** (1 / T) of the pairs.
-
-  At temperature T = 1 these are its own; more brings rare directions nearer to
-  the others (Arivazhagan et al. 2019, as mBART-50 and NLLB are trained).
+class PairSet:
+  """A set of pairs: a source for each direction, None for all together.
 
   Attributes:
-    temperature: T.
-    counts: direction -> its pairs, where its rows were not counted yet.
+    sources: by direction.
+    counts: pairs by direction, where they were counted.
   """
 
-  temperature: float
-  counts: dict[Direction, int]
-
-  def __call__(self, task: task_table.TextTask) -> float:
-    frame = task.preprocessors[-1]
-    count, rows = self.counts.get(frame.direction, 0), None
-    if frame.measured is not None:
-      count, rows = (frame.measured[name] for name in ('examples', 'rows'))
-    if not count:
-      return 0.0
-    # A row holds several pairs, more where they are short.
-    a_pair = 1.0 if rows is None else rows / count
-    return count ** (1 / self.temperature) * a_pair
+  sources: dict[Direction | None, TextSource]
+  counts: dict[Direction | None, int] = dataclasses.field(default_factory=dict)
 
 
 def register_pairs(
-  path: str | tuple[str, str] | None,
+  paths: PairPaths | dict[str, PairPaths] | None,
   mode: str | None = None,
   skip_bad: bool = False,
   cache_dir: str | None = None,
   temperature: float | None = None,
   reader: PairReader = PairReader(),
+  weights: dict[str, float] | None = None,
 ) -> None:
-  """Registers `udhr_language`, and `pairs` of a path or of a cache's rows.
+  """Registers `udhr_language`, and `pairs` of paths or of a cache's rows.
 
   Args:
-    path, skip_bad, reader: see `PairsSource`.
+    paths, skip_bad, reader: see `PairsSource`; several sets by name.
     mode: see `FramePairs`.
     cache_dir: a cache.
-    temperature: see `PairRates`; None: all pairs are one task, whatever their
-      languages.
+    temperature: see `PairRates`; None: all pairs of a set are one task,
+      whatever their languages.
+    weights: see `PairRates`.
   """
   name = 'udhr_language'
   tasks.register_task(name, LanguagePairs(), [FramePairs(mode, source=name)])
-  if path is not None:
-    source = PairsSource(path, HELD_OUT, skip_bad, reader)
-    counts = {} if temperature is None else source.count_directions()
-    if counts:
-      source.reader = dataclasses.replace(source.reader, required=True)
-    found = dict.fromkeys(counts or (None,), source)
-    _register(found, mode, temperature or 1.0, counts)
-  elif cache_dir is not None:
-    rows = map(PairRows, list_cached_pairs(cache_dir))
-    found = {source.direction: source for source in rows}
+  if paths is not None:
+    named = paths if isinstance(paths, dict) else {'': paths}
+    if weights is not None:
+      check_weighed_sets(weights, named)
+      check_weighed_all(weights, named)
+    sets = {
+      name: _open_set(
+        PairsSource(path, HELD_OUT, skip_bad, reader), temperature
+      )
+      for name, path in named.items()
+    }
+  else:
+    sets = _find_cached_sets(cache_dir, temperature, weights)
+  if sets:
+    _register(sets, mode, PairRates(temperature or 1.0, weights))
+
+
+def _open_set(source: PairsSource, temperature: float | None) -> PairSet:
+  """Returns the directions of a source; None where they are not told apart."""
+  counts = {} if temperature is None else source.count_directions()
+  if counts:
+    source.reader = dataclasses.replace(source.reader, required=True)
+  return PairSet(dict.fromkeys(counts or (None,), source), counts)
+
+
+def _find_cached_sets(
+  cache_dir: str | None,
+  temperature: float | None,
+  weights: dict[str, float] | None,
+) -> dict[str, PairSet]:
+  """Returns the sets that a cache has rows of; '' is the one without a name."""
+  if cache_dir is None:
+    return {}
+  sets: dict[str, PairSet] = {}
+  for source in map(PairRows, list_cached_pairs(cache_dir)):
+    own = sets.setdefault(source.data_set, PairSet({}))
+    own.sources[source.direction] = source
+  if weights is not None:
+    sets.pop('', None)
+    check_weighed_sets(weights, sets)
+    sets = {name: sets[name] for name in weights}
+  elif '' in sets:
+    sets = {'': sets['']}
+  for own in sets.values():
+    found = own.sources
     # Rows of all directions together serve a run that does not weigh them.
     if None in found and (temperature is None or len(found) == 1):
       found = {None: found[None]}
-    found = {k: v for k, v in found.items() if k or len(found) == 1}
-    if found:
-      _register(found, mode, temperature or 1.0, {})
+    own.sources = {k: v for k, v in found.items() if k or len(found) == 1}
+  return {name: own for name, own in sets.items() if own.sources}
 
 
 def know_languages(
@@ -202,28 +235,30 @@ def know_languages(
 
 
 def _register(
-  found: dict[Direction | None, TextSource],
-  mode: str | None,
-  temperature: float,
-  counts: dict[Direction, int],
+  sets: dict[str, PairSet], mode: str | None, rates: PairRates
 ) -> None:
   """Registers the task `pairs`, or the mixture of a task for each direction."""
   tasks.unregister(NAME)
-  if None in found:
-    tasks.register_task(NAME, found[None], [FramePairs(mode)])
+  if list(sets) == [''] and None in sets[''].sources:
+    tasks.register_task(NAME, sets[''].sources[None], [FramePairs(mode)])
     return
-  rate, names = PairRates(temperature, counts), []
-  for direction, source in sorted(found.items()):
-    name = name_task(direction)
-    # 'zh-CN' and 'zh_CN' of a model without codes are two directions.
-    names.append(name + '_' * sum(n.rstrip('_') == name for n in names))
-    tasks.register_task(names[-1], source, [FramePairs(mode, direction)])
-  tasks.add_mixture(NAME, dict.fromkeys(names, rate))
+  names = []
+  for data_set, own in sorted(sets.items()):
+    for direction, source in sorted(own.sources.items()):
+      name = name_task(direction, data_set)
+      # 'zh-CN' and 'zh_CN' of a model without codes are two directions.
+      name += '_' * sum(n.rstrip('_') == name for n in names)
+      names.append(name)
+      frame = FramePairs(mode, direction, data_set=data_set)
+      rates.add(name, source, frame, own.counts)
+      tasks.register_task(name, source, [frame])
+  tasks.add_mixture(NAME, dict.fromkeys(names, rates))
 
 
-def name_task(direction: Direction) -> str:
-  """Returns the name of a direction's task, such as 'pairs_en_ta'."""
-  return re.sub(r'\W', '_', '_'.join((NAME, *direction)))
+def name_task(direction: Direction | None, data_set: str = '') -> str:
+  """Returns the name of a task: 'pairs_en_ta', 'pairs_flores_en_ta'."""
+  parts = NAME, data_set, *(direction or ())
+  return re.sub(r'\W', '_', '_'.join(filter(None, parts)))
 
 
 def list_cached_pairs(cache_dir: str) -> list[str]:

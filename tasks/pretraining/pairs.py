@@ -150,13 +150,14 @@ class PairRows(RowsOnly):
     where = f'{folder}/{token_store.MANIFEST}, made_from'
     entries = {
       'held_out': float, 'pairs': str, 'languages?': [str],
-      'default_languages?': list, 'columns?': list,
+      'default_languages?': list, 'columns?': list, 'data_set?': str,
     }  # fmt: skip
     fileio.check_json(facts, entries, where)
     names = 'held_out', 'pairs', 'default_languages', 'columns'
     self.rows = {name: facts[name] for name in names if name in facts}
     # None: the rows are not of one direction alone.
     self.direction = tuple(facts.get('languages', ())) or None
+    self.data_set = facts.get('data_set', '')
 
   @property
   def made_from(self) -> dict:

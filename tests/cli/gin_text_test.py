@@ -102,3 +102,11 @@ def test_an_error_is_one_short_line():
   text = str(UserError('a\n b \x1b[31m \udcff' + 'c' * 9999))
   assert text.startswith('a b \\x1b[31m \\udcff') and text.isprintable()
   assert len(text) < 470
+
+
+def test_a_key_that_a_dict_has_twice_is_refused():
+  """Fault seen: the first of two sets of pairs was left out without a word."""
+  with pytest.raises(UserError, match="x.gin: key 'a' is there twice"):
+    parse_text("X = {'a': {'b': 1}, 'c': 2, 'a': 3}", 'x.gin')
+  same = {'a': {'a': [{'a': 1}, {'a': 2}]}, 'b': {'a': 3}}
+  assert bound(f'X = {same}') == [('X', same)]

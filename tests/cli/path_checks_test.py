@@ -42,6 +42,8 @@ def test_settings_are_those_of_the_run(run):
     ('pretrain', 'TEXT_DIR="~/no such"', 'TEXT_DIR = .* LANG.txt'),
     ('chat', 'MODEL_DIR="runs/tiny/x\\n"', 'not there'),
     ('runs', 'FOLDER="gcs://b"', "FOLDER = 'gcs://b': .*Did you mean 'gs'"),
+    ('finetune', "PAIRS={'a': 'prompts.txt', 'b': ('prompts.txt', 'prmpts')}",
+     "PAIRS.'b'. = 'prmpts': not there: expected JSONL .*'prompts.txt'"),
     ('serve', 'MODEL_DIR="gs:///a"', "MODEL_DIR = .*expected gs://BUCKET"),
   ],
 )  # fmt: skip

@@ -28,6 +28,7 @@ def own(tmp_path, monkeypatch):
      "TASK_NAME = 'udhr': leave out TEXT_DIR, or set .* = 'text'$"),
     ('vocab', 'PAIRS="x.jsonl"', "or set MIXTURE_OR_TASK_NAME = 'pairs'"),
     ('finetune', 'TEXT_DIR="x"', "but MIXTURE_OR_TASK_NAME = 'pairs'"),
+    ('pretrain', 'PAIRS_WEIGHTS={"a": 1}', "or set .* = 'pairs'"),
     ('cache', 'PAIRS_MODE="denoise"', 'PAIRS = None: .* or name PAIRS'),
     ('pretrain', 'LIMIT=4', 'but ASK_EVERY = None: leave out LIMIT'),
     ('infer', 'SPLIT="train"', 'or name a TASK'),

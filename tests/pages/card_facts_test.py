@@ -81,6 +81,13 @@ def test_languages_of_pairs_and_their_iso_codes(records):
   bare = dataclasses.replace(records, rows=[])
   codes = card_facts.collect_languages(bare, {'lines': lines})
   assert codes == ['de', 'en', 'zh-CN']
+  # A set of pairs has a held-out loss, and is no language.
+  names = 'pair', 'pair/opus', 'pair/en-ta'
+  row = {'step': 1, **{f'eval/loss/{name}': 2.0 for name in names}}
+  sets = dataclasses.replace(records, rows=[row])
+  lines = [('opus', 'all', '', {}), ('flores', 'en-ta', '', {})]
+  codes = card_facts.collect_languages(sets, {'lines': lines})
+  assert codes == ['en', 'ta']
   iso = ['zh', 'eng', 'de', None]
   assert [*map(card_facts.to_iso, ('zh-CN', 'eng_Latn', 'de_DE', 'X'))] == iso
 

@@ -93,6 +93,20 @@ def test_a_fine_tuning_says_what_it_started_from(run, text):
   assert 'by language' not in page
 
 
+def test_losses_of_sets_of_pairs_are_not_said_to_be_of_languages(run):
+  part = {
+    **dict.fromkeys(('task', 'language', 'form', 'objective'), ''),
+    **dict.fromkeys(('tokens', 'rows', 'passes'), 1),
+    'source': 'opus', 'share': 1.0,
+  }  # fmt: skip
+  (run / 'data.json').write_text(
+    json.dumps({'mixture': 'pairs', 'parts': [part]})
+  )
+  rows = [{'step': 4, 'eval/loss/pair': 1.0, 'eval/loss/pair/opus': 1.0}]
+  page = page_of(str(run), rows)
+  assert 'Held-out loss by set of pairs' in page and '>opus<' in page
+
+
 def test_the_page_begins_with_the_answer_and_warnings(run):
   (run / 'config.gin').write_text('TRAIN_STEPS = 1400\n')
   rows = metric_writer.read_metrics(str(run))

@@ -44,7 +44,8 @@ ADDED = re.compile(
   r'(held_out|vocabulary_size|new_languages|pairs_temperature|'
   r'source_language|target_language|compilation_cache|debug_hang|tracker|'
   r'keep_best|patience|min_delta|label_smoothing|warmup_steps|schedule|'
-  r'freeze|generation|pairs_columns|lora|lora_\w+|lora\.config\.\w+) = ',
+  r'freeze|generation|pairs_columns|pairs_weights|lora|lora_\w+|'
+  r'lora\.config\.\w+) = ',
   re.IGNORECASE,
 )
 

@@ -38,3 +38,16 @@ def test_a_unigram_model_counts_what_decoders_write(words, tmp_path):
   assert all(0 < loss < np.log(2048) for loss in losses.values())
   one = held_out_loss.unigram_loss(languages[:1], held_out)
   assert len([name for name in one if name.count('/') == 3]) == 1
+
+
+def test_sets_of_pairs_have_losses_of_their_own():
+  """A set without languages is not one loss with all others of its kind."""
+  part = lambda language, data_set: SimpleNamespace(
+    language=language, data_set=data_set, objective=SimpleNamespace(name='pair')
+  )
+  parts = [part('all', 'opus'), part('en-de', 'flores'), part('all', '')]
+  assert held_out_loss._groups(parts) == [
+    ('pair', 'pair/opus'),
+    ('pair', 'pair/en-de', 'pair/flores'),
+    ('pair', 'pair/all'),
+  ]
