@@ -156,7 +156,8 @@ def test_the_whole_way(tmp_path):
     (['--gin.MIXTURE_OR_TASK_NAME="udhr"', '--gin.PAIRS="pairs.jsonl"'],
      "leave out PAIRS, or set MIXTURE_OR_TASK_NAME = 'pairs'"),
     (['--gin.INIT_FROM="run/checkpoints/3"'], "Did you mean 'run'?"),
-    (['--gin.PAIRS=["a", "b"]'], "PAIRS = ['a', 'b']: expected a text"),
+    (['--gin.PAIRS=["a", "b", "c"]'], "PAIRS = ['a', 'b', 'c']: expected a "
+     'file or folder, or two files'),
   ):  # fmt: skip
     (tmp_path / 'pairs.jsonl').touch()
     tuned = atm(
