@@ -92,7 +92,12 @@ class HostTimes:
 
   def close(self, step: int) -> None:
     """Writes the last window, which may have fewer steps."""
+    self._wait_for_others()  # else the last one ends the wait for one before
     self.share(step)
+    self._wait_for_others()
+
+  def _wait_for_others(self) -> None:
+    """Writes the window that others are still to publish, if there is one."""
     end = time.monotonic() + LAST_S
     while self._wanted is not None:
       self._gather(patient=time.monotonic() < end)

@@ -111,6 +111,30 @@ def test_a_window_waits_for_the_others_while_the_run_goes_on(monkeypatch):
   assert written == [(50, 2)]
 
 
+def test_the_end_of_a_run_waits_for_the_window_before_its_last(monkeypatch):
+  """Fault seen: a run that ended soon after a window wrote it without others."""
+  written, shown = [], {}
+  times = host_times.HostTimes(
+    lambda step, hosts, slow: written.append((step, len(hosts))), print
+  )
+  monkeypatch.setattr(host_times.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(
+    distributed, 'publish', lambda name, value: shown.update({0: value})
+  )
+  monkeypatch.setattr(distributed, 'collect_published', lambda name: shown)
+  times.steps = 49
+  times.end_step(50)
+  times.end_step(51)
+
+  def collect_later(name):
+    shown[1] = {**host(1, 0.0), 'step': shown[0]['step']}
+    return shown
+
+  monkeypatch.setattr(distributed, 'collect_published', collect_later)
+  times.close(51)
+  assert written == [(50, 2), (51, 2)]
+
+
 def test_a_page_tells_from_which_step_a_host_was_slow():
   windows = [
     {'step': n, 'hosts': [host(0, 0.0), host(7, idle)], 'slow': slow}
