@@ -112,7 +112,7 @@ def test_a_window_waits_for_the_others_while_the_run_goes_on(monkeypatch):
 
 
 def test_the_end_of_a_run_waits_for_the_window_before_its_last(monkeypatch):
-  """Fault seen: a run that ended soon after a window wrote it without others."""
+  """Fault seen: a run that ended soon after wrote one without the others."""
   written, shown = [], {}
   times = host_times.HostTimes(
     lambda step, hosts, slow: written.append((step, len(hosts))), print
