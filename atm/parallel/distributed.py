@@ -7,6 +7,7 @@ does not do: the main process goes first where files are made, and all processes
 check that they are the same run.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -46,6 +47,7 @@ SHUTDOWN_S = 10  # `failures` ends the others meanwhile
 DISTRIBUTED = ('auto', 'off')
 MOST_DEVICES = 4096  # simulated ones take memory and threads
 _numbers = itertools.count()  # keys of the coordinator's store are set once
+_before_leaving: list[Callable[[], None]] = []
 _stage: str | None = None  # of this process: 'joining', then 'met'
 
 
@@ -167,6 +169,12 @@ def has_met() -> bool:
   return _stage == 'met'
 
 
+def call_before_leaving(call: Callable[[], None]) -> None:
+  """Has a function called before this process parts from the others."""
+  _before_leaving.append(call)
+  atexit.register(call)  # before JAX's, which was registered first
+
+
 def exit_process(status: int) -> None:
   """Ends this process without waiting long for the others; alone: nothing."""
   # Python's own exit waits for all: minutes, where some hang in a collective.
@@ -174,6 +182,8 @@ def exit_process(status: int) -> None:
     return
   sys.stdout.flush()
   sys.stderr.flush()
+  for call in _before_leaving:
+    call()
   if has_met():
     # Together where all end for one reason, so that none sees another die.
     last = threading.Thread(target=jax.distributed.shutdown, daemon=True)

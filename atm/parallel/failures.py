@@ -47,13 +47,25 @@ def watch_others() -> None:
   To be called when devices are there, which the number of processes is of.
   """
   if distributed.process_share()[1] > 1:
-    threading.Thread(target=_watch, daemon=True).start()
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(over,), daemon=True)
+    watcher.start()
+    distributed.call_before_leaving(lambda: _stop(watcher, over))
 
 
-def _watch() -> None:
+def _stop(watcher: threading.Thread, over: threading.Event) -> None:
+  """Ends the watch: a question under way when JAX leaves aborts the process."""
+  over.set()
+  if watcher is not threading.current_thread():
+    watcher.join(HEAR_S)
+
+
+def _watch(over: threading.Event) -> None:
   while (found := find_failure()) is None:
-    time.sleep(POLL_S)
-  time.sleep(HEAR_S)
+    if over.wait(POLL_S):
+      return
+  if over.wait(HEAR_S):
+    return
   with contextlib.suppress(OSError, ValueError):  # nobody reads it
     print(f'atm: error: {format_failure(found)}', file=sys.stderr, flush=True)
   distributed.exit_process(found[1])

@@ -1,5 +1,7 @@
 """Processes that end with the one that failed; whole runs: hosts_test."""
 
+import threading
+
 import pytest
 
 from atm.cli import main
@@ -65,9 +67,27 @@ def test_who_hangs_is_ended(shown, monkeypatch, capsys):
   ended = []
   monkeypatch.setattr(distributed, 'exit_process', ended.append)
   shown[0] = 75
-  failures._watch()
+  failures._watch(threading.Event())
   assert ended == [75]
   assert 'process 0 of this run failed' in capsys.readouterr().err
+
+
+def test_nobody_asks_while_a_process_leaves(shown, monkeypatch):
+  """Fault seen: a run that was done aborted, asked while JAX shut down."""
+  calls, asked = [], threading.Event()
+
+  def collect(name):
+    asked.set()
+    return dict(shown)
+
+  monkeypatch.setattr(distributed, 'collect_published', collect)
+  monkeypatch.setattr(distributed, 'call_before_leaving', calls.append)
+  before = threading.active_count()
+  failures.watch_others()
+  assert asked.wait(5) and threading.active_count() == before + 1
+  (stop,) = calls
+  stop()
+  assert threading.active_count() == before
 
 
 def test_a_store_of_statuses_that_has_gone_is_no_failure(monkeypatch):
