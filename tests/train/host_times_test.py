@@ -92,7 +92,8 @@ def test_a_host_is_named_once_and_when_it_is_no_longer_slow(monkeypatch):
   assert 'wait 0.500 s of each step of 1.000 s for it, 0.000 s' in said[0]
 
 
-def test_a_window_waits_for_the_others_while_the_run_goes_on(monkeypatch):
+def end_window(monkeypatch) -> tuple:
+  """Ends the window of process 0 of two; returns what is written and shown."""
   written, shown = [], {}
   times = host_times.HostTimes(
     lambda step, hosts, slow: written.append((step, len(hosts))), print
@@ -105,6 +106,11 @@ def test_a_window_waits_for_the_others_while_the_run_goes_on(monkeypatch):
   times.steps = 49
   times.end_step(50)
   times.end_step(51)
+  return times, written, shown
+
+
+def test_a_window_waits_for_the_others_while_the_run_goes_on(monkeypatch):
+  times, written, shown = end_window(monkeypatch)
   assert not written
   shown[1] = {'step': 50, **host(1, 0.0)}
   times.end_step(52)
@@ -113,18 +119,7 @@ def test_a_window_waits_for_the_others_while_the_run_goes_on(monkeypatch):
 
 def test_the_end_of_a_run_waits_for_the_window_before_its_last(monkeypatch):
   """Fault seen: a run that ended soon after wrote one without the others."""
-  written, shown = [], {}
-  times = host_times.HostTimes(
-    lambda step, hosts, slow: written.append((step, len(hosts))), print
-  )
-  monkeypatch.setattr(host_times.jax, 'process_count', lambda: 2)
-  monkeypatch.setattr(
-    distributed, 'publish', lambda name, value: shown.update({0: value})
-  )
-  monkeypatch.setattr(distributed, 'collect_published', lambda name: shown)
-  times.steps = 49
-  times.end_step(50)
-  times.end_step(51)
+  times, written, shown = end_window(monkeypatch)
 
   def collect_later(name):
     shown[1] = {**host(1, 0.0), 'step': shown[0]['step']}
