@@ -199,6 +199,12 @@ def _read_run(
       value = checkpoints.read_parameter(step, path)
       arrays.setdefault(tuple(matrix), {})[name] = value
   for path, pair in arrays.items():
+    if not lora.is_adapter(pair):
+      raise ValueError(
+        f'{directory} has {ADAPTER_FILE}, but its step {step} is of a whole '
+        f'model: {"/".join(path)} is no adapter. Remove that file where it is '
+        'not of this run'
+      )
     wanted = getattr(shapes.get(path), 'shape', None)
     there = [*pair['a'].shape[:-1], pair['b'].shape[-1]]
     if wanted is None or there != [*wanted]:

@@ -10,7 +10,7 @@ import asyncio
 import functools
 import os
 
-from atm.messages import missing_extra, one_line
+from atm.messages import MissingExtraError, missing_extra, one_line
 from atm.storage import client, orbax_s3
 
 GAVE_UP = 'retry attempts failed'  # TensorStore's words, after a quarter hour
@@ -38,7 +38,7 @@ def _register_gcs() -> None:
     import fsspec
     from gcsfs.core import GCSFileSystem
   except ImportError as e:
-    raise ImportError(missing_extra('gs:// needs gcsfs', 'gcs')) from e
+    raise MissingExtraError(missing_extra('gs:// needs gcsfs', 'gcs')) from e
 
   class OrbaxClient(GCSFileSystem):
     """A file system that tries again as `client.call` does.

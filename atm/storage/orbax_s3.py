@@ -10,7 +10,7 @@ import asyncio
 import importlib
 import os
 
-from atm.messages import missing_extra
+from atm.messages import MissingExtraError, missing_extra
 from atm.storage import client
 
 # Module of Orbax -> the private names that are replaced there.
@@ -78,7 +78,7 @@ def _register_client() -> None:
     from fsspec.asyn import sync_wrapper
     from s3fs import S3FileSystem
   except ImportError as e:
-    raise ImportError(missing_extra('s3:// needs s3fs', 's3')) from e
+    raise MissingExtraError(missing_extra('s3:// needs s3fs', 's3')) from e
 
   class OrbaxClient(S3FileSystem):
     """A file system that tries again as `client.call` does.

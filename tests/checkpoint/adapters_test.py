@@ -198,6 +198,16 @@ def test_a_base_that_does_not_fit_is_refused(runs, tmp_path):
   check_params(put.read_params(one()), merge_by_hand(*runs))
 
 
+def test_a_whole_model_beside_a_description_of_adapters(runs, tmp_path):
+  """Fault seen: a KeyError."""
+  shutil.copytree(runs[0], tmp_path / 'run')
+  adapters.write_description(
+    str(tmp_path / 'run'), LORA, adapters.BaseModel(runs[0], 2)
+  )
+  with pytest.raises(ValueError, match=r'step 2 is of a whole model.* Remove'):
+    pretrained.open_pretrained(str(tmp_path / 'run'))
+
+
 def test_adapters_lie_in_a_store(runs, tmp_path, bucket):
   """A LoRA run's folder and one of PEFT, and what is exported there."""
   base, run = runs
