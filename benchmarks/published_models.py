@@ -142,12 +142,13 @@ class Decoder(Embeddings):
     x, _ = self.layers(x, mask)
     return self.norm(x)
 
-  def loss(self, batch, enable_dropout=True, z_loss=0.0):
+  def loss(self, batch, enable_dropout=True, z_loss=0.0, label_smoothing=0.0):
     states = self(None, batch['decoder_input_tokens'])
     targets = batch['decoder_target_tokens'], batch['decoder_loss_weights']
     compute = functools.partial(
       loss_lib.cross_entropy_from_states,
       z_loss=z_loss,
+      label_smoothing=label_smoothing,
       chunk=self.config.loss_chunk,
       constrain=lambda y: sharding.constrain(y, None, 'length', 'vocab'),
     )

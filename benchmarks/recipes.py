@@ -29,7 +29,7 @@ Dir::State "{0}/state";
 Dir::State::Lists "{0}/lists";
 Dir::Cache "{0}/cache";
 #clear Acquire::Languages;
-Acquire::Languages {{ "en"; "de"; }};
+Acquire::Languages {{ {1} }};
 """
 MOST = 8000  # pairs to train on
 TEST = 200  # questions of a recipe
@@ -50,15 +50,22 @@ HOUSE = {
 # --- Text
 
 
-def read_descriptions(folder: str) -> dict[str, dict]:
-  """Downloads Debian's descriptions: {language: {key: (short, long)}}."""
+def read_descriptions(
+  folder: str, languages: tuple[str, ...] = ('en', 'de')
+) -> dict[str, dict]:
+  """Downloads Debian's descriptions.
+
+  Returns:
+    {language: {key: (synopsis, first paragraph, all paragraphs)}}
+  """
   for name in ('state', 'lists/partial', 'cache/archives/partial'):
     os.makedirs(f'{folder}/{name}', exist_ok=True)
   open(f'{folder}/state/status', 'w').close()
   with open(f'{folder}/apt.conf', 'w') as f:
-    f.write(APT.format(folder))
+    named = ''.join(f'"{k}"; ' for k in languages)
+    f.write(APT.format(folder, named))
   subprocess.run(['apt-get', '-qq', '-c', f.name, 'update'], check=True)
-  return {k: parse_descriptions(folder, k) for k in ('en', 'de')}
+  return {k: parse_descriptions(folder, k) for k in languages}
 
 
 def parse_descriptions(folder: str, language: str) -> dict:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from atm.model import config
+from atm.parallel.mesh import make_mesh
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / 'benchmarks'
 
@@ -66,3 +67,13 @@ def test_a_decoder_sees_no_later_token(runs):
   assert not jnp.allclose(first[3], second[3], atol=1e-3)
   _, lower = model.apply(params, tokens, tokens[:, ::-1])
   assert not jnp.allclose(lower[-1], second[2], atol=1e-3)
+
+
+def test_a_training_step_takes_the_decoders_loss(runs):
+  """Fault seen: a step gave its loss one setting more than a decoder took."""
+  run = dataclasses.replace(
+    runs.RUNS['v4 22B'], width=8, depth=1, heads=1, head=8, ff=16,
+    vocabulary=32, length=256, rows=1,
+  )  # fmt: skip
+  target = runs.hardware.find_target(None, lambda devices: make_mesh())
+  assert runs.make_step(run, target).trace()
