@@ -4,6 +4,8 @@
   paper  Wikipedia and mC4 in 12 languages, written and spoken form, from TFDS
          or from folders of the same shape
   text   any folder of text by language, after `configure(text_dir=...)`
+  in_context
+         generated episodes of in-context learning, see `episodes`
 
 Each of these is a mixture of denoising and CLM, 80 : 20, over tasks named
 `udhr_en_denoise`, `mc4_te_spoken_clm`, ... The vocabulary is named once, by
@@ -14,6 +16,7 @@ them, see `evaluation`.
 The folder is tasks/, the import name `atm_tasks`.
 """
 
+import dataclasses
 import functools
 from functools import partial
 
@@ -28,6 +31,7 @@ from atm.messages import (
   check_text,
   quote,
 )
+from atm_tasks.episodes import FAMILIES
 from atm_tasks.evaluation.data_check import data_table
 from atm_tasks.evaluation.registry import suite
 from atm_tasks.pretraining import decontaminate as decontaminate_lib
@@ -175,14 +179,19 @@ def configure(
   )
   udhr = {('udhr', k): tasks.DeclarationSource(k) for k in LANGUAGE_CODES}
   register('udhr', udhr, tasks.UDHR)
+  generated = {('in_context', k): tasks.EpisodeSource(k) for k in FAMILIES}
+  alike = dict(language_power=0.0, text_spoken=0.0, text_written=1.0)
+  others = register(
+    'in_context', generated, dataclasses.replace(mixing, **alike)
+  )
   found = partial(
     tasks.find_sources, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
     cache_dir=cache_dir,
   )  # fmt: skip
   if paper := found('wikipedia', wikipedia) | found('mc4', mc4):
-    register('paper', paper, mixing)
+    register('paper', paper, mixing, others=others)
   if text := found('text', text_dir):
-    register('text', text, mixing)
+    register('text', text, mixing, others=others)
   reader = PairReader(source_language, target_language, columns=pairs_columns)
   if pairs is not None and vocabulary is not None:
     frame = tasks.WORDS.words.input_format

@@ -18,6 +18,7 @@ from atm.messages import quote
 # Mixtures and tasks that come with atm, by what they read.
 READS = {
   'udhr': 'the shipped text', 'udhr_language': 'the shipped text',
+  'in_context': 'generated episodes',
   'text': 'TEXT_DIR', 'paper': 'WIKIPEDIA and MC4', 'pairs': 'PAIRS',
 }  # fmt: skip
 

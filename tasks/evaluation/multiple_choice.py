@@ -80,11 +80,13 @@ class ChoiceFormat:
     write: (example, language, cut) -> its choices; `cut` shortens passages.
     ends: see `task.Task`.
     normalize: of NORMALIZE, where none is set.
+    between: what stands between a shot and what follows.
   """
 
   write: Callable[[Mapping, str, Cut], WrittenExample]
   ends: bool = False
   normalize: str = 'mean'
+  between: str = BETWEEN
   generates = False
 
   def question(
@@ -99,7 +101,7 @@ class ChoiceFormat:
     before = ''
     for shot in shots:
       written = self.write(shot, language, cut)
-      before += written.choices[written.right].whole + BETWEEN
+      before += written.choices[written.right].whole + self.between
     written = self.write(example, language, cut)
     return Question(
       id=example['id'],

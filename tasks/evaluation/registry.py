@@ -19,7 +19,8 @@ from atm import messages
 from atm.data.languages import LANGUAGE_CODES
 from atm.evals.task import MissingData, Question, Task, Tokenizer
 from atm.inference import prompts
-from atm_tasks.evaluation import dataset_files, generation
+from atm_tasks import episodes
+from atm_tasks.evaluation import dataset_files, generation, in_context
 from atm_tasks.evaluation import multiple_choice as choices
 from atm_tasks.evaluation.datasets import DATASETS, SUPERGLUE
 from atm_tasks.evaluation.readers import RawExample
@@ -37,7 +38,8 @@ class TaskSpec:
     source_language: of the text, where it is another.
     split: the one the paper reports, where known.
     shots, shots_from: how many, of which split.
-    choose: 'first', 'short' (the first under 192 words) or 'drawn' by seed.
+    choose: 'first', 'short' (the first under 192 words), 'drawn' by seed, or
+      'own': each example brings its own, see `in_context`.
     set: of the reports.
   """
 
@@ -107,6 +109,14 @@ def _list_specs() -> Named:
     'choices', choices.LABELS_FORMAT,
     ('label_accuracy', 'macro_f1', 'balanced_accuracy'), split='validation',
   )  # fmt: skip
+  for family in episodes.FAMILIES:
+    data = f'in_context_{family}'
+    own = partial(TaskSpec, data, shots=4, choose='own')
+    yield data, own(in_context.ANSWER_FORMAT, ('exact_match', 'chrf'))
+    yield f'{data}_choice', own(
+      in_context.CHOICE_FORMAT, ('accuracy',), chance=100 / episodes.CHOICES,
+      set=f'{data}_choice',
+    )  # fmt: skip
 
 
 def _translations(data: str, **fields) -> Named:
@@ -267,6 +277,8 @@ def select_sources(
       )
       spec = dataclasses.replace(spec, split=split)
     if shots is not None:
+      most = episodes.MOST_SHOTS if spec.choose == 'own' else None
+      messages.check_number(f'SHOTS of {name}', shots, least=0, most=most)
       spec = dataclasses.replace(spec, shots=shots)
     sources.append(ExampleSource(name, spec, data_dir, tfds_dir, seed))
   return sources
@@ -338,6 +350,8 @@ def write_question(
   """Writes a question; raises ValueError with the place of the example."""
   spec = source.spec
   try:
+    if spec.choose == 'own':
+      shots = in_context.choose_shots(example, spec.shots)
     return spec.format.question(example, shots, spec.language, mode, cut)
   except ValueError as e:
     place = f'{source.place}, example {example["id"]}'
@@ -379,7 +393,7 @@ class ExampleSource:
       ValueError: there are fewer examples.
     """
     k, split, choose = self.spec.shots, self.spec.shots_from, self.spec.choose
-    if not k:
+    if not k or choose == 'own':
       return []
     messages.check_choice(f'SHOTS of {self.name}: split', split,
                  DATASETS[self.spec.data].splits)  # fmt: skip

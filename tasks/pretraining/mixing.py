@@ -16,6 +16,7 @@ _BOUNDS = {
     ),
     dict(least=0),
   ),
+  'in_context': dict(least=0, below=1),
   'density': dict(above=0, most=0.5),
   'mean_span': dict(above=0),
   'clm_low': dict(above=0, below=1),
@@ -39,6 +40,8 @@ class Mixing:
     mc4_spoken, mc4_written: how many times mC4 is.
     text_spoken, text_written: how many times the text of TEXT_DIR is.
     language_power: the power of languages' shares; 1: as they are; 0: equal.
+    in_context: share of the rows of `paper` and `text` that are of generated
+      episodes, the mixture `in_context`; ours.
     denoise, clm: shares of the objectives.
     density: share of a denoising row's tokens that is dropped.
     mean_span: mean length of a dropped span, in tokens.
@@ -55,6 +58,7 @@ class Mixing:
   text_spoken: float = 0.0
   text_written: float = 1.0
   language_power: float = 0.5
+  in_context: float = 0.0
   denoise: float = 0.8
   clm: float = 0.2
   density: float = 0.15

@@ -23,6 +23,7 @@ from atm.data import counter_rng, packing, task_table, text_reader
 from atm.data import objectives as objectives_lib
 from atm.data.languages import LANGUAGE_CODES
 from atm.data.sentences import count_sentences
+from atm_tasks import episodes
 from atm_tasks.pretraining import (
   seqio_import,
   sources,
@@ -272,7 +273,8 @@ def register_mixture(
   mixing: Mixing,
   paper_packing: bool = True,
   index=None,
-) -> None:
+  others: MixtureRates | None = None,
+) -> MixtureRates:
   """Registers the tasks of some sources, and the mixture NAME of them.
 
   Args:
@@ -281,6 +283,11 @@ def register_mixture(
     mixing: how they mix.
     paper_packing: one document a CLM row; else several, see `objectives.CLM`.
     index: see `PrepareText`.
+    others: of tasks that have `mixing.in_context` of the rows; None: they have
+      none.
+
+  Returns:
+    the rates of the sources' tasks.
   """
   rate = MixtureRates(name, mixing.language_power)
   for (source, language), texts in found.items():
@@ -294,7 +301,15 @@ def register_mixture(
         steps = [*before, task_table.CachePlaceholder(), apply]
         register_task(task, texts, steps)
         rate.add(task, apply, share, repeat)
-  add_mixture(name, dict.fromkeys(rate.tasks, rate))
+  rates = dict.fromkeys(rate.tasks, rate)
+  if others is not None and mixing.in_context:
+    share = mixing.in_context
+    rates = {
+      **dict.fromkeys(rate.tasks, lambda task: (1 - share) * rate(task)),
+      **dict.fromkeys(others.tasks, lambda task: share * others(task)),
+    }
+  add_mixture(name, rates)
+  return rate
 
 
 def register_task(name: str, source: TextSource, preprocessors: list) -> None:
@@ -344,6 +359,34 @@ class DeclarationSource(TextSource):
       article, _, written = line.partition('\t')
       if is_held_out(article) == (split == 'validation'):
         yield written
+
+
+class EpisodeSource(TextSource):
+  """Generated episodes of a family of `episodes.FAMILIES`, a document each."""
+
+  by_content = False
+  UNIT = 5_000
+
+  def __init__(self, family: str):
+    super().__init__(held_out=0.0)
+    self.family = family
+
+  @property
+  def made_from(self) -> dict:
+    """The settings that rows depend on: how many episodes there are."""
+    return {'episodes': episodes.EPISODES['train']}
+
+  def list_shards(self, split: str) -> list[str]:
+    """Lists units of UNIT episodes: their first numbers."""
+    starts = range(0, episodes.EPISODES[split], self.UNIT)
+    return [f'{self.family} {split} {start}' for start in starts]
+
+  def documents(self, split: str, shard: int) -> Iterator[str]:
+    start = shard * self.UNIT
+    stop = min(start + self.UNIT, episodes.EPISODES[split])
+    for number in range(start, stop):
+      episode = episodes.draw_episode(self.family, split, number)
+      yield episodes.write_document(self.family, episode)
 
 
 def find_sources(
