@@ -25,16 +25,17 @@ from collections.abc import Callable, Iterator, Sequence
 from atm.data import counter_rng
 from atm.inference.prompts import Template
 
-CONSONANTS = 'bdfghklmnprstvz'
+CONSONANTS = 'bdkmnrst'
 VOWELS = 'aeiou'
-WORDS = tuple(c + v for c in CONSONANTS for v in VOWELS)
+INVENTED_WORDS = tuple(c + v for c in CONSONANTS for v in VOWELS)
 # Of two-word sentences: one word of each class, which its vowel tells, in
 # both languages. So one sentence shows the order of the classes.
-CLASSES = tuple(
-  tuple(word for word in WORDS if word[1] in vowels) for vowels in ('ao', 'ei')
+WORD_CLASSES = tuple(
+  tuple(word for word in INVENTED_WORDS if word[1] in vowels)
+  for vowels in ('ao', 'ei')
 )
 EPISODES = {'train': 30_000, 'validation': 200, 'test': 200}  # of a family
-MOST_SHOTS = 6
+MOST_SHOTS = 4
 # A line of an episode, and what stands between two.
 TEMPLATE = Template(
   name='in_context',
@@ -44,7 +45,7 @@ TEMPLATE = Template(
   between='; ',
   cut=';',
 )
-CHOICES = 4
+CHOICE_COUNT = 4
 
 Example = tuple[str, str]  # a query and its answer
 
@@ -57,7 +58,7 @@ class Episode:
     shots: MOST_SHOTS examples, the most telling first: see `choose_shots`.
     query: the text to answer.
     answer: its answer.
-    others: CHOICES - 1 wrong answers.
+    others: CHOICE_COUNT - 1 wrong answers.
     entries: what is to be learned from the shots, pairs of texts: keys and
       values, words and their translations, sentences and the edited ones.
     key: the integers that it is drawn by, and its choices and orders, too.
@@ -143,9 +144,9 @@ def draw_lexicon(
 
 def draw_recall(draw: Draw, reserved: bool, key: tuple[int, int]) -> Episode:
   """Draws keys and values; the first shot is the query's."""
-  shots = draw_lexicon(draw, WORDS, MOST_SHOTS, reserved)
+  shots = draw_lexicon(draw, INVENTED_WORDS, MOST_SHOTS, reserved)
   (query, answer), *others = shots
-  wrong = tuple(value for _, value in others[: CHOICES - 1])
+  wrong = tuple(value for _, value in others[: CHOICE_COUNT - 1])
   return Episode(tuple(shots), query, answer, wrong, tuple(shots), key)
 
 
@@ -156,7 +157,7 @@ def draw_mapping(draw: Draw, reserved: bool, key: tuple[int, int]) -> Episode:
   the wrong answers one has the right word that the first shot shows, one that
   of the second, and one none.
   """
-  lexicons = [draw_lexicon(draw, words, 3, reserved) for words in CLASSES]
+  lexicons = [draw_lexicon(draw, words, 3, reserved) for words in WORD_CLASSES]
   orders = draw.number(2), draw.number(2)
   first = draw.number(2)  # the class of the word that the first shot has
 
@@ -199,7 +200,7 @@ RULES: dict[str, Callable[[list[str], str, str], list[str]]] = {
 def draw_edits(draw: Draw, reserved: bool, key: tuple[int, int]) -> Episode:
   """Draws a rule and sentences of 3 words; each has the word to replace."""
   name = draw.one([*RULES])
-  old, new, *words = draw.shuffle(WORDS)
+  old, new, *words = draw.shuffle(INVENTED_WORDS)
 
   def sentence() -> list[str]:
     return draw.shuffle([old, *draw.some(words, 2)])
@@ -213,7 +214,7 @@ def draw_edits(draw: Draw, reserved: bool, key: tuple[int, int]) -> Episode:
   (query, answer), *shots = examples
   edited = (rule(query.split(), old, new) for rule in RULES.values())
   wrong = [x for x in map(' '.join, edited) if x != answer]
-  wrong = draw.some(wrong, CHOICES - 1)
+  wrong = draw.some(wrong, CHOICE_COUNT - 1)
   return Episode(
     tuple(shots), query, answer, tuple(wrong), tuple(examples), key
   )
@@ -239,12 +240,12 @@ def write_document(family: str, episode: Episode) -> str:
   """Writes 1 to MOST_SHOTS shots and the query, a document to train on.
 
   It is the prompt of an evaluation and its answer. Of `recall` each key is
-  asked, so that half of the lines can be learned.
+  asked twice, so that two lines of three can be learned.
   """
   draw = Draw(*episode.key, MOST_SHOTS + 1)
   shots = episode.choose_shots(1 + draw.number(MOST_SHOTS))
   asked = [(episode.query, episode.answer)]
   if family == 'recall':
-    asked = draw.shuffle(shots)
+    asked = [*draw.shuffle(shots), *draw.shuffle(shots)]
   lines = [f' {TEMPLATE.cue} '.join(example) for example in [*shots, *asked]]
   return TEMPLATE.between.join(lines)

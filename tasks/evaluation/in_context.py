@@ -50,7 +50,7 @@ def add_data_set(family: str) -> None:
   )
 
 
-def choose_shots(example: Mapping, k: int) -> list[RawExample]:
+def list_shots(example: Mapping, k: int) -> list[RawExample]:
   """Returns k shots of an episode, MOST_SHOTS at most."""
   return [
     {'query': query, 'choices': [answer], 'label': 0}
@@ -59,6 +59,7 @@ def choose_shots(example: Mapping, k: int) -> list[RawExample]:
 
 
 def read_answer(example: Mapping) -> str:
+  """Returns the right choice of an example."""
   return example['choices'][example['label']]
 
 

@@ -11,7 +11,13 @@ several answers agree with the shots, it takes the first of them.
 import itertools
 from collections.abc import Iterator, Sequence
 
-from atm_tasks.episodes import CLASSES, RULES, TEMPLATE, WORDS, Example
+from atm_tasks.episodes import (
+  INVENTED_WORDS,
+  RULES,
+  TEMPLATE,
+  WORD_CLASSES,
+  Example,
+)
 from atm_tasks.evaluation import registry
 
 SHOTS = (1, 2, 4)
@@ -25,8 +31,9 @@ def read_prompt(prompt: str) -> tuple[list[Example], str]:
 
 
 def list_recalls(shots: Sequence[Example], query: str) -> Iterator[str]:
+  """Yields the value of a key; all words where no shot has the key."""
   known = dict(shots)
-  yield from [known[query]] if query in known else WORDS
+  yield from [known[query]] if query in known else INVENTED_WORDS
 
 
 def list_translations(shots: Sequence[Example], query: str) -> Iterator[str]:
@@ -44,24 +51,26 @@ def list_translations(shots: Sequence[Example], query: str) -> Iterator[str]:
   words = [
     [lexicon[by_class[c]]]
     if by_class[c] in lexicon
-    else [word for word in CLASSES[c] if word not in known]
+    else [word for word in WORD_CLASSES[c] if word not in known]
     for c in order
   ]
   yield from map(' '.join, itertools.product(*words))
 
 
 def find_class(word: str) -> int:
-  """Returns the index into CLASSES of a word."""
-  return 0 if word in CLASSES[0] else 1
+  """Returns the index into WORD_CLASSES of a word."""
+  return 0 if word in WORD_CLASSES[0] else 1
 
 
 def list_edited(shots: Sequence[Example], query: str) -> Iterator[str]:
   """Yields the query edited by each rule that all shots agree with."""
   # A word that the rule brings stands in every edited text.
-  edited = [set(target.split()) for _, target in shots] or [set(WORDS)]
+  edited = [set(target.split()) for _, target in shots] or [set(INVENTED_WORDS)]
   words = sorted(set.intersection(*edited))
   for rule in RULES.values():
-    for old, new in itertools.product(query.split(), words or [WORDS[0]]):
+    for old, new in itertools.product(
+      query.split(), words or [INVENTED_WORDS[0]]
+    ):
       texts = [*(source for source, _ in shots), query]
       *seen, answer = (' '.join(rule(x.split(), old, new)) for x in texts)
       if seen == [target for _, target in shots]:
@@ -102,7 +111,8 @@ def measure(family: str, shots: int) -> tuple[float, float]:
   return 100 * sum(exact) / len(exact), 100 * sum(right) / len(right)
 
 
-def main() -> None:
+def print_scores() -> None:
+  """Prints a table of the scores of all families."""
   print('family    shots  exact match  accuracy of choices')
   for family, shots in itertools.product(ANSWERS, SHOTS):
     exact, accuracy = measure(family, shots)
@@ -110,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  print_scores()

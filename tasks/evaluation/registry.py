@@ -114,7 +114,8 @@ def _list_specs() -> Named:
     own = partial(TaskSpec, data, shots=4, choose='own')
     yield data, own(in_context.ANSWER_FORMAT, ('exact_match', 'chrf'))
     yield f'{data}_choice', own(
-      in_context.CHOICE_FORMAT, ('accuracy',), chance=100 / episodes.CHOICES,
+      in_context.CHOICE_FORMAT, ('accuracy',),
+      chance=100 / episodes.CHOICE_COUNT,
       set=f'{data}_choice',
     )  # fmt: skip
 
@@ -351,7 +352,7 @@ def write_question(
   spec = source.spec
   try:
     if spec.choose == 'own':
-      shots = in_context.choose_shots(example, spec.shots)
+      shots = in_context.list_shots(example, spec.shots)
     return spec.format.question(example, shots, spec.language, mode, cut)
   except ValueError as e:
     place = f'{source.place}, example {example["id"]}'

@@ -26,11 +26,11 @@ def test_an_episode_depends_on_its_number_alone(family):
   assert one == two and one != episodes.draw_episode(family, 'test', 8)
   # Caches and results of other machines are of these very texts.
   assert episodes.write_document(family, one) == {
-    'recall': 'ke = lu; la = no; mu = ha; mu = ha; ke = lu; la = no',
-    'mapping': 'zo se = ta bi; na fi = ha re; zo fi = ta re; sa se = po bi; '
-    'zo me = ta be; sa fi = po re; sa me = po be',
-    'edits': 'do fo lu = do fo lu bo; do fi na = do fi na bo; '
-    'hi do be = hi do be bo',
+    'recall': 'ra = to; ku = mo; ra = to; ku = mo; ku = mo; ra = to',
+    'mapping': 'ra me = sa se; da ki = na re; ra ki = sa re; ro be = ba ke; '
+    'da me = na se',
+    'edits': 'bu ma mi = bu ma mi be; si do bu = si do bu be; '
+    'bu to re = bu to re be',
   }[family]  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_the_splits_are_different_episodes(family):
 
 
 @families
-@pytest.mark.parametrize('k', [1, 2, 4, 6])
+@pytest.mark.parametrize('k', [1, 2, 3, 4])
 def test_more_shots_have_the_fewer(family, k):
   for episode in draw(family, 'test', 50):
     shots = episode.choose_shots(k)
@@ -87,7 +87,8 @@ def test_documents_to_train_on_are_prompts_with_answers(family):
     assert in_context_oracle.solve(family, prompt) == query['answer'] or (
       family == 'mapping' and len(shots) == 1
     )
-  assert min(counts) == 1 and max(counts) == (11 if family == 'recall' else 6)
+  # Each pair of `recall` is there three times.
+  assert counts == ({2, 5, 8, 11} if family == 'recall' else {1, 2, 3, 4})
 
 
 @families
