@@ -8,7 +8,8 @@
          generated episodes of in-context learning, see `episodes`
 
 Each of these is a mixture of denoising and CLM, 80 : 20, over tasks named
-`udhr_en_denoise`, `mc4_te_spoken_clm`, ... The vocabulary is named once, by
+`udhr_en_denoise`, `mc4_te_spoken_clm`, ..., and with the ending `_ul2` one of
+UL2's denoisers, see `atm.data.ul2`. The vocabulary is named once, by
 `configure(vocabulary=...)`, before a task's tokens are read. Tasks of pairs, to
 fine-tune on, are in `pairs`. Evaluation tasks are no seqio tasks: `suite` makes
 them, see `evaluation`.
@@ -20,7 +21,7 @@ import dataclasses
 import functools
 from functools import partial
 
-from atm.data import task_table, token_store
+from atm.data import task_table, token_store, ul2
 from atm.data.languages import LANGUAGE_CODES
 from atm.inference import prompts
 from atm.messages import (
@@ -174,24 +175,29 @@ def configure(
   if vocabulary is not None:
     tasks.WORDS.use(vocabulary)
   index = load_index_lazily(tuple(sorted((decontaminate or {}).items())))
-  register = partial(
-    tasks.register_mixture, paper_packing=paper_packing, index=index
-  )
   udhr = {('udhr', k): tasks.DeclarationSource(k) for k in LANGUAGE_CODES}
-  register('udhr', udhr, tasks.UDHR)
   generated = {('in_context', k): tasks.EpisodeSource(k) for k in FAMILIES}
-  alike = dict(language_power=0.0, text_spoken=0.0, text_written=1.0)
-  others = register(
-    'in_context', generated, dataclasses.replace(mixing, **alike)
-  )
   found = partial(
     tasks.find_sources, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
     cache_dir=cache_dir,
   )  # fmt: skip
-  if paper := found('wikipedia', wikipedia) | found('mc4', mc4):
-    register('paper', paper, mixing, others=others)
-  if text := found('text', text_dir):
-    register('text', text, mixing, others=others)
+  paper = found('wikipedia', wikipedia) | found('mc4', mc4)
+  text = found('text', text_dir)
+  packs = not paper_packing
+  alike = dict(language_power=0.0, text_spoken=0.0, text_written=1.0)
+  for ending, objectives in (('', None), ('_ul2', ul2.list_objectives(packs))):
+    register = partial(
+      tasks.register_mixture, paper_packing=paper_packing, index=index,
+      objectives=objectives,
+    )  # fmt: skip
+    register(f'udhr{ending}', udhr, tasks.UDHR)
+    others = register(
+      f'in_context{ending}', generated, dataclasses.replace(mixing, **alike)
+    )
+    if paper:
+      register(f'paper{ending}', paper, mixing, others=others)
+    if text:
+      register(f'text{ending}', text, mixing, others=others)
   reader = PairReader(source_language, target_language, columns=pairs_columns)
   if pairs is not None and vocabulary is not None:
     frame = tasks.WORDS.words.input_format

@@ -17,9 +17,12 @@ from atm.messages import quote
 
 # Mixtures and tasks that come with atm, by what they read.
 READS = {
-  'udhr': 'the shipped text', 'udhr_language': 'the shipped text',
-  'in_context': 'generated episodes',
-  'text': 'TEXT_DIR', 'paper': 'WIKIPEDIA and MC4', 'pairs': 'PAIRS',
+  'udhr': 'the shipped text', 'udhr_ul2': 'the shipped text',
+  'udhr_language': 'the shipped text',
+  'in_context': 'generated episodes', 'in_context_ul2': 'generated episodes',
+  'text': 'TEXT_DIR', 'text_ul2': 'TEXT_DIR',
+  'paper': 'WIKIPEDIA and MC4', 'paper_ul2': 'WIKIPEDIA and MC4',
+  'pairs': 'PAIRS',
 }  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def decode_example(
       size = len(tokens)
       key = make_noise_keys(batches.parts, batches.seed, *located)
       (mask,) = part.objective.keep_mask(key, np.array([size]), size)
-      read_of = source[len(batches.ids.opening) : -1]
+      read_of = source[len(part.objective.head(batches.ids)) : -1]
       assert np.array_equal(tokens[mask], read_of), 'others are dropped'
       assert np.array_equal(tokens, target[:-1]), 'another row'
       marks = [*np.where(mask, READ, DROPPED).tolist(), READ]
@@ -205,6 +205,7 @@ def _measure_rows(batches: Batches, kind, part, epoch, row) -> tuple:
     key = make_noise_keys(batches.parts, batches.seed, part, epoch, row)
     texts = filled[1] - 1
     spans, budgets = measure_spans(kind, key, texts)
+    framing = len(kind.head(batches.ids)) + 1
     assert np.array_equal(texts - budgets, filled[0] - framing)
   elif kind.name == 'clm':
     ends = arrays['decoder_target_tokens'] == batches.ids.eos

@@ -53,6 +53,7 @@ class Denoise:
   density: float = 0.15
   mean_span: float = 3.0
   name = 'denoise'
+  variant = ''  # of the objective of this name, see `Ul2Denoise`
   joins = True  # documents into rows
   packs = False
   checks: ClassVar[dict[str, Callable]] = {
@@ -97,11 +98,15 @@ class Denoise:
       key, length, width, self.density, self.mean_span
     )
 
+  def head(self, ids) -> tuple[int, ...]:
+    """Returns what the encoder reads before the text."""
+    return ids.opening
+
   def examples(self, tokens, length, key, ids, S: int, T: int) -> dict:
     """Makes arrays of rows [B, L] of `length` [B] ids, see `frame_batch`."""
     mask = self.keep_mask(key, length, tokens.shape[1])
     inside = np.arange(tokens.shape[1]) < length[:, None]
-    source = ids.opening, tokens[mask], mask.sum(1), (ids.eos,)
+    source = self.head(ids), tokens[mask], mask.sum(1), (ids.eos,)
     target = (), tokens[inside], length, (ids.eos,)
     row, sizes = np.arange(len(tokens)), (len(tokens), S, T)
     return packing.frame_batch(row, source, target, sizes, ids)
@@ -120,6 +125,7 @@ class CLM:
   high: float = 0.8
   packs: bool = False
   name = 'clm'
+  variant = ''
   joins = False
   checks: ClassVar[dict[str, Callable]] = {
     'low': partial(check_number, 'low', above=0, below=1, whole=False),
@@ -196,6 +202,7 @@ class Pairs:
 
   packs: bool = True
   name = 'pair'
+  variant = ''
   joins = False
   checks: ClassVar[dict[str, Callable]] = {
     'packs': partial(check_flag, 'packs'),

@@ -13,6 +13,7 @@ from atm.data.vocabulary import (
   CLM_TOKEN,
   DOC_TOKEN,
   EOS_TOKEN,
+  MASK_TOKEN,
   PAD_TOKEN,
 )
 from atm.messages import check_arguments, check_count, quote
@@ -33,6 +34,7 @@ class SpecialIds:
   # Of mBART-25, whose targets end in the code of their language: with that the
   # decoder starts, too.
   codes: tuple[int, ...] = ()
+  mask: int | None = None
 
   @classmethod
   def of(cls, vocabulary, start: int | None = None) -> SpecialIds:
@@ -40,7 +42,7 @@ class SpecialIds:
     v, ids = vocabulary, vocabulary.special_ids()
     tokens = PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, CLM_TOKEN, DOC_TOKEN
     codes = v.languages.values() if v.input_format.name == 'mbart' else ()
-    return cls(*map(ids.get, tokens), start, tuple(codes))
+    return cls(*map(ids.get, tokens), start, tuple(codes), ids.get(MASK_TOKEN))
 
   @property
   def opening(self) -> tuple[int, ...]:

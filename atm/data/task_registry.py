@@ -17,6 +17,7 @@ from atm.data import objectives, task_table
 # Tasks that are registered only where a setting names their files.
 SETTINGS_OF_TASKS = {
   'text': 'TEXT_DIR',
+  'text_ul2': 'TEXT_DIR',
   'pairs': 'PAIRS, or CACHE_DIR of rows of them,',
 }
 

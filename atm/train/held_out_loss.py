@@ -22,7 +22,7 @@ def _groups(parts: list[MixturePart]) -> list[tuple[str, ...]]:
   """Names the metrics that each part counts towards."""
   groups = []
   for part in parts:
-    kinds = [part.language, part.data_set]
+    kinds = [part.language, part.data_set, part.objective.variant]
     if part.data_set and part.language == 'all':
       del kinds[0]  # all of the set, not of the run
     name = part.objective.name

@@ -225,7 +225,8 @@ class MixtureRates:
     return compute_rates(
       {
         task: {
-          'objective': apply.objective.name, 'language': apply.language,
+          'objective': (apply.objective.name, apply.objective.variant),
+          'language': apply.language,
           'share': share, 'repeat': repeat, **(known or apply.measured),
         }
         for task, (apply, share, repeat) in self.tasks.items()
@@ -235,7 +236,7 @@ class MixtureRates:
 
   def _needs_no_counts(self) -> bool:
     """Tells whether languages are equal, each with one source and form."""
-    groups = {(a.objective.name, a.language) for a, *_ in self.tasks.values()}
+    groups = {(a.objective, a.language) for a, *_ in self.tasks.values()}
     return self.power == 0 and len(groups) == len(self.tasks)
 
 
@@ -274,6 +275,7 @@ def register_mixture(
   paper_packing: bool = True,
   index=None,
   others: MixtureRates | None = None,
+  objectives: list[tuple] | None = None,
 ) -> MixtureRates:
   """Registers the tasks of some sources, and the mixture NAME of them.
 
@@ -283,6 +285,7 @@ def register_mixture(
     mixing: how they mix.
     paper_packing: one document a CLM row; else several, see `objectives.CLM`.
     index: see `PrepareText`.
+    objectives: (objective, share) of each; None: those of `mixing`.
     others: of tasks that have `mixing.in_context` of the rows; None: they have
       none.
 
@@ -290,13 +293,15 @@ def register_mixture(
     the rates of the sources' tasks.
   """
   rate = MixtureRates(name, mixing.language_power)
+  if objectives is None:
+    objectives = mixing.objectives(not paper_packing)
   for (source, language), texts in found.items():
     kind = source if hasattr(mixing, f'{source}_written') else 'text'
     for form, repeat in mixing.forms(kind).items():
       before = [PrepareText(form, index), Tokenize()]
-      for objective, share in mixing.objectives(not paper_packing):
-        middle = '_' if form == 'written' else f'_{form}_'
-        task = f'{source}_{language}{middle}{objective.name}'
+      for objective, share in objectives:
+        parts = source, language, form, objective.variant, objective.name
+        task = '_'.join(x for x in parts if x and x != 'written')
         apply = ApplyObjective(objective, language, source, form)
         steps = [*before, task_table.CachePlaceholder(), apply]
         register_task(task, texts, steps)
@@ -420,6 +425,9 @@ def list_cached_languages(cache_dir: str | None, source: str) -> list[str]:
   if cache_dir is None or not storage.is_folder(cache_dir):
     return []
   names = '|'.join(objectives_lib.OBJECTIVE_NAMES)
-  pattern = re.compile(rf'{source}_(.+?)(?:_spoken)?_(?:{names})-train')
+  variant = r'(?:_(?:s|[rx]\d+_\d+))?'  # of `ul2`
+  pattern = re.compile(
+    rf'{source}_(.+?)(?:_spoken)?{variant}_(?:{names})-train'
+  )
   found = map(pattern.fullmatch, storage.list_names(cache_dir))
   return sorted({match[1] for match in found if match})

@@ -43,6 +43,7 @@ HEAVY = {
 TASKS_MAY = {
   'atm.data.vocabulary', 'atm.data.counter_rng', 'atm.data.span_corruption',
   'atm.data.objectives', 'atm.data.packing', 'atm.data.languages',
+  'atm.data.ul2',
   'atm.data.sentences', 'atm.data.token_store', 'atm.data.input_format',
   'atm.data.language_codes', 'atm.data.task_table',
   'atm.data.text_lines', 'atm.data.text_reader',

@@ -57,8 +57,9 @@ def test_languages_of_a_cache(tmp_path):
   for name in (
     'mc4_te_spoken_clm-train', 'mc4_en_denoise-train', 'mc4_en_clm-train',
     'mc4_pt_BR_clm-train', 'mc4_fr_clm-validation', 'wiki_de_clm-train',
+    'mc4_hi_spoken_x64_50_denoise-train', 'mc4_it_s_clm-train',
   ):  # fmt: skip
     os.mkdir(tmp_path / name)
   find = tasks.list_cached_languages
-  assert find(str(tmp_path), 'mc4') == ['en', 'pt_BR', 'te']
+  assert find(str(tmp_path), 'mc4') == ['en', 'hi', 'it', 'pt_BR', 'te']
   assert find(None, 'mc4') == [] == find(f'{tmp_path}/none', 'mc4')
