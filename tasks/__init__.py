@@ -175,29 +175,15 @@ def configure(
   if vocabulary is not None:
     tasks.WORDS.use(vocabulary)
   index = load_index_lazily(tuple(sorted((decontaminate or {}).items())))
-  udhr = {('udhr', k): tasks.DeclarationSource(k) for k in LANGUAGE_CODES}
-  generated = {('in_context', k): tasks.EpisodeSource(k) for k in FAMILIES}
   found = partial(
     tasks.find_sources, held_out=held_out, skip_bad=skip_bad, data_dir=tfds_dir,
     cache_dir=cache_dir,
   )  # fmt: skip
   paper = found('wikipedia', wikipedia) | found('mc4', mc4)
   text = found('text', text_dir)
-  packs = not paper_packing
-  alike = dict(language_power=0.0, text_spoken=0.0, text_written=1.0)
-  for ending, objectives in (('', None), ('_ul2', ul2.list_objectives(packs))):
-    register = partial(
-      tasks.register_mixture, paper_packing=paper_packing, index=index,
-      objectives=objectives,
-    )  # fmt: skip
-    register(f'udhr{ending}', udhr, tasks.UDHR)
-    others = register(
-      f'in_context{ending}', generated, dataclasses.replace(mixing, **alike)
-    )
-    if paper:
-      register(f'paper{ending}', paper, mixing, others=others)
-    if text:
-      register(f'text{ending}', text, mixing, others=others)
+  register_mixtures(
+    {'paper': paper, 'text': text}, mixing, paper_packing, index
+  )
   reader = PairReader(source_language, target_language, columns=pairs_columns)
   if pairs is not None and vocabulary is not None:
     frame = tasks.WORDS.words.input_format
@@ -213,6 +199,33 @@ def configure(
   )
   if cache_dir is not None:
     load_counts(cache_dir)
+
+
+def register_mixtures(
+  found: dict[str, dict], mixing: Mixing, paper_packing: bool, index
+) -> None:
+  """Registers the mixtures of texts, each with the objectives of UL2, too.
+
+  Args:
+    found: name of a mixture -> its texts; a mixture without any is left out.
+    mixing, paper_packing, index: see `tasks.register_mixture`.
+  """
+  udhr = {('udhr', k): tasks.DeclarationSource(k) for k in LANGUAGE_CODES}
+  generated = {('in_context', k): tasks.EpisodeSource(k) for k in FAMILIES}
+  alike = dict(language_power=0.0, text_spoken=0.0, text_written=1.0)
+  denoisers = ul2.list_denoisers(not paper_packing)
+  for ending, objectives in (('', None), ('_ul2', denoisers)):
+    register = partial(
+      tasks.register_mixture, paper_packing=paper_packing, index=index,
+      objectives=objectives,
+    )  # fmt: skip
+    register(f'udhr{ending}', udhr, tasks.UDHR)
+    others = register(
+      f'in_context{ending}', generated, dataclasses.replace(mixing, **alike)
+    )
+    for name, texts in found.items():
+      if texts:
+        register(f'{name}{ending}', texts, mixing, others=others)
 
 
 def configured(**named):

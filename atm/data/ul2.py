@@ -62,7 +62,7 @@ DENOISERS = (
 )
 
 
-def list_objectives(packs: bool) -> list[tuple]:
+def list_denoisers(packs: bool) -> list[tuple]:
   """Returns (objective, share) of the seven; S packs documents or not."""
   objectives = [*DENOISERS, Ul2Clm(packs=packs)]
   return [(objective, 1 / len(objectives)) for objective in objectives]

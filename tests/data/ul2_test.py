@@ -20,14 +20,14 @@ denoisers = pytest.mark.parametrize(
 
 
 def test_the_seven_of_the_paper():
-  kinds = [kind for kind, _ in ul2.list_objectives(False)]
+  kinds = [kind for kind, _ in ul2.list_denoisers(False)]
   assert [kind.variant for kind in kinds] == [
     'r3_15', 'r8_15', 'x3_50', 'x8_50', 'x64_15', 'x64_50', 's',
   ]  # fmt: skip
   assert [kind.name for kind in kinds] == ['denoise'] * 6 + ['clm']
-  shares = [share for _, share in ul2.list_objectives(True)]
+  shares = [share for _, share in ul2.list_denoisers(True)]
   assert shares == [1 / 7] * 7
-  assert ul2.list_objectives(True)[-1][0] == ul2.Ul2Clm(packs=True)
+  assert ul2.list_denoisers(True)[-1][0] == ul2.Ul2Clm(packs=True)
   # Rows of other objectives are not theirs.
   assert ul2.DENOISERS[0] != objectives.Denoise()
   assert len({repr(kind) for kind in kinds}) == 7
@@ -85,7 +85,7 @@ def test_the_last_quarter_is_written(n, seed, ends):
 
 @given(S=st.integers(9, 300), T=st.integers(9, 300), seed=seeds)
 def test_every_row_of_the_greatest_length_fits(S, T, seed):
-  for kind, _ in ul2.list_objectives(False):
+  for kind, _ in ul2.list_denoisers(False):
     n = kind.row_length(S, T)
     tokens = np.arange(100, 100 + n, dtype=np.int32)[None]
     key = counter_rng.make_key(seed)[None]
@@ -127,7 +127,7 @@ def test_held_out_losses_are_by_denoiser():
     language: str = 'en'
     data_set: str = ''
 
-  kinds = [kind for kind, _ in ul2.list_objectives(False)]
+  kinds = [kind for kind, _ in ul2.list_denoisers(False)]
   groups = held_out_loss._groups([Part(k) for k in (*kinds, objectives.CLM())])
   assert groups[4] == ('denoise', 'denoise/en', 'denoise/x64_15')
   assert groups[6:] == [('clm', 'clm/en', 'clm/s'), ('clm', 'clm/en')]
