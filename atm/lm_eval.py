@@ -158,7 +158,8 @@ class AtmLM(LM):
     self.newlines = Newlines(newline)
     words, positions = model.vocabulary, model.config.positions
     self.room = framing.count_room(mode)
-    self.part = positions // 2 if self.mode == 'denoise' else positions
+    halves = self.mode == 'denoise' or not model.config.has_encoder
+    self.part = positions // 2 if halves else positions
     if words.unk_id in words.encode(self.newlines.mark):
       lost = 'the vocabulary cannot spell newline = %r: newlines are lost. '
       logger.warning(lost + "Give another, ';' or so", newline)
@@ -343,6 +344,10 @@ class AtmLM(LM):
 
   def _fitting(self, tokens: int) -> int:
     """Returns how much of a context has room, with `tokens` behind it."""
+    if not self.model.config.has_encoder:
+      # In 'denoise' a context is read, and written again.
+      left = max(0, self.room - tokens)
+      return left // 2 if self.mode == 'denoise' else left
     left = self.model.config.positions - tokens
     return min(self.room, left) if self.mode == 'denoise' else self.room
 

@@ -293,6 +293,11 @@ def find_bart_class(config: ModelConfig) -> str:
 
 def explain_no_format(config: ModelConfig) -> str | None:
   """Returns why no Hugging Face class computes what a model does, or None."""
+  if not config.has_encoder:
+    return (
+      f'model.Config.architecture = {config.architecture!r}: the classes that '
+      'are written here are encoder-decoders'
+    )
   if config.norm == 'standard':
     kind = find_bart_class(config)
     fixed = {

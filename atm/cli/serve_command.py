@@ -99,6 +99,7 @@ class ServeCommand(api.ModelSource):
         f'serve runs in one process, and these are {jax.process_count()}: '
         'leave out sharding.start.*, or start one server on each machine'
       )
+    self.open().config.check_encoder('atm serve')
     key = self.api_key or check_api_key(
       KEY_VARIABLE, os.environ.get(KEY_VARIABLE)
     )

@@ -194,8 +194,12 @@ class Lengths:
 
   @classmethod
   def of_model(cls, model_config) -> Lengths:
-    """Returns the longest that a model reads and writes, its positions."""
-    return cls(model_config.positions, model_config.positions)
+    """Returns the longest that a model reads and writes, its positions.
+
+    Half of them each where one stack has both.
+    """
+    longest = model_config.positions // (1 if model_config.has_encoder else 2)
+    return cls(longest, longest)
 
   def as_setting(self) -> dict[str, int]:
     """Returns TASK_FEATURE_LENGTHS, as `of` takes it."""

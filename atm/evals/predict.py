@@ -49,11 +49,15 @@ def request_of(question: Question) -> dict:
 
 def encode_prompt(
   framing: Framing, text: str, mode: str | None, truncate: str = 'start',
-  source: str | None = None,
+  source: str | None = None, max_tokens: int = 1,
 ) -> tuple[list[int], int]:  # fmt: skip
-  """Encodes a prompt with room for it: (ids, how many were cut)."""
+  """Encodes a prompt with room for it: (ids, how many were cut).
+
+  Where one stack has both there is room for `max_tokens` of output, too.
+  """
   row = framing.encode(text, mode, source)
-  (row,), (count,) = framing.fit([row], truncate)
+  start = framing.start(mode)
+  (row,), (count,) = framing.fit_inputs([row], truncate, [start], max_tokens)
   return row, count
 
 
@@ -74,15 +78,23 @@ def encode_pair(
   source, target = map(framing.vocabulary.encode, pair)
   target = [*target, framing.config.end_id] if ends else target
   positions = framing.config.positions
-  room = framing.count_room(mode)
-  excess = max(0, len(source) - room)
-  if mode == 'denoise' and not ends:
+  repeats = mode == 'denoise' and not ends
+  reserved = framing.count_reserved(len(target))
+  excess = max(0, len(source) - framing.count_room(mode) + reserved)
+  if repeats:
     # The decoder writes the encoder's text again, so both lose the same tokens.
+    if reserved:  # of one stack's positions
+      both = len(source) + len(target) - framing.count_room(mode)
+      excess = max(0, -(-both // 2))
     excess = max(excess, len(target) - positions)
     target = cut_ids(target, max(1, len(target) - excess), truncate)
+    if reserved:
+      both = len(source) + len(target) - framing.count_room(mode)
+      excess = min(max(excess, both), len(source))
   source = cut_ids(source, len(source) - excess, truncate)
-  count = max(excess, len(target) - positions)
   framed = framing.frame(source, mode)
+  positions -= framing.count_reserved(len(framed), 'refuse')
+  count = max(excess, len(target) - positions)
   return framed, list(cut_ids(target, positions, truncate)), count
 
 
@@ -103,7 +115,7 @@ def _encode_question(framing: Framing, question: Question, task: Task):
   """Returns `encode_prompt` of a question of a task."""
   source, _ = _find_languages(framing, question, task)
   return encode_prompt(
-    framing, question.prompt, task.mode, task.truncate, source
+    framing, question.prompt, task.mode, task.truncate, source, task.max_tokens
   )
 
 

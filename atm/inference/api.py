@@ -183,7 +183,9 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
 
     Raises:
       ValueError: an unknown mode, or an input, prefix or number of tokens that
-        Config.positions has no room for, which it names.
+        Config.positions has no room for, which it names. Without an encoder
+        that is an input, its prefix and a token together; outputs end where
+        the longest input of a batch has no room left.
     """
     framed = frame_inputs(
       self, inputs, mode, config, prefixes, stop, banned, numbers, truncate,
@@ -281,8 +283,12 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     mode, sources, targets = self._resolve([text], mode, source, target)
     stop = framing.stops(stop)
     prefixes = framing.prefixes(None, 1, mode, targets)
+    rows, _ = framing.fit_inputs(
+      framing.frame_all([text], mode, sources), truncate, prefixes,
+      config.max_tokens,
+    )  # fmt: skip
     batch, T, sampler = self._batch(
-      framing.inputs([text], mode, truncate, sources), prefixes, [number],
+      rows, prefixes, [number],
       framing.list_forced(prefixes, mode, targets),
       sampling.Sampler.from_config(
         config, framing.banned(banned), framing.stop_table(stop)

@@ -36,14 +36,16 @@ def encoder_shape(
 
 
 def decoder_shape(
-  config, longest: int, max_tokens: int
+  config, longest: int, max_tokens: int, read: int = 0
 ) -> tuple[int, int, int]:
   """Returns (n, T, room): padded lengths, and tokens that may be written.
 
   n of prefixes, the longest of `longest` ids with its start token, and T of
-  outputs are powers of two. Raises ValueError if there is no room for a token.
+  outputs are powers of two. `read` positions are not the decoder's: those of an
+  input where one stack has both. Raises ValueError if there is no room for a
+  token.
   """
-  room = min(max_tokens, count_room(config.positions, longest))
+  room = min(max_tokens, count_room(config.positions - read, longest))
   return next_power_of_two(longest), next_power_of_two(room), room
 
 
@@ -104,9 +106,15 @@ def pad_batch(
   """
   forced = forced if forced is not None and any(forced) else None
   check_forced(max_tokens, max(forced or [0]))
-  n, T, room = decoder_shape(config, max(map(len, prefixes)), max_tokens)
+  longest, read = max(map(len, prefixes)), 0
+  if not config.has_encoder:
+    # What is read in front of the longest prefix, and of the longest input.
+    both = (len(row) + len(p) for row, p in zip(rows, prefixes))
+    read = max(both) - longest
+  n, T, room = decoder_shape(config, longest, max_tokens, read)
   if forced:
-    left = (config.positions - len(p) + f for p, f in zip(prefixes, forced))
+    most = config.positions - read
+    left = (most - len(p) + f for p, f in zip(prefixes, forced))
     room = min(max_tokens, *left)
     T = next_power_of_two(room)
   batch = pad_inputs(config, mesh, rows, batch_size)

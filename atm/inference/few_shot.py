@@ -6,7 +6,7 @@ from functools import partial
 
 from atm.data import languages
 from atm.data.language_codes import find_language
-from atm.inference import prompts
+from atm.inference import prompts, sampling
 from atm.inference.model_frame import SOURCE_AND_TARGET
 from atm.messages import (
   check_arguments,
@@ -136,13 +136,15 @@ def plan_answers(
   # In 'denoise' shots are written, delimiters and all.
   stop = () if framed == 'denoise' else (template.cut,)
   mode = framed if framed in prompts.MODES else None
-  reads = tuple(_find_read(model, text, mode) for text in texts)
+  tokens = 1 + options.get('max_tokens', sampling.Config().max_tokens)
+  room = model._framing.count_room(mode)
+  room -= model._framing.count_reserved(tokens)
+  reads = tuple(_find_read(model, text, room) for text in texts)
   return AnswerPlan(texts, mode, stop, template=template, reads=reads)
 
 
-def _find_read(model, text: str, mode: str) -> str | None:
+def _find_read(model, text: str, room: int) -> str | None:
   """Returns the end of a prompt that is read; None where all of it is."""
-  room = model._framing.count_room(mode)
   ids = model.vocabulary.encode(text)
   return None if len(ids) <= room else model.vocabulary.decode(ids[-room:])
 

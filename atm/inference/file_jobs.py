@@ -194,18 +194,23 @@ class FileJob(api.ModelSource):
 
   def _encode_rows(self, rows: list[dict]) -> Encoded:
     """Returns what the model reads; raises ValueError naming lines."""
-    parts, framing = [], self._framing
-    for field, frame, languages in (
-      ('input', framing.frame_all, self._frames.sources),
-      ('target', framing.frame_targets, self._frames.targets),
-    ):
-      if field not in self.required:
-        parts += [], []
-        continue
-      ids = self._frame(rows, field, frame, languages)
-      self._check_lengths(ids, field)
-      parts += framing.fit(ids, self.truncate, field)
-    return Encoded(*parts)
+    framing, frames, truncate = self._framing, self._frames, self.truncate
+    ids = self._frame(rows, 'input', framing.frame_all, frames.sources)
+    if 'target' not in self.required:
+      reserved = self._count_reserved(rows)
+      self._check_lengths(ids, 'input', reserved)
+      return Encoded(*framing.fit(ids, truncate, reserved=reserved), [], [])
+    targets = self._frame(rows, 'target', framing.frame_targets, frames.targets)
+    count = lambda rows: [
+      framing.count_reserved(len(x), truncate) for x in rows
+    ]
+    self._check_lengths(ids, 'input', count(targets))
+    self._check_lengths(targets, 'target', count(ids))
+    return Encoded(*framing.fit_pairs(ids, targets, truncate))
+
+  def _count_reserved(self, rows: list[dict]) -> list[int]:
+    """Returns how many positions the input of each row leaves to its output."""
+    return [0] * len(rows)
 
   def _frame(self, rows, field: str, frame, languages) -> list[list[int]]:
     """Returns the ids of a field of rows, of any length."""
@@ -233,16 +238,18 @@ class FileJob(api.ModelSource):
       framing.check_named(*found, LANGUAGE_SETTINGS)
     return RowFrames(mode, *found)
 
-  def _check_lengths(self, ids: Sequence[Sequence[int]], field: str) -> None:
+  def _check_lengths(
+    self, ids: Sequence[Sequence[int]], field: str, reserved: Sequence[int]
+  ) -> None:
     """Raises ValueError where TRUNCATE is 'refuse' and rows have no room."""
-    long = self._framing.find_long(ids)
+    long = self._framing.find_long(ids, reserved)
     if not long or self.truncate != 'refuse':
       return
     named = [f'{self._name_row(i)} ({len(ids[i]):,})' for i in long]
     place = self.input if self.task is None else f'TASK = {self.task!r}'
     raise ValueError(
       f'{place}: {len(long):,} of {len(ids):,} {field}s have more tokens than '
-      f'Config.positions = {self._framing.config.positions}: '
+      f'{self._framing.config.room_name}: '
       f"{framing.list_some(named)}. TRUNCATE='start' or 'end' cuts them there"
     )
 
@@ -361,6 +368,19 @@ class InferJob(FileJob):
       bucketing.decoder_shape(
         self._framing.config, len(ids), self.config.max_tokens
       )
+
+  def _count_reserved(self, rows):
+    framing, codes = self._framing, self._frames.targets
+    if framing.config.has_encoder:
+      return super()._count_reserved(rows)
+    begun = [row.get('prefix') or None for row in rows]
+    written = 1 if self.truncate == 'refuse' else self.config.max_tokens
+    reserved = []
+    for text, code in zip(begun, codes):
+      texts = None if text is None else [text]
+      (ids,) = framing.prefixes(texts, 1, self._frames.mode, [code])
+      reserved.append(framing.count_reserved(len(ids) + written, self.truncate))
+    return reserved
 
   def _prepare(self, model, rows, encoded):
     prefixes = [row.get('prefix') or '' for row in rows]

@@ -46,8 +46,9 @@ def frame_inputs(
   framing = model._framing
   config, banned = model._fill_settings(config, banned)
   mode, sources, targets = model._resolve(inputs, mode, source, target)
-  ids, cuts = framing.fit(framing.frame_all(inputs, mode, sources), truncate)
+  ids = framing.frame_all(inputs, mode, sources)
   prefixes = framing.prefixes(prefixes, len(ids), mode, targets)
+  ids, cuts = framing.fit_inputs(ids, truncate, prefixes, config.max_tokens)
   forced = framing.list_forced(prefixes, mode, targets)
   stop = framing.stops(stop)
   banned, table = framing.banned(banned), framing.stop_table(stop)
@@ -89,9 +90,14 @@ def frame_pairs(
   mode, sources, languages = model._resolve(
     inputs, mode, source, target, targets
   )
+  ids, _, targets, _ = framing.fit_pairs(
+    framing.frame_all(inputs, mode, sources),
+    framing.frame_targets(targets, mode, languages),
+    truncate,
+  )
   return FramedPairs(
-    framing.inputs(inputs, mode, truncate, sources),
-    framing.targets(targets, mode, truncate, languages),
+    ids,
+    targets,
     given,
     [framing.start(mode, language)[0] for language in languages],
   )

@@ -83,6 +83,12 @@ def check_tables(
       'decoder_ids'
     )
   mask = check_mask('encoder_mask', encoder_mask, encoder_ids.shape)
+  T, longest = decoder_ids.shape[1], mask.sum(1).max()
+  if not config.has_encoder and longest + T > config.positions:
+    raise ValueError(
+      f'encoder_ids and decoder_ids have rows of {longest} and {T} ids: '
+      f'expected at most {config.room_name}'
+    )
   return encoder_ids, decoder_ids, mask.astype(np.int32)
 
 
@@ -173,8 +179,9 @@ class Framing(ModelFrame):
     return rows
 
   def fit(
-    self, rows: Sequence[list[int]], truncate: str, what: str = 'input'
-  ) -> tuple[list[list[int]], list[int]]:
+    self, rows: Sequence[list[int]], truncate: str, what: str = 'input',
+    reserved: Sequence[int] | None = None,
+  ) -> tuple[list[list[int]], list[int]]:  # fmt: skip
     """Cuts ids to Config.positions; the frames of inputs stay.
 
     Args:
@@ -182,6 +189,7 @@ class Framing(ModelFrame):
       truncate: one of TRUNCATIONS.
       what: 'input'; or 'target', of which the first or last ids go, an end
         token, too, but not the language in front.
+      reserved: how many positions each row leaves to others; None: none.
 
     Returns:
       (rows, how many ids each has lost).
@@ -190,12 +198,12 @@ class Framing(ModelFrame):
       ValueError: 'refuse', and one is too long; names the first of them.
     """
     check_choice('truncate', truncate, TRUNCATIONS)
-    long = self.find_long(rows)
+    long = self.find_long(rows, reserved)
     if long and truncate == 'refuse':
       named = [f'{what} {i} has {len(rows[i]):,} tokens' for i in long]
       raise ValueError(
-        f'{list_some(named)}: expected 1 to Config.positions = '
-        f"{self.config.positions}. truncate='start' or 'end' cuts {what}s"
+        f'{list_some(named)}: expected 1 to {self.config.room_name}. '
+        f"truncate='start' or 'end' cuts {what}s"
       )
     fitted = list(rows)
     for i in long:
@@ -203,15 +211,47 @@ class Framing(ModelFrame):
       head, tail = self.count_target_frame(row), 0
       if what == 'input':
         head, tail = self.count_frame(row)
-      room = max(0, self.config.positions - head - tail)
+      most = self.config.positions - (reserved[i] if reserved else 0)
+      room = max(0, most - head - tail)
       body = cut_ids(row[head : len(row) - tail], room, truncate)
       fitted[i] = [*row[:head], *body, *row[len(row) - tail :]]
     return fitted, [len(a) - len(b) for a, b in zip(rows, fitted)]
 
-  def find_long(self, rows: Sequence[Sequence[int]]) -> list[int]:
-    """Returns the numbers of rows with more ids than Config.positions."""
-    most = self.config.positions
-    return [i for i, row in enumerate(rows) if len(row) > most]
+  def find_long(
+    self, rows: Sequence[Sequence[int]], reserved: Sequence[int] | None = None
+  ) -> list[int]:
+    """Returns the numbers of rows with more ids than Config.positions.
+
+    `reserved` is as of `fit`.
+    """
+    most, taken = self.config.positions, reserved or [0] * len(rows)
+    return [i for i, row in enumerate(rows) if len(row) + taken[i] > most]
+
+  def fit_inputs(
+    self, rows: Sequence[list[int]], truncate: str,
+    prefixes: Sequence[Sequence[int]], max_tokens: int,
+  ) -> tuple[list[list[int]], list[int]]:  # fmt: skip
+    """Returns `fit` of inputs, with room for outputs where one stack has both.
+
+    For a token behind each of `prefixes`; for `max_tokens` where inputs are
+    cut.
+    """
+    written = 1 if truncate == 'refuse' else max_tokens
+    reserved = [
+      self.count_reserved(len(prefix) + written, truncate)
+      for prefix in prefixes
+    ]
+    return self.fit(rows, truncate, reserved=reserved)
+
+  def fit_pairs(
+    self, inputs: Sequence[list[int]], targets: Sequence[list[int]],
+    truncate: str,
+  ) -> tuple[list, list, list, list]:  # fmt: skip
+    """Returns `fit` of inputs, and of targets behind them."""
+    reserved = [self.count_reserved(len(row), truncate) for row in targets]
+    ids, cuts = self.fit(inputs, truncate, reserved=reserved)
+    read = [self.count_reserved(len(row), 'refuse') for row in ids]
+    return ids, cuts, *self.fit(targets, truncate, 'target', read)
 
   def _check_some(self, row: list[int], what: str) -> list[int]:
     """Returns a row; raises ValueError where it has no ids."""

@@ -93,9 +93,9 @@ def prepare_params(model: AlexaTM, params, unstack=unstack_layers) -> dict:
 def unstack_encoder(model: AlexaTM, params, unstack=unstack_layers) -> dict:
   """Returns parameters that encode few tokens fastest, see `prepare_params`."""
   # Copies out of the stack take as long as 70 tokens of gin/models/small.gin.
-  if (
-    sharding.current_target()[0] != 'cpu' or '0' in params['encoder']['layers']
-  ):
+  on_cpu = sharding.current_target()[0] == 'cpu'
+  has_encoder = model.config.has_encoder
+  if not (on_cpu and has_encoder) or '0' in params['encoder']['layers']:
     return params
   return _unstack(model, params, 'encoder', unstack)
 
@@ -135,7 +135,7 @@ def prefill(model: AlexaTM, params, tokens, segments, prefix, lengths, room):
   """
   apply = functools.partial(model.apply, {'params': params})
   encoded = encode(model, params, tokens, segments)
-  caches = apply(encoded, room, method=AlexaTM.empty_cache)
+  caches = apply(encoded, room, segments, method=AlexaTM.empty_cache)
   positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)
   read = functools.partial(apply, method=AlexaTM.decode_cached)
   return read(prefix, positions, caches, segments, lengths - 1)

@@ -214,8 +214,22 @@ class ModelFrame:
     """
     return len(self.start(mode, target)) - 1
 
+  def count_reserved(self, tokens: int, truncate: str = 'start') -> int:
+    """Returns how many positions an input leaves to `tokens` behind it.
+
+    With an encoder none. Without one all, but at most half of the positions
+    where a longer input is cut.
+    """
+    if self.config.has_encoder:
+      return 0
+    most = self.config.positions // 2
+    return tokens if truncate == 'refuse' else min(tokens, most)
+
   def count_room(self, mode: str | None = None) -> int:
-    """Returns how many tokens of a text have room in the encoder."""
+    """Returns how many tokens of a text have room in the encoder.
+
+    Without an encoder a prompt and its output have this room together.
+    """
     own = self.name_mode(mode) not in prompts.MODES
     source = next(iter(self.known_languages), None) if own else None
     return self.config.positions - len(self.frame([], mode, source))

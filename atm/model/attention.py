@@ -16,6 +16,7 @@ are padding, and nothing reads their result.
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from atm.model import cache_blocks, kernels, matmul, remat
@@ -38,18 +39,23 @@ class AttentionMask:
     query_segments: [B, T] integers; a query sees keys of its own segment.
     key_segments: [B, S] integers.
     causal: a query sees no key at a later position.
+    prefix: of a causal mask, how many positions at the start also attend to
+      later ones among themselves (prefix LM).
   """
 
   # Segment ids, of which splash makes its own mask, block by block.
   query_segments: jax.Array
   key_segments: jax.Array
   causal: bool = flax.struct.field(pytree_node=False, default=False)
+  prefix: int = flax.struct.field(pytree_node=False, default=0)
 
   def mask(self) -> jax.Array:
     """Returns the mask as bool [B, 1, T, S]; True: may attend."""
     visible = self.query_segments[:, :, None] == self.key_segments[:, None, :]
     if self.causal:
       last = jnp.arange(self.query_segments.shape[1])[:, None]
+      if self.prefix:
+        last = jnp.maximum(last, self.prefix - 1)
       visible &= last >= jnp.arange(self.key_segments.shape[1])
     return visible[:, None]
 
@@ -160,6 +166,48 @@ def attend_to_cache(query, keys, values, mask, scores_float32=True):
   # up to 13 times as long where several queries share their keys.
   out = (weights @ values)[:, :, :t]
   return out.swapaxes(1, 2).reshape(R, n, H, K)
+
+
+def attend_to_prompt_and_cache(query, prompt, written, scores_float32=True):
+  """Computes attention to a prompt and to a cache, under one softmax.
+
+  Args:
+    query: [R, n, H, K].
+    prompt: keys [B, H, K, S], values [B, H, S, K] and mask [B, 1, S] of what
+      the R / B adjacent rows of an input share.
+    written: keys [R, H, K, T], values [R, H, T, K] and mask [R, n, T].
+    scores_float32: see `dot_product_attention`.
+
+  Returns:
+    [R, n, H, K].
+  """
+  (keys, values, mask), (own_keys, own_values, own_mask) = prompt, written
+  (R, n, H, K), B, S = query.shape, len(keys), keys.shape[3]
+  visible = jnp.concatenate(
+    [jnp.broadcast_to(_repeat(mask, R // B), (R, n, S)), own_mask], -1
+  )
+  if R == B and _has_kernel(query):
+    caches = keys, own_keys, values, own_values
+    return kernels.attend(query, visible, *caches)
+  # The rows of an input are queries of one product with its prompt.
+  grouped = lambda x: x.reshape(B, R // B, H, n, -1).swapaxes(1, 2)
+  ungrouped = lambda x: x.reshape(B, H, R // B, n, -1).swapaxes(1, 2)
+  query = query.swapaxes(1, 2)
+  score = lambda query, keys: _scores(
+    'bhtk,bhks->bhts', query, keys, scores_float32
+  )
+  of_prompt = score(grouped(query).reshape(B, H, -1, K), keys)
+  scores = jnp.concatenate(
+    [ungrouped(of_prompt).reshape(R, H, n, S), score(query, own_keys)], -1
+  )
+  weights = _softmax(visible[:, None], scores * K**-0.5, query.dtype)
+  out = grouped(weights[..., :S]).reshape(B, H, -1, S) @ values
+  out = ungrouped(out).reshape(R, H, n, K) + weights[..., S:] @ own_values
+  return out.swapaxes(1, 2)
+
+
+def _repeat(x, times: int):
+  return x if times == 1 else jnp.repeat(x, times, axis=0)
 
 
 def _has_kernel(query) -> bool:
@@ -308,6 +356,10 @@ def splash_attention(
   )
   shape = query.shape[2], key.shape[2]
   head_mask = (splash.CausalMask if mask.causal else splash.FullMask)(shape)
+  if mask.prefix:
+    prefix = np.arange(max(shape)) < mask.prefix
+    prefix = prefix[: shape[0], None] & prefix[: shape[1]]
+    head_mask = head_mask | splash.NumpyMask(prefix)
   kernel = splash.make_splash_mha_single_device(
     splash.MultiHeadMask([head_mask] * H),
     block_sizes=splash.BlockSizes(**_splash_blocks(*shape)),

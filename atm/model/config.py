@@ -1,4 +1,4 @@
-"""Configuration of the encoder-decoder: sizes, numerics, memory."""
+"""Configuration of a model: architecture, sizes, numerics, memory."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -18,7 +18,11 @@ from atm.model.remat import REMAT
 
 # What parameters are held in while nothing is trained.
 WEIGHTS = ('float32', 'bfloat16', 'int8')
+# encoder_decoder: the paper's. The others are one stack, the decoder's, without
+# cross-attention, that reads a prompt and what follows it.
+ARCHITECTURES = 'encoder_decoder', 'decoder_only', 'prefix_lm'
 CONFIG_CHOICES = {
+  'architecture': ARCHITECTURES,
   'dtype': ('float32', 'bfloat16'),
   'remat': tuple(REMAT),
   'attention': IMPLEMENTATIONS,
@@ -28,9 +32,25 @@ CONFIG_CHOICES = {
   'position_embedding': ('learned', 'sinusoidal', 'sinusoidal_fairseq'),
 }
 
+# Values that fields have where there is no encoder. Of two matrices V x D that
+# are left one may be both, by the name of the encoder-decoder's same tie.
+ONE_STACK = {
+  'encoder_layers': (0,),
+  'ties': ('none', 'decoder_head'),
+  'token_types': (0,),
+  'encoder_position_offset': (0,),
+}
+
 IDS = 'pad_id', 'start_id', 'end_id'
 # Layers have a name each in weight files.
 MOST_LAYERS = 10_000
+
+
+def _check_encoder_layers(name: str, value) -> int:
+  """Returns layers of an encoder; 0 is left to `_check_architecture`."""
+  if isinstance(value, int) and value == 0 and value is not False:
+    return value
+  return check_number(name, value, 1, MOST_LAYERS)
 
 
 def _list_checks() -> Iterator[tuple[str, Callable]]:
@@ -40,8 +60,8 @@ def _list_checks() -> Iterator[tuple[str, Callable]]:
     'decoder_ff', 'positions', 'loss_chunk', 'unroll',
   ):  # fmt: skip
     yield name, check_count
-  for name in ('encoder_layers', 'decoder_layers'):
-    yield name, partial(check_number, least=1, most=MOST_LAYERS)
+  yield 'encoder_layers', _check_encoder_layers
+  yield 'decoder_layers', partial(check_number, least=1, most=MOST_LAYERS)
   for name in (
     'token_types', 'position_offset', 'encoder_position_offset', *IDS
   ):  # fmt: skip
@@ -108,6 +128,11 @@ class ModelConfig:
       not counted where positions are not given.
     encoder_position_offset: first row of the encoder's position table that is
       used.
+    architecture: 'encoder_decoder'; 'decoder_only', one causal stack over the
+      inputs and behind them the targets (GPT); or 'prefix_lm', where inputs
+      also attend to later inputs (Raffel et al., 2020, section 3.2.1). The
+      latter two have `encoder_layers` 0, the decoder's sizes, one table of
+      embeddings, and `positions` for inputs and targets together.
 
   Raises:
     ValueError: sizes that are not positive, too large or do not divide,
@@ -148,6 +173,7 @@ class ModelConfig:
   embedding_norm: bool = False
   position_embedding: str = 'learned'
   encoder_position_offset: int = 0
+  architecture: str = 'encoder_decoder'
 
   checks: ClassVar[dict[str, Callable]] = {
     name: partial(check, f'Config.{name}') for name, check in _list_checks()
@@ -155,6 +181,7 @@ class ModelConfig:
 
   def __post_init__(self):
     check_fields(self)
+    self._check_architecture()
     for name in ('encoder_heads', 'decoder_heads'):
       if self.d_model % getattr(self, name):
         raise ValueError(
@@ -171,4 +198,37 @@ class ModelConfig:
         raise ValueError(
           f'Config.{name} = {getattr(self, name)} is no id below '
           f'Config.vocab_size = {self.vocab_size}'
+        )
+
+  @property
+  def has_encoder(self) -> bool:
+    """Whether inputs have a stack of their own, the encoder."""
+    return self.architecture == 'encoder_decoder'
+
+  @property
+  def room_name(self) -> str:
+    """What bounds a sequence, as error messages say it."""
+    both = '' if self.has_encoder else ' for an input and its output together'
+    return f'Config.positions = {self.positions}{both}'
+
+  def check_encoder(self, what: str) -> None:
+    """Raises ValueError where `what` needs an encoder, and there is none."""
+    if not self.has_encoder:
+      raise ValueError(
+        f'{what} needs a model with an encoder: expected Config.architecture = '
+        f"'encoder_decoder', but this model has {self.architecture!r}"
+      )
+
+  def _check_architecture(self):
+    """Raises ValueError where a field does not fit the architecture."""
+    if self.has_encoder:
+      check_number('Config.encoder_layers', self.encoder_layers, 1)
+      return
+    for name, known in ONE_STACK.items():
+      if (value := getattr(self, name)) not in known:
+        raise ValueError(
+          f'Config.{name} = {value!r}: expected '
+          f'{" or ".join(map(repr, known))} where Config.architecture = '
+          f'{self.architecture!r}, which has one stack and one table of '
+          'embeddings'
         )

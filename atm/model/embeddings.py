@@ -1,4 +1,4 @@
-"""Tables of an encoder-decoder: token and position embeddings, the LM head.
+"""Tables of a model: token and position embeddings, the LM head.
 
 Letters as in transformer.py.
 """
@@ -75,16 +75,17 @@ class Embeddings(nn.Module):
     table = normal_init(c, 'vocab', 'embed')
     shape = (c.vocab_size, c.d_model)
     read = functools.partial(quantized.read_parameter, self)
-    self.encoder_embedding = read('encoder_embedding', table, shape)
     # The paper starts all three V x D matrices from one, and ties none.
     copied = nn.with_logical_partitioning(
-      lambda key: self.encoder_embedding + 0, ('vocab', 'embed')
+      lambda key: first + 0, ('vocab', 'embed')
     )
-    self.decoder_embedding = (
-      self.encoder_embedding
-      if c.ties in ('embeddings', 'all')
-      else read('decoder_embedding', copied)
-    )
+    if c.has_encoder:
+      first = read('encoder_embedding', table, shape)
+      self.encoder_embedding = self.decoder_embedding = first
+      if c.ties not in ('embeddings', 'all'):
+        self.decoder_embedding = read('decoder_embedding', copied)
+    else:
+      first = self.decoder_embedding = read('decoder_embedding', table, shape)
     if c.ties in ('encoder_head', 'all'):
       self.head = self.encoder_embedding
     elif c.ties == 'decoder_head':
@@ -93,8 +94,9 @@ class Embeddings(nn.Module):
       self.head = read('lm_head', copied)
     rows = normal_init(c, 'position', 'embed')
     if c.position_embedding == 'learned':
-      shape = (c.positions + c.encoder_position_offset, c.d_model)
-      self.encoder_positions = self.param('encoder_positions', rows, shape)
+      if c.has_encoder:
+        shape = (c.positions + c.encoder_position_offset, c.d_model)
+        self.encoder_positions = self.param('encoder_positions', rows, shape)
       shape = (c.positions + c.position_offset, c.d_model)
       self.decoder_positions = self.param('decoder_positions', rows, shape)
     if c.token_types:
@@ -106,6 +108,8 @@ class Embeddings(nn.Module):
 
   def embed_source(self, tokens, positions, types):
     """Returns encoder inputs [B, S, D] of ids, positions and token types."""
+    if not self.config.has_encoder:
+      return self.embed_target(tokens, positions)
     table = self.encoder_embedding
     x = self._embed(tokens, table, 'encoder', positions)
     if self.config.token_types:
@@ -168,7 +172,7 @@ class Embeddings(nn.Module):
     if fairseq:
       at = jnp.where(words[..., None], at, 0)
     else:  # Pegasus stores its table beside its parameters, as rounded as they
-      at = at.astype(self.encoder_embedding.dtype)
+      at = at.astype(self.decoder_embedding.dtype)
     if at.ndim == 3:
       at = constrain(at, 'batch', 'length', 'hidden')
     return at

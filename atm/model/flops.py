@@ -36,6 +36,8 @@ def train_flops(
       products count twice, and the adapters' own are left out.
   """
   D, V = config.d_model, config.vocab_size
+  if not config.has_encoder:
+    return _one_stack_flops(config, batch, S, T, 2 if adapted else 3)
   encoder = config.encoder_layers * (
     S * (4 * D * D + 2 * D * config.encoder_ff)
   )
@@ -58,6 +60,15 @@ def train_flops(
     + 3 * decoder_scores
   )  # fmt: skip
   return 2.0 * batch * products
+
+
+def _one_stack_flops(config, batch: int, S: int, T: int, every: int) -> float:
+  """Returns `train_flops` of one stack over S + T positions, logits of T."""
+  D, N = config.d_model, S + T
+  products = config.decoder_layers * N * (4 * D * D + 2 * D * config.decoder_ff)
+  products += T * D * config.vocab_size
+  scores = config.decoder_layers * 2 * N * N * D
+  return 2.0 * batch * (every * products + 3 * scores)
 
 
 def jaxpr_flops(jaxpr, kernels: bool = True) -> float:

@@ -299,7 +299,8 @@ class KVCache:
 
   Attributes:
     self_keys, cross_keys: [R, H, K, T] and [B, H, K, S]: the product of one
-      query with them reads memory in order.
+      query with them reads memory in order. Without an encoder the cross keys
+      and values are the prompt's own.
     self_values, cross_values: [R, H, T, K] and [B, H, S, K]. Each of the four
       may be in blocks instead, see `cache_blocks`.
   """

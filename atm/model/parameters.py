@@ -68,7 +68,7 @@ def check_mesh(mesh, rules: Rules, config) -> None:
     'positions', 'token_types', 'position_offset', 'encoder_position_offset'
   ):  # fmt: skip
     check_divides(mesh, rules, {'position': bound(name)})
-  for stack in ('encoder', 'decoder'):
+  for stack in ('encoder', 'decoder')[not config.has_encoder :]:
     sizes = {'heads': 'heads', 'mlp': 'ff', 'layers': 'layers'}
     named = {axis: bound(f'{stack}_{size}') for axis, size in sizes.items()}
     check_divides(mesh, rules, named)

@@ -15,11 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from atm.model import cache_blocks
 from atm.model import loss as loss_lib
+from atm.model import one_stack
 from atm.model.attention import AttentionMask
+from atm.model.cached_decoding import CachedDecoding
 from atm.model.config import ModelConfig
-from atm.model.embeddings import Embeddings
 from atm.model.layers import (
   DecoderLayer,
   EncoderLayer,
@@ -86,7 +86,7 @@ def _constrain_shard_logits(logits):
   return constrain(logits, None, 'length', 'vocab')
 
 
-class AlexaTM(Embeddings):
+class AlexaTM(CachedDecoding):
   """The encoder-decoder, with the signatures t5x calls.
 
   Where segment ids are not given they follow from the ids: 1 where an id is
@@ -96,8 +96,11 @@ class AlexaTM(Embeddings):
   def setup(self):
     super().setup()
     c = self.config
-    self.encoder = Stack(c, EncoderLayer, c.encoder_layers)
-    self.decoder = Stack(c, DecoderLayer, c.decoder_layers)
+    layer = one_stack.OneStackLayer
+    if c.has_encoder:
+      self.encoder = Stack(c, EncoderLayer, c.encoder_layers)
+      layer = DecoderLayer
+    self.decoder = Stack(c, layer, c.decoder_layers)
 
   def __call__(
     self,
@@ -174,14 +177,25 @@ class AlexaTM(Embeddings):
       float32 [B, T] in nats; bool [B, T], whether no token is likelier.
     """
     source, tokens = batch['encoder_segment_ids'], batch['decoder_input_tokens']
-    segments = batch['decoder_segment_ids']
-    states = self.decoder(
-      self.embed_target(tokens, batch['decoder_positions']),
-      self.encode(batch['encoder_input_tokens'], source, enable_dropout=False),
-      AttentionMask(segments, segments, causal=True),
-      AttentionMask(jnp.ones_like(segments), source),
-      True,
+    segments, positions = (
+      batch[f'decoder_{name}'] for name in ('segment_ids', 'positions')
     )
+    encoded = self.encode(
+      batch['encoder_input_tokens'], source, enable_dropout=False
+    )
+    mask = AttentionMask(segments, segments, causal=True)
+    if self.config.has_encoder:
+      states = self.decoder(
+        self.embed_target(tokens, positions), encoded, mask,
+        AttentionMask(jnp.ones_like(segments), source), True,
+      )  # fmt: skip
+    else:  # through a cache: all targets of a row have one prompt
+      T = tokens.shape[1]
+      slots = jnp.broadcast_to(jnp.arange(T), tokens.shape)
+      states, _ = self._cached_states(
+        tokens, positions, self.empty_cache(encoded, T, source), source, slots,
+        mask.mask()[:, 0],
+      )  # fmt: skip
     targets = batch['decoder_target_tokens']
     return self._by_target(loss_lib.token_log_probabilities, states, targets)
 
@@ -209,11 +223,14 @@ class AlexaTM(Embeddings):
     """Computes encoder states [B, S, D] of ids [B, S].
 
     Token types [B, S] are 0 where the model has them and none are given.
+    Without an encoder these are embeddings, of which the stack is to read.
     """
     segments = self._segments(encoder_input_tokens, encoder_segment_ids)
     x = self.embed_source(
       encoder_input_tokens, encoder_positions, encoder_token_types
     )
+    if not self.config.has_encoder:
+      return x
     mask = AttentionMask(segments, segments)
     return self.encoder(x, mask, not enable_dropout)
 
@@ -252,6 +269,13 @@ class AlexaTM(Embeddings):
     """Computes decoder states [B, T, D], teacher-forced."""
     # Without segments: causality already hides the padding behind a token.
     target = jnp.ones_like(tokens) if segments is None else segments
+    if not self.config.has_encoder:
+      if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+      at = one_stack.shift_positions(positions, source, target)
+      x = jnp.concatenate([encoded, self.embed_target(tokens, at)], 1)
+      mask = one_stack.join_masks(self.config, source, target)
+      return self.decoder(x, mask, deterministic)[:, encoded.shape[1] :]
     return self.decoder(
       self.embed_target(tokens, positions),
       encoded,
@@ -259,68 +283,3 @@ class AlexaTM(Embeddings):
       AttentionMask(target, source),
       deterministic,
     )
-
-  def empty_cache(self, encoded, length: int):
-    """Returns each layer's `KVCache` of `length` for encoded [B, S, D]."""
-    return [
-      layer(encoded, length, method=DecoderLayer.empty_cache)
-      for layer in self.decoder.each_layer()
-    ]
-
-  def decode_cached(
-    self, tokens, positions, caches, source, last=None, slots=None, seen=None
-  ):
-    """Reads [R, n] ids at [R, n] positions through a cache.
-
-    Args:
-      tokens: [R, n] decoder inputs.
-      positions: [R, n], from 0.
-      caches: of `empty_cache`, or of an earlier call.
-      source: [B, S] segment ids of the encoder input, 0 on padding.
-      last: [R], the one of the n whose logits are wanted; None: all.
-      slots: [R, n], where in the cache they are written; None: at `positions`.
-      seen: [R, n, T] bool, which of its T slots a query attends to; None: all
-        up to its own.
-
-    Returns:
-      (float32 logits [R, n, V], or [R, V] of `last`; the caches).
-    """
-    T = cache_blocks.count_positions(caches[0].self_values)
-    slots = positions if slots is None else slots
-    seen = jnp.arange(T) <= slots[..., None] if seen is None else seen
-    source = (source > 0)[:, None]
-    x, written = self.embed_target(tokens, positions), []
-    if self.config.embedding_norm:
-      x = self.decoder.apply_norm(x, 'embedding_norm')
-    for layer, cache in zip(self.decoder.each_layer(), caches, strict=True):
-      x, cache = layer(
-        x, cache, slots, seen, source, method=DecoderLayer.cached
-      )
-      written.append(cache)
-    x = self.decoder.apply_norm(x)
-    if last is not None:
-      x = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    logits = self.logits(x)
-    return logits if last is None else logits[:, 0], written
-
-  def _decode_t5x(self, encoded, source, tokens):
-    """Decodes through linen's 'cache' collection, see `decode`."""
-    B, T = tokens.shape
-    if not self.has_variable('cache', 'kv'):
-      self.put_variable('cache', 'kv', self.empty_cache(encoded, T))
-      self.put_variable('cache', 'index', jnp.zeros(B, jnp.int32))
-      return jnp.zeros((B, T, self.config.vocab_size))
-    index = self.get_variable('cache', 'index')
-    positions = jnp.broadcast_to(jnp.arange(T), (B, T)) + index[:, None]
-    # t5x makes the cache with other inputs than it then decodes: the encoder's
-    # keys and values are those of the call.
-    caches = [
-      fresh.replace(self_keys=old.self_keys, self_values=old.self_values)
-      for fresh, old in zip(
-        self.empty_cache(encoded, 1), self.get_variable('cache', 'kv')
-      )
-    ]
-    logits, caches = self.decode_cached(tokens, positions, caches, source)
-    self.put_variable('cache', 'kv', caches)
-    self.put_variable('cache', 'index', index + T)
-    return logits

@@ -87,6 +87,7 @@ def plan_rows(
       missing.
     RuntimeError: the compiler failed for another reason than memory.
   """
+  model_config.check_encoder(f'PROGRAM = {program!r}')
   fileio.check_output_folder('MODEL_DIR', model_dir)
   if lengths is None:
     lengths = task_registry.Lengths.of_model(model_config).as_setting()

@@ -67,6 +67,7 @@ def plan_engine(
       missing.
     RuntimeError: the compiler failed for another reason than memory.
   """
+  model_config.check_encoder("PROGRAM = 'serve'")
   fileio.check_output_folder('MODEL_DIR', model_dir)
   target = hardware.find_target(topology, make_mesh, start)
 

@@ -285,6 +285,9 @@ class TrainConfig:
     _check_stopping(self)
     _check_one_start(self)
     _check_lora(self)
+    for name in ('init_encoder', 'freeze_encoder_steps'):
+      if value := getattr(self, name):
+        self.model_config.check_encoder(f'{name.upper()} = {value!r}')
 
   @property
   def sizes(self) -> Lengths:

@@ -86,6 +86,14 @@ def check_sizes(
         'as the model reads'
       )
     sharding.check_divides(mesh, rules, {'length': (name, n)})
+  if not config.has_encoder and sum(lengths.both) > config.positions:
+    raise ValueError(
+      f'TASK_FEATURE_LENGTHS = {lengths.as_setting()}: inputs and targets have '
+      f'{sum(lengths.both)} tokens together, more than model.Config.positions '
+      f'= {config.positions}, which bounds both where Config.architecture = '
+      f'{config.architecture!r}: leave out TASK_FEATURE_LENGTHS for rows of '
+      'half as many each, or raise model.Config.positions'
+    )
   sharding.check_divides(mesh, rules, {'batch': ('BATCH_SIZE', batch_size)})
   parameters.check_mesh(mesh, rules, config)
   check_micro_batches(mesh, rules, batch_size, micro_batches)
