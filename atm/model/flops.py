@@ -14,6 +14,7 @@ def train_flops(
   T: int,
   frozen: bool = False,
   adapted: bool = False,
+  prompt_loss: bool = False,
 ) -> float:
   """Returns the model FLOPs of a training step, forward and backward.
 
@@ -34,10 +35,12 @@ def train_flops(
       embedding has only that of its inputs.
     adapted: the step trains low-rank adapters: matrices have no gradient, their
       products count twice, and the adapters' own are left out.
+    prompt_loss: the step has logits of the prompt, too, see `AlexaTM.loss`.
   """
   D, V = config.d_model, config.vocab_size
   if not config.has_encoder:
-    return _one_stack_flops(config, batch, S, T, 2 if adapted else 3)
+    every = 2 if adapted else 3
+    return _one_stack_flops(config, batch, S, T, every, prompt_loss)
   encoder = config.encoder_layers * (
     S * (4 * D * D + 2 * D * config.encoder_ff)
   )
@@ -62,11 +65,13 @@ def train_flops(
   return 2.0 * batch * products
 
 
-def _one_stack_flops(config, batch: int, S: int, T: int, every: int) -> float:
-  """Returns `train_flops` of one stack over S + T positions, logits of T."""
+def _one_stack_flops(
+  config, batch: int, S: int, T: int, every: int, prompt_loss: bool
+) -> float:
+  """Returns `train_flops` of one stack over S + T positions."""
   D, N = config.d_model, S + T
   products = config.decoder_layers * N * (4 * D * D + 2 * D * config.decoder_ff)
-  products += T * D * config.vocab_size
+  products += (N if prompt_loss else T) * D * config.vocab_size
   scores = config.decoder_layers * 2 * N * N * D
   return 2.0 * batch * (every * products + 3 * scores)
 

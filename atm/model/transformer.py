@@ -146,7 +146,8 @@ class AlexaTM(CachedDecoding):
     The logits are made `loss_chunk` positions at a time, never all of them.
 
     Args:
-      batch: arrays of `batches.Batches`.
+      batch: arrays of `batches.Batches`; of one stack, perhaps also
+        prompt_loss_weights [B, S] of predicting each prompt token's next.
       enable_dropout: see `__call__`.
       z_loss, label_smoothing: see `loss.cross_entropy`.
     """
@@ -154,12 +155,18 @@ class AlexaTM(CachedDecoding):
     encoded = self.encode(
       tokens, source, batch.get('encoder_positions'), enable_dropout
     )
+    weights = batch.get('prompt_loss_weights')
     states = self._states(
       encoded, source, batch['decoder_input_tokens'],
       batch['decoder_segment_ids'], batch.get('decoder_positions'),
-      not enable_dropout,
+      not enable_dropout, 0 if weights is None else tokens.shape[1],
     )  # fmt: skip
     targets = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+    if weights is not None:
+      prompt = jnp.roll(tokens, -1, 1), weights
+      targets = tuple(
+        jnp.concatenate(pair, 1) for pair in zip(prompt, targets, strict=True)
+      )
     compute = functools.partial(
       loss_lib.cross_entropy_from_states, z_loss=z_loss,
       label_smoothing=label_smoothing,
@@ -264,9 +271,13 @@ class AlexaTM(CachedDecoding):
     return self.logits(states)
 
   def _states(
-    self, encoded, source, tokens, segments, positions, deterministic
-  ):
-    """Computes decoder states [B, T, D], teacher-forced."""
+    self, encoded, source, tokens, segments, positions, deterministic,
+    prompt: int = 0,
+  ):  # fmt: skip
+    """Computes decoder states [B, T, D], teacher-forced.
+
+    Of one stack behind those of the last `prompt` positions of the prompt.
+    """
     # Without segments: causality already hides the padding behind a token.
     target = jnp.ones_like(tokens) if segments is None else segments
     if not self.config.has_encoder:
@@ -275,7 +286,9 @@ class AlexaTM(CachedDecoding):
       at = one_stack.shift_positions(positions, source, target)
       x = jnp.concatenate([encoded, self.embed_target(tokens, at)], 1)
       mask = one_stack.join_masks(self.config, source, target)
-      return self.decoder(x, mask, deterministic)[:, encoded.shape[1] :]
+      return self.decoder(x, mask, deterministic)[
+        :, encoded.shape[1] - prompt :
+      ]
     return self.decoder(
       self.embed_target(tokens, positions),
       encoded,

@@ -91,7 +91,10 @@ class RunRecords:
     frozen = min(steps, self.macros.get('FREEZE_ENCODER_STEPS') or 0)
     return frozen * flops.train_flops(*sizes, frozen=True) + (
       steps - frozen
-    ) * flops.train_flops(*sizes, adapted=self.adapters is not None)
+    ) * flops.train_flops(
+      *sizes, adapted=self.adapters is not None,
+      prompt_loss=bool(self.macros.get('PROMPT_LOSS')),
+    )  # fmt: skip
 
 
 def read_run_records(model_dir: str) -> RunRecords:

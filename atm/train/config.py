@@ -17,6 +17,7 @@ from atm.messages import (
   check_choice,
   check_count,
   check_fields,
+  check_flag,
   check_instance,
   check_number,
   check_path,
@@ -109,6 +110,8 @@ class TrainConfig:
     rules: logical to mesh axes.
     seed: of parameters, shuffle, noise and dropout.
     z_loss, label_smoothing: of training, see `loss.cross_entropy`.
+    prompt_loss: train a decoder-only model on the inputs of CLM rows, too,
+      which are text as their targets are. Held-out losses are of targets.
     micro_batches: parts of the batch that a step runs one after another, to
       save memory; changes the update by rounding only, and dropout's draws.
     skip_steps: ranges (first, last) of steps, both included and numbered as
@@ -191,6 +194,7 @@ class TrainConfig:
   seed: int = 0
   z_loss: float = 0.0
   label_smoothing: float = 0.0
+  prompt_loss: bool = False
   micro_batches: int = 1
   skip_steps: tuple[tuple[int, int], ...] = ()
   abort_after_nonfinite: int = 10
@@ -245,6 +249,7 @@ class TrainConfig:
     'label_smoothing': partial(
       check_number, 'LABEL_SMOOTHING', least=0, below=1, whole=False
     ),
+    'prompt_loss': partial(check_flag, 'PROMPT_LOSS'),
     'skip_steps': check_skip_steps,
     'freeze': partial(check_texts, 'FREEZE', empty=False, single=True),
     'lora_base_dtype': partial(
@@ -285,6 +290,13 @@ class TrainConfig:
     _check_stopping(self)
     _check_one_start(self)
     _check_lora(self)
+    architecture = self.model_config.architecture
+    if self.prompt_loss and architecture != 'decoder_only':
+      raise ValueError(
+        "PROMPT_LOSS = True: expected Config.architecture = 'decoder_only', "
+        f'but this model has {architecture!r}: there a token of the prompt '
+        'sees those behind it'
+      )
     for name in ('init_encoder', 'freeze_encoder_steps'):
       if value := getattr(self, name):
         self.model_config.check_encoder(f'{name.upper()} = {value!r}')

@@ -35,7 +35,9 @@ class MetricLogger:
     self.frozen_steps = config.freeze_encoder_steps
     self.flops_frozen = flops.train_flops(*sizes, frozen=True)
     adapted = config.lora is not None
-    self.flops_full = flops.train_flops(*sizes, adapted=adapted)
+    self.flops_full = flops.train_flops(
+      *sizes, adapted=adapted, prompt_loss=config.prompt_loss
+    )
     self.unread, self.latest = None, {}
     self.abort_after = config.abort_after_nonfinite
     self.in_a_row, self.since = 0, 0
@@ -151,6 +153,7 @@ class MetricLogger:
 
   def _row(self, done: int, seconds: float) -> dict[str, float]:
     row = {'skipped': self.sums['skipped'], **self._means(), **self.latest}
+    row['flops'] = self.flops_between(0, done)
     steps = self._steps() - self.earlier[0]
     if steps:  # of this process
       row['tokens_per_second'] = (self._tokens() - self.earlier[1]) / seconds
@@ -163,7 +166,8 @@ class MetricLogger:
     """Averages over the targets of all steps that were not skipped."""
     if not self.steps:
       return {}
-    s, targets = self.sums, max(1.0, self.sums['tokens/target'])
+    s = self.sums
+    targets = max(1.0, s['tokens/target'] + s['tokens/prompt_loss'])
     row = {
       'loss': s['sum/loss'] / targets,
       'accuracy': s['sum/accuracy'] / targets,

@@ -125,6 +125,7 @@ def train_step(
   micro_batches: int = 1,
   lora: LoraConfig | None = None,
   freeze: tuple[str, ...] = (),
+  prompt_loss: bool = False,
 ) -> tuple[State, dict]:
   """Updates the state by the mean loss over the batch's targets.
 
@@ -146,6 +147,7 @@ def train_step(
     lora: of the adapters that `state` has in place of parameters (static).
     freeze: patterns of parameters that stay as they are, see `freezing`, as
       `tx` was made with (static).
+    prompt_loss: see `weigh_prompts` (static).
 
   Returns:
     (the next state, metrics). Metrics are float32 scalars: sums named
@@ -172,7 +174,11 @@ def train_step(
     encoder, trained = optimizer.split_encoder(trained)
     kept = freezing.merge_trees(kept, encoder)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
-  targets = jnp.maximum(batch['decoder_loss_weights'].sum(-1).sum(), 1.0)
+  targets = batch['decoder_loss_weights'].sum(-1).sum()
+  if prompt_loss:
+    batch = weigh_prompts(batch)
+    targets += batch['prompt_loss_weights'].sum()
+  targets = jnp.maximum(targets, 1.0)
 
   def share_of_loss(trained, part, key):
     params = freezing.merge_trees(kept, trained)
@@ -191,6 +197,19 @@ def train_step(
     none = jax.tree.map(jnp.zeros_like, grads)
     grads = freezing.keep_layers(grads, none, freeze)
   return apply_gradients(tx, state, trained, grads, sums, batch, freeze)
+
+
+def weigh_prompts(batch: dict) -> dict:
+  """Returns a batch with `prompt_loss_weights` [B, S], for `AlexaTM.loss`.
+
+  1 on inputs of CLM rows that have a next one to predict in their segment: they
+  are text. Those of other objectives are spoiled, or not to be written.
+  """
+  segments = batch['encoder_segment_ids']
+  behind = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
+  is_text = batch['objective'] == objectives.OBJECTIVE_NAMES.index('clm')
+  counts = (segments > 0) & (segments == behind) & is_text[:, None]
+  return {**batch, 'prompt_loss_weights': counts.astype(jnp.float32)}
 
 
 def apply_gradients(
@@ -268,6 +287,9 @@ def sum_metrics(sums: dict, batch: dict) -> dict:
     'tokens/target': sums['weight'].sum(),
     'tokens/input': (batch['encoder_segment_ids'] > 0).sum(dtype=jnp.float32),
   }
+  if (weights := batch.get('prompt_loss_weights')) is not None:
+    out['tokens/prompt_loss'] = weights.sum()
+    out['tokens/target'] -= out['tokens/prompt_loss']
   if 'smoothing' in sums:
     out['sum/smoothing'] = sums['smoothing'].sum()
   for number, name in enumerate(objectives.OBJECTIVE_NAMES):

@@ -113,6 +113,7 @@ def train(config: TrainConfig) -> TrainingResult:
         bind_train_step, model, tx, rules, seed=config.seed, lora=config.lora,
         z_loss=config.z_loss, label_smoothing=config.label_smoothing,
         micro_batches=config.micro_batches, freeze=config.freeze,
+        prompt_loss=config.prompt_loss,
       ),
       inputs=inputs, held_out=held_out, ask=ask, checkpoints=checkpoints,
       meta=meta, log=log, goodput=goodput, base=base,

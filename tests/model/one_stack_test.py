@@ -253,3 +253,39 @@ def test_remat_changes_neither_loss_nor_gradient(kind, rng):
     gradient(),
     gradient(remat='full', unroll=3),
   )
+
+
+def test_loss_of_prompts(one_device, rng):
+  """Of CLM rows alone, each token by those before it; gradients, FLOPs too.
+
+  Faults seen: padding predicted; the mean taken over targets alone.
+  """
+  config = one_stack_config('decoder_only', attention='einsum')
+  net, rows = AlexaTM(config), batch(rng, 4, 7, 5)
+  tx = optimizer.make_optimizer(optimizer.OptimizerConfig())
+  abstract = step_lib.abstract_state(net, tx, one_device, sharding.Rules())
+  state = step_lib.init_state(net, tx, 0, abstract)
+  update = functools.partial(step_lib.train_step, net, tx, prompt_loss=True)
+  whole = jax.jit(update)(state, rows)[1]
+  parts = jax.jit(functools.partial(update, micro_batches=2))(state, rows)[1]
+  for name, value in whole.items():
+    np.testing.assert_allclose(value, parts[name], rtol=1e-4, err_msg=name)
+  want, count = 0.0, 0
+  apply = functools.partial(net.apply, {'params': state.params})
+  for i, is_clm in enumerate(rows['objective']):
+    n = rows['encoder_segment_ids'][i].sum()
+    ids = rows['encoder_input_tokens'][i, :n]
+    if is_clm:
+      x = net.bind({'params': state.params})
+      h = x.embed_source(ids[None], None, None)
+      mask = one_stack.join_masks(config, jnp.ones((1, n), int))
+      logs = jax.nn.log_softmax(x.logits(x.decoder(h, mask, True)))[0]
+      want -= logs[np.arange(n - 1), ids[1:]].sum()
+      count += n - 1
+  targets = apply(rows, False, method=net.loss)['loss'].sum()
+  np.testing.assert_allclose(whole['sum/loss'], want + targets, rtol=1e-5)
+  assert whole['tokens/prompt_loss'] == count
+  assert whole['tokens/target'] == rows['decoder_loss_weights'].sum()
+  counted = flops.jaxpr_flops(jax.make_jaxpr(update)(state, rows).jaxpr)
+  formula = flops.train_flops(config, 4, 7, 5, prompt_loss=True)
+  assert counted == pytest.approx(formula)

@@ -104,6 +104,16 @@ def test_what_needs_an_encoder_is_refused(what):
   )
 
 
+@pytest.mark.parametrize(
+  'changes', [{}, {**ONE_STACK, 'architecture': 'prefix_lm'}]
+)
+def test_prompts_are_learned_where_they_are_causal(changes):
+  with pytest.raises(ValueError, match="expected Config.architecture = 'dec"):
+    small_config(
+      'runs/x', model_config=small_model(**changes), prompt_loss=True
+    )
+
+
 def test_no_hugging_face_class_is_claimed():
   with pytest.raises(ValueError, match="architecture = 'prefix_lm': the class"):
     config_json.config_to_hf(tiny(**{**ONE_STACK, 'architecture': 'prefix_lm'}))
