@@ -344,12 +344,7 @@ class AtmLM(LM):
 
   def _fitting(self, tokens: int) -> int:
     """Returns how much of a context has room, with `tokens` behind it."""
-    if not self.model.config.has_encoder:
-      # In 'denoise' a context is read, and written again.
-      left = max(0, self.room - tokens)
-      return left // 2 if self.mode == 'denoise' else left
-    left = self.model.config.positions - tokens
-    return min(self.room, left) if self.mode == 'denoise' else self.room
+    return count_fitting(self.model.config, self.mode, self.room, tokens)
 
   def _batches(self, numbers, size, kind, quiet) -> Iterator[list[int]]:
     """Yields request numbers, batch_size at a time, the longest first."""
@@ -371,6 +366,18 @@ class AtmLM(LM):
         'room for: their beginnings are left out',
         sum(cut), len(cut), self.model.config.positions,
       )  # fmt: skip
+
+
+def count_fitting(config, mode: str | None, room: int, tokens: int) -> int:
+  """Returns how much of a context has room, with `tokens` behind it.
+
+  `room` is that of a context alone, see `ModelFrame.count_room`.
+  """
+  if not config.has_encoder:
+    left = max(0, room - tokens)
+    # There a context is read, and written again.
+    return left // 2 if mode == 'denoise' else left
+  return min(room, config.positions - tokens) if mode == 'denoise' else room
 
 
 def _last(n: int, ids: list[int]) -> list[int]:

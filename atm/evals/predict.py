@@ -12,6 +12,7 @@ import numpy as np
 from atm.evals.metrics import group_indices
 from atm.evals.task import Question, Task
 from atm.inference import api, sampling
+from atm.inference.framed_inputs import fit_inputs
 from atm.inference.framing import Framing, cut_ids
 from atm.messages import check_number
 
@@ -57,7 +58,7 @@ def encode_prompt(
   """
   row = framing.encode(text, mode, source)
   start = framing.start(mode)
-  (row,), (count,) = framing.fit_inputs([row], truncate, [start], max_tokens)
+  (row,), (count,) = fit_inputs(framing, [row], truncate, [start], max_tokens)
   return row, count
 
 

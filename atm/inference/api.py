@@ -24,7 +24,7 @@ from atm.inference import (
 )
 from atm.inference import generate as generate_lib
 from atm.inference.few_shot import FewShotMixin
-from atm.inference.framed_inputs import frame_inputs
+from atm.inference.framed_inputs import fit_inputs, frame_inputs
 from atm.inference.framing import TRUNCATIONS
 from atm.inference.framing_methods import FramingMixin
 from atm.inference.outputs import Generation, collect
@@ -183,9 +183,8 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
 
     Raises:
       ValueError: an unknown mode, or an input, prefix or number of tokens that
-        Config.positions has no room for, which it names. Without an encoder
-        that is an input, its prefix and a token together; outputs end where
-        the longest input of a batch has no room left.
+        Config.positions has no room for, which it names; without an encoder
+        it bounds both, and outputs end where a batch's longest input has none.
     """
     framed = frame_inputs(
       self, inputs, mode, config, prefixes, stop, banned, numbers, truncate,
@@ -283,13 +282,10 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
     mode, sources, targets = self._resolve([text], mode, source, target)
     stop = framing.stops(stop)
     prefixes = framing.prefixes(None, 1, mode, targets)
-    rows, _ = framing.fit_inputs(
-      framing.frame_all([text], mode, sources), truncate, prefixes,
-      config.max_tokens,
-    )  # fmt: skip
+    rows = framing.frame_all([text], mode, sources)
+    rows, _ = fit_inputs(framing, rows, truncate, prefixes, config.max_tokens)
     batch, T, sampler = self._batch(
-      rows, prefixes, [number],
-      framing.list_forced(prefixes, mode, targets),
+      rows, prefixes, [number], framing.list_forced(prefixes, mode, targets),
       sampling.Sampler.from_config(
         config, framing.banned(banned), framing.stop_table(stop)
       ),

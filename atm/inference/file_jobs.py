@@ -16,6 +16,7 @@ from atm.inference import (
   prompts,
   sampling,
 )
+from atm.inference.framed_inputs import fit_pairs, reserve_rows
 from atm.inference.framing import TRUNCATIONS, Framing
 from atm.inference.input_rows import (
   find_free_names,
@@ -201,12 +202,10 @@ class FileJob(api.ModelSource):
       self._check_lengths(ids, 'input', reserved)
       return Encoded(*framing.fit(ids, truncate, reserved=reserved), [], [])
     targets = self._frame(rows, 'target', framing.frame_targets, frames.targets)
-    count = lambda rows: [
-      framing.count_reserved(len(x), truncate) for x in rows
-    ]
-    self._check_lengths(ids, 'input', count(targets))
-    self._check_lengths(targets, 'target', count(ids))
-    return Encoded(*framing.fit_pairs(ids, targets, truncate))
+    reserve = partial(reserve_rows, framing, truncate=truncate)
+    self._check_lengths(ids, 'input', reserve(targets))
+    self._check_lengths(targets, 'target', reserve(ids))
+    return Encoded(*fit_pairs(framing, ids, targets, truncate))
 
   def _count_reserved(self, rows: list[dict]) -> list[int]:
     """Returns how many positions the input of each row leaves to its output."""

@@ -4,7 +4,41 @@ import dataclasses
 from collections.abc import Sequence
 
 from atm.inference import sampling
-from atm.inference.framing import check_numbers
+from atm.inference.framing import Framing, check_numbers
+
+
+def fit_inputs(
+  framing: Framing, rows: Sequence[list[int]], truncate: str,
+  prefixes: Sequence[Sequence[int]], max_tokens: int,
+) -> tuple[list[list[int]], list[int]]:  # fmt: skip
+  """Returns `Framing.fit` of inputs, with room behind where one stack has both.
+
+  For a token behind each of `prefixes`; for `max_tokens` where inputs are cut.
+  """
+  written = 1 if truncate == 'refuse' else max_tokens
+  reserved = [
+    framing.count_reserved(len(prefix) + written, truncate)
+    for prefix in prefixes
+  ]
+  return framing.fit(rows, truncate, reserved=reserved)
+
+
+def reserve_rows(
+  framing: Framing, rows: Sequence[Sequence[int]], truncate: str
+) -> list[int]:
+  """Returns how many positions others leave to each of `rows`."""
+  return [framing.count_reserved(len(row), truncate) for row in rows]
+
+
+def fit_pairs(
+  framing: Framing, inputs: Sequence[list[int]], targets: Sequence[list[int]],
+  truncate: str,
+) -> tuple[list, list, list, list]:  # fmt: skip
+  """Returns `Framing.fit` of inputs, and of targets behind them."""
+  reserved = reserve_rows(framing, targets, truncate)
+  ids, cuts = framing.fit(inputs, truncate, reserved=reserved)
+  read = reserve_rows(framing, ids, 'refuse')
+  return ids, cuts, *framing.fit(targets, truncate, 'target', read)
 
 
 @dataclasses.dataclass
@@ -48,7 +82,7 @@ def frame_inputs(
   mode, sources, targets = model._resolve(inputs, mode, source, target)
   ids = framing.frame_all(inputs, mode, sources)
   prefixes = framing.prefixes(prefixes, len(ids), mode, targets)
-  ids, cuts = framing.fit_inputs(ids, truncate, prefixes, config.max_tokens)
+  ids, cuts = fit_inputs(framing, ids, truncate, prefixes, config.max_tokens)
   forced = framing.list_forced(prefixes, mode, targets)
   stop = framing.stops(stop)
   banned, table = framing.banned(banned), framing.stop_table(stop)
@@ -90,7 +124,8 @@ def frame_pairs(
   mode, sources, languages = model._resolve(
     inputs, mode, source, target, targets
   )
-  ids, _, targets, _ = framing.fit_pairs(
+  ids, _, targets, _ = fit_pairs(
+    framing,
     framing.frame_all(inputs, mode, sources),
     framing.frame_targets(targets, mode, languages),
     truncate,

@@ -227,32 +227,6 @@ class Framing(ModelFrame):
     most, taken = self.config.positions, reserved or [0] * len(rows)
     return [i for i, row in enumerate(rows) if len(row) + taken[i] > most]
 
-  def fit_inputs(
-    self, rows: Sequence[list[int]], truncate: str,
-    prefixes: Sequence[Sequence[int]], max_tokens: int,
-  ) -> tuple[list[list[int]], list[int]]:  # fmt: skip
-    """Returns `fit` of inputs, with room for outputs where one stack has both.
-
-    For a token behind each of `prefixes`; for `max_tokens` where inputs are
-    cut.
-    """
-    written = 1 if truncate == 'refuse' else max_tokens
-    reserved = [
-      self.count_reserved(len(prefix) + written, truncate)
-      for prefix in prefixes
-    ]
-    return self.fit(rows, truncate, reserved=reserved)
-
-  def fit_pairs(
-    self, inputs: Sequence[list[int]], targets: Sequence[list[int]],
-    truncate: str,
-  ) -> tuple[list, list, list, list]:  # fmt: skip
-    """Returns `fit` of inputs, and of targets behind them."""
-    reserved = [self.count_reserved(len(row), truncate) for row in targets]
-    ids, cuts = self.fit(inputs, truncate, reserved=reserved)
-    read = [self.count_reserved(len(row), 'refuse') for row in ids]
-    return ids, cuts, *self.fit(targets, truncate, 'target', read)
-
   def _check_some(self, row: list[int], what: str) -> list[int]:
     """Returns a row; raises ValueError where it has no ids."""
     if not row:

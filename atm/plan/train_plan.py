@@ -117,8 +117,6 @@ def plan(
   given = dict(locals())
   if instead is not None:
     return instead(given)
-  if freeze_encoder_steps:
-    model_config.check_encoder(f'FREEZE_ENCODER_STEPS = {freeze_encoder_steps}')
   fileio.check_output_folder('MODEL_DIR', model_dir)
   target = hardware.find_target(topology, make_mesh, start)
   sizes, mesh = task_registry.Lengths.of(lengths), target.mesh

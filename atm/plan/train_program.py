@@ -38,7 +38,8 @@ class TrainStep:
   def of(cls, given: Mapping, mesh: jax.sharding.Mesh) -> TrainStep:
     """Makes the step of a run, given the settings of `train_plan.plan`."""
     config, rules = given['model_config'], given['rules']
-    freezes = given['freeze_encoder_steps'] > 0
+    if freezes := given['freeze_encoder_steps'] > 0:
+      config.check_encoder('FREEZE_ENCODER_STEPS')
     tx = optimizer.make_optimizer(
       given['optimizer_config'], freezes, given['freeze']
     )

@@ -82,7 +82,6 @@ def train(config: TrainConfig) -> TrainingResult:
     held.enter_context(folder.lock_checkpoints())
     inputs = open_inputs(config, folder, source)
     words = inputs.vocabulary
-
     meta = describe(config, inputs)
     same = {**meta, 'config': folder.step_found, 'mesh': mesh_text(mesh)}
     distributed.check_processes_agree(**same)
