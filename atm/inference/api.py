@@ -183,8 +183,7 @@ class Model(FramingMixin, ScoringMixin, FewShotMixin):
 
     Raises:
       ValueError: an unknown mode, or an input, prefix or number of tokens that
-        Config.positions has no room for, which it names; without an encoder
-        it bounds both, and outputs end where a batch's longest input has none.
+        Config.positions has no room for; without an encoder with its output.
     """
     framed = frame_inputs(
       self, inputs, mode, config, prefixes, stop, banned, numbers, truncate,

@@ -237,9 +237,7 @@ class FileJob(api.ModelSource):
       framing.check_named(*found, LANGUAGE_SETTINGS)
     return RowFrames(mode, *found)
 
-  def _check_lengths(
-    self, ids: Sequence[Sequence[int]], field: str, reserved: Sequence[int]
-  ) -> None:
+  def _check_lengths(self, ids: Sequence, field: str, reserved) -> None:
     """Raises ValueError where TRUNCATE is 'refuse' and rows have no room."""
     long = self._framing.find_long(ids, reserved)
     if not long or self.truncate != 'refuse':
