@@ -66,6 +66,8 @@ OFFLOAD = {
   'xla_max_concurrent_host_send_recv': 100,
   'xla_tpu_scheduler_percent_shared_memory_limit': 100,
   'xla_latency_hiding_scheduler_rerun': 2,
+  # Products whole, behind what they gather: not in pieces, one a device.
+  'xla_jf_spmd_threshold_for_windowed_einsum_mib': 1_000_000,
 }
 
 
