@@ -122,6 +122,7 @@ DEPENDENCIES = [
   'rich>=13,<16',
   'safetensors>=0.6,<0.9',
   'sentencepiece>=0.2.3,<0.3',
+  'scipy>=1.13,<2',
   'seqio>=0.0.20,<0.1',
   'tensorboard>=2.18,<3',
 ]

@@ -17,7 +17,7 @@ _MODEL = 'a MODEL_DIR with a checkpoint, or a folder of Hugging Face weights'
 _ADAPTER = 'the MODEL_DIR of a LoRA run, or a PEFT folder'
 _ADAPTED = {'MODEL_DIR': _MODEL, 'ADAPTER': _ADAPTER}
 _RUN = 'a folder with metrics.jsonl, which `atm pretrain` writes'
-_RESULTS = 'a folder with results.json, which `atm eval` writes'
+_COMPARED = 'a folder that `atm eval` or `atm pretrain` writes'
 _TEXT = {
   'TEXT_DIR': 'a folder with LANG.txt, LANG.jsonl, ...',
   'PAIRS': 'JSONL or TSV of pairs, or a folder of them',
@@ -32,7 +32,7 @@ PATHS = {
   'card': {'MODEL_DIR': _RUN},
   'report': {'MODEL_DIR': _RUN},
   'runs': {'FOLDER': 'a folder with the folders of runs'},
-  'compare': {'RUNS': _RESULTS},
+  'compare': {'RUNS': _COMPARED},
   'import': {'SOURCE': 'a folder with config.json and weights'},
 }
 # Parameters that make a process one of several: the first to miss a file would
@@ -62,7 +62,7 @@ def _list_paths(name: str, value) -> list[tuple[str, object]]:
   """Returns (what to call it, path) of each path of a setting."""
   if name == 'RUNS' and isinstance(value, list | tuple):
     return [(name, path) for path in value]
-  if name != 'PAIRS' or not isinstance(value, dict):
+  if name not in ('PAIRS', 'RUNS') or not isinstance(value, dict):
     return [(name, value)]
   return [
     (f'{name}[{quote(key)}]', path)

@@ -4,7 +4,8 @@
 
 Every run is set against the first, on the questions that all have; a question
 is the same where task, id and truth are. Prompts may differ, as with other
-shots or another mode, and this is said.
+shots or another mode, and this is said. Training runs in arms, a dict, are
+compared by `arms_page`.
 """
 
 import dataclasses
@@ -22,26 +23,61 @@ from atm import fileio
 from atm.evals import compare as compare_lib
 from atm.evals import metrics, results
 from atm.evals.published import SUPERGLUE_METRICS
-from atm.messages import check_arguments, check_path, check_paths
-from atm.pages import eval_page, page_warnings, render
+from atm.messages import (
+  check_arguments,
+  check_path,
+  check_paths,
+  check_text,
+  quote,
+)
+from atm.pages import arms_page, eval_page, page_warnings, render
 from atm.pages.charts import format_number, format_p_value
 
 COMPARE_PAGE = 'compare.html'
 
 
+def check_runs(
+  name: str, value
+) -> tuple[str, ...] | dict[str, tuple[str, ...]] | str:
+  """Returns folders to compare: a tuple, a dict by arm, or a file of arms.
+
+  Raises:
+    ValueError: it is none of these, an arm is empty, or a folder is in two.
+  """
+  if isinstance(value, str) and value.endswith(arms_page.RECORDS):
+    return check_path(name, value)
+  if not isinstance(value, Mapping):
+    return check_paths(name, value)
+  if not value:
+    raise ValueError(f"{name} = {{}}: expected {{'arm': ('runs/a', ...), ...}}")
+  arms: dict[str, tuple[str, ...]] = {}
+  for arm, folders in value.items():
+    arm = check_text(f'{name}: arm', arm, empty=False)
+    arms[arm] = check_paths(f'{name}[{quote(arm)}]', folders)
+    if not arms[arm]:
+      raise ValueError(f'{name}[{quote(arm)}] = (): expected a folder or more')
+  every = [os.path.normpath(path) for some in arms.values() for path in some]
+  if twice := [path for path in every if every.count(path) > 1]:
+    raise ValueError(f'{name} has {quote(twice[0])} twice: expected it once')
+  return arms
+
+
 @check_arguments(
-  runs=partial(check_paths, 'RUNS'),
+  runs=partial(check_runs, 'RUNS'),
   output=partial(check_path, 'OUTPUT', optional=True),
 )
 def compare_evaluations(
-  runs: Sequence[str], output: str | None = None, allow_missing: bool = False
+  runs: Sequence[str] | Mapping[str, Sequence[str]] | str,
+  output: str | None = None,
+  allow_missing: bool = False,
 ) -> str:
-  """Prints a table of results folders and writes its page.
+  """Prints a table of results folders, or of training runs; writes its page.
 
   Args:
     runs: folders with results.json, two or more; the first is what others are
-      set against.
-    output: the page's path; None: compare.html in the first folder.
+      set against. Or arms of training runs, see `arms_page.compare_arms`.
+    output: the page's path; None: compare.html in the first folder, or beside
+      the file of arms.
     allow_missing: compare the tasks that all runs have; else a task that one
       lacks is an error.
 
@@ -53,6 +89,8 @@ def compare_evaluations(
       task is not in all.
     FileNotFoundError: a folder has no results.json.
   """
+  if isinstance(runs, Mapping | str):
+    return _compare_arms(runs, output)
   if len(runs) < 2:
     raise ValueError(
       f'RUNS = {runs!r}: expected two or more folders, '
@@ -61,9 +99,7 @@ def compare_evaluations(
   path = output or os.path.join(runs[0], COMPARE_PAGE)
   read = [os.path.join(run, results.RESULTS_FILE) for run in runs]
   every = [results.read_results(run) for run in runs]
-  is_page = lambda line: line.lower().startswith(b'<!doctype html')
-  # Drawn from what is read, so a page of ours is drawn anew.
-  fileio.check_output('OUTPUT', path, read, is_page, overwrite=True)
+  _check_page(path, read)
   labels = compare_lib.distinguish_paths(runs)
   comparisons, notes = compare_lib.compare_runs(every, labels)
   lacking = compare_lib.find_lacking(every, labels)
@@ -82,6 +118,31 @@ def compare_evaluations(
   rich.console.Console().print(console_table(labels, comparisons))
   data = compare_page_data(labels, every, comparisons, notes)
   return render.write_page(path, 'compare', data)
+
+
+def _check_page(path: str, inputs: Sequence[str]) -> None:
+  """Raises ValueError where no page can be written, see `check_output`."""
+  is_page = lambda line: line.lower().startswith(b'<!doctype html')
+  # Drawn from what is read, so a page of ours is drawn anew.
+  fileio.check_output('OUTPUT', path, inputs, is_page, overwrite=True)
+
+
+def _compare_arms(
+  runs: Mapping[str, Sequence[str]] | str, output: str | None
+) -> str:
+  """Compares training runs, see `arms_page.compare_arms`."""
+  if isinstance(runs, str):
+    path = output or os.path.splitext(runs)[0] + '.html'
+    _check_page(path, [runs])
+    return arms_page.compare_arms(runs, path)
+  first = next(iter(runs.values()))[0]
+  path = output or os.path.join(first, COMPARE_PAGE)
+  _check_page(path, [])
+  fileio.check_output(
+    'OUTPUT', arms_page.records_path(path), [],
+    lambda line: line.startswith(b'{"arm"'), overwrite=True,
+  )  # fmt: skip
+  return arms_page.compare_arms(runs, path)
 
 
 def console_table(

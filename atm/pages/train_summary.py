@@ -17,7 +17,7 @@ from atm.checkpoint import paths
 from atm.data.objectives import OBJECTIVE_NAMES
 from atm.inference import api
 from atm.pages import render, train_charts, train_page
-from atm.pages.plots import format_tick
+from atm.pages.plots import PNG_COLOURS, format_tick
 from atm.pages.train_page import SAMPLE_TEXTS
 from atm.train import metric_writer
 
@@ -27,8 +27,6 @@ SAMPLE_TITLES = {
   'clm': "CLM: the beginning of a text, and the model's continuation",
   'pair': "Pairs: an input, and the model's answer",
 }
-# Those of style.css, which are told apart by the colour-blind, too.
-PNG_COLOURS = {'denoise': '#1a6fb8', 'clm': '#b85000', 'pair': '#5a1a6b'}
 
 
 def draw_loss_curves(model_dir: str) -> str:

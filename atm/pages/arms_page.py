@@ -1,0 +1,175 @@
+"""Compares training runs in arms: curves by FLOPs and by shots, on one page.
+
+  atm compare --gin.RUNS="{'wide': ('runs/w0', 'runs/w1'), 'deep': (...)}"
+
+What is drawn is condensed into a file beside the page, from which the same
+functions draw the page, and PNGs, again.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.markup
+import rich.table
+
+from atm.messages import clock_text
+from atm.pages import arm_charts, arm_records, arm_scores, render
+from atm.pages.arm_charts import Arms, format_flops
+from atm.pages.arm_scores import FLOPS_APART
+from atm.pages.plots import draw_png
+
+RECORDS = '.jsonl'  # ends the name of the file beside the page
+SIZE_COLUMNS = (
+  'parameters',
+  'steps',
+  'FLOPs a step',
+  'FLOPs',
+  'tokens',
+  'h:mm:ss a run',
+)
+
+
+def compare_arms(runs: Mapping[str, Sequence[str]] | str, output: str) -> str:
+  """Prints the sizes of arms and what figures show, and writes the page.
+
+  Args:
+    runs: arm -> folders of training runs, whose evaluations lie below their
+      folder `eval`; or a file that an earlier comparison wrote.
+    output: the page. Of folders a file of its name, with RECORDS, is written
+      beside it, and draws the page again.
+
+  Returns:
+    The page's path.
+
+  Raises:
+    FileNotFoundError: a folder has no run with a checkpoint.
+    ValueError: runs cannot be compared.
+  """
+  if isinstance(runs, str):
+    records = arm_records.read_arm_file(runs)
+  else:
+    records = arm_records.read_arms(runs)
+  arms = arm_charts.group_arms(records)
+  data = arms_page_data(arms)
+  if not isinstance(runs, str):
+    arm_records.write_arm_file(records_path(output), records)
+  console = rich.console.Console()
+  console.print(sizes_console_table(data['sizes']))
+  for line in data['verdicts']:
+    console.print(rich.markup.escape(line))
+  return render.write_page(output, 'arms', data)
+
+
+def records_path(page: str) -> str:
+  """Returns the path of the file that a page is drawn from."""
+  return os.path.splitext(page)[0] + RECORDS
+
+
+def sizes_console_table(sizes: Mapping[str, Any]) -> rich.table.Table:
+  """Returns the sizes of arms for a terminal."""
+  table = rich.table.Table()
+  for i, head in enumerate(sizes['heads']):
+    table.add_column(rich.markup.escape(head), justify='right' if i else 'left')
+  for row in sizes['rows']:
+    table.add_row(*map(rich.markup.escape, row))
+  return table
+
+
+def draw_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+  """Draws the page's figures: name -> PNG, of those that have any."""
+  arms = arm_charts.group_arms(records)
+  figures = {
+    'loss': arm_charts.loss_figures(arms),
+    'shots': arm_scores.score_figures(arms, 'shots'),
+    'scores': arm_scores.score_figures(arms, 'flops'),
+  }
+  return {
+    name: draw_png([figure.panel() for figure in some])
+    for name, some in figures.items()
+    if some
+  }
+
+
+# --- The page
+
+
+def arms_page_data(arms: Arms) -> dict[str, Any]:
+  """Returns what the page shows of runs by arm."""
+  losses = arm_charts.loss_figures(arms)
+  shots = arm_scores.score_figures(arms, 'shots')
+  flops = arm_scores.score_figures(arms, 'flops')
+  others = len(arms) - 1
+  return {
+    'arms': list(arms),
+    'sizes': sizes_table(arms),
+    'warnings': list_warnings(arms),
+    'verdicts': [
+      f'{figure.caption}: {line}'
+      for figure in [*losses, *shots]
+      if figure.main
+      for line in figure.sentences[: others if figure in losses else -1]
+    ],
+    'sections': [
+      ('Held-out loss by training FLOPs', [f.page_data() for f in losses]),
+      ('Scores by shots', [f.page_data() for f in shots]),
+      ('Scores by training FLOPs', [f.page_data() for f in flops]),
+    ],
+  }
+
+
+def sizes_table(arms: Arms) -> dict[str, list]:
+  """Returns heads and rows: what arms differ in, and what their runs cost."""
+  fields = list_differing([run for mine in arms.values() for run in mine])
+  rows = []
+  for arm, mine in arms.items():
+    mean = lambda key, mine=mine: float(np.mean([run[key][-1] for run in mine]))
+    seconds = np.mean([sum(run['seconds'].values()) for run in mine])
+    steps, flops = mean('steps'), mean('flops')
+    rows.append([
+      arm,
+      ', '.join(str(run['seed']) for run in mine),
+      *(str(mine[0]['config'].get(field, 'default')) for field in fields),
+      f'{mine[0]["parameters"]:,}', f'{steps:,.0f}',
+      format_flops(flops / steps if steps else 0.0), format_flops(flops),
+      f'{mean("tokens"):,.0f}', clock_text(float(seconds)),
+    ])  # fmt: skip
+  return {'heads': ['arm', 'seeds', *fields, *SIZE_COLUMNS], 'rows': rows}
+
+
+def list_differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Lists the fields of ModelConfig in which runs differ."""
+  fields = dict.fromkeys(key for run in runs for key in run['config'])
+  value = lambda run, field: repr(run['config'].get(field))
+  return [f for f in fields if len({value(run, f) for run in runs}) > 1]
+
+
+def list_warnings(arms: Arms) -> list[str]:
+  """Lists what makes a comparison unfair or weak."""
+  lines = []
+  for arm, mine in arms.items():
+    if fields := list_differing(mine):
+      lines.append(f'Runs of {arm} differ in {", ".join(fields)}.')
+    if len(mine) == 1:
+      lines.append(f'{arm} has one run: nothing is known of other seeds.')
+    elif len({run['seed'] for run in mine}) < len(mine):
+      lines.append(f'Runs of {arm} have the same seed.')
+    for run in mine:
+      if run['last_step'] and run['steps'][-1] < run['last_step']:
+        lines.append(
+          f'{run["run"]} of {arm} is at step {run["steps"][-1]:,} of '
+          f'{run["last_step"]:,}.'
+        )
+  every = [run for mine in arms.values() for run in mine]
+  ends = [run['flops'][-1] for run in every]
+  if max(ends) > (1 + FLOPS_APART) * min(ends):
+    lines.append(
+      f'Runs end at {format_flops(min(ends))} to {format_flops(max(ends))} '
+      'FLOPs: scores of last evaluations are not at equal compute.'
+    )
+  for key in ('batch_size', 'lengths'):
+    if len({str(run[key]) for run in every}) > 1:
+      lines.append(f'Runs differ in {key.replace("_", " ")}.')
+  return lines

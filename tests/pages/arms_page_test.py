@@ -1,0 +1,113 @@
+"""The page of training runs in arms, and its figures as PNG."""
+
+import os
+
+import pytest
+
+from atm.pages import arm_records, arms_page, compare_page, render
+from atm.pages.arm_charts import group_arms
+
+import arm_runs
+from synthetic import EVIL, Page
+
+
+@pytest.fixture
+def file(tmp_path):
+  """A file of two arms."""
+  path = str(tmp_path / 'arms.jsonl')
+  arm_records.write_arm_file(path, arm_runs.make_arms())
+  return path
+
+
+def test_the_file_draws_the_page(file, capsys):
+  """Twice the same bytes."""
+  path = compare_page.compare_evaluations(file)
+  assert path == file.replace('.jsonl', '.html')
+  with open(path, encoding='utf-8') as f:
+    text = f.read()
+  made = Page(text)
+  assert made.row('decoder')[1] == '0, 1, 2'
+  assert made.row('200')[0] == '200' and 'decoder minus seq2seq' in made.text
+  assert 'decoder is below seq2seq by' in capsys.readouterr().out
+  assert [tag for tag, _ in made.elements].count('svg') > 3
+  assert '<script' not in text and 'http' not in text
+  compare_page.compare_evaluations(file)
+  with open(path, encoding='utf-8') as f:
+    assert f.read() == text
+
+
+def test_runs_draw_the_page_of_their_file(train, tmp_path):
+  """The page of the runs, and that of the file beside it, are equal."""
+  run = str(train.whole(8))
+  output = str(tmp_path / 'c.html')
+  compare_page.compare_evaluations({'a': (run,)}, output)
+  with open(output, 'rb') as f:
+    first = f.read()
+  again = compare_page.compare_evaluations(str(tmp_path / 'c.jsonl'))
+  assert again == output
+  with open(output, 'rb') as f:
+    assert f.read() == first
+  assert b'a has one run' in first
+
+
+def test_figures_are_the_same_bytes_twice():
+  runs = arm_runs.make_arms()
+  made, again = arms_page.draw_figures(runs), arms_page.draw_figures(runs)
+  assert list(made) == ['loss', 'shots', 'scores'] and made == again
+  assert all(png.startswith(b'\x89PNG') for png in made.values())
+  for run in runs:
+    run['evaluations'] = []
+  assert list(arms_page.draw_figures(runs)) == ['loss']
+
+
+@pytest.mark.parametrize(
+  'change, warning',
+  [
+    ({}, None),
+    ({'seed': 0}, 'Runs of decoder have the same seed.'),
+    ({'last_step': 400}, 'decoder2 of decoder is at step 200 of 400.'),
+    ({'config': {'d_model': 32}}, 'Runs of decoder differ in d_model.'),
+    ({'batch_size': 4}, 'Runs differ in batch size.'),
+    ({'flops': [0.0, 1e11, 2.1e11]}, 'not at equal compute'),
+  ],
+)
+def test_what_is_unfair_is_said(change, warning):
+  runs = arm_runs.make_arms()
+  runs[-1].update(change)
+  lines = arms_page.list_warnings(group_arms(runs))
+  assert any(warning in line for line in lines) if warning else not lines
+
+
+def test_names_are_escaped():
+  runs = [arm_runs.make_run(f'{EVIL}$x_', seed) for seed in range(2)]
+  data = arms_page.arms_page_data(group_arms(runs))
+  made = Page(render.render('arms', data))
+  assert 'script' not in {tag for tag, _ in made.elements}
+  assert EVIL in made.text
+  arms_page.draw_figures(runs)  # '$' begins no formula
+
+
+@pytest.mark.parametrize(
+  'runs, message',
+  [
+    ({}, "RUNS = {}: expected {'arm'"),
+    ({'a': ()}, r"RUNS\['a'\] = \(\): expected a folder or more"),
+    ({'a': 'runs'}, r"RUNS\['a'\] = 'runs': expected a tuple.*\('runs',\)"),
+    ({'a': ('x',), 'b': ('./x',)}, "RUNS has 'x' twice"),
+    ({1: ('x',)}, 'RUNS: arm = 1: expected a text'),
+    ('gone.jsonl', "RUNS = 'gone.jsonl': not there"),
+    (5, 'RUNS = 5'),
+  ],
+)
+def test_what_cannot_be_compared_is_refused(runs, message, tmp_path):
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    compare_page.compare_evaluations(runs, str(tmp_path / 'c.html'))
+  assert not os.listdir(tmp_path)
+
+
+def test_a_file_of_another_is_not_replaced(train, tmp_path):
+  (tmp_path / 'c.jsonl').write_text('{"input": "mine"}\n')
+  with pytest.raises(ValueError, match='is no output of this command'):
+    compare_page.compare_evaluations(
+      {'a': (str(train.whole(8)),)}, str(tmp_path / 'c.html')
+    )
