@@ -12,7 +12,7 @@ LOCK = requirements/lock-$(shell $(PYTHON) -c \
   'import sys; print("%d.%d" % sys.version_info[:2])').txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-processes test-slow test-docs test-plan test-beam test-trackers test-gpu test-t5x test-package site mutate check format bench lock clean
+.PHONY: help run test test-processes test-slow test-docs test-plan test-beam test-trackers test-gpu test-t5x test-package figures site mutate check format bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -109,6 +109,9 @@ test-t5x: $(VENV)-t5x/test  ## atm/t5x.py in a checkout of t5x, T5X=FOLDER
 
 test-package: $(VENV)-publish/test  ## wheel and sdist, in an empty environment; the site
 	$(VENV)-publish/bin/python -m pytest -n 0 -rs -m publish
+
+figures: $(VENV)/run  ## draw the study's figures again, of the metrics in docs/study
+	$(VENV)/bin/python docs/figures.py
 
 site: $(VENV)-publish/test  ## the documentation's site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(VENV)-publish/bin/python -m mkdocs build --strict

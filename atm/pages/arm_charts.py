@@ -34,7 +34,7 @@ class ArmFigure:
     x, unit: what the axes count.
     points: arm -> [(x, estimate)].
     differences: arm, but the first -> [(x, estimate)].
-    levels: name -> a horizontal line.
+    levels: name -> what to compare with: a number, or {x: number}.
     form: of a number.
     sentences: what it shows, and what it cannot.
     scale: x is divided by it.
@@ -48,7 +48,7 @@ class ArmFigure:
   unit: str
   points: dict[str, list[tuple[float, Estimate]]]
   differences: dict[str, list[tuple[float, Estimate]]]
-  levels: dict[str, float]
+  levels: dict[str, float | dict[float, float]]
   form: str
   sentences: list[str]
   scale: float = 1.0
@@ -76,9 +76,11 @@ class ArmFigure:
       else:
         axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     for dash, (name, level) in zip(('--', ':'), self.levels.items()):
-      axes.axhline(
-        level, color=colours[INK], lw=1, ls=dash, alpha=0.6, label=name
-      )
+      style = dict(color=colours[INK], lw=1, ls=dash, alpha=0.6, label=name)
+      if isinstance(level, Mapping):
+        axes.plot(np.array([*level]) / self.scale, [*level.values()], **style)
+      else:
+        axes.axhline(level, **style)
     if self.percent:
       axes.set_ylim(0, 104)
 
@@ -89,6 +91,15 @@ class ArmFigure:
   def page_data(self) -> dict[str, Any]:
     """Returns the figure's SVG, sentences and table."""
     label = f'{self.caption}, {self.unit}, by {self.x}; a table follows'
+    heads, rows = self.table()
+    svg = draw_svg(self.plot, label, self.x, self.unit, whole=self.whole)
+    return {
+      'caption': self.caption, 'svg': svg, 'sentences': self.sentences,
+      'heads': heads, 'rows': rows, 'levels': self.levels,
+    }  # fmt: skip
+
+  def table(self) -> tuple[list[str], list[list[str]]]:
+    """Returns heads and rows: all means and differences by x."""
     heads = [self.x, *self.points]
     heads += [f'{arm} minus {next(iter(self.points))}'
               for arm in self.differences]  # fmt: skip
@@ -105,11 +116,7 @@ class ArmFigure:
       ]
       for x in places
     ]
-    svg = draw_svg(self.plot, label, self.x, self.unit, whole=self.whole)
-    return {
-      'caption': self.caption, 'svg': svg, 'sentences': self.sentences,
-      'heads': heads, 'rows': rows, 'levels': self.levels,
-    }  # fmt: skip
+    return heads, rows
 
 
 def _format_place(x: float) -> str:
@@ -245,6 +252,23 @@ def _describe_loss(first: str, arm: str, points) -> str:
     f'{text} Of {len(points)} points, {arm} is below in {below} and above in '
     f'{above} by the whole interval.'
   )
+
+
+def language_table(arms: Arms) -> tuple[list[str], list[list[str]]]:
+  """Returns heads and rows: losses by objective and language, at the last x."""
+  runs = [run for mine in arms.values() for run in mine]
+  names = [
+    name
+    for name in runs[0]['losses']
+    if '/' in name and all(name in run['losses'] for run in runs)
+  ]
+  figures = [(name, _loss_figure(arms, name)) for name in sorted(names)]
+  figures = [(name, figure) for name, figure in figures if figure is not None]
+  if not figures:
+    return [], []
+  tables = [(name, figure.table()) for name, figure in figures]
+  heads = ['held-out loss', *tables[0][1][0][1:]]
+  return heads, [[name, *rows[-1][1:]] for name, (_, rows) in tables]
 
 
 def describe_seeds(arms: Arms) -> str:

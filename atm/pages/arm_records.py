@@ -28,6 +28,7 @@ EVALUATION = {
   **dict.fromkeys(('step', 'shots', 'questions'), int),
   'flops': Finite,
   'chance': (Finite, None),
+  'oracle?': Finite,  # % that prompts allow to answer, where it is known
 }
 RUN = {
   **dict.fromkeys(('arm', 'run'), str),

@@ -124,8 +124,7 @@ def _score_figure(
     arm: [(x, _estimate_share(each)) for x, each in mine.items()]
     for arm, mine in scores.items()
   }
-  chances = [_any_entry(task)['chance'] for task in tasks]
-  levels = {} if None in chances else {'chance': float(np.mean(chances))}
+  levels = _find_levels(tasks, by, most)
   differences = _differences(scores)
   ends = 'at the end' if most is None else f'with {most} shots'
   sentences = _describe_scores(
@@ -137,6 +136,36 @@ def _score_figure(
     caption, x, '% of questions answered right', points, differences, levels,
     '.1f', sentences, scale, percent=True, whole=by == 'shots',
   )  # fmt: skip
+
+
+def _find_levels(
+  tasks: list[dict[str, dict]], by: str, most: int | None
+) -> dict[str, float | dict[float, float]]:
+  """Returns the chance of tasks, and what their prompts allow by shots."""
+  levels = {}
+  chances = [_any_entry(task)['chance'] for task in tasks]
+  if None not in chances:
+    levels['chance'] = float(np.mean(chances))
+  oracles: dict[int, list[float]] = {}
+  for task in tasks:
+    known = {
+      shots: entry['oracle']
+      for mine in task.values()
+      for (shots, _), (_, _, entry) in mine.items()
+      if 'oracle' in entry
+    }
+    for shots, oracle in known.items():
+      oracles.setdefault(shots, []).append(oracle)
+  oracle = {
+    float(shots): float(np.mean(values))
+    for shots, values in sorted(oracles.items())
+    if len(values) == len(tasks)
+  }
+  if by == 'flops' and most in oracle:
+    levels['oracle'] = oracle[most]
+  elif by == 'shots' and oracle:
+    levels['oracle'] = oracle
+  return levels
 
 
 def _places_by_flops(
@@ -182,7 +211,7 @@ def _differences(
 
 def _describe_scores(
   arms: Arms, scores: Mapping[str, Mapping[float, Scores]],
-  differences: Mapping[str, list], levels: Mapping[str, float],
+  differences: Mapping[str, list], levels: Mapping[str, Any],
   where: str | None,
 ) -> list[str]:  # fmt: skip
   """Says what a figure of scores shows, and what it cannot.
@@ -213,7 +242,11 @@ def _describe_scores(
     if where is None and len(mine) > 1:
       line += _describe_gain(mine)
     lines.append(line)
-  return [*lines, _describe_power(scores, differences) + describe_seeds(arms)]
+  power = _describe_power(scores, differences)
+  if oracle := levels.get('oracle'):
+    most = max(oracle.values()) if isinstance(oracle, Mapping) else oracle
+    power += f'At most {most:.1f}% can be answered from the prompts. '
+  return [*lines, power + describe_seeds(arms)]
 
 
 def _describe_gain(mine: Mapping[float, Scores]) -> str:

@@ -84,13 +84,43 @@ def draw_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
   figures = {
     'loss': arm_charts.loss_figures(arms),
     'shots': arm_scores.score_figures(arms, 'shots'),
-    'scores': arm_scores.score_figures(arms, 'flops'),
+    'flops': arm_scores.score_figures(arms, 'flops'),
   }
   return {
     name: draw_png([figure.panel() for figure in some])
     for name, some in figures.items()
     if some
   }
+
+
+def format_markdown(records: Sequence[Mapping[str, Any]]) -> str:
+  """Formats the page's sizes, sentences and tables as Markdown."""
+  arms = arm_charts.group_arms(records)
+  figures = [
+    *arm_charts.loss_figures(arms),
+    *arm_scores.score_figures(arms, 'shots'),
+    *arm_scores.score_figures(arms, 'flops'),
+  ]
+  sizes = sizes_table(arms)
+  parts = [_markdown_table(sizes['heads'], sizes['rows'])]
+  for figure in figures:
+    lines = '\n'.join(f'- {line}' for line in figure.sentences)
+    table = _markdown_table(*figure.table())
+    parts.append(f'### {figure.caption}, by {figure.x}\n\n{lines}\n\n{table}')
+  heads, rows = arm_charts.language_table(arms)
+  if rows:
+    table = _markdown_table(heads, rows)
+    parts.append(f'### Held-out loss by language\n\n{table}')
+  return '\n\n'.join(parts) + '\n'
+
+
+def _markdown_table(heads: list[str], rows: list[list[str]]) -> str:
+  """Formats a table, its numbers to the right."""
+  escape = lambda cells: ' | '.join(x.replace('|', '\\|') for x in cells)
+  line = ' | '.join(['---'] + ['---:'] * (len(heads) - 1))
+  return '\n'.join(f'| {text} |' for text in (
+    escape(heads), line, *map(escape, rows)
+  ))  # fmt: skip
 
 
 # --- The page
@@ -112,6 +142,7 @@ def arms_page_data(arms: Arms) -> dict[str, Any]:
       if figure.main
       for line in figure.sentences[: others if figure in losses else -1]
     ],
+    'languages': arm_charts.language_table(arms),
     'sections': [
       ('Held-out loss by training FLOPs', [f.page_data() for f in losses]),
       ('Scores by shots', [f.page_data() for f in shots]),

@@ -82,3 +82,17 @@ def test_what_arms_do_not_share_is_left_out():
     run['evaluations'] = [{**entry, 'shots': 2} for entry in run['evaluations']]
   shots, flops = figures(runs, 'shots', 'flops')
   assert not flops and len(shots[0].points['decoder']) == 1
+
+
+def test_an_oracle_is_drawn_by_shots():
+  """What prompts allow rises with the shots."""
+  runs = arm_runs.make_arms()
+  for run in runs:
+    for entry in run['evaluations']:
+      entry['oracle'] = 60.0 if entry['shots'] == 1 else 100.0
+  (shots,), (flops,) = figures(runs, 'shots', 'flops')
+  assert shots.levels['oracle'] == {1: 60, 4: 100}
+  assert flops.levels['oracle'] == 100
+  assert 'At most 100.0% can be answered' in shots.sentences[-1]
+  svg = shots.page_data()['svg']
+  assert svg != figures(arm_runs.make_arms(), 'shots')[0][0].page_data()['svg']

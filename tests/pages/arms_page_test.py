@@ -53,7 +53,7 @@ def test_runs_draw_the_page_of_their_file(train, tmp_path):
 def test_figures_are_the_same_bytes_twice():
   runs = arm_runs.make_arms()
   made, again = arms_page.draw_figures(runs), arms_page.draw_figures(runs)
-  assert list(made) == ['loss', 'shots', 'scores'] and made == again
+  assert list(made) == ['loss', 'shots', 'flops'] and made == again
   assert all(png.startswith(b'\x89PNG') for png in made.values())
   for run in runs:
     run['evaluations'] = []
@@ -111,3 +111,37 @@ def test_a_file_of_another_is_not_replaced(train, tmp_path):
     compare_page.compare_evaluations(
       {'a': (str(train.whole(8)),)}, str(tmp_path / 'c.html')
     )
+
+
+def test_markdown_has_the_tables_of_the_page():
+  runs = arm_runs.make_arms()
+  text = arms_page.format_markdown(runs)
+  assert text == arms_page.format_markdown(runs)
+  lines = text.splitlines()
+  assert lines[0].startswith('| arm | seeds | parameters |')
+  assert any(line.startswith('| 200 | 4.0') for line in lines)
+  (language,) = (line for line in lines if line.startswith('| clm/en'))
+  assert '4.000 [4.000, 4.000]' in language and language.count('|') == 5
+  assert any(' decoder is below seq2seq by ' in line for line in lines)
+
+
+def test_figures_of_the_study_are_drawn_twice_alike(tmp_path):
+  """`make figures`, of raw metrics alone."""
+  import importlib.util
+
+  place = os.path.join(os.path.dirname(__file__), '../../docs/figures.py')
+  spec = importlib.util.spec_from_file_location('figures', place)
+  figures = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(figures)
+  assert figures.main(str(tmp_path)) == 1  # no metrics
+  arm_records.write_arm_file(str(tmp_path / 'a.jsonl'), arm_runs.make_arms())
+  contents = []
+  for _ in range(2):
+    assert figures.main(str(tmp_path)) == 0
+    contents.append({
+      path.name: path.read_bytes() for path in tmp_path.iterdir()
+    })  # fmt: skip
+  assert contents[0] == contents[1]
+  assert {*contents[0]} == {
+    'a.jsonl', 'a.html', 'a.md', 'a-loss.png', 'a-shots.png', 'a-flops.png'
+  }  # fmt: skip

@@ -1,0 +1,307 @@
+"""Runs docs/study.md: three architectures at equal compute, three seeds each.
+
+  python benchmarks/study.py sizes
+  python benchmarks/study.py run FOLDER [--text TEXT] [--steps 1000]
+  python benchmarks/study.py collect FOLDER docs/study/runs.jsonl
+
+`run` trains a vocabulary, writes rows that all runs share, and then trains and
+asks each arm with each seed, a run a core. It may be killed: called again it
+goes on, and what is done is not done again. FOLDER/study.log has each command,
+its start, seconds and exit status, and FOLDER/logs what it printed. `collect`
+condenses the runs into the metrics that `make figures` draws from, with the
+scores of the oracle of the generated episodes.
+
+TEXT is a folder of LANG.txt; without it the shipped Declaration is taken.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from atm.model import flops
+from atm.model.config import ModelConfig
+
+ARMS = 'encoder_decoder', 'decoder_only', 'prefix_lm'
+SEEDS = 0, 1, 2
+SHOTS = 1, 2, 4
+LENGTH = 128  # of inputs and of targets
+IN_CONTEXT = 0.5  # share of the rows that are generated episodes
+VOCABULARY = 2048
+BATCH = 32
+# Evaluations at these shares of the steps, with the most shots; the last with
+# all.
+CHECKPOINTS = 4
+WIDTH, LAYERS = 128, 3
+MODEL = dict(
+  vocab_size=VOCABULARY, d_model=WIDTH, encoder_layers=LAYERS,
+  decoder_layers=LAYERS, encoder_heads=4, decoder_heads=4,
+  encoder_ff=4 * WIDTH, decoder_ff=4 * WIDTH, positions=2 * LENGTH,
+  dtype='float32', init_std=0.05,
+)  # fmt: skip
+FF_STEP = 8  # what a fitted feed-forward width is a multiple of
+TRAINING = f"""\
+MIXTURE_OR_TASK_NAME = 'text'
+PAPER_PACKING = False
+atm_tasks.Mixing.in_context = {IN_CONTEXT}
+TASK_FEATURE_LENGTHS = {{'inputs': {LENGTH}, 'targets': {LENGTH}}}
+"""
+OPTIMIZER = f"""\
+BATCH_SIZE = {BATCH}
+LEARNING_RATE = 2e-3
+WARMUP_STEPS = 50
+KEEP = None
+optimizer.Config.b2 = 0.98
+optimizer.Config.final_learning_rate = 1e-4
+"""
+
+
+# --- Sizes
+
+
+def row_flops(config: ModelConfig) -> float:
+  """Returns the model FLOPs of training on a row."""
+  return flops.train_flops(config, 1, LENGTH, LENGTH)
+
+
+def make_config(arm: str) -> ModelConfig:
+  """Returns an arm's model, whose FLOPs a row are those of the first arm.
+
+  One stack has the encoder-decoder's width, and first the number of layers that
+  comes nearest; then its feed-forward width is fitted.
+  """
+  reference = ModelConfig(**MODEL)
+  if arm == ARMS[0]:
+    return reference
+  wanted = row_flops(reference)
+  one_stack = lambda layers, ff: dataclasses.replace(
+    reference, architecture=arm, encoder_layers=0, decoder_layers=layers,
+    decoder_ff=ff,
+  )  # fmt: skip
+  nearest = lambda configs: min(
+    configs, key=lambda config: abs(row_flops(config) - wanted)
+  )
+  layers = nearest(
+    one_stack(n, reference.decoder_ff) for n in range(1, 4 * LAYERS + 1)
+  ).decoder_layers
+  return nearest(
+    one_stack(layers, ff) for ff in range(FF_STEP, 8 * WIDTH, FF_STEP)
+  )
+
+
+def count_parameters(config: ModelConfig) -> int:
+  """Counts the parameters of a model."""
+  import jax
+
+  from atm.checkpoint import pretrained
+
+  shapes = pretrained.shapes_on_one_device(config)
+  return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def print_sizes() -> None:
+  """Prints a table of the arms' sizes."""
+  reference = row_flops(make_config(ARMS[0]))
+  heads = 'arm', 'layers', 'feed-forward', 'parameters', 'FLOPs a row', 'share'
+  print(f'| {" | ".join(heads)} |\n| --- |{" ---: |" * (len(heads) - 1)}')
+  for arm in ARMS:
+    config = make_config(arm)
+    own = row_flops(config)
+    layers = f'{config.encoder_layers} + {config.decoder_layers}'
+    print(
+      f'| {arm} | {layers} | {config.decoder_ff} | '
+      f'{count_parameters(config):,} | {own:.4g} | {own / reference:.2%} |'
+    )
+
+
+# --- Commands
+
+
+class Study:
+  """The commands of the study in a folder, one a core."""
+
+  def __init__(self, folder: str, steps: int, text: str | None):
+    self.folder, self.steps = os.path.abspath(folder), steps
+    self.text = os.path.abspath(text or f'{folder}/text')
+    self.log_lock = threading.Lock()
+    os.makedirs(f'{self.folder}/logs', exist_ok=True)
+    if text is None:
+      write_declaration(self.text)
+
+  def write_settings(self) -> None:
+    """Writes a gin file for the data, and one an arm."""
+    data = f"TEXT_DIR = '{self.text}'\n{TRAINING}"
+    with open(f'{self.folder}/data.gin', 'w') as f:
+      f.write(data)
+    for arm in ARMS:
+      given = dataclasses.asdict(make_config(arm)).items()
+      defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+      lines = [
+        f'model.Config.{k} = {v!r}' for k, v in given if v != defaults[k]
+      ]
+      every = max(1, self.steps // (2 * CHECKPOINTS))
+      lines += [
+        f'TRAIN_STEPS = {self.steps}', f'DECAY_STEPS = {self.steps}',
+        f'SAVE_EVERY = {max(1, self.steps // CHECKPOINTS)}',
+        f'EVAL_EVERY = {every}', f'LOG_EVERY = {every}',
+        f"CACHE_DIR = '{self.folder}/rows'",
+        f"VOCABULARY = '{self.folder}/vocabulary'",
+      ]  # fmt: skip
+      with open(f'{self.folder}/{arm}.gin', 'w') as f:
+        f.write('\n'.join([data + OPTIMIZER, *lines, '']))
+
+  def prepare(self) -> None:
+    """Trains the vocabulary and writes the rows that all runs share."""
+    data = f'--gin_file={self.folder}/data.gin'
+    vocabulary = setting('VOCABULARY_DIR', f'{self.folder}/vocabulary')
+    self.call('vocab', None, 'vocab', data, vocabulary,
+              f'--gin.VOCABULARY_SIZE={VOCABULARY}')  # fmt: skip
+    self.call('cache', None, 'cache', data,
+              setting('VOCABULARY', f'{self.folder}/vocabulary'),
+              setting('CACHE_DIR', f'{self.folder}/rows'))  # fmt: skip
+
+  def run_one(self, arm: str, seed: int, core: int | None) -> None:
+    """Trains an arm with a seed, and asks it."""
+    name = f'{arm}-{seed}'
+    run = f'{self.folder}/runs/{name}'
+    model = setting('MODEL_DIR', run)
+    self.call(name, core, 'pretrain', f'--gin_file={self.folder}/{arm}.gin',
+              model, f'--gin.SEED={seed}')  # fmt: skip
+    stride = max(1, self.steps // CHECKPOINTS)
+    asked = [(self.steps, shots) for shots in SHOTS]
+    asked += [(k * stride, SHOTS[-1]) for k in range(1, CHECKPOINTS)]
+    for step, shots in asked:
+      self.call(
+        f'{name}-{shots}-shots-{step}', core, 'eval',
+        '--gin_file=suites/in_context.gin', model, f'--gin.SHOTS={shots}',
+        f'--gin.STEP={step}',
+        setting('OUTPUT', f'{run}/eval/{shots}_shots_{step}'),
+      )  # fmt: skip
+
+  def run_all(self) -> None:
+    """Runs all arms and seeds, as many at a time as there are cores."""
+    cores: queue.Queue = queue.Queue()
+    available = sorted(os.sched_getaffinity(0))
+    for core in available:
+      cores.put(core)
+
+    def work(arm: str, seed: int) -> None:
+      core = cores.get()
+      try:
+        self.run_one(arm, seed, core)
+      finally:
+        cores.put(core)
+
+    # Seed by seed: a study that is cut off has whole seeds.
+    pairs = [(arm, seed) for seed in SEEDS for arm in ARMS]
+    with concurrent.futures.ThreadPoolExecutor(len(available)) as pool:
+      for done in [pool.submit(work, *pair) for pair in pairs]:
+        done.result()
+
+  def call(self, name: str, core: int | None, *arguments: str) -> None:
+    """Runs `atm`, unless it is done; raises RuntimeError where it fails."""
+    log = f'{self.folder}/logs/{name}'
+    if os.path.exists(f'{log}.done'):
+      return
+    began = time.time()
+    with open(f'{log}.txt', 'a') as out:
+      status = subprocess.run(
+        [sys.executable, '-m', 'atm', *arguments], stdout=out,
+        stderr=subprocess.STDOUT, cwd=self.folder, env=environment(),
+        preexec_fn=None if core is None
+        else lambda: os.sched_setaffinity(0, {core}),
+      ).returncode  # fmt: skip
+    seconds = time.time() - began
+    start = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(began))
+    line = f'{start}  {seconds:7.1f} s  status {status}  core {core}  '
+    with self.log_lock, open(f'{self.folder}/study.log', 'a') as f:
+      f.write(f'{line}atm {" ".join(arguments)}\n')
+    print(f'{line}{name}', flush=True)
+    if status:
+      raise RuntimeError(f'{name} failed: see {log}.txt')
+    os.rename(f'{log}.txt', f'{log}.done')
+
+
+def setting(name: str, path: str) -> str:
+  """Returns the argument that gives a setting a path."""
+  return f'--gin.{name}={path!r}'
+
+
+def environment() -> dict[str, str]:
+  """Returns the environment of a command, with huge pages."""
+  return {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1', **os.environ}
+
+
+def write_declaration(folder: str) -> None:
+  """Writes the shipped Declaration as LANG.txt."""
+  os.makedirs(folder, exist_ok=True)
+  source = f'{ROOT}/tasks/udhr'
+  for name in sorted(os.listdir(source)):
+    if not name.endswith('.tsv'):
+      continue
+    with open(f'{source}/{name}', encoding='utf-8') as f:
+      texts = [line.rstrip('\n').split('\t')[1] for line in f]
+    with open(f'{folder}/{name[:-4]}.txt', 'w', encoding='utf-8') as f:
+      f.write('\n\n'.join(texts) + '\n')
+
+
+def collect(folder: str, output: str) -> None:
+  """Writes the metrics of the runs that are there, and their page."""
+  from atm.pages import arm_records, arms_page
+  from atm_tasks.evaluation import in_context_oracle
+
+  folders = {
+    arm: [
+      path
+      for seed in SEEDS
+      if os.path.exists(path := f'{folder}/runs/{arm}-{seed}')
+    ]
+    for arm in ARMS
+  }
+  runs = arm_records.read_arms({k: v for k, v in folders.items() if v})
+  known: dict[tuple[str, int], float] = {}
+  for entry in (entry for run in runs for entry in run['evaluations']):
+    family = entry['task'].split('_')[2]
+    key = family, entry['shots']
+    if key not in known:
+      known[key] = in_context_oracle.measure(*key)
+    entry['oracle'] = known[key][entry['task'].endswith('_choice')]
+  os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
+  arm_records.write_arm_file(output, runs)
+  page = os.path.splitext(output)[0] + '.html'
+  print(arms_page.compare_arms(output, page))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  commands = parser.add_subparsers(dest='command', required=True)
+  commands.add_parser('sizes')
+  running = commands.add_parser('run')
+  running.add_argument('folder')
+  running.add_argument('--text')
+  running.add_argument('--steps', type=int, default=1000)
+  collecting = commands.add_parser('collect')
+  collecting.add_argument('folder')
+  collecting.add_argument('output')
+  arguments = parser.parse_args()
+  if arguments.command == 'sizes':
+    print_sizes()
+  elif arguments.command == 'collect':
+    collect(arguments.folder, arguments.output)
+  else:
+    study = Study(arguments.folder, arguments.steps, arguments.text)
+    study.write_settings()
+    study.prepare()
+    study.run_all()
+
+
+if __name__ == '__main__':
+  main()
