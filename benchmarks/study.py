@@ -48,13 +48,14 @@ MODEL = dict(
   dtype='float32', init_std=0.05,
 )  # fmt: skip
 FF_STEP = 8  # what a fitted feed-forward width is a multiple of
-TRAINING = f"""\
+LENGTHS = f"TASK_FEATURE_LENGTHS = {{'inputs': {LENGTH}, 'targets': {LENGTH}}}"
+DATA = f"""\
 MIXTURE_OR_TASK_NAME = 'text'
 PAPER_PACKING = False
 atm_tasks.Mixing.in_context = {IN_CONTEXT}
-TASK_FEATURE_LENGTHS = {{'inputs': {LENGTH}, 'targets': {LENGTH}}}
 """
 OPTIMIZER = f"""\
+{LENGTHS}
 BATCH_SIZE = {BATCH}
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 50
@@ -138,7 +139,7 @@ class Study:
 
   def write_settings(self) -> None:
     """Writes a gin file for the data, and one an arm."""
-    data = f"TEXT_DIR = '{self.text}'\n{TRAINING}"
+    data = f"TEXT_DIR = '{self.text}'\n{DATA}"
     with open(f'{self.folder}/data.gin', 'w') as f:
       f.write(data)
     for arm in ARMS:
@@ -166,7 +167,8 @@ class Study:
               f'--gin.VOCABULARY_SIZE={VOCABULARY}')  # fmt: skip
     self.call('cache', None, 'cache', data,
               setting('VOCABULARY', f'{self.folder}/vocabulary'),
-              setting('CACHE_DIR', f'{self.folder}/rows'))  # fmt: skip
+              setting('CACHE_DIR', f'{self.folder}/rows'),
+              f'--gin.{LENGTHS.replace(" = ", "=")}')  # fmt: skip
 
   def run_one(self, arm: str, seed: int, core: int | None) -> None:
     """Trains an arm with a seed, and asks it."""

@@ -1,0 +1,83 @@
+"""The study of docs/study.md in its smallest form: nothing is trained here."""
+
+import importlib
+import os
+import pathlib
+import types
+
+import pytest
+
+from atm.pages import arm_records
+
+import arm_runs
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def study(monkeypatch):
+  """benchmarks/study.py."""
+  monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+  return importlib.import_module('study')
+
+
+@pytest.fixture
+def calls(study, monkeypatch):
+  """Commands that the study ran; one that is named fails."""
+  made = []
+
+  def run(command, **options):
+    made.append(command[3:])
+    failed = any(name in command for name in calls_fail)
+    return types.SimpleNamespace(returncode=int(failed))
+
+  calls_fail = []
+  monkeypatch.setattr(study.subprocess, 'run', run)
+  return types.SimpleNamespace(made=made, fail=calls_fail)
+
+
+def test_arms_cost_the_same(study):
+  """Within 2%, as docs/study.md says; seen to fail without a fitted width."""
+  wanted = study.row_flops(study.make_config('encoder_decoder'))
+  for arm in study.ARMS[1:]:
+    config = study.make_config(arm)
+    assert study.row_flops(config) == pytest.approx(wanted, rel=0.02)
+    assert config.encoder_layers == 0 and config.d_model == study.WIDTH
+
+
+def test_a_study_that_was_cut_off_goes_on(study, calls, tmp_path):
+  made = study.Study(str(tmp_path), steps=80, text=None)
+  assert len(os.listdir(tmp_path / 'text')) == 12  # the Declaration
+  made.write_settings()
+  text = (tmp_path / 'prefix_lm.gin').read_text()
+  assert "architecture = 'prefix_lm'" in text and 'TRAIN_STEPS = 80' in text
+  made.prepare()
+  calls.fail.append('--gin.STEP=40')
+  with pytest.raises(RuntimeError, match='encoder_decoder-0-4-shots-40 failed'):
+    made.run_one('encoder_decoder', 0, None)
+  before = len(calls.made)
+  calls.fail.clear()
+  made.run_one('encoder_decoder', 0, None)
+  assert before == 2 + 1 + 3 + 2  # vocabulary and rows, training, questions
+  assert [c[0] for c in calls.made[before:]] == ['eval', 'eval']
+  log = (tmp_path / 'study.log').read_text().splitlines()
+  assert len(log) == before + 2 and 'status 1' in log[before - 1]
+  made.run_all()
+  every = {tuple(c) for c in calls.made}
+  assert sum(c[0] == 'pretrain' for c in every) == 9
+  assert sum(c[0] == 'eval' for c in every) == 9 * 6
+
+
+def test_metrics_have_the_oracle(study, tmp_path, monkeypatch):
+  monkeypatch.setattr(arm_records, 'read_arms', lambda arms: [
+    {**run, 'evaluations': [
+      {**e, 'task': task} for e in run['evaluations'] if e['step'] == 200
+      for task in ('in_context_recall', 'in_context_recall_choice')
+    ]}
+    for run in arm_runs.make_arms()
+  ])  # fmt: skip
+  path = str(tmp_path / 'runs.jsonl')
+  study.collect(str(tmp_path), path)
+  (first, *_) = arm_records.read_arm_file(path)
+  assert {e['oracle'] for e in first['evaluations']} == {100.0}
+  assert (tmp_path / 'runs.html').exists()
