@@ -75,7 +75,8 @@ class ArmFigure:
         axes.vlines(x, low, high, color=colour, lw=1, alpha=0.7)
       else:
         axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-    for dash, (name, level) in zip(('--', ':'), self.levels.items()):
+    for name, level in self.levels.items():
+      dash = ':' if name == 'oracle' else '--'
       style = dict(color=colours[INK], lw=1, ls=dash, alpha=0.6, label=name)
       if isinstance(level, Mapping):
         axes.plot(np.array([*level]) / self.scale, [*level.values()], **style)
@@ -117,6 +118,37 @@ class ArmFigure:
       for x in places
     ]
     return heads, rows
+
+
+def overview_table(
+  figures: Sequence[ArmFigure],
+) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+  """Returns heads and rows: the last point of each figure.
+
+  Cells are texts, and whether they are differences whose interval leaves out 0.
+  """
+  arms = [arm for figure in figures for arm in figure.points]
+  arms = list(dict.fromkeys(arms))
+  others = list(dict.fromkeys(
+    arm for figure in figures for arm in figure.differences
+  ))  # fmt: skip
+  heads = ['last point', *arms, *(f'{arm} minus {arms[0]}' for arm in others)]
+  rows = []
+  for figure in figures:
+    last = lambda columns, arm: columns[arm][-1][1] if arm in columns else None
+    means = [last(figure.points, arm) for arm in arms]
+    changes = [last(figure.differences, arm) for arm in others]
+    place = max(x for points in figure.points.values() for x, _ in points)
+    at = f', {place:g} shots' if figure.whole else ''
+    rows.append([
+      (figure.caption + at, False),
+      *((format_estimate(each, figure.form), False) for each in means),
+      *(
+        (format_estimate(each, figure.form, True), bool(each and each.sign))
+        for each in changes
+      ),
+    ])  # fmt: skip
+  return heads, rows
 
 
 def _format_place(x: float) -> str:

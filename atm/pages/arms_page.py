@@ -57,9 +57,8 @@ def compare_arms(runs: Mapping[str, Sequence[str]] | str, output: str) -> str:
   if not isinstance(runs, str):
     arm_records.write_arm_file(records_path(output), records)
   console = rich.console.Console()
-  console.print(sizes_console_table(data['sizes']))
-  for line in data['verdicts']:
-    console.print(rich.markup.escape(line))
+  for name in ('sizes', 'overview'):
+    console.print(arms_console_table(*data[name]))
   return render.write_page(output, 'arms', data)
 
 
@@ -68,13 +67,16 @@ def records_path(page: str) -> str:
   return os.path.splitext(page)[0] + RECORDS
 
 
-def sizes_console_table(sizes: Mapping[str, Any]) -> rich.table.Table:
-  """Returns the sizes of arms for a terminal."""
+def arms_console_table(
+  heads: Sequence[str], rows: Sequence[Sequence[tuple[str, bool]]]
+) -> rich.table.Table:
+  """Returns a table for a terminal; what is sure is bold."""
   table = rich.table.Table()
-  for i, head in enumerate(sizes['heads']):
+  for i, head in enumerate(heads):
     table.add_column(rich.markup.escape(head), justify='right' if i else 'left')
-  for row in sizes['rows']:
-    table.add_row(*map(rich.markup.escape, row))
+  for row in rows:
+    texts = ((rich.markup.escape(text), sure) for text, sure in row)
+    table.add_row(*(f'[bold]{x}[/bold]' if sure else x for x, sure in texts))
   return table
 
 
@@ -101,8 +103,8 @@ def format_markdown(records: Sequence[Mapping[str, Any]]) -> str:
     *arm_scores.score_figures(arms, 'shots'),
     *arm_scores.score_figures(arms, 'flops'),
   ]
-  sizes = sizes_table(arms)
-  parts = [_markdown_table(sizes['heads'], sizes['rows'])]
+  overview = arm_charts.overview_table([f for f in figures if f.main])
+  parts = [_markdown_cells(*sizes_table(arms)), _markdown_cells(*overview)]
   for figure in figures:
     lines = '\n'.join(f'- {line}' for line in figure.sentences)
     table = _markdown_table(*figure.table())
@@ -112,6 +114,14 @@ def format_markdown(records: Sequence[Mapping[str, Any]]) -> str:
     table = _markdown_table(heads, rows)
     parts.append(f'### Held-out loss by language\n\n{table}')
   return '\n\n'.join(parts) + '\n'
+
+
+def _markdown_cells(
+  heads: list[str], rows: Sequence[Sequence[tuple[str, bool]]]
+) -> str:
+  """Formats a table whose sure cells are bold."""
+  bold = lambda text, sure: f'**{text}**' if sure else text
+  return _markdown_table(heads, [[bold(*cell) for cell in row] for row in rows])
 
 
 def _markdown_table(heads: list[str], rows: list[list[str]]) -> str:
@@ -131,17 +141,13 @@ def arms_page_data(arms: Arms) -> dict[str, Any]:
   losses = arm_charts.loss_figures(arms)
   shots = arm_scores.score_figures(arms, 'shots')
   flops = arm_scores.score_figures(arms, 'flops')
-  others = len(arms) - 1
   return {
     'arms': list(arms),
     'sizes': sizes_table(arms),
     'warnings': list_warnings(arms),
-    'verdicts': [
-      f'{figure.caption}: {line}'
-      for figure in [*losses, *shots]
-      if figure.main
-      for line in figure.sentences[: others if figure in losses else -1]
-    ],
+    'overview': arm_charts.overview_table(
+      [figure for figure in [*losses, *shots] if figure.main]
+    ),
     'languages': arm_charts.language_table(arms),
     'sections': [
       ('Held-out loss by training FLOPs', [f.page_data() for f in losses]),
@@ -151,7 +157,7 @@ def arms_page_data(arms: Arms) -> dict[str, Any]:
   }
 
 
-def sizes_table(arms: Arms) -> dict[str, list]:
+def sizes_table(arms: Arms) -> tuple[list[str], list[list[tuple[str, bool]]]]:
   """Returns heads and rows: what arms differ in, and what their runs cost."""
   fields = list_differing([run for mine in arms.values() for run in mine])
   rows = []
@@ -159,15 +165,16 @@ def sizes_table(arms: Arms) -> dict[str, list]:
     mean = lambda key, mine=mine: float(np.mean([run[key][-1] for run in mine]))
     seconds = np.mean([sum(run['seconds'].values()) for run in mine])
     steps, flops = mean('steps'), mean('flops')
-    rows.append([
+    texts = [
       arm,
       ', '.join(str(run['seed']) for run in mine),
       *(str(mine[0]['config'].get(field, 'default')) for field in fields),
       f'{mine[0]["parameters"]:,}', f'{steps:,.0f}',
       format_flops(flops / steps if steps else 0.0), format_flops(flops),
       f'{mean("tokens"):,.0f}', clock_text(float(seconds)),
-    ])  # fmt: skip
-  return {'heads': ['arm', 'seeds', *fields, *SIZE_COLUMNS], 'rows': rows}
+    ]  # fmt: skip
+    rows.append([(text, False) for text in texts])
+  return ['arm', 'seeds', *fields, *SIZE_COLUMNS], rows
 
 
 def list_differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -109,7 +109,7 @@ def draw_png(panels: Sequence[Panel], columns: int = 3) -> bytes:
   """Returns figures beside each other as PNG, under one legend.
 
   Args:
-    panels: what is drawn; the legend is of the lines of the first.
+    panels: what is drawn; a name stands for one line in all.
     columns: how many stand in a row.
   """
   import matplotlib  # heavy
@@ -132,9 +132,14 @@ def draw_png(panels: Sequence[Panel], columns: int = 3) -> bytes:
       title = f'{panel.caption}\n{panel.y}'
       _style_axes(axes, panel.x, title, LARGE_FIGURE, PNG_INK,
                   whole=panel.whole)  # fmt: skip
-    lines, labels = grid.flat[0].get_legend_handles_labels()
+    legends = [axes.get_legend_handles_labels() for axes in grid.flat]
+    known = {name: line for pair in legends for line, name in zip(*pair)}
     figure.legend(
-      lines, labels, loc='outside upper left', ncols=5, frameon=False
+      known.values(),
+      known.keys(),
+      loc='outside upper left',
+      ncols=5,
+      frameon=False,
     )
     out = io.BytesIO()
     # Twice as fine as a page's pixels. No version, so that equal figures are

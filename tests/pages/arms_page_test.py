@@ -26,9 +26,12 @@ def test_the_file_draws_the_page(file, capsys):
   with open(path, encoding='utf-8') as f:
     text = f.read()
   made = Page(text)
+  change = made.row('held-out loss, clm')[-1]
+  assert change.startswith('−0.4') and f'<strong>{change}</strong>' in text
+  assert made.row('recall, 4 shots')[2].startswith('9')
   assert made.row('decoder')[1] == '0, 1, 2'
   assert made.row('200')[0] == '200' and 'decoder minus seq2seq' in made.text
-  assert 'decoder is below seq2seq by' in capsys.readouterr().out
+  assert 'held-out' in capsys.readouterr().out
   assert [tag for tag, _ in made.elements].count('svg') > 3
   assert '<script' not in text and 'http' not in text
   compare_page.compare_evaluations(file)

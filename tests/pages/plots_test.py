@@ -47,6 +47,23 @@ def test_digits_have_one_size_in_figures_of_any_size():
     assert set(sizes) == {f'{plots.FONT_SIZE}px'} and len(sizes) > 5
 
 
+def test_a_png_has_all_panels_in_real_colours():
+  """Twice the same bytes, under one legend of all names."""
+  used = []
+
+  def plot(axes, colours):
+    used.append(colours)
+    axes.plot([0, 1], color=colours[plots.COLOURS['clm']], label='a')
+
+  panels = [plots.Panel(f'panel {i}', plot, 'x', 'y') for i in range(4)]
+  made = plots.draw_png(panels)
+  assert made == plots.draw_png(panels) and made.startswith(b'\x89PNG')
+  width, height = (int.from_bytes(made[at : at + 4], 'big') for at in (16, 20))
+  assert (width, height) == (3 * 340 * 2, (2 * 215 + 30) * 2)
+  assert used[0][plots.COLOURS['clm']] == plots.PNG_COLOURS['clm']
+  assert len(plots.draw_png(panels[:1])) < len(made)
+
+
 @pytest.mark.parametrize(
   'value, text',
   [
