@@ -58,7 +58,6 @@ OPTIMIZER = f"""\
 {LENGTHS}
 BATCH_SIZE = {BATCH}
 LEARNING_RATE = 2e-3
-WARMUP_STEPS = 50
 KEEP = None
 optimizer.Config.b2 = 0.98
 optimizer.Config.final_learning_rate = 1e-4
@@ -151,6 +150,7 @@ class Study:
       every = max(1, self.steps // (2 * CHECKPOINTS))
       lines += [
         f'TRAIN_STEPS = {self.steps}', f'DECAY_STEPS = {self.steps}',
+        f'WARMUP_STEPS = {min(50, self.steps // 10)}',
         f'SAVE_EVERY = {max(1, self.steps // CHECKPOINTS)}',
         f'EVAL_EVERY = {every}', f'LOG_EVERY = {every}',
         f"CACHE_DIR = '{self.folder}/rows'",
@@ -205,8 +205,13 @@ class Study:
     # Seed by seed: a study that is cut off has whole seeds.
     pairs = [(arm, seed) for seed in SEEDS for arm in ARMS]
     with concurrent.futures.ThreadPoolExecutor(len(available)) as pool:
-      for done in [pool.submit(work, *pair) for pair in pairs]:
-        done.result()
+      runs = [pool.submit(work, *pair) for pair in pairs]
+      try:
+        for run in concurrent.futures.as_completed(runs):
+          run.result()
+      except RuntimeError:
+        pool.shutdown(wait=False, cancel_futures=True)  # those that run end
+        raise
 
   def call(self, name: str, core: int | None, *arguments: str) -> None:
     """Runs `atm`, unless it is done; raises RuntimeError where it fails."""
@@ -214,12 +219,12 @@ class Study:
     if os.path.exists(f'{log}.done'):
       return
     began = time.time()
+    # Not `preexec_fn`, which forks a process in which JAX has threads.
+    pin = [] if core is None else ['taskset', '--cpu-list', str(core)]
     with open(f'{log}.txt', 'a') as out:
       status = subprocess.run(
-        [sys.executable, '-m', 'atm', *arguments], stdout=out,
+        [*pin, sys.executable, '-m', 'atm', *arguments], stdout=out,
         stderr=subprocess.STDOUT, cwd=self.folder, env=environment(),
-        preexec_fn=None if core is None
-        else lambda: os.sched_setaffinity(0, {core}),
       ).returncode  # fmt: skip
     seconds = time.time() - began
     start = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(began))
