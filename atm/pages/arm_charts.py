@@ -127,8 +127,8 @@ def overview_table(
 
   Cells are texts, and whether they are differences whose interval leaves out 0.
   """
-  arms = [arm for figure in figures for arm in figure.points]
-  arms = list(dict.fromkeys(arms))
+  # The first arm may lack scores, and is in all figures of losses.
+  arms = list(dict.fromkeys(arm for f in figures for arm in f.points))
   others = list(dict.fromkeys(
     arm for figure in figures for arm in figure.differences
   ))  # fmt: skip
@@ -242,8 +242,8 @@ def _loss_figure(arms: Arms, name: str) -> ArmFigure | None:
   }
   sentences = [_describe_loss(first, arm, differences[arm]) for arm in others]
   sentences.append(describe_seeds(arms) + (
-    ' Points before the last are of runs that went on, whose learning rate had '
-    'not yet fallen.'
+    ' Points before the last are of runs that went on: none of that length was '
+    'trained.'
   ))  # fmt: skip
   scale, x = scale_flops(grid[-1])
   level = runs[0]['unigram'].get(name)

@@ -215,6 +215,9 @@ def _check_run(run: Mapping[str, Any], where: str) -> None:
   for name in ('steps', 'flops'):
     if any(a >= b for a, b in itertools.pairwise(run[name])):
       raise ValueError(f'{where}: {name}: expected ascending values')
+  for flops in run['flops'] + [e['flops'] for e in run['evaluations']]:
+    if flops < 0:
+      raise ValueError(f'{where}: flops = {flops:g}: expected 0 or more')
   for entry in run['evaluations']:
     digits = 2 * math.ceil(entry['questions'] / 8)
     try:

@@ -125,7 +125,7 @@ def _score_figure(
     for arm, mine in scores.items()
   }
   levels = _find_levels(tasks, by, most)
-  differences = _differences(scores)
+  differences = _differences(next(iter(arms)), scores)
   ends = 'at the end' if most is None else f'with {most} shots'
   sentences = _describe_scores(
     arms, scores, differences, levels, None if by == 'shots' else ends
@@ -194,12 +194,13 @@ def _any_entry(task: Mapping[str, dict]) -> Mapping[str, Any]:
 
 
 def _differences(
-  scores: Mapping[str, Mapping[float, Scores]],
+  first: str, scores: Mapping[str, Mapping[float, Scores]]
 ) -> dict[str, list[tuple[float, Estimate]]]:
   """Returns differences to the first arm at each x, or of what has most."""
-  first, *others = scores
   differences = {}
-  for arm in others:
+  for arm in scores:
+    if arm == first or first not in scores:
+      continue
     mine, theirs = scores[first], scores[arm]
     pairs = [(x, x) for x in mine if x in theirs]
     pairs = pairs or [(max(mine), max(theirs))]

@@ -6,6 +6,7 @@ What is drawn is condensed into a file beside the page, from which the same
 functions draw the page, and PNGs, again.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import rich.markup
 import rich.table
 
 from atm.messages import clock_text
+from atm.model.config import ModelConfig
 from atm.pages import arm_charts, arm_records, arm_scores, render
 from atm.pages.arm_charts import Arms, format_flops
 from atm.pages.arm_scores import FLOPS_APART
@@ -159,7 +161,8 @@ def arms_page_data(arms: Arms) -> dict[str, Any]:
 
 def sizes_table(arms: Arms) -> tuple[list[str], list[list[tuple[str, bool]]]]:
   """Returns heads and rows: what arms differ in, and what their runs cost."""
-  fields = list_differing([run for mine in arms.values() for run in mine])
+  names = list_differing([run for mine in arms.values() for run in mine])
+  defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
   rows = []
   for arm, mine in arms.items():
     mean = lambda key, mine=mine: float(np.mean([run[key][-1] for run in mine]))
@@ -168,13 +171,13 @@ def sizes_table(arms: Arms) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     texts = [
       arm,
       ', '.join(str(run['seed']) for run in mine),
-      *(str(mine[0]['config'].get(field, 'default')) for field in fields),
+      *(str(mine[0]['config'].get(x, defaults.get(x))) for x in names),
       f'{mine[0]["parameters"]:,}', f'{steps:,.0f}',
       format_flops(flops / steps if steps else 0.0), format_flops(flops),
       f'{mean("tokens"):,.0f}', clock_text(float(seconds)),
     ]  # fmt: skip
     rows.append([(text, False) for text in texts])
-  return ['arm', 'seeds', *fields, *SIZE_COLUMNS], rows
+  return ['arm', 'seeds', *names, *SIZE_COLUMNS], rows
 
 
 def list_differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:

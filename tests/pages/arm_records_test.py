@@ -86,6 +86,7 @@ def test_what_is_written_is_read(tmp_path):
     ({'right': 'x' * 16}, "recall'.*expected 16 hexadecimal digits"),
     ({'right': '00'}, 'expected 16 hexadecimal digits'),
     ({'questions': -1}, 'expected'),
+    ({'flops': [-1.0, 0.0, 1.0]}, 'flops = -1: expected 0 or more'),
     ({'shots': '1'}, 'evaluations.0..shots is .1.: expected a whole number'),
   ],
 )

@@ -84,6 +84,18 @@ def test_what_arms_do_not_share_is_left_out():
   assert not flops and len(shots[0].points['decoder']) == 1
 
 
+def test_arms_are_set_against_the_first_or_nothing():
+  """Fault seen: where the first has no scores, another was called the first."""
+  runs = arm_runs.make_arms()
+  for run in runs[:3]:
+    run['evaluations'] = []
+  third = [arm_runs.make_run('third', seed) for seed in range(3)]
+  (found,) = figures([*runs, *third], 'shots')
+  assert list(found[0].points) == ['decoder', 'third']
+  assert found[0].differences == {}
+  assert not any('difference to' in line for line in found[0].sentences)
+
+
 def test_an_oracle_is_drawn_by_shots():
   """What prompts allow rises with the shots."""
   runs = arm_runs.make_arms()

@@ -81,6 +81,17 @@ def test_what_is_unfair_is_said(change, warning):
   assert any(warning in line for line in lines) if warning else not lines
 
 
+def test_sizes_tell_what_arms_differ_in():
+  runs = arm_runs.make_arms()
+  for run in runs[3:]:
+    run['config'] = {'d_model': 32, 'decoder_layers': 7}
+  heads, rows = arms_page.sizes_table(group_arms(runs))
+  rows = [dict(zip(heads, (text for text, _ in row))) for row in rows]
+  assert [row['d_model'] for row in rows] == ['64', '32']
+  # A field that a record lacks has its default.
+  assert [row['decoder_layers'] for row in rows] == ['32', '7']
+
+
 def test_names_are_escaped():
   runs = [arm_runs.make_run(f'{EVIL}$x_', seed) for seed in range(2)]
   data = arms_page.arms_page_data(group_arms(runs))
