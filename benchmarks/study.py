@@ -1,7 +1,7 @@
-"""Runs docs/study.md: three architectures at equal compute, three seeds each.
+"""Runs docs/study.md: architectures at equal compute, three seeds each.
 
   python benchmarks/study.py sizes
-  python benchmarks/study.py run FOLDER [--text TEXT] [--steps 1000]
+  python benchmarks/study.py run FOLDER [--text TEXT] [--steps N] [--arms ARM ...]
   python benchmarks/study.py collect FOLDER docs/study/runs.jsonl
 
 `run` trains a vocabulary, writes rows that all runs share, and then trains and
@@ -30,7 +30,13 @@ sys.path.insert(0, ROOT)
 from atm.model import flops
 from atm.model.config import ModelConfig
 
-ARMS = 'encoder_decoder', 'decoder_only', 'prefix_lm'
+# name -> (architecture, whether it also learns the inputs of CLM rows)
+ARMS = {
+  'seq2seq': ('encoder_decoder', False),
+  'decoder': ('decoder_only', False),
+  'decoder_prompt_loss': ('decoder_only', True),
+  'prefix': ('prefix_lm', False),
+}
 SEEDS = 0, 1, 2
 SHOTS = 1, 2, 4
 LENGTH = 128  # of inputs and of targets
@@ -67,27 +73,28 @@ optimizer.Config.final_learning_rate = 1e-4
 # --- Sizes
 
 
-def row_flops(config: ModelConfig) -> float:
+def row_flops(config: ModelConfig, prompt_loss: bool = False) -> float:
   """Returns the model FLOPs of training on a row."""
-  return flops.train_flops(config, 1, LENGTH, LENGTH)
+  return flops.train_flops(config, 1, LENGTH, LENGTH, prompt_loss=prompt_loss)
 
 
 def make_config(arm: str) -> ModelConfig:
-  """Returns an arm's model, whose FLOPs a row are those of the first arm.
+  """Returns an arm's model, whose FLOPs a row are those of seq2seq.
 
   One stack has the encoder-decoder's width, and first the number of layers that
   comes nearest; then its feed-forward width is fitted.
   """
   reference = ModelConfig(**MODEL)
-  if arm == ARMS[0]:
+  architecture, prompt_loss = ARMS[arm]
+  if architecture == reference.architecture:
     return reference
   wanted = row_flops(reference)
   one_stack = lambda layers, ff: dataclasses.replace(
-    reference, architecture=arm, encoder_layers=0, decoder_layers=layers,
-    decoder_ff=ff,
+    reference, architecture=architecture, encoder_layers=0,
+    decoder_layers=layers, decoder_ff=ff,
   )  # fmt: skip
   nearest = lambda configs: min(
-    configs, key=lambda config: abs(row_flops(config) - wanted)
+    configs, key=lambda config: abs(row_flops(config, prompt_loss) - wanted)
   )
   layers = nearest(
     one_stack(n, reference.decoder_ff) for n in range(1, 4 * LAYERS + 1)
@@ -109,12 +116,12 @@ def count_parameters(config: ModelConfig) -> int:
 
 def print_sizes() -> None:
   """Prints a table of the arms' sizes."""
-  reference = row_flops(make_config(ARMS[0]))
+  reference = row_flops(make_config('seq2seq'))
   heads = 'arm', 'layers', 'feed-forward', 'parameters', 'FLOPs a row', 'share'
   print(f'| {" | ".join(heads)} |\n| --- |{" ---: |" * (len(heads) - 1)}')
   for arm in ARMS:
     config = make_config(arm)
-    own = row_flops(config)
+    own = row_flops(config, ARMS[arm][1])
     layers = f'{config.encoder_layers} + {config.decoder_layers}'
     print(
       f'| {arm} | {layers} | {config.decoder_ff} | '
@@ -128,8 +135,11 @@ def print_sizes() -> None:
 class Study:
   """The commands of the study in a folder, one a core."""
 
-  def __init__(self, folder: str, steps: int, text: str | None):
+  def __init__(
+    self, folder: str, steps: int, text: str | None, arms: list[str]
+  ):
     self.folder, self.steps = os.path.abspath(folder), steps
+    self.arms = arms
     self.text = os.path.abspath(text or f'{folder}/text')
     self.log_lock = threading.Lock()
     os.makedirs(f'{self.folder}/logs', exist_ok=True)
@@ -149,6 +159,7 @@ class Study:
       ]
       every = max(1, self.steps // (2 * CHECKPOINTS))
       lines += [
+        f'PROMPT_LOSS = {ARMS[arm][1]}',
         f'TRAIN_STEPS = {self.steps}', f'DECAY_STEPS = {self.steps}',
         f'WARMUP_STEPS = {min(50, self.steps // 10)}',
         f'SAVE_EVERY = {max(1, self.steps // CHECKPOINTS)}',
@@ -203,7 +214,7 @@ class Study:
         cores.put(core)
 
     # Seed by seed: a study that is cut off has whole seeds.
-    pairs = [(arm, seed) for seed in SEEDS for arm in ARMS]
+    pairs = [(arm, seed) for seed in SEEDS for arm in self.arms]
     with concurrent.futures.ThreadPoolExecutor(len(available)) as pool:
       runs = [pool.submit(work, *pair) for pair in pairs]
       try:
@@ -295,6 +306,7 @@ def main() -> None:
   running.add_argument('folder')
   running.add_argument('--text')
   running.add_argument('--steps', type=int, default=1000)
+  running.add_argument('--arms', nargs='+', choices=ARMS, default=[*ARMS])
   collecting = commands.add_parser('collect')
   collecting.add_argument('folder')
   collecting.add_argument('output')
@@ -304,7 +316,9 @@ def main() -> None:
   elif arguments.command == 'collect':
     collect(arguments.folder, arguments.output)
   else:
-    study = Study(arguments.folder, arguments.steps, arguments.text)
+    study = Study(
+      arguments.folder, arguments.steps, arguments.text, arguments.arms
+    )
     study.write_settings()
     study.prepare()
     study.run_all()

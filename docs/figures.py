@@ -4,8 +4,8 @@ python docs/figures.py    # or: make figures
 
 Of each docs/study/NAME.jsonl, which `benchmarks/study.py collect` writes, come
 NAME.html, the page of `atm compare`, NAME-loss.png, NAME-shots.png and
-NAME-flops.png, and NAME.md, the page's tables and sentences. The same metrics
-give the same bytes.
+NAME-flops.png, and NAME-tables.txt, the page's tables and sentences in
+Markdown. The same metrics give the same bytes.
 """
 
 import glob
@@ -22,7 +22,7 @@ def draw(path: str) -> list[str]:
   name = os.path.splitext(path)[0]
   runs = arm_records.read_arm_file(path)
   arms_page.compare_arms(path, f'{name}.html')
-  paths = [f'{name}.html', f'{name}.md']
+  paths = [f'{name}.html', f'{name}-tables.txt']
   with open(paths[-1], 'w', encoding='utf-8') as f:
     f.write(arms_page.format_markdown(runs))
   for kind, png in arms_page.draw_figures(runs).items():

@@ -157,5 +157,6 @@ def test_figures_of_the_study_are_drawn_twice_alike(tmp_path):
     })  # fmt: skip
   assert contents[0] == contents[1]
   assert {*contents[0]} == {
-    'a.jsonl', 'a.html', 'a.md', 'a-loss.png', 'a-shots.png', 'a-flops.png'
+    'a.jsonl', 'a.html', 'a-tables.txt', 'a-loss.png', 'a-shots.png',
+    'a-flops.png',
   }  # fmt: skip

@@ -38,34 +38,35 @@ def calls(study, monkeypatch):
 
 def test_arms_cost_the_same(study):
   """Within 2%, as docs/study.md says; seen to fail without a fitted width."""
-  wanted = study.row_flops(study.make_config('encoder_decoder'))
-  for arm in study.ARMS[1:]:
+  wanted = study.row_flops(study.make_config('seq2seq'))
+  for arm, (_, prompt_loss) in [*study.ARMS.items()][1:]:
     config = study.make_config(arm)
-    assert study.row_flops(config) == pytest.approx(wanted, rel=0.02)
+    own = study.row_flops(config, prompt_loss)
+    assert own == pytest.approx(wanted, rel=0.02)
     assert config.encoder_layers == 0 and config.d_model == study.WIDTH
 
 
 def test_a_study_that_was_cut_off_goes_on(study, calls, tmp_path):
-  made = study.Study(str(tmp_path), steps=80, text=None)
+  made = study.Study(str(tmp_path), 80, None, [*study.ARMS])
   assert len(os.listdir(tmp_path / 'text')) == 12  # the Declaration
   made.write_settings()
-  text = (tmp_path / 'prefix_lm.gin').read_text()
+  text = (tmp_path / 'prefix.gin').read_text()
   assert "architecture = 'prefix_lm'" in text and 'TRAIN_STEPS = 80' in text
   made.prepare()
   calls.fail.append('--gin.STEP=40')
-  with pytest.raises(RuntimeError, match='encoder_decoder-0-4-shots-40 failed'):
-    made.run_one('encoder_decoder', 0, None)
+  with pytest.raises(RuntimeError, match='seq2seq-0-4-shots-40 failed'):
+    made.run_one('seq2seq', 0, None)
   before = len(calls.made)
   calls.fail.clear()
-  made.run_one('encoder_decoder', 0, None)
+  made.run_one('seq2seq', 0, None)
   assert before == 2 + 1 + 3 + 2  # vocabulary and rows, training, questions
   assert [c[0] for c in calls.made[before:]] == ['eval', 'eval']
   log = (tmp_path / 'study.log').read_text().splitlines()
   assert len(log) == before + 2 and 'status 1' in log[before - 1]
   made.run_all()
   every = {tuple(c) for c in calls.made}
-  assert sum(c[0] == 'pretrain' for c in every) == 9
-  assert sum(c[0] == 'eval' for c in every) == 9 * 6
+  assert sum(c[0] == 'pretrain' for c in every) == 12
+  assert sum(c[0] == 'eval' for c in every) == 12 * 6
 
 
 def test_metrics_have_the_oracle(study, tmp_path, monkeypatch):
