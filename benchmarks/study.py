@@ -1,7 +1,7 @@
 """Runs docs/study.md: architectures at equal compute, three seeds each.
 
   python benchmarks/study.py sizes
-  python benchmarks/study.py run FOLDER [--text TEXT] [--steps N] [--arms ARM ...]
+  python benchmarks/study.py run FOLDER [--text TEXT] [--steps N] [--arms ...]
   python benchmarks/study.py collect FOLDER docs/study/runs.jsonl
 
 `run` trains a vocabulary, writes rows that all runs share, and then trains and
