@@ -23,9 +23,16 @@ from atm.checkpoint import config_json, hf_folder, hf_keys, paths, pretrained
 from atm.data import cache, token_store, vocabulary
 from atm.evals import compare, results
 from atm.inference import partial_results
-from atm.pages import answer_cards, eval_page, train_page
+from atm.pages import (
+  answer_cards,
+  arm_records,
+  arms_page,
+  eval_page,
+  train_page,
+)
 from atm.train import goodput, initial_state, metric_writer
 
+import arm_runs
 from command_line import atm
 from conftest import tiny
 from goldens import HERE, folder_of
@@ -400,6 +407,19 @@ def test_results_of_an_evaluation(evaluation, tmp_path):
     eval_page.eval_page_data(folder, found)
     with contextlib.suppress(KeyError):
       compare.compare_runs([original, found], ['a', 'b'])
+
+  count, refused = check_values(path, read)
+  assert refused > 0.6 * count
+  check_file(path, read)
+
+
+def test_metrics_of_runs_in_arms(tmp_path):
+  """What is read can be compared."""
+  path = str(tmp_path / 'runs.jsonl')
+  arm_records.write_arm_file(path, [arm_runs.make_run('a', 0)])
+
+  def read():
+    arms_page.format_markdown(arm_records.read_arm_file(path))
 
   count, refused = check_values(path, read)
   assert refused > 0.6 * count
