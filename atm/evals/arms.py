@@ -63,13 +63,13 @@ def estimate_difference(
       their rows differ less, and the interval is rather too wide.
   """
   before, after = _seed_means(first), _seed_means(other)
-  parts = [_variance_of_mean(before), _variance_of_mean(after)]
+  value = float(after.mean() - before.mean())
+  seeds = [_variance_of_mean(before), _variance_of_mean(after)]
+  if None in seeds:  # one run says nothing of how runs vary
+    return Estimate(value, math.nan, math.nan)
   changes = [b.mean(0) - a.mean(0) for a, b in zip(first, other)]
   questions = _question_parts([change[None] for change in changes])
-  if None in parts and not questions:
-    parts = []  # one run says nothing of how runs vary
-  value = float(after.mean() - before.mean())
-  return _student_interval(value, [*parts, *questions])
+  return _student_interval(value, [*seeds, *questions])
 
 
 def _seed_means(tasks: Sequence[np.ndarray]) -> np.ndarray:

@@ -51,6 +51,9 @@ def test_one_run_tells_nothing_of_other_seeds():
   assert math.isnan(arms.estimate_mean([one]).low)
   found = arms.estimate_difference([one], [two])
   assert found.value == 1.5 and math.isnan(found.high) and found.sign == 0
+  # Fault seen: a difference of single runs was called sure, as of questions.
+  scores = [np.array([[0.0] * 9]), np.array([[100.0] * 9])]
+  assert arms.estimate_difference(*([x] for x in scores)).sign == 0
   questions = arms.estimate_mean([np.array([[0.0, 100.0, 100.0]])])
   assert questions.low < questions.value < questions.high
 
