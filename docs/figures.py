@@ -1,6 +1,9 @@
-"""Draws the figures of docs/study.md again, from the raw metrics in docs/study.
+"""Draws figures of the documents again, from the raw metrics beside them.
 
-python docs/figures.py    # or: make figures
+  python docs/figures.py    # or: make figures
+
+docs/results.csv has the held-out losses of docs/results.md, and becomes
+docs/results.png.
 
 Of each docs/study/NAME.jsonl, which `benchmarks/study.py collect` writes, come
 NAME.html, the page of `atm compare`, NAME-loss.png, NAME-shots.png and
@@ -8,6 +11,7 @@ NAME-flops.png, and NAME-tables.txt, the page's tables and sentences in
 Markdown. The same metrics give the same bytes.
 """
 
+import csv
 import glob
 import os
 import sys
@@ -32,6 +36,35 @@ def draw(path: str) -> list[str]:
   return paths
 
 
+def draw_losses(path: str) -> str:
+  """Draws held-out losses by positions; returns the path of the PNG."""
+  from atm.pages import plots
+
+  with open(path) as f:
+    rows = list(csv.DictReader(f))
+  million = [int(row['positions']) / 1e6 for row in rows]
+  # Rows of another length begin where one stands twice.
+  begins = [a for a, b in zip(million, million[1:]) if a == b]
+
+  def plot(axes, colours):
+    for name in ('denoise', 'clm'):
+      losses = [float(row[name]) for row in rows]
+      colour = colours[plots.COLOURS[name]]
+      axes.plot(million, losses, color=colour, label=name, marker='.')
+    for x in begins:
+      axes.axvline(x, color=colours[plots.INK], alpha=0.3, linewidth=1)
+
+  lengths = ', '.join(dict.fromkeys(row['row_tokens'] for row in rows))
+  panel = plots.Panel(
+    f'held-out loss, rows of {lengths} tokens', plot, 'million positions',
+    'nats a token',
+  )  # fmt: skip
+  png = f'{os.path.splitext(path)[0]}.png'
+  with open(png, 'wb') as f:
+    f.write(plots.draw_png([panel]))
+  return png
+
+
 def main(folder: str) -> int:
   """Draws the figures of all files of a folder; returns the exit status."""
   files = sorted(glob.glob(f'{folder}/*.jsonl'))
@@ -44,4 +77,5 @@ def main(folder: str) -> int:
 
 if __name__ == '__main__':
   sys.path.insert(0, ROOT)
+  print(draw_losses(f'{ROOT}/docs/results.csv'))
   sys.exit(main(f'{ROOT}/docs/study'))

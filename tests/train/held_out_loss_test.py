@@ -43,7 +43,9 @@ def test_a_unigram_model_counts_what_decoders_write(words, tmp_path):
 def test_sets_of_pairs_have_losses_of_their_own():
   """A set without languages is not one loss with all others of its kind."""
   part = lambda language, data_set: SimpleNamespace(
-    language=language, data_set=data_set, objective=SimpleNamespace(name='pair')
+    language=language,
+    data_set=data_set,
+    objective=SimpleNamespace(name='pair', variant=''),
   )
   parts = [part('all', 'opus'), part('en-de', 'flores'), part('all', '')]
   assert held_out_loss._groups(parts) == [
