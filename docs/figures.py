@@ -78,4 +78,5 @@ def main(folder: str) -> int:
 if __name__ == '__main__':
   sys.path.insert(0, ROOT)
   print(draw_losses(f'{ROOT}/docs/results.csv'))
-  sys.exit(main(f'{ROOT}/docs/study'))
+  if os.path.isdir(f'{ROOT}/docs/study'):  # there once the study has been run
+    sys.exit(main(f'{ROOT}/docs/study'))

@@ -1,6 +1,8 @@
 """The page of training runs in arms, and its figures as PNG."""
 
+import importlib.util
 import os
+import pathlib
 
 import pytest
 
@@ -139,14 +141,18 @@ def test_markdown_has_the_tables_of_the_page():
   assert any(' decoder is below seq2seq by ' in line for line in lines)
 
 
-def test_figures_of_the_study_are_drawn_twice_alike(tmp_path):
-  """`make figures`, of raw metrics alone."""
-  import importlib.util
-
+@pytest.fixture
+def figures():
+  """docs/figures.py, which `make figures` runs."""
   place = os.path.join(os.path.dirname(__file__), '../../docs/figures.py')
   spec = importlib.util.spec_from_file_location('figures', place)
-  figures = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(figures)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_figures_of_the_study_are_drawn_twice_alike(figures, tmp_path):
+  """Of raw metrics alone."""
   assert figures.main(str(tmp_path)) == 1  # no metrics
   arm_records.write_arm_file(str(tmp_path / 'a.jsonl'), arm_runs.make_arms())
   contents = []
@@ -160,3 +166,14 @@ def test_figures_of_the_study_are_drawn_twice_alike(tmp_path):
     'a.jsonl', 'a.html', 'a-tables.txt', 'a-loss.png', 'a-shots.png',
     'a-flops.png',
   }  # fmt: skip
+
+
+def test_losses_of_the_longer_run_are_drawn_twice_alike(figures, tmp_path):
+  """docs/results.png, from docs/results.csv."""
+  raw = pathlib.Path(__file__).parents[2] / 'docs' / 'results.csv'
+  drawn = []
+  for name in ('a', 'b'):
+    path = tmp_path / f'{name}.csv'
+    path.write_bytes(raw.read_bytes())
+    drawn.append(pathlib.Path(figures.draw_losses(str(path))).read_bytes())
+  assert drawn[0] == drawn[1] and drawn[0].startswith(b'\x89PNG')
