@@ -44,6 +44,7 @@ _KINDS = {
   'ValueError': ValueError, 'OSError': OSError, 'StorageError': OSError,
   'FileNotFoundError': FileNotFoundError, 'PermissionError': PermissionError,
 }  # fmt: skip
+CLOSE_WORKERS = 'close_all'  # Beam's method that ends the workers
 _PROCESS = uuid.uuid4().hex  # tells this process from a worker
 _one_unit = threading.Lock()  # in a process at a time, for the same reason
 
@@ -191,6 +192,10 @@ def _end_with_workers() -> Iterator[None]:
       signal.pthread_kill(main.ident, signal.SIGUSR1)
 
   def stop(number, frame) -> None:
+    while frame:
+      if frame.f_code.co_name == CLOSE_WORKERS:
+        return  # all end now; interrupted, Beam would wait for the others
+      frame = frame.f_back
     raise _WorkerDied
 
   threading.excepthook = interrupt

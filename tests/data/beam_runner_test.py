@@ -3,6 +3,7 @@
 `make test-beam` runs what needs Apache Beam, in an environment of its own.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -40,7 +41,7 @@ def whole(folder, words, tmp_path_factory):
   return contents(directory)
 
 
-def start(directory, words, text, *more) -> subprocess.Popen:
+def start(directory, words, text, *more, env=None) -> subprocess.Popen:
   """Starts `atm cache` as a pipeline of two worker processes."""
   return subprocess.Popen(
     [
@@ -51,6 +52,7 @@ def start(directory, words, text, *more) -> subprocess.Popen:
       "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 64}", *more,
     ],
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    env={**os.environ, **(env or {})},
   )  # fmt: skip
 
 
@@ -168,6 +170,37 @@ def test_bad_text_is_one_line(words, tmp_path):
   assert process.returncode == 2
   (line,) = err.splitlines()
   assert 'en.jsonl, line 2: expected an object with a string `text`' in line
+
+
+# Workers of a process that reads this end with another status than 0.
+FAILING_END = """
+import atexit, os, sys
+if 'apache_beam.runners.worker.sdk_worker_main' in sys.orig_argv:
+  atexit.register(os._exit, 1)
+"""
+
+
+@needs_beam
+@pytest.mark.beam
+def test_a_worker_that_fails_at_its_end_keeps_no_build(words, tmp_path):
+  """Fault seen: the others were not ended, and waited for, for ever."""
+  text = tmp_path / 'text'
+  text.mkdir()
+  (text / 'en.jsonl').write_text('{"tex": 1}\n')
+  (tmp_path / 'sitecustomize.py').write_text(FAILING_END)
+  paths = f'{tmp_path}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
+  env = {'PYTHONPATH': paths}
+  process = start(tmp_path / 'rows', words, text, env=env)
+  try:
+    _, err = process.communicate(timeout=120)
+  finally:
+    left = find_workers(process.pid)
+    for pid in [*left, process.pid]:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+  assert process.returncode == 2 and not left
+  (line,) = err.splitlines()
+  assert 'en.jsonl, line 1: expected an object' in line
 
 
 # --- Without
