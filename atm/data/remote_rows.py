@@ -1,4 +1,4 @@
-"""Reads single rows of an array_record file that lies in an object store.
+"""Reads rows of an array_record file that lies in an object store.
 
 array_record's reader has a client of its own for gs://, with other settings and
 without `storage`'s patience, and none for s3://. So it is given a file of the
@@ -65,19 +65,19 @@ class RemoteRowsFile:
     os.pwrite(self._memory, self._tail, self._start)
     self._held = 0
 
-  def read(self, number: int) -> bytes:
-    """Returns one row, of int32 as bytes.
+  def read(self, first: int, end_row: int) -> list[bytes]:
+    """Returns rows first to end_row - 1, of int32 as bytes, by one request.
 
-    Raises IndexError where there is none, RuntimeError where it is damaged.
+    Raises IndexError where there is none, RuntimeError where one is damaged.
     """
-    begin, end = map(int, self._offsets[number : number + 2])
+    begin, end = int(self._offsets[first]), int(self._offsets[end_row])
     chunk = storage.read_range(self.path, begin, end)
     with self._lock:
       if self._held > MOST_HELD:
         self._clear()
       os.pwrite(self._memory, chunk, begin)
       self._held += len(chunk)
-      return self._reader.read([number])[0]
+      return self._reader.read(first, end_row)
 
   def __del__(self):
     if hasattr(self, '_memory'):

@@ -44,6 +44,7 @@ SETTINGS = {
 # One row a chunk, so that reading a row decodes no other.
 WRITER = 'group_size:1,zstd:3'
 OPEN_FILES = 512
+HEAD_ROWS = 1024  # read at a time
 
 
 def write_rows(path: str, rows: Iterable[np.ndarray]) -> dict:
@@ -257,12 +258,15 @@ class TokenRows:
 
   def head(self, n: int) -> np.ndarray:
     """Returns the first n ids of all rows, end to end."""
-    pieces, count = [np.zeros(0, np.int32)], 0
-    for row in range(len(self)):
-      if count >= n:
-        break
-      pieces.append(self.row(row))
-      count += len(pieces[-1])
+    pieces, count = [np.zeros(0, '<i4')], 0
+    for number, file in enumerate(self.files):
+      for start in range(0, file['rows'], HEAD_ROWS):
+        if count >= n:
+          break
+        end = min(start + HEAD_ROWS, file['rows'])
+        records = self._read(number, start, end)
+        pieces.append(np.frombuffer(b''.join(records), '<i4'))
+        count += len(pieces[-1])
     return np.concatenate(pieces)[:n]
 
   def row(self, index: int) -> np.ndarray:
@@ -272,13 +276,17 @@ class TokenRows:
     """
     index = check_number('row', index, 0, len(self) - 1)
     number = int(np.searchsorted(self._starts, index, side='right')) - 1
-    path = self._get_path(self.files[number])
+    place = int(index - self._starts[number])
+    return np.frombuffer(self._read(number, place, place + 1)[0], '<i4')
+
+  def _read(self, number: int, start: int, end: int) -> list[bytes]:
+    """Returns rows start to end - 1 of a file."""
+    file = self.files[number]
+    path = self._get_path(file)
     try:
-      file, place = self.files[number], int(index - self._starts[number])
-      facts = file['bytes'], file['rows'], file['crc32']
-      reader = _open_reader(path, *facts)
-      # Singly: a list of a few goes through a thread pool, three times slower.
-      record = reader.read(place) if self.remote else reader.read([place])[0]
+      reader = _open_reader(path, file['bytes'], file['rows'], file['crc32'])
+      # A range: for a list of indices the reader goes through all of a file's,
+      # which took 240 microseconds a row where a file has 225,000 rows, not 5.
+      return reader.read(start, end)
     except (RuntimeError, IndexError) as e:
       raise ValueError(f'{path} is damaged: {e}') from e
-    return np.frombuffer(record, '<i4')

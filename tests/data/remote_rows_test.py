@@ -20,18 +20,22 @@ def test_rows_in_any_order_and_again(bucket, rng, count, monkeypatch):
   monkeypatch.setattr(remote_rows, 'MOST_HELD', 50_000)
   path, facts, rows = write(bucket, rng, count)
   file = remote_rows.RemoteRowsFile(path, facts['bytes'], count)
-  order = [*range(min(count, 60)), *rng.permutation(count)[:100], 0]
+  order = [*range(min(count, 60)), *rng.permutation(count)[:100].tolist(), 0]
   for i in order:
-    assert np.array_equal(np.frombuffer(file.read(int(i)), '<i4'), rows[i]), i
+    (row,) = file.read(i, i + 1)
+    assert np.array_equal(np.frombuffer(row, '<i4'), rows[i]), i
+  whole = b''.join(file.read(0, count))
+  assert np.array_equal(np.frombuffer(whole, '<i4'), np.concatenate(rows))
   with pytest.raises((IndexError, ValueError)):
-    file.read(count)
+    file.read(count, count + 1)
 
 
 def test_a_footer_longer_than_was_guessed(make_bucket, rng, monkeypatch):
   monkeypatch.setattr(remote_rows, 'ROW_BYTES', -128)
   path, facts, rows = write(make_bucket('s3'), rng, 512)
   file = remote_rows.RemoteRowsFile(path, facts['bytes'], 512)
-  assert np.array_equal(np.frombuffer(file.read(511), '<i4'), rows[511])
+  (row,) = file.read(511, 512)
+  assert np.array_equal(np.frombuffer(row, '<i4'), rows[511])
 
 
 def test_a_row_costs_its_own_bytes(make_bucket, rng, monkeypatch):
@@ -44,7 +48,7 @@ def test_a_row_costs_its_own_bytes(make_bucket, rng, monkeypatch):
 
   monkeypatch.setattr(remote_rows.storage, 'read_range', counting)
   file = remote_rows.RemoteRowsFile(path, facts['bytes'], 500)
-  file.read(17)
+  file.read(17, 18)
   assert len(asked) == 2 and asked[0] < 150_000 and asked[1] < 5_000
 
 
@@ -61,4 +65,4 @@ def test_a_changed_byte_is_refused(make_bucket, rng, place):
   with pytest.raises((RuntimeError, ValueError)):
     file = remote_rows.RemoteRowsFile(path, facts['bytes'], 50)
     for i in range(50):
-      file.read(i)
+      file.read(i, i + 1)

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import timeit
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ ROWS = [np.array(r, np.int32) for r in ([5, 6, 7], [8], [9, 10])]
 def folder_of(tmp_path, files=(ROWS,), made_from=MADE) -> str:
   """A finished folder with these rows in each of its files."""
   folder = tmp_path / 'rows'
-  folder.mkdir()
+  folder.mkdir(parents=True)
   parts = [
     {
       'counts': {'documents': len(r)},
@@ -121,10 +122,26 @@ def test_no_flipped_bit_gives_a_wrong_row_even_unverified(tmp_path):
 
 def test_a_head_reads_no_more_rows_than_it_needs(tmp_path, monkeypatch):
   made, read = token_store.TokenRows(folder_of(tmp_path)), []
-  row = made.row
-  monkeypatch.setattr(made, 'row', lambda i: read.append(i) or row(i))
+  read_rows = made._read
+  monkeypatch.setattr(token_store, 'HEAD_ROWS', 1)
+  monkeypatch.setattr(made, '_read', lambda *x: read.append(x) or read_rows(*x))
   assert [made.head(n).tolist() for n in (0, 4)] == [[], [5, 6, 7, 8]]
-  assert read == [0, 1]
+  assert read == [(0, 0, 1), (0, 1, 2)]
+
+
+def test_a_row_of_a_large_file_is_read_as_fast(tmp_path):
+  """Fault seen: a reader that goes through all rows' indices for each row.
+
+  240 microseconds a row of a file of 225,000 rows, and 5 of a small one.
+  """
+
+  def seconds(count: int) -> float:
+    rows = [np.array([1, 2], np.int32)] * count
+    made = token_store.TokenRows(folder_of(tmp_path / str(count), (rows,)))
+    made.row(0)
+    return min(timeit.repeat(lambda: made.row(count // 2), number=50, repeat=9))
+
+  assert seconds(100_000) < 5 * seconds(10)
 
 
 def test_hosts_verify_a_share_each(tmp_path):
