@@ -187,7 +187,7 @@ EXTRAS = {
   'eval': EVAL,
   # `atm cache` as a pipeline; Dataflow needs apache-beam[gcp] of this version.
   # It caps numpy, protobuf and pyarrow: an environment of its own may be best.
-  'beam': ['apache-beam>=2.70,<3'],
+  'beam': ['apache-beam>=2.70,<3', 'psutil>=5.9,<8'],
   # `atm serve`: HTTP, its metrics and its page.
   'serve': SERVE,
   # Executes the documents and the notebook, and keeps its two forms equal.

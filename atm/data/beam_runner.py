@@ -17,7 +17,10 @@ import os
 import pickle
 import re
 import signal
+import sys
 import threading
+import time
+import types
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +47,13 @@ _KINDS = {
   'ValueError': ValueError, 'OSError': OSError, 'StorageError': OSError,
   'FileNotFoundError': FileNotFoundError, 'PermissionError': PermissionError,
 }  # fmt: skip
-CLOSE_WORKERS = 'close_all'  # Beam's method that ends the workers
+# Beam's names: a thread that waits for a worker to end, what a worker runs, and
+# the method that ends all.
+RUN_WORKER = 'run_worker'
+WORKER_MODULE = 'apache_beam.runners.worker.sdk_worker_main'
+CLOSE_WORKERS = 'close_all'
+WORKER_PATIENCE = 5  # seconds that ending all workers may take
+LAST_WORDS = 0.5  # seconds
 _PROCESS = uuid.uuid4().hex  # tells this process from a worker
 _one_unit = threading.Lock()  # in a process at a time, for the same reason
 
@@ -129,7 +138,7 @@ def run_units(
     quiet = fileio.silence_stderr  # 20 lines of each worker, whatever its level
   if not any(THREADS.partition('=')[0] in option for option in given):
     given.append(THREADS)
-  with _end_with_workers(), quiet():
+  with quiet(), _end_with_workers():
     beam, pipeline_options = _import_beam()
     pipeline = beam.Pipeline(options=pipeline_options.PipelineOptions(given))
     # Create shuffles the numbers: a runner that fused them with the work would
@@ -176,6 +185,7 @@ def _end_with_workers() -> Iterator[None]:
   """Raises OSError when a worker process of this machine has died.
 
   Beam's local runner starts no other in its place, and would wait for ever.
+  Workers that Beam cannot end are killed.
   """
   died, before = [], threading.excepthook
   main = threading.main_thread()
@@ -184,7 +194,7 @@ def _end_with_workers() -> Iterator[None]:
     return
 
   def interrupt(args) -> None:
-    if args.thread is None or args.thread.name != 'run_worker':
+    if args.thread is None or args.thread.name != RUN_WORKER:
       before(args)
       return
     died.append(args.exc_value)
@@ -192,21 +202,60 @@ def _end_with_workers() -> Iterator[None]:
       signal.pthread_kill(main.ident, signal.SIGUSR1)
 
   def stop(number, frame) -> None:
-    while frame:
-      if frame.f_code.co_name == CLOSE_WORKERS:
-        return  # all end now; interrupted, Beam would wait for the others
-      frame = frame.f_back
-    raise _WorkerDied
+    if not _is_ending_workers(frame):  # else Beam would not end the others
+      raise _WorkerDied
 
+  ended = threading.Event()
+  watch = threading.Thread(target=_watch, args=[main, ended], daemon=True)
   threading.excepthook = interrupt
   handler = signal.signal(signal.SIGUSR1, stop)
+  watch.start()
+  failed = True
   try:
     yield
+    failed = False
   except _WorkerDied:
     raise OSError(
       f'a worker process has ended: {one_line(died[0], 200)}. Finished units '
       'stay: the same command makes the rest'
     ) from None
   finally:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    ended.set()
+    if any(x.name == RUN_WORKER for x in threading.enumerate()):
+      _kill_workers()  # a second signal; their threads would keep this process
+    if failed:
+      time.sleep(LAST_WORDS)  # of Beam's threads, which `run_units` keeps back
     threading.excepthook = before
     signal.signal(signal.SIGUSR1, handler)
+
+
+def _is_ending_workers(frame: types.FrameType | None) -> bool:
+  """Tells whether a stack is within Beam's method that ends all workers."""
+  while frame and frame.f_code.co_name != CLOSE_WORKERS:
+    frame = frame.f_back
+  return frame is not None
+
+
+def _watch(main: threading.Thread, ended: threading.Event) -> None:
+  """Kills workers that Beam waits for in vain at the end of a pipeline.
+
+  One that connects once a pipeline has failed, or was told to stop, is not told
+  to end.
+  """
+  waited = 0
+  while not ended.wait(1.0):
+    frame = sys._current_frames().get(main.ident)
+    waited = waited + 1 if _is_ending_workers(frame) else 0
+    if waited > WORKER_PATIENCE:
+      _kill_workers()
+
+
+def _kill_workers() -> None:
+  """Kills all worker processes of this machine that this one has begun."""
+  import psutil
+
+  for process in psutil.Process().children(recursive=True):
+    with contextlib.suppress(psutil.Error):  # it has ended
+      if any(WORKER_MODULE in word for word in process.cmdline()):
+        process.kill()

@@ -203,6 +203,27 @@ def test_a_worker_that_fails_at_its_end_keeps_no_build(words, tmp_path):
   assert 'en.jsonl, line 1: expected an object' in line
 
 
+@needs_beam
+@pytest.mark.beam
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_alone_ends_it(words, folder, tmp_path, number):
+  """Fault seen: it waited for ever for workers that had not connected yet."""
+  process = start(tmp_path, words, folder)
+  while not find_workers(process.pid):
+    time.sleep(0.01)
+  process.send_signal(number)
+  try:
+    _, err = process.communicate(timeout=60)
+  finally:
+    left = find_workers(process.pid)
+    for pid in [*left, process.pid]:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+  assert process.returncode == 128 + number and not left
+  (line,) = err.splitlines()
+  assert 'the same command makes the rest' in line
+
+
 # --- Without
 
 
