@@ -226,10 +226,17 @@ class Study:
     for core in available:
       cores.put(core)
 
+    failed = threading.Event()
+
     def work(arm: str, seed: int) -> None:
+      if failed.is_set():  # before the pool could cancel this one
+        return
       core = cores.get()
       try:
         self.run_one(arm, seed, core)
+      except RuntimeError:
+        failed.set()
+        raise
       finally:
         cores.put(core)
 

@@ -82,3 +82,12 @@ def test_metrics_have_the_oracle(study, tmp_path, monkeypatch):
   (first, *_) = arm_records.read_arm_file(path)
   assert {e['oracle'] for e in first['evaluations']} == {100.0}
   assert (tmp_path / 'runs.html').exists()
+
+
+def test_after_a_failure_no_other_run_begins(study, calls, tmp_path):
+  """Fault seen: one began in the place of that which had failed."""
+  made = study.Study(str(tmp_path), 80, None, [*study.ARMS])
+  calls.fail.append('pretrain')
+  with pytest.raises(RuntimeError, match='-0 failed'):
+    made.run_all()
+  assert len(calls.made) <= len(os.sched_getaffinity(0))
