@@ -91,3 +91,14 @@ def test_after_a_failure_no_other_run_begins(study, calls, tmp_path):
   with pytest.raises(RuntimeError, match='-0 failed'):
     made.run_all()
   assert len(calls.made) <= len(os.sched_getaffinity(0))
+
+
+def test_shipped_tables_are_of_the_shipped_metrics():
+  """Of docs/study.md; `make figures` writes them."""
+  from atm.pages import arm_records, arms_page
+
+  folder = ROOT / 'docs' / 'study'
+  runs = arm_records.read_arm_file(str(folder / 'runs.jsonl'))
+  assert {run['last_step'] for run in runs} == {8000}
+  written = (folder / 'runs-tables.txt').read_text(encoding='utf-8')
+  assert arms_page.format_markdown(runs) == written
