@@ -65,19 +65,19 @@ class RemoteRowsFile:
     os.pwrite(self._memory, self._tail, self._start)
     self._held = 0
 
-  def read(self, first: int, end_row: int) -> list[bytes]:
-    """Returns rows first to end_row - 1, of int32 as bytes, by one request.
+  def read(self, start: int, end: int) -> list[bytes]:
+    """Returns rows start to end - 1, of int32 as bytes, by one request.
 
     Raises IndexError where there is none, RuntimeError where one is damaged.
     """
-    begin, end = int(self._offsets[first]), int(self._offsets[end_row])
-    chunk = storage.read_range(self.path, begin, end)
+    first, last = int(self._offsets[start]), int(self._offsets[end])
+    content = storage.read_range(self.path, first, last)
     with self._lock:
       if self._held > MOST_HELD:
         self._clear()
-      os.pwrite(self._memory, chunk, begin)
-      self._held += len(chunk)
-      return self._reader.read(first, end_row)
+      os.pwrite(self._memory, content, first)
+      self._held += len(content)
+      return self._reader.read(start, end)
 
   def __del__(self):
     if hasattr(self, '_memory'):

@@ -73,6 +73,20 @@ def find_workers(parent: int) -> list[int]:
   return [pid for pid in workers if above(pid)]
 
 
+def read_end(process: subprocess.Popen) -> str:
+  """Returns the one line of stderr of a command that ends with its workers."""
+  try:
+    _, err = process.communicate(timeout=60)
+  finally:
+    left = find_workers(process.pid)
+    for pid in [*left, process.pid]:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+  assert not left
+  (line,) = err.splitlines()
+  return line
+
+
 def count_facts(directory) -> int:
   return sum(
     name.endswith('.json') and name != 'manifest.json'
@@ -191,15 +205,8 @@ def test_a_worker_that_fails_at_its_end_keeps_no_build(words, tmp_path):
   paths = f'{tmp_path}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
   env = {'PYTHONPATH': paths}
   process = start(tmp_path / 'rows', words, text, env=env)
-  try:
-    _, err = process.communicate(timeout=120)
-  finally:
-    left = find_workers(process.pid)
-    for pid in [*left, process.pid]:
-      with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-  assert process.returncode == 2 and not left
-  (line,) = err.splitlines()
+  line = read_end(process)
+  assert process.returncode == 2
   assert 'en.jsonl, line 1: expected an object' in line
 
 
@@ -212,15 +219,8 @@ def test_a_signal_to_the_command_alone_ends_it(words, folder, tmp_path, number):
   while not find_workers(process.pid):
     time.sleep(0.01)
   process.send_signal(number)
-  try:
-    _, err = process.communicate(timeout=60)
-  finally:
-    left = find_workers(process.pid)
-    for pid in [*left, process.pid]:
-      with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-  assert process.returncode == 128 + number and not left
-  (line,) = err.splitlines()
+  line = read_end(process)
+  assert process.returncode == 128 + number
   assert 'the same command makes the rest' in line
 
 

@@ -120,7 +120,7 @@ def test_no_flipped_bit_gives_a_wrong_row_even_unverified(tmp_path):
         assert 'is damaged' in str(e)
 
 
-def test_a_head_reads_no_more_rows_than_it_needs(tmp_path, monkeypatch):
+def test_a_head_reads_no_more_blocks_than_it_needs(tmp_path, monkeypatch):
   made, read = token_store.TokenRows(folder_of(tmp_path)), []
   read_rows = made._read
   monkeypatch.setattr(token_store, 'HEAD_ROWS', 1)
