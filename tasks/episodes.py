@@ -45,6 +45,9 @@ TEMPLATE = Template(
   between='; ',
   cut=';',
 )
+# Of lines of two words. With a sign between key and value a small model needs
+# several times as many rows until it finds a key's value.
+PAIR_TEMPLATE = dataclasses.replace(TEMPLATE, body='{query}', cue='')
 CHOICE_COUNT = 4
 
 Example = tuple[str, str]  # a query and its answer
@@ -236,6 +239,11 @@ def draw_episode(family: str, split: str, number: int) -> Episode:
 # --- Text
 
 
+def choose_template(family: str) -> Template:
+  """Returns how the lines of a family are written."""
+  return PAIR_TEMPLATE if family == 'recall' else TEMPLATE
+
+
 def write_document(family: str, episode: Episode) -> str:
   """Writes 1 to MOST_SHOTS shots and the query, a document to train on.
 
@@ -247,5 +255,10 @@ def write_document(family: str, episode: Episode) -> str:
   asked = [(episode.query, episode.answer)]
   if family == 'recall':
     asked = [*draw.shuffle(shots), *draw.shuffle(shots)]
-  lines = [f' {TEMPLATE.cue} '.join(example) for example in [*shots, *asked]]
-  return TEMPLATE.between.join(lines)
+  template = choose_template(family)
+  question = f'{template.body}{template.cue}'
+  lines = [
+    f'{question.format(query=query)} {answer}'
+    for query, answer in [*shots, *asked]
+  ]
+  return template.between.join(lines)

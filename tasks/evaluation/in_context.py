@@ -4,11 +4,12 @@ Each example has its own shots. A prompt is a document to train on, up to its
 answer. So a model that was trained on other episodes knows their form alone.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 
+from atm.inference.prompts import Template
 from atm_tasks import episodes
-from atm_tasks.episodes import TEMPLATE
 from atm_tasks.evaluation.dataset_files import DataSet, Paths
 from atm_tasks.evaluation.datasets import DATASETS, OWN
 from atm_tasks.evaluation.generation import PromptFormat
@@ -63,25 +64,35 @@ def read_answer(example: Mapping) -> str:
   return example['choices'][example['label']]
 
 
-def write_choices(example: Mapping, language: str, cut: Cut) -> WrittenExample:
+def write_choices(
+  template: Template, example: Mapping, language: str, cut: Cut
+) -> WrittenExample:
   """Writes the choices of an episode, each with the delimiter behind it.
 
   The delimiter makes an answer that begins as another one end where it does.
   """
-  question = fill_template(TEMPLATE, query=example['query'])
-  ends = [f'{answer}{TEMPLATE.cut}' for answer in example['choices']]
+  question = fill_template(template, query=example['query'])
+  ends = [f'{answer}{template.cut}' for answer in example['choices']]
   return WrittenExample(
     write_endings(question, ends), example['label'], {'query': example['query']}
   )
 
 
-ANSWER_FORMAT = PromptFormat(
-  TEMPLATE,
-  lambda e, language: {'query': e['query'], 'answer': read_answer(e)},
-  read_answer,
-  max_tokens=16,
-)
-# All of an answer counts, as that is how likely the model writes it.
-CHOICE_FORMAT = ChoiceFormat(write_choices, normalize='sum', between=' ')
+def make_formats(family: str) -> tuple[PromptFormat, ChoiceFormat]:
+  """Returns how the answers of a family are written, and its choices."""
+  template = episodes.choose_template(family)
+  written = PromptFormat(
+    template,
+    lambda e, language: {'query': e['query'], 'answer': read_answer(e)},
+    read_answer,
+    max_tokens=16,
+  )
+  # All of an answer counts, as that is how likely the model writes it.
+  chosen = ChoiceFormat(
+    functools.partial(write_choices, template), normalize='sum', between=' '
+  )
+  return written, chosen
+
+
 for family in episodes.FAMILIES:
   add_data_set(family)

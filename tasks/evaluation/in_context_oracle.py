@@ -14,20 +14,22 @@ from collections.abc import Iterator, Sequence
 from atm_tasks.episodes import (
   INVENTED_WORDS,
   RULES,
-  TEMPLATE,
   WORD_CLASSES,
   Example,
+  choose_template,
 )
 from atm_tasks.evaluation import registry
 
 SHOTS = (1, 2, 4)
 
 
-def read_prompt(prompt: str) -> tuple[list[Example], str]:
-  """Returns (the shots, the query) of a prompt of `episodes.TEMPLATE`."""
-  *lines, last = prompt.split(TEMPLATE.between)
-  shots = [tuple(line.split(f' {TEMPLATE.cue} ')) for line in lines]
-  return shots, last.removesuffix(f' {TEMPLATE.cue}')
+def read_prompt(family: str, prompt: str) -> tuple[list[Example], str]:
+  """Returns (the shots, the query) of a prompt of a family."""
+  template = choose_template(family)
+  *lines, last = prompt.split(template.between)
+  between = f' {template.cue} ' if template.cue else ' '
+  shots = [tuple(line.split(between)) for line in lines]
+  return shots, last.removesuffix(between.rstrip())
 
 
 def list_recalls(shots: Sequence[Example], query: str) -> Iterator[str]:
@@ -86,7 +88,7 @@ ANSWERS = {
 
 def solve(family: str, prompt: str) -> str:
   """Returns the first answer that agrees with the shots of a prompt."""
-  return next(ANSWERS[family](*read_prompt(prompt)), '')
+  return next(ANSWERS[family](*read_prompt(family, prompt)), '')
 
 
 def choose_pair(family: str, pairs: Sequence[tuple[str, str]]) -> int:
@@ -94,8 +96,9 @@ def choose_pair(family: str, pairs: Sequence[tuple[str, str]]) -> int:
 
   `pairs` are those of `task.Question`, of a task in 'clm'.
   """
-  answers = {*ANSWERS[family](*read_prompt(pairs[0][0]))}
-  agree = [text.removesuffix(TEMPLATE.cut) in answers for _, text in pairs]
+  answers = {*ANSWERS[family](*read_prompt(family, pairs[0][0]))}
+  cut = choose_template(family).cut
+  agree = [text.removesuffix(cut) in answers for _, text in pairs]
   return agree.index(True)
 
 

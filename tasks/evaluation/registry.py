@@ -112,9 +112,10 @@ def _list_specs() -> Named:
   for family in episodes.FAMILIES:
     data = f'in_context_{family}'
     own = partial(TaskSpec, data, shots=4, choose='own')
-    yield data, own(in_context.ANSWER_FORMAT, ('exact_match', 'chrf'))
+    written, chosen = in_context.make_formats(family)
+    yield data, own(written, ('exact_match', 'chrf'))
     yield f'{data}_choice', own(
-      in_context.CHOICE_FORMAT, ('accuracy',),
+      chosen, ('accuracy',),
       chance=100 / episodes.CHOICE_COUNT,
       set=f'{data}_choice',
     )  # fmt: skip

@@ -19,7 +19,7 @@ def test_a_question_has_its_own_shots(family):
   assert task.shots == 2 and task.stop == (';',)
   assert len(questions) == episodes.EPISODES['test']
   for number, question in enumerate(questions[:20]):
-    shots, query = in_context_oracle.read_prompt(question.prompt)
+    shots, query = in_context_oracle.read_prompt(family, question.prompt)
     episode = episodes.draw_episode(family, 'test', number)
     assert shots == episode.choose_shots(2)
     assert (query, question.truth) == (episode.query, episode.answer)
@@ -48,4 +48,4 @@ def test_shots_are_as_many_as_an_episode_has():
       'Did you mean 4?'
     )
   _, questions = ask('in_context_recall', shots=0)
-  assert re.fullmatch(r'\w+ =', questions[0].prompt)
+  assert re.fullmatch(r'\w+', questions[0].prompt)
