@@ -14,7 +14,7 @@ import numpy as np
 
 from atm.data import text_reader
 from atm.data.languages import LANGUAGE_CODES, LANGUAGES
-from atm_tasks.evaluation import readers, superglue
+from atm_tasks.evaluation import readers, superglue, text_context
 from atm_tasks.evaluation.dataset_files import DataSet, Paths
 from atm_tasks.evaluation.readers import RawExample
 from atm_tasks.pretraining import pair_text, pairs, tasks
@@ -409,6 +409,12 @@ def _read_languages(
       yield {'id': f'{shard}/{number}', **pair_text.text_to_pair(stored)}
 
 
+def _read_contexts(paths: Paths, part: str, split: str) -> Iterator[RawExample]:
+  for path, language in zip(paths, LANGUAGE_CODES, strict=True):
+    articles = _read_articles(path, split == 'validation')
+    yield from text_context.make_questions(language, articles)
+
+
 def _part_files(part: str, split: str) -> list[list[str]]:
   return [[f'{k}.tsv' for k in part.split('_')]]
 
@@ -423,6 +429,7 @@ for _name, _files, _reader in (
   ('udhr_translate', _part_files, _read_declaration),
   ('udhr_next', _part_files, _read_continuations),
   ('udhr_language', _all_files, _read_languages),
+  ('udhr_context', _all_files, _read_contexts),
 ):
   _add(_name, os.path.join(_ROOT, 'udhr'), url='atm',
        licence='tasks/udhr/LICENSE', splits=OWN, files=_files,

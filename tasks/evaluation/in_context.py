@@ -35,7 +35,7 @@ def add_data_set(family: str) -> None:
         'query': episode.query,
         'choices': choices,
         'label': label,
-        'episode': episode,
+        'choose_shots': functools.partial(list_shots, episode),
       }
 
   name = f'in_context_{family}'
@@ -51,11 +51,11 @@ def add_data_set(family: str) -> None:
   )
 
 
-def list_shots(example: Mapping, k: int) -> list[RawExample]:
+def list_shots(episode: episodes.Episode, k: int) -> list[RawExample]:
   """Returns k shots of an episode, MOST_SHOTS at most."""
   return [
     {'query': query, 'choices': [answer], 'label': 0}
-    for query, answer in example['episode'].choose_shots(k)
+    for query, answer in episode.choose_shots(k)
   ]
 
 

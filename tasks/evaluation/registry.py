@@ -20,7 +20,12 @@ from atm.data.languages import LANGUAGE_CODES
 from atm.evals.task import MissingData, Question, Task, Tokenizer
 from atm.inference import prompts
 from atm_tasks import episodes
-from atm_tasks.evaluation import dataset_files, generation, in_context
+from atm_tasks.evaluation import (
+  dataset_files,
+  generation,
+  in_context,
+  text_context,
+)
 from atm_tasks.evaluation import multiple_choice as choices
 from atm_tasks.evaluation.datasets import DATASETS, SUPERGLUE
 from atm_tasks.evaluation.readers import RawExample
@@ -39,7 +44,7 @@ class TaskSpec:
     split: the one the paper reports, where known.
     shots, shots_from: how many, of which split.
     choose: 'first', 'short' (the first under 192 words), 'drawn' by seed, or
-      'own': each example brings its own, see `in_context`.
+      'own': an example's `choose_shots` gives its own, see `in_context`.
     set: of the reports.
   """
 
@@ -96,6 +101,11 @@ def _list_specs() -> Named:
   yield from _choices(
     'udhr_next', choices.write_continuation, ' '.join(LANGUAGE_CODES), 25.0,
     split='validation', shots_from='validation',
+  )  # fmt: skip
+  yield 'udhr_context', TaskSpec(
+    'udhr_context', text_context.FORMAT, ('accuracy',), split='train',
+    shots=text_context.MOST_SHOTS, choose='own',
+    chance=100 / text_context.CHOICE_COUNT, set='udhr_context',
   )  # fmt: skip
   for name, metrics in (
     ('udhr_language', ('exact_match',)),
@@ -353,7 +363,7 @@ def write_question(
   spec = source.spec
   try:
     if spec.choose == 'own':
-      shots = in_context.list_shots(example, spec.shots)
+      shots = example['choose_shots'](spec.shots)
     return spec.format.question(example, shots, spec.language, mode, cut)
   except ValueError as e:
     place = f'{source.place}, example {example["id"]}'
