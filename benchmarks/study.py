@@ -47,12 +47,14 @@ IN_CONTEXT = 0.75  # share of the rows that are generated episodes
 # 96,000 rows, and with half all: episodes are answered as rows of CLM.
 CLM = 0.5
 VOCABULARY = 1536
-# Small: in as many rows, 16 a step learn to copy far sooner than 64.
+# In as many rows, 16 a step learned to copy far sooner than 64.
 BATCH = 32
 # Evaluations at these shares of the steps, with the most shots; the last with
 # all.
 CHECKPOINTS = 4
 WIDTH, LAYERS = 64, 2
+# Sinusoids beside embeddings of the same size: heads that look a token back
+# are learned for all positions at once. See docs/study.md.
 MODEL = dict(
   vocab_size=VOCABULARY, d_model=WIDTH, encoder_layers=LAYERS,
   decoder_layers=LAYERS, encoder_heads=4, decoder_heads=4,
@@ -331,7 +333,7 @@ def main() -> None:
   running = commands.add_parser('run')
   running.add_argument('folder')
   running.add_argument('--text')
-  running.add_argument('--steps', type=int, default=8000)
+  running.add_argument('--steps', type=int, default=4000)
   running.add_argument('--arms', nargs='+', choices=ARMS, default=[*ARMS])
   collecting = commands.add_parser('collect')
   collecting.add_argument('folder')

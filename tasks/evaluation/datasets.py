@@ -6,7 +6,6 @@ of the release, with or without the folder it unpacks to.
 
 import functools
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 
@@ -350,30 +349,6 @@ def _read_declaration(
     yield {'id': f'{article}/{i}', 'source': one, 'target': two}
 
 
-# Of either half, so that a question fits the positions of models/tiny.gin.
-HALF = 40
-
-
-_BREAK = re.compile(r'\s+|(?<=、)')
-
-
-def _split_in_half(text: str) -> tuple[str, str, str]:
-  """Divides a text next to its middle: (beginning, space or '', end).
-
-  Of either half, whole words next to the division, HALF characters at most.
-  """
-  breaks = [m.span() for m in _BREAK.finditer(text)]
-  a, b = min(breaks, key=lambda s: abs(sum(s) - len(text)))
-  begun, end = text[:a], text[b:]
-  if len(begun) > HALF:
-    begun = begun[-HALF - 1 :]
-    begun = begun.partition(' ')[2] or begun[1:]
-  if len(end) > HALF:
-    end = end[: HALF + 1]
-    end = end.rpartition(' ')[0] or end[:-1]
-  return begun, text[a:b], end
-
-
 def _read_continuations(
   paths: Paths, part: str, split: str
 ) -> Iterator[RawExample]:
@@ -383,9 +358,9 @@ def _read_continuations(
   """
   held_out = split == 'validation'
   rows = [
-    (article, *_split_in_half(text))
+    (article, *text_context.split_in_half(text))
     for article, text in _read_articles(paths[0], held_out)
-    if _BREAK.search(text)
+    if text_context.BREAK.search(text)
   ]
   # Drawn by the language alone: the same for everyone. Each place has the right
   # end as often as the others, as nearly as may be.

@@ -104,8 +104,8 @@ def _list_specs() -> Named:
   )  # fmt: skip
   yield 'udhr_context', TaskSpec(
     'udhr_context', text_context.FORMAT, ('accuracy',), split='train',
-    shots=text_context.MOST_SHOTS, choose='own',
-    chance=100 / text_context.CHOICE_COUNT, set='udhr_context',
+    shots=episodes.MOST_SHOTS, choose='own',
+    chance=100 / episodes.CHOICE_COUNT, set='udhr_context',
   )  # fmt: skip
   for name, metrics in (
     ('udhr_language', ('exact_match',)),

@@ -1,17 +1,20 @@
-"""Questions that ask what more text before a gap helps: `udhr_context`.
+"""Questions of running text: `udhr_context`, and the halves of `udhr_next`.
 
-A paragraph of the Declaration is divided into segments of SEGMENT bytes or a
-little more. The question is a segment; choices are the one that follows, and
-such of other articles. Shots are the segments right before it, so that a
-prompt is always one piece of running text.
+`udhr_context` asks what more text before a question brings. A paragraph of the
+Declaration is divided into segments of SEGMENT bytes or a little more. The
+question is a segment; choices are the one that follows, and such of other
+articles. Shots are the segments right before it, so that a prompt is always one
+piece of running text.
 """
 
 import functools
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from atm_tasks.episodes import CHOICE_COUNT, MOST_SHOTS
 from atm_tasks.evaluation.multiple_choice import (
   ChoiceFormat,
   Cut,
@@ -21,8 +24,26 @@ from atm_tasks.evaluation.multiple_choice import (
 from atm_tasks.evaluation.readers import RawExample
 
 SEGMENT = 20  # bytes: about 8 pieces of a vocabulary of 2,048
-MOST_SHOTS = 4
-CHOICE_COUNT = 4
+# Of either half, so that a question fits the positions of models/tiny.gin.
+HALF = 40
+BREAK = re.compile(r'\s+|(?<=、)')
+
+
+def split_in_half(text: str) -> tuple[str, str, str]:
+  """Divides a text next to its middle: (beginning, space or '', end).
+
+  Of either half, whole words next to the division, HALF characters at most.
+  """
+  breaks = [m.span() for m in BREAK.finditer(text)]
+  a, b = min(breaks, key=lambda s: abs(sum(s) - len(text)))
+  begun, end = text[:a], text[b:]
+  if len(begun) > HALF:
+    begun = begun[-HALF - 1 :]
+    begun = begun.partition(' ')[2] or begun[1:]
+  if len(end) > HALF:
+    end = end[: HALF + 1]
+    end = end.rpartition(' ')[0] or end[:-1]
+  return begun, text[a:b], end
 
 
 def split_segments(text: str) -> tuple[list[str], str]:
@@ -68,11 +89,13 @@ def make_questions(
     yield {
       'id': f'{language}/{article}/{i}', 'text': text, 'space': space,
       'ends': ends, 'label': int(labels[i]),
-      'choose_shots': functools.partial(list_shots, before, space),
+      'choose_shots': functools.partial(list_segments_before, before, space),
     }  # fmt: skip
 
 
-def list_shots(before: list[str], space: str, k: int) -> list[RawExample]:
+def list_segments_before(
+  before: list[str], space: str, k: int
+) -> list[RawExample]:
   """Returns the last k segments before a question, in their order."""
   return [
     {'text': text, 'space': space, 'ends': [''], 'label': 0}
