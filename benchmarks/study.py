@@ -40,7 +40,7 @@ ARMS = {
 SEEDS = 0, 1, 2
 SHOTS = 1, 2, 4
 # Of inputs and of targets. In short rows a small model learns to copy soonest,
-# see docs/results.md, and the longest episode has 47 tokens.
+# see docs/results.md, and the longest episode has 62 tokens.
 LENGTH = 64
 IN_CONTEXT = 0.75  # share of the rows that are generated episodes
 # Of all rows. With the paper's fifth, 0.5% of 1-shot recalls were right after

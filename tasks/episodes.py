@@ -247,12 +247,14 @@ def choose_template(family: str) -> Template:
 def write_document(family: str, episode: Episode) -> str:
   """Writes 1 to MOST_SHOTS shots and the query, a document to train on.
 
-  It is the prompt of an evaluation and its answer. Of `recall` each key is
-  asked twice, so that two lines of three can be learned.
+  It begins as the prompt of an evaluation and its answer. The query is there
+  three times: CLM's input is at most a part of a document, and has to be as
+  long as a prompt. Of `recall` all keys are asked twice, so that two lines of
+  three can be learned.
   """
   draw = Draw(*episode.key, MOST_SHOTS + 1)
   shots = episode.choose_shots(1 + draw.number(MOST_SHOTS))
-  asked = [(episode.query, episode.answer)]
+  asked = [(episode.query, episode.answer)] * 3
   if family == 'recall':
     asked = [*draw.shuffle(shots), *draw.shuffle(shots)]
   template = choose_template(family)

@@ -1,6 +1,7 @@
 """Generated episodes: what follows from shots, and what no training shows."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from atm.data import task_registry
 from atm.inference import prompts
 from atm_tasks import episodes
 from atm_tasks.episodes import FAMILIES
-from atm_tasks.evaluation import in_context_oracle
+from atm_tasks.evaluation import in_context_oracle, registry
 from atm_tasks.pretraining import tasks
 
 families = pytest.mark.parametrize('family', FAMILIES)
@@ -28,9 +29,9 @@ def test_an_episode_depends_on_its_number_alone(family):
   assert episodes.write_document(family, one) == {
     'recall': 'ra to; ku mo; ra to; ku mo; ku mo; ra to',
     'mapping': 'ra me = sa se; da ki = na re; ra ki = sa re; ro be = ba ke; '
-    'da me = na se',
+    'da me = na se; da me = na se; da me = na se',
     'edits': 'bu ma mi = bu ma mi be; si do bu = si do bu be; '
-    'bu to re = bu to re be',
+    'bu to re = bu to re be; bu to re = bu to re be; bu to re = bu to re be',
   }[family]  # fmt: skip
 
 
@@ -82,6 +83,9 @@ def test_documents_to_train_on_are_prompts_with_answers(family):
       dict(zip(('query', 'answer'), line.split(between)))
       for line in text.split(template.between)
     ]
+    if family != 'recall':
+      assert fields.pop() == fields.pop() == fields[-1]
+      text = text.rsplit(template.between, 2)[0]
     *shots, query = fields
     prompt = prompts.build_prompt(template, query, shots)
     assert f'{prompt} {query["answer"]}' == text
@@ -91,6 +95,18 @@ def test_documents_to_train_on_are_prompts_with_answers(family):
     )
   # Each pair of `recall` is there three times.
   assert counts == ({2, 5, 8, 11} if family == 'recall' else {1, 2, 3, 4})
+
+
+@families
+@pytest.mark.parametrize('shots', range(1, episodes.MOST_SHOTS + 1))
+def test_inputs_to_train_on_are_as_long_as_prompts(family, shots):
+  """Fault seen: of `mapping` with 4 shots none was, and answers were chance."""
+  count = lambda text: len(re.findall(r'\w+|[=;]', text))
+  (task,) = registry.suite([f'in_context_{family}'], shots=shots)
+  longest = max(count(q.prompt) for q in task.make_questions(None))
+  texts = [episodes.write_document(family, e) for e in draw(family, 'train')]
+  inputs = [int(atm_tasks.Mixing().clm_high * count(text)) for text in texts]
+  assert np.mean(np.array(inputs) >= longest) > 0.1
 
 
 @families
