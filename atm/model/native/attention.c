@@ -46,7 +46,7 @@ static void score(const float *q, const float *keys, int64_t K, int64_t pitch,
     for (int64_t k = 0; k < K; k++)
       UNROLL for (int v = 0; v < 4; v++) {
         const int64_t at = k * pitch + t + v * WIDTH;
-        sum[v] += q[k] * *(vector *)(keys + at);
+        sum[v] = fuse(q[k], *(vector *)(keys + at), sum[v]);
         __builtin_prefetch(ahead + at, 0, 2);
       }
     UNROLL for (int v = 0; v < 4; v++) *(vector *)(out + t + v * WIDTH) = sum[v];
@@ -54,7 +54,7 @@ static void score(const float *q, const float *keys, int64_t K, int64_t pitch,
   for (; t + WIDTH <= count; t += WIDTH) {
     vector sum = {0};
     for (int64_t k = 0; k < K; k++) {
-      sum += q[k] * *(vector *)(keys + k * pitch + t);
+      sum = fuse(q[k], *(vector *)(keys + k * pitch + t), sum);
       __builtin_prefetch(ahead + k * pitch + t, 0, 2);
     }
     *(vector *)(out + t) = sum;
@@ -77,7 +77,7 @@ static void weigh(const float *weights, const float *values, int64_t K,
     for (int64_t t = 0; t < count; t++)
       UNROLL for (int v = 0; v < 4; v++) {
         const float *at = values + t * K + k + v * WIDTH;
-        sum[v] += weights[t] * *(vector *)at;
+        sum[v] = fuse(weights[t], *(vector *)at, sum[v]);
         __builtin_prefetch(at + next, 0, 2);
       }
     UNROLL for (int v = 0; v < 4; v++) *(vector *)(out + k + v * WIDTH) = sum[v];
@@ -85,7 +85,7 @@ static void weigh(const float *weights, const float *values, int64_t K,
   for (; k + WIDTH <= K; k += WIDTH) {
     vector sum = *(vector *)(out + k);
     for (int64_t t = 0; t < count; t++)
-      sum += weights[t] * *(vector *)(values + t * K + k);
+      sum = fuse(weights[t], *(vector *)(values + t * K + k), sum);
     *(vector *)(out + k) = sum;
   }
   for (; k < K; k++)

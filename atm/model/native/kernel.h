@@ -12,6 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/c_api.h"
 
 // WIDTH floats are a vector of the processor.
@@ -29,6 +33,19 @@ typedef uint8_t bytes __attribute__((vector_size(WIDTH), aligned(1)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+
+// Returns a b + c, rounded once. For AMD's processors GCC rounds twice in some
+// loops and not in others, so that the bits of a sum depend on which one runs.
+INLINE vector fuse(float a, vector b, vector c) {
+  const vector spread = a - (vector){0};
+#if defined(__AVX512F__)
+  return (vector)_mm512_fmadd_ps((__m512)spread, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (vector)_mm256_fmadd_ps((__m256)spread, (__m256)b, (__m256)c);
+#else
+  return spread * b + c;
+#endif
+}
 
 INLINE int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -44,7 +44,9 @@ INLINE void add_tile(const int rows, const Part *p, const float *x,
     __builtin_prefetch(ahead, 0, 2);
     if (both) __builtin_prefetch(ahead + 16, 0, 2);
     UNROLL for (int i = 0; i < rows; i++)
-    UNROLL for (int v = 0; v < COLUMNS; v++) sum[i][v] += x[i * A] * read[v];
+    UNROLL for (int v = 0; v < COLUMNS; v++) {
+      sum[i][v] = fuse(x[i * A], read[v], sum[i][v]);
+    }
   }
   UNROLL for (int v = 0; v < COLUMNS; v++) {
     vector bias = {0};
