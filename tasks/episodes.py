@@ -45,8 +45,8 @@ TEMPLATE = Template(
   between='; ',
   cut=';',
 )
-# Of lines of two words. With a sign between key and value a small model needs
-# several times as many rows until it finds a key's value.
+# Of lines of two words. With a sign between key and value a small model finds a
+# key's value later, see docs/study.md.
 PAIR_TEMPLATE = dataclasses.replace(TEMPLATE, body='{query}', cue='')
 CHOICE_COUNT = 4
 

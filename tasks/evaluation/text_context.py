@@ -83,6 +83,8 @@ def make_questions(
   for i, (article, segments, space) in enumerate(rows):
     *before, text, end = segments[:need]
     others = [row[1][need - 1] for row in rows if row[0] != article]
+    if len(others) < CHOICE_COUNT - 1:  # of `validation`, in some languages
+      continue
     drawn = rng.choice(len(others), CHOICE_COUNT - 1, replace=False)
     ends = [others[j] for j in drawn]
     ends.insert(int(labels[i]), end)

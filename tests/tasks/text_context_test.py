@@ -57,6 +57,11 @@ def test_a_guess_is_at_chance():
     assert abs(right - 0.25) < 0.05
 
 
+def test_a_split_of_few_articles_has_fewer_questions():
+  questions = ask(4, split='validation')
+  assert all(len({*q.pairs}) == 4 for q in questions) and len(questions) < 100
+
+
 def test_shots_are_as_many_as_there_is_text_before():
   with pytest.raises(ValueError, match=r'SHOTS of udhr_context = 5: .* to 4'):
     ask(5)
