@@ -48,7 +48,7 @@ IN_CONTEXT = 0.75  # share of the rows that are generated episodes
 CLM = 0.5
 VOCABULARY = 1536
 # In as many rows, 16 a step learned to copy far sooner than 64.
-BATCH = 32
+BATCH = 16
 # Evaluations at these shares of the steps, with the most shots; the last with
 # all.
 CHECKPOINTS = 4
@@ -74,7 +74,7 @@ atm_tasks.Mixing.clm = {CLM}
 OPTIMIZER = f"""\
 {LENGTHS}
 BATCH_SIZE = {BATCH}
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 3e-3
 KEEP = None
 optimizer.Config.b2 = 0.98
 optimizer.Config.final_learning_rate = 1e-4
@@ -333,7 +333,7 @@ def main() -> None:
   running = commands.add_parser('run')
   running.add_argument('folder')
   running.add_argument('--text')
-  running.add_argument('--steps', type=int, default=4000)
+  running.add_argument('--steps', type=int, default=8000)
   running.add_argument('--arms', nargs='+', choices=ARMS, default=[*ARMS])
   collecting = commands.add_parser('collect')
   collecting.add_argument('folder')

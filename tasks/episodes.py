@@ -62,6 +62,7 @@ class Episode:
     query: the text to answer.
     answer: its answer.
     others: CHOICE_COUNT - 1 wrong answers.
+    further: two other queries with their answers, to train on.
     entries: what is to be learned from the shots, pairs of texts: keys and
       values, words and their translations, sentences and the edited ones.
     key: the integers that it is drawn by, and its choices and orders, too.
@@ -71,6 +72,7 @@ class Episode:
   query: str
   answer: str
   others: tuple[str, ...]
+  further: tuple[Example, Example]
   entries: tuple[Example, ...]
   key: tuple[int, int]
 
@@ -150,7 +152,8 @@ def draw_recall(draw: Draw, reserved: bool, key: tuple[int, int]) -> Episode:
   shots = draw_lexicon(draw, INVENTED_WORDS, MOST_SHOTS, reserved)
   (query, answer), *others = shots
   wrong = tuple(value for _, value in others[: CHOICE_COUNT - 1])
-  return Episode(tuple(shots), query, answer, wrong, tuple(shots), key)
+  further = tuple(others[:2])
+  return Episode(tuple(shots), query, answer, wrong, further, tuple(shots), key)
 
 
 def draw_mapping(draw: Draw, reserved: bool, key: tuple[int, int]) -> Episode:
@@ -183,8 +186,9 @@ def draw_mapping(draw: Draw, reserved: bool, key: tuple[int, int]) -> Episode:
   wrong = tuple(
     write(ones[i], others[j])[1] for i, j in ((0, 2), (1, 0), (1, 2))
   )
+  further = tuple(write(ones[i], others[j]) for i, j in ((1, 1), (1, 0)))
   entries = (*lexicons[0], *lexicons[1])
-  return Episode(shots, query, answer, wrong, entries, key)
+  return Episode(shots, query, answer, wrong, further, entries, key)
 
 
 # Rules by name: (words, a word to replace, a new word) -> words.
@@ -209,17 +213,18 @@ def draw_edits(draw: Draw, reserved: bool, key: tuple[int, int]) -> Episode:
     return draw.shuffle([old, *draw.some(words, 2)])
 
   examples: list[Example] = []
-  while len(examples) <= MOST_SHOTS:
+  while len(examples) < MOST_SHOTS + 3:
     text = sentence()
     entry = ' '.join(text), ' '.join(RULES[name](text, old, new))
     if is_reserved(*entry) == reserved and entry not in examples:
       examples.append(entry)
-  (query, answer), *shots = examples
+  (query, answer), *shots = examples[: MOST_SHOTS + 1]
+  further = tuple(examples[MOST_SHOTS + 1 :])
   edited = (rule(query.split(), old, new) for rule in RULES.values())
   wrong = [x for x in map(' '.join, edited) if x != answer]
-  wrong = draw.some(wrong, CHOICE_COUNT - 1)
+  wrong = tuple(draw.some(wrong, CHOICE_COUNT - 1))
   return Episode(
-    tuple(shots), query, answer, tuple(wrong), tuple(examples), key
+    tuple(shots), query, answer, wrong, further, tuple(examples), key
   )
 
 
@@ -245,16 +250,17 @@ def choose_template(family: str) -> Template:
 
 
 def write_document(family: str, episode: Episode) -> str:
-  """Writes 1 to MOST_SHOTS shots and the query, a document to train on.
+  """Writes 1 to MOST_SHOTS shots and three queries, a document to train on.
 
-  It begins as the prompt of an evaluation and its answer. The query is there
-  three times: CLM's input is at most a part of a document, and has to be as
-  long as a prompt. Of `recall` all keys are asked twice, so that two lines of
-  three can be learned.
+  It begins as the prompt of an evaluation and its answer. More queries follow:
+  CLM's input is at most a part of a document, and has to be as long as a
+  prompt. They are different ones, whose answers are not there to be repeated.
+  Of `recall` all keys are asked twice, so that two lines of three can be
+  learned.
   """
   draw = Draw(*episode.key, MOST_SHOTS + 1)
   shots = episode.choose_shots(1 + draw.number(MOST_SHOTS))
-  asked = [(episode.query, episode.answer)] * 3
+  asked = [(episode.query, episode.answer), *episode.further]
   if family == 'recall':
     asked = [*draw.shuffle(shots), *draw.shuffle(shots)]
   template = choose_template(family)

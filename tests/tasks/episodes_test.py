@@ -29,9 +29,9 @@ def test_an_episode_depends_on_its_number_alone(family):
   assert episodes.write_document(family, one) == {
     'recall': 'ra to; ku mo; ra to; ku mo; ku mo; ra to',
     'mapping': 'ra me = sa se; da ki = na re; ra ki = sa re; ro be = ba ke; '
-    'da me = na se; da me = na se; da me = na se',
+    'da me = na se; ra ki = sa re; da ki = na re',
     'edits': 'bu ma mi = bu ma mi be; si do bu = si do bu be; '
-    'bu to re = bu to re be; bu to re = bu to re be; bu to re = bu to re be',
+    'bu to re = bu to re be; ke re bu = ke re bu be; ki bu ba = ki bu ba be',
   }[family]  # fmt: skip
 
 
@@ -83,18 +83,28 @@ def test_documents_to_train_on_are_prompts_with_answers(family):
       dict(zip(('query', 'answer'), line.split(between)))
       for line in text.split(template.between)
     ]
-    if family != 'recall':
-      assert fields.pop() == fields.pop() == fields[-1]
-      text = text.rsplit(template.between, 2)[0]
-    *shots, query = fields
-    prompt = prompts.build_prompt(template, query, shots)
-    assert f'{prompt} {query["answer"]}' == text
+    # Each pair of `recall` is there three times.
+    asked_count = 2 * len(fields) // 3 if family == 'recall' else 3
+    shots, asked = fields[:-asked_count], fields[-asked_count:]
     counts.add(len(shots))
-    assert in_context_oracle.solve(family, prompt) == query['answer'] or (
-      family == 'mapping' and len(shots) == 1
-    )
-  # Each pair of `recall` is there three times.
-  assert counts == ({2, 5, 8, 11} if family == 'recall' else {1, 2, 3, 4})
+    prompt = prompts.build_prompt(template, asked[0], shots)
+    assert text.startswith(f'{prompt} {asked[0]["answer"]}')
+    if family == 'mapping' and len(shots) == 1:
+      continue  # a shot of two words tells half of an answer
+    for query in asked:
+      prompt = prompts.build_prompt(template, query, shots)
+      assert in_context_oracle.solve(family, prompt) == query['answer']
+  assert counts == {1, 2, 3, 4}
+
+
+@families
+def test_a_document_asks_different_queries(family):
+  """Fault seen: one three times, whose answer was there to be repeated."""
+  for episode in draw(family, 'train', 500):
+    asked = [(episode.query, episode.answer), *episode.further]
+    assert len({*asked}) == len(asked)
+    if family == 'edits':
+      assert not {*asked} & {*episode.shots}
 
 
 @families
