@@ -5,11 +5,12 @@
   python benchmarks/study.py collect FOLDER docs/study/runs.jsonl
 
 `run` trains a vocabulary, writes rows that all runs share, and then trains and
-asks each arm with each seed, a run a core. It may be killed: called again it
-goes on, and what is done is not done again. FOLDER/study.log has each command,
-its start, seconds and exit status, and FOLDER/logs what it printed. `collect`
-condenses the runs into the metrics that `make figures` draws from, with the
-scores of the oracle of the generated episodes.
+asks each arm with each seed, a run a core. Ended by SIGTERM or SIGINT it ends
+its runs; called again it goes on, and what is done is not done again.
+FOLDER/study.log has each command, its start, seconds and exit status, and
+FOLDER/logs what it printed. `collect` condenses the runs into the metrics that
+`make figures` draws from, with the scores of the oracle of the generated
+episodes.
 
 TEXT is a folder of LANG.txt; without it the shipped Declaration is taken.
 """
@@ -19,6 +20,7 @@ import concurrent.futures
 import dataclasses
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -161,6 +163,8 @@ class Study:
     self.arms = arms
     self.text = os.path.abspath(text or f'{folder}/text')
     self.log_lock = threading.Lock()
+    self.processes: list[subprocess.Popen] = []
+    self.stopped = threading.Event()
     os.makedirs(f'{self.folder}/logs', exist_ok=True)
     if text is None:
       write_declaration(self.text)
@@ -228,7 +232,8 @@ class Study:
     failed = threading.Event()
 
     def work(arm: str, seed: int) -> None:
-      if failed.is_set():  # before the pool could cancel this one
+      # Before the pool could cancel this one.
+      if failed.is_set() or self.stopped.is_set():
         return
       core = cores.get()
       try:
@@ -250,6 +255,12 @@ class Study:
         pool.shutdown(wait=False, cancel_futures=True)  # those that run end
         raise
 
+  def stop(self, *_) -> None:
+    """Ends the commands that run, as a handler of a signal."""
+    self.stopped.set()
+    for process in self.processes:
+      process.terminate()  # nothing where it has ended
+
   def call(self, name: str, core: int | None, *arguments: str) -> None:
     """Runs `atm`, unless it is done; raises RuntimeError where it fails."""
     log = f'{self.folder}/logs/{name}'
@@ -259,16 +270,22 @@ class Study:
     # Not `preexec_fn`, which forks a process in which JAX has threads.
     pin = [] if core is None else ['taskset', '--cpu-list', str(core)]
     with open(f'{log}.txt', 'a') as out:
-      status = subprocess.run(
+      process = subprocess.Popen(
         [*pin, sys.executable, '-m', 'atm', *arguments], stdout=out,
         stderr=subprocess.STDOUT, cwd=self.folder, env=environment(),
-      ).returncode  # fmt: skip
+      )  # fmt: skip
+      self.processes.append(process)
+      if self.stopped.is_set():  # by a signal while it began
+        process.terminate()
+      status = process.wait()
     seconds = time.time() - began
     start = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(began))
     line = f'{start}  {seconds:7.1f} s  status {status}  core {core}  '
     with self.log_lock, open(f'{self.folder}/study.log', 'a') as f:
       f.write(f'{line}atm {" ".join(arguments)}\n')
     print(f'{line}{name}', flush=True)
+    if self.stopped.is_set():  # with status 0, too: training saves and ends
+      raise RuntimeError(f'{name} was stopped; run again to go on')
     if status:
       raise RuntimeError(f'{name} failed: see {log}.txt')
     os.rename(f'{log}.txt', f'{log}.done')
@@ -347,9 +364,14 @@ def main() -> None:
     study = Study(
       arguments.folder, arguments.steps, arguments.text, arguments.arms
     )
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, study.stop)
     study.write_settings()
-    study.prepare()
-    study.run_all()
+    try:
+      study.prepare()
+      study.run_all()
+    except RuntimeError as error:
+      sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -3,6 +3,9 @@
 import importlib
 import os
 import pathlib
+import subprocess
+import sys
+import time
 import types
 
 import pytest
@@ -26,13 +29,13 @@ def calls(study, monkeypatch):
   """Commands that the study ran; one that is named fails."""
   made = []
 
-  def run(command, **options):
+  def start(command, **options):
     made.append(command[command.index('atm') + 1 :])
     failed = any(name in command for name in calls_fail)
-    return types.SimpleNamespace(returncode=int(failed))
+    return types.SimpleNamespace(wait=lambda: int(failed))
 
   calls_fail = []
-  monkeypatch.setattr(study.subprocess, 'run', run)
+  monkeypatch.setattr(study.subprocess, 'Popen', start)
   return types.SimpleNamespace(made=made, fail=calls_fail)
 
 
@@ -91,6 +94,35 @@ def test_after_a_failure_no_other_run_begins(study, calls, tmp_path):
   with pytest.raises(RuntimeError, match='-0 failed'):
     made.run_all()
   assert len(calls.made) <= len(os.sched_getaffinity(0))
+
+
+def test_a_signal_ends_the_runs_of_a_study(tmp_path):
+  """Fault seen: they went on, and their locks refused a second start."""
+  (tmp_path / 'atm.py').write_text(
+    'import os, sys, time\n'
+    'open(f"run-{os.getpid()}", "w").close()\n'
+    'time.sleep(0 if sys.argv[1] in ("vocab", "cache") else 600)\n'
+  )
+  script = [sys.executable, str(ROOT / 'benchmarks' / 'study.py')]
+  with subprocess.Popen(
+    [*script, 'run', str(tmp_path)],
+    env={**os.environ, 'PYTHONSAFEPATH': ''},
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as study:
+    count = 2 + len(os.sched_getaffinity(0))
+    deadline = time.monotonic() + 120
+    while len([*tmp_path.glob('run-*')]) < count:
+      assert study.poll() is None and time.monotonic() < deadline
+      time.sleep(0.1)
+    study.terminate()
+    error = study.communicate(timeout=30)[1]
+  assert study.returncode == 1
+  assert error.startswith('error: ') and 'run again' in error
+  for path in tmp_path.glob('run-*'):
+    with pytest.raises(ProcessLookupError):
+      os.kill(int(path.name[len('run-') :]), 0)
+  assert not [*tmp_path.glob('logs/*-0.done')]
 
 
 def test_shipped_tables_are_of_the_shipped_metrics():
