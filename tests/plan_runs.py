@@ -58,8 +58,8 @@ def run(**changed) -> dict:
     lengths={'inputs': 20, 'targets': 12}, batch_size=32, train_steps=10,
     model_config=conftest.tiny(), optimizer_config=ADAMW, make_mesh=FSDP,
     rules=Rules(), topology=POD, packed=False, micro_batches=1, seed=0,
-    z_loss=0.0, freeze_encoder_steps=0, freeze=(), lora=None,
-    lora_base_dtype='float32', model_dir=None, say=silent,
+    z_loss=0.0, freeze_encoder_steps=0, freeze=(), prompt_loss=False,
+    lora=None, lora_base_dtype='float32', model_dir=None, say=silent,
   )  # fmt: skip
   return {**given, **changed}
 

@@ -219,6 +219,15 @@ class ModelConfig:
         f"'encoder_decoder', but this model has {self.architecture!r}"
       )
 
+  def check_prompt_loss(self) -> None:
+    """Raises ValueError where a token of the prompt sees those behind it."""
+    if self.architecture != 'decoder_only':
+      raise ValueError(
+        "PROMPT_LOSS = True: expected Config.architecture = 'decoder_only', "
+        f'but this model has {self.architecture!r}: there a token of the '
+        'prompt sees those behind it'
+      )
+
   def _check_architecture(self):
     """Raises ValueError where a field does not fit the architecture."""
     if self.has_encoder:

@@ -16,6 +16,7 @@ from atm.messages import (
   check_arguments,
   check_choice,
   check_count,
+  check_flag,
   check_index,
   check_number,
   check_path,
@@ -55,6 +56,7 @@ from atm.train.lora_base import BASE_DTYPES
   freeze=partial(check_texts, 'FREEZE', empty=False, single=True),
   seed=partial(check_seed, 'SEED'),
   z_loss=partial(check_number, 'Z_LOSS', least=0, whole=False),
+  prompt_loss=partial(check_flag, 'PROMPT_LOSS'),
   xla_options=partial(check_options, 'XLA_OPTIONS'),
   lora_base_dtype=partial(check_choice, 'LORA_BASE_DTYPE', known=BASE_DTYPES),
   model_dir=partial(check_path, 'MODEL_DIR', optional=True),
@@ -74,6 +76,7 @@ def plan(
   micro_batches: int = 1,
   freeze_encoder_steps: int = 0,
   freeze: tuple[str, ...] = (),
+  prompt_loss: bool = False,
   xla_options: dict | None = None,
   lora: LoraConfig | None = None,
   lora_base_dtype: str = 'float32',
@@ -88,9 +91,10 @@ def plan(
 
   Args:
     lengths, batch_size, train_steps, model_config, optimizer_config, rules,
-      seed, z_loss, micro_batches, freeze_encoder_steps, freeze, xla_options,
-      lora, lora_base_dtype: see `trainer.train`. The step planned is the one
-      that trains all parameters but those of `freeze`, or all adapters.
+      seed, z_loss, micro_batches, freeze_encoder_steps, freeze, prompt_loss,
+      xla_options, lora, lora_base_dtype: see `trainer.train`. The step planned
+      is the one that trains all parameters but those of `freeze`, or all
+      adapters.
     make_mesh: called with devices=.
     topology: 'v5p:4x4x8', or slices of it, '2 * v5p:4x4x8'. None: the devices
       of this machine, whose speed and memory are not known.
@@ -139,9 +143,8 @@ def plan(
     **_count_flops(given, job, traced),
   }
   result |= _estimate(result, compiled, traced, target, options)
-  result |= step_time.project_run(
-    result, target, batch_size * sum(sizes.both), train_steps
-  )
+  tokens = batch_size * sum(sizes.both)
+  result |= step_time.project_run(result, target, tokens, train_steps)
   result['warnings'] = plan_warnings.train_warnings(result, job, sizes, target)
   result |= _explain_overflow(result, given, job, traced, tried)
   say(report.train_page(result, target.pod))
@@ -170,7 +173,11 @@ def _count_flops(given: dict, job: TrainStep, traced) -> dict:
   adapted = given['lora'] is not None
   return {
     'model_flops': flops_lib.train_flops(
-      job.config, given['batch_size'], *sizes, adapted=adapted
+      job.config,
+      given['batch_size'],
+      *sizes,
+      adapted=adapted,
+      prompt_loss=given['prompt_loss'],
     ),
     'flops_counted': job.counted_flops(),
     **hardware_flops(traced.jaxpr.jaxpr),

@@ -40,6 +40,8 @@ class TrainStep:
     config, rules = given['model_config'], given['rules']
     if freezes := given['freeze_encoder_steps'] > 0:
       config.check_encoder('FREEZE_ENCODER_STEPS')
+    if given['prompt_loss']:
+      config.check_prompt_loss()
     tx = optimizer.make_optimizer(
       given['optimizer_config'], freezes, given['freeze']
     )
@@ -52,7 +54,9 @@ class TrainStep:
       net, mesh, rules, given['lora_base_dtype']
     )
     batch = abstract_batch(B, lengths, mesh, rules, packed)
-    names = 'seed', 'z_loss', 'micro_batches', 'lora', 'freeze'
+    names = (
+      'seed', 'z_loss', 'micro_batches', 'lora', 'freeze', 'prompt_loss',
+    )  # fmt: skip
     options = {name: given[name] for name in names}
     return cls(config, tx, state, batch, options, mesh, rules, base)
 

@@ -290,13 +290,8 @@ class TrainConfig:
     _check_stopping(self)
     _check_one_start(self)
     _check_lora(self)
-    architecture = self.model_config.architecture
-    if self.prompt_loss and architecture != 'decoder_only':
-      raise ValueError(
-        "PROMPT_LOSS = True: expected Config.architecture = 'decoder_only', "
-        f'but this model has {architecture!r}: there a token of the prompt '
-        'sees those behind it'
-      )
+    if self.prompt_loss:
+      self.model_config.check_prompt_loss()
     for name in ('init_encoder', 'freeze_encoder_steps'):
       if value := getattr(self, name):
         self.model_config.check_encoder(f'{name.upper()} = {value!r}')

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from atm.data import counter_rng, objectives, packing, task_registry
 from atm.model import flops as flops_lib
@@ -73,6 +74,29 @@ def test_a_batch_is_that_of_the_data():
     'encoder_positions',
     'decoder_positions',
   }
+
+
+def test_logits_of_the_prompt_are_planned():
+  """Fault seen: `atm plan` did not know PROMPT_LOSS."""
+  stack = dict(architecture='decoder_only', encoder_layers=0)
+  settings = dict(
+    lengths={'inputs': S, 'targets': T}, batch_size=B,
+    model_config=tiny(**stack),
+  )  # fmt: skip
+  counts = []
+  for prompt_loss in (False, True):
+    given = run(**settings, prompt_loss=prompt_loss)
+    job = train_program.TrainStep.of(given, FSDP())
+    counts.append(job.counted_flops())
+    flops = flops_lib.train_flops(
+      tiny(**stack), B, S, T, prompt_loss=prompt_loss
+    )
+    assert counts[-1] == pytest.approx(flops, rel=0.05)
+  config = tiny()
+  assert counts[1] - counts[0] == 6 * B * S * config.d_model * config.vocab_size
+  with pytest.raises(ValueError, match="PROMPT_LOSS = True.*'prefix_lm'"):
+    given['model_config'] = tiny(**stack | {'architecture': 'prefix_lm'})
+    train_program.TrainStep.of(given, FSDP())
 
 
 def test_a_step_of_adapters_forms_no_gradient_of_the_base():
