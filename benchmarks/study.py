@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -32,12 +33,23 @@ sys.path.insert(0, ROOT)
 from atm.model import flops
 from atm.model.config import ModelConfig
 
-# name -> (architecture, whether it also learns the inputs of CLM rows)
+
+class Arm(NamedTuple):
+  """How an arm differs from the others."""
+
+  architecture: str
+  prompt_loss: bool = False  # it also learns the inputs of CLM rows
+  learning_rate: float = 3e-3
+
+
 ARMS = {
-  'seq2seq': ('encoder_decoder', False),
-  'decoder': ('decoder_only', False),
-  'decoder_prompt_loss': ('decoder_only', True),
-  'prefix': ('prefix_lm', False),
+  'seq2seq': Arm('encoder_decoder'),
+  'decoder': Arm('decoder_only'),
+  'decoder_prompt_loss': Arm('decoder_only', prompt_loss=True),
+  'prefix': Arm('prefix_lm'),
+  # One stack that learns targets alone has lower losses at a lower rate.
+  'decoder_low_rate': Arm('decoder_only', learning_rate=1.5e-3),
+  'prefix_low_rate': Arm('prefix_lm', learning_rate=1.5e-3),
 }
 SEEDS = 0, 1, 2
 SHOTS = 1, 2, 4
@@ -76,7 +88,6 @@ atm_tasks.Mixing.clm = {CLM}
 OPTIMIZER = f"""\
 {LENGTHS}
 BATCH_SIZE = {BATCH}
-LEARNING_RATE = 3e-3
 KEEP = None
 optimizer.Config.b2 = 0.98
 optimizer.Config.final_learning_rate = 1e-4
@@ -98,18 +109,20 @@ def make_config(arm: str) -> ModelConfig:
   many layers then. The width of its feed-forward layers is fitted.
   """
   reference = ModelConfig(**MODEL)
-  architecture, prompt_loss = ARMS[arm]
-  if architecture == reference.architecture:
+  own, wanted = ARMS[arm], row_flops(reference)
+  if own.architecture == reference.architecture:
     return reference
-  wanted = row_flops(reference)
   return min(
     (
       dataclasses.replace(
-        reference, architecture=architecture, encoder_layers=0, decoder_ff=ff
+        reference,
+        architecture=own.architecture,
+        encoder_layers=0,
+        decoder_ff=ff,
       )
       for ff in range(FF_STEP, 8 * WIDTH, FF_STEP)
     ),
-    key=lambda config: abs(row_flops(config, prompt_loss) - wanted),
+    key=lambda config: abs(row_flops(config, own.prompt_loss) - wanted),
   )
 
 
@@ -140,7 +153,7 @@ def print_sizes() -> None:
   print(f'| {" | ".join(heads)} |\n| --- |{" ---: |" * (len(heads) - 1)}')
   for arm in ARMS:
     config = make_config(arm)
-    own = row_flops(config, ARMS[arm][1])
+    own = row_flops(config, ARMS[arm].prompt_loss)
     layers = f'{config.encoder_layers} + {config.decoder_layers}'
     read, write = answer_flops(config)
     print(
@@ -182,7 +195,8 @@ class Study:
       ]
       every = max(1, self.steps // (2 * CHECKPOINTS))
       lines += [
-        f'PROMPT_LOSS = {ARMS[arm][1]}',
+        f'PROMPT_LOSS = {ARMS[arm].prompt_loss}',
+        f'LEARNING_RATE = {ARMS[arm].learning_rate}',
         f'TRAIN_STEPS = {self.steps}', f'DECAY_STEPS = {self.steps}',
         f'WARMUP_STEPS = {min(200, self.steps // 10)}',
         f'SAVE_EVERY = {max(1, self.steps // CHECKPOINTS)}',

@@ -125,6 +125,7 @@ def overview_table(
 ) -> tuple[list[str], list[list[tuple[str, bool]]]]:
   """Returns heads and rows: the last point of each figure.
 
+  A score by FLOPs ends where that by shots does, and has no row of its own.
   Cells are texts, and whether they are differences whose interval leaves out 0.
   """
   # The first arm may lack scores, and is in all figures of losses.
@@ -133,8 +134,11 @@ def overview_table(
     arm for figure in figures for arm in figure.differences
   ))  # fmt: skip
   heads = ['last point', *arms, *(f'{arm} minus {arms[0]}' for arm in others)]
-  rows = []
+  rows, seen = [], set()
   for figure in figures:
+    if figure.caption in seen:
+      continue
+    seen.add(figure.caption)
     last = lambda columns, arm: columns[arm][-1][1] if arm in columns else None
     means = [last(figure.points, arm) for arm in arms]
     changes = [last(figure.differences, arm) for arm in others]

@@ -42,7 +42,7 @@ def calls(study, monkeypatch):
 def test_arms_cost_the_same(study):
   """Within 2%, as docs/study.md says; seen to fail without a fitted width."""
   wanted = study.row_flops(study.make_config('seq2seq'))
-  for arm, (_, prompt_loss) in [*study.ARMS.items()][1:]:
+  for arm, (_, prompt_loss, _) in [*study.ARMS.items()][1:]:
     config = study.make_config(arm)
     own = study.row_flops(config, prompt_loss)
     assert own == pytest.approx(wanted, rel=0.02)
@@ -55,6 +55,8 @@ def test_a_study_that_was_cut_off_goes_on(study, calls, tmp_path):
   made.write_settings()
   text = (tmp_path / 'prefix.gin').read_text()
   assert "architecture = 'prefix_lm'" in text and 'TRAIN_STEPS = 80' in text
+  text = (tmp_path / 'prefix_low_rate.gin').read_text()
+  assert 'LEARNING_RATE = 0.0015\n' in text
   made.prepare()
   calls.fail.append('--gin.STEP=40')
   with pytest.raises(RuntimeError, match='seq2seq-0-4-shots-40 failed'):
@@ -68,8 +70,8 @@ def test_a_study_that_was_cut_off_goes_on(study, calls, tmp_path):
   assert len(log) == before + 2 and 'status 1' in log[before - 1]
   made.run_all()
   every = {tuple(c) for c in calls.made}
-  assert sum(c[0] == 'pretrain' for c in every) == 12
-  assert sum(c[0] == 'eval' for c in every) == 12 * 6
+  assert sum(c[0] == 'pretrain' for c in every) == 18
+  assert sum(c[0] == 'eval' for c in every) == 18 * 6
 
 
 def test_metrics_have_the_oracle(study, tmp_path, monkeypatch):
@@ -131,6 +133,6 @@ def test_shipped_tables_are_of_the_shipped_metrics():
 
   folder = ROOT / 'docs' / 'study'
   runs = arm_records.read_arm_file(str(folder / 'runs.jsonl'))
-  assert {run['last_step'] for run in runs} == {4000}
+  assert {run['last_step'] for run in runs} == {8000}
   written = (folder / 'runs-tables.txt').read_text(encoding='utf-8')
   assert arms_page.format_markdown(runs) == written
