@@ -47,9 +47,8 @@ ARMS = {
   'decoder': Arm('decoder_only'),
   'decoder_prompt_loss': Arm('decoder_only', prompt_loss=True),
   'prefix': Arm('prefix_lm'),
-  # One stack that learns targets alone has lower losses at a lower rate.
+  # Of the others one run each was not better with this rate.
   'decoder_low_rate': Arm('decoder_only', learning_rate=1.5e-3),
-  'prefix_low_rate': Arm('prefix_lm', learning_rate=1.5e-3),
 }
 SEEDS = 0, 1, 2
 SHOTS = 1, 2, 4

@@ -55,7 +55,7 @@ def test_a_study_that_was_cut_off_goes_on(study, calls, tmp_path):
   made.write_settings()
   text = (tmp_path / 'prefix.gin').read_text()
   assert "architecture = 'prefix_lm'" in text and 'TRAIN_STEPS = 80' in text
-  text = (tmp_path / 'prefix_low_rate.gin').read_text()
+  text = (tmp_path / 'decoder_low_rate.gin').read_text()
   assert 'LEARNING_RATE = 0.0015\n' in text
   made.prepare()
   calls.fail.append('--gin.STEP=40')
@@ -70,8 +70,8 @@ def test_a_study_that_was_cut_off_goes_on(study, calls, tmp_path):
   assert len(log) == before + 2 and 'status 1' in log[before - 1]
   made.run_all()
   every = {tuple(c) for c in calls.made}
-  assert sum(c[0] == 'pretrain' for c in every) == 18
-  assert sum(c[0] == 'eval' for c in every) == 18 * 6
+  assert sum(c[0] == 'pretrain' for c in every) == 15
+  assert sum(c[0] == 'eval' for c in every) == 15 * 6
 
 
 def test_metrics_have_the_oracle(study, tmp_path, monkeypatch):
