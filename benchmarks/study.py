@@ -47,7 +47,7 @@ ARMS = {
   'decoder': Arm('decoder_only'),
   'decoder_prompt_loss': Arm('decoder_only', prompt_loss=True),
   'prefix': Arm('prefix_lm'),
-  # Of the others one run each was not better with this rate.
+  # Of the others one run each was not better with this rate in both losses.
   'decoder_low_rate': Arm('decoder_only', learning_rate=1.5e-3),
 }
 SEEDS = 0, 1, 2

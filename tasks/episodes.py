@@ -62,7 +62,8 @@ class Episode:
     query: the text to answer.
     answer: its answer.
     others: CHOICE_COUNT - 1 wrong answers.
-    further: two other queries with their answers, to train on.
+    further: two other queries with their answers, to train on. `recall` does
+      not need them: its other keys are asked.
     entries: what is to be learned from the shots, pairs of texts: keys and
       values, words and their translations, sentences and the edited ones.
     key: the integers that it is drawn by, and its choices and orders, too.
@@ -254,9 +255,9 @@ def write_document(family: str, episode: Episode) -> str:
 
   It begins as the prompt of an evaluation and its answer. More queries follow:
   CLM's input is at most a part of a document, and has to be as long as a
-  prompt. They are different ones, whose answers are not there to be repeated.
-  Of `recall` all keys are asked twice, so that two lines of three can be
-  learned.
+  prompt. They differ from each other; of `edits` none is one of the shots, of
+  `mapping` some are. Of `recall` all keys are asked twice, so that two lines of
+  three can be learned.
   """
   draw = Draw(*episode.key, MOST_SHOTS + 1)
   shots = episode.choose_shots(1 + draw.number(MOST_SHOTS))

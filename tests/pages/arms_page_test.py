@@ -136,6 +136,11 @@ def test_markdown_has_the_tables_of_the_page():
   lines = text.splitlines()
   assert lines[0].startswith('| arm | seeds | parameters |')
   assert any(line.startswith('| 200 | 4.0') for line in lines)
+  begin = next(i for i, x in enumerate(lines) if x.startswith('| last point'))
+  ends = [x.split('|')[1] for x in lines[begin : lines.index('', begin)]]
+  # Fault seen: scores stood there by shots and by FLOPs, the same ones.
+  tasks = {each['task'] for run in runs for each in run['evaluations']}
+  assert all(sum(task in x for x in ends) == 1 for task in tasks)
   (language,) = (line for line in lines if line.startswith('| clm/en'))
   assert '4.000 [4.000, 4.000]' in language and language.count('|') == 5
   assert any(' decoder is below seq2seq by ' in line for line in lines)
